@@ -1,0 +1,3 @@
+//! viproute
+
+fn main() {}

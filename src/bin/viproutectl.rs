@@ -1,0 +1,3 @@
+//! viproutectl
+
+fn main() {}

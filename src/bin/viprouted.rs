@@ -1,0 +1,3 @@
+//! viprouted
+
+fn main() {}
