@@ -1,4 +1,4 @@
-//! A DHCPv4 client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
+//! A `DHCPv4` client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
 //! each with its own state machine. Knows nothing of VIPs.
 
 use std::net::Ipv4Addr;
