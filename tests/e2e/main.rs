@@ -9,4 +9,9 @@
 #![allow(clippy::disallowed_methods)]
 
 mod harness;
+mod input;
+mod passthrough;
 mod selftest;
+mod traffic;
+mod verbs;
+mod vips;

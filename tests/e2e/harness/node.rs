@@ -40,11 +40,16 @@ impl Node {
 
     /// The same with nobody at the allocator's socket yet.
     pub fn without_allocator(lan: &Lan, number: u8) -> Self {
+        let ns = Self::namespace(lan, number);
+        let (pods, calls) = (AtomicUsize::new(0), Mutex::default());
+        Self { ns, dir: TempDir::new(), number, stub: Mutex::new(None), pods, calls }
+    }
+
+    fn namespace(lan: &Lan, number: u8) -> Netns {
         let ns = Netns::new();
         lan.plug(&ns, number);
         ns.ip(&format!("route add default via {GATEWAY}"));
-        let (pods, calls) = (AtomicUsize::new(0), Mutex::default());
-        Self { ns, dir: TempDir::new(), number, stub: Mutex::new(None), pods, calls }
+        ns
     }
 
     pub fn address(&self) -> Ipv4Addr {
@@ -211,6 +216,32 @@ impl Node {
         let ptp = tool("ptp");
         let environment = self.environment(verb, pod, &Join::nothing());
         Reply::of(&mut self.ns.cmd(ptp.to_str().unwrap()), &environment, &conf.to_string())
+    }
+
+    /// The node starts anew: its kernel's objects are gone, its disk is as it was, and it is another boot.
+    pub fn reboot(&mut self, lan: &Lan) {
+        self.ns = Self::namespace(lan, self.number);
+        let boot_id = self.dir.path().join("data/boot-id");
+        let old = std::fs::read_to_string(&boot_id).expect("the registry's boot-id");
+        // The machine under the test has not been rebooted: what it recorded is made another boot's instead.
+        let other: String = old
+            .chars()
+            .map(|c| {
+                if c == '0' {
+                    '1'
+                } else if c.is_ascii_hexdigit() {
+                    '0'
+                } else {
+                    c
+                }
+            })
+            .collect();
+        std::fs::write(&boot_id, other).expect("write boot-id");
+    }
+
+    /// The registry's records of VIPs, endpoints and attachments.
+    pub fn records(&self) -> Vec<String> {
+        snapshot::files(Path::new(&self.data())).into_iter().filter(|file| file.contains(".json: ")).collect()
     }
 
     /// Everything of the node, these pods and the registry.

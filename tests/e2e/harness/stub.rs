@@ -45,6 +45,12 @@ impl Stub {
         self.state.lock().unwrap().instead = Some(reply.into());
     }
 
+    /// The address a VIP was given.
+    pub fn address(&self, vip: &str) -> Ipv4Addr {
+        let state = self.state.lock().unwrap();
+        *state.addresses.get(vip).unwrap_or_else(|| panic!("nobody has asked for {vip}: {:?}", state.addresses))
+    }
+
     /// The requests so far, as they came.
     pub fn requests(&self) -> Vec<Value> {
         self.state.lock().unwrap().requests.clone()
