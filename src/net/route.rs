@@ -1,0 +1,223 @@
+//! IPv4 routes (`ip route`).
+
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::RouteMessageBuilder;
+
+use super::{PROTOCOL, Request, Result, Socket};
+
+/// Table `main`.
+pub const MAIN: u32 = 254;
+/// Table `local`, the kernel's own.
+pub const LOCAL: u32 = 255;
+
+/// What a route does with a packet, as far as this project tells routes apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Over a nexthop object (`nhid`). `cwnd`: the metric of that name.
+    Nexthop {
+        /// The nexthop's or group's id.
+        id: u32,
+        /// `src`.
+        source: Option<Ipv4Addr>,
+        /// `cwnd`; routing daemons read it as a weight.
+        cwnd: Option<u32>,
+    },
+    /// Over gateways and devices of its own.
+    Via(Vec<Hop>),
+    /// Refused with an ICMP error (`unreachable`).
+    Unreachable,
+    /// Anything else (`blackhole`, `prohibit`, `local`, …).
+    Other,
+}
+
+/// A way out: a gateway, a device, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// `via`.
+    pub gateway: Option<Ipv4Addr>,
+    /// `dev`, as an index.
+    pub index: Option<u32>,
+}
+
+/// A route as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its destination.
+    pub prefix: Ipv4Network,
+    /// Its table.
+    pub table: u32,
+    /// Who made it (`proto`).
+    pub protocol: u8,
+    /// `metric`; 0 where none is shown.
+    pub metric: u32,
+    /// `src`.
+    pub source: Option<Ipv4Addr>,
+    /// What it does.
+    pub kind: Kind,
+}
+
+/// `ip route replace PREFIX nhid ID src SOURCE proto 118 cwnd CWND` in table main.
+pub fn replace_nexthop(address: Ipv4Addr, id: u32, source: Ipv4Addr, cwnd: u32) -> Request {
+    let mut builder = ours(address).nhid(id).pref_source(source);
+    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(cwnd)]);
+    builder.get_mut().attributes.push(metrics);
+    let object = format!("{address}/32 nhid {id}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add route", object, flags, &Message::NewRoute(builder.build()))
+}
+
+/// `ip route del PREFIX proto 118 metric 0`, type unicast, in table main.
+pub fn del_nexthop(address: Ipv4Addr) -> Request {
+    let mut message = ours(address).build();
+    message.header.scope = RouteScope::NoWhere; // whatever scope it has
+    let object = format!("{address}/32");
+    Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
+}
+
+/// `ip route add unreachable PREFIX proto 118 metric METRIC` in table main.
+pub fn add_unreachable(address: Ipv4Addr, metric: u32) -> Request {
+    let message = ours(address).kind(RouteType::Unreachable).priority(metric).build();
+    let object = format!("unreachable {address}/32 metric {metric}");
+    Request::new("add route", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(message))
+}
+
+/// `ip route del unreachable PREFIX proto 118 metric METRIC` in table main.
+pub fn del_unreachable(address: Ipv4Addr, metric: u32) -> Request {
+    let mut message = ours(address).kind(RouteType::Unreachable).priority(metric).build();
+    message.header.scope = RouteScope::NoWhere;
+    let object = format!("unreachable {address}/32 metric {metric}");
+    Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
+}
+
+/// `ip route replace default via GATEWAY dev INDEX onlink table TABLE proto 118`.
+pub fn replace_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .table_id(table)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .gateway(gateway)
+        .output_interface(index)
+        .onlink()
+        .build();
+    let object = format!("default via {gateway} table {table}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add route", object, flags, &Message::NewRoute(message))
+}
+
+fn ours(address: Ipv4Addr) -> RouteMessageBuilder<Ipv4Addr> {
+    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).protocol(RouteProtocol::Other(PROTOCOL))
+}
+
+/// What a listing of routes is limited to; the kernel filters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filter {
+    /// This table only.
+    pub table: Option<u32>,
+    /// Routes of this protocol only.
+    pub protocol: Option<u8>,
+    /// Routes to this address (`/32`) only.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// The routes that pass the filter.
+pub fn list(socket: &Socket, filter: Filter) -> Result<Vec<Route>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or(0));
+    if let Some(table) = filter.table {
+        query.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        query.attributes.push(RouteAttribute::Table(table));
+    }
+    // The kernel can't filter by prefix: the wanted ones are picked before anything is decoded.
+    let wanted = filter.address.map(|a| a.octets());
+    socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
+        if let Some(octets) = wanted
+            && !is_host_route_to(payload, octets)
+        {
+            return None;
+        }
+        read(&RouteMessage::parse(payload).ok()?)
+    })
+}
+
+/// Looks at `rtm_dst_len` and the destination attribute alone.
+fn is_host_route_to(payload: &[u8], octets: [u8; 4]) -> bool {
+    const RTM_DST_LEN: usize = 1;
+    const HEADER: usize = 12;
+    const RTA_DST: u16 = 1;
+    payload.get(RTM_DST_LEN) == Some(&32)
+        && payload.get(HEADER..).is_some_and(|attributes| {
+            netlink_packet_core::NlasIterator::new(attributes)
+                .filter_map(std::result::Result::ok)
+                .any(|nla| nla.kind() == RTA_DST && nla.value() == octets)
+        })
+}
+
+fn inet(address: &RouteAddress) -> Option<Ipv4Addr> {
+    match address {
+        RouteAddress::Inet(address) => Some(*address),
+        _ => None,
+    }
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut route = Route {
+        prefix: Ipv4Network::new(destination, 0).ok()?,
+        table: u32::from(message.header.table),
+        protocol: u8::from(message.header.protocol),
+        metric: 0,
+        source: None,
+        kind: Kind::Other,
+    };
+    let (mut nexthop, mut cwnd) = (None, None);
+    let mut single = Hop { gateway: None, index: None };
+    let mut hops = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = inet(address)?,
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::PrefSource(address) => route.source = inet(address),
+            RouteAttribute::NhId(id) => nexthop = Some(*id),
+            RouteAttribute::Gateway(address) => single.gateway = inet(address),
+            RouteAttribute::Oif(index) => single.index = Some(*index),
+            RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(read_hop)),
+            RouteAttribute::Metrics(metrics) => cwnd = metrics.iter().find_map(read_cwnd),
+            _ => {}
+        }
+    }
+    if hops.is_empty() {
+        hops.push(single);
+    }
+    route.prefix = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
+    route.kind = match (message.header.kind, nexthop) {
+        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
+        (RouteType::Unicast, None) => Kind::Via(hops),
+        (RouteType::Unreachable, _) => Kind::Unreachable,
+        _ => Kind::Other,
+    };
+    Some(route)
+}
+
+fn read_cwnd(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Cwnd(cwnd) => Some(*cwnd),
+        _ => None,
+    }
+}
+
+fn read_hop(hop: &netlink_packet_route::route::RouteNextHop) -> Hop {
+    let gateway = hop.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Gateway(address) => inet(address),
+        _ => None,
+    });
+    Hop { gateway, index: Some(hop.interface_index) }
+}
