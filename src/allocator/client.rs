@@ -9,9 +9,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockop
 use nix::sys::time::TimeVal;
 use serde::de::DeserializeOwned;
 
-use super::protocol::{
-    self, AcquireRequest, Grant, Leases, Refusal, ReleaseRequest, Released, Request, Status,
-};
+use super::protocol::{self, AcquireRequest, Grant, Leases, Refusal, ReleaseRequest, Released, Request, Status};
 
 /// No reply is longer, in bytes: room for the leases of some hundred thousand VIPs.
 const MAX_REPLY: usize = 32 * 1024 * 1024;
@@ -72,31 +70,14 @@ pub fn status(socket: &Path, timeout: Duration) -> Result<Status, Error> {
 }
 
 /// One request, one reply.
-fn call<T: DeserializeOwned>(
-    socket: &Path,
-    request: &Request,
-    timeout: Duration,
-) -> Result<T, Error> {
-    let garbled = |source| Error::Garbled {
-        socket: socket.into(),
-        source,
-    };
+fn call<T: DeserializeOwned>(socket: &Path, request: &Request, timeout: Duration) -> Result<T, Error> {
+    let garbled = |source| Error::Garbled { socket: socket.into(), source };
     let line = protocol::encode(request).map_err(garbled)?;
-    let reply = exchange(socket, &line, Instant::now() + timeout).map_err(|source| match source
-        .kind()
-    {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::TimedOut {
-            socket: socket.into(),
-            timeout,
-        },
-        _ => Error::Unreachable {
-            socket: socket.into(),
-            source,
-        },
+    let reply = exchange(socket, &line, Instant::now() + timeout).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::TimedOut { socket: socket.into(), timeout },
+        _ => Error::Unreachable { socket: socket.into(), source },
     })?;
-    protocol::decode_reply(&reply)
-        .map_err(garbled)?
-        .map_err(Error::Refused)
+    protocol::decode_reply(&reply).map_err(garbled)?.map_err(Error::Refused)
 }
 
 /// Sends `line` and reads up to the first newline.
@@ -128,22 +109,11 @@ fn exchange(socket: &Path, line: &[u8], deadline: Instant) -> io::Result<Vec<u8>
 /// Connects before `deadline`. `UnixStream::connect` would wait for ever at a full backlog; the kernel honours
 /// `SO_SNDTIMEO` there.
 fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
-    let fd = socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let wait = left(deadline)?;
-    let wait = TimeVal::new(
-        wait.as_secs().try_into().unwrap_or(i64::MAX),
-        wait.subsec_micros().into(),
-    );
+    let wait = TimeVal::new(wait.as_secs().try_into().unwrap_or(i64::MAX), wait.subsec_micros().into());
     socket::setsockopt(&fd, sockopt::SendTimeout, &wait)?;
-    socket::connect(
-        std::os::fd::AsRawFd::as_raw_fd(&fd),
-        &UnixAddr::new(socket)?,
-    )?;
+    socket::connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(socket)?)?;
     Ok(UnixStream::from(fd))
 }
 
@@ -204,13 +174,7 @@ mod tests {
             gateway: None,
         };
         let grant = acquire(&place.0, &request, Duration::from_secs(5)).unwrap();
-        assert_eq!(
-            grant,
-            Grant {
-                address: [10, 118, 0, 7].into(),
-                expires: Some(1_790_000_000)
-            }
-        );
+        assert_eq!(grant, Grant { address: [10, 118, 0, 7].into(), expires: Some(1_790_000_000) });
         assert_eq!(
             server.join().unwrap(),
             "{\"acquire\":{\"vip\":\"shop/web\",\"pod\":\"10.1.0.5\",\"node\":\"192.0.2.1\"}}\n"
@@ -221,9 +185,7 @@ mod tests {
     fn nobody_there_is_unreachable() {
         let place = Place::new("nobody");
         let error = status(&place.0, SOON).unwrap_err();
-        let Error::Unreachable { source, .. } = error else {
-            panic!("{error}")
-        };
+        let Error::Unreachable { source, .. } = error else { panic!("{error}") };
         assert_eq!(source.kind(), io::ErrorKind::NotFound);
     }
 
@@ -231,10 +193,7 @@ mod tests {
     fn a_connection_closed_without_a_word_is_unreachable() {
         let place = Place::new("eof");
         let _server = place.answer(b"{\"addr");
-        assert!(matches!(
-            leases(&place.0, SOON * 20),
-            Err(Error::Unreachable { .. })
-        ));
+        assert!(matches!(leases(&place.0, SOON * 20), Err(Error::Unreachable { .. })));
     }
 
     #[test]
@@ -242,10 +201,7 @@ mod tests {
         let place = Place::new("silent");
         let _listener = UnixListener::bind(&place.0).unwrap();
         let before = Instant::now();
-        assert!(matches!(
-            release(&place.0, "a/b", SOON),
-            Err(Error::TimedOut { .. })
-        ));
+        assert!(matches!(release(&place.0, "a/b", SOON), Err(Error::TimedOut { .. })));
         assert!(before.elapsed() < SOON * 10);
     }
 
@@ -253,10 +209,7 @@ mod tests {
     fn garbage_and_refusals_are_told_apart() {
         let place = Place::new("garbage");
         let _server = place.answer(b"hello\n");
-        assert!(matches!(
-            leases(&place.0, SOON * 20),
-            Err(Error::Garbled { .. })
-        ));
+        assert!(matches!(leases(&place.0, SOON * 20), Err(Error::Garbled { .. })));
         let place = Place::new("refusal");
         let _server = place.answer(b"{\"error\":{\"code\":11,\"msg\":\"none free\"}}\n");
         let error = leases(&place.0, SOON * 20).unwrap_err();
