@@ -165,7 +165,7 @@ impl Error {
 
 fn allocator_code(error: &client::Error) -> Code {
     match error {
-        client::Error::Refused { code: 7, .. } => Code::InvalidConfig,
+        client::Error::Refused(refusal) if refusal.code == 7 => Code::InvalidConfig,
         _ => Code::TryAgain,
     }
 }

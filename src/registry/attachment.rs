@@ -64,6 +64,11 @@ impl Registry {
         Ok(names.iter().filter_map(|name| parse_name(name)).collect())
     }
 
+    /// Whether there is a record of that name, usable or not.
+    pub fn is_attached(&self, name: &str) -> bool {
+        self.attachments_dir().join(format!("{name}.json")).exists()
+    }
+
     fn attachment_path(&self, attachment: &Attachment) -> PathBuf {
         self.attachments_dir().join(format!("{}.json", attachment_name(attachment)))
     }
