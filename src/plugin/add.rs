@@ -222,8 +222,11 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
     endpoint.ifindex = Some(index);
     endpoint.nexthop = ids::nexthop(index);
     endpoint.state = State::Ready;
-    for key in &request.membership.vips {
+    for (key, address) in request.membership.vips.iter().zip(&addresses) {
         let mut vip = opened.registry.vip(key)?;
+        if vip.record.as_ref().is_none_or(|record| record.address != *address) {
+            return Err(Error::Renumbered(key.to_string()));
+        }
         vip.write_endpoint(&name, &endpoint)?;
         sync(&opened.net, vip)?;
     }
