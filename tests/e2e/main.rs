@@ -8,6 +8,7 @@
 // Files here are for one reader, who waits until the writer is done.
 #![allow(clippy::disallowed_methods)]
 
+mod check;
 mod harness;
 mod input;
 mod passthrough;

@@ -5,15 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::{
-    Daemon, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Run, Sidecar, Tally, connect, serve_all, share, until,
+    Daemon, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Run, Tally, connect, serve_all, share, until,
 };
 
-/// A node whose VIPs come from viprouted's pool, a client that routes to it, and pods with servers that have joined "web".
+/// A node, a client that routes to it, and pods with servers that have joined "web".
 struct Web {
     servers: Vec<PodServer>,
     pods: Vec<Pod>,
     client: Netns,
-    _sidecar: Sidecar,
     node: Node,
     _lan: Lan,
 }
@@ -23,11 +22,10 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 50));
 impl Web {
     fn new(replicas: usize) -> Self {
         let lan = Lan::new();
-        let node = Node::without_allocator(&lan, 1);
-        let sidecar = Sidecar::pool(&node, "10.118.0.0/24");
+        let node = Node::new(&lan, 1);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let pods: Vec<_> = (0..replicas).map(|_| node.joined(&Join::annotated("web"))).collect();
-        Self { servers: serve_all(&pods), pods, client, _sidecar: sidecar, node, _lan: lan }
+        Self { servers: serve_all(&pods), pods, client, node, _lan: lan }
     }
 
     fn vip(&self) -> Ipv4Addr {
@@ -63,8 +61,10 @@ fn conntrack_sees_no_nat() {
         .arg("-f")
         .arg("-")
         .finish(
-            "table ip test { chain nat { type nat hook postrouting priority 100; }
-           chain track { type filter hook prerouting priority 0; ct state new counter; } }",
+            "table ip test {
+                chain nat { type nat hook postrouting priority 100; }
+                chain track { type filter hook prerouting priority 0; ct state new counter; }
+            }\n",
         )
         .ok();
     let vip = web.vip();

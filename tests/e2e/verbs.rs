@@ -109,10 +109,14 @@ fn a_second_attachment_in_the_pod_fails_and_harms_nothing() {
     let node = Node::new(&lan, 1);
     let pod = node.joined(&web());
     pod.ns.ip("link add name net1 type veth peer name other");
+    pod.ns.ip("addr add 10.1.7.2/24 dev net1");
     let before = node.snapshot(&[&pod]);
     let mut environment = node.environment("ADD", &pod, &web());
     environment.ifname = Some("net1".into());
-    let error = node.raw(&environment, &node.stdin("ADD", &pod, &web()).to_string()).error();
+    let mut stdin = node.stdin("ADD", &pod, &web());
+    stdin["prevResult"]["interfaces"] = json!([{ "name": "net1", "sandbox": pod.ns.path() }]);
+    stdin["prevResult"]["ips"] = json!([{ "interface": 0, "address": "10.1.7.2/24" }]);
+    let error = node.raw(&environment, &stdin.to_string()).error();
     assert_eq!(error.code, 101, "{error:?}");
     before.assert_same(&node.snapshot(&[&pod]), "another attachment's ADD");
     node.check(&pod, &web()).ok();

@@ -79,7 +79,15 @@ fn answer(mut stream: &UnixStream, state: &Mutex<State>) {
 impl State {
     fn reply(&mut self, request: &Value) -> String {
         self.requests.push(request.clone());
-        let Some(vip) = request["acquire"]["vip"].as_str() else { return "{}".into() };
+        if request.get("status").is_some() {
+            return json!({ "backend": "stub", "vips": [], "problems": [] }).to_string();
+        }
+        if let Some(vip) = request["release"]["vip"].as_str() {
+            return json!({ "released": vip }).to_string();
+        }
+        let Some(vip) = request["acquire"]["vip"].as_str() else {
+            return json!({ "error": { "code": 6, "msg": "not a request" } }).to_string();
+        };
         if let Some(reply) = &self.instead {
             return reply.clone();
         }
