@@ -10,6 +10,7 @@
 
 mod check;
 mod harness;
+mod faults;
 mod input;
 mod passthrough;
 mod selftest;
