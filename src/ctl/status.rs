@@ -192,7 +192,7 @@ fn share(part: usize, whole: usize) -> f64 {
 /// The report as a table, a line per replica.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header([
         "VIP",
         "ADDRESS",
