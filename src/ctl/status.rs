@@ -139,10 +139,10 @@ fn read_vip(
     lease: Option<VipStatus>,
     problems: &mut Vec<String>,
 ) -> Result<Option<Vip>, vip::Error> {
-    let Some(locked) = registry.vip_if_present(key)? else { return Ok(None) };
-    problems.extend(locked.damaged().map(ToString::to_string));
-    let Some(record) = &locked.record else { return Ok(None) };
-    let in_order = vip::differs(net, &locked)?.is_empty();
+    let Some(mut locked) = registry.vip_if_present(key)? else { return Ok(None) };
+    problems.extend(locked.damage()?.iter().map(ToString::to_string));
+    let Some(record) = locked.record.clone() else { return Ok(None) };
+    let in_order = vip::differs(net, &mut locked)?.is_empty();
     let buckets = nexthop::buckets(net, ids::group(record.slot)).unwrap_or_default();
     let mut replicas = Vec::new();
     for (name, endpoint) in registry.endpoints(key)? {

@@ -131,11 +131,11 @@ fn check_prev_result(net: &NodeNet, pod: &PodNet, config: &Config) -> Result<(),
 
 fn check_routes(net: &NodeNet, registry: &Registry, record: &AttachmentRecord) -> Result<(), Error> {
     for key in record.keys() {
-        let Some(vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
-        if let Some(damage) = vip.damaged().next() {
+        let Some(mut vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
+        if let Some(damage) = vip.damage()?.first() {
             return failed(damage.to_string());
         }
-        if let Some(op) = differs(net, &vip)?.first() {
+        if let Some(op) = differs(net, &mut vip)?.first() {
             return failed(op.finding());
         }
     }

@@ -107,12 +107,11 @@ pub fn sweep(net: &NodeNet, registry: &Registry) -> Result<(), Error> {
 fn sweep_vip(net: &NodeNet, registry: &Registry, key: &VipKey) -> Result<(), Error> {
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
     // Looked at under the VIP's lock: an ADD records its attachment before its endpoint.
-    let orphans: Vec<String> = vip.members().keys().filter(|name| !registry.is_attached(name)).cloned().collect();
-    for name in orphans {
+    for name in vip.names()?.into_iter().filter(|name| !registry.is_attached(name)) {
         vip.remove_endpoint(&name)?;
     }
     match sync(net, vip)? {
-        Some(mut vip) => Error::several(vip.take_damaged().into_iter().map(Error::from).collect()),
+        Some(vip) => Error::several(vip.damage()?.into_iter().map(Error::from).collect()),
         None => Ok(()),
     }
 }

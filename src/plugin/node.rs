@@ -6,8 +6,8 @@ use nix::sys::utsname;
 
 use crate::cni::Config;
 use crate::net::route::{self, Filter, Kind, Route};
-use crate::net::{NodeNet, address, link, sysctl};
-use crate::vip::ids::HOST_DEVICE_PREFIX;
+use crate::net::{NodeNet, address, sysctl};
+use crate::vip::ids::HOST_ADDRESS;
 
 use super::error::Error;
 
@@ -64,14 +64,9 @@ fn default_route(routes: &[Route]) -> Option<Default> {
 
 /// The first global address of that device, or (`None`) of the first device that has one and isn't ours.
 fn first_address(net: &NodeNet, index: Option<u32>) -> Result<Option<Ipv4Addr>, Error> {
-    let mut addresses = address::list(net, index)?;
-    addresses.retain(|a| a.global);
-    if index.is_none() {
-        let ours: Vec<u32> =
-            link::list(net)?.iter().filter(|l| l.name.starts_with(HOST_DEVICE_PREFIX)).map(|l| l.index).collect();
-        addresses.retain(|a| !ours.contains(&a.index));
-    }
-    Ok(addresses.iter().min_by_key(|a| a.index).map(|a| a.address))
+    let addresses = address::list(net, index)?;
+    let of_the_node = addresses.iter().filter(|a| a.global && a.address != HOST_ADDRESS);
+    Ok(of_the_node.min_by_key(|a| a.index).map(|a| a.address))
 }
 
 /// Refuses kernels that lack what VIPs need.

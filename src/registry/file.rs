@@ -16,13 +16,14 @@ const MAX_SIZE: u64 = 16 << 20;
 
 /// Reads a record. `None`: there is no such file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let file = match open(path) {
+    let mut file = match open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("open", path)(e)),
     };
-    let mut text = Vec::new();
-    file.take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
+    let size = file.metadata().map_err(Error::io("read", path))?.len().min(MAX_SIZE);
+    let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64); // room for the read that finds the end
+    Read::by_ref(&mut file).take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
     decode(path, &text).map(Some)
 }
 
