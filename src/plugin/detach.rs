@@ -129,7 +129,7 @@ impl Seen {
         links.retain(|l| is_host_end(&l.name));
         let mut nexthops = nexthop::list(net)?;
         nexthops.retain(|n| ids::is_ours(n.id()));
-        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), address: None };
+        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
         Ok(Self { links, nexthops, routes: route::list(net, filter)? })
     }
 

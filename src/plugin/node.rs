@@ -37,7 +37,10 @@ impl Node {
         if let (Some(address), gateway @ Some(_)) = (config.node_ip, config.gateway) {
             return Ok(Self { address, gateway });
         }
-        let default = default_route(&route::list(net, Filter { table: Some(route::MAIN), ..Filter::default() })?);
+        let default = default_route(&route::list(
+            net,
+            Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) },
+        )?);
         let (source, index, gateway) = default.map_or((None, None, None), |d| (d.source, d.index, d.gateway));
         let address = match config.node_ip.or(source) {
             Some(address) => address,
@@ -55,8 +58,7 @@ struct Default {
 
 /// The default route of the lowest metric.
 fn default_route(routes: &[Route]) -> Option<Default> {
-    let defaults = routes.iter().filter(|r| r.prefix.prefix() == 0);
-    let best = defaults.filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
+    let best = routes.iter().filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
     let Kind::Via(hops) = &best.kind else { return None };
     let hop = hops.first()?;
     Some(Default { source: best.source, index: hop.index, gateway: hop.gateway })

@@ -85,6 +85,35 @@ fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Resul
     if durability == Durability::Disk { file.sync_all() } else { Ok(()) }
 }
 
+/// Overwrites a file where it stands, for what may be torn by a crash because it can be derived again.
+pub fn write_in_place(path: &Path, record: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
+    write_new(path, &text, Durability::Boot).map_err(Error::io("write", path))
+}
+
+/// Empties a file; it needn't exist.
+pub fn empty(path: &Path) -> Result<()> {
+    match File::options().write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("empty", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a directory holds nothing but hidden (temporary) files, or doesn't exist.
+pub fn is_empty_dir(path: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(Error::io("list", path)(e)),
+    };
+    for entry in entries {
+        if !entry.map_err(Error::io("list", path))?.file_name().as_encoded_bytes().starts_with(b".") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Makes a directory and its parents, 0700; it may exist.
 pub fn make_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))

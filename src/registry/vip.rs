@@ -36,7 +36,7 @@ impl Member {
 }
 
 /// `index.json`: the ready endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is
-/// removed before one of them changes and written afterwards, so where it exists it is right.
+/// emptied before one of them changes and written afterwards, so where it says anything it is right.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     schema: u64,
@@ -55,7 +55,7 @@ pub struct LockedVip {
     record_damage: Option<Error>,
     /// The ready endpoints; `None`: not read so far.
     ready: Option<BTreeMap<String, Member>>,
-    /// The index was removed and must be written again.
+    /// The index was emptied and must be written again.
     index_is_due: bool,
 }
 
@@ -160,7 +160,10 @@ impl LockedVip {
 
     /// No endpoint is recorded, usable or not.
     pub fn is_unused(&self) -> Result<bool> {
-        Ok(self.names()?.is_empty())
+        if self.ready.as_ref().is_some_and(|ready| !ready.is_empty()) {
+            return Ok(false);
+        }
+        file::is_empty_dir(&self.dir.join(ENDPOINTS))
     }
 
     /// Files of the VIP that can't be used. A replica whose file it is, is left out.
@@ -219,8 +222,10 @@ impl LockedVip {
 
     fn before_change(&mut self) -> Result<()> {
         self.ready()?;
-        file::remove(&self.dir.join(INDEX))?;
-        self.index_is_due = true;
+        if !self.index_is_due {
+            file::empty(&self.dir.join(INDEX))?;
+            self.index_is_due = true;
+        }
         Ok(())
     }
 
@@ -243,7 +248,7 @@ impl Drop for LockedVip {
     /// holder of the lock who changed something, also on the way out of a failure.
     fn drop(&mut self) {
         if let Some(ready) = self.ready.take().filter(|_| self.index_is_due) {
-            let _ = file::write_atomic(&self.dir.join(INDEX), &Index { schema: SCHEMA, ready }, Durability::Boot);
+            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, ready });
         }
     }
 }

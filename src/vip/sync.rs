@@ -119,7 +119,7 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
 }
 
 fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
-    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), address: Some(want.address) };
+    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
     let mut data = None;
     let mut announced = BTreeSet::new();
     for route in route::list(node, filter)? {
