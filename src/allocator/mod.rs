@@ -6,5 +6,7 @@
 pub mod allow;
 pub mod client;
 pub mod config;
-mod key;
+mod lease;
 pub mod protocol;
+mod state;
+mod store;
