@@ -8,5 +8,6 @@ pub mod client;
 pub mod config;
 mod lease;
 pub mod protocol;
+mod source;
 mod state;
 mod store;

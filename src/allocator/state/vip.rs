@@ -155,7 +155,12 @@ impl Vip {
             News::Renewed(lease) => self.renewed(rules, lease, now, act),
             News::Lost { reason } => self.lost(rules, &reason, now, act),
             News::Trouble { why } => self.error = Some(why),
-            News::Failed { why } => self.refuse(why, now, act),
+            News::Failed { mut why } => {
+                if !self.conflicts.is_empty() {
+                    why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
+                }
+                self.refuse(why, now, act);
+            }
         }
     }
 
