@@ -34,3 +34,8 @@ fn path(name: &str) -> PathBuf {
         .collect();
     PathBuf::from("/proc/sys").join(swapped)
 }
+
+/// Whether it could be written: `/proc/sys` may be mounted read-only.
+pub fn is_writable(name: &str) -> bool {
+    std::fs::OpenOptions::new().write(true).open(path(name)).is_ok()
+}

@@ -67,6 +67,9 @@ pub enum Error {
         #[source]
         source: client::Error,
     },
+    /// The VIP got another address while the pod joined it.
+    #[error("VIP {0} has just got another address")]
+    Renumbered(String),
     /// CHECK found something.
     #[error("{0}")]
     CheckFailed(String),
@@ -121,6 +124,7 @@ impl Error {
             Self::DeviceInTheWay => Code::DeviceInTheWay,
             Self::KernelTooOld(_) => Code::KernelTooOld,
             Self::Allocator { source, .. } => allocator_code(source),
+            Self::Renumbered(_) => Code::TryAgain,
             Self::CheckFailed(_) => Code::CheckFailed,
             Self::NotAvailable(_) => Code::NotAvailable,
             Self::Net(e) => net_code(e),
@@ -165,7 +169,7 @@ impl Error {
 
 fn allocator_code(error: &client::Error) -> Code {
     match error {
-        client::Error::Refused { code: 7, .. } => Code::InvalidConfig,
+        client::Error::Refused(refusal) if refusal.code == 7 => Code::InvalidConfig,
         _ => Code::TryAgain,
     }
 }

@@ -68,7 +68,8 @@ fn key(what: &str, namespace: &str, name: &str, may_be_qualified: bool) -> Resul
 
 fn check_list(vips: &[VipKey]) -> Result<(), Error> {
     if vips.len() > MAX_VIPS {
-        let text = format!("{} VIPs are named: a pod can join {MAX_VIPS}, annotation and conflist together", vips.len());
+        let text =
+            format!("{} VIPs are named: a pod can join {MAX_VIPS}, annotation and conflist together", vips.len());
         return Err(Error::Membership(text));
     }
     let mut seen = BTreeSet::new();
@@ -82,10 +83,9 @@ fn check_list(vips: &[VipKey]) -> Result<(), Error> {
 fn check_annotations(config: &Config) -> Result<(), Error> {
     let known = [VIP, PORTS, WEIGHT];
     match config.annotations.keys().find(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
-        Some(key) => Err(Error::Membership(format!(
-            "annotation {key:?} is none of viproute's: expected {}",
-            known.join(", ")
-        ))),
+        Some(key) => {
+            Err(Error::Membership(format!("annotation {key:?} is none of viproute's: expected {}", known.join(", "))))
+        }
         None => Ok(()),
     }
 }

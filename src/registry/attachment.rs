@@ -61,7 +61,17 @@ impl Registry {
     /// The attachments recorded. A file that no attachment could have made is left alone.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
         let names = file::list(&self.attachments_dir())?;
-        Ok(names.iter().filter_map(|name| parse_name(name)).collect())
+        Ok(names.iter().filter_map(|name| attachment_of(name.strip_suffix(".json")?)).collect())
+    }
+
+    /// An attachment's record as it stands, without its lock.
+    pub fn attachment_record(&self, attachment: &Attachment) -> Result<Option<AttachmentRecord>> {
+        file::read(&self.attachment_path(attachment))
+    }
+
+    /// Whether there is a record of that name, usable or not.
+    pub fn is_attached(&self, name: &str) -> bool {
+        self.attachments_dir().join(format!("{name}.json")).exists()
     }
 
     fn attachment_path(&self, attachment: &Attachment) -> PathBuf {
@@ -69,8 +79,9 @@ impl Registry {
     }
 }
 
-fn parse_name(name: &str) -> Option<Attachment> {
-    let (container_id, ifname) = name.strip_suffix(".json")?.split_once('@')?;
+/// The attachment that a name stands for.
+pub fn attachment_of(name: &str) -> Option<Attachment> {
+    let (container_id, ifname) = name.split_once('@')?;
     Some(Attachment { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 

@@ -26,7 +26,7 @@ mod vip;
 
 use std::path::{Path, PathBuf};
 
-pub use attachment::{LockedAttachment, attachment_name};
+pub use attachment::{LockedAttachment, attachment_name, attachment_of};
 pub use boot::Boot;
 pub use key::{BadKey, VipKey};
 pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};

@@ -53,6 +53,7 @@ pub struct LockedVip {
     _lock: Lock,
     /// Its record, if it has one.
     pub record: Option<VipRecord>,
+    record_damage: Option<Error>,
     members: BTreeMap<String, Member>,
     damaged: Vec<Error>,
     indexed: bool,
@@ -100,13 +101,18 @@ impl Registry {
         let Some(lock) = Lock::take(&of_dir(&dir), missing)? else {
             return Ok(None);
         };
-        let record = file::read(&dir.join(RECORD))?;
+        let (record, record_damage) = match file::read(&dir.join(RECORD)) {
+            Ok(record) => (record, None),
+            Err(e) if e.is_damage() => (None, Some(e)),
+            Err(e) => return Err(e),
+        };
         let mut vip = LockedVip {
             registry: self.clone(),
             key: key.clone(),
             dir,
             _lock: lock,
             record,
+            record_damage,
             members: BTreeMap::new(),
             damaged: Vec::new(),
             indexed: false,
@@ -157,9 +163,14 @@ impl LockedVip {
         &self.members
     }
 
-    /// Endpoint files that can't be used. Their replicas are left out.
-    pub fn damaged(&self) -> &[Error] {
-        &self.damaged
+    /// Files of the VIP that can't be used. A replica whose file it is, is left out.
+    pub fn damaged(&self) -> impl Iterator<Item = &Error> {
+        self.record_damage.iter().chain(&self.damaged)
+    }
+
+    /// As [`LockedVip::damaged`].
+    pub fn take_damaged(&mut self) -> Vec<Error> {
+        self.record_damage.take().into_iter().chain(self.damaged.drain(..)).collect()
     }
 
     /// No endpoint is recorded, usable or not.
@@ -167,11 +178,12 @@ impl LockedVip {
         self.members.is_empty() && self.damaged.is_empty()
     }
 
-    /// A slot for a VIP that has none yet.
-    pub fn slot(&self) -> Result<u32> {
-        match &self.record {
-            Some(record) => Ok(record.slot),
-            None => self.registry.take_slot(),
+    /// A slot for a record to be written. A damaged record is not written over.
+    pub fn slot(&mut self) -> Result<u32> {
+        match (&self.record, self.record_damage.take()) {
+            (Some(record), _) => Ok(record.slot),
+            (None, Some(damage)) => Err(damage),
+            (None, None) => self.registry.take_slot(),
         }
     }
 

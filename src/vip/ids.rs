@@ -55,9 +55,9 @@ impl PairNames {
     /// From sha256(containerID "/" ifname).
     pub fn of(attachment: &Attachment) -> Self {
         let hash = Sha256::digest(format!("{}/{}", attachment.container_id, attachment.ifname));
-        let hex: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let first = u64::from_be_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]]);
         let mac = |first| [first, 0x76, hash[0], hash[1], hash[2], hash[3]];
-        Self { host: format!("{HOST_DEVICE_PREFIX}{}", &hex[..11]), host_mac: mac(0x02), pod_mac: mac(0x06) }
+        Self { host: format!("{HOST_DEVICE_PREFIX}{:011x}", first >> 20), host_mac: mac(0x02), pod_mac: mac(0x06) }
     }
 }
 

@@ -5,6 +5,7 @@
 //! CHECK is "the difference is empty". [`pair`] does the same for an attachment's veth pair and its pod.
 
 pub mod ids;
+pub mod lease;
 pub mod pair;
 pub mod plan;
 mod sync;

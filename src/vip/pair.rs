@@ -188,24 +188,24 @@ impl PodEnd {
 
     /// What must still be done, in an order in which replies have their way before requests can come.
     pub fn fixes(&self, want: &PodWant<'_>) -> Vec<Fix> {
-        let mut fixes = self.settings_fixes(want.ifname);
+        let mut fixes: Vec<Fix> = self.settings_fix(want.ifname).into_iter().collect();
         let index = self.link.index;
         if !self.link.up {
             fixes.push(fix(format!("{POD_DEVICE} may take IPv6 addresses"), link::no_ipv6_addresses(index)));
             fixes.push(fix(format!("{POD_DEVICE} is down"), link::set_up(index)));
         }
-        for stale in self.addresses.difference(&want.vips) {
-            fixes.push(fix(format!("address {stale} on {POD_DEVICE} should not be there"), address::del(index, *stale)));
-        }
         for missing in want.vips.difference(&self.addresses) {
             fixes.push(fix(format!("address {missing} on {POD_DEVICE} is missing"), address::add(index, *missing)));
+        }
+        for stale in self.addresses.difference(&want.vips) {
+            fixes
+                .push(fix(format!("address {stale} on {POD_DEVICE} should not be there"), address::del(index, *stale)));
         }
         if !has_neighbour(&self.neighbours, HOST_ADDRESS, want.names.host_mac) {
             let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
         }
-        // Also where an address goes: the kernel drops a device's routes with its last one.
-        if !self.default || self.addresses.difference(&want.vips).next().is_some() {
+        if !self.default {
             let finding = format!("route default via {HOST_ADDRESS} dev {POD_DEVICE} table {TABLE} is missing");
             fixes.push(fix(finding, route::replace_default(TABLE, HOST_ADDRESS, index)));
         }
@@ -213,7 +213,7 @@ impl PodEnd {
         fixes
     }
 
-    fn settings_fixes(&self, ifname: &str) -> Option<Fix> {
+    fn settings_fix(&self, ifname: &str) -> Option<Fix> {
         let Link { index, settings, .. } = &self.interface;
         if settings.arp_ignore >= OWN_ADDRESSES_ONLY && settings.arp_announce >= BEST_ADDRESS {
             return None;
@@ -243,8 +243,12 @@ fn rule_for(vip: Ipv4Addr) -> Rule {
     Rule { source: vip, table: TABLE, priority: RULE_PRIORITY }
 }
 
-/// Takes our rules out of a pod that lives on, and puts its interface's settings back.
-pub fn leave(pod: &PodNet, ifname: &str, former: Former) -> net::Result<()> {
+/// Takes our rules out of a pod that lives on, and puts its interface's settings back. A `vip0` that isn't this pair's
+/// belongs to another attachment, and so does all the rest then.
+pub fn leave(pod: &PodNet, names: &PairNames, ifname: &str, former: Former) -> net::Result<()> {
+    if link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac != Some(names.pod_mac)) {
+        return Ok(());
+    }
     let mut requests: Vec<Request> = rule::list(pod)?.into_iter().map(rule::del).collect();
     if let Some(interface) = link::by_name(pod, ifname)? {
         let settings = [(Setting::ArpIgnore, former.arp_ignore), (Setting::ArpAnnounce, former.arp_announce)];

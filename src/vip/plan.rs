@@ -260,10 +260,8 @@ mod tests {
     }
 
     fn settled(members: &[u32]) -> Have {
-        let mut have = Have {
-            nexthops: members.iter().map(|n| (hop(*n).id, HaveNexthop::Missing)).collect(),
-            ..Have::default()
-        };
+        let mut have =
+            Have { nexthops: members.iter().map(|n| (hop(*n).id, HaveNexthop::Missing)).collect(), ..Have::default() };
         let ops = difference(&have, &want(members));
         apply(&mut have, &ops);
         have
@@ -297,12 +295,8 @@ mod tests {
     fn with_nobody_ready_requests_fail_at_once() {
         let have = settled(&[5]);
         let ops = difference(&have, &want(&[]));
-        let expected = [
-            Op::DelRoute(VIP),
-            Op::Announce(VIP, NOBODY_READY),
-            Op::Unannounce(VIP, 1),
-            Op::DelNexthop(GROUP),
-        ];
+        let expected =
+            [Op::DelRoute(VIP), Op::Announce(VIP, NOBODY_READY), Op::Unannounce(VIP, 1), Op::DelNexthop(GROUP)];
         assert_eq!(ops, expected);
     }
 
