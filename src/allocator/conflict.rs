@@ -1,7 +1,7 @@
 //! Claim 3: before an address is used, what the gateways announced is searched for a route to it, and the link for a
 //! host that has it. Everything is read before ([`super::search`]); this decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -19,8 +19,6 @@ const KERNEL: u8 = 2;
 pub struct Evidence {
     /// All routes whose prefix holds the address, of all tables.
     pub routes: Vec<Route>,
-    /// The ways out of nexthop objects, by id.
-    pub nexthops: BTreeMap<u32, Vec<Hop>>,
     /// The index of the link to the gateways, if there is one.
     pub link: Option<u32>,
     /// This node's addresses on it.
@@ -67,7 +65,10 @@ fn meaning(route: &Route, candidate: Ipv4Addr, allow: &Allow, evidence: &Evidenc
     if matches!(route.protocol, PROTOCOL | KERNEL) || route.prefix.prefix() <= allow.prefix_of(candidate) {
         return Meaning::Nothing;
     }
-    let hops = hops(route, evidence);
+    let hops = match &route.kind {
+        Kind::Via(hops) => hops.as_slice(),
+        Kind::Nexthop { .. } | Kind::Unreachable | Kind::Other => &[],
+    };
     let is_peer = |hop: &Hop| hop.gateway.is_some_and(|gateway| evidence.peers.contains(&gateway));
     if !hops.is_empty() && hops.iter().all(is_peer) {
         return Meaning::Peer;
@@ -76,14 +77,6 @@ fn meaning(route: &Route, candidate: Ipv4Addr, allow: &Allow, evidence: &Evidenc
         return Meaning::Nothing;
     }
     Meaning::Conflict(describe(route, hops))
-}
-
-fn hops<'a>(route: &'a Route, evidence: &'a Evidence) -> &'a [Hop] {
-    match &route.kind {
-        Kind::Via(hops) => hops,
-        Kind::Nexthop { id, .. } => evidence.nexthops.get(id).map_or(&[], Vec::as_slice),
-        Kind::Unreachable | Kind::Other => &[],
-    }
 }
 
 /// Some DHCP clients (dhcpcd) put the link's own prefix in by themselves, under their own protocol; it says as little as
@@ -243,16 +236,6 @@ mod tests {
         assert!(!judged(&[], &[mixed]).conflicts.is_empty());
         let both = judged(&[], &[to_peer, route("10.118.0.0/28", STATIC, &[hop("192.0.2.1", 2)])]);
         assert!(both.at_peer && both.conflicts.len() == 1);
-    }
-
-    #[test]
-    fn nexthop_objects_are_looked_into() {
-        let kind = Kind::Nexthop { id: 11, source: None, cwnd: None };
-        let by_object = Route { kind, ..route("10.118.0.7/32", BGP, &[]) };
-        let mut evidence = evidence(&[by_object]);
-        assert_eq!(judge(candidate(), &Allow::default(), &evidence).conflicts, ["bgp route 10.118.0.7/32"]);
-        evidence.nexthops.insert(11, vec![hop("192.0.2.12", 2)]);
-        assert!(judge(candidate(), &Allow::default(), &evidence).at_peer);
     }
 
     #[test]
