@@ -71,13 +71,12 @@ fn key(what: &str, namespace: &str, name: &str, may_be_qualified: bool) -> Resul
 
 fn check_list(vips: &[VipKey]) -> Result<(), Error> {
     if vips.len() > MAX_VIPS {
-        let text =
-            format!("{} VIPs are named: a pod can join {MAX_VIPS}, annotation and conflist together", vips.len());
+        let text = format!("{} VIPs are named: a pod can join {MAX_VIPS} ({VIP} and \"vips\" together)", vips.len());
         return Err(Error::Membership(text));
     }
     let mut seen = BTreeSet::new();
     match vips.iter().find(|vip| !seen.insert(*vip)) {
-        Some(twice) => Err(Error::Membership(format!("VIP {twice} is named twice"))),
+        Some(twice) => Err(Error::Membership(format!("VIP {twice} is named twice ({VIP} and \"vips\" together)"))),
         None => Ok(()),
     }
 }
