@@ -145,3 +145,6 @@ impl Registry {
         self.dir.join("attachments")
     }
 }
+
+#[cfg(test)]
+mod tests;
