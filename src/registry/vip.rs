@@ -112,6 +112,11 @@ impl Registry {
     }
 }
 
+/// The file of an endpoint in a VIP's directory.
+pub(super) fn endpoint_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(ENDPOINTS).join(format!("{name}.json"))
+}
+
 /// The endpoints of a VIP's directory, by attachment name.
 pub(super) fn read_endpoints(dir: &Path) -> Result<Vec<(String, Result<Endpoint>)>> {
     let dir = dir.join(ENDPOINTS);
@@ -241,7 +246,7 @@ impl LockedVip {
     }
 
     fn endpoint_path(&self, name: &str) -> PathBuf {
-        self.dir.join(ENDPOINTS).join(format!("{name}.json"))
+        endpoint_path(&self.dir, name)
     }
 }
 
