@@ -4,12 +4,17 @@
 //! kept on disk, renewed while the VIP is in use and let go some time after its last replica left.
 
 pub mod allow;
+mod announce;
 mod arp;
 pub mod client;
 pub mod config;
 mod conflict;
+mod dataplane;
 mod lease;
 pub mod protocol;
+mod search;
+mod server;
 mod source;
 mod state;
 mod store;
+mod watch;
