@@ -191,7 +191,7 @@ fn concerns(name: &str, in_root: bool, dir: Option<&VipKey>) -> Option<VipKey> {
 }
 
 /// What the registry has of one VIP. A damaged endpoint is a replica all the same, just not a ready one.
-fn presence(registry: &Registry, vip: &VipKey) -> registry::Result<Presence> {
+pub fn presence(registry: &Registry, vip: &VipKey) -> registry::Result<Presence> {
     let record = match registry.vip_record(vip) {
         Err(error) if error.is_damage() => {
             tracing::warn!(%vip, error = &error as &dyn std::error::Error, "record passed over");
