@@ -7,11 +7,7 @@ use super::{Counters, Error, Identity, Lease, Notice, TransportConfig};
 /// What a [`Handle`] asks of the task.
 #[derive(Debug)]
 enum Command {
-    Acquire {
-        key: String,
-        identity: Identity,
-        remembered: Option<Lease>,
-    },
+    Acquire { key: String, identity: Identity, remembered: Option<Lease> },
     Decline(String),
     Restart(String),
     Forget(String),
@@ -23,9 +19,7 @@ pub struct Engine;
 
 impl Engine {
     /// Opens the socket and starts the task in the current tokio runtime. It runs until the last handle is dropped.
-    pub fn start(
-        _config: TransportConfig,
-    ) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error> {
+    pub fn start(_config: TransportConfig) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error> {
         let (commands, _) = mpsc::unbounded_channel();
         let (_, notices) = mpsc::unbounded_channel();
         let (_, counters) = watch::channel(Counters::default());
@@ -45,11 +39,7 @@ impl Handle {
     /// is asked for first, even when it has expired; an unexpired one may be used meanwhile, `Renewed` confirms it,
     /// and a silent server leaves it in use until it expires. Does nothing when `key` is running already.
     pub fn acquire(&self, key: String, identity: Identity, remembered: Option<Lease>) {
-        self.tell(Command::Acquire {
-            key,
-            identity,
-            remembered,
-        });
+        self.tell(Command::Acquire { key, identity, remembered });
     }
 
     /// Tells the server that the address held is somebody else's (DECLINE), and asks for another at once. Does

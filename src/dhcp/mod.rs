@@ -1,4 +1,4 @@
-//! A DHCPv4 client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
+//! A `DHCPv4` client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
 //! each with its own state machine. Knows nothing of VIPs.
 //!
 //! [`Engine::start`] opens the socket and runs a task; a [`Handle`] tells it which identities to acquire an

@@ -1,1 +1,26 @@
-//! (skeleton)
+//! The kernel: one file per kind of object, each with its requests (made here, sent by [`Socket::apply`]) and its
+//! reads. Nothing above this module knows netlink; nothing in it knows VIPs.
+//!
+//! A socket belongs to one network namespace for life. [`NodeNet`] and [`PodNet`] are distinct types, so that the two
+//! can't be swapped.
+
+pub mod address;
+pub mod error;
+pub mod link;
+pub mod neighbour;
+pub mod netns;
+pub mod nexthop;
+pub mod route;
+pub mod rule;
+pub mod socket;
+pub mod sysctl;
+
+pub use error::Error;
+pub use netns::{Netns, NodeNet, PodNet};
+pub use socket::{Request, Socket};
+
+/// The mark of ownership on every route, rule, nexthop and neighbour of ours (`rtm_protocol`, `/etc/iproute2/rt_protos`).
+pub const PROTOCOL: u8 = 118;
+
+/// What a call on the kernel gives.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,1 +1,66 @@
-//! (skeleton)
+//! The plugin: one file per verb, and what they share. [`run`] is the table of verbs.
+
+mod add;
+mod check;
+mod del;
+mod detach;
+pub mod error;
+mod gc;
+pub mod membership;
+mod node;
+mod status;
+
+use serde::Serialize;
+
+use crate::cni::config::version_of;
+use crate::cni::version::{NEWEST, SUPPORTED, Versions};
+use crate::cni::{self, Call, Command, Config};
+
+pub use detach::sweep;
+pub use error::Error;
+pub use node::Node;
+
+/// What goes to stdout, and whether the call succeeded.
+#[derive(Debug)]
+pub struct Answer {
+    /// The text; empty where a verb has no result.
+    pub stdout: String,
+    /// Exit status 0.
+    pub ok: bool,
+}
+
+/// Carries out one call: the environment by `variable`, and the whole of stdin.
+pub fn run(variable: impl Fn(&str) -> Option<std::ffi::OsString>, stdin: &[u8]) -> Answer {
+    match Call::from_env(variable).map_err(Error::from).and_then(|call| dispatch(&call, stdin)) {
+        Ok(stdout) => Answer { stdout, ok: true },
+        Err(error) => Answer { stdout: error_text(&error, version_of(stdin)), ok: false },
+    }
+}
+
+fn dispatch(call: &Call, stdin: &[u8]) -> Result<String, Error> {
+    let nothing = |()| String::new();
+    match call.command {
+        Command::Add => add::run(call, Config::parse(stdin)?),
+        Command::Check => check::run(call, &Config::parse(stdin)?).map(nothing),
+        Command::Del => del::run(call, &Config::parse_for_removal(stdin)?).map(nothing),
+        Command::Gc => gc::run(&Config::parse_for_removal(stdin)?).map(nothing),
+        Command::Status => status::run(&Config::parse(stdin)?).map(nothing),
+        Command::Version => json(&Versions::new(version_of(stdin))),
+    }
+}
+
+/// An error that stdin could not even be read for.
+pub fn stdin_failed(error: std::io::Error) -> Answer {
+    Answer { stdout: error_text(&Error::Io("read stdin", error), None), ok: false }
+}
+
+/// An error in the caller's version, where that is one of ours.
+fn error_text(error: &Error, version: Option<String>) -> String {
+    let version = version.filter(|v| SUPPORTED.contains(&v.as_str())).unwrap_or_else(|| NEWEST.to_owned());
+    let error: cni::Error = error.to_cni(&version);
+    json(&error).unwrap_or_default()
+}
+
+fn json(value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|e| Error::Io("encode the answer", e.into()))
+}

@@ -1,1 +1,18 @@
-//! End-to-end tests.
+//! End-to-end tests: the built programs, in throw-away network namespaces, against real servers and the real kernel.
+//!
+//! Run as root: `cargo test`. Nothing outside the namespaces a test makes for itself is touched, and they vanish with
+//! the test process, however it ends. A tool that is missing fails the test that needs it and names its Debian package.
+
+// A test stops at the first thing that is not as it should be: panicking is its way of saying so.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Files here are for one reader, who waits until the writer is done.
+#![allow(clippy::disallowed_methods)]
+
+mod check;
+mod harness;
+mod input;
+mod passthrough;
+mod selftest;
+mod traffic;
+mod verbs;
+mod vips;

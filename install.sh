@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# Installs viproute on this machine, removes it, shows it at work, tests it. Debian and Ubuntu.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+usage() {
+    cat <<'EOF'
+usage: ./install.sh install                  build and install plugin, sidecar, configuration
+       ./install.sh uninstall [--force]      remove them again (--force: although pods are attached)
+       ./install.sh demo [--backend pool]    show it in throw-away network namespaces; changes nothing else
+       ./install.sh test                     formatting, lints, all tests
+DESTDIR=/some/dir puts the files of install and uninstall below that directory.
+EOF
+}
+
+root=${DESTDIR:-}
+plugins=$root/opt/cni/bin
+binaries=$root/usr/local/bin
+settings=$root/etc/viproute
+chains=$root/etc/cni/net.d
+unit=$root/etc/systemd/system/viprouted.service
+registry=$root/var/lib/cni/viproute
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "run it as root: it $1"
+}
+
+need_cargo() {
+    command -v cargo >/dev/null || die "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer (https://rustup.rs)"
+    packages gcc libc6-dev
+}
+
+# Installs those of the named Debian packages that are missing, and says so first.
+packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "missing, and there is no apt-get: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || die "missing: apt-get install ${missing[*]}"
+    say "Installing Debian packages: ${missing[*]}"
+    apt_quietly "${missing[@]}"
+}
+
+# A DHCP server must not start on this machine just because a test wants its program: policy-rc.d forbids it meanwhile.
+apt_quietly() {
+    local policy=/usr/sbin/policy-rc.d ours=
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        ours=yes
+    fi
+    local status=0
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" ||
+        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"; } || status=$?
+    [ -z "$ours" ] || rm -f $policy
+    [ $status = 0 ] || die "apt-get could not install: $*"
+}
+
+systemd_here() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+
+do_install() {
+    need_root "writes to /opt/cni/bin, /usr/local/bin and /etc"
+    say "This installs:"
+    say "  $plugins/viproute (the CNI plugin; a link to it in /usr/lib/cni if that directory exists)"
+    say "  $binaries/viprouted, $binaries/viproutectl"
+    say "  $settings/viprouted.toml, unless there is one"
+    if systemd_here; then say "  $unit, enabled and started"; fi
+    say "  $chains/10-viproute.conflist, unless there is a network configuration"
+    need_cargo
+    cargo build --release --bins
+    install -D -m 755 target/release/viproute "$plugins/viproute.new"
+    # Renamed into place: a runtime may call the old one at this moment.
+    mv "$plugins/viproute.new" "$plugins/viproute"
+    if [ -d "$root/usr/lib/cni" ]; then ln -sf /opt/cni/bin/viproute "$root/usr/lib/cni/viproute"; fi
+    install -D -m 755 -t "$binaries" target/release/viprouted target/release/viproutectl
+    if [ -e "$settings/viprouted.toml" ]; then
+        say "Kept: $settings/viprouted.toml"
+    else
+        install -D -m 644 conf/viprouted.toml "$settings/viprouted.toml"
+    fi
+    install_unit
+    install_chain
+    say "Installed. Try: viproutectl status"
+}
+
+install_unit() {
+    systemd_here || { say "No systemd: start $binaries/viprouted yourself."; return 0; }
+    install -D -m 644 conf/viprouted.service "$unit"
+    systemctl daemon-reload
+    systemctl enable viprouted
+    systemctl restart viprouted
+}
+
+# A chain that exists is not touched: it is the cluster's, and a wrong edit takes the node's network away.
+install_chain() {
+    local existing
+    existing=$(find "$chains" -maxdepth 1 \( -name '*.conflist' -o -name '*.conf' -o -name '*.json' \) 2>/dev/null | sort | head -n 1)
+    if [ -z "$existing" ]; then
+        packages containernetworking-plugins
+        install -D -m 644 conf/10-viproute.conflist "$chains/10-viproute.conflist"
+        say "The pod network of $chains/10-viproute.conflist uses ptp and host-local: the runtime must find them"
+        say "beside viproute (Debian's are in /usr/lib/cni). Give each node its own subnet there."
+    elif grep -q '"viproute"' "$existing"; then
+        say "Kept: $existing has viproute already."
+    else
+        say "Kept: $existing. Add this as the last of its \"plugins\":"
+        say '    { "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
+    fi
+}
+
+do_uninstall() {
+    need_root "removes files from /opt/cni/bin, /usr/local/bin and /etc"
+    local attached
+    attached=$(find "$registry/attachments" -name '*.json' 2>/dev/null | wc -l)
+    if [ "$attached" -gt 0 ] && [ "${1:-}" != --force ]; then
+        die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or --force"
+    fi
+    if systemd_here && [ -e "$unit" ]; then systemctl disable --now viprouted; fi
+    remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
+    if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
+    remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
+    remove_unchanged conf/viprouted.toml "$settings/viprouted.toml"
+    rmdir "$settings" 2>/dev/null || true
+    if systemd_here; then systemctl daemon-reload; fi
+    local other
+    for other in "$chains"/*; do
+        if [ -f "$other" ] && grep -q '"viproute"' "$other"; then
+            say "Take viproute out of $other yourself: pods can't start while it is there."
+        fi
+    done
+    say "Leases stay in /var/lib/viproute, the registry in /var/lib/cni/viproute."
+}
+
+remove() {
+    local file
+    for file in "$@"; do
+        if [ -e "$file" ] || [ -L "$file" ]; then rm -f "$file" && say "Removed: $file"; fi
+    done
+}
+
+# A file that was edited is somebody's work.
+remove_unchanged() {
+    [ -e "$2" ] || return 0
+    if cmp -s "$1" "$2"; then remove "$2"; else say "Kept, as it was changed: $2"; fi
+}
+
+do_demo() {
+    need_root "makes network namespaces"
+    packages iproute2 util-linux containernetworking-plugins dnsmasq-base jq
+    need_cargo
+    cargo build --release --bins --example peer
+    # Its own process, mount and network namespace: whatever ends the demo, the kernel clears it all away.
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc bash demo/demo.sh "$@"
+}
+
+do_test() {
+    need_root "makes network namespaces"
+    packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
+        tcpdump conntrack nftables strace shellcheck
+    need_cargo
+    local failures=() output passed failed
+    check() { say "== $*"; "$@" || failures+=("$*"); }
+    check shellcheck install.sh demo/demo.sh .ci/run
+    check cargo fmt --check
+    check cargo clippy --all-targets -- -D warnings
+    output=$(mktemp)
+    # shellcheck disable=SC2064  # the name is known now
+    trap "rm -f '$output'" EXIT
+    say "== cargo test"
+    cargo test --no-fail-fast 2>&1 | tee "$output" || failures+=("cargo test")
+    passed=$(total passed "$output")
+    failed=$(total failed "$output")
+    # A test program that didn't compile or was killed has no result line, and is no success.
+    if [[ " ${failures[*]:-} " == *" cargo test "* && $failed = 0 ]]; then failed=1; fi
+    local failure
+    for failure in "${failures[@]}"; do say "failed: $failure"; done
+    say "$passed passed, $failed failed"
+    [ ${#failures[@]} = 0 ]
+}
+
+# The sum over all of cargo's result lines: `test result: ok. 12 passed; 0 failed; …`
+total() {
+    sed -n "s/^test result: .* \([0-9]*\) $1;.*/\1/p" "$2" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+verb=${1:-}
+[ $# = 0 ] || shift
+case $verb in
+    install) do_install ;;
+    uninstall) do_uninstall "$@" ;;
+    demo) do_demo "$@" ;;
+    test) do_test ;;
+    *) usage >&2; exit 2 ;;
+esac

@@ -1,0 +1,219 @@
+//! The plugin's way to `viprouted`: connect, one line there, one line back, close. Blocking, no runtime.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::time::TimeVal;
+use serde::de::DeserializeOwned;
+
+use super::protocol::{self, AcquireRequest, Grant, Leases, Refusal, ReleaseRequest, Released, Request, Status};
+
+/// No reply is longer, in bytes: room for the leases of some hundred thousand VIPs.
+const MAX_REPLY: usize = 32 * 1024 * 1024;
+
+/// Why there is no reply to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens there, or the connection broke.
+    #[error("viprouted can't be reached at {}", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Connected, perhaps, but no whole line in time.
+    #[error("viprouted at {} gave no answer within {:.1} s", socket.display(), timeout.as_secs_f64())]
+    TimedOut {
+        /// The socket.
+        socket: PathBuf,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// It answered, and the answer is no.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// It answered something that is no reply.
+    #[error("viprouted at {} gave a garbled answer", socket.display())]
+    Garbled {
+        /// The socket.
+        socket: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// Asks for the VIP's address; waits `timeout` at most. viprouted goes on asking after that and keeps what it gets
+/// for the next call.
+pub fn acquire(socket: &Path, request: &AcquireRequest, timeout: Duration) -> Result<Grant, Error> {
+    call(socket, &Request::Acquire(request.clone()), timeout)
+}
+
+/// Says that the VIP's last replica on this node has left. Worth a short timeout only: viprouted finds out from the
+/// registry anyway.
+pub fn release(socket: &Path, vip: &str, timeout: Duration) -> Result<(), Error> {
+    let request = Request::Release(ReleaseRequest { vip: vip.into() });
+    call::<Released>(socket, &request, timeout).map(drop)
+}
+
+/// All leases.
+pub fn leases(socket: &Path, timeout: Duration) -> Result<Leases, Error> {
+    call(socket, &Request::Leases {}, timeout)
+}
+
+/// How every VIP stands.
+pub fn status(socket: &Path, timeout: Duration) -> Result<Status, Error> {
+    call(socket, &Request::Status {}, timeout)
+}
+
+/// One request, one reply.
+fn call<T: DeserializeOwned>(socket: &Path, request: &Request, timeout: Duration) -> Result<T, Error> {
+    let garbled = |source| Error::Garbled { socket: socket.into(), source };
+    let line = protocol::encode(request).map_err(garbled)?;
+    let reply = exchange(socket, &line, Instant::now() + timeout).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::TimedOut { socket: socket.into(), timeout },
+        _ => Error::Unreachable { socket: socket.into(), source },
+    })?;
+    protocol::decode_reply(&reply).map_err(garbled)?.map_err(Error::Refused)
+}
+
+/// Sends `line` and reads up to the first newline.
+fn exchange(socket: &Path, line: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut stream = connect(socket, deadline)?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    stream.write_all(line)?;
+    let mut reply = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        let n = match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        if let Some(end) = chunk[..n].iter().position(|byte| *byte == b'\n') {
+            reply.extend_from_slice(&chunk[..end]);
+            return Ok(reply);
+        }
+        reply.extend_from_slice(&chunk[..n]);
+        if reply.len() > MAX_REPLY {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}
+
+/// Connects before `deadline`. `UnixStream::connect` would wait for ever at a full backlog; the kernel honours
+/// `SO_SNDTIMEO` there.
+fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let wait = left(deadline)?;
+    let wait = TimeVal::new(wait.as_secs().try_into().unwrap_or(i64::MAX), wait.subsec_micros().into());
+    socket::setsockopt(&fd, sockopt::SendTimeout, &wait)?;
+    socket::connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(socket)?)?;
+    Ok(UnixStream::from(fd))
+}
+
+/// The time up to `deadline`, never zero: a zero timeout means none to the kernel.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        left if left < Duration::from_micros(1) => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(100);
+
+    /// A socket path of its own for each test, removed with it.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let file = format!("viproute-client-{name}-{}.sock", std::process::id());
+            Self(std::env::temp_dir().join(file))
+        }
+
+        /// Answers one connection with `reply`.
+        fn answer(&self, reply: &'static [u8]) -> thread::JoinHandle<String> {
+            let listener = UnixListener::bind(&self.0).unwrap();
+            thread::spawn(move || {
+                let (stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                (&stream).write_all(reply).unwrap();
+                line
+            })
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn an_address_comes_back() {
+        let place = Place::new("grant");
+        let server = place.answer(b"{\"address\":\"10.118.0.7\",\"expires\":1790000000}\n");
+        let request = AcquireRequest {
+            vip: "shop/web".into(),
+            pod: [10, 1, 0, 5].into(),
+            node: [192, 0, 2, 1].into(),
+            gateway: None,
+        };
+        let grant = acquire(&place.0, &request, Duration::from_secs(5)).unwrap();
+        assert_eq!(grant, Grant { address: [10, 118, 0, 7].into(), expires: Some(1_790_000_000) });
+        assert_eq!(
+            server.join().unwrap(),
+            "{\"acquire\":{\"vip\":\"shop/web\",\"pod\":\"10.1.0.5\",\"node\":\"192.0.2.1\"}}\n"
+        );
+    }
+
+    #[test]
+    fn nobody_there_is_unreachable() {
+        let place = Place::new("nobody");
+        let error = status(&place.0, SOON).unwrap_err();
+        let Error::Unreachable { source, .. } = error else { panic!("{error}") };
+        assert_eq!(source.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_connection_closed_without_a_word_is_unreachable() {
+        let place = Place::new("eof");
+        let _server = place.answer(b"{\"addr");
+        assert!(matches!(leases(&place.0, SOON * 20), Err(Error::Unreachable { .. })));
+    }
+
+    #[test]
+    fn silence_times_out_also_before_accept() {
+        let place = Place::new("silent");
+        let _listener = UnixListener::bind(&place.0).unwrap();
+        let before = Instant::now();
+        assert!(matches!(release(&place.0, "a/b", SOON), Err(Error::TimedOut { .. })));
+        assert!(before.elapsed() < SOON * 10);
+    }
+
+    #[test]
+    fn garbage_and_refusals_are_told_apart() {
+        let place = Place::new("garbage");
+        let _server = place.answer(b"hello\n");
+        assert!(matches!(leases(&place.0, SOON * 20), Err(Error::Garbled { .. })));
+        let place = Place::new("refusal");
+        let _server = place.answer(b"{\"error\":{\"code\":11,\"msg\":\"none free\"}}\n");
+        let error = leases(&place.0, SOON * 20).unwrap_err();
+        assert_eq!(error.to_string(), "none free");
+        assert!(matches!(error, Error::Refused(Refusal { code: 11, .. })));
+    }
+}

@@ -1,0 +1,127 @@
+//! The file, key by key.
+
+use super::*;
+
+fn complaint(text: &str) -> String {
+    Config::parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = Config::parse("").unwrap();
+    assert_eq!(config.socket, Path::new("/run/viproute/viprouted.sock"));
+    assert_eq!(config.state_dir, Path::new("/var/lib/viproute"));
+    assert_eq!(config.data_dir, Path::new("/var/lib/cni/viproute"));
+    assert_eq!(config.cluster, "default");
+    assert_eq!(config.backend, Backend::Dhcp(Dhcp { relay: None, on_lost: OnLost::Withdraw }));
+    assert_eq!(config.allow, Allow::default());
+    assert_eq!(config.hold, Duration::from_secs(600));
+    assert_eq!(config.announce, Announce::Arp);
+    assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none());
+}
+
+#[test]
+fn the_shipped_file_is_valid() {
+    let text = include_str!("../../../conf/viprouted.toml");
+    assert_eq!(Config::parse(text).unwrap(), Config::parse("").unwrap());
+    // What it shows in comments is valid as well.
+    let uncommented: String =
+        text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_string() + "\n").collect();
+    let config = Config::parse(&uncommented).unwrap();
+    assert_eq!(config.pins.len(), 1);
+    assert_eq!(config.peers.len(), 2);
+}
+
+#[test]
+fn everything_set() {
+    let config = Config::parse(
+        r#"
+        socket = "/s"
+        state_dir = "/st"
+        data_dir = "/d"
+        cluster = "blue"
+        backend = "pool"
+        allow = ["10.118.0.0/16"]
+        hold = "0s"
+        announce = "arp"
+        peers = ["192.0.2.1", "192.0.2.2"]
+        [dhcp]
+        interface = "eth0"
+        relay = { server = "192.0.2.9", subnet = "10.118.0.0" }
+        on_lost = "keep"
+        [pool]
+        cidr = "10.118.4.0/24"
+        exclude = ["10.118.4.1"]
+        [[pin]]
+        vip = "shop/web"
+        address = "10.118.0.10"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.hold, Duration::ZERO);
+    assert_eq!(config.interface.as_deref(), Some("eth0"));
+    assert_eq!(config.pins[&"shop/web".parse().unwrap()], Ipv4Addr::new(10, 118, 0, 10));
+    let Backend::Pool(pool) = config.backend else { panic!("not the pool") };
+    assert_eq!(pool.exclude, [Ipv4Addr::new(10, 118, 4, 1)]);
+}
+
+#[test]
+fn announce_follows_the_backend() {
+    let relay = "[dhcp]\nrelay = { server = \"192.0.2.9\", subnet = \"10.118.0.0\" }";
+    assert_eq!(Config::parse(relay).unwrap().announce, Announce::None);
+    assert_eq!(Config::parse("backend = \"pool\"").unwrap().announce, Announce::None);
+}
+
+#[test]
+fn durations() {
+    for (text, seconds) in [("10m", 600), ("30s", 30), ("1h", 3600), ("0s", 0)] {
+        assert_eq!(duration(text), Some(Duration::from_secs(seconds)), "{text}");
+    }
+    for text in ["", "10", "m", "+5s", "-1s", "1.5h", "10 m", "99999999h", "5ß"] {
+        assert_eq!(duration(text), None, "{text}");
+    }
+}
+
+#[test]
+fn complaints_name_key_value_and_what_was_expected() {
+    let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
+    let cases = [
+        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: allow, dhcp, pool, "),
+        ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, on_lost)"),
+        ("hold = 10".into(), "hold = 10: expected a number and s, m or h, such as \"10m\""),
+        ("backend = \"dns\"".into(), "backend = \"dns\": expected \"dhcp\" or \"pool\""),
+        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast IPv4 address"),
+        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast IPv4 address"),
+        ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
+        ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
+        ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),
+        ("dhcp = 3".into(), "dhcp = 3: expected a table"),
+        ("[dhcp]\nrelay = { server = \"192.0.2.1\" }".into(), "dhcp.relay.subnet is missing: expected"),
+        ("[dhcp]\ninterface = \"\"".into(), "dhcp.interface = \"\": expected an interface name"),
+        ("[pool]\ncidr = \"224.0.0.0/24\"".into(), "pool.cidr = \"224.0.0.0/24\": expected a network within: any"),
+        (
+            "allow = [\"10.1.0.0/16\"]\n[pool]\ncidr = \"10.2.0.0/24\"".into(),
+            "pool.cidr = \"10.2.0.0/24\": expected a network within: 10.1",
+        ),
+        (
+            "backend = \"pool\"\nallow = [\"10.1.0.0/16\"]".into(),
+            "pool.cidr is missing: expected a network within allow",
+        ),
+        (pin("web", "10.0.0.1"), "pin[0].vip = \"web\": expected a VIP, <namespace>/<name>"),
+        (pin("a/b", "10.0.0.1") + &pin("a/b", "10.0.0.2"), "pin[1].vip = \"a/b\": expected each VIP pinned once"),
+        (
+            pin("a/b", "10.0.0.1") + &pin("a/c", "10.0.0.1"),
+            "pin[1].address = \"10.0.0.1\": expected an address that isn't pinned to a/b",
+        ),
+        (
+            "allow = [\"10.1.0.0/16\"]\n".to_string() + &pin("a/b", "10.2.0.1"),
+            "pin[0].address = \"10.2.0.1\": expected one within: 10.1.0.0/16",
+        ),
+        ("\nhold = ".into(), "line 2 is not TOML: "),
+    ];
+    for (text, expected) in cases {
+        let complaint = complaint(&text);
+        assert!(complaint.starts_with(expected), "{text}\n{complaint}\n{expected}");
+        assert!(!complaint.contains('\n'), "{complaint}");
+    }
+}

@@ -1,0 +1,198 @@
+//! Network devices (`ip link`).
+
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkMessage,
+};
+use nix::errno::Errno;
+use rtnetlink::{LinkUnspec, LinkVeth};
+
+use super::{Netns, Request, Result, Socket};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// A device as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index, unique in its namespace and not used again there.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Bytes.
+    pub mtu: u32,
+    /// `IFF_UP`.
+    pub up: bool,
+    /// `IFF_LOOPBACK`.
+    pub loopback: bool,
+    /// Packets sent and received over the device.
+    pub packets: Packets,
+    /// The per-device IPv4 settings that matter here (`net.ipv4.conf.<dev>.…`).
+    pub settings: Settings,
+}
+
+/// Counters of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packets {
+    /// Received by the device.
+    pub received: u64,
+    /// Sent through the device.
+    pub sent: u64,
+}
+
+/// `net.ipv4.conf.<dev>.…`, as a dump of links carries them (`IFLA_INET_CONF`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// `forwarding`
+    pub forwarding: i32,
+    /// `rp_filter`
+    pub rp_filter: i32,
+    /// `arp_ignore`
+    pub arp_ignore: i32,
+    /// `arp_announce`
+    pub arp_announce: i32,
+}
+
+/// A setting of [`Settings`] to be written; the numbers are `IPV4_DEVCONF_…` of linux/ip.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Setting {
+    /// `forwarding`
+    Forwarding = 1,
+    /// `rp_filter`
+    RpFilter = 8,
+    /// `arp_announce`
+    ArpAnnounce = 18,
+    /// `arp_ignore`
+    ArpIgnore = 19,
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// Device name.
+    pub name: &'a str,
+    /// Ethernet address.
+    pub mac: Mac,
+}
+
+/// `ip link add HOST address … mtu … type veth peer name POD address … mtu … netns …`: the peer is born in `netns`.
+pub fn add_veth(host: End<'_>, pod: End<'_>, mtu: u32, netns: &Netns) -> Request {
+    let peer = LinkUnspec::new_with_name(pod.name).address(pod.mac.to_vec()).mtu(mtu).setns_by_fd(netns.fd()).build();
+    let message = LinkVeth::new(host.name, pod.name)
+        .address(host.mac.to_vec())
+        .mtu(mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    let object = format!("{} type veth peer {} netns {}", host.name, pod.name, netns.path().display());
+    Request::new("add link", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewLink(message))
+}
+
+/// `ip link set dev INDEX up`.
+pub fn set_up(index: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    Request::new("set up", format!("link {index}"), 0, &Message::SetLink(message))
+}
+
+/// `ip link set dev INDEX addrgenmode none`. A kernel without IPv6 has nothing to switch off.
+pub fn no_ipv6_addresses(index: u32) -> Request {
+    let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let message =
+        LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet6])).build();
+    Request::new("set addrgenmode none", format!("link {index}"), 0, &Message::SetLink(message))
+        .accept(&[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP])
+}
+
+/// Writes per-device IPv4 settings by netlink (`inet_set_link_af`): no `/proc` of the right namespace is needed.
+pub fn configure(index: u32, settings: &[(Setting, i32)]) -> Request {
+    const IFLA_INET_CONF: u16 = 1;
+    let mut nested = Vec::new();
+    for (setting, value) in settings {
+        let nla = DefaultNla::new(*setting as u16, value.to_ne_bytes().to_vec());
+        let start = nested.len();
+        nested.resize(start + nla.buffer_len(), 0);
+        nla.emit(&mut nested[start..]);
+    }
+    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF, nested))]);
+    let message =
+        LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet])).build();
+    let object = format!("link {index} {settings:?}");
+    Request::new("configure", object, 0, &Message::SetLink(message))
+}
+
+/// `ip link del NAME`. Takes its pair's other end with it, wherever that is.
+pub fn del(name: &str) -> Request {
+    let message = LinkUnspec::new_with_name(name).build();
+    Request::new("delete link", name.to_owned(), 0, &Message::DelLink(message)).absent_is_ok()
+}
+
+/// The device of that name, if there is one.
+pub fn by_name(socket: &Socket, name: &str) -> Result<Option<Link>> {
+    get(socket, name, LinkUnspec::new_with_name(name).build())
+}
+
+/// The device of that index, if there is one.
+pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
+    get(socket, &format!("link {index}"), LinkUnspec::new_with_index(index).build())
+}
+
+fn get(socket: &Socket, object: &str, message: LinkMessage) -> Result<Option<Link>> {
+    socket.get(("get link", object), &Message::GetLink(message), |_, payload| {
+        Some(read(&LinkMessage::parse(payload).ok()?))
+    })
+}
+
+/// All devices of the namespace.
+pub fn list(socket: &Socket) -> Result<Vec<Link>> {
+    let mut query = LinkMessage::default();
+    // Without it each device also carries its statistics of every address family.
+    query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    socket
+        .dump(("list", "links"), &Message::GetLink(query), |_, payload| Some(read(&LinkMessage::parse(payload).ok()?)))
+}
+
+fn read(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        packets: Packets::default(),
+        settings: Settings::default(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Stats64(stats) => {
+                link.packets = Packets { received: stats.rx_packets, sent: stats.tx_packets };
+            }
+            LinkAttribute::AfSpecUnspec(families) => link.settings = read_settings(families),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_settings(families: &[AfSpecUnspec]) -> Settings {
+    let conf = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet(attributes) => attributes.iter().find_map(|a| match a {
+            AfSpecInet::DevConf(conf) => Some(conf),
+            _ => None,
+        }),
+        _ => None,
+    });
+    conf.map_or_else(Settings::default, |conf| Settings {
+        forwarding: conf.forwarding,
+        rp_filter: conf.rp_filter,
+        arp_ignore: conf.arp_ignore,
+        arp_announce: conf.arp_announce,
+    })
+}

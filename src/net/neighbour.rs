@@ -1,0 +1,108 @@
+//! Neighbour entries (`ip neigh`).
+
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteProtocol;
+
+use super::link::Mac;
+use super::{PROTOCOL, Request, Result, Socket};
+
+/// An entry of the neighbour table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The device it is behind.
+    pub index: u32,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its Ethernet address, where known.
+    pub mac: Option<Mac>,
+    /// Set by hand for ever (`nud permanent`).
+    pub permanent: bool,
+    /// Who made it (`proto`); ours is [`PROTOCOL`].
+    pub protocol: u8,
+}
+
+/// `ip neigh replace ADDRESS lladdr MAC dev INDEX nud permanent proto 118`.
+pub fn replace(index: u32, address: Ipv4Addr, mac: Mac) -> Request {
+    let mut message = message(index, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    let object = format!("{address} on link {index}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add neighbour", object, flags, &Message::NewNeighbour(message))
+}
+
+/// `ip neigh replace proxy ADDRESS dev INDEX proto 118`: the node answers ARP for the address on that link.
+pub fn replace_proxy(index: u32, address: Ipv4Addr) -> Request {
+    let mut message = message(index, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    let object = format!("{address} on link {index}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add proxy neighbour", object, flags, &Message::NewNeighbour(message))
+}
+
+/// `ip neigh del proxy ADDRESS dev INDEX`.
+pub fn del_proxy(index: u32, address: Ipv4Addr) -> Request {
+    let mut message = message(index, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    let object = format!("{address} on link {index}");
+    Request::new("delete proxy neighbour", object, 0, &Message::DelNeighbour(message)).absent_is_ok()
+}
+
+/// The entries of one device.
+pub fn list(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
+    dump(socket, index, NeighbourFlags::empty())
+}
+
+/// The addresses that the node answers ARP for on one device.
+pub fn list_proxies(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
+    dump(socket, index, NeighbourFlags::Proxy)
+}
+
+fn dump(socket: &Socket, index: u32, flags: NeighbourFlags) -> Result<Vec<Neighbour>> {
+    let mut query = NeighbourMessage::default();
+    query.header.family = AddressFamily::Inet;
+    query.header.flags = flags;
+    query.attributes.push(NeighbourAttribute::IfIndex(index));
+    let object = format!("on link {index}");
+    let found = socket.dump(("list neighbours", &object), &Message::GetNeighbour(query), |_, payload| {
+        read(&NeighbourMessage::parse(payload).ok()?)
+    })?;
+    Ok(found.into_iter().filter(|n| n.index == index).collect())
+}
+
+fn message(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
+    message
+}
+
+fn read(message: &NeighbourMessage) -> Option<Neighbour> {
+    let mut address = None;
+    let mut neighbour = Neighbour {
+        index: message.header.ifindex,
+        address: Ipv4Addr::UNSPECIFIED,
+        mac: None,
+        permanent: message.header.state == NeighbourState::Permanent,
+        protocol: 0,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(*a),
+            NeighbourAttribute::LinkLayerAddress(bytes) => neighbour.mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::Protocol(protocol) => neighbour.protocol = u8::from(*protocol),
+            _ => {}
+        }
+    }
+    neighbour.address = address?;
+    Some(neighbour)
+}

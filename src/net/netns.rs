@@ -1,0 +1,111 @@
+//! Network namespaces: opened by path, checked to be one, entered only by a closure on a thread of its own.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+
+use super::{Error, Result, Socket};
+
+/// The node's network namespace: the one the runtime calls the plugin in.
+#[derive(Debug)]
+pub struct NodeNet(Socket);
+
+impl NodeNet {
+    /// Opens the socket in the calling thread's namespace.
+    pub fn open() -> Result<Self> {
+        Socket::open().map(Self)
+    }
+}
+
+impl Deref for NodeNet {
+    type Target = Socket;
+    fn deref(&self) -> &Socket {
+        &self.0
+    }
+}
+
+/// A pod's network namespace.
+#[derive(Debug)]
+pub struct PodNet {
+    socket: Socket,
+    netns: Netns,
+}
+
+impl PodNet {
+    /// Opens a socket that lives in `netns`.
+    pub fn open(netns: Netns) -> Result<Self> {
+        let socket = netns.run(Socket::open)??;
+        Ok(Self { socket, netns })
+    }
+
+    /// The namespace itself.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+impl Deref for PodNet {
+    type Target = Socket;
+    fn deref(&self) -> &Socket {
+        &self.socket
+    }
+}
+
+/// An open network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: PathBuf,
+}
+
+/// `NS_GET_NSTYPE` of linux/nsfs.h: which kind of namespace a descriptor refers to.
+mod ioctl {
+    #![allow(missing_docs)]
+    nix::ioctl_none_bad!(ns_get_nstype, 0xb703);
+}
+
+impl Netns {
+    /// Opens a namespace file. `EINVAL`: it exists and is something else.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = || path.display().to_string();
+        let file = File::open(path).map_err(|e| Error::io("open network namespace", shown(), &e))?;
+        // SAFETY: the ioctl takes no argument and the descriptor is open.
+        let kind = unsafe { ioctl::ns_get_nstype(file.as_raw_fd()) };
+        if kind == Ok(CloneFlags::CLONE_NEWNET.bits()) {
+            return Ok(Self { file, path: path.to_owned() });
+        }
+        Err(Error::new("open network namespace", shown(), Errno::EINVAL))
+    }
+
+    /// As [`Netns::open`]; `None` where the namespace is gone: no file, or the empty file that an unmount leaves.
+    pub fn open_if_alive(path: &Path) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Ok(netns) => Ok(Some(netns)),
+            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For `IFLA_NET_NS_FD`.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Runs `work` inside. On a thread that ends afterwards: a failed way back can't leave anybody in the wrong
+    /// namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let failed = |errno| Error::new("enter network namespace", self.path.display().to_string(), errno);
+        #[allow(clippy::disallowed_methods)] // the one place
+        let inside = || nix::sched::setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map(|()| work());
+        std::thread::scope(|scope| scope.spawn(inside).join()).map_err(|_| failed(Errno::ECANCELED))?.map_err(failed)
+    }
+}

@@ -1,0 +1,288 @@
+//! IPv4 routes (`ip route`).
+
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlaBuffer, NlasIterator, Parseable};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::RouteMessageBuilder;
+
+use super::{PROTOCOL, Request, Result, Socket};
+
+/// Table `main`.
+pub const MAIN: u32 = 254;
+/// Table `local`, the kernel's own.
+pub const LOCAL: u32 = 255;
+
+/// What a route does with a packet, as far as this project tells routes apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Over a nexthop object (`nhid`). `cwnd`: the metric of that name.
+    Nexthop {
+        /// The nexthop's or group's id.
+        id: u32,
+        /// `src`.
+        source: Option<Ipv4Addr>,
+        /// `cwnd`; routing daemons read it as a weight.
+        cwnd: Option<u32>,
+    },
+    /// Over gateways and devices of its own.
+    Via(Vec<Hop>),
+    /// Refused with an ICMP error (`unreachable`).
+    Unreachable,
+    /// Anything else (`blackhole`, `prohibit`, `local`, …).
+    Other,
+}
+
+/// A way out: a gateway, a device, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// `via`.
+    pub gateway: Option<Ipv4Addr>,
+    /// `dev`, as an index.
+    pub index: Option<u32>,
+}
+
+/// A route as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its destination.
+    pub prefix: Ipv4Network,
+    /// Its table.
+    pub table: u32,
+    /// Who made it (`proto`).
+    pub protocol: u8,
+    /// `metric`; 0 where none is shown.
+    pub metric: u32,
+    /// `src`.
+    pub source: Option<Ipv4Addr>,
+    /// What it does.
+    pub kind: Kind,
+}
+
+/// `ip route replace PREFIX nhid ID src SOURCE proto 118 cwnd CWND` in table main.
+pub fn replace_nexthop(address: Ipv4Addr, id: u32, source: Ipv4Addr, cwnd: u32) -> Request {
+    let mut builder = ours(address).nhid(id).pref_source(source);
+    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(cwnd)]);
+    builder.get_mut().attributes.push(metrics);
+    let object = format!("{address}/32 nhid {id}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add route", object, flags, &Message::NewRoute(builder.build()))
+}
+
+/// `ip route del PREFIX proto 118 metric 0`, type unicast, in table main.
+pub fn del_nexthop(address: Ipv4Addr) -> Request {
+    let mut message = ours(address).build();
+    message.header.scope = RouteScope::NoWhere; // whatever scope it has
+    let object = format!("{address}/32");
+    Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
+}
+
+/// `ip route add unreachable PREFIX proto 118 metric METRIC` in table main.
+pub fn add_unreachable(address: Ipv4Addr, metric: u32) -> Request {
+    let message = ours(address).kind(RouteType::Unreachable).priority(metric).build();
+    let object = format!("unreachable {address}/32 metric {metric}");
+    Request::new("add route", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(message))
+}
+
+/// `ip route del unreachable PREFIX proto 118 metric METRIC` in table main.
+pub fn del_unreachable(address: Ipv4Addr, metric: u32) -> Request {
+    let mut message = ours(address).kind(RouteType::Unreachable).priority(metric).build();
+    message.header.scope = RouteScope::NoWhere;
+    let object = format!("unreachable {address}/32 metric {metric}");
+    Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
+}
+
+/// `ip route replace default via GATEWAY dev INDEX onlink table TABLE proto 118`.
+pub fn replace_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .table_id(table)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .gateway(gateway)
+        .output_interface(index)
+        .onlink()
+        .build();
+    let object = format!("default via {gateway} table {table}");
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    Request::new("add route", object, flags, &Message::NewRoute(message))
+}
+
+/// `ADDRESS/32`.
+pub fn host(address: Ipv4Addr) -> Ipv4Network {
+    Ipv4Network::from(address)
+}
+
+fn ours(address: Ipv4Addr) -> RouteMessageBuilder<Ipv4Addr> {
+    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).protocol(RouteProtocol::Other(PROTOCOL))
+}
+
+/// What a listing of routes is limited to; the kernel filters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filter {
+    /// This table only.
+    pub table: Option<u32>,
+    /// Routes of this protocol only.
+    pub protocol: Option<u8>,
+    /// Routes to exactly this prefix only.
+    pub prefix: Option<Ipv4Network>,
+}
+
+/// The routes that pass the filter.
+pub fn list(socket: &Socket, filter: Filter) -> Result<Vec<Route>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or(0));
+    if let Some(table) = filter.table {
+        query.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        query.attributes.push(RouteAttribute::Table(table));
+    }
+    // The kernel can't filter by prefix: the wanted ones are picked before they are decoded.
+    socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
+        let wanted = filter.prefix.is_none_or(|prefix| is_route_to(payload, prefix));
+        wanted.then(|| RouteMessage::parse(&without_members(payload)).ok().as_ref().and_then(read)).flatten()
+    })
+}
+
+/// The routes of all tables whose prefix holds one of the addresses. Others' routes over nexthop objects are shown by
+/// their hops, which the kernel lists with them (unless `net.ipv4.nexthop_compat_mode` is 0: then by none).
+pub fn covering(socket: &Socket, addresses: &[Ipv4Addr]) -> Result<Vec<Route>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    let addresses: Vec<u32> = addresses.iter().map(|a| u32::from(*a)).collect();
+    socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
+        // A full table of the internet's is looked at here: nothing is decoded that isn't wanted.
+        let (length, network) = destination(payload)?;
+        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(length))).unwrap_or(0);
+        if !addresses.iter().any(|address| address & mask == network & mask) {
+            return None;
+        }
+        let message = RouteMessage::parse(payload).ok()?;
+        let mut route = read(&message)?;
+        if matches!(route.kind, Kind::Nexthop { .. }) && route.protocol != PROTOCOL {
+            route.kind = Kind::Via(read_hops(&message));
+        }
+        Some(route)
+    })
+}
+
+/// `0.0.0.0/0`.
+pub const DEFAULT: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0) {
+    Some(network) => network,
+    None => unreachable!(),
+};
+
+/// Bytes of `struct rtmsg`.
+const HEADER: usize = 12;
+
+fn attributes(payload: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(payload.get(HEADER..).unwrap_or_default()).filter_map(std::result::Result::ok)
+}
+
+/// Looks at prefix length and destination alone.
+fn is_route_to(payload: &[u8], prefix: Ipv4Network) -> bool {
+    destination(payload) == Some((prefix.prefix(), u32::from(prefix.network())))
+}
+
+/// Prefix length and network of a route, the rest undecoded. The default route has no destination attribute.
+fn destination(payload: &[u8]) -> Option<(u8, u32)> {
+    const RTM_DST_LEN: usize = 1;
+    const RTA_DST: u16 = 1;
+    let length = *payload.get(RTM_DST_LEN)?;
+    let network = match attributes(payload).find(|nla| nla.kind() == RTA_DST) {
+        Some(nla) => u32::from_be_bytes(nla.value().try_into().ok()?),
+        None => 0,
+    };
+    Some((length, network))
+}
+
+/// A route over a nexthop group repeats the group's members (unless `net.ipv4.nexthop_compat_mode=0`), maybe a thousand.
+/// They are the group's to tell, so they are left out before the rest is decoded.
+fn without_members(payload: &[u8]) -> Cow<'_, [u8]> {
+    const RTA_MULTIPATH: u16 = 9;
+    const RTA_NH_ID: u16 = 30;
+    if !attributes(payload).any(|nla| nla.kind() == RTA_NH_ID) {
+        return Cow::Borrowed(payload);
+    }
+    let mut shorter = payload.get(..HEADER).unwrap_or_default().to_vec();
+    for nla in attributes(payload).filter(|nla| nla.kind() != RTA_MULTIPATH) {
+        shorter.extend(nla.into_inner().get(..usize::from(nla.length())).unwrap_or_default());
+        shorter.resize(shorter.len().next_multiple_of(4), 0);
+    }
+    Cow::Owned(shorter)
+}
+
+fn inet(address: &RouteAddress) -> Option<Ipv4Addr> {
+    match address {
+        RouteAddress::Inet(address) => Some(*address),
+        _ => None,
+    }
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut route = Route {
+        prefix: Ipv4Network::new(destination, 0).ok()?,
+        table: u32::from(message.header.table),
+        protocol: u8::from(message.header.protocol),
+        metric: 0,
+        source: None,
+        kind: Kind::Other,
+    };
+    let (mut nexthop, mut cwnd) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = inet(address)?,
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::PrefSource(address) => route.source = inet(address),
+            RouteAttribute::NhId(id) => nexthop = Some(*id),
+            RouteAttribute::Metrics(metrics) => cwnd = metrics.iter().find_map(read_cwnd),
+            _ => {}
+        }
+    }
+    route.prefix = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
+    route.kind = match (message.header.kind, nexthop) {
+        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
+        (RouteType::Unicast, None) => Kind::Via(read_hops(message)),
+        (RouteType::Unreachable, _) => Kind::Unreachable,
+        _ => Kind::Other,
+    };
+    Some(route)
+}
+
+fn read_hops(message: &RouteMessage) -> Vec<Hop> {
+    let mut single = Hop { gateway: None, index: None };
+    let mut hops = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => single.gateway = inet(address),
+            RouteAttribute::Oif(index) => single.index = Some(*index),
+            RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(read_hop)),
+            _ => {}
+        }
+    }
+    if hops.is_empty() {
+        hops.push(single);
+    }
+    hops
+}
+
+fn read_cwnd(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Cwnd(cwnd) => Some(*cwnd),
+        _ => None,
+    }
+}
+
+fn read_hop(hop: &netlink_packet_route::route::RouteNextHop) -> Hop {
+    let gateway = hop.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Gateway(address) => inet(address),
+        _ => None,
+    });
+    Hop { gateway, index: Some(hop.interface_index) }
+}

@@ -1,0 +1,349 @@
+//! A synchronous rtnetlink socket bound to one network namespace: several requests in one send, acknowledgements
+//! collected; dumps filtered by the kernel and repeated when the table changed meanwhile.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkSerializable, NlasIterator};
+use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+use super::Result;
+use super::error::{ABSENT, Error};
+
+/// How often a dump is repeated that the kernel marks as interrupted (`NLM_F_DUMP_INTR`). On a node where thousands of
+/// routes change a second a dump may be unlucky several times in a row.
+const DUMP_TRIES: u32 = 20;
+/// Bytes sent at once. Well below the default send buffer (`net.core.wmem_default`, 212,992).
+const SEND_LIMIT: usize = 64 * 1024;
+/// The kernel fills dump replies up to 32 KiB (`netlink_dump`); a single object's reply is below 64 KiB, because an
+/// attribute's length has 16 bits.
+const RECEIVE_BUFFER: usize = 128 * 1024;
+
+const HEADER_LEN: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// `NLM_F_CAPPED`: the refused message isn't repeated in the error.
+const NLM_F_CAPPED: u16 = 0x100;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// One change asked of the kernel.
+#[derive(Debug)]
+pub struct Request {
+    op: &'static str,
+    object: String,
+    kind: u16,
+    flags: u16,
+    payload: Vec<u8>,
+    accept: &'static [Errno],
+}
+
+impl Request {
+    /// `op` and `object` are what an error will say; `flags` are the `NLM_F_…` beyond `REQUEST` and `ACK`.
+    pub fn new(op: &'static str, object: String, flags: u16, message: &impl NetlinkSerializable) -> Self {
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        Self { op, object, kind: message.message_type(), flags, payload, accept: &[] }
+    }
+
+    /// A thing that isn't there counts as deleted.
+    #[must_use]
+    pub fn absent_is_ok(mut self) -> Self {
+        self.accept = ABSENT;
+        self
+    }
+
+    /// The kernel may answer these, and it counts as done.
+    #[must_use]
+    pub fn accept(mut self, errnos: &'static [Errno]) -> Self {
+        self.accept = errnos;
+        self
+    }
+}
+
+/// A netlink socket; see the module.
+#[derive(Debug)]
+pub struct Socket {
+    inner: netlink_sys::Socket,
+    sequence: Cell<u32>,
+}
+
+/// A reply's type and payload.
+struct Reply<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    payload: &'a [u8],
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io("open", "netlink socket", &e);
+        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        inner.bind_auto().map_err(failed)?;
+        inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        // Let the kernel filter dumps (Linux 4.20), say why it refuses, and not repeat what we sent.
+        inner.set_netlink_get_strict_chk(true).map_err(failed)?;
+        inner.set_ext_ack(true).map_err(failed)?;
+        inner.set_cap_ack(true).map_err(failed)?;
+        Ok(Self { inner, sequence: Cell::new(0) })
+    }
+
+    /// Sends the requests in as few sends as possible and collects every acknowledgement. The kernel works through all
+    /// of them, in order, also behind a refused one; the first refusal is returned.
+    pub fn apply(&self, requests: &[Request]) -> Result<()> {
+        let mut first_error = Ok(());
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let mut size = HEADER_LEN + rest[0].payload.len();
+            let mut count = 1;
+            while count < rest.len() && size + HEADER_LEN + rest[count].payload.len() <= SEND_LIMIT {
+                size += HEADER_LEN + rest[count].payload.len();
+                count += 1;
+            }
+            let (now, later) = rest.split_at(count);
+            let result = self.apply_at_once(now);
+            if first_error.is_ok() {
+                first_error = result;
+            }
+            rest = later;
+        }
+        first_error
+    }
+
+    fn apply_at_once(&self, requests: &[Request]) -> Result<()> {
+        let Some(first) = requests.first() else {
+            return Ok(());
+        };
+        let base = self.next_sequence(requests.len());
+        let mut bytes = Vec::with_capacity(requests.iter().map(|r| HEADER_LEN + r.payload.len() + 3).sum());
+        for (sequence, request) in (base..).zip(requests) {
+            let flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
+            write_message(&mut bytes, request.kind, flags, sequence, &request.payload);
+        }
+        self.send(&bytes, first.op, &first.object)?;
+        let mut first_error: Option<(u32, Error)> = None;
+        let mut waiting = requests.len();
+        while waiting > 0 {
+            self.receive(first.op, &first.object, |reply| {
+                let index = reply.sequence.wrapping_sub(base);
+                let Some(request) = requests.get(index as usize) else {
+                    return ControlFlow::Continue(()); // late acknowledgement of an aborted call
+                };
+                if reply.kind != NLMSG_ERROR {
+                    return ControlFlow::Continue(());
+                }
+                waiting -= 1;
+                if let Some(error) = refusal(request.op, &request.object, &reply)
+                    && !request.accept.contains(&error.errno)
+                    && first_error.as_ref().is_none_or(|(at, _)| index < *at)
+                {
+                    first_error = Some((index, error));
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        first_error.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// Asks for one object. `None`: it doesn't exist.
+    pub fn get<M: NetlinkSerializable, T>(
+        &self,
+        (op, object): (&'static str, &str),
+        message: &M,
+        read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Option<T>> {
+        match self.query((op, object), NLM_F_ACK, message, read) {
+            Ok((mut found, _)) => Ok(found.pop()),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a whole table, filtered by what `message` says. `read` picks what it wants of a reply's type and payload.
+    /// Repeated when the table changed while it was read.
+    pub fn dump<M: NetlinkSerializable, T>(
+        &self,
+        (op, object): (&'static str, &str),
+        message: &M,
+        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..DUMP_TRIES {
+            match self.query((op, object), NLM_F_DUMP, message, &mut read) {
+                Ok((found, false)) => return Ok(found),
+                Ok((_, true)) => {}
+                Err(error) if error.errno == Errno::EINTR => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(op, object, Errno::EINTR))
+    }
+
+    /// The replies to one question, and whether the kernel marked them as inconsistent.
+    fn query<M: NetlinkSerializable, T>(
+        &self,
+        (op, object): (&'static str, &str),
+        flags: u16,
+        message: &M,
+        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<(Vec<T>, bool)> {
+        let sequence = self.next_sequence(1);
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
+        write_message(&mut bytes, message.message_type(), NLM_F_REQUEST | flags, sequence, &payload);
+        self.send(&bytes, op, object)?;
+        let mut found = Vec::new();
+        let mut interrupted = false;
+        let mut end: Option<Result<()>> = None;
+        while end.is_none() {
+            self.receive(op, object, |reply| {
+                if reply.sequence != sequence {
+                    return ControlFlow::Continue(());
+                }
+                interrupted |= reply.flags & NLM_F_DUMP_INTR != 0;
+                match reply.kind {
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        end = Some(refusal(op, object, &reply).map_or(Ok(()), Err));
+                        return ControlFlow::Break(());
+                    }
+                    kind => found.extend(read(kind, reply.payload)),
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        end.unwrap_or(Ok(())).map(|()| (found, interrupted))
+    }
+
+    fn next_sequence(&self, count: usize) -> u32 {
+        let base = self.sequence.get().wrapping_add(1);
+        let last = base.wrapping_add(u32::try_from(count).unwrap_or(u32::MAX) - 1);
+        self.sequence.set(last);
+        base
+    }
+
+    fn send(&self, bytes: &[u8], op: &'static str, object: &str) -> Result<()> {
+        match self.inner.send(bytes, 0) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(Error::io(op, object, &e)),
+        }
+    }
+
+    /// Receives one datagram and hands its messages to `each`.
+    fn receive(
+        &self,
+        op: &'static str,
+        object: &str,
+        mut each: impl FnMut(Reply<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+        loop {
+            match self.inner.recv(&mut buffer, 0) {
+                Ok(_) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(op, object, &e)),
+            }
+        }
+        for reply in messages(&buffer) {
+            if each(reply).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
+    let length = u32::try_from(HEADER_LEN + payload.len()).unwrap_or(u32::MAX);
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes()); // port id: the kernel knows it
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// Splits a datagram into its messages; a message that claims more than there is ends it.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
+    std::iter::from_fn(move || {
+        let header: &[u8; HEADER_LEN] = bytes.first_chunk()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let payload = bytes.get(HEADER_LEN..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Reply {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            payload,
+        })
+    })
+}
+
+/// The error that an `NLMSG_ERROR` or `NLMSG_DONE` carries; `None`: success (`struct nlmsgerr`, errno negated).
+fn refusal(op: &'static str, object: &str, reply: &Reply<'_>) -> Option<Error> {
+    let code = reply.payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+    if code == 0 {
+        return None;
+    }
+    let mut error = Error::new(op, object, Errno::from_raw(code.saturating_neg()));
+    // Behind the errno an error repeats the request's header, and the whole request unless capped.
+    let attributes = match reply.kind {
+        NLMSG_DONE => reply.payload.get(4..),
+        _ if reply.flags & NLM_F_CAPPED != 0 => reply.payload.get(4 + HEADER_LEN..),
+        _ => None,
+    };
+    error.hint = attributes.and_then(kernel_words);
+    Some(error)
+}
+
+fn kernel_words(attributes: &[u8]) -> Option<String> {
+    NlasIterator::new(attributes)
+        .filter_map(std::result::Result::ok)
+        .find(|nla| nla.kind() == NLMSGERR_ATTR_MSG)
+        .map(|nla| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
+}
+
+/// Walks bytes as if a kernel had sent them, for property tests and fuzzing: must never panic.
+pub fn read_anything(bytes: &[u8]) -> usize {
+    messages(bytes).map(|reply| usize::from(refusal("read", "anything", &reply).is_some())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_refusal_carries_errno_and_the_kernels_words() {
+        let mut payload = (-22i32).to_ne_bytes().to_vec();
+        payload.extend([0; HEADER_LEN]);
+        payload.extend(24u16.to_ne_bytes());
+        payload.extend(NLMSGERR_ATTR_MSG.to_ne_bytes());
+        payload.extend(b"Invalid nexthop id\0\0");
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, NLMSG_ERROR, NLM_F_CAPPED, 7, &payload);
+        let reply = messages(&bytes).next().unwrap();
+        let error = refusal("add nexthop", "id 1", &reply).unwrap();
+        assert_eq!(error.errno, Errno::EINVAL);
+        assert_eq!(error.to_string(), "add nexthop id 1 (Invalid nexthop id)");
+    }
+
+    #[test]
+    fn a_datagram_splits_into_its_messages() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, 24, 2, 1, &[1, 2, 3]);
+        write_message(&mut bytes, NLMSG_DONE, 2, 1, &0i32.to_ne_bytes());
+        let kinds: Vec<_> = messages(&bytes).map(|m| (m.kind, m.payload.len())).collect();
+        assert_eq!(kinds, [(24, 3), (NLMSG_DONE, 4)]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            read_anything(&bytes);
+        }
+    }
+}

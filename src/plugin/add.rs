@@ -1,0 +1,308 @@
+//! ADD: a pod joins its VIPs.
+
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::allocator::client;
+use crate::allocator::protocol::AcquireRequest;
+use crate::cni::env::Attachment;
+use crate::cni::result::Interface;
+use crate::cni::{Call, Config, PrevResult};
+use crate::net::link::Link;
+use crate::net::{self, Netns, NodeNet, PodNet};
+use crate::registry::record::{self, Former, SCHEMA};
+use crate::registry::{
+    self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Registry, State, VipKey, VipRecord, attachment_name,
+};
+use crate::vip::ids::{self, POD_DEVICE, PairNames, mac_text};
+use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
+use crate::vip::sync;
+
+use super::detach::{self, Detach};
+use super::error::Error;
+use super::membership::{self, Membership};
+use super::node::{self, Node};
+
+/// How long an ADD waits for an address. The allocator goes on after that and keeps what it gets for the next ADD.
+const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Attaches the pod; returns the result for stdout.
+pub fn run(call: &Call, config: Config) -> Result<String, Error> {
+    let Some(membership) = membership::read(call, &config)? else {
+        return Ok(pass_through(config));
+    };
+    let request = Request::check(call, &config, membership)?;
+    let node = Opened::open(&config)?;
+    let vips = attach(&request, &node)?;
+    request.result(&vips)
+}
+
+/// A pod that names no VIP is none of our business: what came in goes out, to the letter.
+fn pass_through(config: Config) -> String {
+    let Config { prev_result, cni_version, .. } = config;
+    prev_result.map_or_else(|| format!("{{\"cniVersion\":\"{cni_version}\"}}"), |raw| raw.get().to_owned())
+}
+
+/// An ADD whose input is in order. Nothing has been changed so far.
+struct Request<'a> {
+    config: &'a Config,
+    call: &'a Call,
+    attachment: &'a Attachment,
+    membership: Membership,
+    result: PrevResult,
+    pod_address: Ipv4Addr,
+    names: PairNames,
+    pod: PodNet,
+    before: PodBefore,
+}
+
+impl<'a> Request<'a> {
+    fn check(call: &'a Call, config: &'a Config, membership: Membership) -> Result<Self, Error> {
+        node::check_kernel()?;
+        let missing = |what| Error::Env(crate::cni::env::EnvError::Missing(what));
+        let attachment = call.attachment.as_ref().ok_or(missing("CNI_CONTAINERID"))?;
+        let netns = call.netns.as_ref().ok_or(missing("CNI_NETNS"))?;
+        let prev_result = config.prev_result.as_ref().ok_or(crate::cni::config::ConfigError::Missing("prevResult"))?;
+        let result = PrevResult::parse(prev_result)?;
+        let no_address = || Error::NoPodAddress(attachment.ifname.clone());
+        let pod_address = result.pod_address(&attachment.ifname).ok_or_else(no_address)?;
+        let pod = open_pod(netns)?;
+        let before =
+            PodBefore::read(&pod, &attachment.ifname)?.ok_or_else(|| Error::NoInterface(attachment.ifname.clone()))?;
+        let names = PairNames::of(attachment);
+        Ok(Self { config, call, attachment, membership, result, pod_address, names, pod, before })
+    }
+
+    fn netns(&self) -> &Path {
+        self.pod.netns().path()
+    }
+
+    fn record(&self) -> Result<AttachmentRecord, Error> {
+        let path = self.netns().to_owned();
+        let file = std::fs::metadata(&path)
+            .map_err(|e| net::Error::io("open network namespace", path.display().to_string(), &e))?;
+        Ok(AttachmentRecord {
+            schema: SCHEMA,
+            network: self.config.name.clone(),
+            vips: self.membership.vips.iter().map(ToString::to_string).collect(),
+            netns: registry::Netns { path, device: file.dev(), inode: file.ino() },
+            former: self.before.former(),
+            other: std::collections::BTreeMap::new(),
+        })
+    }
+
+    fn endpoint(&self, node: Node) -> Endpoint {
+        let crate::cni::env::Pod { namespace, name, uid } = self.call.pod.clone();
+        Endpoint {
+            schema: SCHEMA,
+            network: self.config.name.clone(),
+            address: self.pod_address,
+            node: node.address,
+            gateway: node.gateway,
+            pod: record::Pod { namespace, name, uid },
+            netns: self.netns().to_owned(),
+            device: self.names.host.clone(),
+            ifindex: None,
+            mac: mac_text(self.names.pod_mac),
+            nexthop: None,
+            ports: self.membership.ports.clone(),
+            state: State::Pending,
+            weight: self.membership.weight,
+            other: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// prevResult and our two devices.
+    fn result(mut self, vips: &[Ipv4Addr]) -> Result<String, Error> {
+        let host =
+            Interface { name: self.names.host.clone(), mac: mac_text(self.names.host_mac), sandbox: String::new() };
+        let sandbox = self.netns().display().to_string();
+        let pod = Interface { name: POD_DEVICE.to_owned(), mac: mac_text(self.names.pod_mac), sandbox };
+        self.result.add_interface(&host);
+        let index = self.result.add_interface(&pod);
+        // Not by default: kubelet would show them as the pod's own.
+        if self.config.report_ips {
+            for vip in vips {
+                self.result.add_address(&self.config.cni_version, *vip, index);
+            }
+        }
+        self.result.to_json().map_err(|e| Error::Io("encode the result", e.into()))
+    }
+}
+
+fn open_pod(netns: &Path) -> Result<PodNet, Error> {
+    let not_one = |source: net::Error| match source.errno {
+        nix::errno::Errno::EPERM | nix::errno::Errno::EACCES => Error::Net(source),
+        _ => Error::NotANetns { path: netns.display().to_string(), source },
+    };
+    Ok(PodNet::open(Netns::open(netns).map_err(not_one)?)?)
+}
+
+/// The node, ready for changes.
+struct Opened {
+    net: NodeNet,
+    node: Node,
+    registry: Registry,
+}
+
+impl Opened {
+    fn open(config: &Config) -> Result<Self, Error> {
+        let net = NodeNet::open()?;
+        let node = Node::find(&net, config)?;
+        let registry = Registry::new(&config.data_dir);
+        if registry.begin()? == Boot::Discarded {
+            detach::sweep(&net, &registry)?;
+        }
+        Ok(Self { net, node, registry })
+    }
+}
+
+/// All that changes anything; undone as a whole where it fails. Returns the VIPs' addresses.
+fn attach(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
+    // Claimed first: a second ADD must find out before it looks at the pod, where it would find the first one's vip0.
+    let locked = opened.registry.attach(request.attachment, request.record()?)?;
+    if request.before.taken {
+        locked.remove()?;
+        return Err(Error::DeviceInTheWay);
+    }
+    let undo = Undo { request, opened, locked: Some(locked) };
+    match join(request, opened) {
+        Ok(vips) => {
+            undo.commit();
+            Ok(vips)
+        }
+        Err(error) => Err(undo.failed(error)),
+    }
+}
+
+/// Takes everything back that an ADD has done, unless told that it succeeded.
+struct Undo<'a> {
+    request: &'a Request<'a>,
+    opened: &'a Opened,
+    locked: Option<LockedAttachment>,
+}
+
+impl Undo<'_> {
+    fn commit(mut self) {
+        self.locked = None;
+    }
+
+    /// The first error counts; what the way back met with is added to it.
+    fn failed(mut self, error: Error) -> Error {
+        match self.take_back() {
+            Ok(()) => error,
+            Err(further) => Error::Several { first: Box::new(error), others: vec![further.sentence()] },
+        }
+    }
+
+    fn take_back(&mut self) -> Result<(), Error> {
+        let Some(locked) = self.locked.take() else { return Ok(()) };
+        let Opened { net, registry, .. } = self.opened;
+        Detach { net, registry, allocator: None, netns: None }.run(self.request.attachment, locked)
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        let _ = self.take_back();
+    }
+}
+
+fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
+    node::configure()?;
+    let name = attachment_name(request.attachment);
+    let mut endpoint = request.endpoint(opened.node);
+    let mut addresses = Vec::new();
+    for key in &request.membership.vips {
+        addresses.push(enrol(request, opened, key, &endpoint)?);
+    }
+    let index = make_pair(request, opened, &addresses)?;
+    endpoint.ifindex = Some(index);
+    endpoint.nexthop = ids::nexthop(index);
+    endpoint.state = State::Ready;
+    for (key, address) in request.membership.vips.iter().zip(&addresses) {
+        let mut vip = opened.registry.vip(key)?;
+        if vip.record.as_ref().is_none_or(|record| record.address != *address) {
+            return Err(Error::Renumbered(key.to_string()));
+        }
+        vip.write_endpoint(&name, &endpoint)?;
+        sync(&opened.net, vip)?;
+    }
+    Ok(addresses)
+}
+
+/// Records the replica, still pending, under its VIP; returns the VIP's address.
+fn enrol(request: &Request<'_>, opened: &Opened, key: &VipKey, endpoint: &Endpoint) -> Result<Ipv4Addr, Error> {
+    let name = attachment_name(request.attachment);
+    if let Some(mut vip) = opened.registry.vip_if_present(key)?
+        && !vip.is_unused()?
+        && let Some(record) = &vip.record
+    {
+        let address = record.address;
+        vip.enrol(&name, endpoint)?;
+        return Ok(address);
+    }
+    // Nobody serves it here: the address is the allocator's to say. It may take seconds, so no lock is held.
+    let address = acquire(request, opened.node, key)?;
+    let mut vip = opened.registry.vip(key)?;
+    if !vip.is_unused()?
+        && let Some(record) = &vip.record
+    {
+        let address = record.address; // another ADD was faster
+        vip.enrol(&name, endpoint)?;
+        return Ok(address);
+    }
+    let record = new_vip(request, opened.node, key, address, vip.slot()?);
+    vip.write_record(record)?;
+    vip.enrol(&name, endpoint)?;
+    Ok(address)
+}
+
+fn new_vip(request: &Request<'_>, node: Node, key: &VipKey, address: Ipv4Addr, slot: u32) -> VipRecord {
+    let group = request.config.group;
+    VipRecord {
+        schema: SCHEMA,
+        key: key.to_string(),
+        address,
+        slot,
+        node: node.address,
+        group: record::Group {
+            buckets: group.buckets,
+            idle_timer: group.idle_timer,
+            unbalanced_timer: group.unbalanced_timer,
+        },
+        withdrawn: false,
+        other: std::collections::BTreeMap::new(),
+    }
+}
+
+fn acquire(request: &Request<'_>, node: Node, key: &VipKey) -> Result<Ipv4Addr, Error> {
+    let ask =
+        AcquireRequest { vip: key.to_string(), pod: request.pod_address, node: node.address, gateway: node.gateway };
+    client::acquire(&request.config.allocator, &ask, ALLOCATOR_TIMEOUT)
+        .map(|grant| grant.address)
+        .map_err(|source| Error::Allocator { vip: key.to_string(), source })
+}
+
+/// Makes the veth pair and all around it; returns the host end's index.
+fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Result<u32, Error> {
+    let Request { names, pod, attachment, .. } = request;
+    let interface: &Link = &request.before.interface;
+    let mtu = request.config.mtu.unwrap_or(interface.mtu);
+    pair::create(&opened.net, names, mtu, pod.netns()).map_err(|e| match e.errno {
+        nix::errno::Errno::EEXIST => Error::DeviceInTheWay,
+        _ => e.into(),
+    })?;
+    let vanished = |name: &str| net::Error::new("get link", name, nix::errno::Errno::ENODEV);
+    let pod_end = PodEnd::new(pod, interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
+    let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
+    let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };
+    pair::apply(pod, pod_end.fixes(&want))?;
+    pair::apply(&opened.net, host_end.fixes(names, request.pod_address))?;
+    Ok(host_end.link.index)
+}
+
+/// What is put back where nothing is known: the kernel's defaults.
+pub(super) const FORMER_DEFAULT: Former = Former { arp_ignore: 0, arp_announce: 0 };

@@ -1,0 +1,143 @@
+//! CHECK: is the pod attached as it should be? Every object is compared with what the registry says; the first that is
+//! missing is named.
+
+use crate::cni::env::Attachment;
+use crate::cni::{Call, Config, PrevResult};
+use crate::net::{Netns, NodeNet, PodNet, link, sysctl};
+use crate::registry::{AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
+use crate::vip::differs;
+use crate::vip::ids::{self, POD_DEVICE, PairNames};
+use crate::vip::pair::{HostEnd, PodEnd, PodWant, wrong_mac};
+
+use super::error::Error;
+use super::membership;
+use super::node::SETTINGS;
+
+/// Verifies the attachment.
+pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
+    let (Some(attachment), Some(netns)) = (&call.attachment, &call.netns) else { return Ok(()) };
+    let registry = Registry::new(&config.data_dir);
+    let recorded = if registry.exists() { registry.attachment(attachment)? } else { None };
+    let Some(locked) = recorded else {
+        return match membership::read(call, config)? {
+            None => Ok(()), // passed through at ADD
+            Some(_) => Err(Error::CheckFailed(format!("no attachment {} is recorded", attachment_name(attachment)))),
+        };
+    };
+    let record = locked.record.as_ref().map_err(|e| Error::CheckFailed(e.to_string()))?;
+    let net = NodeNet::open()?;
+    check_settings()?;
+    let vips = check_registry(&registry, attachment, record)?;
+    let Some(endpoint) = vips.first().map(|(_, endpoint)| endpoint) else { return Ok(()) };
+    check_host_end(&net, attachment, endpoint)?;
+    let alive = Netns::open_if_alive(netns)?;
+    let pod = alive.ok_or_else(|| Error::CheckFailed(format!("network namespace {} is gone", netns.display())))?;
+    let pod = PodNet::open(pod)?;
+    check_pod(&pod, attachment, &vips)?;
+    check_prev_result(&net, &pod, config)?;
+    check_routes(&net, &registry, record)
+}
+
+fn failed<T>(finding: impl Into<String>) -> Result<T, Error> {
+    Err(Error::CheckFailed(finding.into()))
+}
+
+fn check_settings() -> Result<(), Error> {
+    for (name, value) in SETTINGS {
+        let have = sysctl::get(name)?;
+        if have != value {
+            return failed(format!("sysctl {name} is {have}, not {value}"));
+        }
+    }
+    Ok(())
+}
+
+/// The records of the VIPs joined, and of this endpoint in each.
+fn check_registry(
+    registry: &Registry,
+    attachment: &Attachment,
+    record: &AttachmentRecord,
+) -> Result<Vec<(VipRecord, Endpoint)>, Error> {
+    let name = attachment_name(attachment);
+    let mut vips = Vec::new();
+    for key in record.keys() {
+        let gone = || Error::CheckFailed(format!("VIP {key} has no record of {name}"));
+        let vip = registry.vip_if_present(&key)?.ok_or_else(gone)?;
+        if let Some(damage) = vip.damage()?.first() {
+            return failed(damage.to_string());
+        }
+        let endpoint = vip.endpoint(&name)?.ok_or_else(gone)?;
+        let Some(vip) = vip.record.clone() else { return failed(format!("VIP {key} has no record")) };
+        vips.push((vip, endpoint));
+    }
+    Ok(vips)
+}
+
+fn check_host_end(net: &NodeNet, attachment: &Attachment, endpoint: &Endpoint) -> Result<(), Error> {
+    let names = PairNames::of(attachment);
+    let Some(end) = HostEnd::read(net, &names)? else {
+        return failed(format!("link {} is missing", names.host));
+    };
+    if endpoint.ifindex != Some(end.link.index) {
+        return failed(format!("link {} is another one than was made (index {})", names.host, end.link.index));
+    }
+    if let Some(finding) = wrong_mac(&names.host, end.link.mac, names.host_mac) {
+        return failed(finding);
+    }
+    if let Some(fix) = end.fixes(&names, endpoint.address).first() {
+        return failed(&fix.finding);
+    }
+    let wanted = ids::nexthop(end.link.index).map(|id| crate::net::nexthop::Nexthop {
+        id,
+        gateway: endpoint.address,
+        index: end.link.index,
+    });
+    let found = endpoint.nexthop.map(|id| crate::net::nexthop::get(net, id)).transpose()?.flatten();
+    match (wanted, found) {
+        (Some(wanted), Some(crate::net::nexthop::Object::Single(found))) if wanted == found => Ok(()),
+        (_, None) => failed(format!("nexthop {} is missing", endpoint.nexthop.unwrap_or_default())),
+        _ => failed(format!("nexthop {} is not as it should be", endpoint.nexthop.unwrap_or_default())),
+    }
+}
+
+fn check_pod(pod: &PodNet, attachment: &Attachment, vips: &[(VipRecord, Endpoint)]) -> Result<(), Error> {
+    let names = PairNames::of(attachment);
+    let Some(end) = PodEnd::read(pod, &attachment.ifname)? else {
+        return failed(format!("link {POD_DEVICE} or {} is missing in the pod", attachment.ifname));
+    };
+    if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), names.pod_mac) {
+        return failed(finding);
+    }
+    let addresses = vips.iter().map(|(vip, _)| vip.address).collect();
+    let want = PodWant { names: &names, ifname: &attachment.ifname, vips: addresses };
+    match end.fixes(&want).first() {
+        Some(fix) => failed(format!("in the pod: {}", fix.finding)),
+        None => Ok(()),
+    }
+}
+
+/// The devices the plugins before us made must still be there.
+fn check_prev_result(net: &NodeNet, pod: &PodNet, config: &Config) -> Result<(), Error> {
+    let Some(raw) = &config.prev_result else { return Ok(()) };
+    for interface in PrevResult::parse(raw)?.interfaces() {
+        let (found, place) = if interface.sandbox.is_empty() {
+            (link::by_name(net, &interface.name)?, "on the node")
+        } else {
+            (link::by_name(pod, &interface.name)?, "in the pod")
+        };
+        if found.is_none() {
+            return failed(format!("link {} of prevResult is missing {place}", interface.name));
+        }
+    }
+    Ok(())
+}
+
+fn check_routes(net: &NodeNet, registry: &Registry, record: &AttachmentRecord) -> Result<(), Error> {
+    for key in record.keys() {
+        let Some(mut vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
+        if let Some(op) = differs(net, &mut vip)?.first() {
+            return failed(op.finding());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! DEL: a pod leaves its VIPs. Needs neither its namespace nor prevResult nor the allocator.
+
+use crate::cni::{Call, Config};
+use crate::net::NodeNet;
+use crate::registry::{Boot, Registry};
+
+use super::detach::{self, Detach};
+use super::error::Error;
+
+/// Detaches the pod; one that was never attached is detached already.
+pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
+    let Some(attachment) = &call.attachment else { return Ok(()) };
+    let registry = Registry::new(&config.data_dir);
+    // Also the way of every pod that names no VIP: one look for a file.
+    if !registry.exists() {
+        return Ok(());
+    }
+    if registry.begin()? == Boot::Discarded {
+        return detach::sweep(&NodeNet::open()?, &registry);
+    }
+    let Some(locked) = registry.attachment(attachment)? else { return Ok(()) };
+    let net = NodeNet::open()?;
+    let removal =
+        Detach { net: &net, registry: &registry, allocator: Some(&config.allocator), netns: call.netns.as_deref() };
+    removal.run(attachment, locked)
+}

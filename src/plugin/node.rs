@@ -1,0 +1,110 @@
+//! The node a call runs on: what its kernel can do, its own address and gateway, its settings.
+
+use std::net::Ipv4Addr;
+
+use nix::sys::utsname;
+
+use crate::cni::Config;
+use crate::net::route::{self, Filter, Kind, Route};
+use crate::net::{NodeNet, address, sysctl};
+use crate::vip::ids::HOST_ADDRESS;
+
+use super::error::Error;
+
+/// Resilient groups and hash policy 3 came with it.
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
+
+/// What the node must be set to. Hash policy 3 with these fields (addresses, protocol, ports) computes a flow's hash
+/// from the packet itself; with policy 1 the kernel may take the sender's, which TCP changes after a time-out.
+pub const SETTINGS: [(&str, i64); 3] = [
+    ("net.ipv4.fib_multipath_hash_policy", 3),
+    ("net.ipv4.fib_multipath_hash_fields", 0x37),
+    ("net.ipv4.ip_forward", 1),
+];
+
+/// Where a replica is: with the pod's own address, a VIP's *base information*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The node's address.
+    pub address: Ipv4Addr,
+    /// Its gateway, where it has one.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Node {
+    /// From the configuration; what that leaves open, from the default route; failing that, the node's first address.
+    pub fn find(net: &NodeNet, config: &Config) -> Result<Self, Error> {
+        if let (Some(address), gateway @ Some(_)) = (config.node_ip, config.gateway) {
+            return Ok(Self { address, gateway });
+        }
+        let default = default_route(&route::list(
+            net,
+            Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) },
+        )?);
+        let (source, index, gateway) = default.map_or((None, None, None), |d| (d.source, d.index, d.gateway));
+        let address = match config.node_ip.or(source) {
+            Some(address) => address,
+            None => first_address(net, index)?.ok_or(Error::NoNodeAddress)?,
+        };
+        Ok(Self { address, gateway: config.gateway.or(gateway) })
+    }
+}
+
+struct Default {
+    source: Option<Ipv4Addr>,
+    index: Option<u32>,
+    gateway: Option<Ipv4Addr>,
+}
+
+/// The default route of the lowest metric.
+fn default_route(routes: &[Route]) -> Option<Default> {
+    let best = routes.iter().filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
+    let Kind::Via(hops) = &best.kind else { return None };
+    let hop = hops.first()?;
+    Some(Default { source: best.source, index: hop.index, gateway: hop.gateway })
+}
+
+/// The first global address of that device, or (`None`) of the first device that has one and isn't ours.
+fn first_address(net: &NodeNet, index: Option<u32>) -> Result<Option<Ipv4Addr>, Error> {
+    let addresses = address::list(net, index)?;
+    let of_the_node = addresses.iter().filter(|a| a.global && a.address != HOST_ADDRESS);
+    Ok(of_the_node.min_by_key(|a| a.index).map(|a| a.address))
+}
+
+/// Refuses kernels that lack what VIPs need.
+pub fn check_kernel() -> Result<(), Error> {
+    let release = utsname::uname().map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned());
+    if is_recent(&release) { Ok(()) } else { Err(Error::KernelTooOld(release)) }
+}
+
+/// `6.1.0-13-amd64` and the like. What has no number to read is let through: the kernel will say what it lacks.
+fn is_recent(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST_KERNEL,
+        _ => true,
+    }
+}
+
+/// Sets the node up for VIPs.
+pub fn configure() -> Result<(), Error> {
+    for (name, value) in SETTINGS {
+        sysctl::ensure(name, value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_recent;
+
+    #[test]
+    fn kernels_are_told_apart() {
+        for good in ["5.14.0", "6.1.0-13-amd64", "5.14", "10.0", "strange"] {
+            assert!(is_recent(good), "{good}");
+        }
+        for old in ["5.13.19", "4.18.0-553.el8.x86_64"] {
+            assert!(!is_recent(old), "{old}");
+        }
+    }
+}

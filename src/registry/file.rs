@@ -1,0 +1,177 @@
+//! JSON files: replaced as a whole, told apart when torn, foreign or newer.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::record::SCHEMA;
+use super::{Error, Result};
+
+/// No file of ours comes near this; something that does is not read into memory.
+const MAX_SIZE: u64 = 16 << 20;
+
+/// Reads a record. `None`: there is no such file.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let mut file = match open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open", path)(e)),
+    };
+    let size = file.metadata().map_err(Error::io("read", path))?.len().min(MAX_SIZE);
+    let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64); // room for the read that finds the end
+    Read::by_ref(&mut file).take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
+    decode(path, &text).map(Some)
+}
+
+/// Decodes a record's text; `path` is for the error.
+pub fn decode<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        schema: Option<u64>,
+    }
+    let torn = |source| Error::Torn { path: path.to_owned(), source };
+    match serde_json::from_slice::<Schema>(text).map_err(torn)?.schema {
+        None => Err(Error::Foreign { path: path.to_owned() }),
+        Some(schema) if schema > SCHEMA => Err(Error::Newer { path: path.to_owned(), schema }),
+        Some(_) => serde_json::from_slice(text).map_err(torn),
+    }
+}
+
+/// Opens for reading; a symbolic link in a file's place is refused (`ELOOP`).
+fn open(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Whether it must survive a power loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// No: it means nothing after a reboot.
+    Boot,
+    /// Yes: file and directory are synced before this returns.
+    Disk,
+}
+
+/// Replaces a file as a whole: a reader sees the old text or the new one. The temporary file has a fixed name, so that
+/// a crash leaves at most one, which the next write takes; the caller holds the lock that makes it the only writer.
+pub fn write_atomic(path: &Path, record: &impl Serialize, durability: Durability) -> Result<()> {
+    let mut text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
+    text.push(b'\n');
+    let Some((dir, name)) = path.parent().zip(path.file_name()) else {
+        return Err(Error::io("write", path)(std::io::ErrorKind::InvalidInput.into()));
+    };
+    let temporary = dir.join(format!(".{}.tmp", name.to_string_lossy()));
+    let written = write_new(&temporary, &text, durability)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .and_then(|()| if durability == Durability::Disk { File::open(dir)?.sync_all() } else { Ok(()) });
+    written.map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io("write", path)(e)
+    })
+}
+
+fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    file.write_all(text)?;
+    if durability == Durability::Disk { file.sync_all() } else { Ok(()) }
+}
+
+/// Overwrites a file where it stands, for what may be torn by a crash because it can be derived again.
+pub fn write_in_place(path: &Path, record: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
+    write_new(path, &text, Durability::Boot).map_err(Error::io("write", path))
+}
+
+/// Empties a file; it needn't exist.
+pub fn empty(path: &Path) -> Result<()> {
+    match File::options().write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("empty", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a directory holds nothing but hidden (temporary) files, or doesn't exist.
+pub fn is_empty_dir(path: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(Error::io("list", path)(e)),
+    };
+    for entry in entries {
+        if !entry.map_err(Error::io("list", path))?.file_name().as_encoded_bytes().starts_with(b".") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes a directory and its parents, 0700; it may exist.
+pub fn make_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+}
+
+/// Removes a file; false: there was none.
+pub fn remove(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("remove", path)(e)),
+    }
+}
+
+/// The names in a directory, hidden ones (temporary files) left out; none where there is no directory.
+pub fn list(path: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("list", path)(e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", path))?.file_name();
+        names.extend(name.into_string().ok().filter(|name| !name.starts_with('.')));
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    fn verdict(text: &str) -> std::result::Result<Value, &'static str> {
+        decode::<Value>(Path::new("/r/x.json"), text.as_bytes()).map_err(|e| match e {
+            Error::Torn { .. } => "torn",
+            Error::Foreign { .. } => "foreign",
+            Error::Newer { .. } => "newer",
+            _ => "other",
+        })
+    }
+
+    #[test]
+    fn damage_is_told_apart() {
+        assert_eq!(verdict(r#"{"schema":1,"a":"#), Err("torn"));
+        assert_eq!(verdict(""), Err("torn"));
+        assert_eq!(verdict(r#"{"a":1}"#), Err("foreign"));
+        assert_eq!(verdict(r#"{"schema":2}"#), Err("newer"));
+        assert!(verdict(r#"{"schema":1,"a":1}"#).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<super::super::Endpoint>(Path::new("/x"), &bytes);
+            let _ = decode::<super::super::AttachmentRecord>(Path::new("/x"), &bytes);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the files say. Fields that a later version adds survive a rewrite by this one (`other`).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::VipKey;
+
+/// The version of every file's form.
+pub const SCHEMA: u64 = 1;
+
+fn schema() -> u64 {
+    SCHEMA
+}
+
+/// `vip.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipRecord {
+    /// [`SCHEMA`].
+    #[serde(default = "schema")]
+    pub schema: u64,
+    /// `<namespace>/<name>`.
+    pub key: String,
+    /// The VIP's address.
+    pub address: Ipv4Addr,
+    /// The lower bits of its group's id.
+    pub slot: u32,
+    /// The node's own address: `src` of the VIP's route.
+    pub node: Ipv4Addr,
+    /// How flows are spread.
+    pub group: Group,
+    /// The address is no longer ours: nothing of it may be in the kernel's tables.
+    #[serde(default)]
+    pub withdrawn: bool,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// `group` of the conflist entry, in its spelling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Group {
+    /// How many buckets flows are hashed to.
+    pub buckets: u16,
+    /// Seconds.
+    pub idle_timer: u32,
+    /// Seconds; 0: never.
+    pub unbalanced_timer: u32,
+}
+
+/// Whether a replica gets connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not yet.
+    Pending,
+    /// Yes.
+    Ready,
+    /// No new ones.
+    Draining,
+}
+
+/// `endpoints/<containerID>@<ifname>.json`: a replica, and where it is (its *base information*: its address, its node's
+/// address, that node's gateway).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// [`SCHEMA`].
+    #[serde(default = "schema")]
+    pub schema: u64,
+    /// The CNI network it is attached by.
+    pub network: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// The node's address.
+    pub node: Ipv4Addr,
+    /// The node's gateway, where it has one.
+    pub gateway: Option<Ipv4Addr>,
+    /// The pod.
+    pub pod: Pod,
+    /// The pod's network namespace.
+    pub netns: PathBuf,
+    /// The host end of its pair.
+    pub device: String,
+    /// The host end's index; `None` until the pair exists.
+    pub ifindex: Option<u32>,
+    /// The pod end's Ethernet address.
+    pub mac: String,
+    /// Its nexthop's id; `None` until the pair exists.
+    pub nexthop: Option<u32>,
+    /// What it serves: `80/tcp`. Empty: everything.
+    #[serde(default)]
+    pub ports: Vec<String>,
+    /// Whether it gets connections.
+    pub state: State,
+    /// Its share beside the others', 1–255.
+    pub weight: u8,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// The pod, as the runtime names it. Empty where it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// `attachments/<containerID>@<ifname>.json`: all that DEL needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentRecord {
+    /// [`SCHEMA`].
+    #[serde(default = "schema")]
+    pub schema: u64,
+    /// The CNI network it is attached by.
+    pub network: String,
+    /// The VIPs it joined, `<namespace>/<name>`.
+    pub vips: Vec<String>,
+    /// The pod's network namespace.
+    pub netns: Netns,
+    /// What the pod's interface had before: to be put back.
+    pub former: Former,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+/// A network namespace, so that another one at the same path isn't taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netns {
+    /// Where the runtime showed it.
+    pub path: PathBuf,
+    /// Device number of its inode.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+/// `net.ipv4.conf.<ifname>.…` of the pod before the ADD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    /// `arp_ignore`
+    pub arp_ignore: i32,
+    /// `arp_announce`
+    pub arp_announce: i32,
+}
+
+impl AttachmentRecord {
+    /// The VIPs it joined; a name that is none is left out.
+    pub fn keys(&self) -> impl Iterator<Item = VipKey> {
+        self.vips.iter().filter_map(|text| text.parse().ok())
+    }
+}

@@ -1,0 +1,254 @@
+//! One VIP's directory under its lock.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::file::{self, Durability};
+use super::lock::{Lock, Missing, of_dir};
+use super::record::{Endpoint, SCHEMA, State, VipRecord};
+use super::{Error, Registry, Result, VipKey};
+
+pub(super) const RECORD: &str = "vip.json";
+const INDEX: &str = "index.json";
+const ENDPOINTS: &str = "endpoints";
+/// What the name of a directory under removal ends in.
+const GONE: &str = ".gone";
+
+/// A ready endpoint in short: what the VIP's route needs of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// The host end's index.
+    pub ifindex: u32,
+    /// Its share beside the others'.
+    pub weight: u8,
+}
+
+impl Member {
+    fn of(endpoint: &Endpoint) -> Option<Self> {
+        let ifindex = endpoint.ifindex.filter(|_| endpoint.state == State::Ready)?;
+        Some(Self { address: endpoint.address, ifindex, weight: endpoint.weight })
+    }
+}
+
+/// `index.json`: the ready endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is
+/// emptied before one of them changes and written afterwards, so where it says anything it is right.
+#[derive(Debug, Serialize, Deserialize)]
+struct Index {
+    schema: u64,
+    ready: BTreeMap<String, Member>,
+}
+
+/// A VIP and the lock on it.
+#[derive(Debug)]
+pub struct LockedVip {
+    registry: Registry,
+    key: VipKey,
+    dir: PathBuf,
+    _lock: Lock,
+    /// Its record, if it has one.
+    pub record: Option<VipRecord>,
+    record_damage: Option<Error>,
+    /// The ready endpoints; `None`: not read so far.
+    ready: Option<BTreeMap<String, Member>>,
+    /// The index was emptied and must be written again.
+    index_is_due: bool,
+}
+
+impl Registry {
+    /// Locks a VIP, new or not.
+    pub fn vip(&self, key: &VipKey) -> Result<LockedVip> {
+        loop {
+            file::make_dir(&self.vip_dir(key).join(ENDPOINTS))?;
+            // `None`: the last holder has just removed the directory.
+            if let Some(vip) = self.lock_vip(key, Missing::Create)? {
+                return Ok(vip);
+            }
+        }
+    }
+
+    /// Locks a VIP, if anything is recorded of it.
+    pub fn vip_if_present(&self, key: &VipKey) -> Result<Option<LockedVip>> {
+        // A directory without its lock file is what a crash between the two leaves.
+        if !self.vip_dir(key).exists() {
+            return Ok(None);
+        }
+        self.lock_vip(key, Missing::Create)
+    }
+
+    /// Removes what a crash left of VIPs under removal.
+    pub fn sweep_removed_vips(&self) -> Result<()> {
+        let dir = self.vips_dir();
+        let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(()) };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().ends_with(GONE) {
+                // Its remover may be alive and faster.
+                match std::fs::remove_dir_all(entry.path()) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &dir)(e)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_vip(&self, key: &VipKey, missing: Missing) -> Result<Option<LockedVip>> {
+        let dir = self.vip_dir(key);
+        let Some(lock) = Lock::take(&of_dir(&dir), missing)? else {
+            return Ok(None);
+        };
+        let (record, record_damage) = match file::read(&dir.join(RECORD)) {
+            Ok(record) => (record, None),
+            Err(e) if e.is_damage() => (None, Some(e)),
+            Err(e) => return Err(e),
+        };
+        let (registry, key) = (self.clone(), key.clone());
+        let (ready, index_is_due) = (None, false);
+        Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, ready, index_is_due }))
+    }
+}
+
+/// The endpoints of a VIP's directory, by attachment name.
+pub(super) fn read_endpoints(dir: &Path) -> Result<Vec<(String, Result<Endpoint>)>> {
+    let dir = dir.join(ENDPOINTS);
+    let mut endpoints = Vec::new();
+    for name in file::list(&dir)? {
+        let Some(stem) = name.strip_suffix(".json") else { continue };
+        match file::read(&dir.join(&name)) {
+            Ok(None) => {} // removed since the listing
+            Ok(Some(endpoint)) => endpoints.push((stem.to_owned(), Ok(endpoint))),
+            Err(e) => endpoints.push((stem.to_owned(), Err(e))),
+        }
+    }
+    Ok(endpoints)
+}
+
+impl LockedVip {
+    /// The VIP's name.
+    pub fn key(&self) -> &VipKey {
+        &self.key
+    }
+
+    /// The endpoints that get connections, by attachment name. One whose file is damaged is left out.
+    pub fn ready(&mut self) -> Result<&BTreeMap<String, Member>> {
+        let ready = match self.ready.take() {
+            Some(ready) => ready,
+            None => self.read_ready()?,
+        };
+        Ok(self.ready.insert(ready))
+    }
+
+    fn read_ready(&mut self) -> Result<BTreeMap<String, Member>> {
+        if let Ok(Some(Index { ready, .. })) = file::read(&self.dir.join(INDEX)) {
+            return Ok(ready);
+        }
+        let endpoints = read_endpoints(&self.dir)?;
+        self.index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
+        let member = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Member::of(&endpoint.ok()?)?));
+        Ok(endpoints.into_iter().filter_map(member).collect())
+    }
+
+    /// The names of all its endpoints, whatever their state.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let files = file::list(&self.dir.join(ENDPOINTS))?;
+        Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
+    }
+
+    /// No endpoint is recorded, usable or not.
+    pub fn is_unused(&self) -> Result<bool> {
+        if self.ready.as_ref().is_some_and(|ready| !ready.is_empty()) {
+            return Ok(false);
+        }
+        file::is_empty_dir(&self.dir.join(ENDPOINTS))
+    }
+
+    /// Files of the VIP that can't be used. A replica whose file it is, is left out.
+    pub fn damage(&self) -> Result<Vec<Error>> {
+        let mut damage = Vec::new();
+        damage.extend(file::read::<VipRecord>(&self.dir.join(RECORD)).err());
+        damage.extend(read_endpoints(&self.dir)?.into_iter().filter_map(|(_, endpoint)| endpoint.err()));
+        Ok(damage)
+    }
+
+    /// A slot for a record to be written. A damaged record is not written over.
+    pub fn slot(&mut self) -> Result<u32> {
+        match (&self.record, self.record_damage.take()) {
+            (Some(record), _) => Ok(record.slot),
+            (None, Some(damage)) => Err(damage),
+            (None, None) => self.registry.take_slot(),
+        }
+    }
+
+    /// Writes the VIP's record.
+    pub fn write_record(&mut self, record: VipRecord) -> Result<()> {
+        file::write_atomic(&self.dir.join(RECORD), &record, Durability::Boot)?;
+        self.record = Some(record);
+        Ok(())
+    }
+
+    /// One endpoint in full.
+    pub fn endpoint(&self, name: &str) -> Result<Option<Endpoint>> {
+        file::read(&self.endpoint_path(name))
+    }
+
+    /// Records an endpoint that isn't there yet and gets no connections yet: nothing the index says changes.
+    pub fn enrol(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
+        file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)
+    }
+
+    /// Records an endpoint, new or changed.
+    pub fn write_endpoint(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
+        self.before_change()?;
+        file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)?;
+        let ready = self.ready.get_or_insert_default();
+        match Member::of(endpoint) {
+            Some(member) => drop(ready.insert(name.to_owned(), member)),
+            None => drop(ready.remove(name)),
+        }
+        Ok(())
+    }
+
+    /// Removes an endpoint, usable or not; it needn't exist.
+    pub fn remove_endpoint(&mut self, name: &str) -> Result<()> {
+        self.before_change()?;
+        file::remove(&self.endpoint_path(name))?;
+        self.ready.get_or_insert_default().remove(name);
+        Ok(())
+    }
+
+    fn before_change(&mut self) -> Result<()> {
+        self.ready()?;
+        if !self.index_is_due {
+            file::empty(&self.dir.join(INDEX))?;
+            self.index_is_due = true;
+        }
+        Ok(())
+    }
+
+    /// Removes the VIP's directory and all in it, its slot with it. Renamed first, so that who waits for the lock, or
+    /// makes the VIP anew, never works in a directory that is being emptied.
+    pub fn remove(mut self) -> Result<()> {
+        self.index_is_due = false;
+        let gone = self.registry.vips_dir().join(format!(".{}.{}{GONE}", self.key.dir_name(), std::process::id()));
+        std::fs::rename(&self.dir, &gone).map_err(Error::io("remove", &self.dir))?;
+        std::fs::remove_dir_all(&gone).map_err(Error::io("remove", &gone))
+    }
+
+    fn endpoint_path(&self, name: &str) -> PathBuf {
+        self.dir.join(ENDPOINTS).join(format!("{name}.json"))
+    }
+}
+
+impl Drop for LockedVip {
+    /// The index is a convenience: where it can't be written, the next reader reads the endpoints. Written by every
+    /// holder of the lock who changed something, also on the way out of a failure.
+    fn drop(&mut self) {
+        if let Some(ready) = self.ready.take().filter(|_| self.index_is_due) {
+            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, ready });
+        }
+    }
+}

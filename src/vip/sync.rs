@@ -1,0 +1,133 @@
+//! The node's side of a VIP: group, routes, nexthops.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::net::nexthop::{Nexthop, Object, Resilience};
+use crate::net::route::{self, Filter, Kind};
+use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
+use crate::registry::{LockedVip, VipRecord};
+
+use super::plan::{self, DataRoute, Have, HaveNexthop, Want, WantedMember};
+use super::{Result, ids};
+
+/// How often the plan is made anew when the kernel refuses it: a pod that dies in between takes its nexthop along.
+const TRIES: u32 = 4;
+
+/// Makes the kernel's tables match the registry for one VIP. Without endpoints nothing of it stays, on disk either: the
+/// lock is consumed and given back only while the VIP exists.
+pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
+    let Some(record) = vip.record.clone() else {
+        if vip.is_unused()? {
+            vip.remove()?;
+            return Ok(None);
+        }
+        return Ok(Some(vip));
+    };
+    let want = want(&record, &mut vip)?;
+    settle(node, &want)?;
+    if vip.is_unused()? {
+        vip.remove()?;
+        return Ok(None);
+    }
+    Ok(Some(vip))
+}
+
+/// Takes a VIP's routes and group out of the kernel, whatever the registry says of its endpoints.
+pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
+    let mut want = bare_want(record);
+    want.present = false;
+    settle(node, &want)
+}
+
+/// The steps that [`sync`] would take now: what is not as it should be.
+pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<plan::Op>> {
+    let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
+    let want = want(&record, vip)?;
+    Ok(plan::difference(&read(node, &want)?, &want))
+}
+
+fn settle(node: &NodeNet, want: &Want) -> Result<()> {
+    let mut tries = 1;
+    loop {
+        let ops = plan::difference(&read(node, want)?, want);
+        let requests: Vec<Request> = ops.iter().map(plan::Op::request).collect();
+        match node.apply(&requests) {
+            Ok(()) => return Ok(()),
+            Err(e) if tries == TRIES => return Err(e.into()),
+            Err(_) => tries += 1,
+        }
+    }
+}
+
+fn bare_want(record: &VipRecord) -> Want {
+    let registry_group = record.group;
+    Want {
+        address: record.address,
+        source: record.node,
+        group: ids::group(record.slot),
+        resilience: Resilience {
+            buckets: registry_group.buckets,
+            idle_timer: registry_group.idle_timer,
+            unbalanced_timer: registry_group.unbalanced_timer,
+        },
+        present: !record.withdrawn,
+        members: Vec::new(),
+    }
+}
+
+fn want(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
+    let mut want = bare_want(record);
+    want.present &= !vip.is_unused()?;
+    for member in vip.ready()?.values() {
+        let index = member.ifindex;
+        let Some(id) = ids::nexthop(index) else { continue };
+        let nexthop = Nexthop { id, gateway: member.address, index };
+        want.members.push(WantedMember { nexthop, weight: member.weight });
+    }
+    Ok(want)
+}
+
+fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
+    let group = nexthop::get(node, want.group)?;
+    let (data, announced) = read_routes(node, want)?;
+    Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced })
+}
+
+/// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of
+/// its device's index, is the right one; only the others are asked for. So reading 1,000 replicas is one question.
+fn read_nexthops(node: &NodeNet, want: &Want, group: Option<&Object>) -> net::Result<BTreeMap<u32, HaveNexthop>> {
+    let in_group: BTreeSet<u32> = match group {
+        Some(Object::Group(group)) => group.members.iter().map(|m| m.id).collect(),
+        _ => BTreeSet::new(),
+    };
+    let mut nexthops = BTreeMap::new();
+    for WantedMember { nexthop: wanted, .. } in &want.members {
+        let have = if in_group.contains(&wanted.id) { HaveNexthop::Right } else { read_nexthop(node, *wanted)? };
+        nexthops.insert(wanted.id, have);
+    }
+    Ok(nexthops)
+}
+
+fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
+    Ok(match nexthop::get(node, wanted.id)? {
+        Some(Object::Single(found)) if found == wanted => HaveNexthop::Right,
+        Some(_) => HaveNexthop::Wrong,
+        // A device that is down can't carry a nexthop.
+        None if link::by_index(node, wanted.index)?.is_some_and(|link| link.up) => HaveNexthop::Missing,
+        None => HaveNexthop::NoDevice,
+    })
+}
+
+fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
+    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
+    let mut data = None;
+    let mut announced = BTreeSet::new();
+    for route in route::list(node, filter)? {
+        match route.kind {
+            Kind::Unreachable => drop(announced.insert(route.metric)),
+            Kind::Nexthop { id, source, cwnd } => data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
+            Kind::Via(_) | Kind::Other => data = Some(DataRoute { nexthop: None, source: None, cwnd: None }),
+        }
+    }
+    Ok((data, announced))
+}

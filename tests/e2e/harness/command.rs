@@ -1,0 +1,103 @@
+//! Running programs: found or named with their Debian package, never longer than a minute.
+
+use std::io::Write;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A program that takes longer hangs; it is killed, and what it said so far is part of the failure.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Each tool the tests run and the Debian package that brings it.
+const PACKAGES: &[(&str, &str)] = &[
+    ("conntrack", "conntrack"),
+    ("dhcpd", "isc-dhcp-server"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("host-local", "containernetworking-plugins"),
+    ("ip", "iproute2"),
+    ("kea-dhcp4", "kea-dhcp4-server"),
+    ("nft", "nftables"),
+    ("ptp", "containernetworking-plugins"),
+    ("strace", "strace"),
+    ("tcpdump", "tcpdump"),
+];
+
+/// Where Debian puts the base CNI plugins, and where everybody else does.
+pub const CNI_DIRS: &[&str] = &["/usr/lib/cni", "/opt/cni/bin"];
+
+/// The tool's path; a missing one fails the test.
+pub fn tool(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let dirs = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/bin"]).chain(CNI_DIRS.iter().copied());
+    let found = dirs.map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        let package = PACKAGES.iter().find(|(tool, _)| *tool == name).map_or(name, |(_, package)| package);
+        panic!("{name} is missing: apt-get install {package}")
+    })
+}
+
+/// What a program did.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Its stdout; anything but success fails the test.
+    pub fn ok(self) -> String {
+        assert!(self.status.success(), "{}\n{}{}", self.status, self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+pub trait Run {
+    /// Runs it with `input` on stdin, to its end or to [`LIMIT`]'s.
+    fn finish(&mut self, input: &str) -> Finished;
+
+    /// The kernel kills it when the thread that starts it ends, so that nothing outlives a test, even one that is killed.
+    fn dies_with_us(&mut self) -> &mut Self;
+}
+
+impl Run for Command {
+    fn finish(&mut self, input: &str) -> Finished {
+        self.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).dies_with_us();
+        let mut child = self.spawn().unwrap_or_else(|error| panic!("can't start {self:?}: {error}"));
+        let mut stdin = child.stdin.take().expect("stdin is a pipe");
+        let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
+        let (done, finished) = mpsc::channel::<()>();
+        let output = thread::scope(|scope| {
+            // A program that doesn't read its input closes the pipe early; that is its right.
+            scope.spawn(move || stdin.write_all(input.as_bytes()));
+            scope.spawn(move || {
+                if finished.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            });
+            let output = child.wait_with_output().expect("wait for a child");
+            drop(done);
+            output
+        });
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let finished = Finished { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(output.status.signal() != Some(libc::SIGKILL), "{self:?} was killed after {LIMIT:?}: {finished:?}");
+        finished
+    }
+
+    fn dies_with_us(&mut self) -> &mut Self {
+        // SAFETY: prctl is async-signal-safe and touches nothing of the parent's memory.
+        unsafe {
+            self.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            })
+        }
+    }
+}

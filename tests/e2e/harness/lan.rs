@@ -1,0 +1,43 @@
+//! The link that nodes, clients and DHCP servers share.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::netns::Netns;
+
+/// A bridge in a namespace of its own; the namespace is the LAN's gateway and runs its DHCP server.
+pub struct Lan {
+    pub ns: Netns,
+    ports: AtomicUsize,
+}
+
+/// The gateway's address. Nodes are 192.0.2.1 to .9, clients .50 and up; servers hand out .100 to .150.
+pub const GATEWAY: &str = "192.0.2.254";
+
+impl Lan {
+    pub fn new() -> Self {
+        let ns = Netns::new();
+        ns.ip("link add br0 type bridge forward_delay 0");
+        ns.ip(&format!("addr add {GATEWAY}/24 dev br0"));
+        ns.ip("link set br0 up");
+        Self { ns, ports: AtomicUsize::new(0) }
+    }
+
+    /// Plugs `ns` in: its device is called `eth0` and has the address 192.0.2.`host`/24.
+    pub fn plug(&self, ns: &Netns, host: u8) {
+        let port = format!("port{}", self.ports.fetch_add(1, Ordering::Relaxed));
+        self.ns.ip(&format!("link add name {port} type veth peer name eth0 netns {}", ns.path()));
+        self.ns.ip(&format!("link set {port} master br0 up"));
+        ns.ip(&format!("addr add 192.0.2.{host}/24 dev eth0"));
+        ns.ip("link set eth0 up");
+    }
+
+    /// A machine on the LAN that is no node: 192.0.2.`host`, with `routes` (`PREFIX via ADDRESS`) to the VIPs.
+    pub fn client(&self, host: u8, routes: &[&str]) -> Netns {
+        let ns = Netns::new();
+        self.plug(&ns, host);
+        for route in routes {
+            ns.ip(&format!("route add {route}"));
+        }
+        ns
+    }
+}

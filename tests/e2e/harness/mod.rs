@@ -1,0 +1,42 @@
+//! What the tests are written with: namespaces, nodes, pods, the CNI call, real DHCP servers, load, snapshots.
+
+mod cni;
+mod command;
+mod daemon;
+mod dhcp_server;
+mod join;
+mod lan;
+mod netns;
+mod node;
+mod pod;
+mod sidecar;
+mod snapshot;
+mod stub;
+mod tempdir;
+mod traffic;
+mod wait;
+
+// The example program's own client and server, so that tests and demo speak the same.
+#[path = "../../../examples/peer/load.rs"]
+#[allow(dead_code)]
+mod load;
+#[path = "../../../examples/peer/serve.rs"]
+#[allow(dead_code)]
+mod serve;
+
+pub use cni::{Environment, Failure, Reply, VIPROUTE};
+pub use command::{Finished, Run, tool};
+pub use daemon::Daemon;
+pub use dhcp_server::{DhcpServer, RANGE};
+pub use join::{CAPABILITY, Join};
+pub use lan::{GATEWAY, Lan};
+pub use load::{Connection, Load, Tally};
+pub use netns::Netns;
+pub use node::{NETWORK, Node};
+pub use pod::Pod;
+pub use serve::Server;
+pub use sidecar::{Sidecar, ask};
+pub use snapshot::Snapshot;
+pub use tempdir::TempDir;
+pub use traffic::{PORT, PodServer, attempt, connect, serve_all, share};
+pub use wait::until;
