@@ -53,8 +53,7 @@ pub fn broadcast(mac: [u8; 6], message: &[u8]) -> Result<Vec<u8>, WireError> {
 
 /// Reads a frame off the link. Never panics, whatever the bytes.
 pub fn parse_frame(frame: &[u8]) -> Result<Reply, WireError> {
-    let (ethernet, packet) =
-        frame.split_at_checked(ETHERNET).ok_or(WireError::Short("Ethernet header"))?;
+    let (ethernet, packet) = frame.split_at_checked(ETHERNET).ok_or(WireError::Short("Ethernet header"))?;
     if ethernet[12..14] != ETHERTYPE_IPV4 {
         return Err(WireError::Not("IPv4"));
     }
@@ -99,10 +98,7 @@ fn udp_payload(datagram: &[u8]) -> Result<&[u8], WireError> {
 
 /// The sum of the 16-bit words, the last one padded (RFC 1071). Datagrams are too short for it to overflow.
 fn sum(bytes: &[u8]) -> u32 {
-    bytes
-        .chunks(2)
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)])))
-        .sum()
+    bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]))).sum()
 }
 
 /// The checksum from a sum: carries folded in, complemented.

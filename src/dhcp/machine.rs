@@ -16,8 +16,7 @@ use super::wire::{Answer, Grant, Kind, Message, Reply};
 use super::{Change, Identity, Lease, Reason};
 
 /// The waits of an INIT-REBOOT burst; when the last is over the server counts as silent.
-const REBOOT_WAITS: [Duration; 3] =
-    [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2)];
+const REBOOT_WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2)];
 /// How often an offer is accepted before it counts as withdrawn (RFC 2131 section 3.1, 5).
 const SELECT_TRIES: u32 = 4;
 /// So many tries without success are worth a word to the owner.
@@ -206,13 +205,7 @@ impl Machine {
     }
 
     /// Accepts an offer, under its transaction's id and `secs` (RFC 2131 section 4.4.1).
-    fn select(
-        &mut self,
-        address: Ipv4Addr,
-        server: Ipv4Addr,
-        now: SystemTime,
-        actions: &mut Vec<Action>,
-    ) {
+    fn select(&mut self, address: Ipv4Addr, server: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
         if self.tries == 0 {
             self.asked = now;
         }

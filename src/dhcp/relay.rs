@@ -31,12 +31,10 @@ impl Relay {
         let local = SocketAddrV4::new(giaddr, SERVER_PORT);
         let failed = |op| move |errno| Error::Socket { op, on: local.to_string(), errno };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let fd = socket::socket(AddressFamily::Inet, SockType::Datagram, flags, None)
-            .map_err(failed("socket"))?;
+        let fd = socket::socket(AddressFamily::Inet, SockType::Datagram, flags, None).map_err(failed("socket"))?;
         socket::setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("SO_REUSEADDR"))?;
         enlarge(&fd);
-        socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(local))
-            .map_err(failed("bind"))?;
+        socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(local)).map_err(failed("bind"))?;
         let socket = UdpSocket::from_std(fd.into()).map_err(|error| failed("register")(errno(&error)))?;
         let server = SocketAddrV4::new(server, SERVER_PORT);
         Ok(Self { socket, server, agent: RelayAgent { giaddr, subnet } })

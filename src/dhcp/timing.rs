@@ -47,9 +47,7 @@ pub fn lease(grant: &Grant, asked: SystemTime, rng: &mut StdRng) -> Lease {
     let after = |part: f64| asked + Duration::from_secs(grant.lease.into()).mul_f64(part);
     let whole = f64::from(grant.lease);
     let (t1, t2) = [(grant.t1, grant.t2), (None, None)]
-        .map(|(t1, t2)| {
-            (t1.map_or(0.5, |t1| f64::from(t1) / whole), t2.map_or(0.875, |t2| f64::from(t2) / whole))
-        })
+        .map(|(t1, t2)| (t1.map_or(0.5, |t1| f64::from(t1) / whole), t2.map_or(0.875, |t2| f64::from(t2) / whole)))
         .into_iter()
         .find(|&(t1, t2)| 0.0 < t1 && t1 < t2 && t2 < 1.0)
         .unwrap_or((0.5, 0.875));

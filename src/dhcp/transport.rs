@@ -32,12 +32,10 @@ pub enum SendError {
 
 impl Transport {
     /// Opens the socket, in a tokio runtime.
-    pub fn open(config: &TransportConfig) -> Result<Self, Error> {
+    pub fn open(config: TransportConfig) -> Result<Self, Error> {
         match config {
             TransportConfig::Link { interface } => Ok(Self::Link(Link::open(interface)?)),
-            &TransportConfig::Relay { server, giaddr, subnet } => {
-                Ok(Self::Relay(Relay::open(server, giaddr, subnet)?))
-            }
+            TransportConfig::Relay { server, giaddr, subnet } => Ok(Self::Relay(Relay::open(server, giaddr, subnet)?)),
         }
     }
 

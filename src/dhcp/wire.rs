@@ -137,11 +137,7 @@ pub struct Grant {
 }
 
 /// The bytes of a message, without IP and UDP headers.
-pub fn encode(
-    message: &Message,
-    identity: &Identity,
-    relay: Option<&RelayAgent>,
-) -> Result<Vec<u8>, WireError> {
+pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>) -> Result<Vec<u8>, WireError> {
     let mut head = v4::Message::default();
     head.set_xid(message.xid).set_secs(message.secs).set_chaddr(&identity.chaddr);
     // For DECLINE as for the rest: servers answer nothing to it, and relays pass it either way.
@@ -268,12 +264,7 @@ pub fn parse(bytes: &[u8]) -> Result<Reply, WireError> {
     }
     let chaddr = message.chaddr().try_into().map_err(|_| WireError::Short("chaddr"))?;
     let mut raw = Raw::read(&message);
-    Ok(Reply {
-        xid: message.xid(),
-        chaddr,
-        client_id: raw.client_id.take(),
-        answer: raw.answer(message.yiaddr())?,
-    })
+    Ok(Reply { xid: message.xid(), chaddr, client_id: raw.client_id.take(), answer: raw.answer(message.yiaddr())? })
 }
 
 /// `address`, unless no single host can have it.
