@@ -10,6 +10,7 @@ pub mod client;
 pub mod config;
 mod conflict;
 mod dataplane;
+mod events;
 mod hands;
 mod keeper;
 mod lease;

@@ -6,27 +6,26 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::announce::Announcer;
 use super::arp::{self, Arp};
 use super::config::{Announce, Config};
 use super::dataplane::{self, Node};
+use super::events::{Event, Events};
 use super::hands::Hands;
 use super::keeper::{Done, Keeper};
 use super::lease::Report;
 use super::protocol::{Leases, Refusal, Released, Request, Status, code};
 use super::search::{self, Search};
 use super::server::{self, Call, Server};
-use super::source::{self, Notices, Sources};
+use super::source::{self, Sources};
 use super::state::{Caller, Findings, Input, Presence, Rules, State};
 use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
 use super::{notify, uplink, with_causes};
 use crate::net::{self, NodeNet};
-use crate::registry::{Registry, VipKey};
-use crate::vip;
+use crate::registry::{BadKey, Registry, VipKey};
 
 /// The loop looks around at least this often: the clock may have been set meanwhile.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
@@ -93,66 +92,6 @@ pub fn run(config: &Config) -> Result<(), Error> {
     // A search or a probe under way needn't be waited for.
     runtime.shutdown_background();
     result
-}
-
-/// Everything that can happen, other than time passing.
-struct Events {
-    calls: UnboundedReceiver<Call>,
-    reports: UnboundedReceiver<Report>,
-    notices: Notices,
-    done: UnboundedReceiver<Done>,
-    found: UnboundedReceiver<(VipKey, Ipv4Addr, Result<Findings, String>)>,
-    registry: UnboundedReceiver<Batch>,
-    failures: UnboundedReceiver<(VipKey, vip::Error)>,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-/// One of them.
-enum Event {
-    Call(Call),
-    Report(Report),
-    Done(Done),
-    Found(VipKey, Ipv4Addr, Result<Findings, String>),
-    Registry(Batch),
-    Stuck(VipKey, vip::Error),
-    Time,
-    End,
-}
-
-impl Events {
-    /// Waits for the next one, or until `due`.
-    async fn next(&mut self, due: Duration) -> Result<Event, Error> {
-        let ended = Error::Ended;
-        let event = tokio::select! {
-            _ = self.terminate.recv() => Some(Event::End),
-            _ = self.interrupt.recv() => Some(Event::End),
-            call = self.calls.recv() => Some(Event::Call(call.ok_or(ended("the server"))?)),
-            report = self.reports.recv() => Some(Event::Report(report.ok_or(ended("the source of addresses"))?)),
-            notice = next_notice(&mut self.notices) => {
-                source::report(notice.ok_or(ended("the DHCP engine"))?).map(Event::Report)
-            }
-            done = self.done.recv() => Some(Event::Done(done.ok_or(ended("the thread that keeps leases"))?)),
-            found = self.found.recv() => {
-                let (vip, address, found) = found.ok_or(ended("the search"))?;
-                Some(Event::Found(vip, address, found))
-            }
-            batch = self.registry.recv() => Some(Event::Registry(batch.ok_or(ended("the registry's watcher"))?)),
-            failure = self.failures.recv() => {
-                let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;
-                Some(Event::Stuck(vip, error))
-            }
-            () = tokio::time::sleep(due) => None,
-        };
-        Ok(event.unwrap_or(Event::Time))
-    }
-}
-
-async fn next_notice(notices: &mut Notices) -> Option<crate::dhcp::Notice> {
-    match notices {
-        Some(notices) => notices.recv().await,
-        None => std::future::pending().await,
-    }
 }
 
 struct Daemon {
@@ -414,5 +353,5 @@ impl Daemon {
 }
 
 fn parse(vip: &str) -> Result<VipKey, Refusal> {
-    vip.parse().map_err(|error| Refusal { code: code::INVALID, msg: error.to_string() })
+    vip.parse().map_err(|error: BadKey| Refusal { code: code::INVALID, msg: error.to_string() })
 }
