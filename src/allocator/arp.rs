@@ -67,7 +67,9 @@ impl Arp {
         };
         let mac = link.mac.ok_or(Errno::EPROTOTYPE).map_err(failed("finding the Ethernet address"))?;
         let fd = bound_socket(link.index).map_err(failed("opening a packet socket"))?;
-        let registered = AsyncFd::new(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        // SAFETY: an OwnedFd is open until it is dropped and always gives the same descriptor; the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register(fd) };
+        let registered = registered.map_err(|e| Errno::from_raw(e.into_parts().1.raw_os_error().unwrap_or(0)));
         let socket = registered.map_err(failed("registering the packet socket"))?;
         let arp = Arc::new(Self { socket, interface: link.name.clone(), mac, watched: Mutex::default() });
         tokio::spawn(listen(Arc::downgrade(&arp)));
