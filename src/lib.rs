@@ -5,6 +5,7 @@
 
 pub mod allocator;
 pub mod cni;
+pub mod ctl;
 pub mod dhcp;
 pub mod net;
 pub mod plugin;

@@ -4,7 +4,12 @@
 //! kept on disk, renewed while the VIP is in use and let go some time after its last replica left.
 
 pub mod allow;
+mod arp;
 pub mod client;
 pub mod config;
-mod key;
+mod conflict;
+mod lease;
 pub mod protocol;
+mod source;
+mod state;
+mod store;

@@ -1,9 +1,10 @@
 //! IPv4 routes (`ip route`).
 
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlaBuffer, NlasIterator, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::{
@@ -111,6 +112,11 @@ pub fn replace_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
     Request::new("add route", object, flags, &Message::NewRoute(message))
 }
 
+/// `ADDRESS/32`.
+pub fn host(address: Ipv4Addr) -> Ipv4Network {
+    Ipv4Network::from(address)
+}
+
 fn ours(address: Ipv4Addr) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).protocol(RouteProtocol::Other(PROTOCOL))
 }
@@ -122,8 +128,8 @@ pub struct Filter {
     pub table: Option<u32>,
     /// Routes of this protocol only.
     pub protocol: Option<u8>,
-    /// Routes to this address (`/32`) only.
-    pub address: Option<Ipv4Addr>,
+    /// Routes to exactly this prefix only.
+    pub prefix: Option<Ipv4Network>,
 }
 
 /// The routes that pass the filter.
@@ -135,29 +141,79 @@ pub fn list(socket: &Socket, filter: Filter) -> Result<Vec<Route>> {
         query.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
         query.attributes.push(RouteAttribute::Table(table));
     }
-    // The kernel can't filter by prefix: the wanted ones are picked before anything is decoded.
-    let wanted = filter.address.map(|a| a.octets());
+    // The kernel can't filter by prefix: the wanted ones are picked before they are decoded.
     socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
-        if let Some(octets) = wanted
-            && !is_host_route_to(payload, octets)
-        {
-            return None;
-        }
-        read(&RouteMessage::parse(payload).ok()?)
+        let wanted = filter.prefix.is_none_or(|prefix| is_route_to(payload, prefix));
+        wanted.then(|| RouteMessage::parse(&without_members(payload)).ok().as_ref().and_then(read)).flatten()
     })
 }
 
-/// Looks at `rtm_dst_len` and the destination attribute alone.
-fn is_host_route_to(payload: &[u8], octets: [u8; 4]) -> bool {
+/// The routes of all tables whose prefix holds one of the addresses. Others' routes over nexthop objects are shown by
+/// their hops, which the kernel lists with them (unless `net.ipv4.nexthop_compat_mode` is 0: then by none).
+pub fn covering(socket: &Socket, addresses: &[Ipv4Addr]) -> Result<Vec<Route>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    let addresses: Vec<u32> = addresses.iter().map(|a| u32::from(*a)).collect();
+    socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
+        // A full table of the internet's is looked at here: nothing is decoded that isn't wanted.
+        let (length, network) = destination(payload)?;
+        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(length))).unwrap_or(0);
+        if !addresses.iter().any(|address| address & mask == network & mask) {
+            return None;
+        }
+        let message = RouteMessage::parse(payload).ok()?;
+        let mut route = read(&message)?;
+        if matches!(route.kind, Kind::Nexthop { .. }) && route.protocol != PROTOCOL {
+            route.kind = Kind::Via(read_hops(&message));
+        }
+        Some(route)
+    })
+}
+
+/// `0.0.0.0/0`.
+pub const DEFAULT: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0) {
+    Some(network) => network,
+    None => unreachable!(),
+};
+
+/// Bytes of `struct rtmsg`.
+const HEADER: usize = 12;
+
+fn attributes(payload: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(payload.get(HEADER..).unwrap_or_default()).filter_map(std::result::Result::ok)
+}
+
+/// Looks at prefix length and destination alone.
+fn is_route_to(payload: &[u8], prefix: Ipv4Network) -> bool {
+    destination(payload) == Some((prefix.prefix(), u32::from(prefix.network())))
+}
+
+/// Prefix length and network of a route, the rest undecoded. The default route has no destination attribute.
+fn destination(payload: &[u8]) -> Option<(u8, u32)> {
     const RTM_DST_LEN: usize = 1;
-    const HEADER: usize = 12;
     const RTA_DST: u16 = 1;
-    payload.get(RTM_DST_LEN) == Some(&32)
-        && payload.get(HEADER..).is_some_and(|attributes| {
-            netlink_packet_core::NlasIterator::new(attributes)
-                .filter_map(std::result::Result::ok)
-                .any(|nla| nla.kind() == RTA_DST && nla.value() == octets)
-        })
+    let length = *payload.get(RTM_DST_LEN)?;
+    let network = match attributes(payload).find(|nla| nla.kind() == RTA_DST) {
+        Some(nla) => u32::from_be_bytes(nla.value().try_into().ok()?),
+        None => 0,
+    };
+    Some((length, network))
+}
+
+/// A route over a nexthop group repeats the group's members (unless `net.ipv4.nexthop_compat_mode=0`), maybe a thousand.
+/// They are the group's to tell, so they are left out before the rest is decoded.
+fn without_members(payload: &[u8]) -> Cow<'_, [u8]> {
+    const RTA_MULTIPATH: u16 = 9;
+    const RTA_NH_ID: u16 = 30;
+    if !attributes(payload).any(|nla| nla.kind() == RTA_NH_ID) {
+        return Cow::Borrowed(payload);
+    }
+    let mut shorter = payload.get(..HEADER).unwrap_or_default().to_vec();
+    for nla in attributes(payload).filter(|nla| nla.kind() != RTA_MULTIPATH) {
+        shorter.extend(nla.into_inner().get(..usize::from(nla.length())).unwrap_or_default());
+        shorter.resize(shorter.len().next_multiple_of(4), 0);
+    }
+    Cow::Owned(shorter)
 }
 
 fn inet(address: &RouteAddress) -> Option<Ipv4Addr> {
@@ -178,8 +234,6 @@ fn read(message: &RouteMessage) -> Option<Route> {
         kind: Kind::Other,
     };
     let (mut nexthop, mut cwnd) = (None, None);
-    let mut single = Hop { gateway: None, index: None };
-    let mut hops = Vec::new();
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = inet(address)?,
@@ -187,24 +241,35 @@ fn read(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::PrefSource(address) => route.source = inet(address),
             RouteAttribute::NhId(id) => nexthop = Some(*id),
+            RouteAttribute::Metrics(metrics) => cwnd = metrics.iter().find_map(read_cwnd),
+            _ => {}
+        }
+    }
+    route.prefix = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
+    route.kind = match (message.header.kind, nexthop) {
+        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
+        (RouteType::Unicast, None) => Kind::Via(read_hops(message)),
+        (RouteType::Unreachable, _) => Kind::Unreachable,
+        _ => Kind::Other,
+    };
+    Some(route)
+}
+
+fn read_hops(message: &RouteMessage) -> Vec<Hop> {
+    let mut single = Hop { gateway: None, index: None };
+    let mut hops = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
             RouteAttribute::Gateway(address) => single.gateway = inet(address),
             RouteAttribute::Oif(index) => single.index = Some(*index),
             RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(read_hop)),
-            RouteAttribute::Metrics(metrics) => cwnd = metrics.iter().find_map(read_cwnd),
             _ => {}
         }
     }
     if hops.is_empty() {
         hops.push(single);
     }
-    route.prefix = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
-    route.kind = match (message.header.kind, nexthop) {
-        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
-        (RouteType::Unicast, None) => Kind::Via(hops),
-        (RouteType::Unreachable, _) => Kind::Unreachable,
-        _ => Kind::Other,
-    };
-    Some(route)
+    hops
 }
 
 fn read_cwnd(metric: &RouteMetric) -> Option<u32> {

@@ -237,24 +237,26 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
 fn enrol(request: &Request<'_>, opened: &Opened, key: &VipKey, endpoint: &Endpoint) -> Result<Ipv4Addr, Error> {
     let name = attachment_name(request.attachment);
     if let Some(mut vip) = opened.registry.vip_if_present(key)?
-        && !vip.is_unused()
+        && !vip.is_unused()?
         && let Some(record) = &vip.record
     {
         let address = record.address;
-        vip.write_endpoint(&name, endpoint)?;
+        vip.enrol(&name, endpoint)?;
         return Ok(address);
     }
     // Nobody serves it here: the address is the allocator's to say. It may take seconds, so no lock is held.
     let address = acquire(request, opened.node, key)?;
     let mut vip = opened.registry.vip(key)?;
-    if let Some(record) = vip.record.as_ref().filter(|_| !vip.is_unused()) {
+    if !vip.is_unused()?
+        && let Some(record) = &vip.record
+    {
         let address = record.address; // another ADD was faster
-        vip.write_endpoint(&name, endpoint)?;
+        vip.enrol(&name, endpoint)?;
         return Ok(address);
     }
     let record = new_vip(request, opened.node, key, address, vip.slot()?);
     vip.write_record(record)?;
-    vip.write_endpoint(&name, endpoint)?;
+    vip.enrol(&name, endpoint)?;
     Ok(address)
 }
 

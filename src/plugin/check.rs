@@ -63,6 +63,9 @@ fn check_registry(
     for key in record.keys() {
         let gone = || Error::CheckFailed(format!("VIP {key} has no record of {name}"));
         let vip = registry.vip_if_present(&key)?.ok_or_else(gone)?;
+        if let Some(damage) = vip.damage()?.first() {
+            return failed(damage.to_string());
+        }
         let endpoint = vip.endpoint(&name)?.ok_or_else(gone)?;
         let Some(vip) = vip.record.clone() else { return failed(format!("VIP {key} has no record")) };
         vips.push((vip, endpoint));
@@ -131,11 +134,8 @@ fn check_prev_result(net: &NodeNet, pod: &PodNet, config: &Config) -> Result<(),
 
 fn check_routes(net: &NodeNet, registry: &Registry, record: &AttachmentRecord) -> Result<(), Error> {
     for key in record.keys() {
-        let Some(vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
-        if let Some(damage) = vip.damaged().next() {
-            return failed(damage.to_string());
-        }
-        if let Some(op) = differs(net, &vip)?.first() {
+        let Some(mut vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
+        if let Some(op) = differs(net, &mut vip)?.first() {
             return failed(op.finding());
         }
     }

@@ -107,12 +107,11 @@ pub fn sweep(net: &NodeNet, registry: &Registry) -> Result<(), Error> {
 fn sweep_vip(net: &NodeNet, registry: &Registry, key: &VipKey) -> Result<(), Error> {
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
     // Looked at under the VIP's lock: an ADD records its attachment before its endpoint.
-    let orphans: Vec<String> = vip.members().keys().filter(|name| !registry.is_attached(name)).cloned().collect();
-    for name in orphans {
+    for name in vip.names()?.into_iter().filter(|name| !registry.is_attached(name)) {
         vip.remove_endpoint(&name)?;
     }
     match sync(net, vip)? {
-        Some(mut vip) => Error::several(vip.take_damaged().into_iter().map(Error::from).collect()),
+        Some(vip) => Error::several(vip.damage()?.into_iter().map(Error::from).collect()),
         None => Ok(()),
     }
 }
@@ -130,7 +129,7 @@ impl Seen {
         links.retain(|l| is_host_end(&l.name));
         let mut nexthops = nexthop::list(net)?;
         nexthops.retain(|n| ids::is_ours(n.id()));
-        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), address: None };
+        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
         Ok(Self { links, nexthops, routes: route::list(net, filter)? })
     }
 

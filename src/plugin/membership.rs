@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cni::{Call, Config};
-use crate::registry::VipKey;
+use crate::registry::{BadKey, VipKey};
 
 use super::error::Error;
 
@@ -59,22 +59,24 @@ fn split(text: &str) -> Vec<&str> {
 
 /// Only the conflist may name another namespace's VIP: an annotation is the pod's own word.
 fn key(what: &str, namespace: &str, name: &str, may_be_qualified: bool) -> Result<VipKey, Error> {
-    let parsed = match name.split_once('/') {
-        Some((namespace, name)) if may_be_qualified => VipKey::new(namespace, name),
-        _ => VipKey::new(namespace, name),
-    };
-    parsed.map_err(|bad| Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected })
+    if may_be_qualified && name.contains('/') {
+        let invalid = |bad: BadKey| Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected };
+        return name.parse().map_err(invalid);
+    }
+    VipKey::new(namespace, name).map_err(|bad| {
+        let what = if bad.value == name { what } else { "K8S_POD_NAMESPACE" };
+        Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected }
+    })
 }
 
 fn check_list(vips: &[VipKey]) -> Result<(), Error> {
     if vips.len() > MAX_VIPS {
-        let text =
-            format!("{} VIPs are named: a pod can join {MAX_VIPS}, annotation and conflist together", vips.len());
+        let text = format!("{} VIPs are named: a pod can join {MAX_VIPS} ({VIP} and \"vips\" together)", vips.len());
         return Err(Error::Membership(text));
     }
     let mut seen = BTreeSet::new();
     match vips.iter().find(|vip| !seen.insert(*vip)) {
-        Some(twice) => Err(Error::Membership(format!("VIP {twice} is named twice"))),
+        Some(twice) => Err(Error::Membership(format!("VIP {twice} is named twice ({VIP} and \"vips\" together)"))),
         None => Ok(()),
     }
 }

@@ -6,8 +6,8 @@ use nix::sys::utsname;
 
 use crate::cni::Config;
 use crate::net::route::{self, Filter, Kind, Route};
-use crate::net::{NodeNet, address, link, sysctl};
-use crate::vip::ids::HOST_DEVICE_PREFIX;
+use crate::net::{NodeNet, address, sysctl};
+use crate::vip::ids::HOST_ADDRESS;
 
 use super::error::Error;
 
@@ -37,7 +37,10 @@ impl Node {
         if let (Some(address), gateway @ Some(_)) = (config.node_ip, config.gateway) {
             return Ok(Self { address, gateway });
         }
-        let default = default_route(&route::list(net, Filter { table: Some(route::MAIN), ..Filter::default() })?);
+        let default = default_route(&route::list(
+            net,
+            Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) },
+        )?);
         let (source, index, gateway) = default.map_or((None, None, None), |d| (d.source, d.index, d.gateway));
         let address = match config.node_ip.or(source) {
             Some(address) => address,
@@ -55,8 +58,7 @@ struct Default {
 
 /// The default route of the lowest metric.
 fn default_route(routes: &[Route]) -> Option<Default> {
-    let defaults = routes.iter().filter(|r| r.prefix.prefix() == 0);
-    let best = defaults.filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
+    let best = routes.iter().filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
     let Kind::Via(hops) = &best.kind else { return None };
     let hop = hops.first()?;
     Some(Default { source: best.source, index: hop.index, gateway: hop.gateway })
@@ -64,14 +66,9 @@ fn default_route(routes: &[Route]) -> Option<Default> {
 
 /// The first global address of that device, or (`None`) of the first device that has one and isn't ours.
 fn first_address(net: &NodeNet, index: Option<u32>) -> Result<Option<Ipv4Addr>, Error> {
-    let mut addresses = address::list(net, index)?;
-    addresses.retain(|a| a.global);
-    if index.is_none() {
-        let ours: Vec<u32> =
-            link::list(net)?.iter().filter(|l| l.name.starts_with(HOST_DEVICE_PREFIX)).map(|l| l.index).collect();
-        addresses.retain(|a| !ours.contains(&a.index));
-    }
-    Ok(addresses.iter().min_by_key(|a| a.index).map(|a| a.address))
+    let addresses = address::list(net, index)?;
+    let of_the_node = addresses.iter().filter(|a| a.global && a.address != HOST_ADDRESS);
+    Ok(of_the_node.min_by_key(|a| a.index).map(|a| a.address))
 }
 
 /// Refuses kernels that lack what VIPs need.

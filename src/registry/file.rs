@@ -16,13 +16,14 @@ const MAX_SIZE: u64 = 16 << 20;
 
 /// Reads a record. `None`: there is no such file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let file = match open(path) {
+    let mut file = match open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("open", path)(e)),
     };
-    let mut text = Vec::new();
-    file.take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
+    let size = file.metadata().map_err(Error::io("read", path))?.len().min(MAX_SIZE);
+    let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64); // room for the read that finds the end
+    Read::by_ref(&mut file).take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
     decode(path, &text).map(Some)
 }
 
@@ -82,6 +83,35 @@ fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Resul
         .open(path)?;
     file.write_all(text)?;
     if durability == Durability::Disk { file.sync_all() } else { Ok(()) }
+}
+
+/// Overwrites a file where it stands, for what may be torn by a crash because it can be derived again.
+pub fn write_in_place(path: &Path, record: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
+    write_new(path, &text, Durability::Boot).map_err(Error::io("write", path))
+}
+
+/// Empties a file; it needn't exist.
+pub fn empty(path: &Path) -> Result<()> {
+    match File::options().write(true).truncate(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("empty", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a directory holds nothing but hidden (temporary) files, or doesn't exist.
+pub fn is_empty_dir(path: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(Error::io("list", path)(e)),
+    };
+    for entry in entries {
+        if !entry.map_err(Error::io("list", path))?.file_name().as_encoded_bytes().starts_with(b".") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes a directory and its parents, 0700; it may exist.

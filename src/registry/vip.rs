@@ -17,31 +17,30 @@ const ENDPOINTS: &str = "endpoints";
 /// What the name of a directory under removal ends in.
 const GONE: &str = ".gone";
 
-/// An endpoint in short: what the VIP's route needs of it.
+/// A ready endpoint in short: what the VIP's route needs of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The pod's address.
     pub address: Ipv4Addr,
-    /// The host end's index; `None` until the pair exists.
-    pub ifindex: Option<u32>,
-    /// Whether it gets connections.
-    pub state: State,
+    /// The host end's index.
+    pub ifindex: u32,
     /// Its share beside the others'.
     pub weight: u8,
 }
 
-impl From<&Endpoint> for Member {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self { address: endpoint.address, ifindex: endpoint.ifindex, state: endpoint.state, weight: endpoint.weight }
+impl Member {
+    fn of(endpoint: &Endpoint) -> Option<Self> {
+        let ifindex = endpoint.ifindex.filter(|_| endpoint.state == State::Ready)?;
+        Some(Self { address: endpoint.address, ifindex, weight: endpoint.weight })
     }
 }
 
-/// `index.json`: the endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is removed
-/// before an endpoint changes and written afterwards, so where it exists it is right.
+/// `index.json`: the ready endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is
+/// emptied before one of them changes and written afterwards, so where it says anything it is right.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     schema: u64,
-    members: BTreeMap<String, Member>,
+    ready: BTreeMap<String, Member>,
 }
 
 /// A VIP and the lock on it.
@@ -54,9 +53,10 @@ pub struct LockedVip {
     /// Its record, if it has one.
     pub record: Option<VipRecord>,
     record_damage: Option<Error>,
-    members: BTreeMap<String, Member>,
-    damaged: Vec<Error>,
-    indexed: bool,
+    /// The ready endpoints; `None`: not read so far.
+    ready: Option<BTreeMap<String, Member>>,
+    /// The index was emptied and must be written again.
+    index_is_due: bool,
 }
 
 impl Registry {
@@ -106,19 +106,9 @@ impl Registry {
             Err(e) if e.is_damage() => (None, Some(e)),
             Err(e) => return Err(e),
         };
-        let mut vip = LockedVip {
-            registry: self.clone(),
-            key: key.clone(),
-            dir,
-            _lock: lock,
-            record,
-            record_damage,
-            members: BTreeMap::new(),
-            damaged: Vec::new(),
-            indexed: false,
-        };
-        vip.load_members()?;
-        Ok(Some(vip))
+        let (registry, key) = (self.clone(), key.clone());
+        let (ready, index_is_due) = (None, false);
+        Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, ready, index_is_due }))
     }
 }
 
@@ -138,44 +128,50 @@ pub(super) fn read_endpoints(dir: &Path) -> Result<Vec<(String, Result<Endpoint>
 }
 
 impl LockedVip {
-    fn load_members(&mut self) -> Result<()> {
-        if let Ok(Some(Index { members, .. })) = file::read(&self.dir.join(INDEX)) {
-            self.members = members;
-            self.indexed = true;
-            return Ok(());
-        }
-        for (name, endpoint) in read_endpoints(&self.dir)? {
-            match endpoint {
-                Ok(endpoint) => drop(self.members.insert(name, Member::from(&endpoint))),
-                Err(e) => self.damaged.push(e),
-            }
-        }
-        Ok(())
-    }
-
     /// The VIP's name.
     pub fn key(&self) -> &VipKey {
         &self.key
     }
 
-    /// Its endpoints in short, by attachment name.
-    pub fn members(&self) -> &BTreeMap<String, Member> {
-        &self.members
+    /// The endpoints that get connections, by attachment name. One whose file is damaged is left out.
+    pub fn ready(&mut self) -> Result<&BTreeMap<String, Member>> {
+        let ready = match self.ready.take() {
+            Some(ready) => ready,
+            None => self.read_ready()?,
+        };
+        Ok(self.ready.insert(ready))
     }
 
-    /// Files of the VIP that can't be used. A replica whose file it is, is left out.
-    pub fn damaged(&self) -> impl Iterator<Item = &Error> {
-        self.record_damage.iter().chain(&self.damaged)
+    fn read_ready(&mut self) -> Result<BTreeMap<String, Member>> {
+        if let Ok(Some(Index { ready, .. })) = file::read(&self.dir.join(INDEX)) {
+            return Ok(ready);
+        }
+        let endpoints = read_endpoints(&self.dir)?;
+        self.index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
+        let member = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Member::of(&endpoint.ok()?)?));
+        Ok(endpoints.into_iter().filter_map(member).collect())
     }
 
-    /// As [`LockedVip::damaged`].
-    pub fn take_damaged(&mut self) -> Vec<Error> {
-        self.record_damage.take().into_iter().chain(self.damaged.drain(..)).collect()
+    /// The names of all its endpoints, whatever their state.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let files = file::list(&self.dir.join(ENDPOINTS))?;
+        Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
     }
 
     /// No endpoint is recorded, usable or not.
-    pub fn is_unused(&self) -> bool {
-        self.members.is_empty() && self.damaged.is_empty()
+    pub fn is_unused(&self) -> Result<bool> {
+        if self.ready.as_ref().is_some_and(|ready| !ready.is_empty()) {
+            return Ok(false);
+        }
+        file::is_empty_dir(&self.dir.join(ENDPOINTS))
+    }
+
+    /// Files of the VIP that can't be used. A replica whose file it is, is left out.
+    pub fn damage(&self) -> Result<Vec<Error>> {
+        let mut damage = Vec::new();
+        damage.extend(file::read::<VipRecord>(&self.dir.join(RECORD)).err());
+        damage.extend(read_endpoints(&self.dir)?.into_iter().filter_map(|(_, endpoint)| endpoint.err()));
+        Ok(damage)
     }
 
     /// A slot for a record to be written. A damaged record is not written over.
@@ -199,43 +195,44 @@ impl LockedVip {
         file::read(&self.endpoint_path(name))
     }
 
+    /// Records an endpoint that isn't there yet and gets no connections yet: nothing the index says changes.
+    pub fn enrol(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
+        file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)
+    }
+
     /// Records an endpoint, new or changed.
     pub fn write_endpoint(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
-        self.drop_index()?;
+        self.before_change()?;
         file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)?;
-        self.members.insert(name.to_owned(), Member::from(endpoint));
+        let ready = self.ready.get_or_insert_default();
+        match Member::of(endpoint) {
+            Some(member) => drop(ready.insert(name.to_owned(), member)),
+            None => drop(ready.remove(name)),
+        }
         Ok(())
     }
 
     /// Removes an endpoint, usable or not; it needn't exist.
     pub fn remove_endpoint(&mut self, name: &str) -> Result<()> {
-        let path = self.endpoint_path(name);
-        self.drop_index()?;
-        file::remove(&path)?;
-        self.members.remove(name);
-        self.damaged.retain(|e| !matches!(e, Error::Torn { path: p, .. } | Error::Foreign { path: p } | Error::Newer { path: p, .. } if *p == path));
+        self.before_change()?;
+        file::remove(&self.endpoint_path(name))?;
+        self.ready.get_or_insert_default().remove(name);
         Ok(())
     }
 
-    /// Writes the index anew. It is a convenience: where it can't be written, the next reader reads the endpoints.
-    pub fn write_index(&mut self) {
-        if self.indexed || !self.damaged.is_empty() {
-            return;
+    fn before_change(&mut self) -> Result<()> {
+        self.ready()?;
+        if !self.index_is_due {
+            file::empty(&self.dir.join(INDEX))?;
+            self.index_is_due = true;
         }
-        let index = Index { schema: SCHEMA, members: std::mem::take(&mut self.members) };
-        self.indexed = file::write_atomic(&self.dir.join(INDEX), &index, Durability::Boot).is_ok();
-        self.members = index.members;
-    }
-
-    fn drop_index(&mut self) -> Result<()> {
-        file::remove(&self.dir.join(INDEX))?;
-        self.indexed = false;
         Ok(())
     }
 
     /// Removes the VIP's directory and all in it, its slot with it. Renamed first, so that who waits for the lock, or
     /// makes the VIP anew, never works in a directory that is being emptied.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(mut self) -> Result<()> {
+        self.index_is_due = false;
         let gone = self.registry.vips_dir().join(format!(".{}.{}{GONE}", self.key.dir_name(), std::process::id()));
         std::fs::rename(&self.dir, &gone).map_err(Error::io("remove", &self.dir))?;
         std::fs::remove_dir_all(&gone).map_err(Error::io("remove", &gone))
@@ -243,5 +240,15 @@ impl LockedVip {
 
     fn endpoint_path(&self, name: &str) -> PathBuf {
         self.dir.join(ENDPOINTS).join(format!("{name}.json"))
+    }
+}
+
+impl Drop for LockedVip {
+    /// The index is a convenience: where it can't be written, the next reader reads the endpoints. Written by every
+    /// holder of the lock who changed something, also on the way out of a failure.
+    fn drop(&mut self) {
+        if let Some(ready) = self.ready.take().filter(|_| self.index_is_due) {
+            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, ready });
+        }
     }
 }

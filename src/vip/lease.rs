@@ -36,8 +36,7 @@ fn set(
     if record != former {
         if record.address != former.address {
             drop_vip(node, &former)?;
-            let names: Vec<String> = vip.members().keys().cloned().collect();
-            for name in names {
+            for name in vip.names()? {
                 if let Some(endpoint) = vip.endpoint(&name)? {
                     renumber(registry, key, &name, &endpoint.netns, record.address)?;
                 }

@@ -10,7 +10,7 @@ pub mod pair;
 pub mod plan;
 mod sync;
 
-pub use sync::{differs, drop_vip, group_members, sync};
+pub use sync::{differs, drop_vip, sync};
 
 use crate::{net, registry};
 

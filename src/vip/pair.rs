@@ -168,15 +168,13 @@ impl PodEnd {
         };
         let index = link.index;
         let here = Hop { gateway: Some(HOST_ADDRESS), index: Some(index) };
-        let filter = Filter { table: Some(TABLE), protocol: Some(PROTOCOL), address: None };
+        let filter = Filter { table: Some(TABLE), protocol: Some(PROTOCOL), prefix: Some(route::DEFAULT) };
         Ok(Some(Self {
             interface,
             addresses: address::list(pod, Some(index))?.iter().map(|a| a.address).collect(),
             neighbours: neighbour::list(pod, index)?,
             rules: rule::list(pod)?.into_iter().collect(),
-            default: route::list(pod, filter)?
-                .iter()
-                .any(|r| r.prefix.prefix() == 0 && r.kind == Kind::Via(vec![here.clone()])),
+            default: route::list(pod, filter)?.iter().any(|r| r.kind == Kind::Via(vec![here.clone()])),
             link,
         }))
     }

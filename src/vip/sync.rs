@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::net::nexthop::{Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
-use crate::registry::{LockedVip, State, VipRecord};
+use crate::registry::{LockedVip, VipRecord};
 
 use super::plan::{self, DataRoute, Have, HaveNexthop, Want, WantedMember};
 use super::{Result, ids};
@@ -17,19 +17,18 @@ const TRIES: u32 = 4;
 /// lock is consumed and given back only while the VIP exists.
 pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
     let Some(record) = vip.record.clone() else {
-        if vip.is_unused() {
+        if vip.is_unused()? {
             vip.remove()?;
             return Ok(None);
         }
         return Ok(Some(vip));
     };
-    let want = want(&record, &vip);
+    let want = want(&record, &mut vip)?;
     settle(node, &want)?;
-    if vip.is_unused() {
+    if vip.is_unused()? {
         vip.remove()?;
         return Ok(None);
     }
-    vip.write_index();
     Ok(Some(vip))
 }
 
@@ -41,18 +40,10 @@ pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
 }
 
 /// The steps that [`sync`] would take now: what is not as it should be.
-pub fn differs(node: &NodeNet, vip: &LockedVip) -> Result<Vec<plan::Op>> {
-    let Some(record) = &vip.record else { return Ok(Vec::new()) };
-    let want = want(record, vip);
+pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<plan::Op>> {
+    let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
+    let want = want(&record, vip)?;
     Ok(plan::difference(&read(node, &want)?, &want))
-}
-
-/// The nexthop ids in a VIP's group, as the kernel has it.
-pub fn group_members(node: &NodeNet, record: &VipRecord) -> Result<Vec<u32>> {
-    Ok(match nexthop::get(node, ids::group(record.slot))? {
-        Some(Object::Group(group)) => group.members.iter().map(|m| m.id).collect(),
-        _ => Vec::new(),
-    })
 }
 
 fn settle(node: &NodeNet, want: &Want) -> Result<()> {
@@ -84,16 +75,16 @@ fn bare_want(record: &VipRecord) -> Want {
     }
 }
 
-fn want(record: &VipRecord, vip: &LockedVip) -> Want {
+fn want(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
     let mut want = bare_want(record);
-    want.present &= !vip.is_unused();
-    for member in vip.members().values().filter(|member| member.state == State::Ready) {
-        let Some(index) = member.ifindex else { continue };
+    want.present &= !vip.is_unused()?;
+    for member in vip.ready()?.values() {
+        let index = member.ifindex;
         let Some(id) = ids::nexthop(index) else { continue };
         let nexthop = Nexthop { id, gateway: member.address, index };
         want.members.push(WantedMember { nexthop, weight: member.weight });
     }
-    want
+    Ok(want)
 }
 
 fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
@@ -128,7 +119,7 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
 }
 
 fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
-    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), address: Some(want.address) };
+    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
     let mut data = None;
     let mut announced = BTreeSet::new();
     for route in route::list(node, filter)? {

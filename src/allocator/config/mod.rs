@@ -11,7 +11,7 @@ use ipnetwork::Ipv4Network;
 
 use self::table::Reader;
 use super::allow::Allow;
-use super::key;
+use crate::registry::VipKey;
 
 /// Where the file is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/viproute/viprouted.toml";
@@ -87,7 +87,7 @@ pub struct Config {
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
     pub interface: Option<String>,
     /// Addresses settled by hand, by VIP.
-    pub pins: BTreeMap<String, Ipv4Addr>,
+    pub pins: BTreeMap<VipKey, Ipv4Addr>,
 }
 
 /// Where addresses come from.
@@ -262,10 +262,10 @@ fn pool(top: &mut Reader, allow: &Allow) -> Result<Option<Pool>, Error> {
 }
 
 /// `[[pin]]`: each VIP once, each address once.
-fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<String, Ipv4Addr>, Error> {
+fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<VipKey, Ipv4Addr>, Error> {
     let mut pins = BTreeMap::new();
     for mut table in top.tables("pin")? {
-        let vip = table.text("vip", "a VIP, <namespace>/<name>", |text| key::is_vip(text).then(|| text.to_string()))?;
+        let vip: Option<VipKey> = table.text("vip", "a VIP, <namespace>/<name>", |text| text.parse().ok())?;
         let vip = vip.ok_or_else(|| table.missing("vip", "a VIP, <namespace>/<name>"))?;
         let address = table.text("address", "a unicast IPv4 address", unicast)?;
         let address = address.ok_or_else(|| table.missing("address", "a unicast IPv4 address"))?;

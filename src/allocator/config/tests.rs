@@ -60,7 +60,7 @@ fn everything_set() {
     .unwrap();
     assert_eq!(config.hold, Duration::ZERO);
     assert_eq!(config.interface.as_deref(), Some("eth0"));
-    assert_eq!(config.pins["shop/web"], Ipv4Addr::new(10, 118, 0, 10));
+    assert_eq!(config.pins[&"shop/web".parse().unwrap()], Ipv4Addr::new(10, 118, 0, 10));
     let Backend::Pool(pool) = config.backend else { panic!("not the pool") };
     assert_eq!(pool.exclude, [Ipv4Addr::new(10, 118, 4, 1)]);
 }

@@ -1,0 +1,85 @@
+//! An address lent to a VIP, and what a source of addresses has to say about it.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::registry::VipKey;
+
+/// An address lent to a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The DHCP server that granted it; none from a pool or a pin.
+    pub server: Option<Ipv4Addr>,
+    /// When.
+    pub granted: SystemTime,
+    /// When it is to be renewed; none: never.
+    pub renew: Option<SystemTime>,
+    /// When renewing becomes urgent; none: never.
+    pub rebind: Option<SystemTime>,
+    /// When it must no longer be used; none: never.
+    pub expires: Option<SystemTime>,
+}
+
+impl Lease {
+    /// A lease for ever.
+    pub fn permanent(address: Ipv4Addr, granted: SystemTime) -> Self {
+        Self { address, server: None, granted, renew: None, rebind: None, expires: None }
+    }
+
+    /// A lease of which only the address is known (its file is lost, the VIP is in service): taken to run for a while
+    /// yet, so that it is confirmed or refused by the server before anything is done to the VIP.
+    pub fn presumed(address: Ipv4Addr, now: SystemTime) -> Self {
+        let after = |seconds| Some(now + Duration::from_secs(seconds));
+        Self { renew: after(0), rebind: after(300), expires: after(600), ..Self::permanent(address, now) }
+    }
+
+    /// Whether it may be used at `now`.
+    pub fn is_valid(&self, now: SystemTime) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The other way round; none if the clock can't show it.
+pub fn from_unix(seconds: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// What a source of addresses says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Another address than before: to be checked before use.
+    Bound(Lease),
+    /// The address in use, for longer.
+    Renewed(Lease),
+    /// The address is gone; another is being asked for.
+    Lost {
+        /// Why, in a few words.
+        reason: String,
+    },
+    /// Nothing yet; it is tried again without being told.
+    Trouble {
+        /// One sentence.
+        why: String,
+    },
+    /// There is nothing to be had; it isn't tried again by itself.
+    Failed {
+        /// One sentence.
+        why: String,
+    },
+}
+
+/// News, and of which VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The VIP.
+    pub vip: VipKey,
+    /// What there is to say.
+    pub news: News,
+}

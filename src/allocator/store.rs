@@ -1,0 +1,201 @@
+//! Leases on disk, so that a VIP has its address again after a restart or a reboot.
+//!
+//! ```text
+//! <state_dir>/
+//!   lock                          flock: one viprouted at a time
+//!   leases/<namespace>_<name>.json
+//! ```
+//!
+//! A file that can't be understood (torn, of a newer version, about another VIP) is reported by path and left alone:
+//! its address may be in use, and only a person can tell.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::lease::{Lease, from_unix, unix};
+use crate::registry::file::{self, Durability};
+use crate::registry::record::SCHEMA;
+use crate::registry::{self, VipKey};
+
+/// What can go wrong with a lease file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read, written or understood.
+    #[error(transparent)]
+    File(#[from] registry::Error),
+    /// The state directory can't be locked.
+    #[error("can't lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another process has the state directory.
+    #[error("{} is in use by another viprouted", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Its name and its content disagree.
+    #[error("{} is about {vip:?}", path.display())]
+    Misplaced {
+        /// The file.
+        path: PathBuf,
+        /// The VIP it is about.
+        vip: String,
+    },
+    /// A time in it that no clock can show.
+    #[error("{}: a time is out of range", path.display())]
+    Time {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What is kept of a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its address.
+    pub lease: Lease,
+    /// When its last replica on this node left; none while there is one.
+    pub left: Option<SystemTime>,
+}
+
+/// The file's form. Times are seconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+struct Form {
+    schema: u64,
+    vip: String,
+    address: Ipv4Addr,
+    server: Option<Ipv4Addr>,
+    granted: u64,
+    renew: Option<u64>,
+    rebind: Option<u64>,
+    expires: Option<u64>,
+    left: Option<u64>,
+    /// What a later version may have added survives being rewritten by this one.
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a look through the directory finds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Every VIP that has a file, with what it says.
+    pub records: BTreeMap<VipKey, Result<Record, Error>>,
+    /// Files that belong to no VIP.
+    pub strangers: Vec<PathBuf>,
+}
+
+/// The lease directory, locked.
+#[derive(Debug)]
+pub struct Store {
+    leases: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Store {
+    /// Opens (and creates) the directory, and locks it for this process.
+    pub fn open(state_dir: &Path) -> Result<Self, Error> {
+        let leases = state_dir.join("leases");
+        file::make_dir(&leases)?;
+        let path = state_dir.join("lock");
+        let mut options = OpenOptions::new();
+        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let opened = opened.map_err(|source| Error::Lock { path: path.clone(), source })?;
+        let lock = Flock::lock(opened, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => Error::InUse { path: state_dir.into() },
+            errno => Error::Lock { path, source: errno.into() },
+        })?;
+        Ok(Self { leases, _lock: lock })
+    }
+
+    /// Reads everything.
+    pub fn load_all(&self) -> Result<Contents, Error> {
+        let mut contents = Contents::default();
+        for name in file::list(&self.leases)? {
+            let Some(vip) = name.strip_suffix(".json").and_then(VipKey::from_dir_name) else {
+                contents.strangers.push(self.leases.join(name));
+                continue;
+            };
+            if let Some(found) = self.load(&vip).transpose() {
+                contents.records.insert(vip, found);
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Reads one VIP's file; none if there is none.
+    pub fn load(&self, vip: &VipKey) -> Result<Option<Record>, Error> {
+        let path = self.path(vip);
+        let Some(form) = read(&path, vip)? else { return Ok(None) };
+        record(&form).map(Some).ok_or(Error::Time { path })
+    }
+
+    /// Writes one VIP's file: all of it or nothing, on disk when this returns.
+    pub fn save(&self, vip: &VipKey, record: &Record) -> Result<(), Error> {
+        let path = self.path(vip);
+        let lease = &record.lease;
+        let form = Form {
+            schema: SCHEMA,
+            vip: vip.to_string(),
+            address: lease.address,
+            server: lease.server,
+            granted: unix(lease.granted),
+            renew: lease.renew.map(unix),
+            rebind: lease.rebind.map(unix),
+            expires: lease.expires.map(unix),
+            left: record.left.map(unix),
+            more: read(&path, vip)?.map(|old| old.more).unwrap_or_default(),
+        };
+        Ok(file::write_atomic(&path, &form, Durability::Disk)?)
+    }
+
+    /// Removes one VIP's file; one that can't be understood stays.
+    pub fn remove(&self, vip: &VipKey) -> Result<(), Error> {
+        let path = self.path(vip);
+        if read(&path, vip)?.is_some() {
+            file::remove(&path)?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, vip: &VipKey) -> PathBuf {
+        self.leases.join(vip.dir_name() + ".json")
+    }
+}
+
+/// The file at `path`, which has to be about `vip`.
+fn read(path: &Path, vip: &VipKey) -> Result<Option<Form>, Error> {
+    match file::read::<Form>(path)? {
+        Some(form) if form.vip != vip.to_string() => Err(Error::Misplaced { path: path.into(), vip: form.vip }),
+        other => Ok(other),
+    }
+}
+
+/// None: a time is out of range.
+fn record(form: &Form) -> Option<Record> {
+    let time = |seconds: Option<u64>| seconds.map_or(Some(None), |seconds| from_unix(seconds).map(Some));
+    let lease = Lease {
+        address: form.address,
+        server: form.server,
+        granted: from_unix(form.granted)?,
+        renew: time(form.renew)?,
+        rebind: time(form.rebind)?,
+        expires: time(form.expires)?,
+    };
+    Some(Record { lease, left: time(form.left)? })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! `viproutectl status`: each VIP, its address and lease, its replicas and what reaches them.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::allocator::client;
+use crate::allocator::protocol::{LeaseState, VipStatus};
+use crate::net::{NodeNet, link, nexthop};
+use crate::registry::{Endpoint, Registry, State, VipKey};
+use crate::vip::{self, ids};
+
+/// viprouted answers from memory.
+const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Everything `status` shows.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The VIPs of this node, by name.
+    pub vips: Vec<Vip>,
+    /// What could not be read or asked, a sentence each.
+    pub problems: Vec<String>,
+}
+
+/// One VIP.
+#[derive(Debug, Serialize)]
+pub struct Vip {
+    /// `<namespace>/<name>`.
+    pub vip: String,
+    /// Its address; none while there is only a lease being asked for.
+    pub address: Option<Ipv4Addr>,
+    /// How its lease stands; none where the allocator knows nothing of it or can't be asked.
+    pub lease: Option<Lease>,
+    /// How it is served here.
+    pub state: VipState,
+    /// How many replicas get connections.
+    pub ready: usize,
+    /// Its replicas on this node.
+    pub replicas: Vec<Replica>,
+}
+
+/// A VIP's lease.
+#[derive(Debug, Serialize)]
+pub struct Lease {
+    /// See [`LeaseState`].
+    pub state: LeaseState,
+    /// Unix seconds; none: never.
+    pub expires: Option<u64>,
+    /// The last thing that went wrong with it, until it goes right again.
+    pub error: Option<String>,
+}
+
+/// How a VIP is served on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VipState {
+    /// By at least one replica, and the kernel is as it should be.
+    Serving,
+    /// By none: requests are refused.
+    Unserved,
+    /// Its address was lost.
+    Withdrawn,
+    /// The kernel's tables are not what the registry wants.
+    Degraded,
+    /// It has a lease and no replica here.
+    Idle,
+}
+
+/// One replica.
+#[derive(Debug, Serialize)]
+pub struct Replica {
+    /// `<namespace>/<name>` of the pod where the runtime names it, else the container.
+    pub pod: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// The host end of its pair.
+    pub device: String,
+    /// Whether it gets connections.
+    pub state: State,
+    /// Its share as configured.
+    pub weight: u8,
+    /// Its share of the VIP's buckets, 0 to 1.
+    pub buckets: f64,
+    /// Packets to the pod by this pair (of all its VIPs).
+    pub packets_in: u64,
+    /// Packets from the pod by this pair (of all its VIPs).
+    pub packets_out: u64,
+}
+
+/// Looks at everything.
+pub fn read(registry: &Registry, allocator: &Path) -> Result<Report, vip::Error> {
+    let net = NodeNet::open()?;
+    let mut report = Report { vips: Vec::new(), problems: Vec::new() };
+    let mut leases = read_leases(allocator, &mut report.problems);
+    for key in registry.vips()? {
+        let lease = leases.remove(&key.to_string());
+        report.vips.extend(read_vip(&net, registry, &key, lease, &mut report.problems)?);
+    }
+    // Leases without a replica here: still asked for, or held for a while.
+    report.vips.extend(leases.into_values().map(|lease| Vip {
+        vip: lease.vip.clone(),
+        address: lease.address,
+        state: VipState::Idle,
+        ready: 0,
+        replicas: Vec::new(),
+        lease: Some(lease.into()),
+    }));
+    report.vips.sort_by(|a, b| a.vip.cmp(&b.vip));
+    Ok(report)
+}
+
+fn read_leases(allocator: &Path, problems: &mut Vec<String>) -> BTreeMap<String, VipStatus> {
+    match client::status(allocator, ALLOCATOR_TIMEOUT) {
+        Ok(status) => {
+            problems.extend(status.problems);
+            status.vips.into_iter().map(|vip| (vip.vip.clone(), vip)).collect()
+        }
+        Err(e) => {
+            problems.push(e.to_string());
+            BTreeMap::new()
+        }
+    }
+}
+
+impl From<VipStatus> for Lease {
+    fn from(status: VipStatus) -> Self {
+        Self { state: status.state, expires: status.expires, error: status.error }
+    }
+}
+
+fn read_vip(
+    net: &NodeNet,
+    registry: &Registry,
+    key: &VipKey,
+    lease: Option<VipStatus>,
+    problems: &mut Vec<String>,
+) -> Result<Option<Vip>, vip::Error> {
+    let Some(mut locked) = registry.vip_if_present(key)? else { return Ok(None) };
+    problems.extend(locked.damage()?.iter().map(ToString::to_string));
+    let Some(record) = locked.record.clone() else { return Ok(None) };
+    let in_order = vip::differs(net, &mut locked)?.is_empty();
+    let buckets = nexthop::buckets(net, ids::group(record.slot)).unwrap_or_default();
+    let mut replicas = Vec::new();
+    for (name, endpoint) in registry.endpoints(key)? {
+        // A damaged one was told of above.
+        if let Ok(endpoint) = endpoint {
+            replicas.push(read_replica(net, &name, &endpoint, &buckets)?);
+        }
+    }
+    replicas.sort_by_key(|replica| replica.address);
+    let ready = replicas.iter().filter(|r| r.state == State::Ready).count();
+    let state = match (record.withdrawn, in_order, ready) {
+        (true, ..) => VipState::Withdrawn,
+        (_, false, _) => VipState::Degraded,
+        (_, _, 0) => VipState::Unserved,
+        _ => VipState::Serving,
+    };
+    let lease = lease.map(Lease::from);
+    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address), lease, state, ready, replicas }))
+}
+
+fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32]) -> Result<Replica, vip::Error> {
+    let link = link::by_name(net, &endpoint.device)?;
+    let packets = link.map(|link| link.packets).unwrap_or_default();
+    let mine = buckets.iter().filter(|id| Some(**id) == endpoint.nexthop).count();
+    let pod = match endpoint.pod.name.as_str() {
+        "" => name.to_owned(),
+        pod => format!("{}/{pod}", endpoint.pod.namespace),
+    };
+    Ok(Replica {
+        pod,
+        address: endpoint.address,
+        device: endpoint.device.clone(),
+        state: endpoint.state,
+        weight: endpoint.weight,
+        buckets: share(mine, buckets.len()),
+        packets_in: packets.sent,
+        packets_out: packets.received,
+    })
+}
+
+/// Buckets number 65,535 at most: exact as floats.
+#[allow(clippy::cast_precision_loss)]
+fn share(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// The report as a table, a line per replica.
+pub fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "VIP",
+        "ADDRESS",
+        "LEASE",
+        "STATE",
+        "REPLICA",
+        "POD ADDRESS",
+        "REPLICA STATE",
+        "WEIGHT",
+        "BUCKETS",
+        "IN",
+        "OUT",
+    ]);
+    for vip in &report.vips {
+        let mut cells = vec![
+            vip.vip.clone(),
+            vip.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
+            lease_text(vip.lease.as_ref(), SystemTime::now()),
+            word(&vip.state),
+        ];
+        if vip.replicas.is_empty() {
+            table.add_row(cells.iter());
+        }
+        for replica in &vip.replicas {
+            cells.extend(replica_cells(replica));
+            table.add_row(cells);
+            cells = vec![String::new(); 4]; // the VIP's own columns once
+        }
+    }
+    let mut text = table.trim_fmt();
+    for problem in &report.problems {
+        text.push_str("\n! ");
+        text.push_str(problem);
+    }
+    text
+}
+
+fn replica_cells(replica: &Replica) -> [String; 7] {
+    [
+        replica.pod.clone(),
+        replica.address.to_string(),
+        word(&replica.state),
+        replica.weight.to_string(),
+        format!("{:.1} %", replica.buckets * 100.0),
+        replica.packets_in.to_string(),
+        replica.packets_out.to_string(),
+    ]
+}
+
+fn lease_text(lease: Option<&Lease>, now: SystemTime) -> String {
+    let Some(lease) = lease else { return "-".to_owned() };
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    match (lease.state, lease.expires) {
+        (LeaseState::Held, Some(expires)) => format!("{} s", expires.saturating_sub(now)),
+        (LeaseState::Held, None) => "for ever".to_owned(),
+        (state, _) => word(&state),
+    }
+}
+
+/// A state's name as JSON spells it.
+fn word(state: &impl Serialize) -> String {
+    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
