@@ -67,7 +67,9 @@ impl Arp {
         };
         let mac = link.mac.ok_or(Errno::EPROTOTYPE).map_err(failed("finding the Ethernet address"))?;
         let fd = bound_socket(link.index).map_err(failed("opening a packet socket"))?;
-        let registered = AsyncFd::new(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        // SAFETY: an OwnedFd is open until it is dropped and always gives the same descriptor; the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register(fd) };
+        let registered = registered.map_err(|e| Errno::from_raw(e.into_parts().1.raw_os_error().unwrap_or(0)));
         let socket = registered.map_err(failed("registering the packet socket"))?;
         let arp = Arc::new(Self { socket, interface: link.name.clone(), mac, watched: Mutex::default() });
         tokio::spawn(listen(Arc::downgrade(&arp)));
@@ -233,7 +235,7 @@ mod tests {
     fn a_probe_is_as_tcpdump_shows_it() {
         // "Request who-has 10.77.0.99 tell 0.0.0.0", from 02:00:00:00:00:01 to Broadcast.
         let frame = request([2, 0, 0, 0, 0, 1], Ipv4Addr::UNSPECIFIED, [10, 77, 0, 99].into());
-        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = frame.map(|byte| format!("{byte:02x}")).concat();
         assert_eq!(
             hex,
             "ffffffffffff02000000000108060001080006040001020000000001\

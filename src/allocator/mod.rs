@@ -4,12 +4,37 @@
 //! kept on disk, renewed while the VIP is in use and let go some time after its last replica left.
 
 pub mod allow;
+mod announce;
 mod arp;
 pub mod client;
 pub mod config;
 mod conflict;
+mod dataplane;
+mod events;
+mod hands;
+mod keeper;
 mod lease;
+mod notify;
 pub mod protocol;
+mod run;
+mod search;
+mod server;
 mod source;
 mod state;
 mod store;
+mod uplink;
+mod watch;
+
+pub use run::{Error, run};
+
+/// An error and what led to it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

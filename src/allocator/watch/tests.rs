@@ -1,0 +1,127 @@
+//! A registry that changes under the watcher's eyes.
+
+use std::fs;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use super::*;
+
+/// A registry of its own for each test, removed with it.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("viproute-watch-{name}-{}", std::process::id())))
+    }
+
+    fn registry(&self) -> Registry {
+        Registry::new(&self.0)
+    }
+
+    fn vip(&self, name: &str) -> PathBuf {
+        self.0.join("vips").join(name)
+    }
+
+    fn record(&self, name: &str, withdrawn: bool) {
+        fs::create_dir_all(self.vip(name).join("endpoints")).unwrap();
+        let text = format!(
+            r#"{{"schema":1,"key":"a/b","address":"10.118.0.7","slot":1,"node":"192.0.2.1","withdrawn":{withdrawn},
+                "group":{{"buckets":1024,"idleTimer":1,"unbalancedTimer":10}}}}"#
+        );
+        replace(&self.vip(name).join("vip.json"), &text);
+    }
+
+    fn endpoint(&self, name: &str, container: &str, state: &str) {
+        let text = format!(
+            r#"{{"schema":1,"network":"n","address":"10.1.0.5","node":"192.0.2.1","gateway":null,
+                "pod":{{"namespace":"","name":"","uid":""}},"netns":"/x","device":"vip0","ifindex":3,"mac":"",
+                "nexthop":1,"ports":[],"state":"{state}","weight":1}}"#
+        );
+        replace(&self.vip(name).join("endpoints").join(format!("{container}@eth0.json")), &text);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// As the registry writes.
+fn replace(path: &Path, text: &str) {
+    let temporary = path.with_file_name(".new.tmp");
+    fs::File::create(&temporary).unwrap().write_all(text.as_bytes()).unwrap();
+    fs::rename(temporary, path).unwrap();
+}
+
+fn key() -> VipKey {
+    VipKey::new("a", "b").unwrap()
+}
+
+fn seen(endpoints: usize, ready: usize) -> Presence {
+    Presence { address: Some(Ipv4Addr::new(10, 118, 0, 7)), endpoints, ready }
+}
+
+/// Takes batches until one says what is expected, or gives up.
+fn expect(batches: &mut mpsc::UnboundedReceiver<Batch>, expected: Presence) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut last = None;
+    while Instant::now() < deadline {
+        match batches.try_recv() {
+            Ok(batch) => {
+                last = batch.vips.into_iter().find(|(vip, _)| *vip == key()).map(|(_, presence)| presence).or(last);
+                if last == Some(expected) {
+                    return;
+                }
+            }
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    panic!("expected {expected:?}, last seen {last:?}");
+}
+
+#[test]
+fn changes_are_seen_at_once_also_in_a_registry_that_comes_later() {
+    let place = Place::new("changes");
+    let mut batches = start(place.registry()).unwrap();
+    place.record("a_b", false);
+    place.endpoint("a_b", "c1", "pending");
+    expect(&mut batches, seen(1, 0));
+    place.endpoint("a_b", "c1", "ready");
+    expect(&mut batches, seen(1, 1));
+    place.endpoint("a_b", "c2", "draining");
+    expect(&mut batches, seen(2, 1));
+    place.record("a_b", true);
+    expect(&mut batches, Presence { address: None, ..seen(2, 1) });
+    place.record("a_b", false);
+    expect(&mut batches, seen(2, 1));
+    // As the registry removes a VIP, and makes it anew.
+    fs::rename(place.vip("a_b"), place.vip(".a_b.1.gone")).unwrap();
+    fs::remove_dir_all(place.vip(".a_b.1.gone")).unwrap();
+    expect(&mut batches, Presence::default());
+    place.record("a_b", false);
+    place.endpoint("a_b", "c3", "ready");
+    expect(&mut batches, seen(1, 1));
+}
+
+#[test]
+fn the_first_batch_is_everything_and_damage_counts_as_a_replica() {
+    let place = Place::new("damage");
+    place.record("a_b", false);
+    place.endpoint("a_b", "c1", "ready");
+    replace(&place.vip("a_b").join("endpoints/c2@eth0.json"), "{\"schema\":1,");
+    let mut batches = start(place.registry()).unwrap();
+    let first = batches.blocking_recv().unwrap();
+    assert_eq!(first, Batch { full: true, vips: vec![(key(), seen(2, 1))] });
+}
+
+#[test]
+fn temporary_files_and_locks_are_no_news() {
+    for noise in [".vip.json.tmp", "lock", "index.json"] {
+        assert_eq!(concerns(noise, false, Some(&key())), None, "{noise}");
+    }
+    assert_eq!(concerns("c@eth0.json", false, Some(&key())), Some(key()));
+    assert_eq!(concerns("a_b", true, None), Some(key()));
+    assert_eq!(concerns(".a_b.1.gone", true, None), None);
+}
