@@ -13,6 +13,7 @@ mod ctl;
 mod faults;
 mod harness;
 mod input;
+mod install;
 mod passthrough;
 mod scale;
 mod selftest;
