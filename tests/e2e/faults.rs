@@ -94,7 +94,8 @@ impl Trace {
     }
 
     fn calls(&self, name: &str, namespace: &str) -> Vec<(usize, &str)> {
-        let start = self.0.iter().position(|(_, call)| call.contains(namespace)).expect("the pod's namespace is opened");
+        let start =
+            self.0.iter().position(|(_, call)| call.contains(namespace)).expect("the pod's namespace is opened");
         let mut seen = std::collections::BTreeMap::<&str, usize>::new();
         let mut calls = Vec::new();
         for (at, (process, call)) in self.0.iter().enumerate() {
@@ -139,7 +140,8 @@ fn assert_named(messages: &BTreeSet<String>, steps: &[&str]) {
 }
 
 /// The first of each batch of messages: with it fails the batch.
-const KERNEL_STEPS: &[&str] = &["get link", "list routes", "add link vip", "configure link", "set addrgenmode none link"];
+const KERNEL_STEPS: &[&str] =
+    &["get link", "list routes", "add link vip", "configure link", "set addrgenmode none link"];
 
 #[test]
 fn messages_to_the_kernel_that_cannot_be_sent() {
@@ -203,17 +205,20 @@ fn changes_the_kernel_refuses() {
         }
     }
     assert!(refused > 10, "strace shows acknowledgements");
-    assert_named(&messages, &[
-        "add link vip",
-        "set addrgenmode none link",
-        "set up link",
-        "add address 10.118.0.",
-        "add address 169.254.118.1",
-        "add neighbour 169.254.118.1",
-        "add neighbour 10.1.1.",
-        "add route default via 169.254.118.1 table 118",
-        "add rule from 10.118.0.",
-    ]);
+    assert_named(
+        &messages,
+        &[
+            "add link vip",
+            "set addrgenmode none link",
+            "set up link",
+            "add address 10.118.0.",
+            "add address 169.254.118.1",
+            "add neighbour 169.254.118.1",
+            "add neighbour 10.1.1.",
+            "add route default via 169.254.118.1 table 118",
+            "add rule from 10.118.0.",
+        ],
+    );
 }
 
 /// The first bytes of an acknowledgement that says ENOSPC, otherwise as strace shows this one.
