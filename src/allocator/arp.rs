@@ -67,7 +67,8 @@ impl Arp {
         };
         let mac = link.mac.ok_or(Errno::EPROTOTYPE).map_err(failed("finding the Ethernet address"))?;
         let fd = bound_socket(link.index).map_err(failed("opening a packet socket"))?;
-        let registered = AsyncFd::new(fd).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        // SAFETY: an OwnedFd is open and stays the same one as long as it lives, and the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register(fd) }.map_err(|error| errno(&error.into_parts().1));
         let socket = registered.map_err(failed("registering the packet socket"))?;
         let arp = Arc::new(Self { socket, interface: link.name.clone(), mac, watched: Mutex::default() });
         tokio::spawn(listen(Arc::downgrade(&arp)));
@@ -100,7 +101,7 @@ impl Arp {
         sent.map(drop).map_err(|e| Error {
             op: "sending",
             interface: self.interface.clone(),
-            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+            errno: errno(&e),
         })
     }
 
@@ -125,6 +126,11 @@ impl Arp {
         // Every change to it is a single call: a panic elsewhere can't have left it half done.
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// tokio's errors of its own carry none.
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// Interest in some addresses, given up when dropped, as a probe may be at any await.

@@ -9,12 +9,21 @@ mod arp;
 pub mod client;
 pub mod config;
 mod conflict;
+mod daemon;
 mod dataplane;
 mod lease;
 pub mod protocol;
+pub mod run;
+mod saver;
 mod search;
 mod server;
 mod source;
 mod state;
 mod store;
 mod watch;
+
+/// An error and its causes in one sentence.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -99,6 +99,16 @@ pub enum Backend {
     Pool(Pool),
 }
 
+impl Backend {
+    /// As `backend` names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dhcp(_) => "dhcp",
+            Self::Pool(_) => "pool",
+        }
+    }
+}
+
 /// The `[dhcp]` table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dhcp {

@@ -31,7 +31,7 @@ enum Source {
     Pool(pool::Pool),
 }
 
-/// The notices of a DHCP engine, for [`report`]; none without one.
+/// The notices of a DHCP engine, for [`report`]; none without an engine.
 pub type Notices = Option<tokio::sync::mpsc::UnboundedReceiver<crate::dhcp::Notice>>;
 
 impl Sources {
@@ -94,6 +94,11 @@ impl Sources {
             Source::Dhcp(client) => client.stop(vip),
             Source::Pool(pool) => pool.stop(vip),
         }
+    }
+
+    /// Whether the addresses of other VIPs matter: a server knows them itself.
+    pub fn needs_others(&self) -> bool {
+        matches!(self.backend, Source::Pool(_))
     }
 
     /// No server is behind its address.

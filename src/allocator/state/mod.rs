@@ -94,6 +94,8 @@ pub enum Input {
     News(News),
     /// The search for conflicts is done.
     Checked(Ipv4Addr, Findings),
+    /// The search could not be made.
+    Unchecked(Ipv4Addr, String),
     /// `Save` is done.
     Saved(Result<(), String>),
     /// The registry says this now.

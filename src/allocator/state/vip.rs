@@ -80,6 +80,11 @@ impl Vip {
             Input::Acquire(caller) => self.acquire(caller, now, act),
             Input::News(news) => self.news(rules, news, now, act),
             Input::Checked(address, findings) => self.checked(rules, address, &findings, now, act),
+            Input::Unchecked(address, why) => {
+                if matches!(&self.phase, Phase::Checking(lease) if lease.address == address) {
+                    self.refuse(format!("{address} can't be checked for conflicts: {why}"), now, act);
+                }
+            }
             Input::Saved(result) => self.saved(result, act),
             Input::Present(presence) => self.present(rules, presence, now, act),
             Input::Stuck(why) => self.error = Some(why),
