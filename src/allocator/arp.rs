@@ -98,11 +98,7 @@ impl Arp {
         let frame = request(self.mac, sender, target);
         let write = |fd: &OwnedFd| nix::unistd::write(fd, &frame).map_err(std::io::Error::from);
         let sent = self.socket.async_io(tokio::io::Interest::WRITABLE, write).await;
-        sent.map(drop).map_err(|e| Error {
-            op: "sending",
-            interface: self.interface.clone(),
-            errno: errno(&e),
-        })
+        sent.map(drop).map_err(|e| Error { op: "sending", interface: self.interface.clone(), errno: errno(&e) })
     }
 
     fn heard(&self, packet: &Packet) {
@@ -239,12 +235,10 @@ mod tests {
     fn a_probe_is_as_tcpdump_shows_it() {
         // "Request who-has 10.77.0.99 tell 0.0.0.0", from 02:00:00:00:00:01 to Broadcast.
         let frame = request([2, 0, 0, 0, 0, 1], Ipv4Addr::UNSPECIFIED, [10, 77, 0, 99].into());
-        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(
-            hex,
-            "ffffffffffff02000000000108060001080006040001020000000001\
-             000000000000000000000a4d0063"
-        );
+        let ethernet = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6];
+        let who = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        let has = [0, 0, 0, 0, 0, 0, 10, 77, 0, 99];
+        assert_eq!(frame[..], [&ethernet[..], &who, &has].concat());
         let packet = parse(&frame).unwrap();
         assert_eq!((packet.op, packet.target), (REQUEST, [10, 77, 0, 99].into()));
     }

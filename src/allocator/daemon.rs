@@ -110,7 +110,7 @@ impl Daemon {
 
     /// A source of addresses has something to say.
     pub(super) fn report(&mut self, report: Report) {
-        tracing::info!(vip = %report.vip, news = ?report.news, "address");
+        tracing::info!(vip = %report.vip, "{}", report.news);
         self.input(&report.vip, Input::News(report.news));
     }
 

@@ -12,6 +12,7 @@
 //! when its routes have to go and come.
 
 mod report;
+mod service;
 mod vip;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use super::{
     ANSWER_WITHIN, Action, Caller, Findings, Input, MAX_DECLINES, PAUSE, Presence, Rules, SETTLE, disk, grant, not_now,
 };
-use crate::allocator::config::OnLost;
 use crate::allocator::lease::{Lease, News};
 use crate::allocator::protocol::{Grant, Refusal};
 use crate::allocator::store::Record;
@@ -24,8 +23,13 @@ pub(super) enum Phase {
     Saving,
     /// The lease is good, on disk, and kept up by the source.
     Held,
-    /// Given up until then; the error says why.
-    Refused(SystemTime),
+    /// Given up; the error says why.
+    Refused {
+        /// When it is asked for again by itself, if it has replicas.
+        again: SystemTime,
+        /// Whether callers have to wait for that too.
+        paused: bool,
+    },
     /// Its file can't be understood: nothing is done until it can, or is gone.
     Blocked(String),
 }
@@ -41,7 +45,7 @@ pub(super) struct Vip {
     /// Whether the source has been told to ask.
     running: bool,
     /// Whether its routes were taken out because of a lost lease.
-    withdrawn: bool,
+    pub(super) withdrawn: bool,
     pub(super) presence: Presence,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
@@ -50,12 +54,13 @@ pub(super) struct Vip {
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
-    conflicts: Vec<String>,
+    pub(super) conflicts: Vec<String>,
     /// The last thing that went wrong.
     pub(super) error: Option<String>,
 }
 
-type Acts = Vec<Action>;
+/// What to do, in order.
+pub(super) type Acts = Vec<Action>;
 
 impl Vip {
     pub(super) fn new(now: SystemTime) -> Self {
@@ -113,7 +118,7 @@ impl Vip {
         self.called = now;
         match &self.phase {
             Phase::Blocked(why) => act.push(Action::Answer(caller, Err(disk(why.clone())))),
-            Phase::Refused(until) if now < *until => {
+            Phase::Refused { again, paused: true } if now < *again => {
                 let why = self.error.clone().unwrap_or_else(|| "no address".into());
                 act.push(Action::Answer(caller, Err(not_now(why))));
             }
@@ -121,7 +126,7 @@ impl Vip {
                 Some(lease) => act.push(Action::Answer(caller, Ok(grant(lease)))),
                 None => self.waiting.push((caller, now)),
             },
-            Phase::Idle | Phase::Refused(_) => {
+            Phase::Idle | Phase::Refused { .. } => {
                 self.waiting.push((caller, now));
                 self.ask(act);
             }
@@ -135,7 +140,7 @@ impl Vip {
         }
     }
 
-    fn ask(&mut self, act: &mut Acts) {
+    pub(super) fn ask(&mut self, act: &mut Acts) {
         self.conflicts.clear();
         self.phase = Phase::Asking;
         if !self.running {
@@ -165,6 +170,8 @@ impl Vip {
                     why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
                 }
                 self.refuse(why, now, act);
+                // Nobody is bothered by asking a pool again.
+                self.phase = Phase::Refused { again: now + PAUSE, paused: false };
             }
         }
     }
@@ -257,95 +264,22 @@ impl Vip {
         }
     }
 
-    fn put_in_service(&mut self, act: &mut Acts) {
-        let Some(address) = self.lease.as_ref().map(|lease| lease.address) else { return };
-        if self.presence.endpoints > 0 && (self.withdrawn || self.presence.address != Some(address)) {
-            act.push(Action::Serve(address));
-        }
-        self.withdrawn = false;
-    }
-
-    fn lost(&mut self, rules: &Rules, reason: &str, now: SystemTime, act: &mut Acts) {
-        if self.keeps(rules) {
-            return self.insist(reason, now, act);
-        }
-        self.error = Some(format!("the lease is lost: {reason}"));
-        self.lost = true;
-        self.phase = Phase::Asking;
-        if self.presence.endpoints > 0 && !self.withdrawn {
-            self.withdrawn = true;
-            act.push(Action::Withdraw);
-        }
-    }
-
-    /// Whether the address in service stays, whatever the server says.
-    fn keeps(&self, rules: &Rules) -> bool {
-        rules.on_lost == OnLost::Keep && self.presence.endpoints > 0 && self.lease.is_some() && !self.withdrawn
-    }
-
-    /// Goes on serving, and asks for the same address again later; asking on now would bring another one.
-    fn insist(&mut self, why: &str, now: SystemTime, act: &mut Acts) {
-        self.lost = true;
-        self.refuse(format!("still served, though the lease is lost: {why}"), now, act);
-    }
-
-    fn refuse(&mut self, why: String, now: SystemTime, act: &mut Acts) {
+    pub(super) fn refuse(&mut self, why: String, now: SystemTime, act: &mut Acts) {
         self.stop(act);
         self.conflicts.clear();
         self.answer(&Err(not_now(why.clone())), act);
         self.error = Some(why);
-        self.phase = Phase::Refused(now + PAUSE);
+        self.phase = Phase::Refused { again: now + PAUSE, paused: true };
     }
 
-    fn answer(&mut self, answer: &Result<Grant, Refusal>, act: &mut Acts) {
+    pub(super) fn answer(&mut self, answer: &Result<Grant, Refusal>, act: &mut Acts) {
         act.extend(self.waiting.drain(..).map(|(caller, _)| Action::Answer(caller, answer.clone())));
-    }
-
-    fn present(&mut self, rules: &Rules, presence: Presence, now: SystemTime, act: &mut Acts) {
-        let before = std::mem::replace(&mut self.presence, presence);
-        if matches!(self.phase, Phase::Blocked(_)) {
-            return;
-        }
-        let left = if presence.endpoints > 0 { None } else { self.left.or(Some(now)) };
-        if left != self.left {
-            self.left = left;
-            if let (Some(lease), false) = (&self.lease, self.lost) {
-                act.push(Action::Save(Record { lease: lease.clone(), left }));
-            }
-        }
-        if presence.endpoints == 0 {
-            self.withdrawn = false; // the last replica took the routes along
-            return;
-        }
-        if before.endpoints == 0 || self.phase == Phase::Idle {
-            self.enter_service(rules, now, act);
-        }
-        if self.phase == Phase::Held && !self.withdrawn {
-            self.put_in_service(act);
-        }
-    }
-
-    /// Replicas are here that weren't. If the lease isn't settled (viprouted has just started), the VIP goes on with
-    /// what it has while that is confirmed, unless it has certainly run out.
-    fn enter_service(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) {
-        if !matches!(self.phase, Phase::Idle | Phase::Asking) || !self.conflicts.is_empty() {
-            return;
-        }
-        if self.lease.is_none() {
-            self.lease = self.presence.address.map(|address| Lease::presumed(address, now));
-        }
-        self.ask(act);
-        match &self.lease {
-            Some(lease) if lease.is_valid(now) && !self.lost => self.phase = Phase::Held,
-            Some(_) => self.lost(rules, "it ran out", now, act),
-            None => {}
-        }
     }
 
     /// Returns false when the VIP can be forgotten.
     pub(super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) -> bool {
         self.answer_the_patient(now, act);
-        if matches!(self.phase, Phase::Refused(until) if until <= now) && self.presence.endpoints > 0 {
+        if matches!(self.phase, Phase::Refused { again, .. } if again <= now) && self.presence.endpoints > 0 {
             self.ask(act);
             if self.keeps(rules) {
                 self.phase = Phase::Held;
@@ -383,7 +317,7 @@ impl Vip {
     pub(super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
         let answer = self.waiting.first().map(|(_, since)| *since + ANSWER_WITHIN);
         let retry = match self.phase {
-            Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
+            Phase::Refused { again, .. } if self.presence.endpoints > 0 => Some(again),
             _ => None,
         };
         [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
@@ -394,16 +328,5 @@ impl Vip {
         let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
         let left = self.left.filter(|_| free)?;
         Some((left + rules.hold).max(self.called + SETTLE))
-    }
-
-    fn serves(&self, address: Ipv4Addr) -> bool {
-        self.presence.endpoints > 0 && self.presence.address == Some(address)
-    }
-
-    /// The address to answer ARP for. A bad lease file stops no VIP that is in service.
-    pub(super) fn announced(&self) -> Option<Ipv4Addr> {
-        let kept = matches!(self.phase, Phase::Refused(_)) && self.lost && !self.withdrawn;
-        let good = kept || matches!(self.phase, Phase::Held | Phase::Saving | Phase::Blocked(_));
-        self.presence.address.filter(|_| good && !self.withdrawn && self.presence.ready > 0)
     }
 }
