@@ -2,8 +2,9 @@
 
 use crate::cni::Config;
 use crate::cni::config::ConfigError;
+use crate::cni::env::Attachment;
 use crate::net::NodeNet;
-use crate::registry::Registry;
+use crate::registry::{self, LockedAttachment, Registry, attachment_name};
 
 use super::detach::{self, Detach};
 use super::error::Error;
@@ -25,18 +26,30 @@ pub fn run(config: &Config) -> Result<(), Error> {
             continue;
         }
         match registry.attachment(&attachment) {
-            Ok(Some(locked)) => {
-                // A damaged record names no network: left to the DEL of its container, which needs none.
-                if locked.record.as_ref().is_ok_and(|record| record.network == config.name) {
+            Ok(Some(locked)) => match network(&registry, &attachment, &locked) {
+                Some(network) if network != config.name => {}
+                Some(_) => errors.extend(removal.run(&attachment, locked).err()),
+                // Nobody's, as far as can be told: torn before anything was made for it. What a later version wrote is
+                // left to the DEL of its container.
+                None if matches!(locked.record, Err(registry::Error::Torn { .. })) => {
                     errors.extend(removal.run(&attachment, locked).err());
-                } else {
-                    errors.extend(locked.record.err().map(Error::from));
                 }
-            }
+                None => errors.extend(locked.record.err().map(Error::from)),
+            },
             Ok(None) => {}
             Err(e) => errors.push(e.into()),
         }
     }
     errors.extend(detach::sweep(&net, &registry).err());
     Error::several(errors)
+}
+
+/// The network an attachment was made by: its record says it; failing that, an endpoint of it.
+fn network(registry: &Registry, attachment: &Attachment, locked: &LockedAttachment) -> Option<String> {
+    if let Ok(record) = &locked.record {
+        return Some(record.network.clone());
+    }
+    let name = attachment_name(attachment);
+    let vips = registry.vips().unwrap_or_default();
+    vips.iter().find_map(|key| registry.endpoint(key, &name).ok().flatten()).map(|endpoint| endpoint.network)
 }

@@ -86,8 +86,11 @@ pub fn attachment_of(name: &str) -> Option<Attachment> {
 }
 
 impl LockedAttachment {
-    /// Removes the record: the attachment is no more.
+    /// Removes the record: the attachment is no more. A damaged one does not go without a word.
     pub fn remove(self) -> Result<()> {
+        if let Err(damage) = &self.record {
+            eprintln!("viproute: removing a record that can't be used: {damage}");
+        }
         file::remove(&self.path).map(|_| ())
     }
 }

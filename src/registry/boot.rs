@@ -33,10 +33,8 @@ impl Registry {
             return Ok(Boot::Same);
         }
         for dir in [self.vips_dir(), self.attachments_dir()] {
-            match std::fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("discard", &dir)(e)),
-                _ => file::make_dir(&dir)?,
-            }
+            file::remove_tree(&dir)?;
+            file::make_dir(&dir)?;
         }
         // Last: a crash before this line and the next caller discards again.
         write_text(&self.dir().join("boot-id"), &boot)?;

@@ -128,6 +128,18 @@ pub fn remove(path: &Path) -> Result<bool> {
     }
 }
 
+/// Removes a directory and all in it; it needn't exist, and others may be removing it too.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    loop {
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.exists() => {} // of something in it
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io("remove", path)(e)),
+        }
+    }
+}
+
 /// The names in a directory, hidden ones (temporary files) left out; none where there is no directory.
 pub fn list(path: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(path) {

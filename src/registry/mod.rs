@@ -137,6 +137,11 @@ impl Registry {
         vip::read_endpoints(&self.vip_dir(key))
     }
 
+    /// One endpoint as it stands, without a lock.
+    pub fn endpoint(&self, key: &VipKey, name: &str) -> Result<Option<Endpoint>> {
+        file::read(&vip::endpoint_path(&self.vip_dir(key), name))
+    }
+
     fn vip_dir(&self, key: &VipKey) -> PathBuf {
         self.vips_dir().join(key.dir_name())
     }
@@ -145,3 +150,6 @@ impl Registry {
         self.dir.join("attachments")
     }
 }
+
+#[cfg(test)]
+mod tests;

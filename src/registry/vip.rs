@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -63,8 +64,11 @@ impl Registry {
     /// Locks a VIP, new or not.
     pub fn vip(&self, key: &VipKey) -> Result<LockedVip> {
         loop {
-            file::make_dir(&self.vip_dir(key).join(ENDPOINTS))?;
-            // `None`: the last holder has just removed the directory.
+            match file::make_dir(&self.vip_dir(key).join(ENDPOINTS)) {
+                // The last holder has just removed the directory, here or below (`None`).
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other?,
+            }
             if let Some(vip) = self.lock_vip(key, Missing::Create)? {
                 return Ok(vip);
             }
@@ -86,11 +90,7 @@ impl Registry {
         let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(()) };
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().ends_with(GONE) {
-                // Its remover may be alive and faster.
-                match std::fs::remove_dir_all(entry.path()) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &dir)(e)),
-                    _ => {}
-                }
+                file::remove_tree(&entry.path())?;
             }
         }
         Ok(())
@@ -110,6 +110,11 @@ impl Registry {
         let (ready, index_is_due) = (None, false);
         Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, ready, index_is_due }))
     }
+}
+
+/// The file of an endpoint in a VIP's directory.
+pub(super) fn endpoint_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(ENDPOINTS).join(format!("{name}.json"))
 }
 
 /// The endpoints of a VIP's directory, by attachment name.
@@ -233,13 +238,15 @@ impl LockedVip {
     /// makes the VIP anew, never works in a directory that is being emptied.
     pub fn remove(mut self) -> Result<()> {
         self.index_is_due = false;
-        let gone = self.registry.vips_dir().join(format!(".{}.{}{GONE}", self.key.dir_name(), std::process::id()));
+        // By its inode, since several removed ones may exist.
+        let inode = std::fs::metadata(&self.dir).map_err(Error::io("remove", &self.dir))?.ino();
+        let gone = self.registry.vips_dir().join(format!(".{}.{inode}{GONE}", self.key.dir_name()));
         std::fs::rename(&self.dir, &gone).map_err(Error::io("remove", &self.dir))?;
-        std::fs::remove_dir_all(&gone).map_err(Error::io("remove", &gone))
+        file::remove_tree(&gone)
     }
 
     fn endpoint_path(&self, name: &str) -> PathBuf {
-        self.dir.join(ENDPOINTS).join(format!("{name}.json"))
+        endpoint_path(&self.dir, name)
     }
 }
 

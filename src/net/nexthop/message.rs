@@ -93,7 +93,7 @@ pub enum GroupType {
 pub struct GroupMember {
     /// The member's nexthop id.
     pub id: u32,
-    /// Its weight, 1–65,536 (above 256 since Linux 6.13); on the wire one less.
+    /// Its weight, 1–65,535 (above 255 since Linux 6.13); on the wire one less.
     pub weight: u32,
 }
 

@@ -80,23 +80,14 @@ const CLOCK_TICKS: u32 = 100;
 /// `ip nexthop add id ID via GATEWAY dev INDEX onlink proto 118`. Fails where the id is taken: ids of others are
 /// never overwritten.
 pub fn add(nexthop: Nexthop) -> Request {
-    let mut message = ours();
-    message.header.family = AddressFamily::Inet;
-    message.header.flags = u32::from(RouteNextHopFlags::Onlink.bits());
-    message.attributes = vec![
-        NexthopAttribute::Id(nexthop.id),
-        NexthopAttribute::Gateway(nexthop.gateway),
-        NexthopAttribute::Oif(nexthop.index),
-    ];
     let object = format!("id {} via {} link {}", nexthop.id, nexthop.gateway, nexthop.index);
-    Request::new("add nexthop", object, NLM_F_CREATE | NLM_F_EXCL, &Message::New(message))
+    let message = Message::New(nexthop_message(nexthop));
+    Request::new("add nexthop", object, NLM_F_CREATE | NLM_F_EXCL, &message)
 }
 
 /// `ip nexthop add id ID group …/… type resilient buckets … idle_timer … unbalanced_timer … proto 118`.
 pub fn add_group(group: &Group) -> Request {
-    let mut resilient = timers(group.resilience);
-    resilient.push(ResilientAttribute::Buckets(group.resilience.buckets));
-    let message = group_message(group, resilient);
+    let message = group_message(group, Some(group.resilience.buckets));
     let object = format!("group id {} of {}", group.id, group.members.len());
     Request::new("add nexthop", object, NLM_F_CREATE | NLM_F_EXCL, &Message::New(message))
 }
@@ -104,7 +95,7 @@ pub fn add_group(group: &Group) -> Request {
 /// `ip nexthop replace id ID group …/… type resilient idle_timer … unbalanced_timer … proto 118`, in one step and
 /// without touching buckets that needn't move. The number of buckets stays (the kernel can't change it).
 pub fn replace_group(group: &Group) -> Request {
-    let message = group_message(group, timers(group.resilience));
+    let message = group_message(group, None);
     let object = format!("group id {} of {}", group.id, group.members.len());
     let flags = NLM_F_CREATE | NLM_F_REPLACE;
     Request::new("replace nexthop", object, flags, &Message::New(message))
@@ -122,20 +113,31 @@ fn ours() -> NexthopMessage {
     message
 }
 
-fn timers(resilience: Resilience) -> Vec<ResilientAttribute> {
-    vec![
-        ResilientAttribute::IdleTimer(resilience.idle_timer.saturating_mul(CLOCK_TICKS)),
-        ResilientAttribute::UnbalancedTimer(resilience.unbalanced_timer.saturating_mul(CLOCK_TICKS)),
-    ]
+fn nexthop_message(nexthop: Nexthop) -> NexthopMessage {
+    let mut message = ours();
+    message.header.family = AddressFamily::Inet;
+    message.header.flags = u32::from(RouteNextHopFlags::Onlink.bits());
+    message.attributes = vec![
+        NexthopAttribute::Id(nexthop.id),
+        NexthopAttribute::Gateway(nexthop.gateway),
+        NexthopAttribute::Oif(nexthop.index),
+    ];
+    message
 }
 
-fn group_message(group: &Group, resilient: Vec<ResilientAttribute>) -> NexthopMessage {
+fn group_message(group: &Group, buckets: Option<u16>) -> NexthopMessage {
+    let Resilience { idle_timer, unbalanced_timer, .. } = group.resilience;
+    let mut resilient: Vec<_> = buckets.into_iter().map(ResilientAttribute::Buckets).collect();
+    resilient.extend([
+        ResilientAttribute::IdleTimer(idle_timer.saturating_mul(CLOCK_TICKS)),
+        ResilientAttribute::UnbalancedTimer(unbalanced_timer.saturating_mul(CLOCK_TICKS)),
+    ]);
     let mut message = ours();
     message.attributes = vec![
         NexthopAttribute::Id(group.id),
         NexthopAttribute::Group(group.members.clone()),
-        NexthopAttribute::GroupType(GroupType::Resilient),
         NexthopAttribute::Resilient(resilient),
+        NexthopAttribute::GroupType(GroupType::Resilient),
     ];
     message
 }
@@ -209,3 +211,6 @@ fn read_resilience(attributes: &[ResilientAttribute]) -> Resilience {
     }
     resilience
 }
+
+#[cfg(test)]
+mod tests;
