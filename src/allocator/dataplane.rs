@@ -67,3 +67,43 @@ pub fn start(
     thread::Builder::new().name("dataplane".into()).spawn(work)?;
     Ok(orders)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// Writes down what it is told, and can't withdraw.
+    struct Fake(Arc<Mutex<Vec<String>>>);
+
+    impl Dataplane for Fake {
+        fn serve(&mut self, vip: &VipKey, address: Ipv4Addr) -> vip::Result<()> {
+            self.0.lock().unwrap().push(format!("serve {vip} {address}"));
+            Ok(())
+        }
+
+        fn withdraw(&mut self, vip: &VipKey) -> vip::Result<()> {
+            self.0.lock().unwrap().push(format!("withdraw {vip}"));
+            Err(net::Error::new("delete route", "x", Errno::EPERM).into())
+        }
+    }
+
+    #[test]
+    fn orders_are_carried_out_in_turn_and_failures_come_back() {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (failed, mut failures) = mpsc::unbounded_channel();
+        let orders = start(Fake(log.clone()), failed).unwrap();
+        let vip = VipKey::new("shop", "web").unwrap();
+        orders.send((vip.clone(), None)).unwrap();
+        orders.send((vip.clone(), Some([10, 118, 0, 7].into()))).unwrap();
+        let (about, error) = failures.blocking_recv().unwrap();
+        assert_eq!(about, vip);
+        assert!(matches!(error, vip::Error::Net(e) if e.errno == Errno::EPERM));
+        drop(orders);
+        assert!(failures.blocking_recv().is_none(), "the thread ends");
+        assert_eq!(*log.lock().unwrap(), ["withdraw shop/web", "serve shop/web 10.118.0.7"]);
+    }
+}

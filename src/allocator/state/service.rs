@@ -58,6 +58,7 @@ impl Vip {
             self.withdrawn = false; // the last replica took the routes along
             return;
         }
+        self.called = None;
         if before.endpoints == 0 || self.phase == Phase::Idle {
             self.enter_service(rules, now, act);
         }

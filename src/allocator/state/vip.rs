@@ -49,8 +49,8 @@ pub(super) struct Vip {
     pub(super) presence: Presence,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
-    /// The last call for it.
-    called: SystemTime,
+    /// The last call for it, while no replica has come of it.
+    pub(super) called: Option<SystemTime>,
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
@@ -72,7 +72,7 @@ impl Vip {
             withdrawn: false,
             presence: Presence::default(),
             left: Some(now),
-            called: now,
+            called: None,
             waiting: Vec::new(),
             conflicts: Vec::new(),
             error: None,
@@ -115,7 +115,7 @@ impl Vip {
     }
 
     fn acquire(&mut self, caller: Caller, now: SystemTime, act: &mut Acts) {
-        self.called = now;
+        self.called = Some(now);
         match &self.phase {
             Phase::Blocked(why) => act.push(Action::Answer(caller, Err(disk(why.clone())))),
             Phase::Refused { again, paused: true } if now < *again => {
@@ -327,6 +327,7 @@ impl Vip {
     fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
         let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
         let left = self.left.filter(|_| free)?;
-        Some((left + rules.hold).max(self.called + SETTLE))
+        let settled = self.called.map(|called| called + SETTLE);
+        settled.into_iter().chain([left + rules.hold]).max()
     }
 }
