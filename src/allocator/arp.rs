@@ -67,8 +67,9 @@ impl Arp {
         };
         let mac = link.mac.ok_or(Errno::EPROTOTYPE).map_err(failed("finding the Ethernet address"))?;
         let fd = bound_socket(link.index).map_err(failed("opening a packet socket"))?;
-        // SAFETY: an OwnedFd is open and stays the same one as long as it lives, and the AsyncFd owns it.
-        let registered = unsafe { AsyncFd::register(fd) }.map_err(|error| errno(&error.into_parts().1));
+        // SAFETY: an OwnedFd is open until it is dropped and always gives the same descriptor; the AsyncFd owns it.
+        let registered = unsafe { AsyncFd::register(fd) };
+        let registered = registered.map_err(|e| Errno::from_raw(e.into_parts().1.raw_os_error().unwrap_or(0)));
         let socket = registered.map_err(failed("registering the packet socket"))?;
         let arp = Arc::new(Self { socket, interface: link.name.clone(), mac, watched: Mutex::default() });
         tokio::spawn(listen(Arc::downgrade(&arp)));
@@ -98,7 +99,11 @@ impl Arp {
         let frame = request(self.mac, sender, target);
         let write = |fd: &OwnedFd| nix::unistd::write(fd, &frame).map_err(std::io::Error::from);
         let sent = self.socket.async_io(tokio::io::Interest::WRITABLE, write).await;
-        sent.map(drop).map_err(|e| Error { op: "sending", interface: self.interface.clone(), errno: errno(&e) })
+        sent.map(drop).map_err(|e| Error {
+            op: "sending",
+            interface: self.interface.clone(),
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+        })
     }
 
     fn heard(&self, packet: &Packet) {
@@ -122,11 +127,6 @@ impl Arp {
         // Every change to it is a single call: a panic elsewhere can't have left it half done.
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// tokio's errors of its own carry none.
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// Interest in some addresses, given up when dropped, as a probe may be at any await.
@@ -235,10 +235,12 @@ mod tests {
     fn a_probe_is_as_tcpdump_shows_it() {
         // "Request who-has 10.77.0.99 tell 0.0.0.0", from 02:00:00:00:00:01 to Broadcast.
         let frame = request([2, 0, 0, 0, 0, 1], Ipv4Addr::UNSPECIFIED, [10, 77, 0, 99].into());
-        let ethernet = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6];
-        let who = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0];
-        let has = [0, 0, 0, 0, 0, 0, 10, 77, 0, 99];
-        assert_eq!(frame[..], [&ethernet[..], &who, &has].concat());
+        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "ffffffffffff02000000000108060001080006040001020000000001\
+             000000000000000000000a4d0063"
+        );
         let packet = parse(&frame).unwrap();
         assert_eq!((packet.op, packet.target), (REQUEST, [10, 77, 0, 99].into()));
     }

@@ -1,6 +1,5 @@
 //! An address lent to a VIP, and what a source of addresses has to say about it.
 
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -74,31 +73,6 @@ pub enum News {
         /// One sentence.
         why: String,
     },
-}
-
-impl fmt::Display for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.address)?;
-        if let Some(server) = self.server {
-            write!(f, " from {server}")?;
-        }
-        match self.expires.and_then(|expires| expires.duration_since(self.granted).ok()) {
-            Some(term) => write!(f, " for {} s", term.as_secs()),
-            None => f.write_str(" for ever"),
-        }
-    }
-}
-
-impl fmt::Display for News {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bound(lease) => write!(f, "offered {lease}"),
-            Self::Renewed(lease) => write!(f, "confirmed {lease}"),
-            Self::Lost { reason } => write!(f, "lost {reason}"),
-            Self::Trouble { why } => write!(f, "still asking: {why}"),
-            Self::Failed { why } => write!(f, "none to be had: {why}"),
-        }
-    }
 }
 
 /// News, and of which VIP.

@@ -9,21 +9,32 @@ mod arp;
 pub mod client;
 pub mod config;
 mod conflict;
-mod daemon;
 mod dataplane;
+mod events;
+mod hands;
+mod keeper;
 mod lease;
+mod notify;
 pub mod protocol;
-pub mod run;
-mod saver;
+mod run;
 mod search;
 mod server;
 mod source;
 mod state;
 mod store;
+mod uplink;
 mod watch;
 
-/// An error and its causes in one sentence.
-pub fn sentence(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+pub use run::{Error, run};
+
+/// An error and what led to it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }

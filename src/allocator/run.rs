@@ -1,223 +1,357 @@
-//! Puts the parts together and keeps them going.
+//! The loop: whatever happens goes into [`State`], and what that decides is carried out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::announce::Announcer;
 use super::arp::{self, Arp};
 use super::config::{Announce, Config};
-use super::daemon::{Daemon, Outcome};
+use super::dataplane::{self, Node};
+use super::events::{Event, Events};
+use super::hands::Hands;
+use super::keeper::{Done, Keeper};
 use super::lease::Report;
+use super::protocol::{Leases, Refusal, Released, Request, Status, code};
 use super::search::{self, Search};
 use super::server::{self, Call, Server};
-use super::source::{self, Notices, Sources};
-use super::state::{Rules, State};
-use super::store::{self, Store};
+use super::source::{self, Sources};
+use super::state::{Caller, Findings, Input, Presence, Rules, State};
+use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
-use super::{dataplane, saver};
-use crate::net::link::{self, Link};
-use crate::net::route::{self, Filter, Kind};
+use super::{notify, uplink, with_causes};
 use crate::net::{self, NodeNet};
-use crate::registry::{Registry, VipKey};
-use crate::vip;
+use crate::registry::{BadKey, Registry, VipKey};
 
-/// Why viprouted doesn't start, or ends.
+/// The loop looks around at least this often: the clock may have been set meanwhile.
+const LOOK_AROUND: Duration = Duration::from_secs(30);
+
+/// Why viprouted can't start, or can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket.
-    #[error(transparent)]
-    Server(#[from] server::Error),
-    /// The lease directory.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// DHCP.
-    #[error(transparent)]
-    Source(#[from] source::Error),
-    /// The search for conflicts.
-    #[error(transparent)]
-    Search(#[from] search::Error),
-    /// The link.
-    #[error(transparent)]
-    Arp(#[from] arp::Error),
-    /// The kernel's tables.
+    /// No runtime, thread or signal handler.
+    #[error("{op}")]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing to work with in the kernel.
     #[error(transparent)]
     Net(#[from] net::Error),
-    /// `dhcp.interface` names nothing.
-    #[error("no interface {name:?} (dhcp.interface)")]
-    NoInterface {
-        /// As configured.
-        name: String,
-    },
-    /// `announce = "arp"`, and nowhere to.
-    #[error("announce = \"arp\" needs an Ethernet interface: dhcp.interface, or else the default route's")]
-    NoLink,
-    /// All that is bound to the old device has to be opened anew.
-    #[error("interface {name} was made anew")]
-    LinkReplaced {
-        /// Its name.
-        name: String,
-    },
-    /// A thread, signal or descriptor that can't be had.
-    #[error("can't start the {part}")]
-    System {
-        /// What it is for.
-        part: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// A part that runs as long as viprouted has ended.
-    #[error("the {part} has ended")]
-    Ended {
-        /// Which.
-        part: &'static str,
-    },
+    /// No link.
+    #[error(transparent)]
+    Uplink(#[from] uplink::Error),
+    /// No ARP on it.
+    #[error(transparent)]
+    Arp(#[from] arp::Error),
+    /// No lease files.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// No socket.
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    /// No DHCP.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// No searches.
+    #[error(transparent)]
+    Search(#[from] search::Error),
+    /// A part that never ends did.
+    #[error("{0} has ended")]
+    Ended(&'static str),
 }
 
-/// What the main loop listens to, besides signals.
-struct Inbox {
-    calls: UnboundedReceiver<Call>,
-    reports: UnboundedReceiver<Report>,
-    notices: Notices,
-    outcomes: UnboundedReceiver<Outcome>,
-    failures: UnboundedReceiver<(VipKey, vip::Error)>,
-    batches: UnboundedReceiver<Batch>,
+fn failed(op: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { op, source }
 }
 
-/// Runs until SIGTERM or SIGINT. Leases, routes and ARP entries stay when it ends: traffic goes on while viprouted is
-/// replaced.
-pub async fn run(config: Config) -> Result<(), Error> {
-    let system = |part| move |source| Error::System { part, source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(system("signal handler"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("signal handler"))?;
-    let (calls, receiver) = mpsc::unbounded_channel();
-    let (mut daemon, mut inbox) = build(&config, receiver)?;
-    daemon.load()?;
-    // What is in service is known before anybody is answered.
-    let first = inbox.batches.recv().await.ok_or(Error::Ended { part: "registry watcher" })?;
-    daemon.registry(first)?;
-    let server = Server::bind(&config.socket)?;
-    tracing::info!(socket = %config.socket.display(), "ready");
-    tell_systemd();
-    tokio::select! {
-        result = serve(&mut daemon, &mut inbox) => result,
-        () = server.run(calls) => Ok(()),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+/// Runs viprouted until SIGTERM or SIGINT. Leases, routes and proxy entries stay as they are then: traffic goes on.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("start the runtime"))?;
+    let result = runtime.block_on(async {
+        let (mut daemon, mut events) = start(config).await?;
+        let server = Server::bind(&config.socket)?;
+        let (sender, calls) = tokio::sync::mpsc::unbounded_channel();
+        events.calls = calls;
+        let serving = tokio::spawn(async move { server.run(sender).await });
+        notify::ready();
+        tracing::info!(socket = %config.socket.display(), backend = daemon.backend, "serving");
+        let result = daemon.run(&mut events).await;
+        // The socket's file goes with the server.
+        serving.abort();
+        let _ = serving.await;
+        result
+    });
+    // A search or a probe under way needn't be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+struct Daemon {
+    state: State,
+    hands: Hands,
+    registry: Registry,
+    announcer: Option<Announcer>,
+    backend: &'static str,
+    hold: Duration,
+    /// Callers count from 1.
+    last_caller: u64,
+    /// What waits for a lease file to be read, VIP by VIP.
+    unread: BTreeMap<VipKey, Vec<Input>>,
+    /// Files in the lease directory that belong to no VIP.
+    strangers: Vec<PathBuf>,
+    /// Why the announcements aren't as they should be.
+    trouble: Option<String>,
+}
+
+/// Opens everything, reads the leases and the registry, and goes on where the run before stopped.
+async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
+    let node = NodeNet::open()?;
+    let store = Store::open(&config.state_dir)?;
+    let contents = store.load_all()?;
+    let registry = Registry::new(&config.data_dir);
+    if registry.exists()
+        && let Err(error) = registry.begin()
+    {
+        tracing::warn!(error = &error as &dyn std::error::Error, "registry not checked for another boot's state");
     }
-}
-
-/// Opens everything but the socket.
-fn build(config: &Config, calls: UnboundedReceiver<Call>) -> Result<(Daemon, Inbox), Error> {
-    let system = |part| move |source| Error::System { part, source };
-    let store = Arc::new(Store::open(&config.state_dir)?);
-    let link = find_link(config)?;
-    // A tunnel has no Ethernet address, and nobody on it to be asked.
-    let ethernet = link.as_ref().filter(|link| link.mac.is_some());
-    if config.announce == Announce::Arp && ethernet.is_none() {
-        return Err(Error::NoLink);
-    }
-    let arp = ethernet.map(Arp::open).transpose()?;
-    let on_link = ethernet.zip(arp);
-    let (told, reports) = mpsc::unbounded_channel();
-    let (sources, notices) = Sources::start(config, link.as_ref().map(|link| link.name.as_str()), told)?;
-    let (failed, failures) = mpsc::unbounded_channel();
-    let orders = dataplane::start(dataplane::Node::open(&config.data_dir)?, failed).map_err(system("dataplane"))?;
-    let (done, outcomes) = mpsc::unbounded_channel();
-    let saver = saver::start(store.clone(), done.clone()).map_err(system("lease writer"))?;
-    let batches = watch::start(Registry::new(&config.data_dir)).map_err(system("registry watcher"))?;
-    let daemon = Daemon {
-        announce: config.announce,
+    let link = uplink::find(&node, config)?;
+    let arp = link.as_ref().map(Arp::open).transpose()?;
+    let announcer = match (&link, &arp, config.announce) {
+        (Some(link), Some(arp), Announce::Arp) => Some(Announcer::new(link, arp.clone())?),
+        _ => None,
+    };
+    let search = Search::new(config, link.as_ref().zip(arp))?;
+    let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
+    let (sources, notices) = Sources::start(config, link.as_ref().map(|link| link.name.as_str()), sender)?;
+    let (keeper, done) = Keeper::start(store).map_err(failed("start the thread that keeps leases"))?;
+    let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
+    let node = Node::open(&config.data_dir)?;
+    let orders = dataplane::start(node, sender).map_err(failed("start the dataplane's thread"))?;
+    let (hands, found) = Hands::new(sources, search, keeper, orders);
+    let mut batches = watch::start(registry.clone()).map_err(failed("watch the registry"))?;
+    let first = batches.recv().await.ok_or(Error::Ended("the registry's watcher"))?;
+    let events = Events {
+        calls: tokio::sync::mpsc::unbounded_channel().1,
+        reports,
+        notices,
+        done,
+        found,
+        registry: batches,
+        failures,
+        terminate: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
+        interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
+    };
+    let mut daemon = Daemon {
         state: State::new(Rules::of(config)),
+        hands,
+        registry,
+        announcer,
         backend: config.backend.name(),
-        store,
-        sources,
-        search: Search::new(config, on_link.clone())?,
-        announcer: on_link.map(|(link, arp)| Announcer::new(link, arp)).transpose()?,
-        link,
-        node: NodeNet::open()?,
-        orders,
-        saver,
-        outcomes: done,
-        callers: BTreeMap::new(),
-        next_caller: 0,
-        strangers: Vec::new(),
+        hold: config.hold,
+        last_caller: 0,
+        unread: BTreeMap::new(),
+        strangers: contents.strangers.clone(),
         trouble: None,
     };
-    Ok((daemon, Inbox { calls, reports, notices, outcomes, failures, batches }))
+    daemon.resume(contents, first);
+    Ok((daemon, events))
 }
 
-/// Takes one thing after the other; nothing in it waits for long.
-async fn serve(daemon: &mut Daemon, inbox: &mut Inbox) -> Result<(), Error> {
-    loop {
-        daemon.announce().await;
-        let wake = until(daemon.next_tick(), daemon.next_announcement());
-        tokio::select! {
-            call = inbox.calls.recv() => daemon.call(alive(call, "server")?),
-            report = inbox.reports.recv() => daemon.report(alive(report, "source of addresses")?),
-            notice = next_notice(&mut inbox.notices) => {
-                if let Some(report) = source::report(alive(notice, "DHCP engine")?) {
-                    daemon.report(report);
+impl Daemon {
+    async fn run(&mut self, events: &mut Events) -> Result<(), Error> {
+        loop {
+            let due = self.due();
+            match events.next(due).await? {
+                Event::End => {
+                    tracing::info!("ending; leases, routes and proxy entries stay");
+                    return Ok(());
                 }
+                event => self.handle(event),
             }
-            outcome = inbox.outcomes.recv() => daemon.outcome(alive(outcome, "lease writer")?),
-            failure = inbox.failures.recv() => {
-                let (vip, error) = alive(failure, "dataplane")?;
-                daemon.stuck(&vip, &error);
+            let steps = self.state.tick(SystemTime::now());
+            self.hands.perform(&self.state, steps);
+            self.announce(false);
+            if let Some(announcer) = &mut self.announcer {
+                announcer.announce().await;
             }
-            batch = inbox.batches.recv() => daemon.registry(alive(batch, "registry watcher")?)?,
-            () = tokio::time::sleep(wake) => daemon.tick(),
         }
     }
-}
 
-fn alive<T>(received: Option<T>, part: &'static str) -> Result<T, Error> {
-    received.ok_or(Error::Ended { part })
-}
+    fn due(&self) -> Duration {
+        let tick = self.state.next_tick().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let announcement = self.announcer.as_ref().and_then(Announcer::next);
+        let announcement = announcement.map(|at| at.saturating_duration_since(Instant::now()));
+        let due = [tick, announcement].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
+        // Not less: a timer that is due and does nothing must not take the processor.
+        due.clamp(Duration::from_millis(5), LOOK_AROUND)
+    }
 
-async fn next_notice(notices: &mut Notices) -> Option<crate::dhcp::Notice> {
-    match notices {
-        Some(notices) => notices.recv().await,
-        None => std::future::pending().await,
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::Report(Report { vip, news }) => {
+                tracing::info!(%vip, ?news, "source");
+                self.step(&vip, Input::News(news));
+            }
+            Event::Done(Done::Loaded(vip, found)) => self.loaded(&vip, found),
+            Event::Done(Done::Saved(vip, number, result)) => {
+                if self.hands.is_latest(&vip, number) {
+                    self.step(&vip, Input::Saved(result));
+                }
+            }
+            Event::Found(vip, address, found) => self.found(&vip, address, found),
+            Event::Registry(batch) => self.present(batch),
+            Event::Stuck(vip, error) => {
+                tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not as they should be");
+                self.step(&vip, Input::Stuck(with_causes(&error)));
+            }
+            Event::Time | Event::End => {}
+        }
+    }
+
+    /// Goes on with what is in use or was lately; forgets the rest.
+    fn resume(&mut self, contents: Contents, first: Batch) {
+        let now = SystemTime::now();
+        for path in &self.strangers {
+            tracing::warn!(path = %path.display(), "a file among the leases that belongs to no VIP");
+        }
+        let used: BTreeSet<_> = first.vips.iter().filter(|(_, p)| p.endpoints > 0).map(|(vip, _)| vip).collect();
+        let mut steps = Vec::new();
+        for (vip, record) in contents.records {
+            let over = |left: SystemTime| left + self.hold <= now;
+            // What the registry has of it could not be read if the batch isn't full: nothing follows from its absence.
+            let unused = first.full && !used.contains(&vip);
+            match record {
+                Ok(record) if unused && record.left.is_some_and(over) => self.hands.erase(&vip),
+                record => {
+                    let record = record.map(Some).map_err(|error| with_causes(&error));
+                    if let Err(error) = &record {
+                        tracing::warn!(%vip, %error, "lease not understood");
+                    }
+                    steps.extend(self.state.step(&vip, Input::Loaded(record), now));
+                }
+            }
+        }
+        // All leases are known before the first address is asked for: none of them is given to another VIP.
+        self.hands.perform(&self.state, steps);
+        self.present(first);
+    }
+
+    /// `input` happened to `vip`; waits for the VIP's lease file if that has to be read first.
+    fn step(&mut self, vip: &VipKey, input: Input) {
+        if let Some(waiting) = self.unread.get_mut(vip) {
+            return waiting.push(input);
+        }
+        let wanted = match &input {
+            Input::Acquire(_) => true,
+            Input::Present(presence) => presence.endpoints > 0,
+            _ => false,
+        };
+        if wanted && self.state.needs_record(vip) {
+            self.unread.insert(vip.clone(), vec![input]);
+            return self.hands.load(vip);
+        }
+        let steps = self.state.step(vip, input, SystemTime::now());
+        self.hands.perform(&self.state, steps);
+    }
+
+    fn loaded(&mut self, vip: &VipKey, found: Result<Option<super::store::Record>, String>) {
+        let waiting = self.unread.remove(vip).unwrap_or_default();
+        for input in std::iter::once(Input::Loaded(found)).chain(waiting) {
+            let steps = self.state.step(vip, input, SystemTime::now());
+            self.hands.perform(&self.state, steps);
+        }
+    }
+
+    fn found(&mut self, vip: &VipKey, address: Ipv4Addr, found: Result<Findings, String>) {
+        let mut findings = match found {
+            Ok(findings) => findings,
+            // It is tried again; whoever waits is told why it takes so long.
+            Err(why) => return self.step(vip, Input::Stuck(format!("{address} could not be checked: {why}"))),
+        };
+        let other = self.state.addresses().find(|(taken, other)| *taken == address && *other != vip);
+        if let Some((_, other)) = other {
+            findings.conflicts.push(format!("{other} has it"));
+        }
+        tracing::info!(%vip, %address, conflicts = ?findings.conflicts, "searched for conflicts");
+        self.step(vip, Input::Checked(address, findings));
+    }
+
+    fn present(&mut self, batch: Batch) {
+        let full = batch.full;
+        let gone: Vec<VipKey> = if full {
+            let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
+            self.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let gone = gone.into_iter().map(|vip| (vip, Presence::default()));
+        for (vip, presence) in batch.vips.into_iter().chain(gone) {
+            self.step(&vip, Input::Present(presence));
+        }
+        self.announce(full);
+    }
+
+    /// Answers ARP for what is to be announced now.
+    fn announce(&mut self, verify: bool) {
+        let Some(announcer) = &mut self.announcer else { return };
+        let result = announcer.set(&self.state.announced(), verify);
+        let trouble = result.err().map(|error| format!("VIPs are not announced: {}", with_causes(&error)));
+        if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.trouble) {
+            tracing::warn!("{trouble}");
+        }
+        self.trouble = trouble;
+    }
+
+    fn call(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let line = match request {
+            Request::Acquire(request) => match parse(&request.vip) {
+                Ok(vip) => {
+                    tracing::info!(%vip, pod = %request.pod, node = %request.node, gateway = ?request.gateway, "acquire");
+                    self.last_caller += 1;
+                    let caller = Caller(self.last_caller);
+                    self.hands.expect(caller, reply);
+                    return self.step(&vip, Input::Acquire(caller));
+                }
+                Err(refusal) => server::line::<()>(&Err(refusal)),
+            },
+            Request::Release(request) => server::line(&parse(&request.vip).map(|vip| {
+                self.released(&vip);
+                Released { released: request.vip }
+            })),
+            Request::Leases {} => server::line(&Ok(Leases { leases: self.state.leases() })),
+            Request::Status {} => server::line(&Ok(self.status())),
+        };
+        // Who asked may have gone.
+        let _ = reply.send(line);
+    }
+
+    /// The registry decides; this only makes sure that it is looked at.
+    fn released(&mut self, vip: &VipKey) {
+        tracing::info!(%vip, "release");
+        match watch::presence(&self.registry, vip) {
+            Ok(presence) => self.step(vip, Input::Present(presence)),
+            Err(error) => tracing::warn!(%vip, error = &error as &dyn std::error::Error, "registry not read"),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let stranger = |path: &PathBuf| format!("{} belongs to no VIP", path.display());
+        let strangers = self.strangers.iter().filter(|path| path.exists()).map(stranger);
+        let problems = strangers.chain(self.trouble.clone()).collect();
+        Status { backend: self.backend.into(), vips: self.state.status(), problems }
     }
 }
 
-/// The configured link, or the default route's; none if there is neither.
-fn find_link(config: &Config) -> Result<Option<Link>, Error> {
-    let node = NodeNet::open()?;
-    if let Some(name) = &config.interface {
-        let link = link::by_name(&node, name)?;
-        return link.map(Some).ok_or_else(|| Error::NoInterface { name: name.clone() });
-    }
-    let main = Filter { table: Some(route::MAIN), ..Filter::default() };
-    let routes = route::list(&node, main)?;
-    let best = routes.iter().filter(|route| route.prefix.prefix() == 0).min_by_key(|route| route.metric);
-    let index = best.and_then(|route| match &route.kind {
-        Kind::Via(hops) => hops.first()?.index,
-        _ => None,
-    });
-    Ok(match index {
-        Some(index) => link::by_index(&node, index)?,
-        None => None,
-    })
-}
-
-/// `sd_notify(3)`: READY=1. Without systemd there is no such variable.
-fn tell_systemd() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else { return };
-    let send = || std::os::unix::net::UnixDatagram::unbound()?.send_to(b"READY=1", &path);
-    if let Err(error) = send() {
-        tracing::debug!(%error, socket = %path.display(), "systemd not told");
-    }
-}
-
-/// The time from now to the earlier of the two; far away if there is neither.
-fn until(wall: Option<SystemTime>, steady: Option<Instant>) -> Duration {
-    let wall = wall.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-    let steady = steady.map(|at| at.saturating_duration_since(Instant::now()));
-    wall.into_iter().chain(steady).min().unwrap_or(Duration::from_secs(3600))
+fn parse(vip: &str) -> Result<VipKey, Refusal> {
+    vip.parse().map_err(|error: BadKey| Refusal { code: code::INVALID, msg: error.to_string() })
 }

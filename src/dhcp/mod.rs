@@ -15,6 +15,15 @@
 //! ```
 
 mod engine;
+mod fleet;
+mod frame;
+mod link;
+mod machine;
+mod pace;
+mod relay;
+mod timing;
+mod transport;
+mod wire;
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;

@@ -16,6 +16,9 @@ use super::error::{ABSENT, Error};
 const DUMP_TRIES: u32 = 20;
 /// Bytes sent at once. Well below the default send buffer (`net.core.wmem_default`, 212,992).
 const SEND_LIMIT: usize = 64 * 1024;
+/// Requests sent at once. Each acknowledgement waits in the receive buffer (`net.core.rmem_default`, 212,992) and counts
+/// there with almost 1 KiB; where one finds no room it is lost (`ENOBUFS`).
+const SEND_COUNT: usize = 100;
 /// The kernel fills dump replies up to 32 KiB (`netlink_dump`); a single object's reply is below 64 KiB, because an
 /// attribute's length has 16 bits.
 const RECEIVE_BUFFER: usize = 128 * 1024;
@@ -98,7 +101,7 @@ impl Socket {
         while !rest.is_empty() {
             let mut size = HEADER_LEN + rest[0].payload.len();
             let mut count = 1;
-            while count < rest.len() && size + HEADER_LEN + rest[count].payload.len() <= SEND_LIMIT {
+            while count < rest.len().min(SEND_COUNT) && size + HEADER_LEN + rest[count].payload.len() <= SEND_LIMIT {
                 size += HEADER_LEN + rest[count].payload.len();
                 count += 1;
             }

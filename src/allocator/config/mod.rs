@@ -100,7 +100,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// As `backend` names it.
+    /// As the file names it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Dhcp(_) => "dhcp",

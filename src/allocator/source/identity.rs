@@ -26,12 +26,12 @@ pub fn of(cluster: &str, vip: &VipKey) -> Identity {
 }
 
 /// `<name>-<namespace>`; where that is too long, cut, with some of the hash so that it stays one VIP's.
-fn hostname(vip: &VipKey, hash: &[u8; 32]) -> String {
+fn hostname(vip: &VipKey, hash: &[u8]) -> String {
     let mut label = format!("{}-{}", vip.name(), vip.namespace());
     if label.len() > MAX_LABEL {
-        label.truncate(MAX_LABEL - 1 - 8);
-        let mark = u32::from_be_bytes([hash[28], hash[29], hash[30], hash[31]]);
-        label = format!("{}-{mark:08x}", label.trim_end_matches('-'));
+        let mark: String = hash[28..].iter().map(|byte| format!("{byte:02x}")).collect();
+        label.truncate(MAX_LABEL - 1 - mark.len());
+        label = format!("{}-{mark}", label.trim_end_matches('-'));
     }
     label
 }
@@ -57,9 +57,8 @@ mod tests {
     fn it_never_changes() {
         // Servers remember it: a change would renumber every VIP.
         let id = identity("default", "shop/web");
-        let client_id = "255,170,40,1,121,0,4,46,95,196,77,50,180,19,251,230,236,43,27,4,24,102,118";
-        assert_eq!(id.client_id.iter().map(u8::to_string).collect::<Vec<_>>().join(","), client_id);
-        assert_eq!(id.chaddr, [0xae, 0x94, 0xf4, 0x8b, 0x71, 0x39]);
+        let hex: String = id.client_id.iter().chain(&id.chaddr).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "ffaa28017900042e5fc44d32b413fbe6ec2b1b04186676ae94f48b7139");
     }
 
     #[test]

@@ -31,7 +31,7 @@ enum Source {
     Pool(pool::Pool),
 }
 
-/// The notices of a DHCP engine, for [`report`]; none without an engine.
+/// The notices of a DHCP engine, for [`report`]; none without one.
 pub type Notices = Option<tokio::sync::mpsc::UnboundedReceiver<crate::dhcp::Notice>>;
 
 impl Sources {
@@ -60,7 +60,7 @@ impl Sources {
             return self.tell(vip, news);
         }
         match &mut self.backend {
-            Source::Dhcp(client) => client.ask(vip, remembered.as_ref()),
+            Source::Dhcp(client) => client.ask(vip, remembered),
             Source::Pool(pool) => {
                 let news = pool.ask(vip, remembered.map(|lease| lease.address), others);
                 self.tell(vip, news);
@@ -94,11 +94,6 @@ impl Sources {
             Source::Dhcp(client) => client.stop(vip),
             Source::Pool(pool) => pool.stop(vip),
         }
-    }
-
-    /// Whether the addresses of other VIPs matter: a server knows them itself.
-    pub fn needs_others(&self) -> bool {
-        matches!(self.backend, Source::Pool(_))
     }
 
     /// No server is behind its address.

@@ -12,7 +12,6 @@
 //! when its routes have to go and come.
 
 mod report;
-mod service;
 mod vip;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +28,6 @@ use vip::{Phase, Vip};
 
 /// A caller hears something within this time: a little less than the plugin's 10 s, so that it hears why.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(8500);
-/// A remembered lease is used unconfirmed after this time: the DHCP engine has asked for it three times by then.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How many addresses in conflict are declined before giving up.
 pub const MAX_DECLINES: usize = 8;
 /// After giving up, nothing is asked for this long: a caller that insists would empty the server's pool by declining.
@@ -97,8 +94,6 @@ pub enum Input {
     News(News),
     /// The search for conflicts is done.
     Checked(Ipv4Addr, Findings),
-    /// The search could not be made.
-    Unchecked(Ipv4Addr, String),
     /// `Save` is done.
     Saved(Result<(), String>),
     /// The registry says this now.
@@ -221,7 +216,5 @@ fn grant(lease: &Lease) -> Grant {
     Grant { address: lease.address, expires: lease.expires.map(unix) }
 }
 
-#[cfg(test)]
-mod properties;
 #[cfg(test)]
 mod tests;

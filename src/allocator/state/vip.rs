@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use super::{
-    ANSWER_WITHIN, Action, CONFIRM_WITHIN, Caller, Findings, Input, MAX_DECLINES, PAUSE, Presence, Rules, SETTLE, disk,
-    grant, not_now,
+    ANSWER_WITHIN, Action, Caller, Findings, Input, MAX_DECLINES, PAUSE, Presence, Rules, SETTLE, disk, grant, not_now,
 };
+use crate::allocator::config::OnLost;
 use crate::allocator::lease::{Lease, News};
 use crate::allocator::protocol::{Grant, Refusal};
 use crate::allocator::store::Record;
@@ -24,13 +24,8 @@ pub(super) enum Phase {
     Saving,
     /// The lease is good, on disk, and kept up by the source.
     Held,
-    /// Given up; the error says why.
-    Refused {
-        /// When it is asked for again by itself, if it has replicas.
-        again: SystemTime,
-        /// Whether callers have to wait for that too.
-        paused: bool,
-    },
+    /// Given up until then; the error says why.
+    Refused(SystemTime),
     /// Its file can't be understood: nothing is done until it can, or is gone.
     Blocked(String),
 }
@@ -46,22 +41,21 @@ pub(super) struct Vip {
     /// Whether the source has been told to ask.
     running: bool,
     /// Whether its routes were taken out because of a lost lease.
-    pub(super) withdrawn: bool,
+    withdrawn: bool,
     pub(super) presence: Presence,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
-    /// The last call for it, while no replica has come of it.
-    pub(super) called: Option<SystemTime>,
+    /// The last call for it.
+    called: SystemTime,
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
-    pub(super) conflicts: Vec<String>,
+    conflicts: Vec<String>,
     /// The last thing that went wrong.
     pub(super) error: Option<String>,
 }
 
-/// What to do, in order.
-pub(super) type Acts = Vec<Action>;
+type Acts = Vec<Action>;
 
 impl Vip {
     pub(super) fn new(now: SystemTime) -> Self {
@@ -73,7 +67,7 @@ impl Vip {
             withdrawn: false,
             presence: Presence::default(),
             left: Some(now),
-            called: None,
+            called: now,
             waiting: Vec::new(),
             conflicts: Vec::new(),
             error: None,
@@ -86,11 +80,6 @@ impl Vip {
             Input::Acquire(caller) => self.acquire(caller, now, act),
             Input::News(news) => self.news(rules, news, now, act),
             Input::Checked(address, findings) => self.checked(rules, address, &findings, now, act),
-            Input::Unchecked(address, why) => {
-                if matches!(&self.phase, Phase::Checking(lease) if lease.address == address) {
-                    self.refuse(format!("{address} can't be checked for conflicts: {why}"), now, act);
-                }
-            }
             Input::Saved(result) => self.saved(result, act),
             Input::Present(presence) => self.present(rules, presence, now, act),
             Input::Stuck(why) => self.error = Some(why),
@@ -116,10 +105,10 @@ impl Vip {
     }
 
     fn acquire(&mut self, caller: Caller, now: SystemTime, act: &mut Acts) {
-        self.called = Some(now);
+        self.called = now;
         match &self.phase {
             Phase::Blocked(why) => act.push(Action::Answer(caller, Err(disk(why.clone())))),
-            Phase::Refused { again, paused: true } if now < *again => {
+            Phase::Refused(until) if now < *until => {
                 let why = self.error.clone().unwrap_or_else(|| "no address".into());
                 act.push(Action::Answer(caller, Err(not_now(why))));
             }
@@ -127,7 +116,7 @@ impl Vip {
                 Some(lease) => act.push(Action::Answer(caller, Ok(grant(lease)))),
                 None => self.waiting.push((caller, now)),
             },
-            Phase::Idle | Phase::Refused { .. } => {
+            Phase::Idle | Phase::Refused(_) => {
                 self.waiting.push((caller, now));
                 self.ask(act);
             }
@@ -141,7 +130,7 @@ impl Vip {
         }
     }
 
-    pub(super) fn ask(&mut self, act: &mut Acts) {
+    fn ask(&mut self, act: &mut Acts) {
         self.conflicts.clear();
         self.phase = Phase::Asking;
         if !self.running {
@@ -171,8 +160,6 @@ impl Vip {
                     why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
                 }
                 self.refuse(why, now, act);
-                // Nobody is bothered by asking a pool again.
-                self.phase = Phase::Refused { again: now + PAUSE, paused: false };
             }
         }
     }
@@ -265,22 +252,95 @@ impl Vip {
         }
     }
 
-    pub(super) fn refuse(&mut self, why: String, now: SystemTime, act: &mut Acts) {
+    fn put_in_service(&mut self, act: &mut Acts) {
+        let Some(address) = self.lease.as_ref().map(|lease| lease.address) else { return };
+        if self.presence.endpoints > 0 && (self.withdrawn || self.presence.address != Some(address)) {
+            act.push(Action::Serve(address));
+        }
+        self.withdrawn = false;
+    }
+
+    fn lost(&mut self, rules: &Rules, reason: &str, now: SystemTime, act: &mut Acts) {
+        if self.keeps(rules) {
+            return self.insist(reason, now, act);
+        }
+        self.error = Some(format!("the lease is lost: {reason}"));
+        self.lost = true;
+        self.phase = Phase::Asking;
+        if self.presence.endpoints > 0 && !self.withdrawn {
+            self.withdrawn = true;
+            act.push(Action::Withdraw);
+        }
+    }
+
+    /// Whether the address in service stays, whatever the server says.
+    fn keeps(&self, rules: &Rules) -> bool {
+        rules.on_lost == OnLost::Keep && self.presence.endpoints > 0 && self.lease.is_some() && !self.withdrawn
+    }
+
+    /// Goes on serving, and asks for the same address again later; asking on now would bring another one.
+    fn insist(&mut self, why: &str, now: SystemTime, act: &mut Acts) {
+        self.lost = true;
+        self.refuse(format!("still served, though the lease is lost: {why}"), now, act);
+    }
+
+    fn refuse(&mut self, why: String, now: SystemTime, act: &mut Acts) {
         self.stop(act);
         self.conflicts.clear();
         self.answer(&Err(not_now(why.clone())), act);
         self.error = Some(why);
-        self.phase = Phase::Refused { again: now + PAUSE, paused: true };
+        self.phase = Phase::Refused(now + PAUSE);
     }
 
-    pub(super) fn answer(&mut self, answer: &Result<Grant, Refusal>, act: &mut Acts) {
+    fn answer(&mut self, answer: &Result<Grant, Refusal>, act: &mut Acts) {
         act.extend(self.waiting.drain(..).map(|(caller, _)| Action::Answer(caller, answer.clone())));
+    }
+
+    fn present(&mut self, rules: &Rules, presence: Presence, now: SystemTime, act: &mut Acts) {
+        let before = std::mem::replace(&mut self.presence, presence);
+        if matches!(self.phase, Phase::Blocked(_)) {
+            return;
+        }
+        let left = if presence.endpoints > 0 { None } else { self.left.or(Some(now)) };
+        if left != self.left {
+            self.left = left;
+            if let (Some(lease), false) = (&self.lease, self.lost) {
+                act.push(Action::Save(Record { lease: lease.clone(), left }));
+            }
+        }
+        if presence.endpoints == 0 {
+            self.withdrawn = false; // the last replica took the routes along
+            return;
+        }
+        if before.endpoints == 0 || self.phase == Phase::Idle {
+            self.enter_service(rules, now, act);
+        }
+        if self.phase == Phase::Held && !self.withdrawn {
+            self.put_in_service(act);
+        }
+    }
+
+    /// Replicas are here that weren't. If the lease isn't settled (viprouted has just started), the VIP goes on with
+    /// what it has while that is confirmed, unless it has certainly run out.
+    fn enter_service(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) {
+        if !matches!(self.phase, Phase::Idle | Phase::Asking) || !self.conflicts.is_empty() {
+            return;
+        }
+        if self.lease.is_none() {
+            self.lease = self.presence.address.map(|address| Lease::presumed(address, now));
+        }
+        self.ask(act);
+        match &self.lease {
+            Some(lease) if lease.is_valid(now) && !self.lost => self.phase = Phase::Held,
+            Some(_) => self.lost(rules, "it ran out", now, act),
+            None => {}
+        }
     }
 
     /// Returns false when the VIP can be forgotten.
     pub(super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) -> bool {
         self.answer_the_patient(now, act);
-        if matches!(self.phase, Phase::Refused { again, .. } if again <= now) && self.presence.endpoints > 0 {
+        if matches!(self.phase, Phase::Refused(until) if until <= now) && self.presence.endpoints > 0 {
             self.ask(act);
             if self.keeps(rules) {
                 self.phase = Phase::Held;
@@ -296,16 +356,17 @@ impl Vip {
         false
     }
 
+    /// A lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
     fn answer_the_patient(&mut self, now: SystemTime, act: &mut Acts) {
         let Some((_, since)) = self.waiting.first() else { return };
-        let waited = now.duration_since(*since).unwrap_or_default();
-        if waited >= CONFIRM_WITHIN
-            && let Some(lease) = self.unconfirmed(now)
-        {
-            return self.accept(lease, act);
-        }
-        if waited < ANSWER_WITHIN {
+        if now < *since + ANSWER_WITHIN {
             return;
+        }
+        if let (Phase::Asking, false, Some(lease)) = (&self.phase, self.lost, &self.lease)
+            && lease.is_valid(now)
+            && self.conflicts.is_empty()
+        {
+            return self.accept(lease.clone(), act);
         }
         let why = self.error.clone().unwrap_or_else(|| match self.phase {
             Phase::Saving => "the lease is still being written to disk".into(),
@@ -314,19 +375,10 @@ impl Vip {
         self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
     }
 
-    /// A remembered lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
-    fn unconfirmed(&self, now: SystemTime) -> Option<Lease> {
-        let untouched = self.phase == Phase::Asking && !self.lost && self.conflicts.is_empty();
-        self.lease.clone().filter(|lease| untouched && lease.is_valid(now))
-    }
-
     pub(super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
-        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(*since + CONFIRM_WITHIN) {
-            Some(_) => *since + CONFIRM_WITHIN,
-            None => *since + ANSWER_WITHIN,
-        });
+        let answer = self.waiting.first().map(|(_, since)| *since + ANSWER_WITHIN);
         let retry = match self.phase {
-            Phase::Refused { again, .. } if self.presence.endpoints > 0 => Some(again),
+            Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
             _ => None,
         };
         [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
@@ -336,7 +388,17 @@ impl Vip {
     fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
         let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
         let left = self.left.filter(|_| free)?;
-        let settled = self.called.map(|called| called + SETTLE);
-        settled.into_iter().chain([left + rules.hold]).max()
+        Some((left + rules.hold).max(self.called + SETTLE))
+    }
+
+    fn serves(&self, address: Ipv4Addr) -> bool {
+        self.presence.endpoints > 0 && self.presence.address == Some(address)
+    }
+
+    /// The address to answer ARP for. A bad lease file stops no VIP that is in service.
+    pub(super) fn announced(&self) -> Option<Ipv4Addr> {
+        let kept = matches!(self.phase, Phase::Refused(_)) && self.lost && !self.withdrawn;
+        let good = kept || matches!(self.phase, Phase::Held | Phase::Saving | Phase::Blocked(_));
+        self.presence.address.filter(|_| good && !self.withdrawn && self.presence.ready > 0)
     }
 }

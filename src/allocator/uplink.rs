@@ -1,0 +1,101 @@
+//! The link to the gateways: DHCP, ARP probes and announcements go over it.
+
+use super::config::{Announce, Backend, Config, Dhcp};
+use crate::net::link::{self, Link};
+use crate::net::route::{self, Filter, Kind, Route};
+use crate::net::{self, NodeNet};
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's tables can't be read.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// Configured, and not there.
+    #[error("dhcp.interface = {name:?}: there is no such interface")]
+    Absent {
+        /// Its name.
+        name: String,
+    },
+    /// Neither configured nor found.
+    #[error("no interface: dhcp.interface isn't set, and there is no default route to take it from")]
+    Unknown,
+    /// A tunnel, say.
+    #[error("{name} has no Ethernet address, which {purpose} needs")]
+    NotEthernet {
+        /// Its name.
+        name: String,
+        /// What for.
+        purpose: &'static str,
+    },
+}
+
+/// The link of `config`, by default the default route's. None where nothing configured needs one and none is suitable.
+pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
+    let purpose = purpose(config);
+    let link = match &config.interface {
+        Some(name) => Some(link::by_name(node, name)?.ok_or_else(|| Error::Absent { name: name.clone() })?),
+        None => of_default_route(node)?,
+    };
+    match (link, purpose) {
+        (Some(link), _) if link.mac.is_some() => Ok(Some(link)),
+        (Some(link), Some(purpose)) => Err(Error::NotEthernet { name: link.name, purpose }),
+        (None, Some(_)) => Err(Error::Unknown),
+        (_, None) => Ok(None),
+    }
+}
+
+/// What can't be done without one.
+fn purpose(config: &Config) -> Option<&'static str> {
+    match (&config.backend, config.announce) {
+        (Backend::Dhcp(Dhcp { relay: None, .. }), _) => Some("DHCP"),
+        (_, Announce::Arp) => Some("announce = \"arp\""),
+        _ => None,
+    }
+}
+
+fn of_default_route(node: &NodeNet) -> net::Result<Option<Link>> {
+    let filter = Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) };
+    match way_out(&route::list(node, filter)?) {
+        Some(index) => link::by_index(node, index),
+        None => Ok(None),
+    }
+}
+
+/// The device of the default route with the lowest metric.
+fn way_out(routes: &[Route]) -> Option<u32> {
+    let hops = |route: &Route| match &route.kind {
+        Kind::Via(hops) => hops.first().and_then(|hop| hop.index),
+        _ => None,
+    };
+    let ways = routes.iter().filter_map(|route| Some((route.metric, hops(route)?)));
+    ways.min_by_key(|(metric, _)| *metric).map(|(_, index)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::route::Hop;
+
+    fn default_route(metric: u32, kind: Kind) -> Route {
+        Route { prefix: route::DEFAULT, table: route::MAIN, protocol: 4, metric, source: None, kind }
+    }
+
+    #[test]
+    fn the_lowest_metric_with_a_device_wins() {
+        let via = |index| Kind::Via(vec![Hop { gateway: None, index: Some(index) }]);
+        let routes = [default_route(0, Kind::Unreachable), default_route(200, via(3)), default_route(100, via(2))];
+        assert_eq!(way_out(&routes), Some(2));
+        assert_eq!(way_out(&routes[..1]), None);
+    }
+
+    #[test]
+    fn a_pool_that_announces_nothing_needs_no_link() {
+        let purpose = |text: &str| purpose(&Config::parse(text).unwrap());
+        assert_eq!(purpose("backend = \"pool\""), None);
+        assert_eq!(purpose("backend = \"pool\"\nannounce = \"arp\""), Some("announce = \"arp\""));
+        assert_eq!(purpose(""), Some("DHCP"));
+        let relay = "[dhcp.relay]\nserver = \"192.0.2.1\"\nsubnet = \"10.118.0.0\"";
+        assert_eq!(purpose(relay), None);
+    }
+}

@@ -1,0 +1,167 @@
+//! All machines of an engine: which of them is due, and whose a reply is. Without socket or clock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::machine::{Action, Event, Machine};
+use super::pace::Pace;
+use super::wire::{Message, Reply};
+use super::{Change, Identity, Lease};
+
+/// A clock this much behind what it was has been set back, not adjusted.
+const SET_BACK: Duration = Duration::from_secs(1);
+
+/// Where a fleet's messages and changes go.
+pub trait Outlet {
+    /// Sends a message; one that can't be sent is a lost packet.
+    fn send(&mut self, message: &Message, identity: &Identity);
+    /// Tells the owner of `key`.
+    fn notify(&mut self, key: &str, change: Change);
+}
+
+type Key = Arc<str>;
+
+struct Member {
+    machine: Machine,
+    /// Its entry in `Fleet::due`.
+    due: Option<SystemTime>,
+}
+
+/// Machines by key.
+pub struct Fleet {
+    members: HashMap<Key, Member>,
+    by_chaddr: HashMap<[u8; 6], Key>,
+    due: BTreeSet<(SystemTime, Key)>,
+    pace: Pace,
+    seeds: StdRng,
+    seen: SystemTime,
+}
+
+impl Fleet {
+    /// An empty fleet. `seed` decides all that is random in it.
+    pub fn new(seed: u64, now: SystemTime) -> Self {
+        Self {
+            members: HashMap::new(),
+            by_chaddr: HashMap::new(),
+            due: BTreeSet::new(),
+            pace: Pace::new(now),
+            seeds: StdRng::seed_from_u64(seed),
+            seen: now,
+        }
+    }
+
+    /// Adds a machine, unless the key has one. [`Fleet::tick`] starts it.
+    pub fn acquire(
+        &mut self,
+        key: &str,
+        identity: Identity,
+        remembered: Option<Lease>,
+        now: SystemTime,
+    ) -> Result<(), Change> {
+        if self.members.contains_key(key) {
+            return Ok(());
+        }
+        if let Some(other) = self.by_chaddr.get(&identity.chaddr) {
+            // Replies couldn't be told apart, and udhcpd would give both the same address.
+            let why = format!("{other:?} has the same hardware address");
+            return Err(Change::Failed { tries: 0, why });
+        }
+        let key = Key::from(key);
+        self.by_chaddr.insert(identity.chaddr, key.clone());
+        let machine = Machine::new(identity, remembered, self.seeds.random(), now);
+        self.members.insert(key.clone(), Member { machine, due: None });
+        self.schedule(&key);
+        Ok(())
+    }
+
+    /// Removes a machine. Nothing is sent.
+    pub fn forget(&mut self, key: &str) {
+        if let Some((key, member)) = self.members.remove_entry(key) {
+            self.by_chaddr.remove(&member.machine.identity().chaddr);
+            if let Some(at) = member.due {
+                self.due.remove(&(at, key));
+            }
+        }
+    }
+
+    /// Gives a reply to the machine it is for; false if there is none.
+    pub fn reply(&mut self, reply: &Reply, now: SystemTime, outlet: &mut impl Outlet) -> bool {
+        let Some(key) = self.by_chaddr.get(&reply.chaddr).cloned() else { return false };
+        self.step(&key, Event::Reply(reply), now, outlet);
+        true
+    }
+
+    /// Gives an event to the machine of `key`, if there is one, and does what it says.
+    pub fn step(&mut self, key: &str, event: Event<'_>, now: SystemTime, outlet: &mut impl Outlet) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        for action in member.machine.step(event, now) {
+            match action {
+                Action::Send(message) => {
+                    self.pace.spend();
+                    outlet.send(&message, member.machine.identity());
+                }
+                Action::Notify(change) => outlet.notify(key, change),
+            }
+        }
+        self.schedule(key);
+    }
+
+    /// Lets every machine that is due go on: as many as may send, and all whose lease has run out.
+    pub fn tick(&mut self, now: SystemTime, outlet: &mut impl Outlet) {
+        self.check_clock(now);
+        let due = self.due.iter().take_while(|(at, _)| *at <= now);
+        let due: Vec<Key> = due.map(|(_, key)| key.clone()).collect();
+        for key in due {
+            let expired = |member: &Member| member.machine.expired(now);
+            if self.pace.wait(now).is_zero() || self.members.get(&key).is_some_and(expired) {
+                self.step(&key, Event::Timer, now, outlet);
+            }
+        }
+    }
+
+    /// How long nothing needs doing, replies and commands aside. `None`: for ever.
+    pub fn rest(&mut self, now: SystemTime) -> Option<Duration> {
+        let (at, _) = self.due.first()?;
+        match at.duration_since(now) {
+            Ok(rest) if !rest.is_zero() => Some(rest),
+            _ => Some(self.pace.wait(now)),
+        }
+    }
+
+    /// After the clock was set back, deadlines lie too far ahead and leases seem to last longer than they do: what is
+    /// next for each machine, a renewal for one that is bound, is made due now.
+    fn check_clock(&mut self, now: SystemTime) {
+        if now + SET_BACK < self.seen {
+            let keys: Vec<Key> = self.members.keys().cloned().collect();
+            for key in keys {
+                if let Some(member) = self.members.get_mut(&key) {
+                    member.machine.hurry(now);
+                }
+                self.schedule(&key);
+            }
+        }
+        self.seen = now;
+    }
+
+    /// Brings a machine's entry in `due` up to date.
+    fn schedule(&mut self, key: &str) {
+        let Some((key, _)) = self.members.get_key_value(key) else { return };
+        let key = key.clone();
+        let Some(member) = self.members.get_mut(&key) else { return };
+        let (was, is) = (member.due, member.machine.deadline());
+        member.due = is;
+        if let Some(at) = was {
+            self.due.remove(&(at, key.clone()));
+        }
+        if let Some(at) = is {
+            self.due.insert((at, key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! The relay form: a UDP socket on port 67 of an address of this machine, unicast to one server.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
+use tokio::net::UdpSocket;
+
+use super::frame::SERVER_PORT;
+use super::transport::{BUFFER, SendError};
+use super::wire::{self, Message, RelayAgent, Reply, WireError};
+use super::{Error, Identity};
+
+/// Room for the answers of a server to many identities at once, in bytes.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// The socket and what every message carries.
+#[derive(Debug)]
+pub struct Relay {
+    socket: UdpSocket,
+    server: SocketAddrV4,
+    agent: RelayAgent,
+}
+
+impl Relay {
+    /// Binds to `giaddr`, also beside a DHCP server that has port 67 of all addresses (and set `SO_REUSEADDR`): the
+    /// kernel delivers to the socket with the address.
+    pub fn open(server: Ipv4Addr, giaddr: Ipv4Addr, subnet: Ipv4Addr) -> Result<Self, Error> {
+        let local = SocketAddrV4::new(giaddr, SERVER_PORT);
+        let failed = |op| move |errno| Error::Socket { op, on: local.to_string(), errno };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket::socket(AddressFamily::Inet, SockType::Datagram, flags, None).map_err(failed("socket"))?;
+        socket::setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("SO_REUSEADDR"))?;
+        enlarge(&fd);
+        socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(local)).map_err(failed("bind"))?;
+        let socket = UdpSocket::from_std(fd.into()).map_err(|error| failed("register")(errno(&error)))?;
+        let server = SocketAddrV4::new(server, SERVER_PORT);
+        Ok(Self { socket, server, agent: RelayAgent { giaddr, subnet } })
+    }
+
+    /// See [`super::transport::Transport::send`].
+    pub fn send(&mut self, message: &Message, identity: &Identity) -> Result<(), SendError> {
+        let bytes = wire::encode(message, identity, Some(&self.agent))?;
+        // Not through tokio's try_send_to: on a full queue that would wait for a readiness nobody looks at.
+        let to = SockaddrIn::from(self.server);
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.socket.as_fd());
+        socket::sendto(fd, &bytes, &to, socket::MsgFlags::empty()).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// See [`super::transport::Transport::receive`].
+    pub async fn receive(&self) -> io::Result<Result<Reply, WireError>> {
+        let mut buffer = [0; BUFFER];
+        let (length, _) = self.socket.recv_from(&mut buffer).await?;
+        Ok(wire::parse(&buffer[..length]))
+    }
+}
+
+/// Asks for a large receive buffer. The privileged call isn't bound by the system's limit; without the privilege the
+/// limit will do.
+pub fn enlarge(fd: &OwnedFd) {
+    let forced = socket::setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if let Err(errno) = forced.or_else(|_| socket::setsockopt(fd, sockopt::RcvBuf, &RECEIVE_BUFFER)) {
+        tracing::debug!(%errno, "the DHCP socket keeps its receive buffer");
+    }
+}
+
+/// The errno of an error of the standard library's.
+pub fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}

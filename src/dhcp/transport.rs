@@ -1,0 +1,58 @@
+//! The way to the servers: a link's broadcast or a relay agent's unicast.
+
+use std::io;
+
+use super::link::Link;
+use super::relay::Relay;
+use super::wire::{Message, Reply, WireError};
+use super::{Error, Identity, TransportConfig};
+
+/// More than any DHCP message that isn't fragmented; what is longer is no reply to us.
+pub const BUFFER: usize = 2048;
+
+/// An open socket.
+#[derive(Debug)]
+pub enum Transport {
+    /// See [`TransportConfig::Link`].
+    Link(Link),
+    /// See [`TransportConfig::Relay`].
+    Relay(Relay),
+}
+
+/// Why a message didn't leave.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It has no bytes.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The kernel won't send it: an interface that is down, a full queue, no route.
+    #[error("the kernel doesn't send it")]
+    Io(#[from] io::Error),
+}
+
+impl Transport {
+    /// Opens the socket, in a tokio runtime.
+    pub fn open(config: TransportConfig) -> Result<Self, Error> {
+        match config {
+            TransportConfig::Link { interface } => Ok(Self::Link(Link::open(interface)?)),
+            TransportConfig::Relay { server, giaddr, subnet } => Ok(Self::Relay(Relay::open(server, giaddr, subnet)?)),
+        }
+    }
+
+    /// Sends one message, or not: it never waits.
+    pub fn send(&mut self, message: &Message, identity: &Identity) -> Result<(), SendError> {
+        match self {
+            Self::Link(link) => link.send(message, identity),
+            Self::Relay(relay) => relay.send(message, identity),
+        }
+    }
+
+    /// Waits for a packet. The outer error is the socket's and passes, the inner one the packet's. Loses no packet
+    /// when dropped while waiting.
+    pub async fn receive(&self) -> io::Result<Result<Reply, WireError>> {
+        match self {
+            Self::Link(link) => link.receive().await,
+            Self::Relay(relay) => relay.receive().await,
+        }
+    }
+}
