@@ -235,7 +235,7 @@ mod tests {
     fn a_probe_is_as_tcpdump_shows_it() {
         // "Request who-has 10.77.0.99 tell 0.0.0.0", from 02:00:00:00:00:01 to Broadcast.
         let frame = request([2, 0, 0, 0, 0, 1], Ipv4Addr::UNSPECIFIED, [10, 77, 0, 99].into());
-        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = frame.map(|byte| format!("{byte:02x}")).concat();
         assert_eq!(
             hex,
             "ffffffffffff02000000000108060001080006040001020000000001\

@@ -42,7 +42,7 @@ pub fn judge(candidate: Ipv4Addr, allow: &Allow, evidence: &Evidence) -> Finding
         }
     }
     for mac in evidence.answers.difference(&evidence.peer_macs) {
-        findings.conflicts.push(format!("{} answers ARP for it", show(mac)));
+        findings.conflicts.push(format!("{} answers ARP for it", show(*mac)));
     }
     findings
 }
@@ -122,7 +122,7 @@ fn protocol(number: u8) -> String {
     name.into()
 }
 
-fn show(mac: &Mac) -> String {
+fn show(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -119,9 +119,10 @@ impl Hands {
     }
 
     fn order(&mut self, vip: &VipKey, address: Option<Ipv4Addr>) {
-        match address {
-            Some(address) => tracing::info!(%vip, %address, "serve"),
-            None => tracing::warn!(%vip, "withdraw"),
+        if let Some(address) = address {
+            tracing::info!(%vip, %address, "serve");
+        } else {
+            tracing::warn!(%vip, "withdraw");
         }
         if self.orders.send((vip.clone(), address)).is_err() {
             tracing::error!("the dataplane's thread has ended");

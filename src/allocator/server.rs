@@ -187,7 +187,7 @@ async fn read_line(stream: &mut BufReader<UnixStream>) -> io::Result<Line> {
 }
 
 async fn write(stream: &mut BufReader<UnixStream>, line: &[u8], patience: Duration) -> io::Result<()> {
-    Ok(timeout(patience, stream.write_all(line)).await??)
+    timeout(patience, stream.write_all(line)).await?
 }
 
 /// The reply line for an answer.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,7 +141,7 @@ impl Watcher {
     fn read(&mut self, vip: VipKey) -> Option<(VipKey, Presence)> {
         let dir = self.registry.vips_dir().join(vip.dir_name());
         for path in [dir.join("endpoints"), dir] {
-            if let Some(wd) = self.watch(path) {
+            if let Some(wd) = self.watch(&path) {
                 self.dirs.insert(wd, vip.clone());
             }
         }
@@ -157,16 +157,16 @@ impl Watcher {
     /// True if it wasn't watched before and is now.
     fn watch_root(&mut self) -> bool {
         if self.root.is_none() {
-            self.root = self.watch(self.registry.vips_dir());
+            self.root = self.watch(&self.registry.vips_dir());
             return self.root.is_some();
         }
         false
     }
 
-    fn watch(&mut self, path: PathBuf) -> Option<WatchDescriptor> {
+    fn watch(&mut self, path: &Path) -> Option<WatchDescriptor> {
         // Files are replaced by renaming, so that writing to one is no news.
         let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::ONLYDIR;
-        match self.inotify.watches().add(&path, mask) {
+        match self.inotify.watches().add(path, mask) {
             Ok(wd) => Some(wd),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => {

@@ -52,7 +52,7 @@ impl Client {
         Ok((Self { cluster: cluster.into(), handle }, notices))
     }
 
-    pub(super) fn ask(&self, vip: &VipKey, remembered: Option<Lease>) {
+    pub(super) fn ask(&self, vip: &VipKey, remembered: Option<&Lease>) {
         let identity = identity::of(&self.cluster, vip);
         self.handle.acquire(vip.to_string(), identity, remembered.map(to_engine));
     }
@@ -114,7 +114,7 @@ fn from_engine(lease: &dhcp::Lease) -> Lease {
     }
 }
 
-fn to_engine(lease: Lease) -> dhcp::Lease {
+fn to_engine(lease: &Lease) -> dhcp::Lease {
     dhcp::Lease {
         address: lease.address,
         // Not needed to ask for it again: that goes to all servers.

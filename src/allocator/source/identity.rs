@@ -29,7 +29,7 @@ pub fn of(cluster: &str, vip: &VipKey) -> Identity {
 fn hostname(vip: &VipKey, hash: &[u8]) -> String {
     let mut label = format!("{}-{}", vip.name(), vip.namespace());
     if label.len() > MAX_LABEL {
-        let mark: String = hash[28..].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mark = format!("{:08x}", u32::from_be_bytes([hash[28], hash[29], hash[30], hash[31]]));
         label.truncate(MAX_LABEL - 1 - mark.len());
         label = format!("{}-{mark}", label.trim_end_matches('-'));
     }
@@ -57,7 +57,7 @@ mod tests {
     fn it_never_changes() {
         // Servers remember it: a change would renumber every VIP.
         let id = identity("default", "shop/web");
-        let hex: String = id.client_id.iter().chain(&id.chaddr).map(|byte| format!("{byte:02x}")).collect();
+        let hex = id.client_id.iter().chain(&id.chaddr).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         assert_eq!(hex, "ffaa28017900042e5fc44d32b413fbe6ec2b1b04186676ae94f48b7139");
     }
 

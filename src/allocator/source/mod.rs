@@ -60,7 +60,7 @@ impl Sources {
             return self.tell(vip, news);
         }
         match &mut self.backend {
-            Source::Dhcp(client) => client.ask(vip, remembered),
+            Source::Dhcp(client) => client.ask(vip, remembered.as_ref()),
             Source::Pool(pool) => {
                 let news = pool.ask(vip, remembered.map(|lease| lease.address), others);
                 self.tell(vip, news);

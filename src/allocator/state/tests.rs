@@ -331,3 +331,12 @@ fn a_registry_that_disagrees_is_put_right() {
     let mut story = Story::serving(rules());
     assert_eq!(story.present(B, 1), [Action::Serve(A)]);
 }
+
+#[test]
+fn a_withdrawal_that_shows_no_effect_is_repeated() {
+    let mut story = Story::serving(rules());
+    assert_eq!(story.lost(), [Action::Withdraw]);
+    assert_eq!(story.on(Input::Stuck("netlink".into())), []);
+    assert_eq!(story.present(A, 1), [Action::Withdraw]);
+    assert_eq!(story.on(Input::Present(Presence { address: None, endpoints: 1, ready: 1 })), []);
+}

@@ -1,11 +1,11 @@
 //! One VIP's way through the phases.
 
+mod clock;
+
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
-use super::{
-    ANSWER_WITHIN, Action, Caller, Findings, Input, MAX_DECLINES, PAUSE, Presence, Rules, SETTLE, disk, grant, not_now,
-};
+use super::{Action, Caller, Findings, Input, MAX_DECLINES, PAUSE, Presence, Rules, disk, grant, not_now};
 use crate::allocator::config::OnLost;
 use crate::allocator::lease::{Lease, News};
 use crate::allocator::protocol::{Grant, Refusal};
@@ -312,6 +312,9 @@ impl Vip {
             self.withdrawn = false; // the last replica took the routes along
             return;
         }
+        if self.withdrawn && presence.address.is_some() {
+            act.push(Action::Withdraw); // the routes are still there: it failed, or is on its way
+        }
         if before.endpoints == 0 || self.phase == Phase::Idle {
             self.enter_service(rules, now, act);
         }
@@ -335,60 +338,6 @@ impl Vip {
             Some(_) => self.lost(rules, "it ran out", now, act),
             None => {}
         }
-    }
-
-    /// Returns false when the VIP can be forgotten.
-    pub(super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) -> bool {
-        self.answer_the_patient(now, act);
-        if matches!(self.phase, Phase::Refused(until) if until <= now) && self.presence.endpoints > 0 {
-            self.ask(act);
-            if self.keeps(rules) {
-                self.phase = Phase::Held;
-            }
-        }
-        if self.unused_at(rules).is_none_or(|at| now < at) {
-            return true;
-        }
-        self.stop(act);
-        if self.lease.is_some() {
-            act.push(Action::Erase);
-        }
-        false
-    }
-
-    /// A lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
-    fn answer_the_patient(&mut self, now: SystemTime, act: &mut Acts) {
-        let Some((_, since)) = self.waiting.first() else { return };
-        if now < *since + ANSWER_WITHIN {
-            return;
-        }
-        if let (Phase::Asking, false, Some(lease)) = (&self.phase, self.lost, &self.lease)
-            && lease.is_valid(now)
-            && self.conflicts.is_empty()
-        {
-            return self.accept(lease.clone(), act);
-        }
-        let why = self.error.clone().unwrap_or_else(|| match self.phase {
-            Phase::Saving => "the lease is still being written to disk".into(),
-            _ => "no answer from a DHCP server so far".into(),
-        });
-        self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
-    }
-
-    pub(super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
-        let answer = self.waiting.first().map(|(_, since)| *since + ANSWER_WITHIN);
-        let retry = match self.phase {
-            Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
-            _ => None,
-        };
-        [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
-    }
-
-    /// When nobody will have used it for long enough; none while somebody does, or while its file must not be touched.
-    fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
-        let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
-        let left = self.left.filter(|_| free)?;
-        Some((left + rules.hold).max(self.called + SETTLE))
     }
 
     fn serves(&self, address: Ipv4Addr) -> bool {

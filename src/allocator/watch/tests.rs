@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::*;
 
