@@ -289,7 +289,9 @@ fn an_unconfirmed_lease_serves_a_caller_when_the_server_is_silent() {
     let mut story = Story { state: State::new(rules()), now: 0 };
     story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: Some(at(0)) }))));
     assert_eq!(story.on(Input::Acquire(Caller(1))), []);
-    assert_eq!(story.tick(9), [save(A, Some(0))]);
+    assert_eq!(story.state.next_tick(), Some(at(5)));
+    assert_eq!(story.tick(5), [save(A, Some(0))]);
+    assert_eq!(story.tick(6), []);
     assert_eq!(story.on(Input::Saved(Ok(()))), [Action::Answer(Caller(1), Ok(grant(&lease(A))))]);
 }
 

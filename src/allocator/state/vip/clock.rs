@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use super::{Acts, Phase, Vip};
-use crate::allocator::state::{ANSWER_WITHIN, Action, Rules, SETTLE, not_now};
+use crate::allocator::lease::Lease;
+use crate::allocator::state::{ANSWER_WITHIN, Action, CONFIRM_WITHIN, Rules, SETTLE, not_now};
 
 impl Vip {
     /// Returns false when the VIP can be forgotten.
@@ -25,17 +26,16 @@ impl Vip {
         false
     }
 
-    /// A lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
     fn answer_the_patient(&mut self, now: SystemTime, act: &mut Acts) {
         let Some((_, since)) = self.waiting.first() else { return };
-        if now < *since + ANSWER_WITHIN {
-            return;
-        }
-        if let (Phase::Asking, false, Some(lease)) = (&self.phase, self.lost, &self.lease)
-            && lease.is_valid(now)
-            && self.conflicts.is_empty()
+        let waited = now.duration_since(*since).unwrap_or_default();
+        if waited >= CONFIRM_WITHIN
+            && let Some(lease) = self.unconfirmed(now)
         {
-            return self.accept(lease.clone(), act);
+            return self.accept(lease, act);
+        }
+        if waited < ANSWER_WITHIN {
+            return;
         }
         let why = self.error.clone().unwrap_or_else(|| match self.phase {
             Phase::Saving => "the lease is still being written to disk".into(),
@@ -44,8 +44,17 @@ impl Vip {
         self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
     }
 
+    /// A remembered lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
+    fn unconfirmed(&self, now: SystemTime) -> Option<Lease> {
+        let untouched = self.phase == Phase::Asking && !self.lost && self.conflicts.is_empty();
+        self.lease.clone().filter(|lease| untouched && lease.is_valid(now))
+    }
+
     pub(in super::super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
-        let answer = self.waiting.first().map(|(_, since)| *since + ANSWER_WITHIN);
+        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(*since + CONFIRM_WITHIN) {
+            Some(_) => *since + CONFIRM_WITHIN,
+            None => *since + ANSWER_WITHIN,
+        });
         let retry = match self.phase {
             Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
             _ => None,
