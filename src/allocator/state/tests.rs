@@ -221,6 +221,14 @@ fn without_hold_a_lease_still_waits_for_its_replica() {
 }
 
 #[test]
+fn once_a_replica_has_come_of_a_call_hold_alone_counts() {
+    let mut story = Story::serving(Rules { hold: Duration::from_secs(2), ..rules() });
+    story.present(A, 0);
+    assert_eq!(story.tick(1), []);
+    assert_eq!(story.tick(2), [Action::Stop, Action::Erase]);
+}
+
+#[test]
 fn a_lost_lease_withdraws_and_the_next_address_renumbers() {
     let mut story = Story::serving(rules());
     assert_eq!(story.state.announced(), BTreeSet::from([A]));

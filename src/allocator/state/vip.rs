@@ -45,8 +45,8 @@ pub(super) struct Vip {
     pub(super) presence: Presence,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
-    /// The last call for it.
-    called: SystemTime,
+    /// The last call for it, while no replica has come of it.
+    called: Option<SystemTime>,
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
@@ -67,7 +67,7 @@ impl Vip {
             withdrawn: false,
             presence: Presence::default(),
             left: Some(now),
-            called: now,
+            called: None,
             waiting: Vec::new(),
             conflicts: Vec::new(),
             error: None,
@@ -105,7 +105,7 @@ impl Vip {
     }
 
     fn acquire(&mut self, caller: Caller, now: SystemTime, act: &mut Acts) {
-        self.called = now;
+        self.called = Some(now);
         match &self.phase {
             Phase::Blocked(why) => act.push(Action::Answer(caller, Err(disk(why.clone())))),
             Phase::Refused(until) if now < *until => {
@@ -315,6 +315,7 @@ impl Vip {
         if self.withdrawn && presence.address.is_some() {
             act.push(Action::Withdraw); // the routes are still there: it failed, or is on its way
         }
+        self.called = None;
         if before.endpoints == 0 || self.phase == Phase::Idle {
             self.enter_service(rules, now, act);
         }

@@ -66,6 +66,7 @@ impl Vip {
     fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
         let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
         let left = self.left.filter(|_| free)?;
-        Some((left + rules.hold).max(self.called + SETTLE))
+        let settled = self.called.map(|called| called + SETTLE);
+        settled.into_iter().chain([left + rules.hold]).max()
     }
 }
