@@ -159,6 +159,15 @@ fn conflicts_are_declined_eight_times_then_there_is_a_pause() {
 }
 
 #[test]
+fn a_pool_that_has_none_free_can_be_asked_again_at_once() {
+    let mut story = Story::new(rules());
+    story.on(Input::Acquire(Caller(1)));
+    let actions = story.on(Input::News(News::Failed { why: "none is free".into() }));
+    assert_eq!(refusal(&actions), &Refusal { code: 11, msg: "none is free".into() });
+    assert_eq!(story.on(Input::Acquire(Caller(2))), [Action::Ask(None)]);
+}
+
+#[test]
 fn with_peers_only_a_strangers_address_is_declined() {
     let peers = Rules { has_peers: true, ..rules() };
     let mut story = Story::new(peers.clone());

@@ -10,7 +10,7 @@ impl Vip {
     /// Returns false when the VIP can be forgotten.
     pub(in super::super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) -> bool {
         self.answer_the_patient(now, act);
-        if matches!(self.phase, Phase::Refused(until) if until <= now) && self.presence.endpoints > 0 {
+        if matches!(self.phase, Phase::Refused { again, .. } if again <= now) && self.presence.endpoints > 0 {
             self.ask(act);
             if self.keeps(rules) {
                 self.phase = Phase::Held;
@@ -56,7 +56,7 @@ impl Vip {
             None => *since + ANSWER_WITHIN,
         });
         let retry = match self.phase {
-            Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
+            Phase::Refused { again, .. } if self.presence.endpoints > 0 => Some(again),
             _ => None,
         };
         [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
