@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::env::{Attachment, is_identifier};
@@ -52,8 +52,9 @@ pub struct Config {
     pub valid_attachments: Option<Vec<Attachment>>,
 }
 
-/// The `group` key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The `group` key; also how the registry keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Group {
     /// How many buckets flows are hashed to.
     pub buckets: u16,

@@ -261,18 +261,13 @@ fn enrol(request: &Request<'_>, opened: &Opened, key: &VipKey, endpoint: &Endpoi
 }
 
 fn new_vip(request: &Request<'_>, node: Node, key: &VipKey, address: Ipv4Addr, slot: u32) -> VipRecord {
-    let group = request.config.group;
     VipRecord {
         schema: SCHEMA,
         key: key.to_string(),
         address,
         slot,
         node: node.address,
-        group: record::Group {
-            buckets: group.buckets,
-            idle_timer: group.idle_timer,
-            unbalanced_timer: group.unbalanced_timer,
-        },
+        group: request.config.group,
         withdrawn: false,
         other: std::collections::BTreeMap::new(),
     }

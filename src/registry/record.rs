@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::VipKey;
+use crate::cni::config::Group;
 
 /// The version of every file's form.
 pub const SCHEMA: u64 = 1;
@@ -38,18 +39,6 @@ pub struct VipRecord {
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
-}
-
-/// `group` of the conflist entry, in its spelling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Group {
-    /// How many buckets flows are hashed to.
-    pub buckets: u16,
-    /// Seconds.
-    pub idle_timer: u32,
-    /// Seconds; 0: never.
-    pub unbalanced_timer: u32,
 }
 
 /// Whether a replica gets connections.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::record::{Former, Group, Pod, SCHEMA};
+use super::record::{Former, Pod, SCHEMA};
 use super::*;
 use crate::cni::env::Attachment;
 
@@ -74,7 +74,7 @@ fn vip_record(slot: u32) -> VipRecord {
         address: [10, 118, 0, 7].into(),
         slot,
         node: [192, 0, 2, 1].into(),
-        group: Group { buckets: 1024, idle_timer: 1, unbalanced_timer: 10 },
+        group: crate::cni::config::Group::default(),
         withdrawn: false,
         other: BTreeMap::new(),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cni::config::Group;
 use crate::net::nexthop::{Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
@@ -60,16 +61,12 @@ fn settle(node: &NodeNet, want: &Want) -> Result<()> {
 }
 
 fn bare_want(record: &VipRecord) -> Want {
-    let registry_group = record.group;
+    let Group { buckets, idle_timer, unbalanced_timer } = record.group;
     Want {
         address: record.address,
         source: record.node,
         group: ids::group(record.slot),
-        resilience: Resilience {
-            buckets: registry_group.buckets,
-            idle_timer: registry_group.idle_timer,
-            unbalanced_timer: registry_group.unbalanced_timer,
-        },
+        resilience: Resilience { buckets, idle_timer, unbalanced_timer },
         present: !record.withdrawn,
         members: Vec::new(),
     }

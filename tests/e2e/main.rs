@@ -9,9 +9,12 @@
 #![allow(clippy::disallowed_methods)]
 
 mod check;
+mod ctl;
+mod faults;
 mod harness;
 mod input;
 mod passthrough;
+mod scale;
 mod selftest;
 mod traffic;
 mod verbs;

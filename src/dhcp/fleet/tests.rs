@@ -1,1 +1,167 @@
+use std::net::Ipv4Addr;
 
+use super::*;
+use crate::dhcp::wire::{Answer, Grant, Kind};
+
+const T0: SystemTime = SystemTime::UNIX_EPOCH;
+
+/// Keeps what goes out.
+#[derive(Default)]
+struct Kept {
+    sent: Vec<(Message, [u8; 6])>,
+    told: Vec<(String, Change)>,
+}
+
+impl Outlet for Kept {
+    fn send(&mut self, message: &Message, identity: &Identity) {
+        self.sent.push((*message, identity.chaddr));
+    }
+
+    fn notify(&mut self, key: &str, change: Change) {
+        self.told.push((key.to_owned(), change));
+    }
+}
+
+fn identity(n: u8) -> Identity {
+    Identity { client_id: vec![255, n], chaddr: [2, 0, 0, 0, 0, n], hostname: format!("vip-{n}") }
+}
+
+fn start(count: u8) -> (Fleet, Kept) {
+    let mut fleet = Fleet::new(1, T0);
+    for n in 0..count {
+        fleet.acquire(&n.to_string(), identity(n), None, T0).unwrap();
+    }
+    (fleet, Kept::default())
+}
+
+fn grant(n: u8, lease: u32) -> Grant {
+    let address = Ipv4Addr::new(10, 77, 0, n);
+    Grant { address, server: Ipv4Addr::new(10, 77, 0, 254), lease, t1: None, t2: None }
+}
+
+fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
+    let grant = grant(chaddr[5], lease);
+    let answer = match message.kind {
+        Kind::Discover => Answer::Offer { address: grant.address, server: grant.server },
+        _ => Answer::Ack(grant),
+    };
+    Reply { xid: message.xid, chaddr: *chaddr, client_id: None, answer }
+}
+
+/// Answers everything until the fleet rests; the time it took.
+fn serve(fleet: &mut Fleet, kept: &mut Kept, mut now: SystemTime, until: SystemTime, lease: u32) -> SystemTime {
+    while now < until {
+        fleet.tick(now, kept);
+        for message in std::mem::take(&mut kept.sent) {
+            assert!(fleet.reply(&answer(&message, lease), now, kept));
+        }
+        if let (true, Some(rest)) = (kept.sent.is_empty(), fleet.rest(now)) {
+            now += rest.max(Duration::from_millis(1));
+        }
+    }
+    now
+}
+
+#[test]
+fn two_hundred_at_once_leave_at_the_pace() {
+    let (mut fleet, mut kept) = start(200);
+    let mut now = T0;
+    let mut most = 0;
+    let mut at = Vec::new();
+    while now < T0 + Duration::from_millis(900) {
+        fleet.tick(now, &mut kept);
+        at.extend(kept.sent.drain(..).map(|_| now));
+        now += fleet.rest(now).unwrap().max(Duration::from_millis(1));
+    }
+    for &start in &at {
+        let within = |&&t: &&SystemTime| t >= start && t < start + Duration::from_millis(100);
+        most = most.max(at.iter().filter(within).count());
+    }
+    assert!((50..=61).contains(&most), "{most} in 100 ms");
+    assert!((130..=141).contains(&at.len()), "{} in 900 ms", at.len());
+}
+
+#[test]
+fn two_hundred_are_bound_in_seconds_and_confirmed() {
+    let (mut fleet, mut kept) = start(200);
+    serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(10), 600);
+    let bound = kept.told.iter().filter(|(_, change)| matches!(change, Change::Bound(_))).count();
+    let renewed = kept.told.iter().filter(|(_, change)| matches!(change, Change::Renewed(_))).count();
+    assert_eq!((bound, renewed, kept.told.len()), (200, 200, 400), "{:?}", kept.told.last());
+    for (key, change) in &kept.told {
+        if let Change::Bound(lease) = change {
+            assert_eq!(*key, lease.address.octets()[3].to_string());
+        }
+    }
+    assert!(fleet.rest(T0 + Duration::from_secs(10)).unwrap() > Duration::from_secs(200));
+}
+
+#[test]
+fn a_reply_goes_to_its_hardware_address() {
+    let (mut fleet, mut kept) = start(2);
+    fleet.tick(T0, &mut kept);
+    let (first, second) = (kept.sent[0], kept.sent[1]);
+    let stranger = Reply { chaddr: [2, 9, 9, 9, 9, 9], ..answer(&first, 600) };
+    assert!(!fleet.reply(&stranger, T0, &mut kept));
+    // Another's transaction under this one's address reaches the machine, which knows better.
+    let mixed = Reply { chaddr: second.1, ..answer(&first, 600) };
+    assert!(fleet.reply(&mixed, T0, &mut kept));
+    assert_eq!(kept.sent.len(), 2);
+    assert!(fleet.reply(&answer(&second, 600), T0, &mut kept));
+    assert_eq!(kept.sent.last().unwrap().1, second.1);
+    assert!(matches!(kept.sent.last().unwrap().0.kind, Kind::Select { .. }));
+}
+
+#[test]
+fn a_key_runs_once_and_a_hardware_address_too() {
+    let (mut fleet, mut kept) = start(1);
+    fleet.acquire("0", identity(0), None, T0).unwrap();
+    let refused = fleet.acquire("other", identity(0), None, T0);
+    assert!(matches!(refused, Err(Change::Failed { tries: 0, .. })), "{refused:?}");
+    fleet.tick(T0, &mut kept);
+    assert_eq!(kept.sent.len(), 1);
+}
+
+#[test]
+fn what_is_forgotten_is_silent_and_may_come_again() {
+    let (mut fleet, mut kept) = start(1);
+    fleet.tick(T0, &mut kept);
+    fleet.forget("0");
+    fleet.forget("0");
+    assert_eq!(fleet.rest(T0), None);
+    assert!(!fleet.reply(&answer(&kept.sent[0], 600), T0, &mut kept));
+    fleet.step("0", Event::Decline, T0, &mut kept);
+    assert_eq!((kept.sent.len(), kept.told.len()), (1, 0));
+    fleet.acquire("0", identity(0), None, T0).unwrap();
+    assert_eq!(fleet.rest(T0), Some(Duration::ZERO));
+}
+
+#[test]
+fn expiry_waits_for_no_pace() {
+    let (mut fleet, mut kept) = start(200);
+    let now = serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(10), 600);
+    kept.told.clear();
+    fleet.tick(now + Duration::from_secs(700), &mut kept);
+    let lost =
+        |(_, change): &(String, Change)| matches!(change, Change::Lost { reason: crate::dhcp::Reason::Expired, .. });
+    assert_eq!(kept.told.iter().filter(|told| lost(told)).count(), 200);
+    assert!(kept.sent.is_empty());
+}
+
+#[test]
+fn a_clock_set_back_renews_all() {
+    let hour = Duration::from_secs(3600);
+    let mut fleet = Fleet::new(1, T0 + hour);
+    let mut kept = Kept::default();
+    for n in 0..3 {
+        fleet.acquire(&n.to_string(), identity(n), None, T0 + hour).unwrap();
+    }
+    serve(&mut fleet, &mut kept, T0 + hour, T0 + hour + Duration::from_secs(10), 600);
+    kept.told.clear();
+    serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(1), 600);
+    assert_eq!(kept.told.len(), 3);
+    for (_, change) in &kept.told {
+        let Change::Renewed(lease) = change else { panic!("{change:?}") };
+        assert_eq!(lease.expires, Some(T0 + Duration::from_secs(600)));
+    }
+}

@@ -1,1 +1,470 @@
+use proptest::prelude::*;
 
+use super::*;
+
+const T0: SystemTime = SystemTime::UNIX_EPOCH;
+const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+const B: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 101);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+fn at(seconds: f64) -> SystemTime {
+    T0 + Duration::from_secs_f64(1_000_000.0 + seconds)
+}
+
+fn identity() -> Identity {
+    Identity { client_id: vec![255, 1, 2, 3], chaddr: [2, 0, 0, 0, 0, 7], hostname: "web".to_owned() }
+}
+
+fn lease(address: Ipv4Addr, from: f64, seconds: f64) -> Lease {
+    let part = |part: f64| Some(at(from + part * seconds));
+    Lease { address, server: SERVER, granted: at(from), renew: part(0.5), rebind: part(0.875), expires: part(1.0) }
+}
+
+/// A machine with a clock, and what became of it.
+struct Scene {
+    machine: Machine,
+    now: f64,
+    actions: Vec<Action>,
+}
+
+impl Scene {
+    fn new(remembered: Option<Lease>) -> Self {
+        let mut scene = Self { machine: Machine::new(identity(), remembered, 7, at(0.0)), now: 0.0, actions: vec![] };
+        scene.event(Event::Timer);
+        scene
+    }
+
+    /// A machine bound to `A` and confirmed.
+    fn confirmed(seconds: u32) -> Self {
+        let mut scene = Self::new(None);
+        scene.reply(offer(A));
+        scene.reply(ack(A, seconds));
+        scene.next();
+        scene.reply(ack(A, seconds));
+        scene.actions.clear();
+        scene
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.actions.extend(self.machine.step(event, at(self.now)));
+        let due = self.machine.deadline();
+        assert!(due.is_none_or(|due| due > at(self.now)), "{due:?}");
+    }
+
+    /// Goes to the deadline; the seconds it took.
+    fn next(&mut self) -> f64 {
+        let due = self.machine.deadline().unwrap().duration_since(at(0.0)).unwrap().as_secs_f64();
+        let took = due - self.now;
+        self.now = due + 1e-6; // f64 is rounded
+        self.event(Event::Timer);
+        took
+    }
+
+    fn until(&mut self, seconds: f64) {
+        while self.machine.deadline().is_some_and(|due| due <= at(seconds)) {
+            self.next();
+        }
+        self.now = seconds;
+    }
+
+    /// A reply to the last message.
+    fn reply(&mut self, answer: Answer) {
+        let reply = Reply { xid: self.machine.xid, chaddr: identity().chaddr, client_id: None, answer };
+        self.event(Event::Reply(&reply));
+    }
+
+    /// What happened since, in short.
+    fn take(&mut self) -> Vec<String> {
+        self.actions.drain(..).map(|action| brief(&action)).collect()
+    }
+}
+
+fn offer(address: Ipv4Addr) -> Answer {
+    Answer::Offer { address, server: SERVER }
+}
+
+fn ack(address: Ipv4Addr, lease: u32) -> Answer {
+    Answer::Ack(Grant { address, server: SERVER, lease, t1: None, t2: None })
+}
+
+fn nak() -> Answer {
+    Answer::Nak { why: "wrong address".to_owned() }
+}
+
+fn brief(action: &Action) -> String {
+    let last = |address: &Ipv4Addr| address.octets()[3];
+    match action {
+        Action::Send(Message { kind, .. }) => match kind {
+            Kind::Discover => "discover".to_owned(),
+            Kind::Select { address, .. } => format!("select {}", last(address)),
+            Kind::Reboot { address } => format!("reboot {}", last(address)),
+            Kind::Decline { address, .. } => format!("decline {}", last(address)),
+        },
+        Action::Notify(Change::Bound(lease)) => format!("Bound {}", last(&lease.address)),
+        Action::Notify(Change::Renewed(lease)) => format!("Renewed {}", last(&lease.address)),
+        Action::Notify(Change::Lost { lease, reason }) => format!("Lost {} {reason:?}", last(&lease.address)),
+        Action::Notify(Change::Failed { tries, .. }) => format!("Failed {tries}"),
+    }
+}
+
+/// What happens to a scene, and what it is to answer.
+enum Do {
+    Next,
+    Reply(Answer),
+    Decline,
+    Restart,
+}
+use Do::{Decline, Next, Restart};
+
+fn play(remembered: Option<Lease>, first: &[&str], script: Vec<(Do, &[&str])>) -> Scene {
+    let mut scene = Scene::new(remembered);
+    assert_eq!(scene.take(), first, "at the start");
+    for (line, (event, want)) in script.into_iter().enumerate() {
+        match event {
+            Next => drop(scene.next()),
+            Do::Reply(answer) => scene.reply(answer),
+            Decline => scene.event(Event::Decline),
+            Restart => scene.event(Event::Restart),
+        }
+        assert_eq!(scene.take(), want, "line {line}");
+    }
+    scene
+}
+
+#[test]
+fn an_address_is_got_confirmed_and_renewed() {
+    play(
+        None,
+        &["discover"],
+        vec![
+            (Do::Reply(offer(A)), &["select 100"]),
+            (Do::Reply(ack(A, 600)), &["Bound 100"]),
+            (Next, &["reboot 100"]),
+            (Do::Reply(ack(A, 600)), &["Renewed 100"]),
+            (Next, &["reboot 100"]), // T1
+            (Next, &["reboot 100"]), // no answer
+            (Do::Reply(ack(A, 600)), &["Renewed 100"]),
+        ],
+    );
+}
+
+#[test]
+fn kea_gave_two_nodes_two_addresses_and_the_confirmation_shows_it() {
+    play(
+        None,
+        &["discover"],
+        vec![
+            (Do::Reply(offer(A)), &["select 100"]),
+            (Do::Reply(ack(A, 600)), &["Bound 100"]),
+            (Next, &["reboot 100"]),
+            (Do::Reply(nak()), &["Lost 100 Nak", "discover"]),
+            (Do::Reply(offer(B)), &["select 101"]),
+            (Do::Reply(ack(B, 600)), &["Bound 101"]),
+            (Next, &["reboot 101"]),
+            (Do::Reply(ack(B, 600)), &["Renewed 101"]),
+        ],
+    );
+}
+
+#[test]
+fn two_that_take_the_address_from_each_other_slow_down() {
+    let mut scene = Scene::new(None);
+    let mut waits = vec![];
+    for _ in 0..6 {
+        scene.reply(offer(A));
+        scene.reply(ack(A, 600));
+        scene.next();
+        let before = scene.now;
+        scene.reply(nak());
+        if !scene.actions.iter().rev().take(1).any(|last| brief(last) == "discover") {
+            scene.next();
+        }
+        waits.push(scene.now - before);
+    }
+    assert!(waits[0] < 0.01 && waits[1] > 0.7 && waits[5] > 12.0, "{waits:?}");
+    assert!(scene.take().contains(&"Failed 3".to_owned()));
+}
+
+#[test]
+fn isc_grants_the_remaining_time_and_that_counts() {
+    let mut scene = Scene::confirmed(600);
+    scene.next();
+    let asked = scene.now;
+    scene.now += 0.5;
+    scene.reply(ack(A, 200));
+    let held = scene.machine.held.clone().unwrap();
+    let end = held.expires.unwrap().duration_since(at(asked)).unwrap().as_secs_f64();
+    assert!((end - 200.0).abs() < 0.01, "{end}");
+    // And renewing doesn't become a loop as what remains gets less.
+    let wait = scene.next();
+    assert!(wait > 80.0, "{wait}");
+}
+
+#[test]
+fn a_server_silent_at_the_restart_leaves_an_unexpired_lease_alone() {
+    let mut scene = Scene::new(Some(lease(A, -100.0, 600.0)));
+    scene.until(60.0);
+    assert_eq!(scene.take(), ["reboot 100"; 3]);
+    scene.until(499.0);
+    let more = scene.take();
+    assert!(more.len() >= 2 && more.iter().all(|what| what == "reboot 100"), "{more:?}");
+    // T2 − 100 s, then the end: lost when it is over, and asked for again, then any.
+    scene.until(510.0);
+    let end = scene.take();
+    let lost = end.iter().position(|what| what == "Lost 100 Expired").unwrap();
+    assert!(end[lost + 1..].starts_with(&["reboot 100".into(), "reboot 100".into(), "reboot 100".into()]), "{end:?}");
+    assert_eq!(end.last().unwrap(), "discover");
+}
+
+#[test]
+fn a_slow_server_confirms_after_the_burst() {
+    let mut scene = Scene::new(Some(lease(A, -100.0, 600.0)));
+    scene.until(10.0);
+    scene.take();
+    scene.reply(ack(A, 600));
+    assert_eq!(scene.take(), ["Renewed 100"]);
+}
+
+#[test]
+fn an_expired_lease_is_asked_for_but_not_held() {
+    play(
+        Some(lease(A, -700.0, 600.0)),
+        &["reboot 100"],
+        vec![
+            (Next, &["reboot 100"]),
+            (Do::Reply(ack(A, 600)), &["Bound 100"]),
+            (Next, &["reboot 100"]), // T1: an INIT-REBOOT has confirmed it already
+        ],
+    );
+    play(
+        Some(lease(A, -700.0, 600.0)),
+        &["reboot 100"],
+        vec![(Next, &["reboot 100"]), (Next, &["reboot 100"]), (Next, &["discover"])],
+    );
+}
+
+#[test]
+fn a_nak_while_renewing_takes_the_address() {
+    let mut scene = Scene::confirmed(600);
+    scene.next();
+    scene.reply(nak());
+    assert_eq!(scene.take(), ["reboot 100", "Lost 100 Nak", "discover"]);
+}
+
+#[test]
+fn a_nak_for_nothing_asked_is_ignored() {
+    let mut scene = Scene::confirmed(600);
+    scene.reply(nak());
+    scene.reply(ack(B, 600));
+    scene.reply(offer(B));
+    assert!(scene.take().is_empty());
+    assert_eq!(scene.machine.held.as_ref().unwrap().address, A);
+}
+
+#[test]
+fn a_declined_address_is_followed_by_a_discover_at_once() {
+    play(
+        None,
+        &["discover"],
+        vec![
+            (Decline, &[]), // nothing held yet
+            (Do::Reply(offer(A)), &["select 100"]),
+            (Do::Reply(ack(A, 600)), &["Bound 100"]),
+            (Decline, &["decline 100", "discover"]),
+            (Do::Reply(offer(B)), &["select 101"]),
+            (Do::Reply(ack(B, 600)), &["Bound 101"]),
+        ],
+    );
+}
+
+#[test]
+fn a_restart_asks_for_any_address_without_a_word() {
+    play(
+        None,
+        &["discover"],
+        vec![
+            (Restart, &[]), // it does that already
+            (Do::Reply(offer(A)), &["select 100"]),
+            (Restart, &[]),
+            (Do::Reply(ack(A, 600)), &["Bound 100"]),
+            (Restart, &["discover"]),
+        ],
+    );
+}
+
+#[test]
+fn an_ack_for_another_address_moves() {
+    play(
+        Some(lease(A, 0.0, 600.0)),
+        &["reboot 100"],
+        vec![
+            (Do::Reply(ack(B, 600)), &["Lost 100 Moved", "Bound 101"]),
+            (Next, &["reboot 101"]), // and is confirmed
+        ],
+    );
+}
+
+#[test]
+fn a_withdrawn_offer_ends_in_another_discover() {
+    let mut scene = Scene::new(None);
+    scene.reply(offer(A));
+    for _ in 0..4 {
+        scene.next();
+    }
+    let want = ["discover", "select 100", "select 100", "select 100", "select 100", "Failed 4", "discover"];
+    assert_eq!(scene.take(), want);
+}
+
+#[test]
+fn silence_is_told_from_the_third_try_on() {
+    let mut scene = Scene::new(None);
+    for _ in 0..4 {
+        scene.next();
+    }
+    let want = ["discover", "discover", "discover", "Failed 3", "discover", "Failed 4", "discover"];
+    assert_eq!(scene.take(), want);
+}
+
+#[test]
+fn only_replies_to_the_transaction_and_the_identity_count() {
+    let good = |scene: &Scene| Reply {
+        xid: scene.machine.xid,
+        chaddr: identity().chaddr,
+        client_id: Some(identity().client_id),
+        answer: offer(A),
+    };
+    let mut scene = Scene::new(None);
+    scene.take();
+    let ours = good(&scene);
+    for wrong in [
+        Reply { xid: ours.xid ^ 1, ..ours.clone() },
+        Reply { chaddr: [2; 6], ..ours.clone() },
+        Reply { client_id: Some(vec![1, 2]), ..ours.clone() },
+        Reply { answer: ack(A, 600), ..ours.clone() }, // nothing was requested yet
+        Reply { answer: nak(), ..ours.clone() },
+    ] {
+        scene.event(Event::Reply(&wrong));
+        assert!(scene.take().is_empty(), "{wrong:?}");
+    }
+    scene.event(Event::Reply(&ours));
+    assert_eq!(scene.take(), ["select 100"]);
+    // A second server's offer.
+    scene.event(Event::Reply(&Reply { answer: offer(B), ..ours }));
+    assert!(scene.take().is_empty());
+}
+
+#[test]
+fn an_infinite_lease_rests() {
+    let scene = Scene::confirmed(u32::MAX);
+    assert_eq!(scene.machine.deadline(), None);
+}
+
+#[test]
+fn a_lease_counts_from_the_request_not_from_the_answer() {
+    let mut scene = Scene::new(None);
+    scene.reply(offer(A));
+    scene.now += 9.0;
+    scene.reply(ack(A, 8));
+    assert!(scene.machine.held.is_none(), "over before it came");
+    let mut scene = Scene::new(None);
+    scene.reply(offer(A));
+    scene.now += 7.0;
+    scene.take();
+    scene.reply(ack(A, 8));
+    assert_eq!(scene.take(), ["Bound 100", "reboot 100"], "past T1: on with it");
+}
+
+#[test]
+fn a_clock_far_ahead_expires_and_asks_again() {
+    let mut scene = Scene::confirmed(600);
+    scene.now += 100_000.0;
+    scene.event(Event::Timer);
+    assert_eq!(scene.take(), ["Lost 100 Expired"]);
+    scene.next();
+    assert_eq!(scene.take(), ["reboot 100"]);
+}
+
+#[test]
+fn a_clock_set_back_is_no_trouble_to_a_transaction() {
+    let mut scene = Scene::confirmed(600);
+    scene.next();
+    scene.take();
+    let now = T0 + Duration::from_secs(5);
+    scene.machine.hurry(now);
+    let actions = scene.machine.step(Event::Timer, now);
+    assert!(matches!(actions[..], [Action::Send(Message { kind: Kind::Reboot { address: A }, secs: 0, .. })]));
+    assert!(scene.machine.deadline().unwrap() > now);
+}
+
+/// Anything at all, in any order.
+#[derive(Clone, Debug)]
+enum Any {
+    Wait(u64),
+    Due,
+    Reply { answer: Answer, ours: bool },
+    Decline,
+    Restart,
+    Back(u64),
+}
+
+fn any_event() -> impl Strategy<Value = Any> {
+    let address = prop_oneof![Just(A), Just(B)];
+    let times =
+        (prop_oneof![1u32..20, any::<u32>().prop_map(|n| n.max(1))], any::<Option<u32>>(), any::<Option<u32>>());
+    let answer = prop_oneof![
+        address.clone().prop_map(offer),
+        (address, times).prop_map(|(address, (lease, t1, t2))| Answer::Ack(Grant {
+            address,
+            server: SERVER,
+            lease,
+            t1,
+            t2
+        })),
+        Just(nak()),
+    ];
+    prop_oneof![
+        (0u64..1_000_000_000).prop_map(Any::Wait),
+        Just(Any::Due),
+        (answer, prop::bool::weighted(0.9)).prop_map(|(answer, ours)| Any::Reply { answer, ours }),
+        Just(Any::Decline),
+        Just(Any::Restart),
+        (0u64..100_000).prop_map(Any::Back),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics_and_the_deadline_is_ahead(
+        events in prop::collection::vec(any_event(), 0..60),
+        seed: u64,
+        remembered in prop::option::of((-1000.0..1000.0, 0.0..1000.0)),
+    ) {
+        let remembered = remembered.map(|(from, long)| lease(A, from, long));
+        let mut now = at(0.0);
+        let mut machine = Machine::new(identity(), remembered, seed, now);
+        for event in events {
+            let reply;
+            let event = match event {
+                Any::Wait(nanos) => { now += Duration::from_nanos(nanos); Event::Timer }
+                Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
+                Any::Back(seconds) => {
+                    now -= Duration::from_secs(seconds).min(now.duration_since(T0).unwrap());
+                    machine.hurry(now);
+                    Event::Timer
+                }
+                Any::Reply { answer, ours } => {
+                    let xid = machine.xid ^ u32::from(!ours);
+                    reply = Reply { xid, chaddr: identity().chaddr, client_id: None, answer };
+                    Event::Reply(&reply)
+                }
+                Any::Decline => Event::Decline,
+                Any::Restart => Event::Restart,
+            };
+            let actions = machine.step(event, now);
+            prop_assert!(machine.deadline().is_none_or(|due| due > now), "{machine:?}");
+            prop_assert!(!machine.expired(now));
+            let sends = actions.iter().filter(|action| matches!(action, Action::Send(_))).count();
+            prop_assert!(sends <= 2, "{actions:?}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Each step of ADD fails in turn: the error names that step, and nothing of the ADD is left. The failures are made by
+//! strace, which runs the plugin and answers one of its system calls itself.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use crate::harness::{Join, Lan, Netns, Node, Pod, Reply, Run, Snapshot, VIPROUTE, tool};
+
+/// A node with a replica of `web`, and a pod about to join that VIP and another one, whose first replica it is.
+struct Scene {
+    node: Node,
+    first: Pod,
+    pod: Pod,
+    join: Join,
+    before: Snapshot,
+    _lan: Lan,
+}
+
+fn web() -> Join {
+    Join::annotated("web")
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lan = Lan::new();
+        let node = Node::new(&lan, 1);
+        let first = node.joined(&web());
+        let (pod, join) = (node.pod(), Join::annotated("web,fresh"));
+        // Once there and back, so that what a first ADD leaves on a node by design is there.
+        node.add(&pod, &join).ok();
+        node.del(&pod, &join).ok();
+        *pod.result.lock().unwrap() = None;
+        let before = node.snapshot(&[&first, &pod]);
+        Self { node, first, pod, join, before, _lan: lan }
+    }
+
+    /// An ADD under strace.
+    fn traced(&self, arguments: &[&str]) -> Reply {
+        let mut command = self.node.ns.cmd(tool("strace").to_str().unwrap());
+        command.args(["-f", "-s", "256", "-o", &self.node.dir.file("trace")]).args(arguments).arg(VIPROUTE);
+        let environment = self.node.environment("ADD", &self.pod, &self.join);
+        self.node.run(&mut command, &environment, &self.node.stdin("ADD", &self.pod, &self.join).to_string())
+    }
+
+    fn trace(&self) -> Trace {
+        let text = std::fs::read_to_string(self.node.dir.file("trace")).unwrap();
+        let lines = text.lines().filter_map(|line| {
+            let (process, call) = line.split_once(' ')?;
+            Some((process.to_string(), call.trim_start().to_string()))
+        });
+        Trace(lines.collect())
+    }
+
+    /// What an undisturbed ADD does, and undone again.
+    fn rehearsal(&self) -> Trace {
+        self.traced(&[]).ok();
+        self.node.del(&self.pod, &self.join).ok();
+        self.untouched("ADD and DEL");
+        self.trace()
+    }
+
+    fn untouched(&self, what: &str) {
+        self.before.assert_same(&self.node.snapshot(&[&self.first, &self.pod]), what);
+        self.node.check(&self.first, &web()).ok();
+    }
+
+    /// One ADD with `injection`. Whether it fails and has left nothing, or it could do without and is whole. Returns the
+    /// step that failed.
+    fn disturbed(&self, injection: &str) -> Option<String> {
+        let reply = self.traced(&["-e", &format!("inject={injection}")]);
+        if reply.succeeded() {
+            *self.pod.result.lock().unwrap() = Some(reply.ok());
+            self.node.check(&self.pod, &self.join).ok();
+            self.node.del(&self.pod, &self.join).ok();
+            *self.pod.result.lock().unwrap() = None;
+            self.untouched(&format!("ADD in spite of {injection}, and DEL,"));
+            return None;
+        }
+        assert_eq!(reply.0.status.code(), Some(1), "{injection}: {reply:?}");
+        let error = reply.error();
+        self.untouched(&format!("an ADD that failed by {injection} ({error:?})"));
+        Some(error.msg)
+    }
+}
+
+/// System calls by the thread that made them.
+struct Trace(Vec<(String, String)>);
+
+impl Trace {
+    /// Which of each thread's own calls of `name` belong to the plugin's work, from the moment it opens the pod's
+    /// namespace: what happens before is the dynamic loader's and the runtime library's.
+    fn numbers(&self, name: &str, namespace: &str) -> BTreeSet<usize> {
+        self.calls(name, namespace).into_iter().map(|(number, _)| number).collect()
+    }
+
+    fn calls(&self, name: &str, namespace: &str) -> Vec<(usize, &str)> {
+        let start = self.0.iter().position(|(_, call)| call.contains(namespace)).expect("the pod's namespace is opened");
+        let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+        let mut calls = Vec::new();
+        for (at, (process, call)) in self.0.iter().enumerate() {
+            // A call that another thread's interrupts is counted where it begins.
+            if call.strip_prefix(name).is_some_and(|rest| rest.starts_with('(')) {
+                let number = seen.entry(process).or_default();
+                *number += 1;
+                if at >= start && !call.starts_with("write(1,") {
+                    calls.push((*number, call.as_str()));
+                }
+            }
+        }
+        calls
+    }
+}
+
+/// Every one of the plugin's own calls of each kind fails once, with the error given; returns what was reported.
+fn fail_each(calls: &[(&str, &str)]) -> BTreeSet<String> {
+    let scene = Scene::new();
+    let trace = scene.rehearsal();
+    let mut messages = BTreeSet::new();
+    for (name, errno) in calls {
+        let numbers = trace.numbers(name, &scene.pod.ns.path());
+        assert!(!numbers.is_empty(), "the plugin makes no {name}");
+        for number in numbers {
+            messages.extend(scene.disturbed(&format!("{name}:error={errno}:when={number}")));
+        }
+    }
+    messages
+}
+
+/// `steps` are what some of the errors must begin with.
+fn assert_named(messages: &BTreeSet<String>, steps: &[&str]) {
+    let mut text = String::new();
+    for message in messages {
+        let _ = writeln!(text, "  {message}");
+    }
+    for step in steps {
+        assert!(messages.iter().any(|message| message.starts_with(step)), "no error names {step:?}:\n{text}");
+    }
+    eprintln!("{text}");
+}
+
+/// The first of each batch of messages: with it fails the batch.
+const KERNEL_STEPS: &[&str] = &["get link", "list routes", "add link vip", "configure link", "set addrgenmode none link"];
+
+#[test]
+fn messages_to_the_kernel_that_cannot_be_sent() {
+    let messages = fail_each(&[("sendto", "ENOBUFS")]);
+    assert_named(&messages, KERNEL_STEPS);
+}
+
+#[test]
+fn answers_of_the_kernel_that_are_lost() {
+    let messages = fail_each(&[("recvfrom", "ENOBUFS")]);
+    assert_named(&messages, KERNEL_STEPS);
+}
+
+#[test]
+fn sockets_and_namespaces_that_cannot_be_had() {
+    let calls = [
+        ("setns", "EPERM"),
+        ("socket", "EMFILE"),
+        ("bind", "ENOMEM"),
+        ("connect", "ECONNREFUSED"),
+        ("setsockopt", "ENOPROTOOPT"),
+        ("ioctl", "ENOTTY"),
+        ("clone3", "EAGAIN"),
+    ];
+    let messages = fail_each(&calls);
+    assert_named(&messages, &["enter network namespace", "open netlink socket", "no address for VIP default/fresh"]);
+}
+
+#[test]
+fn files_that_cannot_be_opened() {
+    let messages = fail_each(&[("openat", "EMFILE"), ("openat", "ENOSPC")]);
+    assert_named(&messages, &["CNI_NETNS is", "read sysctl", "open /", "create /", "write /", "list /"]);
+}
+
+#[test]
+fn files_that_cannot_be_written() {
+    let calls = [
+        ("mkdir", "ENOSPC"),
+        ("write", "ENOSPC"),
+        ("rename", "ENOSPC"),
+        ("flock", "ENOLCK"),
+        ("ftruncate", "EIO"),
+        ("read", "EIO"),
+        ("getdents64", "EIO"),
+    ];
+    let messages = fail_each(&calls);
+    assert_named(&messages, &["create /", "write /", "lock /", "read /", "list /"]);
+}
+
+/// The kernel carries a change out and is made to say that it refused it: every acknowledgement in turn becomes `ENOSPC`.
+#[test]
+fn changes_the_kernel_refuses() {
+    let scene = Scene::new();
+    let trace = scene.rehearsal();
+    let mut messages = BTreeSet::new();
+    let mut refused = 0;
+    for (number, call) in trace.calls("recvfrom", &scene.pod.ns.path()) {
+        if let Some(refusal) = call.contains("{error=0, ").then(|| refusal(call)) {
+            messages.extend(scene.disturbed(&format!("recvfrom:poke_exit=@arg2={refusal}:when={number}")));
+            refused += 1;
+        }
+    }
+    assert!(refused > 10, "strace shows acknowledgements");
+    assert_named(&messages, &[
+        "add link vip",
+        "set addrgenmode none link",
+        "set up link",
+        "add address 10.118.0.",
+        "add address 169.254.118.1",
+        "add neighbour 169.254.118.1",
+        "add neighbour 10.1.1.",
+        "add route default via 169.254.118.1 table 118",
+        "add rule from 10.118.0.",
+    ]);
+}
+
+/// The first bytes of an acknowledgement that says ENOSPC, otherwise as strace shows this one.
+fn refusal(call: &str) -> String {
+    let number = |key: &str| -> u32 {
+        let (_, rest) = call.split_once(key).unwrap_or_else(|| panic!("{key} in {call}"));
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap_or_else(|error| panic!("{key} in {call}: {error}"))
+    };
+    let header = (u32::from(NLMSG_ERROR), NLM_F_CAPPED);
+    let mut bytes = number("nlmsg_len=").to_le_bytes().to_vec();
+    bytes.extend(u16::try_from(header.0).unwrap().to_le_bytes());
+    bytes.extend(header.1.to_le_bytes());
+    bytes.extend(number("nlmsg_seq=").to_le_bytes());
+    bytes.extend(0_u32.to_le_bytes());
+    bytes.extend((-libc::ENOSPC).to_le_bytes());
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_CAPPED: u16 = 0x100;
+
+/// The plugin is killed at each of its calls (by SIGTERM, which it leaves to the kernel, as SIGKILL): the DEL that a runtime sends then clears it all away.
+#[test]
+fn killed_at_any_point() {
+    let scene = Scene::new();
+    let trace = scene.rehearsal();
+    for name in ["sendto", "openat", "rename", "write"] {
+        for number in trace.numbers(name, &scene.pod.ns.path()) {
+            let injection = format!("{name}:error=EINTR:signal=TERM:when={number}");
+            let reply = scene.traced(&["-e", &format!("inject={injection}")]);
+            assert!(!reply.succeeded(), "{injection}: {reply:?}");
+            scene.node.del(&scene.pod, &scene.join).ok();
+            scene.untouched(&format!("an ADD with {injection}, and DEL,"));
+        }
+    }
+}
+
+/// Something foreign stands where an object of a VIP has to go.
+fn in_the_way(place: impl FnOnce(&Scene) -> (&Netns, String), step: &str) {
+    let mut scene = Scene::new();
+    let (ns, object) = place(&scene);
+    ns.ip(&object);
+    scene.before = scene.node.snapshot(&[&scene.first, &scene.pod]);
+    let error = scene.node.add(&scene.pod, &scene.join).error();
+    assert!(error.msg.starts_with(step), "{error:?}");
+    scene.untouched(&format!("an ADD that met with {object} ({error:?})"));
+}
+
+/// The address that the node's allocator gave `fresh`, and will give it again.
+fn fresh(scene: &Scene) -> std::net::Ipv4Addr {
+    scene.node.stub(|stub| stub.address("default/fresh"))
+}
+
+#[test]
+fn a_foreign_announcement_is_in_the_way() {
+    in_the_way(
+        |scene| (&scene.node.ns, format!("route add unreachable {}/32 metric 1 proto static", fresh(scene))),
+        "add route unreachable 10.118.0.2/32 metric 1",
+    );
+}
+
+#[test]
+fn a_foreign_route_is_in_the_way() {
+    in_the_way(
+        |scene| (&scene.node.ns, format!("route add {}/32 via 192.0.2.254 proto static", fresh(scene))),
+        "add route 10.118.0.2/32",
+    );
+}
+
+/// The kernel tells rules apart by their protocol: both can stand, and DEL takes ours alone.
+#[test]
+fn a_foreign_rule_like_ours_stays() {
+    let scene = Scene::new();
+    let rules = scene.first.ns.ip_json("-4 rule");
+    let ours = rules.iter().find(|rule| rule["table"] == "118").expect("a pod's rule");
+    scene.pod.ns.ip(&format!("rule add from {}/32 lookup 118 priority {}", fresh(&scene), ours["priority"]));
+    let before = scene.node.snapshot(&[&scene.first, &scene.pod]);
+    scene.node.add(&scene.pod, &scene.join).ok();
+    scene.node.del(&scene.pod, &scene.join).ok();
+    before.assert_same(&scene.node.snapshot(&[&scene.first, &scene.pod]), "ADD and DEL beside a foreign rule");
+}
+
+/// A VIP's routes are put in order in several tries, so a single failure there costs nothing; one that stays is reported.
+#[test]
+fn routes_that_cannot_be_written() {
+    let scene = Scene::new();
+    let trace = scene.rehearsal();
+    let namespace = scene.pod.ns.path();
+    let changes = |trace: &Trace| -> Vec<usize> {
+        let sent = trace.calls("sendto", &namespace);
+        sent.into_iter().filter(|(_, call)| call.contains("RTM_NEWNEXTHOP")).map(|(number, _)| number).collect()
+    };
+    let (of_web, of_fresh) = match changes(&trace)[..] {
+        [of_web, of_fresh] => (of_web, of_fresh),
+        ref other => panic!("one batch of changes for each VIP: {other:?}"),
+    };
+    for (first, step) in [(of_web, "add nexthop id "), (of_fresh, "add nexthop group id ")] {
+        assert_eq!(scene.disturbed(&format!("sendto:error=ENOSPC:when={first}")), None, "a second try");
+        let retry = changes(&scene.trace()).into_iter().find(|number| *number > first).expect("a second try");
+        let (last, period) = (first + 3 * (retry - first), retry - first);
+        let error = scene.disturbed(&format!("sendto:error=ENOSPC:when={first}..{last}+{period}"));
+        assert!(error.as_ref().is_some_and(|error| error.starts_with(step)), "{error:?}");
+    }
+}
