@@ -27,7 +27,7 @@ mod serve;
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
 pub use daemon::Daemon;
-pub use dhcp_server::{DhcpServer, RANGE};
+pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
 pub use lan::{GATEWAY, Lan};
 pub use load::{Connection, Load, Tally};
