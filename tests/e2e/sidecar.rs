@@ -228,7 +228,7 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     assert_eq!(leases(&sidecar).len(), 1, "none of it was taken for a request");
 }
 
-/// Several requests on one connection, each answered in its turn.
+/// Several requests on one connection, each answered in its turn; after a line that is none it hangs up.
 #[test]
 fn a_connection_serves_for_more_than_one_request() {
     let lan = Lan::new();
@@ -236,13 +236,13 @@ fn a_connection_serves_for_more_than_one_request() {
     let _sidecar = Sidecar::pool(&node, POOL);
     let mut stream = UnixStream::connect(node.socket()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.write_all(b"{\"leases\":{}}\nrubbish\n{\"status\":{}}\n").unwrap();
+    stream.write_all(b"{\"leases\":{}}\n{\"status\":{}}\nrubbish\n{\"leases\":{}}\n").unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut replies = String::new();
     stream.read_to_string(&mut replies).unwrap();
     let replies: Vec<Value> = replies.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(replies.len(), 3, "{replies:?}");
-    assert!(replies[0]["leases"].is_array() && replies[1]["error"]["code"] == 6 && replies[2]["backend"] == "pool");
+    assert!(replies[0]["leases"].is_array() && replies[1]["backend"] == "pool" && replies[2]["error"]["code"] == 6);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_bad_configuration_is_refused_by_key() {
         ("backend = \"magic\"", "backend"),
         ("holdd = \"10m\"", "holdd"),
         ("backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/33\"", "cidr"),
-        ("not toml", "toml"),
+        ("not toml", "TOML"),
     ] {
         let config = node.dir.file("bad.toml");
         std::fs::write(&config, settings).unwrap();
