@@ -1,5 +1,6 @@
 //! An address lent to a VIP, and what a source of addresses has to say about it.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -73,6 +74,23 @@ pub enum News {
         /// One sentence.
         why: String,
     },
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, lease) = match self {
+            Self::Bound(lease) => ("bound", lease),
+            Self::Renewed(lease) => ("renewed", lease),
+            Self::Lost { reason } => return write!(f, "lost: {reason}"),
+            Self::Trouble { why } => return write!(f, "nothing yet: {why}"),
+            Self::Failed { why } => return write!(f, "failed: {why}"),
+        };
+        write!(f, "{what}: {}", lease.address)?;
+        match lease.expires.and_then(|expires| expires.duration_since(lease.granted).ok()) {
+            Some(time) => write!(f, " for {} s", time.as_secs()),
+            None => f.write_str(" for ever"),
+        }
+    }
 }
 
 /// News, and of which VIP.

@@ -198,7 +198,7 @@ impl Daemon {
         match event {
             Event::Call(call) => self.call(call),
             Event::Report(Report { vip, news }) => {
-                tracing::info!(%vip, ?news, "source");
+                tracing::info!(%vip, %news, "source");
                 self.step(&vip, Input::News(news));
             }
             Event::Done(Done::Loaded(vip, found)) => self.loaded(&vip, found),

@@ -1,7 +1,7 @@
 //! Which VIPs have replicas on this node: read from the registry when it changes (inotify), and as a whole every 30 s in
 //! case a change went unnoticed. On a thread of its own, because reading files blocks.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -34,7 +34,14 @@ pub struct Batch {
 /// Starts the thread; it ends when nobody listens any more.
 pub fn start(registry: Registry) -> io::Result<mpsc::UnboundedReceiver<Batch>> {
     let (batches, receiver) = mpsc::unbounded_channel();
-    let mut watcher = Watcher { inotify: Inotify::init()?, registry, root: None, dirs: HashMap::new(), warned: false };
+    let mut watcher = Watcher {
+        inotify: Inotify::init()?,
+        registry,
+        root: None,
+        above: HashSet::new(),
+        dirs: HashMap::new(),
+        warned: false,
+    };
     let work = move || {
         let mut last = Instant::now();
         let mut batch = watcher.read_all();
@@ -51,6 +58,8 @@ struct Watcher {
     registry: Registry,
     /// `vips/` itself.
     root: Option<WatchDescriptor>,
+    /// While there is no `vips/`: the directories above in which it may come.
+    above: HashSet<WatchDescriptor>,
     /// `vips/<x>/` and `vips/<x>/endpoints/`.
     dirs: HashMap<WatchDescriptor, VipKey>,
     warned: bool,
@@ -67,8 +76,8 @@ impl Watcher {
     /// Waits for the next thing worth telling.
     fn next(&mut self, last: &mut Instant) -> Batch {
         loop {
-            let wait = if self.root.is_some() { FULL } else { RETRY };
-            let dirty = self.wait(wait.saturating_sub(last.elapsed()));
+            let wait = if self.root.is_some() { FULL.saturating_sub(last.elapsed()) } else { RETRY };
+            let dirty = self.wait(wait);
             let due = last.elapsed() >= FULL || (self.root.is_none() && self.watch_root());
             if dirty.all || due {
                 *last = Instant::now();
@@ -77,9 +86,6 @@ impl Watcher {
             if !dirty.vips.is_empty() {
                 let vips = dirty.vips.into_iter().filter_map(|vip| self.read(vip)).collect();
                 return Batch { full: false, vips };
-            }
-            if self.root.is_none() {
-                thread::sleep(RETRY); // `wait` may return at once
             }
         }
     }
@@ -156,11 +162,23 @@ impl Watcher {
 
     /// True if it wasn't watched before and is now.
     fn watch_root(&mut self) -> bool {
-        if self.root.is_none() {
-            self.root = self.watch(&self.registry.vips_dir());
-            return self.root.is_some();
+        if self.root.is_some() {
+            return false;
         }
-        false
+        let path = self.registry.vips_dir();
+        self.root = self.watch(&path);
+        if self.root.is_none() {
+            // Above first, then once more: it may have come in between. What slips through even so, `RETRY` finds.
+            let found = path.ancestors().skip(1).find_map(|above| self.watch(above));
+            self.above.extend(found);
+            self.root = self.watch(&path);
+        }
+        if self.root.is_some() {
+            for above in self.above.drain() {
+                let _ = self.inotify.watches().remove(above); // gone, if its directory is
+            }
+        }
+        self.root.is_some()
     }
 
     fn watch(&mut self, path: &Path) -> Option<WatchDescriptor> {

@@ -146,8 +146,8 @@ impl Outlet for Way {
             Err(error) => {
                 // Once per outage: every identity goes on trying.
                 if !self.outage {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "DHCP messages don't leave");
+                    let cause = std::error::Error::source(&error).map(tracing::field::display);
+                    tracing::warn!(%error, cause, "DHCP messages don't leave");
                 }
                 self.outage = true;
                 self.count(|counters| &mut counters.unsent);

@@ -28,6 +28,9 @@ use vip::{Phase, Vip};
 
 /// A caller hears something within this time: a little less than the plugin's 10 s, so that it hears why.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(8500);
+/// A remembered lease is used unconfirmed after this time: the DHCP engine has asked for it three times by then, and
+/// there is time left to write it to disk and to answer.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
 /// How many addresses in conflict are declined before giving up.
 pub const MAX_DECLINES: usize = 8;
 /// After giving up, nothing is asked for this long: a caller that insists would empty the server's pool by declining.
@@ -216,5 +219,7 @@ fn grant(lease: &Lease) -> Grant {
     Grant { address: lease.address, expires: lease.expires.map(unix) }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,6 @@ fn station(vip: &Vip) -> LeaseState {
         Phase::Idle | Phase::Asking => LeaseState::Asking,
         Phase::Checking(_) => LeaseState::Checking,
         Phase::Saving | Phase::Held => LeaseState::Held,
-        Phase::Refused(_) | Phase::Blocked(_) => LeaseState::Refused,
+        Phase::Refused { .. } | Phase::Blocked(_) => LeaseState::Refused,
     }
 }

@@ -159,6 +159,15 @@ fn conflicts_are_declined_eight_times_then_there_is_a_pause() {
 }
 
 #[test]
+fn a_pool_that_has_none_free_can_be_asked_again_at_once() {
+    let mut story = Story::new(rules());
+    story.on(Input::Acquire(Caller(1)));
+    let actions = story.on(Input::News(News::Failed { why: "none is free".into() }));
+    assert_eq!(refusal(&actions), &Refusal { code: 11, msg: "none is free".into() });
+    assert_eq!(story.on(Input::Acquire(Caller(2))), [Action::Ask(None)]);
+}
+
+#[test]
 fn with_peers_only_a_strangers_address_is_declined() {
     let peers = Rules { has_peers: true, ..rules() };
     let mut story = Story::new(peers.clone());
@@ -218,6 +227,14 @@ fn without_hold_a_lease_still_waits_for_its_replica() {
     story.on(Input::Saved(Ok(())));
     assert_eq!(story.tick(59), []);
     assert_eq!(story.tick(60), [Action::Stop, Action::Erase]);
+}
+
+#[test]
+fn once_a_replica_has_come_of_a_call_hold_alone_counts() {
+    let mut story = Story::serving(Rules { hold: Duration::from_secs(2), ..rules() });
+    story.present(A, 0);
+    assert_eq!(story.tick(1), []);
+    assert_eq!(story.tick(2), [Action::Stop, Action::Erase]);
 }
 
 #[test]
@@ -289,7 +306,9 @@ fn an_unconfirmed_lease_serves_a_caller_when_the_server_is_silent() {
     let mut story = Story { state: State::new(rules()), now: 0 };
     story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: Some(at(0)) }))));
     assert_eq!(story.on(Input::Acquire(Caller(1))), []);
-    assert_eq!(story.tick(9), [save(A, Some(0))]);
+    assert_eq!(story.state.next_tick(), Some(at(5)));
+    assert_eq!(story.tick(5), [save(A, Some(0))]);
+    assert_eq!(story.tick(6), []);
     assert_eq!(story.on(Input::Saved(Ok(()))), [Action::Answer(Caller(1), Ok(grant(&lease(A))))]);
 }
 

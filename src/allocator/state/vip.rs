@@ -24,8 +24,13 @@ pub(super) enum Phase {
     Saving,
     /// The lease is good, on disk, and kept up by the source.
     Held,
-    /// Given up until then; the error says why.
-    Refused(SystemTime),
+    /// Given up; the error says why.
+    Refused {
+        /// When it is asked for again by itself, if it has replicas.
+        again: SystemTime,
+        /// Whether callers have to wait for that too.
+        paused: bool,
+    },
     /// Its file can't be understood: nothing is done until it can, or is gone.
     Blocked(String),
 }
@@ -45,8 +50,8 @@ pub(super) struct Vip {
     pub(super) presence: Presence,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
-    /// The last call for it.
-    called: SystemTime,
+    /// The last call for it, while no replica has come of it.
+    called: Option<SystemTime>,
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
@@ -67,7 +72,7 @@ impl Vip {
             withdrawn: false,
             presence: Presence::default(),
             left: Some(now),
-            called: now,
+            called: None,
             waiting: Vec::new(),
             conflicts: Vec::new(),
             error: None,
@@ -105,10 +110,10 @@ impl Vip {
     }
 
     fn acquire(&mut self, caller: Caller, now: SystemTime, act: &mut Acts) {
-        self.called = now;
+        self.called = Some(now);
         match &self.phase {
             Phase::Blocked(why) => act.push(Action::Answer(caller, Err(disk(why.clone())))),
-            Phase::Refused(until) if now < *until => {
+            Phase::Refused { again, paused: true } if now < *again => {
                 let why = self.error.clone().unwrap_or_else(|| "no address".into());
                 act.push(Action::Answer(caller, Err(not_now(why))));
             }
@@ -116,7 +121,7 @@ impl Vip {
                 Some(lease) => act.push(Action::Answer(caller, Ok(grant(lease)))),
                 None => self.waiting.push((caller, now)),
             },
-            Phase::Idle | Phase::Refused(_) => {
+            Phase::Idle | Phase::Refused { .. } => {
                 self.waiting.push((caller, now));
                 self.ask(act);
             }
@@ -160,6 +165,8 @@ impl Vip {
                     why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
                 }
                 self.refuse(why, now, act);
+                // Nobody is bothered by asking a pool again.
+                self.phase = Phase::Refused { again: now + PAUSE, paused: false };
             }
         }
     }
@@ -289,7 +296,7 @@ impl Vip {
         self.conflicts.clear();
         self.answer(&Err(not_now(why.clone())), act);
         self.error = Some(why);
-        self.phase = Phase::Refused(now + PAUSE);
+        self.phase = Phase::Refused { again: now + PAUSE, paused: true };
     }
 
     fn answer(&mut self, answer: &Result<Grant, Refusal>, act: &mut Acts) {
@@ -315,6 +322,7 @@ impl Vip {
         if self.withdrawn && presence.address.is_some() {
             act.push(Action::Withdraw); // the routes are still there: it failed, or is on its way
         }
+        self.called = None;
         if before.endpoints == 0 || self.phase == Phase::Idle {
             self.enter_service(rules, now, act);
         }
@@ -346,7 +354,7 @@ impl Vip {
 
     /// The address to answer ARP for. A bad lease file stops no VIP that is in service.
     pub(super) fn announced(&self) -> Option<Ipv4Addr> {
-        let kept = matches!(self.phase, Phase::Refused(_)) && self.lost && !self.withdrawn;
+        let kept = matches!(self.phase, Phase::Refused { .. }) && self.lost && !self.withdrawn;
         let good = kept || matches!(self.phase, Phase::Held | Phase::Saving | Phase::Blocked(_));
         self.presence.address.filter(|_| good && !self.withdrawn && self.presence.ready > 0)
     }

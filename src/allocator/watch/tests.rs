@@ -125,3 +125,17 @@ fn temporary_files_and_locks_are_no_news() {
     assert_eq!(concerns("a_b", true, None), Some(key()));
     assert_eq!(concerns(".a_b.1.gone", true, None), None);
 }
+
+#[test]
+fn a_registry_that_comes_later_is_noticed_as_it_comes() {
+    let place = Place::new("later");
+    let mut batches = start(place.registry()).unwrap();
+    batches.blocking_recv().unwrap();
+    // Long enough for the thread to wait, and for no retry to be near.
+    thread::sleep(Duration::from_millis(100));
+    place.record("a_b", false);
+    place.endpoint("a_b", "c1", "ready");
+    let before = Instant::now();
+    expect(&mut batches, seen(1, 1));
+    assert!(before.elapsed() < RETRY / 2, "{:?}", before.elapsed());
+}

@@ -1,6 +1,6 @@
-use proptest::prelude::*;
-
 use super::*;
+
+mod random;
 
 const T0: SystemTime = SystemTime::UNIX_EPOCH;
 const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
@@ -157,7 +157,8 @@ fn kea_gave_two_nodes_two_addresses_and_the_confirmation_shows_it() {
             (Do::Reply(offer(A)), &["select 100"]),
             (Do::Reply(ack(A, 600)), &["Bound 100"]),
             (Next, &["reboot 100"]),
-            (Do::Reply(nak()), &["Lost 100 Nak", "discover"]),
+            (Do::Reply(nak()), &["Lost 100 Nak"]),
+            (Next, &["discover"]),
             (Do::Reply(offer(B)), &["select 101"]),
             (Do::Reply(ack(B, 600)), &["Bound 101"]),
             (Next, &["reboot 101"]),
@@ -181,7 +182,7 @@ fn two_that_take_the_address_from_each_other_slow_down() {
         }
         waits.push(scene.now - before);
     }
-    assert!(waits[0] < 0.01 && waits[1] > 0.7 && waits[5] > 12.0, "{waits:?}");
+    assert!(waits[0] < 0.5 && waits[1] > 0.7 && waits[5] > 12.0, "{waits:?}");
     assert!(scene.take().contains(&"Failed 3".to_owned()));
 }
 
@@ -248,7 +249,10 @@ fn a_nak_while_renewing_takes_the_address() {
     let mut scene = Scene::confirmed(600);
     scene.next();
     scene.reply(nak());
-    assert_eq!(scene.take(), ["reboot 100", "Lost 100 Nak", "discover"]);
+    assert_eq!(scene.take(), ["reboot 100", "Lost 100 Nak"]);
+    let hands_off = scene.next();
+    assert!((0.2..0.5).contains(&hands_off), "time to stop answering for it: {hands_off}");
+    assert_eq!(scene.take(), ["discover"]);
 }
 
 #[test]
@@ -394,77 +398,4 @@ fn a_clock_set_back_is_no_trouble_to_a_transaction() {
     let actions = scene.machine.step(Event::Timer, now);
     assert!(matches!(actions[..], [Action::Send(Message { kind: Kind::Reboot { address: A }, secs: 0, .. })]));
     assert!(scene.machine.deadline().unwrap() > now);
-}
-
-/// Anything at all, in any order.
-#[derive(Clone, Debug)]
-enum Any {
-    Wait(u64),
-    Due,
-    Reply { answer: Answer, ours: bool },
-    Decline,
-    Restart,
-    Back(u64),
-}
-
-fn any_event() -> impl Strategy<Value = Any> {
-    let address = prop_oneof![Just(A), Just(B)];
-    let times =
-        (prop_oneof![1u32..20, any::<u32>().prop_map(|n| n.max(1))], any::<Option<u32>>(), any::<Option<u32>>());
-    let answer = prop_oneof![
-        address.clone().prop_map(offer),
-        (address, times).prop_map(|(address, (lease, t1, t2))| Answer::Ack(Grant {
-            address,
-            server: SERVER,
-            lease,
-            t1,
-            t2
-        })),
-        Just(nak()),
-    ];
-    prop_oneof![
-        (0u64..1_000_000_000).prop_map(Any::Wait),
-        Just(Any::Due),
-        (answer, prop::bool::weighted(0.9)).prop_map(|(answer, ours)| Any::Reply { answer, ours }),
-        Just(Any::Decline),
-        Just(Any::Restart),
-        (0u64..100_000).prop_map(Any::Back),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn nothing_panics_and_the_deadline_is_ahead(
-        events in prop::collection::vec(any_event(), 0..60),
-        seed: u64,
-        remembered in prop::option::of((-1000.0..1000.0, 0.0..1000.0)),
-    ) {
-        let remembered = remembered.map(|(from, long)| lease(A, from, long));
-        let mut now = at(0.0);
-        let mut machine = Machine::new(identity(), remembered, seed, now);
-        for event in events {
-            let reply;
-            let event = match event {
-                Any::Wait(nanos) => { now += Duration::from_nanos(nanos); Event::Timer }
-                Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
-                Any::Back(seconds) => {
-                    now -= Duration::from_secs(seconds).min(now.duration_since(T0).unwrap());
-                    machine.hurry(now);
-                    Event::Timer
-                }
-                Any::Reply { answer, ours } => {
-                    let xid = machine.xid ^ u32::from(!ours);
-                    reply = Reply { xid, chaddr: identity().chaddr, client_id: None, answer };
-                    Event::Reply(&reply)
-                }
-                Any::Decline => Event::Decline,
-                Any::Restart => Event::Restart,
-            };
-            let actions = machine.step(event, now);
-            prop_assert!(machine.deadline().is_none_or(|due| due > now), "{machine:?}");
-            prop_assert!(!machine.expired(now));
-            let sends = actions.iter().filter(|action| matches!(action, Action::Send(_))).count();
-            prop_assert!(sends <= 2, "{actions:?}");
-        }
-    }
 }

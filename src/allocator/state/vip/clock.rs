@@ -3,13 +3,14 @@
 use std::time::SystemTime;
 
 use super::{Acts, Phase, Vip};
-use crate::allocator::state::{ANSWER_WITHIN, Action, Rules, SETTLE, not_now};
+use crate::allocator::lease::Lease;
+use crate::allocator::state::{ANSWER_WITHIN, Action, CONFIRM_WITHIN, Rules, SETTLE, not_now};
 
 impl Vip {
     /// Returns false when the VIP can be forgotten.
     pub(in super::super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Acts) -> bool {
         self.answer_the_patient(now, act);
-        if matches!(self.phase, Phase::Refused(until) if until <= now) && self.presence.endpoints > 0 {
+        if matches!(self.phase, Phase::Refused { again, .. } if again <= now) && self.presence.endpoints > 0 {
             self.ask(act);
             if self.keeps(rules) {
                 self.phase = Phase::Held;
@@ -25,17 +26,16 @@ impl Vip {
         false
     }
 
-    /// A lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
     fn answer_the_patient(&mut self, now: SystemTime, act: &mut Acts) {
         let Some((_, since)) = self.waiting.first() else { return };
-        if now < *since + ANSWER_WITHIN {
-            return;
-        }
-        if let (Phase::Asking, false, Some(lease)) = (&self.phase, self.lost, &self.lease)
-            && lease.is_valid(now)
-            && self.conflicts.is_empty()
+        let waited = now.duration_since(*since).unwrap_or_default();
+        if waited >= CONFIRM_WITHIN
+            && let Some(lease) = self.unconfirmed(now)
         {
-            return self.accept(lease.clone(), act);
+            return self.accept(lease, act);
+        }
+        if waited < ANSWER_WITHIN {
+            return;
         }
         let why = self.error.clone().unwrap_or_else(|| match self.phase {
             Phase::Saving => "the lease is still being written to disk".into(),
@@ -44,10 +44,19 @@ impl Vip {
         self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
     }
 
+    /// A remembered lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
+    fn unconfirmed(&self, now: SystemTime) -> Option<Lease> {
+        let untouched = self.phase == Phase::Asking && !self.lost && self.conflicts.is_empty();
+        self.lease.clone().filter(|lease| untouched && lease.is_valid(now))
+    }
+
     pub(in super::super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
-        let answer = self.waiting.first().map(|(_, since)| *since + ANSWER_WITHIN);
+        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(*since + CONFIRM_WITHIN) {
+            Some(_) => *since + CONFIRM_WITHIN,
+            None => *since + ANSWER_WITHIN,
+        });
         let retry = match self.phase {
-            Phase::Refused(until) if self.presence.endpoints > 0 => Some(until),
+            Phase::Refused { again, .. } if self.presence.endpoints > 0 => Some(again),
             _ => None,
         };
         [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
@@ -57,6 +66,7 @@ impl Vip {
     fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
         let free = self.presence.endpoints == 0 && self.waiting.is_empty() && !matches!(self.phase, Phase::Blocked(_));
         let left = self.left.filter(|_| free)?;
-        Some((left + rules.hold).max(self.called + SETTLE))
+        let settled = self.called.map(|called| called + SETTLE);
+        settled.into_iter().chain([left + rules.hold]).max()
     }
 }

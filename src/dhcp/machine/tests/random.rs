@@ -1,0 +1,78 @@
+//! Events at random: whatever comes, the machine goes on.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Anything at all, in any order.
+#[derive(Clone, Debug)]
+enum Any {
+    Wait(u64),
+    Due,
+    Reply { answer: Answer, ours: bool },
+    Decline,
+    Restart,
+    Back(u64),
+}
+
+fn any_event() -> impl Strategy<Value = Any> {
+    let address = prop_oneof![Just(A), Just(B)];
+    let times =
+        (prop_oneof![1u32..20, any::<u32>().prop_map(|n| n.max(1))], any::<Option<u32>>(), any::<Option<u32>>());
+    let answer = prop_oneof![
+        address.clone().prop_map(offer),
+        (address, times).prop_map(|(address, (lease, t1, t2))| Answer::Ack(Grant {
+            address,
+            server: SERVER,
+            lease,
+            t1,
+            t2
+        })),
+        Just(nak()),
+    ];
+    prop_oneof![
+        (0u64..1_000_000_000).prop_map(Any::Wait),
+        Just(Any::Due),
+        (answer, prop::bool::weighted(0.9)).prop_map(|(answer, ours)| Any::Reply { answer, ours }),
+        Just(Any::Decline),
+        Just(Any::Restart),
+        (0u64..100_000).prop_map(Any::Back),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics_and_the_deadline_is_ahead(
+        events in prop::collection::vec(any_event(), 0..60),
+        seed: u64,
+        remembered in prop::option::of((-1000.0..1000.0, 0.0..1000.0)),
+    ) {
+        let remembered = remembered.map(|(from, long)| lease(A, from, long));
+        let mut now = at(0.0);
+        let mut machine = Machine::new(identity(), remembered, seed, now);
+        for event in events {
+            let reply;
+            let event = match event {
+                Any::Wait(nanos) => { now += Duration::from_nanos(nanos); Event::Timer }
+                Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
+                Any::Back(seconds) => {
+                    now -= Duration::from_secs(seconds).min(now.duration_since(T0).unwrap());
+                    machine.hurry(now);
+                    Event::Timer
+                }
+                Any::Reply { answer, ours } => {
+                    let xid = machine.xid ^ u32::from(!ours);
+                    reply = Reply { xid, chaddr: identity().chaddr, client_id: None, answer };
+                    Event::Reply(&reply)
+                }
+                Any::Decline => Event::Decline,
+                Any::Restart => Event::Restart,
+            };
+            let actions = machine.step(event, now);
+            prop_assert!(machine.deadline().is_none_or(|due| due > now), "{machine:?}");
+            prop_assert!(!machine.expired(now));
+            let sends = actions.iter().filter(|action| matches!(action, Action::Send(_))).count();
+            prop_assert!(sends <= 2, "{actions:?}");
+        }
+    }
+}
