@@ -8,14 +8,18 @@
 // Files here are for one reader, who waits until the writer is done.
 #![allow(clippy::disallowed_methods)]
 
+mod announce;
 mod check;
+mod claim3;
 mod ctl;
+mod dhcp;
 mod faults;
 mod harness;
 mod input;
 mod passthrough;
 mod scale;
 mod selftest;
+mod sidecar;
 mod traffic;
 mod verbs;
 mod vips;

@@ -60,7 +60,7 @@ fn a_thousand_replicas_of_one_vip() {
         pod
     });
     eprintln!("999 pods and their ADDs: {:?}", start.elapsed());
-    let route = node.ns.ip(&format!("-d route show {} proto 118 metric 0", first.vip()));
+    let route = node.ns.ip(&format!("route get {}", first.vip()));
     let id = route.split("nhid ").nth(1).and_then(|rest| rest.split(' ').next()).expect("the route's group");
     let group = node.ns.ip_json(&format!("nexthop show id {id}"));
     assert_eq!(group[0]["group"].as_array().map(Vec::len), Some(1000), "the members of nexthop {id}");

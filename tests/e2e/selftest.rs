@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{DhcpServer, Lan, Node, PORT, PodServer, RANGE, attempt, connect};
+use crate::harness::{DhcpServer, KEA_POOL, Lan, Node, PORT, PodServer, RANGE, attempt, connect};
 
 /// A pod of the base plugin alone is reached by its own address, and a closed port is a failed connection, not a success.
 #[test]
@@ -48,7 +48,7 @@ fn a_snapshot_sees_each_kind_of_object() {
 #[test]
 fn dhcp_servers_start() {
     let dnsmasq = DhcpServer::dnsmasq(&Lan::new(), RANGE, "2m", "");
-    let kea = DhcpServer::kea(&Lan::new(), 10, "");
+    let kea = DhcpServer::kea(&Lan::new(), 10, Some(KEA_POOL));
     let dhcpd = DhcpServer::dhcpd(&Lan::new(), 10);
     assert!([dnsmasq.log(), kea.log(), dhcpd.log()].iter().all(|log| !log.is_empty()));
 }

@@ -20,6 +20,9 @@ pub struct DhcpServer {
 /// The whole range of addresses for VIPs on the LAN.
 pub const RANGE: &str = "192.0.2.100,192.0.2.150";
 
+/// The same as Kea writes it.
+pub const KEA_POOL: &str = "192.0.2.100 - 192.0.2.150";
+
 impl DhcpServer {
     /// dnsmasq over `range`, with leases of `lease` (at least 2 minutes, its own limit) and `extra` lines of configuration.
     pub fn dnsmasq(lan: &Lan, range: &str, lease: &str, extra: &str) -> Self {
@@ -36,16 +39,18 @@ impl DhcpServer {
         Self::start("dnsmasq", &mut command, dir, "DHCP, sockets bound")
     }
 
-    /// Kea: leases as short as a test needs them. `extra` goes into the `Dhcp4` object.
-    pub fn kea(lan: &Lan, lease_seconds: u32, extra: &str) -> Self {
+    /// Kea: leases as short as a test needs them. It offers the addresses of `pool` (`FIRST - LAST`) in their order; with
+    /// `None` it has nothing to offer and refuses what it knows nothing of.
+    pub fn kea(lan: &Lan, lease_seconds: u32, pool: Option<&str>) -> Self {
         let dir = TempDir::new();
+        let pools = pool.map(|pool| format!(r#"{{ "pool": "{pool}" }}"#)).unwrap_or_default();
         let config = format!(
             r#"{{ "Dhcp4": {{
                 "interfaces-config": {{ "interfaces": [ "br0" ], "dhcp-socket-type": "raw" }},
                 "lease-database": {{ "type": "memfile", "persist": true, "name": "{}", "lfc-interval": 0 }},
-                "authoritative": true, "valid-lifetime": {lease_seconds}, {extra}
+                "authoritative": true, "valid-lifetime": {lease_seconds},
                 "subnet4": [ {{ "id": 1, "subnet": "192.0.2.0/24", "interface": "br0",
-                               "pools": [ {{ "pool": "192.0.2.100 - 192.0.2.150" }} ] }} ],
+                               "pools": [ {pools} ] }} ],
                 "loggers": [ {{ "name": "kea-dhcp4", "severity": "INFO",
                                "output_options": [ {{ "output": "stdout" }} ] }} ] }} }}"#,
             dir.file("leases")

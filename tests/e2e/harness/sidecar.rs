@@ -48,6 +48,12 @@ impl Sidecar {
         Self::start(node, &format!("backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]\n{settings}"))
     }
 
+    /// SIGTERM; it must end in order.
+    pub fn stop(self) {
+        let status = self.daemon.stop();
+        assert!(status.success(), "viprouted ended with {status}");
+    }
+
     /// One request, one reply.
     pub fn ask(&self, request: &Value) -> Value {
         ask(&self.socket, &request.to_string()).unwrap_or_else(|error| panic!("viprouted and {request}: {error}"))
@@ -66,6 +72,12 @@ impl Sidecar {
                 details: String::new(),
             }),
         }
+    }
+
+    /// What `status` says of a VIP.
+    pub fn status(&self, vip: &str) -> Option<Value> {
+        let status = self.ask(&json!({ "status": {} }));
+        status["vips"].as_array()?.iter().find(|entry| entry["vip"] == vip).cloned()
     }
 }
 
