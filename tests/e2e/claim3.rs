@@ -44,7 +44,9 @@ fn a_foreign_route_to_the_first_offer() {
 
 #[test]
 fn a_foreign_route_in_another_table() {
-    assert_declined(with_kea(|_, node| drop(node.ns.ip("route add 192.0.2.100/32 via 192.0.2.254 proto bgp table 77"))));
+    assert_declined(with_kea(|_, node| {
+        drop(node.ns.ip("route add 192.0.2.100/32 via 192.0.2.254 proto bgp table 77"))
+    }));
 }
 
 #[test]

@@ -245,8 +245,7 @@ fn another_cluster_is_another_client() {
     let lan = Lan::new();
     let _server = DhcpServer::dnsmasq(&lan, RANGE, "10m", "");
     let nodes = [Node::without_allocator(&lan, 1), Node::without_allocator(&lan, 2)];
-    let _sidecars =
-        [Sidecar::dhcp(&nodes[0], "cluster = \"blue\""), Sidecar::dhcp(&nodes[1], "cluster = \"green\"")];
+    let _sidecars = [Sidecar::dhcp(&nodes[0], "cluster = \"blue\""), Sidecar::dhcp(&nodes[1], "cluster = \"green\"")];
     assert_ne!(nodes[0].joined(&web()).vip(), nodes[1].joined(&web()).vip());
 }
 

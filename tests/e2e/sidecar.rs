@@ -198,8 +198,11 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     let node = Node::without_allocator(&lan, 1);
     let sidecar = Sidecar::pool(&node, POOL);
     let socket = node.socket();
-    let code = |line: &str| ask(&socket, line).unwrap_or_else(|error| panic!("{line}: {error}"))["error"]["code"].clone();
-    for line in ["", "no JSON", "{}", "[]", "null", r#"{"acquire": {}}"#, r#"{"unheard-of": {}}"#, "{\"acquire\": {\"vip\""] {
+    let code =
+        |line: &str| ask(&socket, line).unwrap_or_else(|error| panic!("{line}: {error}"))["error"]["code"].clone();
+    for line in
+        ["", "no JSON", "{}", "[]", "null", r#"{"acquire": {}}"#, r#"{"unheard-of": {}}"#, "{\"acquire\": {\"vip\""]
+    {
         assert_eq!(code(line), 6, "{line}");
     }
     for vip in ["web", "shop/", "Shop/Web", "../../etc", "a/b/c", "shop/we b"] {
