@@ -21,6 +21,9 @@ const REBOOT_WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs
 const SELECT_TRIES: u32 = 4;
 /// So many tries without success are worth a word to the owner.
 const PATIENCE: u32 = 3;
+/// Between losing an address and asking for one: the owner stops using it meanwhile. A server that pings before it
+/// offers would take its own client's answer for somebody else's.
+const HANDS_OFF: Duration = Duration::from_millis(300);
 /// An address got by DISCOVER is confirmed after so many seconds: when other nodes' first ACKs are through, and not by
 /// all of them at once.
 const CONFIRM_AFTER: std::ops::Range<f64> = 1.0..3.0;
@@ -289,8 +292,10 @@ impl Machine {
     /// A NAK: DISCOVER at once, or after a while if this isn't the first.
     fn refuse(&mut self, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
         let lost = |lease| Action::Notify(Change::Lost { lease, reason: Reason::Nak });
+        let held = self.held.is_some();
         actions.extend(self.held.take().map(lost));
         let wait = match self.refusals {
+            0 if held => HANDS_OFF,
             0 => Duration::ZERO,
             before => timing::backoff(before, &mut self.rng),
         };

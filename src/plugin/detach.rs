@@ -40,13 +40,15 @@ impl Detach<'_> {
             Err(_) => self.registry.vips()?, // damaged: it may be in any
         };
         let mut errors = Vec::new();
+        let mut last_left = Vec::new();
         for key in &keys {
             match self.leave_vip(key, &name) {
-                Ok(true) => self.tell_allocator(key),
+                Ok(true) => last_left.push(key),
                 Ok(false) => {}
                 Err(e) => errors.push(e),
             }
         }
+        self.tell_allocator(&last_left);
         errors.extend(self.leave_pod(attachment, &locked).err());
         errors.extend(pair::remove(self.net, &PairNames::of(attachment)).err().map(Error::from));
         if errors.is_empty() {
@@ -64,9 +66,13 @@ impl Detach<'_> {
         Ok(sync(self.net, vip)?.is_none())
     }
 
-    fn tell_allocator(&self, key: &VipKey) {
-        if let Some(socket) = self.allocator {
-            let _ = client::release(socket, &key.to_string(), RELEASE_TIMEOUT);
+    /// One that doesn't answer isn't told of the others: a DEL has better things to wait for.
+    fn tell_allocator(&self, keys: &[&VipKey]) {
+        let Some(socket) = self.allocator else { return };
+        for key in keys {
+            if client::release(socket, &key.to_string(), RELEASE_TIMEOUT).is_err() {
+                return;
+            }
         }
     }
 

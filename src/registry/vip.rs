@@ -64,9 +64,11 @@ impl Registry {
     /// Locks a VIP, new or not.
     pub fn vip(&self, key: &VipKey) -> Result<LockedVip> {
         loop {
-            match file::make_dir(&self.vip_dir(key).join(ENDPOINTS)) {
-                // The last holder has just removed the directory, here or below (`None`).
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            let endpoints = self.vip_dir(key).join(ENDPOINTS);
+            match file::make_dir(&endpoints) {
+                // The last holder has just removed the directory, here or below (`None`): what mkdir(2) found a moment
+                // ago, or its parent, is gone.
+                Err(Error::Io { source, .. }) if is_fleeting(&source) && !endpoints.is_file() => continue,
                 other => other?,
             }
             if let Some(vip) = self.lock_vip(key, Missing::Create)? {
@@ -110,6 +112,10 @@ impl Registry {
         let (ready, index_is_due) = (None, false);
         Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, ready, index_is_due }))
     }
+}
+
+fn is_fleeting(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists)
 }
 
 /// The file of an endpoint in a VIP's directory.

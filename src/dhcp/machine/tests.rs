@@ -157,7 +157,8 @@ fn kea_gave_two_nodes_two_addresses_and_the_confirmation_shows_it() {
             (Do::Reply(offer(A)), &["select 100"]),
             (Do::Reply(ack(A, 600)), &["Bound 100"]),
             (Next, &["reboot 100"]),
-            (Do::Reply(nak()), &["Lost 100 Nak", "discover"]),
+            (Do::Reply(nak()), &["Lost 100 Nak"]),
+            (Next, &["discover"]),
             (Do::Reply(offer(B)), &["select 101"]),
             (Do::Reply(ack(B, 600)), &["Bound 101"]),
             (Next, &["reboot 101"]),
@@ -181,7 +182,7 @@ fn two_that_take_the_address_from_each_other_slow_down() {
         }
         waits.push(scene.now - before);
     }
-    assert!(waits[0] < 0.01 && waits[1] > 0.7 && waits[5] > 12.0, "{waits:?}");
+    assert!(waits[0] < 0.5 && waits[1] > 0.7 && waits[5] > 12.0, "{waits:?}");
     assert!(scene.take().contains(&"Failed 3".to_owned()));
 }
 
@@ -248,7 +249,10 @@ fn a_nak_while_renewing_takes_the_address() {
     let mut scene = Scene::confirmed(600);
     scene.next();
     scene.reply(nak());
-    assert_eq!(scene.take(), ["reboot 100", "Lost 100 Nak", "discover"]);
+    assert_eq!(scene.take(), ["reboot 100", "Lost 100 Nak"]);
+    let hands_off = scene.next();
+    assert!((0.2..0.5).contains(&hands_off), "time to stop answering for it: {hands_off}");
+    assert_eq!(scene.take(), ["discover"]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn bytes(message: &impl NetlinkSerializable) -> Vec<u8> {
     bytes
 }
 
-/// ip nexthop add id 1979711491 via 10.1.0.2 dev va onlink proto 118
+/// `ip nexthop add id 1979711491 via 10.1.0.2 dev va onlink proto 118`
 #[test]
 fn a_nexthop_is_added_as_iproute2_does() {
     let expected = [
@@ -33,8 +33,8 @@ fn a_nexthop_is_added_as_iproute2_does() {
     assert_eq!(bytes(&Message::New(nexthop_message(member()))), expected);
 }
 
-/// ip nexthop add id 1996488705 group 1979711491,5/1979711492 type resilient buckets 16 idle_timer 1
-/// unbalanced_timer 10 proto 118
+/// `ip nexthop add id 1996488705 group 1979711491,5/1979711492 type resilient buckets 16 idle_timer 1 unbalanced_timer
+/// 10 proto 118`
 #[test]
 fn a_group_is_added_as_iproute2_does() {
     let expected = [
@@ -46,7 +46,7 @@ fn a_group_is_added_as_iproute2_does() {
     assert_eq!(bytes(&Message::New(group_message(&group(), Some(16)))), expected);
 }
 
-/// ip nexthop get id 1996488705
+/// `ip nexthop get id 1996488705`
 #[test]
 fn a_group_is_read() {
     let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(GROUP)], ..NexthopMessage::default() };
@@ -63,7 +63,7 @@ fn a_group_is_read() {
     assert_eq!(read(RTM_NEWNEXTHOP, &answer), Some(Object::Group(group())));
 }
 
-/// ip nexthop get id 1979711491
+/// `ip nexthop get id 1979711491`
 #[test]
 fn a_nexthop_is_read() {
     let answer = [
@@ -89,7 +89,7 @@ fn a_group_of_a_thousand_survives_the_wire() {
     assert_eq!(read(RTM_NEWNEXTHOP, &bytes), Some(Object::Group(large)));
 }
 
-/// ip nexthop bucket list id 1996488705
+/// `ip nexthop bucket list id 1996488705`
 #[test]
 fn a_bucket_is_asked_for_and_read() {
     let query =
