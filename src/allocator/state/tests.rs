@@ -359,3 +359,15 @@ fn a_withdrawal_that_shows_no_effect_is_repeated() {
     assert_eq!(story.present(A, 1), [Action::Withdraw]);
     assert_eq!(story.on(Input::Present(Presence { address: None, endpoints: 1, ready: 1 })), []);
 }
+
+#[test]
+fn a_caller_after_a_long_silence_has_the_server_asked_at_once() {
+    let mut story = Story::new(rules());
+    story.on(Input::Acquire(Caller(1)));
+    story.on(Input::News(News::Trouble { why: "3 DISCOVERs unanswered".into() }));
+    // While somebody waits, the source asks often enough.
+    assert_eq!(story.on(Input::Acquire(Caller(2))), []);
+    story.tick(9);
+    assert_eq!(story.on(Input::Acquire(Caller(3))), [Action::Stop, Action::Ask(None)]);
+    assert_eq!(story.on(Input::Acquire(Caller(4))), []);
+}

@@ -37,6 +37,7 @@ pub(super) enum Phase {
 
 /// All there is to know about one VIP.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is about something else, in every combination
 pub(super) struct Vip {
     pub(super) phase: Phase,
     /// The lease in force, or the last one known.
@@ -45,6 +46,8 @@ pub(super) struct Vip {
     pub(super) lost: bool,
     /// Whether the source has been told to ask.
     running: bool,
+    /// Whether nobody answers the source, which asks ever more seldom then.
+    silence: bool,
     /// Whether its routes were taken out because of a lost lease.
     withdrawn: bool,
     pub(super) presence: Presence,
@@ -69,6 +72,7 @@ impl Vip {
             lease: None,
             lost: false,
             running: false,
+            silence: false,
             withdrawn: false,
             presence: Presence::default(),
             left: Some(now),
@@ -131,7 +135,14 @@ impl Vip {
                     act.push(Action::Save(Record { lease: lease.clone(), left: self.left }));
                 }
             }
-            Phase::Asking | Phase::Checking(_) => self.waiting.push((caller, now)),
+            Phase::Asking | Phase::Checking(_) => {
+                // The next try by itself may be a minute away, and this caller hears no later than after 8.5 s.
+                let unsettled = self.phase == Phase::Asking && (self.lease.is_none() || self.lost);
+                if unsettled && self.waiting.is_empty() && std::mem::take(&mut self.silence) {
+                    act.extend([Action::Stop, Action::Ask(None)]);
+                }
+                self.waiting.push((caller, now));
+            }
         }
     }
 
@@ -159,7 +170,10 @@ impl Vip {
             News::Bound(lease) => self.bound(rules, lease, now, act),
             News::Renewed(lease) => self.renewed(rules, lease, now, act),
             News::Lost { reason } => self.lost(rules, &reason, now, act),
-            News::Trouble { why } => self.error = Some(why),
+            News::Trouble { why } => {
+                self.error = Some(why);
+                self.silence = true;
+            }
             News::Failed { mut why } => {
                 if !self.conflicts.is_empty() {
                     why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
