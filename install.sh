@@ -9,11 +9,13 @@ usage: ./install.sh install                  build and install plugin, sidecar, 
        ./install.sh uninstall [--force]      remove them again (--force: although pods are attached)
        ./install.sh demo [--backend pool]    show it in throw-away network namespaces; changes nothing else
        ./install.sh test                     formatting, lints, all tests
-DESTDIR=/some/dir puts the files of install and uninstall below that directory.
+DESTDIR=/some/dir    install and uninstall work below that directory
+BINARIES=/some/dir   install and demo take the programs from there and build nothing
 EOF
 }
 
 root=${DESTDIR:-}
+built=${BINARIES:-$PWD/target/release}
 plugins=$root/opt/cni/bin
 binaries=$root/usr/local/bin
 settings=$root/etc/viproute
@@ -31,6 +33,13 @@ need_root() {
 need_cargo() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer (https://rustup.rs)"
     packages gcc libc6-dev
+}
+
+# What cargo is told; nothing is built where the programs were brought along.
+build() {
+    [ -z "${BINARIES:-}" ] || return 0
+    need_cargo
+    cargo build --release "$@"
 }
 
 # Installs those of the named Debian packages that are missing, and says so first.
@@ -61,23 +70,26 @@ apt_quietly() {
     [ $status = 0 ] || die "apt-get could not install: $*"
 }
 
-systemd_here() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+# With DESTDIR this is somebody's packaging: the unit belongs to it, and nothing is started.
+wants_unit() { [ -n "$root" ] || [ -d /run/systemd/system ]; }
+systemd() { [ -n "$root" ] || systemctl "$@"; }
 
 do_install() {
     need_root "writes to /opt/cni/bin, /usr/local/bin and /etc"
+    local started=", enabled and started"
+    [ -z "$root" ] || started=
     say "This installs:"
     say "  $plugins/viproute (the CNI plugin; a link to it in /usr/lib/cni if that directory exists)"
     say "  $binaries/viprouted, $binaries/viproutectl"
     say "  $settings/viprouted.toml, unless there is one"
-    if systemd_here; then say "  $unit, enabled and started"; fi
+    if wants_unit; then say "  $unit$started"; fi
     say "  $chains/10-viproute.conflist, unless there is a network configuration"
-    need_cargo
-    cargo build --release --bins
-    install -D -m 755 target/release/viproute "$plugins/viproute.new"
+    build --bins
+    install -D -m 755 "$built/viproute" "$plugins/viproute.new"
     # Renamed into place: a runtime may call the old one at this moment.
     mv "$plugins/viproute.new" "$plugins/viproute"
     if [ -d "$root/usr/lib/cni" ]; then ln -sf /opt/cni/bin/viproute "$root/usr/lib/cni/viproute"; fi
-    install -D -m 755 -t "$binaries" target/release/viprouted target/release/viproutectl
+    install -D -m 755 -t "$binaries" "$built/viprouted" "$built/viproutectl"
     if [ -e "$settings/viprouted.toml" ]; then
         say "Kept: $settings/viprouted.toml"
     else
@@ -89,17 +101,22 @@ do_install() {
 }
 
 install_unit() {
-    systemd_here || { say "No systemd: start $binaries/viprouted yourself."; return 0; }
+    wants_unit || { say "No systemd here: start $binaries/viprouted yourself."; return 0; }
     install -D -m 644 conf/viprouted.service "$unit"
-    systemctl daemon-reload
-    systemctl enable viprouted
-    systemctl restart viprouted
+    systemd daemon-reload
+    systemd enable viprouted
+    systemd restart viprouted
+}
+
+# The files of a directory whose names match, in order; none if there is no such directory.
+files_in() {
+    [ ! -d "$1" ] || find "$1" -maxdepth 1 -type f -regex "$2" | sort
 }
 
 # A chain that exists is not touched: it is the cluster's, and a wrong edit takes the node's network away.
 install_chain() {
     local existing
-    existing=$(find "$chains" -maxdepth 1 \( -name '*.conflist' -o -name '*.conf' -o -name '*.json' \) 2>/dev/null | sort | head -n 1)
+    existing=$(files_in "$chains" '.*\.\(conflist\|conf\|json\)' | head -n 1)
     if [ -z "$existing" ]; then
         packages containernetworking-plugins
         install -D -m 644 conf/10-viproute.conflist "$chains/10-viproute.conflist"
@@ -116,17 +133,17 @@ install_chain() {
 do_uninstall() {
     need_root "removes files from /opt/cni/bin, /usr/local/bin and /etc"
     local attached
-    attached=$(find "$registry/attachments" -name '*.json' 2>/dev/null | wc -l)
+    attached=$(files_in "$registry/attachments" '.*\.json' | wc -l)
     if [ "$attached" -gt 0 ] && [ "${1:-}" != --force ]; then
         die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or --force"
     fi
-    if systemd_here && [ -e "$unit" ]; then systemctl disable --now viprouted; fi
+    if [ -e "$unit" ]; then systemd disable --now viprouted; fi
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
     if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
     remove_unchanged conf/viprouted.toml "$settings/viprouted.toml"
     rmdir "$settings" 2>/dev/null || true
-    if systemd_here; then systemctl daemon-reload; fi
+    if wants_unit; then systemd daemon-reload; fi
     local other
     for other in "$chains"/*; do
         if [ -f "$other" ] && grep -q '"viproute"' "$other"; then
@@ -152,10 +169,9 @@ remove_unchanged() {
 do_demo() {
     need_root "makes network namespaces"
     packages iproute2 util-linux containernetworking-plugins dnsmasq-base jq
-    need_cargo
-    cargo build --release --bins --example peer
+    build --bins --example peer
     # Its own process, mount and network namespace: whatever ends the demo, the kernel clears it all away.
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc bash demo/demo.sh "$@"
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" bash demo/demo.sh "$@"
 }
 
 do_test() {

@@ -11,7 +11,7 @@ case "$*" in
     *) echo "usage: ./install.sh demo [--backend dhcp|pool]" >&2; exit 2 ;;
 esac
 
-bin=$PWD/target/release
+bin=${BINARIES:-$PWD/target/release}
 base=/usr/lib/cni
 [ -x $base/ptp ] || base=/opt/cni/bin
 bold=$(printf '\033[1m') plain=$(printf '\033[0m') bar_colour=$(printf '\033[36m')
@@ -26,7 +26,11 @@ step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 say() { printf '  %s\n' "$*"; }
 show() { sed 's/^/    /'; }
 in_ns() { ip netns exec "$@"; }
-die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+die() {
+    printf 'demo: %s\n' "$*" >&2
+    [ ! -s /run/demo/viprouted.log ] || cat /run/demo/viprouted.log >&2
+    exit 1
+}
 
 # wait_for SECONDS WHAT COMMAND…: until the command succeeds.
 wait_for() {
@@ -114,7 +118,7 @@ call() { # VERB POD PLUGIN, the configuration on stdin
     output=$(in_ns node env CNI_COMMAND="$1" CNI_CONTAINERID="demo-$2" CNI_NETNS="/run/netns/$2" CNI_IFNAME=eth0 \
         CNI_PATH="$base" CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=$2" "$3") ||
         die "$3 $1 $2: $output"
-    printf '%s\n' "$output"
+    [ -z "$output" ] || printf '%s\n' "$output"
 }
 
 join_pod() { # POD: a namespace, the chain's ADD, a server
@@ -133,6 +137,9 @@ requests() { # 300 from the client, as a bar chart
         printf '    %s %s%s%s %d\n' "$name" "$bar_colour" "$(printf '%*s' $((count / 4)) '' | tr ' ' '#')" "$plain" "$count"
     done
 }
+
+# An idle bucket moves to the replica it is due to after one second.
+settle() { sleep 2; }
 
 vip_address() { ip -n p1 -j -4 addr show dev vip0 | jq -r '.[0].addr_info[0].local'; }
 
@@ -169,12 +176,13 @@ say "No NAT, no proxy: the node has $(in_ns node ip -j link | jq '[.[] | select(
 
 step "A fourth pod joins"
 join_pod p4
-sleep 3 # an idle bucket moves after one second
+settle
 requests
 
 step "p1 leaves"
 cni DEL p1
 say "p1 has left"
+settle
 requests
 
 step "All leave"

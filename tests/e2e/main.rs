@@ -16,6 +16,7 @@ mod dhcp;
 mod faults;
 mod harness;
 mod input;
+mod install;
 mod passthrough;
 mod scale;
 mod selftest;
