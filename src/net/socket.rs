@@ -7,6 +7,8 @@ use std::ops::ControlFlow;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkSerializable, NlasIterator};
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Result;
 use super::error::{ABSENT, Error};
@@ -22,6 +24,10 @@ const SEND_COUNT: usize = 100;
 /// The kernel fills dump replies up to 32 KiB (`netlink_dump`); a single object's reply is below 64 KiB, because an
 /// attribute's length has 16 bits.
 const RECEIVE_BUFFER: usize = 128 * 1024;
+
+/// Seconds. The kernel has answered when a send returns; what isn't there then never comes, and nobody should wait for it
+/// with a lock in hand.
+const ANSWER_WITHIN: i64 = 5;
 
 const HEADER_LEN: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -90,6 +96,8 @@ impl Socket {
         inner.set_netlink_get_strict_chk(true).map_err(failed)?;
         inner.set_ext_ack(true).map_err(failed)?;
         inner.set_cap_ack(true).map_err(failed)?;
+        setsockopt(&inner, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_WITHIN))
+            .map_err(|errno| Error::new("open", "netlink socket", errno))?;
         Ok(Self { inner, sequence: Cell::new(0) })
     }
 
