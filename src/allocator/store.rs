@@ -10,15 +10,13 @@
 //! its address may be in use, and only a person can tell.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::lease::{Lease, from_unix, unix};
@@ -101,7 +99,8 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Store {
     leases: PathBuf,
-    _lock: Flock<File>,
+    /// Closing it lets go of the lock.
+    _lock: File,
 }
 
 impl Store {
@@ -113,11 +112,11 @@ impl Store {
         let mut options = OpenOptions::new();
         let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
         let opened = opened.map_err(|source| Error::Lock { path: path.clone(), source })?;
-        let lock = Flock::lock(opened, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => Error::InUse { path: state_dir.into() },
-            errno => Error::Lock { path, source: errno.into() },
+        opened.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::InUse { path: state_dir.into() },
+            TryLockError::Error(source) => Error::Lock { path, source },
         })?;
-        Ok(Self { leases, _lock: lock })
+        Ok(Self { leases, _lock: opened })
     }
 
     /// Reads everything.

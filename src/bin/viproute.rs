@@ -12,7 +12,11 @@ fn main() -> ExitCode {
         Err(error) => plugin::stdin_failed(error),
     };
     let Answer { stdout, ok } = answer;
-    // One write of the whole: never half a result. With nobody to read it there is nobody to tell.
+    // One write of the whole: never half a result.
     let written = std::io::stdout().lock().write_all(stdout.as_bytes()).is_ok();
+    if ok && !written && std::env::var_os("CNI_COMMAND").is_some_and(|command| command == "ADD") {
+        // Nobody has heard that the pod is attached, so it isn't.
+        plugin::run(|name| if name == "CNI_COMMAND" { Some("DEL".into()) } else { std::env::var_os(name) }, &stdin);
+    }
     if ok && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

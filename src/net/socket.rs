@@ -98,7 +98,20 @@ impl Socket {
         inner.set_cap_ack(true).map_err(failed)?;
         setsockopt(&inner, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_WITHIN))
             .map_err(|errno| Error::new("open", "netlink socket", errno))?;
-        Ok(Self { inner, sequence: Cell::new(0) })
+        let socket = Self { inner, sequence: Cell::new(0) };
+        socket.widen()?;
+        Ok(socket)
+    }
+
+    /// Shows the kernel the size of our buffer. It makes the first part of a dump as large as the largest receive so far
+    /// (`netlink_dump`), at first less than a page: a route over a group of a few hundred members would not fit, and end
+    /// the dump.
+    fn widen(&self) -> Result<()> {
+        const NLMSG_NOOP: u16 = 1;
+        let mut bytes = Vec::with_capacity(HEADER_LEN);
+        write_message(&mut bytes, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, self.next_sequence(1), &[]);
+        self.send(&bytes, "open", "netlink socket")?;
+        self.receive("open", "netlink socket", |_| ControlFlow::Break(()))
     }
 
     /// Sends the requests in as few sends as possible and collects every acknowledgement. The kernel works through all

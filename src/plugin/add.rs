@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use crate::allocator::client;
 use crate::allocator::protocol::AcquireRequest;
 use crate::cni::env::Attachment;
@@ -134,8 +136,14 @@ impl<'a> Request<'a> {
 
 fn open_pod(netns: &Path) -> Result<PodNet, Error> {
     let not_one = |source: net::Error| match source.errno {
-        nix::errno::Errno::EPERM | nix::errno::Errno::EACCES => Error::Net(source),
-        _ => Error::NotANetns { path: netns.display().to_string(), source },
+        Errno::ENOENT
+        | Errno::ENOTDIR
+        | Errno::EISDIR
+        | Errno::EINVAL
+        | Errno::ENOTTY
+        | Errno::ELOOP
+        | Errno::ENXIO => Error::NotANetns { path: netns.display().to_string(), source },
+        _ => Error::Net(source),
     };
     Ok(PodNet::open(Netns::open(netns).map_err(not_one)?)?)
 }
@@ -287,10 +295,10 @@ fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Resul
     let interface: &Link = &request.before.interface;
     let mtu = request.config.mtu.unwrap_or(interface.mtu);
     pair::create(&opened.net, names, mtu, pod.netns()).map_err(|e| match e.errno {
-        nix::errno::Errno::EEXIST => Error::DeviceInTheWay,
+        Errno::EEXIST => Error::DeviceInTheWay,
         _ => e.into(),
     })?;
-    let vanished = |name: &str| net::Error::new("get link", name, nix::errno::Errno::ENODEV);
+    let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
     let pod_end = PodEnd::new(pod, interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
     let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };

@@ -4,14 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
-
 use super::{Error, Result};
 
-/// A held lock.
+/// A held lock; closing the file lets go of it.
 #[derive(Debug)]
 pub struct Lock {
-    file: Flock<File>,
+    file: File,
 }
 
 /// What to do where there is no lock file.
@@ -61,12 +59,12 @@ impl Lock {
         }
     }
 
-    fn wait(mut file: File, path: &Path) -> Result<Self> {
+    fn wait(file: File, path: &Path) -> Result<Self> {
         loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(file) => return Ok(Self { file }),
-                Err((same, nix::errno::Errno::EINTR)) => file = same,
-                Err((_, errno)) => return Err(Error::io("lock", path)(errno.into())),
+            match file.lock() {
+                Ok(()) => return Ok(Self { file }),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("lock", path)(e)),
             }
         }
     }

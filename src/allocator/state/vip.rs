@@ -171,18 +171,20 @@ impl Vip {
             News::Renewed(lease) => self.renewed(rules, lease, now, act),
             News::Lost { reason } => self.lost(rules, &reason, now, act),
             News::Trouble { why } => {
-                self.error = Some(why);
+                self.error = Some(self.with_conflicts(why));
                 self.silence = true;
             }
-            News::Failed { mut why } => {
-                if !self.conflicts.is_empty() {
-                    why = format!("{why}: in conflict are {}", self.conflicts.join("; "));
-                }
-                self.refuse(why, now, act);
+            News::Failed { why } => {
+                self.refuse(self.with_conflicts(why), now, act);
                 // Nobody is bothered by asking a pool again.
                 self.phase = Phase::Refused { again: now + PAUSE, paused: false };
             }
         }
+    }
+
+    /// What went wrong, and with which addresses before.
+    fn with_conflicts(&self, why: String) -> String {
+        if self.conflicts.is_empty() { why } else { format!("{why}: in conflict are {}", self.conflicts.join("; ")) }
     }
 
     fn renewed(&mut self, rules: &Rules, lease: Lease, now: SystemTime, act: &mut Acts) {
