@@ -108,8 +108,8 @@ cni() {
             call ADD "$pod" "$bin/viproute" >"/run/demo/$pod.json"
     else
         jq -c --slurpfile result "/run/demo/$pod.json" '. + {prevResult: $result[0]}' <<<"$viproute" |
-            call DEL "$pod" "$bin/viproute"
-        call DEL "$pod" $base/ptp <<<"$ptp"
+            call DEL "$pod" "$bin/viproute" >/dev/null
+        call DEL "$pod" $base/ptp <<<"$ptp" >/dev/null
     fi
 }
 

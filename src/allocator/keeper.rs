@@ -89,3 +89,32 @@ fn carry_out(store: &Store, job: Job) -> Option<Done> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::allocator::lease::Lease;
+
+    #[test]
+    fn jobs_are_done_in_order_and_the_last_ones_before_the_end() {
+        let dir = std::env::temp_dir().join(format!("viproute-keeper-{}", std::process::id()));
+        let vip: VipKey = "shop/web".parse().unwrap();
+        let record = |octet| Record { lease: Lease::permanent([10, 118, 0, octet].into(), UNIX_EPOCH), left: None };
+        let (keeper, mut results) = Keeper::start(Store::open(&dir).unwrap()).unwrap();
+        keeper.give(Job::Save(vip.clone(), 1, record(7)));
+        keeper.give(Job::Load(vip.clone()));
+        keeper.give(Job::Erase(vip.clone()));
+        keeper.give(Job::Load(vip.clone()));
+        keeper.give(Job::Save(vip.clone(), 2, record(8)));
+        drop(keeper);
+        let mut next = || results.try_recv().unwrap();
+        assert!(matches!(next(), Done::Saved(_, 1, Ok(()))));
+        assert!(matches!(next(), Done::Loaded(_, Ok(Some(found))) if found == record(7)));
+        assert!(matches!(next(), Done::Loaded(_, Ok(None))));
+        assert!(matches!(next(), Done::Saved(_, 2, Ok(()))));
+        assert_eq!(Store::open(&dir).unwrap().load(&vip).unwrap(), Some(record(8)));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

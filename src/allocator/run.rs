@@ -24,6 +24,7 @@ use super::state::{Caller, Findings, Input, Presence, Rules, State};
 use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
 use super::{notify, uplink, with_causes};
+use crate::net::link::Link;
 use crate::net::{self, NodeNet};
 use crate::registry::{BadKey, Registry, VipKey};
 
@@ -99,6 +100,9 @@ struct Daemon {
     hands: Hands,
     registry: Registry,
     announcer: Option<Announcer>,
+    /// Sees whether `link` is still there.
+    node: NodeNet,
+    link: Option<Link>,
     backend: &'static str,
     hold: Duration,
     /// Callers count from 1.
@@ -133,8 +137,8 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (sources, notices) = Sources::start(config, link.as_ref().map(|link| link.name.as_str()), sender)?;
     let (keeper, done) = Keeper::start(store).map_err(failed("start the thread that keeps leases"))?;
     let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
-    let node = Node::open(&config.data_dir)?;
-    let orders = dataplane::start(node, sender).map_err(failed("start the dataplane's thread"))?;
+    let dataplane = Node::open(&config.data_dir)?;
+    let orders = dataplane::start(dataplane, sender).map_err(failed("start the dataplane's thread"))?;
     let (hands, found) = Hands::new(sources, search, keeper, orders);
     let mut batches = watch::start(registry.clone()).map_err(failed("watch the registry"))?;
     let first = batches.recv().await.ok_or(Error::Ended("the registry's watcher"))?;
@@ -154,6 +158,8 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         hands,
         registry,
         announcer,
+        node,
+        link,
         backend: config.backend.name(),
         hold: config.hold,
         last_caller: 0,
@@ -174,7 +180,7 @@ impl Daemon {
                     tracing::info!("ending; leases, routes and proxy entries stay");
                     return Ok(());
                 }
-                event => self.handle(event),
+                event => self.handle(event)?,
             }
             let steps = self.state.tick(SystemTime::now());
             self.hands.perform(&self.state, steps);
@@ -194,7 +200,7 @@ impl Daemon {
         due.clamp(Duration::from_millis(5), LOOK_AROUND)
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Call(call) => self.call(call),
             Event::Report(Report { vip, news }) => {
@@ -208,13 +214,20 @@ impl Daemon {
                 }
             }
             Event::Found(vip, address, found) => self.found(&vip, address, found),
-            Event::Registry(batch) => self.present(batch),
+            Event::Registry(batch) => {
+                if let (true, Some(link)) = (batch.full, &self.link) {
+                    // A start is the one way to bind everything to the new one; the service manager makes it.
+                    uplink::check(&self.node, link)?;
+                }
+                self.present(batch);
+            }
             Event::Stuck(vip, error) => {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not as they should be");
                 self.step(&vip, Input::Stuck(with_causes(&error)));
             }
             Event::Time | Event::End => {}
         }
+        Ok(())
     }
 
     /// Goes on with what is in use or was lately; forgets the rest.

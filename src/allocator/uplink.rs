@@ -20,6 +20,12 @@ pub enum Error {
     /// Neither configured nor found.
     #[error("no interface: dhcp.interface isn't set, and there is no default route to take it from")]
     Unknown,
+    /// Made anew, or given another Ethernet address.
+    #[error("{name} is not the link it was when viprouted started")]
+    Replaced {
+        /// Its name.
+        name: String,
+    },
     /// A tunnel, say.
     #[error("{name} has no Ethernet address, which {purpose} needs")]
     NotEthernet {
@@ -42,6 +48,15 @@ pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
         (Some(link), Some(purpose)) => Err(Error::NotEthernet { name: link.name, purpose }),
         (None, Some(_)) => Err(Error::Unknown),
         (_, None) => Ok(None),
+    }
+}
+
+/// Whether `link` is still the one it was: sockets are bound to its index, and frames carry its address. One that is away
+/// may come back as it was (a cable, a driver), so that is no reason to stop.
+pub fn check(node: &NodeNet, link: &Link) -> Result<(), Error> {
+    match link::by_name(node, &link.name)? {
+        Some(now) if (now.index, now.mac) != (link.index, link.mac) => Err(Error::Replaced { name: link.name.clone() }),
+        _ => Ok(()),
     }
 }
 

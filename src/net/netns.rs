@@ -106,6 +106,11 @@ impl Netns {
         let failed = |errno| Error::new("enter network namespace", self.path.display().to_string(), errno);
         #[allow(clippy::disallowed_methods)] // the one place
         let inside = || nix::sched::setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map(|()| work());
-        std::thread::scope(|scope| scope.spawn(inside).join()).map_err(|_| failed(Errno::ECANCELED))?.map_err(failed)
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, inside);
+            let thread =
+                thread.map_err(|e| Error::io("enter network namespace", self.path.display().to_string(), &e))?;
+            thread.join().map_err(|_| failed(Errno::ECANCELED))?.map_err(failed)
+        })
     }
 }

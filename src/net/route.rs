@@ -65,14 +65,37 @@ pub struct Route {
     pub kind: Kind,
 }
 
-/// `ip route replace PREFIX nhid ID src SOURCE proto 118 cwnd CWND` in table main.
-pub fn replace_nexthop(address: Ipv4Addr, id: u32, source: Ipv4Addr, cwnd: u32) -> Request {
-    let mut builder = ours(address).nhid(id).pref_source(source);
-    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(cwnd)]);
+/// A route over a nexthop object: `ADDRESS/32 nhid NEXTHOP src SOURCE proto 118 cwnd CWND` in table main.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NexthopRoute {
+    /// Its destination.
+    pub address: Ipv4Addr,
+    /// `nhid`.
+    pub nexthop: u32,
+    /// `src`.
+    pub source: Ipv4Addr,
+    /// `cwnd`.
+    pub cwnd: u32,
+}
+
+/// `ip route add …`. Fails where there is a route of metric 0 to the address, whosever it is.
+pub fn add_nexthop(route: NexthopRoute) -> Request {
+    let object = format!("{}/32 nhid {}", route.address, route.nexthop);
+    Request::new("add route", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(nexthop_message(route)))
+}
+
+/// `ip route replace …`. Takes the place of the first route of metric 0 to the address, whosever it is: for a route that
+/// is there.
+pub fn replace_nexthop(route: NexthopRoute) -> Request {
+    let object = format!("{}/32 nhid {}", route.address, route.nexthop);
+    Request::new("replace route", object, NLM_F_CREATE | NLM_F_REPLACE, &Message::NewRoute(nexthop_message(route)))
+}
+
+fn nexthop_message(route: NexthopRoute) -> RouteMessage {
+    let mut builder = ours(route.address).nhid(route.nexthop).pref_source(route.source);
+    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd)]);
     builder.get_mut().attributes.push(metrics);
-    let object = format!("{address}/32 nhid {id}");
-    let flags = NLM_F_CREATE | NLM_F_REPLACE;
-    Request::new("add route", object, flags, &Message::NewRoute(builder.build()))
+    builder.build()
 }
 
 /// `ip route del PREFIX proto 118 metric 0`, type unicast, in table main.

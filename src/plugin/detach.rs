@@ -112,6 +112,7 @@ pub fn sweep(net: &NodeNet, registry: &Registry) -> Result<(), Error> {
 
 fn sweep_vip(net: &NodeNet, registry: &Registry, key: &VipKey) -> Result<(), Error> {
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
+    vip.remove_temporaries()?;
     // Looked at under the VIP's lock: an ADD records its attachment before its endpoint.
     for name in vip.names()?.into_iter().filter(|name| !registry.is_attached(name)) {
         vip.remove_endpoint(&name)?;

@@ -63,7 +63,7 @@ pub fn write_atomic(path: &Path, record: &impl Serialize, durability: Durability
     let Some((dir, name)) = path.parent().zip(path.file_name()) else {
         return Err(Error::io("write", path)(std::io::ErrorKind::InvalidInput.into()));
     };
-    let temporary = dir.join(format!(".{}.tmp", name.to_string_lossy()));
+    let temporary = dir.join(temporary_name(&name.to_string_lossy()));
     let written = write_new(&temporary, &text, durability)
         .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| if durability == Durability::Disk { File::open(dir)?.sync_all() } else { Ok(()) });
@@ -71,6 +71,25 @@ pub fn write_atomic(path: &Path, record: &impl Serialize, durability: Durability
         let _ = std::fs::remove_file(&temporary);
         Error::io("write", path)(e)
     })
+}
+
+const TEMPORARY: &str = ".tmp";
+
+fn temporary_name(name: &str) -> String {
+    format!(".{name}{TEMPORARY}")
+}
+
+/// Removes the temporary files that crashes have left in a directory. The caller holds the lock that makes it the only
+/// writer there.
+pub fn remove_temporaries(dir: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with('.') && name.to_string_lossy().ends_with(TEMPORARY) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
@@ -117,6 +136,14 @@ pub fn is_empty_dir(path: &Path) -> Result<bool> {
 /// Makes a directory and its parents, 0700; it may exist.
 pub fn make_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+}
+
+/// Removes a record, and what a crash in writing it has left; neither needs to be there.
+pub fn remove_record(path: &Path) -> Result<()> {
+    if let Some(name) = path.file_name() {
+        remove(&path.with_file_name(temporary_name(&name.to_string_lossy())))?;
+    }
+    remove(path).map(drop)
 }
 
 /// Removes a file; false: there was none.

@@ -54,7 +54,7 @@ impl Lock {
                 Err(e) => return Err(Error::io("create", path)(e)),
             };
             // Between the two calls a DEL may have taken the empty file for a torn one, and removed it.
-            let lock = Self::wait(file, path)?;
+            let lock = Self::wait(file, path).inspect_err(|_| drop(std::fs::remove_file(path)))?;
             if lock.is_still_at(path) {
                 return Ok(Some(lock));
             }

@@ -64,14 +64,15 @@ impl Registry {
     /// Locks a VIP, new or not.
     pub fn vip(&self, key: &VipKey) -> Result<LockedVip> {
         loop {
-            let endpoints = self.vip_dir(key).join(ENDPOINTS);
-            match file::make_dir(&endpoints) {
+            let dir = self.vip_dir(key);
+            match file::make_dir(&dir) {
                 // The last holder has just removed the directory, here or below (`None`): what mkdir(2) found a moment
-                // ago, or its parent, is gone.
-                Err(Error::Io { source, .. }) if is_fleeting(&source) && !endpoints.is_file() => continue,
+                // ago is gone.
+                Err(Error::Io { source, .. }) if is_fleeting(&source) && !dir.is_file() => continue,
                 other => other?,
             }
             if let Some(vip) = self.lock_vip(key, Missing::Create)? {
+                file::make_dir(&dir.join(ENDPOINTS))?;
                 return Ok(vip);
             }
         }
@@ -226,9 +227,15 @@ impl LockedVip {
     /// Removes an endpoint, usable or not; it needn't exist.
     pub fn remove_endpoint(&mut self, name: &str) -> Result<()> {
         self.before_change()?;
-        file::remove(&self.endpoint_path(name))?;
+        file::remove_record(&self.endpoint_path(name))?;
         self.ready.get_or_insert_default().remove(name);
         Ok(())
+    }
+
+    /// Removes what crashes in writing have left.
+    pub fn remove_temporaries(&self) -> Result<()> {
+        file::remove_temporaries(&self.dir)?;
+        file::remove_temporaries(&self.dir.join(ENDPOINTS))
     }
 
     fn before_change(&mut self) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::net::nexthop::{Group, GroupMember, Nexthop, Object, Resilience};
+use crate::net::route::NexthopRoute;
 use crate::net::{Request, nexthop, route};
 
 /// The metric of the announcement while nobody is ready: any other route to the VIP is better.
@@ -83,17 +84,10 @@ pub enum Op {
     AddGroup(Group),
     /// The VIP's group, changed in place.
     ReplaceGroup(Group),
-    /// The data route, new or changed.
-    SetRoute {
-        /// Destination.
-        address: Ipv4Addr,
-        /// `nhid`
-        group: u32,
-        /// `src`
-        source: Ipv4Addr,
-        /// `cwnd`
-        ready: u32,
-    },
+    /// The data route, new. Somebody else's in its place is left there, and reported.
+    AddRoute(NexthopRoute),
+    /// The data route, changed in place.
+    ReplaceRoute(NexthopRoute),
     /// The data route, gone.
     DelRoute(Ipv4Addr),
     /// The announcement with this metric.
@@ -115,10 +109,13 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
         return ops;
     }
     let count = u32::try_from(ready.len()).unwrap_or(NOBODY_READY - 1);
-    let fresh_group = put_group(have, want, ready, &mut ops);
+    let standing = put_group(have, want, ready, &mut ops);
     let data = DataRoute { nexthop: Some(want.group), source: Some(want.source), cwnd: Some(count) };
-    if fresh_group || have.data != Some(data) {
-        ops.push(Op::SetRoute { address: want.address, group: want.group, source: want.source, ready: count });
+    let route = NexthopRoute { address: want.address, nexthop: want.group, source: want.source, cwnd: count };
+    match standing {
+        None => ops.push(Op::AddRoute(route)),
+        Some(standing) if standing != data => ops.push(Op::ReplaceRoute(route)),
+        Some(_) => {}
     }
     announce(have, want, Some(count), &mut ops);
     ops
@@ -140,8 +137,8 @@ fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Vec<GroupMember> 
     members
 }
 
-/// Brings the group about; true: it is a new one, so that the route needs to be written again.
-fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> bool {
+/// Brings the group about; returns the data route that stands afterwards.
+fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> Option<DataRoute> {
     let mut group = Group { id: want.group, members, resilience: want.resilience };
     match &have.group {
         Some(Object::Group(existing)) => {
@@ -151,16 +148,16 @@ fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<
             if existing != group {
                 ops.push(Op::ReplaceGroup(group));
             }
-            false
+            have.data
         }
         Some(other) => {
             ops.extend(have.data.map(|_| Op::DelRoute(want.address)));
             ops.extend([Op::DelNexthop(other.id()), Op::AddGroup(group)]);
-            true
+            None
         }
         None => {
             ops.push(Op::AddGroup(group));
-            true
+            have.data
         }
     }
 }
@@ -180,9 +177,8 @@ impl Op {
             Self::DelNexthop(id) => nexthop::del(*id),
             Self::AddGroup(group) => nexthop::add_group(group),
             Self::ReplaceGroup(group) => nexthop::replace_group(group),
-            Self::SetRoute { address, group, source, ready } => {
-                route::replace_nexthop(*address, *group, *source, *ready)
-            }
+            Self::AddRoute(route) => route::add_nexthop(*route),
+            Self::ReplaceRoute(route) => route::replace_nexthop(*route),
             Self::DelRoute(address) => route::del_nexthop(*address),
             Self::Announce(address, metric) => route::add_unreachable(*address, *metric),
             Self::Unannounce(address, metric) => route::del_unreachable(*address, *metric),
@@ -196,8 +192,9 @@ impl Op {
             Self::DelNexthop(id) => format!("nexthop {id} is not as it should be"),
             Self::AddGroup(group) => format!("nexthop group {} is missing", group.id),
             Self::ReplaceGroup(group) => format!("nexthop group {} is not as it should be", group.id),
-            Self::SetRoute { address, group, .. } => {
-                format!("route {address}/32 nhid {group} is missing or not as it should be")
+            Self::AddRoute(route) => format!("route {}/32 nhid {} is missing", route.address, route.nexthop),
+            Self::ReplaceRoute(route) => {
+                format!("route {}/32 nhid {} is not as it should be", route.address, route.nexthop)
             }
             Self::DelRoute(address) => format!("route {address}/32 should not be there"),
             Self::Announce(address, metric) => format!("route unreachable {address}/32 metric {metric} is missing"),
@@ -248,9 +245,11 @@ mod tests {
                     assert_eq!(matches!(op, Op::AddGroup(_)), have.group.is_none());
                     have.group = Some(Object::Group(g.clone()));
                 }
-                Op::SetRoute { group, source, ready, .. } => {
+                Op::AddRoute(route) | Op::ReplaceRoute(route) => {
                     assert!(have.group.is_some());
-                    have.data = Some(DataRoute { nexthop: Some(*group), source: Some(*source), cwnd: Some(*ready) });
+                    assert_eq!(matches!(op, Op::AddRoute(_)), have.data.is_none());
+                    let NexthopRoute { nexthop, source, cwnd, .. } = *route;
+                    have.data = Some(DataRoute { nexthop: Some(nexthop), source: Some(source), cwnd: Some(cwnd) });
                 }
                 Op::DelRoute(_) => have.data = None,
                 Op::Announce(_, metric) => assert!(have.announced.insert(*metric)),
@@ -271,7 +270,7 @@ mod tests {
     fn a_first_replica_brings_nexthop_group_route_and_announcement() {
         let have = Have { nexthops: [(hop(5).id, HaveNexthop::Missing)].into(), ..Have::default() };
         let ops = difference(&have, &want(&[5]));
-        let route = Op::SetRoute { address: VIP, group: GROUP, source: NODE, ready: 1 };
+        let route = Op::AddRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: 1 });
         assert_eq!(ops, [Op::AddNexthop(hop(5)), Op::AddGroup(group(&[5])), route, Op::Announce(VIP, 1)]);
     }
 
@@ -280,7 +279,7 @@ mod tests {
         let mut have = settled(&[5]);
         have.nexthops.insert(hop(6).id, HaveNexthop::Missing);
         let ops = difference(&have, &want(&[5, 6]));
-        let route = Op::SetRoute { address: VIP, group: GROUP, source: NODE, ready: 2 };
+        let route = Op::ReplaceRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: 2 });
         let expected = [
             Op::AddNexthop(hop(6)),
             Op::ReplaceGroup(group(&[5, 6])),

@@ -1,6 +1,7 @@
 //! Each step of ADD fails in turn: the error names that step, and nothing of the ADD is left. The failures are made by
 //! strace, which runs the plugin and answers one of its system calls itself.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -12,7 +13,9 @@ struct Scene {
     first: Pod,
     pod: Pod,
     join: Join,
-    before: Snapshot,
+    before: RefCell<Snapshot>,
+    /// What should not be, told at the end: one failure's traces must not hide the next failure's.
+    troubles: RefCell<Vec<String>>,
     _lan: Lan,
 }
 
@@ -30,8 +33,8 @@ impl Scene {
         node.add(&pod, &join).ok();
         node.del(&pod, &join).ok();
         *pod.result.lock().unwrap() = None;
-        let before = node.snapshot(&[&first, &pod]);
-        Self { node, first, pod, join, before, _lan: lan }
+        let before = RefCell::new(node.snapshot(&[&first, &pod]));
+        Self { node, first, pod, join, before, troubles: RefCell::default(), _lan: lan }
     }
 
     /// An ADD under strace.
@@ -60,8 +63,22 @@ impl Scene {
     }
 
     fn untouched(&self, what: &str) {
-        self.before.assert_same(&self.node.snapshot(&[&self.first, &self.pod]), what);
+        let now = self.node.snapshot(&[&self.first, &self.pod]);
+        let before = self.before.replace(now.clone());
+        let changes = before.changes(&now);
+        if !changes.is_empty() {
+            self.trouble(format!("{what} left something changed:\n  {}", changes.join("\n  ")));
+        }
         self.node.check(&self.first, &web()).ok();
+    }
+
+    fn trouble(&self, trouble: String) {
+        self.troubles.borrow_mut().push(trouble);
+    }
+
+    fn assert_no_trouble(&self) {
+        let troubles = self.troubles.borrow();
+        assert!(troubles.is_empty(), "{}", troubles.join("\n"));
     }
 
     /// One ADD with `injection`. Whether it fails and has left nothing, or it could do without and is whole. Returns the
@@ -76,7 +93,11 @@ impl Scene {
             self.untouched(&format!("ADD in spite of {injection}, and DEL,"));
             return None;
         }
-        assert_eq!(reply.0.status.code(), Some(1), "{injection}: {reply:?}");
+        if reply.0.status.code() != Some(1) || reply.0.stderr.contains("panicked") {
+            self.trouble(format!("{injection}: {}\n  {}{}", reply.0.status, reply.0.stdout, reply.0.stderr.trim()));
+            self.untouched(&format!("an ADD that ended by {injection}"));
+            return None;
+        }
         let error = reply.error();
         self.untouched(&format!("an ADD that failed by {injection} ({error:?})"));
         Some(error.msg)
@@ -124,6 +145,7 @@ fn fail_each(calls: &[(&str, &str)]) -> BTreeSet<String> {
             messages.extend(scene.disturbed(&format!("{name}:error={errno}:when={number}")));
         }
     }
+    scene.assert_no_trouble();
     messages
 }
 
@@ -204,6 +226,7 @@ fn changes_the_kernel_refuses() {
         }
     }
     assert!(refused > 10, "strace shows acknowledgements");
+    scene.assert_no_trouble();
     assert_named(
         &messages,
         &[
@@ -256,17 +279,19 @@ fn killed_at_any_point() {
             scene.untouched(&format!("an ADD with {injection}, and DEL,"));
         }
     }
+    scene.assert_no_trouble();
 }
 
 /// Something foreign stands where an object of a VIP has to go.
 fn in_the_way(place: impl FnOnce(&Scene) -> (&Netns, String), step: &str) {
-    let mut scene = Scene::new();
+    let scene = Scene::new();
     let (ns, object) = place(&scene);
     ns.ip(&object);
-    scene.before = scene.node.snapshot(&[&scene.first, &scene.pod]);
+    scene.before.replace(scene.node.snapshot(&[&scene.first, &scene.pod]));
     let error = scene.node.add(&scene.pod, &scene.join).error();
     assert!(error.msg.starts_with(step), "{error:?}");
     scene.untouched(&format!("an ADD that met with {object} ({error:?})"));
+    scene.assert_no_trouble();
 }
 
 /// The address that the node's allocator gave `fresh`, and will give it again.
@@ -324,4 +349,5 @@ fn routes_that_cannot_be_written() {
         let error = scene.disturbed(&format!("sendto:error=ENOSPC:when={first}..{last}+{period}"));
         assert!(error.as_ref().is_some_and(|error| error.starts_with(step)), "{error:?}");
     }
+    scene.assert_no_trouble();
 }

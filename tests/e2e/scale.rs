@@ -53,6 +53,7 @@ fn a_thousand_replicas_of_one_vip() {
     let web = Join::annotated("web");
     let first = pod(1);
     node.add(&first, &web).ok();
+    let id = node.ns.ip_json("nexthop show proto 118 groups")[0]["id"].clone();
     let start = Instant::now();
     let mut pods = for_each(2..1001, |number| {
         let pod = pod(number);
@@ -60,10 +61,10 @@ fn a_thousand_replicas_of_one_vip() {
         pod
     });
     eprintln!("999 pods and their ADDs: {:?}", start.elapsed());
-    let route = node.ns.ip(&format!("route get {}", first.vip()));
-    let id = route.split("nhid ").nth(1).and_then(|rest| rest.split(' ').next()).expect("the route's group");
     let group = node.ns.ip_json(&format!("nexthop show id {id}"));
     assert_eq!(group[0]["group"].as_array().map(Vec::len), Some(1000), "the members of nexthop {id}");
+    let route = node.ns.ip(&format!("route get {}", first.vip()));
+    assert!(route.contains("dev vip"), "the VIP leads to a replica: {route}");
     assert!(route.contains("cwnd 1000"), "the number of replicas in {route}");
     node.check(&first, &web).ok();
     node.check(pods.last().unwrap(), &web).ok();
