@@ -54,7 +54,7 @@ impl Load {
                 return tally;
             }
             if let Some(rate) = self.rate {
-                let due = Duration::from_secs_f64(number as f64 / f64::from(rate));
+                let due = Duration::from_secs(1) * u32::try_from(number).unwrap_or(u32::MAX) / rate;
                 thread::sleep(due.saturating_sub(start.elapsed()));
             }
             match Connection::open(self.to).and_then(|mut connection| connection.ask()) {

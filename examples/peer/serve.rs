@@ -46,6 +46,13 @@ impl Server {
     }
 }
 
+unsafe extern "C" {
+    safe fn shutdown(fd: i32, how: i32) -> i32;
+}
+
+/// `SHUT_RDWR`.
+const BOTH: i32 = 2;
+
 impl Drop for Server {
     fn drop(&mut self) {
         let fd = match &self.socket {
@@ -53,10 +60,6 @@ impl Drop for Server {
             Socket::Udp(socket) => socket.as_raw_fd(),
         };
         // A thread that waits in accept or recvfrom wakes up by nothing else; closing the descriptor doesn't do it.
-        unsafe extern "C" {
-            safe fn shutdown(fd: i32, how: i32) -> i32;
-        }
-        const BOTH: i32 = 2;
         shutdown(fd, BOTH);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

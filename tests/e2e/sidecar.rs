@@ -210,10 +210,10 @@ fn clients_that_talk_nonsense_disturb_nobody() {
         assert_eq!(code(&request.to_string()), 7, "{vip}");
     }
     let mut idle = Vec::new();
-    for bytes in [&b"{\"acq"[..], b"\xff\xfe\x00\x01", &[b'x'; 1 << 20]] {
+    for bytes in [b"{\"acq".to_vec(), vec![0xff, 0xfe, 0, 1], vec![b'x'; 1 << 20]] {
         let mut stream = UnixStream::connect(&socket).unwrap();
         // It may hang up on whoever sends a megabyte without a line's end.
-        let _ = stream.write_all(bytes);
+        let _ = stream.write_all(&bytes);
         idle.push(stream);
     }
     idle.extend((0..100).map(|_| UnixStream::connect(&socket).unwrap()));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Lan, Node, connect, serve_all};
+use crate::harness::{Join, Lan, Node, Stub, connect, serve_all};
 
 fn web() -> Join {
     Join::annotated("web")
@@ -203,7 +203,7 @@ fn the_allocator_is_asked_once_and_told_the_base_information() {
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
     let (first, _second) = (node.joined(&web()), node.joined(&web()));
-    let requests = node.stub(|stub| stub.requests());
+    let requests = node.stub(Stub::requests);
     let expected = json!({ "acquire": {
         "vip": "default/web", "pod": first.address().to_string(), "node": "192.0.2.1", "gateway": "192.0.2.254"
     } });

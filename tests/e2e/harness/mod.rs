@@ -36,6 +36,7 @@ pub use node::Node;
 pub use pod::Pod;
 pub use sidecar::{Sidecar, ask};
 pub use snapshot::Snapshot;
+pub use stub::Stub;
 pub use tempdir::TempDir;
 pub use traffic::{PORT, PodServer, attempt, connect, serve_all, share};
 pub use wait::until;
