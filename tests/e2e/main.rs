@@ -14,6 +14,7 @@ mod claim3;
 mod ctl;
 mod dhcp;
 mod faults;
+mod foreign;
 mod harness;
 mod input;
 mod install;

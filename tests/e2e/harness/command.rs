@@ -1,14 +1,14 @@
 //! Running programs: found or named with their Debian package, never longer than a minute.
 
 use std::io::Write;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 /// A program that takes longer hangs; it is killed, and what it said so far is part of the failure.
@@ -68,26 +68,29 @@ pub trait Run {
 
 impl Run for Command {
     fn finish(&mut self, input: &str) -> Finished {
-        self.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).dies_with_us();
+        // A group of its own, so that a hanging program is killed with what it has started and its pipes close.
+        self.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).dies_with_us().process_group(0);
         let mut child = self.spawn().unwrap_or_else(|error| panic!("can't start {self:?}: {error}"));
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
         let (done, finished) = mpsc::channel::<()>();
-        let output = thread::scope(|scope| {
+        let (output, hung) = thread::scope(|scope| {
             // A program that doesn't read its input closes the pipe early; that is its right.
             scope.spawn(move || stdin.write_all(input.as_bytes()));
-            scope.spawn(move || {
-                if finished.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    let _ = kill(pid, Signal::SIGKILL);
+            let watchdog = scope.spawn(move || {
+                let hung = finished.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+                if hung {
+                    let _ = killpg(pid, Signal::SIGKILL);
                 }
+                hung
             });
             let output = child.wait_with_output().expect("wait for a child");
             drop(done);
-            output
+            (output, watchdog.join().expect("the watchdog"))
         });
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let finished = Finished { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) };
-        assert!(output.status.signal() != Some(libc::SIGKILL), "{self:?} was killed after {LIMIT:?}: {finished:?}");
+        assert!(!hung, "{self:?} was killed after {LIMIT:?}: {finished:?}");
         finished
     }
 
