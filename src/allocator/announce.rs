@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::arp::Arp;
 use crate::net::link::Link;
-use crate::net::{self, NodeNet, PROTOCOL, neighbour, sysctl};
+use crate::net::{self, NodeNet, PROTOCOL, neighbour};
 
 /// Gratuitous ARPs when an address comes to this node, and the time between them.
 const ANNOUNCEMENTS: u32 = 3;
@@ -21,7 +21,6 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Announcer {
     node: NodeNet,
     index: u32,
-    name: String,
     arp: Arc<Arp>,
     /// Announcements still to be made: how many, and when the next.
     due: BTreeMap<Ipv4Addr, (u32, Instant)>,
@@ -32,7 +31,7 @@ impl Announcer {
     /// On `link`. Entries of a run before stay for now: traffic goes on.
     pub fn new(link: &Link, arp: Arc<Arp>) -> net::Result<Self> {
         let node = NodeNet::open()?;
-        Ok(Self { node, index: link.index, name: link.name.clone(), arp, due: BTreeMap::new(), on: BTreeSet::new() })
+        Ok(Self { node, index: link.index, arp, due: BTreeMap::new(), on: BTreeSet::new() })
     }
 
     /// Makes the kernel answer for `wanted` and for nothing else of ours. Cheap when nothing changed; `verify` compares
@@ -41,16 +40,13 @@ impl Announcer {
         if !verify && *wanted == self.on {
             return Ok(());
         }
-        if !wanted.is_empty() {
-            // Otherwise answers come up to 0.8 s late (kernel default), which is for hosts that move about.
-            sysctl::ensure(&format!("net.ipv4.neigh.{}.proxy_delay", self.name.replace('.', "/")), 0)?;
-        }
         let entries = neighbour::list_proxies(&self.node, self.index)?;
         let ours = entries.iter().filter(|entry| entry.protocol == PROTOCOL);
         let have: BTreeSet<_> = ours.map(|entry| entry.address).collect();
         let gone = have.difference(wanted).map(|address| neighbour::del_proxy(self.index, *address));
         let new = wanted.difference(&have).map(|address| neighbour::replace_proxy(self.index, *address));
-        let requests: Vec<_> = gone.chain(new).collect();
+        let at_once = (!wanted.is_empty()).then(|| neighbour::no_proxy_delay(self.index));
+        let requests: Vec<_> = at_once.into_iter().chain(gone).chain(new).collect();
         self.node.apply(&requests)?;
         for address in wanted.difference(&self.on) {
             self.due.insert(*address, (ANNOUNCEMENTS, Instant::now()));

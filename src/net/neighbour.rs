@@ -8,6 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter};
 use netlink_packet_route::route::RouteProtocol;
 
 use super::link::Mac;
@@ -53,6 +54,22 @@ pub fn del_proxy(index: u32, address: Ipv4Addr) -> Request {
     message.header.flags = NeighbourFlags::Proxy;
     let object = format!("{address} on link {index}");
     Request::new("delete proxy neighbour", object, 0, &Message::DelNeighbour(message)).absent_is_ok()
+}
+
+/// `ip ntable change name arp_cache dev NAME proxy_delay 0`: proxy entries are answered for at once (the kernel's default
+/// waits up to 0.8 s, for hosts that move about). By netlink, since `/proc/sys` is read-only in a container.
+pub fn no_proxy_delay(index: u32) -> Request {
+    let mut message = NeighbourTableMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.attributes = vec![
+        NeighbourTableAttribute::Name("arp_cache".to_owned()),
+        NeighbourTableAttribute::Parms(vec![
+            NeighbourTableParameter::Ifindex(index),
+            NeighbourTableParameter::ProxyDelay(0),
+        ]),
+    ];
+    let object = format!("0 on link {index}");
+    Request::new("set proxy_delay", object, NLM_F_REPLACE, &Message::SetNeighbourTable(message))
 }
 
 /// The entries of one device.

@@ -121,8 +121,8 @@ pub fn del_unreachable(address: Ipv4Addr, metric: u32) -> Request {
     Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
 }
 
-/// `ip route replace default via GATEWAY dev INDEX onlink table TABLE proto 118`.
-pub fn replace_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
+/// `ip route add default via GATEWAY dev INDEX onlink table TABLE proto 118`. Fails where the table has a default route.
+pub fn add_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
     let message = RouteMessageBuilder::<Ipv4Addr>::new()
         .table_id(table)
         .protocol(RouteProtocol::Other(PROTOCOL))
@@ -131,7 +131,7 @@ pub fn replace_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
         .onlink()
         .build();
     let object = format!("default via {gateway} table {table}");
-    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
     Request::new("add route", object, flags, &Message::NewRoute(message))
 }
 

@@ -13,12 +13,13 @@ use crate::cni::env::Attachment;
 use crate::cni::result::Interface;
 use crate::cni::{Call, Config, PrevResult};
 use crate::net::link::Link;
+use crate::net::nexthop::Nexthop;
 use crate::net::{self, Netns, NodeNet, PodNet};
 use crate::registry::record::{self, Former, SCHEMA};
 use crate::registry::{
     self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Registry, State, VipKey, VipRecord, attachment_name,
 };
-use crate::vip::ids::{self, POD_DEVICE, PairNames, mac_text};
+use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
 use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
 use crate::vip::sync;
 
@@ -226,9 +227,9 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
     for key in &request.membership.vips {
         addresses.push(enrol(request, opened, key, &endpoint)?);
     }
-    let index = make_pair(request, opened, &addresses)?;
-    endpoint.ifindex = Some(index);
-    endpoint.nexthop = ids::nexthop(index);
+    let nexthop = make_pair(request, opened, &addresses)?;
+    endpoint.ifindex = Some(nexthop.index);
+    endpoint.nexthop = Some(nexthop.id);
     endpoint.state = State::Ready;
     for (key, address) in request.membership.vips.iter().zip(&addresses) {
         let mut vip = opened.registry.vip(key)?;
@@ -289,8 +290,8 @@ fn acquire(request: &Request<'_>, node: Node, key: &VipKey) -> Result<Ipv4Addr, 
         .map_err(|source| Error::Allocator { vip: key.to_string(), source })
 }
 
-/// Makes the veth pair and all around it; returns the host end's index.
-fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Result<u32, Error> {
+/// Makes the veth pair and all around it, its nexthop last.
+fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Result<Nexthop, Error> {
     let Request { names, pod, attachment, .. } = request;
     let interface: &Link = &request.before.interface;
     let mtu = request.config.mtu.unwrap_or(interface.mtu);
@@ -304,7 +305,9 @@ fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Resul
     let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };
     pair::apply(pod, pod_end.fixes(&want))?;
     pair::apply(&opened.net, host_end.fixes(names, request.pod_address))?;
-    Ok(host_end.link.index)
+    let nexthop = host_end.nexthop(request.pod_address)?;
+    opened.net.apply(&[net::nexthop::add(nexthop)])?;
+    Ok(nexthop)
 }
 
 /// What is put back where nothing is known: the kernel's defaults.

@@ -3,10 +3,11 @@
 
 use crate::cni::env::Attachment;
 use crate::cni::{Call, Config, PrevResult};
-use crate::net::{Netns, NodeNet, PodNet, link, sysctl};
+use crate::net::nexthop::Object;
+use crate::net::{Netns, NodeNet, PodNet, link, nexthop, sysctl};
 use crate::registry::{AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
 use crate::vip::differs;
-use crate::vip::ids::{self, POD_DEVICE, PairNames};
+use crate::vip::ids::{POD_DEVICE, PairNames};
 use crate::vip::pair::{HostEnd, PodEnd, PodWant, wrong_mac};
 
 use super::error::Error;
@@ -87,16 +88,11 @@ fn check_host_end(net: &NodeNet, attachment: &Attachment, endpoint: &Endpoint) -
     if let Some(fix) = end.fixes(&names, endpoint.address).first() {
         return failed(&fix.finding);
     }
-    let wanted = ids::nexthop(end.link.index).map(|id| crate::net::nexthop::Nexthop {
-        id,
-        gateway: endpoint.address,
-        index: end.link.index,
-    });
-    let found = endpoint.nexthop.map(|id| crate::net::nexthop::get(net, id)).transpose()?.flatten();
-    match (wanted, found) {
-        (Some(wanted), Some(crate::net::nexthop::Object::Single(found))) if wanted == found => Ok(()),
-        (_, None) => failed(format!("nexthop {} is missing", endpoint.nexthop.unwrap_or_default())),
-        _ => failed(format!("nexthop {} is not as it should be", endpoint.nexthop.unwrap_or_default())),
+    let wanted = end.nexthop(endpoint.address)?;
+    match nexthop::get(net, wanted.id)? {
+        Some(Object::Single(found)) if wanted == found => Ok(()),
+        Some(_) => failed(format!("nexthop {} is not as it should be", wanted.id)),
+        None => failed(format!("nexthop {} is missing", wanted.id)),
     }
 }
 

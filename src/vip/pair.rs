@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use nix::errno::Errno;
+
 use crate::net::address::{self, Address};
 use crate::net::link::{self, End, Link, Setting};
 use crate::net::neighbour::{self, Neighbour};
+use crate::net::nexthop::{self, Nexthop};
 use crate::net::route::{self, Filter, Hop, Kind};
 use crate::net::rule::{self, Rule};
 use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, Socket};
@@ -95,6 +98,13 @@ impl HostEnd {
             fixes.push(fix(finding, neighbour::replace(index, pod_address, names.pod_mac)));
         }
         fixes
+    }
+
+    /// The way to the pod: what its VIPs' groups are made of.
+    pub fn nexthop(&self, pod_address: Ipv4Addr) -> net::Result<Nexthop> {
+        let index = self.link.index;
+        let out_of_range = || net::Error::new("add nexthop", format!("for link {index}"), Errno::ERANGE);
+        Ok(Nexthop { id: ids::nexthop(index).ok_or_else(out_of_range)?, gateway: pod_address, index })
     }
 }
 
@@ -205,7 +215,7 @@ impl PodEnd {
         }
         if !self.default {
             let finding = format!("route default via {HOST_ADDRESS} dev {POD_DEVICE} table {TABLE} is missing");
-            fixes.push(fix(finding, route::replace_default(TABLE, HOST_ADDRESS, index)));
+            fixes.push(fix(finding, route::add_default(TABLE, HOST_ADDRESS, index)));
         }
         fixes.extend(self.rule_fixes(&want.vips));
         fixes
@@ -258,8 +268,13 @@ pub fn leave(pod: &PodNet, names: &PairNames, ifname: &str, former: Former) -> n
 /// Takes the pair away: the nexthop first, told to everybody, then the devices.
 pub fn remove(node: &NodeNet, names: &PairNames) -> net::Result<()> {
     let Some(link) = link::by_name(node, &names.host)? else { return Ok(()) };
-    let nexthop = ids::nexthop(link.index).map(net::nexthop::del);
-    let requests: Vec<Request> = nexthop.into_iter().chain([link::del(&names.host)]).collect();
+    let mut requests = Vec::new();
+    if let Some(id) = ids::nexthop(link.index)
+        && nexthop::get(node, id)?.is_some()
+    {
+        requests.push(nexthop::del(id));
+    }
+    requests.push(link::del(&names.host));
     node.apply(&requests)
 }
 

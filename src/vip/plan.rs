@@ -58,8 +58,8 @@ pub enum HaveNexthop {
     Wrong,
     /// It is missing; its device is there.
     Missing,
-    /// Its device is gone: the pod is, or somebody deleted it.
-    NoDevice,
+    /// It can't be: its device is gone (the pod is, or somebody deleted it), or its id is somebody else's.
+    Impossible,
 }
 
 /// The route that carries a VIP's packets.
@@ -125,9 +125,9 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
 fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Vec<GroupMember> {
     let mut members = Vec::with_capacity(want.members.len());
     for WantedMember { nexthop, weight } in &want.members {
-        match have.nexthops.get(&nexthop.id).copied().unwrap_or(HaveNexthop::NoDevice) {
+        match have.nexthops.get(&nexthop.id).copied().unwrap_or(HaveNexthop::Impossible) {
             HaveNexthop::Right => {}
-            HaveNexthop::NoDevice => continue,
+            HaveNexthop::Impossible => continue,
             HaveNexthop::Missing => ops.push(Op::AddNexthop(*nexthop)),
             HaveNexthop::Wrong => ops.extend([Op::DelNexthop(nexthop.id), Op::AddNexthop(*nexthop)]),
         }
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn a_replica_without_device_is_left_out() {
         let mut have = settled(&[5, 6]);
-        have.nexthops.insert(hop(6).id, HaveNexthop::NoDevice);
+        have.nexthops.insert(hop(6).id, HaveNexthop::Impossible);
         let ops = difference(&have, &want(&[5, 6]));
         assert!(ops.contains(&Op::ReplaceGroup(group(&[5]))), "{ops:?}");
     }
@@ -348,7 +348,7 @@ mod tests {
             let mut have = Have { nexthops: (1..6).map(|n| (hop(n).id, HaveNexthop::Missing)).collect(), ..Have::default() };
             let ops = difference(&have, &first);
             apply(&mut have, &ops);
-            have.nexthops.insert(hop(dead).id, HaveNexthop::NoDevice);
+            have.nexthops.insert(hop(dead).id, HaveNexthop::Impossible);
             if data { have.data = None; }
             have.announced.insert(stray);
             let ops = difference(&have, &second);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cni::config::Group;
 use crate::net::nexthop::{Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind};
-use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
+use crate::net::{self, NodeNet, PROTOCOL, link, nexthop};
 use crate::registry::{LockedVip, VipRecord};
 
 use super::plan::{self, DataRoute, Have, HaveNexthop, Want, WantedMember};
@@ -51,8 +51,8 @@ fn settle(node: &NodeNet, want: &Want) -> Result<()> {
     let mut tries = 1;
     loop {
         let ops = plan::difference(&read(node, want)?, want);
-        let requests: Vec<Request> = ops.iter().map(plan::Op::request).collect();
-        match node.apply(&requests) {
+        // One by one: a step counts on those before it, and the kernel would go on behind a refused one.
+        match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
             Ok(()) => return Ok(()),
             Err(e) if tries == TRIES => return Err(e.into()),
             Err(_) => tries += 1,
@@ -109,9 +109,10 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
     Ok(match nexthop::get(node, wanted.id)? {
         Some(Object::Single(found)) if found == wanted => HaveNexthop::Right,
         Some(_) => HaveNexthop::Wrong,
+        None if nexthop::is_foreign(node, wanted.id)? => HaveNexthop::Impossible,
         // A device that is down can't carry a nexthop.
         None if link::by_index(node, wanted.index)?.is_some_and(|link| link.up) => HaveNexthop::Missing,
-        None => HaveNexthop::NoDevice,
+        None => HaveNexthop::Impossible,
     })
 }
 

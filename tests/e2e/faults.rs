@@ -194,7 +194,7 @@ fn sockets_and_namespaces_that_cannot_be_had() {
 #[test]
 fn files_that_cannot_be_opened() {
     let messages = fail_each(&[("openat", "EMFILE"), ("openat", "ENOSPC")]);
-    assert_named(&messages, &["CNI_NETNS is", "read sysctl", "open /", "create /", "write /", "list /"]);
+    assert_named(&messages, &["open network namespace", "read sysctl", "open /", "create /", "write /", "list /"]);
 }
 
 #[test]
@@ -338,11 +338,12 @@ fn routes_that_cannot_be_written() {
         let sent = trace.calls("sendto", &namespace);
         sent.into_iter().filter(|(_, call)| call.contains("RTM_NEWNEXTHOP")).map(|(number, _)| number).collect()
     };
-    let (of_web, of_fresh) = match changes(&trace)[..] {
-        [of_web, of_fresh] => (of_web, of_fresh),
-        ref other => panic!("one batch of changes for each VIP: {other:?}"),
+    let [own, of_web, of_fresh] = changes(&trace)[..] else {
+        panic!("a nexthop, and one group for each VIP: {:?}", changes(&trace));
     };
-    for (first, step) in [(of_web, "add nexthop id "), (of_fresh, "add nexthop group id ")] {
+    let error = scene.disturbed(&format!("sendto:error=ENOSPC:when={own}"));
+    assert!(error.as_ref().is_some_and(|error| error.starts_with("add nexthop id ")), "{error:?}");
+    for (first, step) in [(of_web, "replace nexthop group id "), (of_fresh, "add nexthop group id ")] {
         assert_eq!(scene.disturbed(&format!("sendto:error=ENOSPC:when={first}")), None, "a second try");
         let retry = changes(&scene.trace()).into_iter().find(|number| *number > first).expect("a second try");
         let (last, period) = (first + 3 * (retry - first), retry - first);

@@ -148,6 +148,15 @@ pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
     socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), read)
 }
 
+/// Whether the id is taken by a nexthop of somebody else's.
+pub fn is_foreign(socket: &Socket, id: u32) -> Result<bool> {
+    let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
+    let found = socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), |_, payload| {
+        Some(NexthopMessage::parse(payload).ok()?.header.protocol != RouteProtocol::Other(PROTOCOL))
+    })?;
+    Ok(found.unwrap_or(false))
+}
+
 /// All nexthop objects of protocol 118.
 pub fn list(socket: &Socket) -> Result<Vec<Object>> {
     // The kernel filters nexthops by device, kind and group, not by protocol.
