@@ -11,3 +11,15 @@ pub mod net;
 pub mod plugin;
 pub mod registry;
 pub mod vip;
+
+/// An error and what led to it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

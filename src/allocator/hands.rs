@@ -11,10 +11,11 @@ use super::dataplane::Order;
 use super::keeper::{Job, Keeper};
 use super::protocol::{Grant, Refusal};
 use super::search::Search;
+use super::server;
 use super::source::Sources;
 use super::state::{Action, Caller, Findings, State, Step};
-use super::{server, with_causes};
 use crate::registry::VipKey;
+use crate::with_causes;
 
 /// A search that couldn't be made is made again after this long.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);

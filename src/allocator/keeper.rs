@@ -7,8 +7,8 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 
 use super::store::{Record, Store};
-use super::with_causes;
 use crate::registry::VipKey;
+use crate::with_causes;
 
 /// Something to do with a lease file. Jobs are carried out in the order given.
 #[derive(Debug)]

@@ -26,15 +26,3 @@ mod uplink;
 mod watch;
 
 pub use run::{Error, run};
-
-/// An error and what led to it, in one line.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

@@ -23,10 +23,11 @@ use super::source::{self, Sources};
 use super::state::{Caller, Findings, Input, Presence, Rules, State};
 use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
-use super::{notify, uplink, with_causes};
+use super::{notify, uplink};
 use crate::net::link::Link;
 use crate::net::{self, NodeNet};
 use crate::registry::{BadKey, Registry, VipKey};
+use crate::with_causes;
 
 /// The loop looks around at least this often: the clock may have been set meanwhile.
 const LOOK_AROUND: Duration = Duration::from_secs(30);

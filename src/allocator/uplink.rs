@@ -2,8 +2,7 @@
 
 use super::config::{Announce, Backend, Config, Dhcp};
 use crate::net::link::{self, Link};
-use crate::net::route::{self, Filter, Kind, Route};
-use crate::net::{self, NodeNet};
+use crate::net::{self, NodeNet, route};
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -70,39 +69,15 @@ fn purpose(config: &Config) -> Option<&'static str> {
 }
 
 fn of_default_route(node: &NodeNet) -> net::Result<Option<Link>> {
-    let filter = Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) };
-    match way_out(&route::list(node, filter)?) {
+    match route::default_way(node)?.and_then(|way| way.hop.index) {
         Some(index) => link::by_index(node, index),
         None => Ok(None),
     }
 }
 
-/// The device of the default route with the lowest metric.
-fn way_out(routes: &[Route]) -> Option<u32> {
-    let hops = |route: &Route| match &route.kind {
-        Kind::Via(hops) => hops.first().and_then(|hop| hop.index),
-        _ => None,
-    };
-    let ways = routes.iter().filter_map(|route| Some((route.metric, hops(route)?)));
-    ways.min_by_key(|(metric, _)| *metric).map(|(_, index)| index)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::route::Hop;
-
-    fn default_route(metric: u32, kind: Kind) -> Route {
-        Route { prefix: route::DEFAULT, table: route::MAIN, protocol: 4, metric, source: None, kind }
-    }
-
-    #[test]
-    fn the_lowest_metric_with_a_device_wins() {
-        let via = |index| Kind::Via(vec![Hop { gateway: None, index: Some(index) }]);
-        let routes = [default_route(0, Kind::Unreachable), default_route(200, via(3)), default_route(100, via(2))];
-        assert_eq!(way_out(&routes), Some(2));
-        assert_eq!(way_out(&routes[..1]), None);
-    }
 
     #[test]
     fn a_pool_that_announces_nothing_needs_no_link() {

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use viproute::allocator::config::{Config, DEFAULT_PATH};
-use viproute::allocator::{run, with_causes};
+use viproute::allocator::run;
+use viproute::with_causes;
 
 /// Hands out addresses for VIPs, by DHCP or from a pool, and keeps them.
 #[derive(Debug, Parser)]

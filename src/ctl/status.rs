@@ -13,6 +13,7 @@ use crate::allocator::protocol::{LeaseState, VipStatus};
 use crate::net::{NodeNet, link, nexthop};
 use crate::registry::{Endpoint, Registry, State, VipKey};
 use crate::vip::{self, ids};
+use crate::with_causes;
 
 /// viprouted answers from memory.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(2);
@@ -120,7 +121,7 @@ fn read_leases(allocator: &Path, problems: &mut Vec<String>) -> BTreeMap<String,
             status.vips.into_iter().map(|vip| (vip.vip.clone(), vip)).collect()
         }
         Err(e) => {
-            problems.push(e.to_string());
+            problems.push(with_causes(&e));
             BTreeMap::new()
         }
     }

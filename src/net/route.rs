@@ -199,6 +199,29 @@ pub const DEFAULT: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::UNSPEC
     None => unreachable!(),
 };
 
+/// The way a packet to nowhere in particular takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefaultWay {
+    /// `via` and `dev`.
+    pub hop: Hop,
+    /// `src`.
+    pub source: Option<Ipv4Addr>,
+}
+
+/// The default route of table main with the lowest metric among those that lead somewhere; its first hop.
+pub fn default_way(socket: &Socket) -> Result<Option<DefaultWay>> {
+    let filter = Filter { table: Some(MAIN), protocol: None, prefix: Some(DEFAULT) };
+    Ok(best_way(&list(socket, filter)?))
+}
+
+fn best_way(routes: &[Route]) -> Option<DefaultWay> {
+    let ways = routes.iter().filter_map(|route| match &route.kind {
+        Kind::Via(hops) => Some((route.metric, hops.first().filter(|hop| hop.index.is_some())?, route.source)),
+        _ => None,
+    });
+    ways.min_by_key(|(metric, ..)| *metric).map(|(_, hop, source)| DefaultWay { hop: hop.clone(), source })
+}
+
 /// Bytes of `struct rtmsg`.
 const HEADER: usize = 12;
 
@@ -308,4 +331,21 @@ fn read_hop(hop: &netlink_packet_route::route::RouteNextHop) -> Hop {
         _ => None,
     });
     Hop { gateway, index: Some(hop.interface_index) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn default_route(metric: u32, kind: Kind) -> Route {
+        Route { prefix: DEFAULT, table: MAIN, protocol: 4, metric, source: None, kind }
+    }
+
+    #[test]
+    fn the_lowest_metric_with_a_device_is_the_way() {
+        let via = |index| Kind::Via(vec![Hop { gateway: None, index: Some(index) }]);
+        let routes = [default_route(0, Kind::Unreachable), default_route(200, via(3)), default_route(100, via(2))];
+        assert_eq!(best_way(&routes).and_then(|way| way.hop.index), Some(2));
+        assert_eq!(best_way(&routes[..1]), None);
+    }
 }

@@ -22,6 +22,7 @@ use crate::registry::{
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
 use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
 use crate::vip::sync;
+use crate::with_causes;
 
 use super::detach::{self, Detach};
 use super::error::Error;
@@ -202,7 +203,7 @@ impl Undo<'_> {
     fn failed(mut self, error: Error) -> Error {
         match self.take_back() {
             Ok(()) => error,
-            Err(further) => Error::Several { first: Box::new(error), others: vec![further.sentence()] },
+            Err(further) => Error::Several { first: Box::new(error), others: vec![with_causes(&further)] },
         }
     }
 

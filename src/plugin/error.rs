@@ -7,7 +7,7 @@ use crate::cni::config::ConfigError;
 use crate::cni::env::EnvError;
 use crate::cni::result::ResultError;
 use crate::cni::{self, Code};
-use crate::{net, registry, vip};
+use crate::{net, registry, vip, with_causes};
 
 /// A verb's failure.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +109,7 @@ impl Error {
     pub fn several(errors: Vec<Self>) -> Result<(), Self> {
         let mut errors = errors.into_iter();
         let Some(first) = errors.next() else { return Ok(()) };
-        let others: Vec<String> = errors.map(|e| e.sentence()).collect();
+        let others: Vec<String> = errors.map(|e| with_causes(&e)).collect();
         Err(if others.is_empty() { first } else { Self::Several { first: Box::new(first), others } })
     }
 
@@ -132,16 +132,6 @@ impl Error {
             Self::Io(..) => Code::Io,
             Self::Several { first, .. } => first.code(),
         }
-    }
-
-    /// The error with all its causes, in one line.
-    pub fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        for cause in self.causes() {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        text
     }
 
     fn causes(&self) -> Vec<String> {

@@ -5,8 +5,7 @@ use std::net::Ipv4Addr;
 use nix::sys::utsname;
 
 use crate::cni::Config;
-use crate::net::route::{self, Filter, Kind, Route};
-use crate::net::{NodeNet, address, sysctl};
+use crate::net::{NodeNet, address, route, sysctl};
 use crate::vip::ids::HOST_ADDRESS;
 
 use super::error::Error;
@@ -37,31 +36,15 @@ impl Node {
         if let (Some(address), gateway @ Some(_)) = (config.node_ip, config.gateway) {
             return Ok(Self { address, gateway });
         }
-        let default = default_route(&route::list(
-            net,
-            Filter { table: Some(route::MAIN), protocol: None, prefix: Some(route::DEFAULT) },
-        )?);
-        let (source, index, gateway) = default.map_or((None, None, None), |d| (d.source, d.index, d.gateway));
+        let way = route::default_way(net)?;
+        let (source, hop) = way.map_or((None, None), |way| (way.source, Some(way.hop)));
+        let index = hop.as_ref().and_then(|hop| hop.index);
         let address = match config.node_ip.or(source) {
             Some(address) => address,
             None => first_address(net, index)?.ok_or(Error::NoNodeAddress)?,
         };
-        Ok(Self { address, gateway: config.gateway.or(gateway) })
+        Ok(Self { address, gateway: config.gateway.or(hop.and_then(|hop| hop.gateway)) })
     }
-}
-
-struct Default {
-    source: Option<Ipv4Addr>,
-    index: Option<u32>,
-    gateway: Option<Ipv4Addr>,
-}
-
-/// The default route of the lowest metric.
-fn default_route(routes: &[Route]) -> Option<Default> {
-    let best = routes.iter().filter(|r| matches!(r.kind, Kind::Via(_))).min_by_key(|r| r.metric)?;
-    let Kind::Via(hops) = &best.kind else { return None };
-    let hop = hops.first()?;
-    Some(Default { source: best.source, index: hop.index, gateway: hop.gateway })
 }
 
 /// The first global address of that device, or (`None`) of the first device that has one and isn't ours.

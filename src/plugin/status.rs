@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::allocator::client;
 use crate::cni::Config;
 use crate::net::{NodeNet, sysctl};
+use crate::with_causes;
 
 use super::error::Error;
 use super::node::{self, Node, SETTINGS};
@@ -14,21 +15,18 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Fails with code 50 and the reason where it could not.
 pub fn run(config: &Config) -> Result<(), Error> {
-    let unavailable = |e: Error| Error::NotAvailable(e.sentence());
+    let unavailable = |e: Error| Error::NotAvailable(with_causes(&e));
     node::check_kernel().map_err(unavailable)?;
     check_settings()?;
     let net = NodeNet::open().map_err(|e| unavailable(e.into()))?;
     Node::find(&net, config).map_err(unavailable)?;
-    client::status(&config.allocator, TIMEOUT).map(drop).map_err(|e| {
-        let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Error::NotAvailable(format!("{e}{cause}"))
-    })
+    client::status(&config.allocator, TIMEOUT).map(drop).map_err(|e| Error::NotAvailable(with_causes(&e)))
 }
 
 /// A setting that isn't right yet is no obstacle as long as an ADD can write it.
 fn check_settings() -> Result<(), Error> {
     for (name, value) in SETTINGS {
-        let have = sysctl::get(name).map_err(|e| Error::NotAvailable(Error::from(e).sentence()))?;
+        let have = sysctl::get(name).map_err(|e| Error::NotAvailable(with_causes(&e)))?;
         if have != value && !sysctl::is_writable(name) {
             return Err(Error::NotAvailable(format!("sysctl {name} is {have}, must be {value}, and can't be written")));
         }
