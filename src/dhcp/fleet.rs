@@ -91,6 +91,7 @@ impl Fleet {
     /// Gives a reply to the machine it is for; false if there is none.
     pub fn reply(&mut self, reply: &Reply, now: SystemTime, outlet: &mut impl Outlet) -> bool {
         let Some(key) = self.by_chaddr.get(&reply.chaddr).cloned() else { return false };
+        self.pace.answered();
         self.step(&key, Event::Reply(reply), now, outlet);
         true
     }
