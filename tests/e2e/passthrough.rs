@@ -38,9 +38,19 @@ fn nothing_is_opened_and_nothing_is_asked() {
     node.run(&mut command, &node.environment("ADD", &pod, &Join::nothing()), &stdin(&node)).ok();
     let calls = std::fs::read_to_string(&trace).unwrap();
     assert!(calls.contains("execve(") && calls.contains("write(1"), "strace saw the plugin:\n{calls}");
-    for forbidden in
-        ["socket(", "connect(", "flock(", "mkdir", "setns(", "unshare(", "clone", "O_CREAT", "O_RDWR", "/proc/sys"]
-    {
+    for forbidden in [
+        "socket(",
+        "connect(",
+        "flock(",
+        "mkdir",
+        "setns(",
+        "unshare(",
+        "clone(",
+        "clone3(",
+        "O_CREAT",
+        "O_RDWR",
+        "/proc/sys",
+    ] {
         assert!(!calls.contains(forbidden), "{forbidden} in\n{calls}");
     }
     for path in [node.data(), node.socket(), pod.ns.path()] {

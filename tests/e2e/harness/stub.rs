@@ -70,7 +70,8 @@ fn answer(mut stream: &UnixStream, state: &Mutex<State>) {
         let Ok(line) = line else { return };
         let request: Value = serde_json::from_str(&line).unwrap_or(Value::Null);
         let reply = state.lock().unwrap().reply(&request);
-        if writeln!(stream, "{reply}").is_err() {
+        // In one write: whether the plugin reads it once or twice must not depend on the moment.
+        if stream.write_all(format!("{reply}\n").as_bytes()).is_err() {
             return;
         }
     }
