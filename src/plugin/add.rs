@@ -15,7 +15,7 @@ use crate::cni::{Call, Config, PrevResult};
 use crate::net::link::Link;
 use crate::net::nexthop::Nexthop;
 use crate::net::{self, Netns, NodeNet, PodNet};
-use crate::registry::record::{self, Former, SCHEMA};
+use crate::registry::record::{self, SCHEMA};
 use crate::registry::{
     self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Registry, State, VipKey, VipRecord, attachment_name,
 };
@@ -310,6 +310,3 @@ fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Resul
     opened.net.apply(&[net::nexthop::add(nexthop)])?;
     Ok(nexthop)
 }
-
-/// What is put back where nothing is known: the kernel's defaults.
-pub(super) const FORMER_DEFAULT: Former = Former { arp_ignore: 0, arp_announce: 0 };

@@ -10,6 +10,7 @@ use crate::cni::env::Attachment;
 use crate::net::nexthop::Object;
 use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, link, nexthop};
+use crate::registry::record::Former;
 use crate::registry::{self, LockedAttachment, Registry, VipKey, attachment_name};
 use crate::vip::ids::{self, PairNames};
 use crate::vip::{pair, sync};
@@ -80,8 +81,8 @@ impl Detach<'_> {
     fn leave_pod(&self, attachment: &Attachment, locked: &LockedAttachment) -> Result<(), Error> {
         let (path, former) = match &locked.record {
             Ok(record) if is_still(&record.netns) => (Some(record.netns.path.clone()), record.former),
-            Ok(_) => (None, super::add::FORMER_DEFAULT), // gone, or another namespace by now
-            Err(_) => (self.netns.map(PathBuf::from), super::add::FORMER_DEFAULT),
+            Ok(_) => (None, Former::default()), // gone, or another namespace by now
+            Err(_) => (self.netns.map(PathBuf::from), Former::default()),
         };
         let Some(netns) = path.map(|path| Netns::open_if_alive(&path)).transpose()?.flatten() else {
             return Ok(());

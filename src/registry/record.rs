@@ -133,8 +133,8 @@ pub struct Netns {
     pub inode: u64,
 }
 
-/// `net.ipv4.conf.<ifname>.…` of the pod before the ADD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `net.ipv4.conf.<ifname>.…` of the pod before the ADD; where that isn't known, the kernel's defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Former {
     /// `arp_ignore`
     pub arp_ignore: i32,
