@@ -25,17 +25,25 @@ pub trait Outlet {
 
 type Key = Arc<str>;
 
+/// Machines by when something is due for them.
+type Agenda = BTreeSet<(SystemTime, Key)>;
+
 struct Member {
     machine: Machine,
     /// Its entry in `Fleet::due`.
     due: Option<SystemTime>,
+    /// Its entry in `Fleet::ends`.
+    end: Option<SystemTime>,
 }
 
 /// Machines by key.
 pub struct Fleet {
     members: HashMap<Key, Member>,
     by_chaddr: HashMap<[u8; 6], Key>,
-    due: BTreeSet<(SystemTime, Key)>,
+    /// By deadline.
+    due: Agenda,
+    /// By when the lease held runs out, which waits for no pace.
+    ends: Agenda,
     pace: Pace,
     seeds: StdRng,
     seen: SystemTime,
@@ -47,7 +55,8 @@ impl Fleet {
         Self {
             members: HashMap::new(),
             by_chaddr: HashMap::new(),
-            due: BTreeSet::new(),
+            due: Agenda::new(),
+            ends: Agenda::new(),
             pace: Pace::new(now),
             seeds: StdRng::seed_from_u64(seed),
             seen: now,
@@ -73,7 +82,7 @@ impl Fleet {
         let key = Key::from(key);
         self.by_chaddr.insert(identity.chaddr, key.clone());
         let machine = Machine::new(identity, remembered, self.seeds.random(), now);
-        self.members.insert(key.clone(), Member { machine, due: None });
+        self.members.insert(key.clone(), Member { machine, due: None, end: None });
         self.schedule(&key);
         Ok(())
     }
@@ -82,9 +91,8 @@ impl Fleet {
     pub fn forget(&mut self, key: &str) {
         if let Some((key, member)) = self.members.remove_entry(key) {
             self.by_chaddr.remove(&member.machine.identity().chaddr);
-            if let Some(at) = member.due {
-                self.due.remove(&(at, key));
-            }
+            enter(&mut self.due, &key, member.due, None);
+            enter(&mut self.ends, &key, member.end, None);
         }
     }
 
@@ -114,13 +122,14 @@ impl Fleet {
     /// Lets every machine that is due go on: as many as may send, and all whose lease has run out.
     pub fn tick(&mut self, now: SystemTime, outlet: &mut impl Outlet) {
         self.check_clock(now);
-        let due = self.due.iter().take_while(|(at, _)| *at <= now);
-        let due: Vec<Key> = due.map(|(_, key)| key.clone()).collect();
-        for key in due {
-            let expired = |member: &Member| member.machine.expired(now);
-            if self.pace.wait(now).is_zero() || self.members.get(&key).is_some_and(expired) {
-                self.step(&key, Event::Timer, now, outlet);
+        while let Some(key) = first(&self.ends, now) {
+            self.step(&key, Event::Timer, now, outlet);
+        }
+        while let Some(key) = first(&self.due, now) {
+            if !self.pace.wait(now).is_zero() {
+                return;
             }
+            self.step(&key, Event::Timer, now, outlet);
         }
     }
 
@@ -148,20 +157,32 @@ impl Fleet {
         self.seen = now;
     }
 
-    /// Brings a machine's entry in `due` up to date.
+    /// Brings a machine's entries in `due` and `ends` up to date.
     fn schedule(&mut self, key: &str) {
         let Some((key, _)) = self.members.get_key_value(key) else { return };
         let key = key.clone();
         let Some(member) = self.members.get_mut(&key) else { return };
-        let (was, is) = (member.due, member.machine.deadline());
-        member.due = is;
-        if let Some(at) = was {
-            self.due.remove(&(at, key.clone()));
-        }
-        if let Some(at) = is {
-            self.due.insert((at, key));
-        }
+        let (due, end) = (member.machine.deadline(), member.machine.end());
+        enter(&mut self.due, &key, member.due, due);
+        enter(&mut self.ends, &key, member.end, end);
+        (member.due, member.end) = (due, end);
     }
+}
+
+/// Moves a machine's entry from where it was to where it is to be.
+fn enter(agenda: &mut Agenda, key: &Key, was: Option<SystemTime>, is: Option<SystemTime>) {
+    if was == is {
+        return;
+    }
+    if let Some(at) = was {
+        agenda.remove(&(at, key.clone()));
+    }
+    agenda.extend(is.map(|at| (at, key.clone())));
+}
+
+/// The machine that has been due longest, if one is.
+fn first(agenda: &Agenda, now: SystemTime) -> Option<Key> {
+    agenda.first().filter(|(at, _)| *at <= now).map(|(_, key)| key.clone())
 }
 
 #[cfg(test)]

@@ -115,13 +115,12 @@ impl Machine {
 
     /// When [`Event::Timer`] is due. `None`: an infinite lease is held, there is nothing to wait for.
     pub fn deadline(&self) -> Option<SystemTime> {
-        let end = self.held.as_ref().and_then(|lease| lease.expires);
-        [self.deadline, end].into_iter().flatten().min()
+        [self.deadline, self.end()].into_iter().flatten().min()
     }
 
-    /// Whether the lease held has run out.
-    pub fn expired(&self, now: SystemTime) -> bool {
-        self.held.as_ref().and_then(|lease| lease.expires).is_some_and(|end| end <= now)
+    /// When the lease held runs out.
+    pub fn end(&self) -> Option<SystemTime> {
+        self.held.as_ref().and_then(|lease| lease.expires)
     }
 
     /// Makes the next thing to do due now: the clock was set back, and the deadlines are from before.
@@ -133,7 +132,7 @@ impl Machine {
     /// leases may expire at once.
     pub fn step(&mut self, event: Event<'_>, now: SystemTime) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.expired(now) {
+        if self.end().is_some_and(|end| end <= now) {
             self.expire(now, &mut actions);
         }
         match event {

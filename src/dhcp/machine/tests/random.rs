@@ -70,7 +70,7 @@ proptest! {
             };
             let actions = machine.step(event, now);
             prop_assert!(machine.deadline().is_none_or(|due| due > now), "{machine:?}");
-            prop_assert!(!machine.expired(now));
+            prop_assert!(machine.end().is_none_or(|end| end > now));
             let sends = actions.iter().filter(|action| matches!(action, Action::Send(_))).count();
             prop_assert!(sends <= 2, "{actions:?}");
         }
