@@ -18,6 +18,7 @@ mod foreign;
 mod harness;
 mod input;
 mod install;
+mod owner;
 mod passthrough;
 mod scale;
 mod selftest;
