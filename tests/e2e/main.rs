@@ -22,6 +22,7 @@ mod passthrough;
 mod scale;
 mod selftest;
 mod sidecar;
+mod survival;
 mod traffic;
 mod verbs;
 mod vips;

@@ -2,13 +2,17 @@
 
 mod cni;
 mod command;
+mod crowd;
 mod daemon;
 mod dhcp_server;
+mod files;
+mod flows;
 mod join;
 mod lan;
 mod netns;
 mod node;
 mod pod;
+mod service;
 mod sidecar;
 mod snapshot;
 mod stub;
@@ -26,14 +30,18 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
+pub use crowd::Crowd;
 pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
+pub use files::allow_many_files;
+pub use flows::Flows;
 pub use join::{CAPABILITY, Join};
 pub use lan::Lan;
 pub use load::{Load, Tally};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
+pub use service::Service;
 pub use sidecar::{Sidecar, ask};
 pub use snapshot::Snapshot;
 pub use stub::Stub;
