@@ -106,20 +106,20 @@ impl Flow {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.write_all(b"who\n")?;
-        let replica = answer(&mut stream, Instant::now() + PATIENCE)?;
+        let replica = hear(&mut stream, Instant::now() + PATIENCE)?;
         Ok(Self { stream, replica })
     }
 
     fn hear(&mut self, deadline: Instant) -> io::Result<()> {
-        match answer(&mut self.stream, deadline)? {
+        match hear(&mut self.stream, deadline)? {
             replica if replica == self.replica => Ok(()),
             other => Err(io::Error::other(format!("{other} answered"))),
         }
     }
 }
 
-/// Reads one line: who answered.
-pub fn answer(stream: &mut TcpStream, deadline: Instant) -> io::Result<String> {
+/// Reads one answer: whose it is.
+pub fn hear(stream: &mut TcpStream, deadline: Instant) -> io::Result<String> {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     while !line.ends_with(b"\n") {
