@@ -27,5 +27,6 @@ mod selftest;
 mod sidecar;
 mod survival;
 mod traffic;
+mod udp_sticky;
 mod verbs;
 mod vips;

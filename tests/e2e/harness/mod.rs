@@ -4,6 +4,7 @@ mod cni;
 mod command;
 mod crowd;
 mod daemon;
+mod datagrams;
 mod dhcp_server;
 mod files;
 mod flows;
@@ -31,8 +32,8 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
-pub use crowd::Crowd;
 pub use daemon::Daemon;
+pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use files::allow_many_files;
 pub use flows::{Flows, hear};
