@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use serde_json::json;
 
-use crate::harness::{Join, Netns, PORT, Run, Service, Storm, connect, hear};
+use crate::harness::{Join, Netns, PORT, Run, Service, Storm, connect, hear, until};
 
 const HANDSHAKES: usize = 200;
 
@@ -39,18 +39,22 @@ const TURN: Duration = Duration::from_millis(6300);
 
 /// A socket that connects to the VIP without waiting for it; from `port` if there is one, though it was used just now.
 fn begin(ns: &Netns, vip: Ipv4Addr, port: Option<u16>) -> TcpStream {
-    let fd: OwnedFd = ns.run(|| {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket")
-    });
-    if let Some(port) = port {
-        setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
-        bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))).expect("bind");
-    }
-    match connect_socket(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(vip, PORT))) {
-        Ok(()) | Err(Errno::EINPROGRESS) => TcpStream::from(fd),
-        Err(error) => panic!("connect to {vip}: {error}"),
-    }
+    until("a free port", PATIENCE, || {
+        let fd: OwnedFd = ns.run(|| {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket")
+        });
+        if let Some(port) = port {
+            setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
+            bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))).expect("bind");
+        }
+        match connect_socket(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(vip, PORT))) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Some(TcpStream::from(fd)),
+            // The last packet of the port's former connection is still under way.
+            Err(Errno::EADDRNOTAVAIL) if port.is_some() => None,
+            Err(error) => panic!("connect to {vip}: {error}"),
+        }
+    })
 }
 
 /// What a connection under way comes to: the replica that answers on it.

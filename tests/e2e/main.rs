@@ -16,6 +16,7 @@ mod dhcp;
 mod evenness;
 mod faults;
 mod foreign;
+mod guard;
 mod halfopen;
 mod harness;
 mod input;

@@ -33,6 +33,7 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
+pub use crowd::Crowd;
 pub use daemon::Daemon;
 pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};

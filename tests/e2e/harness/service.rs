@@ -47,7 +47,7 @@ impl Service {
         for pod in &pods[..joined] {
             node.add(pod, join).ok();
         }
-        let vip = pods[0].vip();
+        let vip = pods[0].vips()[0];
         Self { _servers: servers, bystander: node.pod(), client, node, lan, join: join.clone(), vip, pods }
     }
 
