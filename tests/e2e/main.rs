@@ -28,6 +28,7 @@ mod selftest;
 mod sidecar;
 mod survival;
 mod traffic;
+mod udp_reply;
 mod udp_sticky;
 mod verbs;
 mod vips;
