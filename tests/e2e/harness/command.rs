@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ptp", "containernetworking-plugins"),
     ("strace", "strace"),
+    ("systemctl", "systemd"),
     ("tcpdump", "tcpdump"),
 ];
 
