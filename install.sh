@@ -273,7 +273,7 @@ do_demo() {
 do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
-        tcpdump conntrack nftables strace shellcheck systemd jq
+        tcpdump conntrack nftables iptables strace shellcheck systemd jq
     need_cargo
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }

@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod chains;
 mod check;
 mod claim3;
 mod ctl;

@@ -22,10 +22,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("host-local", "containernetworking-plugins"),
     ("ip", "iproute2"),
     ("kea-dhcp4", "kea-dhcp4-server"),
+    ("iptables", "iptables"),
     ("nft", "nftables"),
     ("ptp", "containernetworking-plugins"),
     ("strace", "strace"),
     ("systemctl", "systemd"),
+    ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
 ];
 
@@ -41,6 +43,12 @@ pub fn tool(name: &str) -> PathBuf {
         let package = PACKAGES.iter().find(|(tool, _)| *tool == name).map_or(name, |(_, package)| package);
         panic!("{name} is missing: apt-get install {package}")
     })
+}
+
+/// A base CNI plugin's path. Not by [`tool`]: iproute2 has a `bridge` of its own.
+pub fn base_plugin(name: &str) -> String {
+    let found = CNI_DIRS.iter().map(|dir| format!("{dir}/{name}")).find(|path| Path::new(path).is_file());
+    found.unwrap_or_else(|| panic!("the plugin {name} is missing: apt-get install containernetworking-plugins"))
 }
 
 /// What a program did.

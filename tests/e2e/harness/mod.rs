@@ -25,7 +25,7 @@ mod load;
 mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
-pub use command::{Finished, Run, tool};
+pub use command::{Finished, Run, base_plugin, tool};
 pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
