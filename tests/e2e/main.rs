@@ -12,6 +12,7 @@ mod announce;
 mod chains;
 mod check;
 mod claim3;
+mod containerd;
 mod ctl;
 mod dhcp;
 mod faults;

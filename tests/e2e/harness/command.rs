@@ -16,7 +16,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Each tool the tests run and the Debian package that brings it.
 const PACKAGES: &[(&str, &str)] = &[
+    ("busybox", "busybox-static"),
+    ("conmon", "conmon"),
     ("conntrack", "conntrack"),
+    ("containerd", "containerd"),
     ("dhcpd", "isc-dhcp-server"),
     ("dnsmasq", "dnsmasq-base"),
     ("host-local", "containernetworking-plugins"),
@@ -24,11 +27,16 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("pivot_root", "util-linux"),
+    ("podman", "podman"),
     ("ptp", "containernetworking-plugins"),
+    ("runc", "runc"),
     ("strace", "strace"),
     ("systemctl", "systemd"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("unshare", "util-linux"),
 ];
 
 /// Where Debian puts the base CNI plugins, and where everybody else does.

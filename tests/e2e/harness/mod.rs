@@ -2,10 +2,14 @@
 
 mod cni;
 mod command;
+mod containerd;
+mod cri;
 mod daemon;
 mod dhcp_server;
+mod image;
 mod join;
 mod lan;
+mod machine;
 mod netns;
 mod node;
 mod pod;
@@ -26,6 +30,7 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, base_plugin, tool};
+pub use containerd::Containerd;
 pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
