@@ -21,6 +21,7 @@ mod harness;
 mod input;
 mod install;
 mod passthrough;
+mod podman;
 mod scale;
 mod selftest;
 mod sidecar;

@@ -36,6 +36,7 @@ pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
 pub use lan::Lan;
 pub use load::{Load, Tally};
+pub use machine::Machine;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
