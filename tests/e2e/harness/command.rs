@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("conmon", "conmon"),
     ("conntrack", "conntrack"),
     ("containerd", "containerd"),
+    ("ctr", "containerd"),
     ("dhcpd", "isc-dhcp-server"),
     ("dnsmasq", "dnsmasq-base"),
     ("host-local", "containernetworking-plugins"),

@@ -29,6 +29,9 @@ oom_score = 0
     snapshotter = "native"
 "#;
 
+/// Where viprouted takes VIPs from.
+pub const POOL: &str = "10.118.0.0/16";
+
 const START: &str = "containerd --config /etc/containerd/config.toml";
 
 pub struct Containerd {
@@ -37,13 +40,24 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// On `node`: containerd, viproute by install.sh and viprouted with a pool.
+    /// On `node`: viproute by install.sh, viprouted with a pool, containerd.
     pub fn start(node: &Node) -> Self {
-        for needed in ["containerd", "runc", "iptables"] {
+        let mut machine = Machine::new(node);
+        machine.install(POOL);
+        Self::on(machine)
+    }
+
+    /// On a machine with a network of somebody's, and without viproute.
+    pub fn with_network(node: &Node, conflist: &str) -> Self {
+        let machine = Machine::new(node);
+        machine.write("/etc/cni/net.d/10-theirs.conflist", conflist);
+        Self::on(machine)
+    }
+
+    fn on(mut machine: Machine) -> Self {
+        for needed in ["containerd", "ctr", "runc", "iptables"] {
             tool(needed);
         }
-        let mut machine = Machine::new(node);
-        machine.install("10.118.0.0/16");
         machine.write("/etc/containerd/config.toml", &CONFIG.replace("IMAGE", IMAGE));
         machine.start("containerd", START);
         let cri = Cri { socket: machine.path("/run/containerd/containerd.sock"), cgroup: machine.cgroup() };

@@ -62,6 +62,18 @@ struct StatusReply {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct ListReply {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<Listed>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Listed {
+    #[prost(string, tag = "1")]
+    id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct Empty {}
 
 /// A runtime's CRI socket.
@@ -89,6 +101,12 @@ impl Cri {
 
     pub fn remove(&self, id: &str) {
         self.call::<Empty>("RemovePodSandbox", &named(id)).unwrap_or_else(|error| panic!("remove {id}: {error}"));
+    }
+
+    /// The sandboxes it knows.
+    pub fn list(&self) -> Vec<String> {
+        let reply: ListReply = self.call("ListPodSandbox", &Empty {}).expect("the list of sandboxes");
+        reply.items.into_iter().map(|sandbox| sandbox.id).collect()
     }
 
     /// What `PodSandboxStatus` tells of the sandbox's inside.

@@ -55,7 +55,7 @@ mount -t bpf bpf sys/fs/bpf
 for part in run tmp var/lib var/log; do mount -t tmpfs tmpfs $part; done
 for part in "$SOURCE" "$BINARIES"; do mkdir -p ".$part"; mount --bind "$part" ".$part"; done
 mkdir -p mnt run/lock var/lib/dpkg
-mount --bind /var/lib/dpkg var/lib/dpkg
+mount -o bind,ro /var/lib/dpkg var/lib/dpkg
 rm -rf etc/cni
 pivot_root . mnt
 cd /

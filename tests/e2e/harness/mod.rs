@@ -30,7 +30,7 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, base_plugin, tool};
-pub use containerd::Containerd;
+pub use containerd::{Containerd, POOL};
 pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
