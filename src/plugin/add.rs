@@ -2,13 +2,14 @@
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::allocator::client;
 use crate::allocator::protocol::AcquireRequest;
+use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::cni::result::Interface;
 use crate::cni::{Call, Config, PrevResult};
@@ -21,7 +22,7 @@ use crate::registry::{
 };
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
 use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
-use crate::vip::sync;
+use crate::vip::{owner, sync};
 use crate::with_causes;
 
 use super::detach::{self, Detach};
@@ -111,7 +112,9 @@ impl<'a> Request<'a> {
             ifindex: None,
             mac: mac_text(self.names.pod_mac),
             nexthop: None,
+            netns_id: None,
             ports: self.membership.ports.clone(),
+            udp_sticky: false,
             state: State::Pending,
             weight: self.membership.weight,
             other: std::collections::BTreeMap::new(),
@@ -163,7 +166,10 @@ impl Opened {
         let node = Node::find(&net, config)?;
         let registry = Registry::new(&config.data_dir);
         if registry.begin()? == Boot::Discarded {
-            detach::sweep(&net, &registry)?;
+            detach::sweep(&net, &registry, &config.bpf_dir)?;
+        }
+        if config.flow_owner {
+            owner::ensure(&net, &registry, &config.bpf_dir)?;
         }
         Ok(Self { net, node, registry })
     }
@@ -228,9 +234,11 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
     for key in &request.membership.vips {
         addresses.push(enrol(request, opened, key, &endpoint)?);
     }
-    let nexthop = make_pair(request, opened, &addresses)?;
-    endpoint.ifindex = Some(nexthop.index);
-    endpoint.nexthop = Some(nexthop.id);
+    let programs = programs(request, opened)?;
+    let pair = make_pair(request, opened, &addresses, programs.as_ref())?;
+    endpoint.ifindex = Some(pair.nexthop.index);
+    endpoint.nexthop = Some(pair.nexthop.id);
+    endpoint.netns_id = pair.netns_id;
     endpoint.state = State::Ready;
     for (key, address) in request.membership.vips.iter().zip(&addresses) {
         let mut vip = opened.registry.vip(key)?;
@@ -278,6 +286,7 @@ fn new_vip(request: &Request<'_>, node: Node, key: &VipKey, address: Ipv4Addr, s
         slot,
         node: node.address,
         group: request.config.group,
+        flow_owner: request.config.flow_owner.then(|| request.config.bpf_dir.clone()),
         withdrawn: false,
         other: std::collections::BTreeMap::new(),
     }
@@ -291,8 +300,37 @@ fn acquire(request: &Request<'_>, node: Node, key: &VipKey) -> Result<Ipv4Addr, 
         .map_err(|source| Error::Allocator { vip: key.to_string(), source })
 }
 
+/// The flow owner's programs, as the VIPs' records want them: those that have replicas decided when the first one came.
+fn programs(request: &Request<'_>, opened: &Opened) -> Result<Option<Programs>, Error> {
+    let mut agreed: Option<(&VipKey, Option<PathBuf>)> = None;
+    for key in &request.membership.vips {
+        let record = opened.registry.vip_record(key)?;
+        let dir = record.and_then(|record| record.flow_owner);
+        match &agreed {
+            Some((other, agreed)) if *agreed != dir => {
+                return Err(Error::MixedOwners(other.to_string(), key.to_string()));
+            }
+            Some(_) => {}
+            None => agreed = Some((key, dir)),
+        }
+    }
+    let Some((_, Some(dir))) = agreed else { return Ok(None) };
+    Ok(Some(owner::ensure(&opened.net, &opened.registry, &dir)?))
+}
+
+/// What an endpoint records of its pair.
+struct Pair {
+    nexthop: Nexthop,
+    netns_id: Option<u32>,
+}
+
 /// Makes the veth pair and all around it, its nexthop last.
-fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Result<Nexthop, Error> {
+fn make_pair(
+    request: &Request<'_>,
+    opened: &Opened,
+    vips: &[Ipv4Addr],
+    programs: Option<&Programs>,
+) -> Result<Pair, Error> {
     let Request { names, pod, attachment, .. } = request;
     let interface: &Link = &request.before.interface;
     let mtu = request.config.mtu.unwrap_or(interface.mtu);
@@ -305,8 +343,12 @@ fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Resul
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
     let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };
     pair::apply(pod, pod_end.fixes(&want))?;
-    pair::apply(&opened.net, host_end.fixes(names, request.pod_address))?;
+    let mut fixes = host_end.fixes(names, request.pod_address);
+    if let Some(programs) = programs {
+        fixes.extend(host_end.filter_fixes(programs)?);
+    }
+    pair::apply(&opened.net, fixes)?;
     let nexthop = host_end.nexthop(request.pod_address)?;
     opened.net.apply(&[net::nexthop::add(nexthop)])?;
-    Ok(nexthop)
+    Ok(Pair { nexthop, netns_id: host_end.link.peer_netns })
 }

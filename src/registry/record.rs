@@ -33,6 +33,9 @@ pub struct VipRecord {
     pub node: Ipv4Addr,
     /// How flows are spread.
     pub group: Group,
+    /// Where the flow owner's maps are pinned that know this VIP; `null`: it does without.
+    #[serde(default)]
+    pub flow_owner: Option<PathBuf>,
     /// The address is no longer ours: nothing of it may be in the kernel's tables.
     #[serde(default)]
     pub withdrawn: bool,
@@ -80,9 +83,15 @@ pub struct Endpoint {
     pub mac: String,
     /// Its nexthop's id; `None` until the pair exists.
     pub nexthop: Option<u32>,
+    /// Its network namespace, as an id of the node's (`link-netnsid` of the host end); `None` until the pair exists.
+    #[serde(default)]
+    pub netns_id: Option<u32>,
     /// What it serves: `80/tcp`. Empty: everything.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Its UDP flows stay with their replica.
+    #[serde(default)]
+    pub udp_sticky: bool,
     /// Whether it gets connections.
     pub state: State,
     /// Its share beside the others', 1–255.
