@@ -15,13 +15,15 @@ use crate::cni::result::Interface;
 use crate::cni::{Call, Config, PrevResult};
 use crate::net::link::Link;
 use crate::net::nexthop::Nexthop;
+use crate::net::route::{self, Packet};
 use crate::net::{self, Netns, NodeNet, PodNet};
 use crate::registry::record::{self, SCHEMA};
 use crate::registry::{
-    self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Registry, State, VipKey, VipRecord, attachment_name,
+    self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Port, Registry, State, Transport, VipKey, VipRecord,
+    attachment_name,
 };
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
-use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
+use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant, Served};
 use crate::vip::{owner, sync};
 use crate::with_causes;
 
@@ -98,8 +100,18 @@ impl<'a> Request<'a> {
         })
     }
 
-    fn endpoint(&self, node: Node) -> Endpoint {
+    /// The pod as a replica of each VIP, in their order.
+    fn endpoints(&self, opened: &Opened) -> Result<Vec<Endpoint>, Error> {
+        let membership = &self.membership;
+        let way = if membership.udp_reply { route::lookup(&opened.net, Packet::to(self.pod_address))? } else { None };
+        let asked_from = way.and_then(|way| way.source);
+        let endpoint = |ports: &[Port]| self.endpoint(opened.node, ports, asked_from);
+        Ok(membership.services().map(|(_, ports)| endpoint(ports)).collect())
+    }
+
+    fn endpoint(&self, node: Node, ports: &[Port], asked_from: Option<Ipv4Addr>) -> Endpoint {
         let crate::cni::env::Pod { namespace, name, uid } = self.call.pod.clone();
+        let udp_reply = self.membership.udp_reply && ports.iter().any(|port| port.transport == Transport::Udp);
         Endpoint {
             schema: SCHEMA,
             network: self.config.name.clone(),
@@ -113,8 +125,10 @@ impl<'a> Request<'a> {
             mac: mac_text(self.names.pod_mac),
             nexthop: None,
             netns_id: None,
-            ports: self.membership.ports.clone(),
-            udp_sticky: false,
+            ports: ports.iter().map(ToString::to_string).collect(),
+            udp_reply,
+            asked_from: asked_from.filter(|_| udp_reply),
+            udp_sticky: self.membership.udp_sticky,
             state: State::Pending,
             weight: self.membership.weight,
             other: std::collections::BTreeMap::new(),
@@ -229,23 +243,23 @@ impl Drop for Undo<'_> {
 fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
     node::configure()?;
     let name = attachment_name(request.attachment);
-    let mut endpoint = request.endpoint(opened.node);
+    let mut endpoints = request.endpoints(opened)?;
     let mut addresses = Vec::new();
-    for key in &request.membership.vips {
-        addresses.push(enrol(request, opened, key, &endpoint)?);
+    for (key, endpoint) in request.membership.vips.iter().zip(&endpoints) {
+        addresses.push(enrol(request, opened, key, endpoint)?);
     }
     let programs = programs(request, opened)?;
-    let pair = make_pair(request, opened, &addresses, programs.as_ref())?;
-    endpoint.ifindex = Some(pair.nexthop.index);
-    endpoint.nexthop = Some(pair.nexthop.id);
-    endpoint.netns_id = pair.netns_id;
-    endpoint.state = State::Ready;
-    for (key, address) in request.membership.vips.iter().zip(&addresses) {
+    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_ref())?;
+    for ((key, address), endpoint) in request.membership.vips.iter().zip(&addresses).zip(&mut endpoints) {
+        endpoint.ifindex = Some(pair.nexthop.index);
+        endpoint.nexthop = Some(pair.nexthop.id);
+        endpoint.netns_id = pair.netns_id;
+        endpoint.state = State::Ready;
         let mut vip = opened.registry.vip(key)?;
         if vip.record.as_ref().is_none_or(|record| record.address != *address) {
             return Err(Error::Renumbered(key.to_string()));
         }
-        vip.write_endpoint(&name, &endpoint)?;
+        vip.write_endpoint(&name, endpoint)?;
         sync(&opened.net, vip)?;
     }
     Ok(addresses)
@@ -328,7 +342,7 @@ struct Pair {
 fn make_pair(
     request: &Request<'_>,
     opened: &Opened,
-    vips: &[Ipv4Addr],
+    (vips, endpoints): (&[Ipv4Addr], &[Endpoint]),
     programs: Option<&Programs>,
 ) -> Result<Pair, Error> {
     let Request { names, pod, attachment, .. } = request;
@@ -341,7 +355,9 @@ fn make_pair(
     let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
     let pod_end = PodEnd::new(pod, interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
-    let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };
+    let served = vips.iter().zip(endpoints).enumerate();
+    let served = served.map(|(place, (address, endpoint))| Served { place, address: *address, endpoint });
+    let want = PodWant::new(names, &attachment.ifname, served);
     pair::apply(pod, pod_end.fixes(&want))?;
     let mut fixes = host_end.fixes(names, request.pod_address);
     if let Some(programs) = programs {

@@ -11,7 +11,7 @@ use crate::net::{Netns, NodeNet, PodNet, link, nexthop, sysctl};
 use crate::registry::{AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
 use crate::vip::differs;
 use crate::vip::ids::{POD_DEVICE, PairNames};
-use crate::vip::pair::{HostEnd, PodEnd, PodWant, wrong_mac};
+use crate::vip::pair::{HostEnd, PodEnd, PodWant, Served, wrong_mac};
 
 use super::error::Error;
 use super::membership;
@@ -123,8 +123,9 @@ fn check_pod(pod: &PodNet, attachment: &Attachment, vips: &[(VipRecord, Endpoint
     if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), names.pod_mac) {
         return failed(finding);
     }
-    let addresses = vips.iter().map(|(vip, _)| vip.address).collect();
-    let want = PodWant { names: &names, ifname: &attachment.ifname, vips: addresses };
+    let served =
+        vips.iter().enumerate().map(|(place, (vip, endpoint))| Served { place, address: vip.address, endpoint });
+    let want = PodWant::new(&names, &attachment.ifname, served);
     match end.fixes(&want).first() {
         Some(fix) => failed(format!("in the pod: {}", fix.finding)),
         None => Ok(()),

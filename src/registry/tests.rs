@@ -62,6 +62,8 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         nexthop: Some(n),
         netns_id: Some(n),
         ports: Vec::new(),
+        udp_reply: false,
+        asked_from: None,
         udp_sticky: false,
         state,
         weight: 1,

@@ -149,7 +149,9 @@ fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, B
         match route.kind {
             Kind::Unreachable => drop(announced.insert(route.metric)),
             Kind::Nexthop { id, source, cwnd } => data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
-            Kind::Via(_) | Kind::Other => data = Some(DataRoute { nexthop: None, source: None, cwnd: None }),
+            Kind::Via(_) | Kind::Throw | Kind::Other => {
+                data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
+            }
         }
     }
     Ok((data, announced))

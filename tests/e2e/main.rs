@@ -26,5 +26,6 @@ mod scale;
 mod selftest;
 mod sidecar;
 mod traffic;
+mod udp_reply;
 mod verbs;
 mod vips;

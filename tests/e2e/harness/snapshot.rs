@@ -18,7 +18,7 @@ pub struct Snapshot(BTreeMap<String, BTreeSet<String>>);
 const OBJECTS: &[(&str, &str, &[&str])] = &[
     ("link", "link", &["ifname", "address", "mtu"]),
     ("addr", "-4 addr", &["ifname", "addr_info"]),
-    ("rule", "-4 rule", &["priority", "src", "srclen", "iif", "table", "protocol"]),
+    ("rule", "-4 rule", &["priority", "src", "srclen", "iif", "ipproto", "sport", "table", "protocol"]),
     (
         "route",
         "-4 route show table all",
