@@ -23,6 +23,7 @@ settings=$root/etc/viproute
 chains=$root/etc/cni/net.d
 unit=$root/etc/systemd/system/viprouted.service
 registry=$root/var/lib/cni/viproute
+pins=$root/sys/fs/bpf/viproute
 # What joins a chain.
 entry='{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
 
@@ -236,6 +237,8 @@ do_uninstall() {
     fi
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
     if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
+    # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
+    if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
     remove_unchanged conf/viprouted.toml "$settings/viprouted.toml"
     rmdir "$settings" 2>/dev/null || true

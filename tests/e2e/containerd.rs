@@ -199,7 +199,10 @@ fn install_and_uninstall_on_a_running_node() {
     scene.containerd.remove(&old);
     scene.containerd.remove(&web);
 
+    let pins = scene.containerd.machine.path("/sys/fs/bpf/viproute");
+    assert!(pins.exists(), "the flow owner is pinned");
     scene.containerd.machine.sh("\"$SOURCE/install.sh\" uninstall");
+    assert!(!pins.exists(), "the flow owner outlives the plugin");
     assert_eq!(scene.containerd.machine.read(NETWORK), THEIRS);
     until("a pod starts without the plugin", LIMIT, || scene.containerd.cri.run("shop", "new", &[]).ok());
 }
