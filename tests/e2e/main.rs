@@ -9,8 +9,10 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod chains;
 mod check;
 mod claim3;
+mod containerd;
 mod ctl;
 mod dhcp;
 mod evenness;
@@ -24,6 +26,7 @@ mod install;
 mod owner;
 mod passthrough;
 mod pmtu;
+mod podman;
 mod scale;
 mod selftest;
 mod sidecar;

@@ -3,14 +3,24 @@
 mod bpffs;
 mod cni;
 mod command;
+<<<<<<< HEAD
 mod crowd;
+=======
+mod containerd;
+mod cri;
+>>>>>>> run
 mod daemon;
 mod datagrams;
 mod dhcp_server;
+<<<<<<< HEAD
 mod files;
 mod flows;
+=======
+mod image;
+>>>>>>> run
 mod join;
 mod lan;
+mod machine;
 mod netns;
 mod node;
 mod pod;
@@ -32,8 +42,13 @@ mod load;
 mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
+<<<<<<< HEAD
 pub use command::{Finished, Run, tool};
 pub use crowd::Crowd;
+=======
+pub use command::{Finished, Run, base_plugin, tool};
+pub use containerd::{Containerd, POOL};
+>>>>>>> run
 pub use daemon::Daemon;
 pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
@@ -42,6 +57,7 @@ pub use flows::{Flows, hear};
 pub use join::{CAPABILITY, Join};
 pub use lan::Lan;
 pub use load::{Load, Tally};
+pub use machine::Machine;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
