@@ -163,7 +163,7 @@ impl Machine {
     pub fn snapshot(&self, node: &Node) -> Snapshot {
         // Which address it gave last is all host-local keeps of a pod that is gone.
         self.sh("rm -f /var/lib/cni/networks/*/last_reserved_ip.*");
-        Snapshot::take(&[("node", &node.ns)], &self.path("/var/lib/cni"))
+        Snapshot::take(&[("node", &node.ns)], &self.path("/var/lib/cni"), &self.path("/sys/fs/bpf/viproute"))
     }
 
     /// How many attachments the registry has.

@@ -3,21 +3,15 @@
 mod bpffs;
 mod cni;
 mod command;
-<<<<<<< HEAD
-mod crowd;
-=======
 mod containerd;
 mod cri;
->>>>>>> run
+mod crowd;
 mod daemon;
 mod datagrams;
 mod dhcp_server;
-<<<<<<< HEAD
 mod files;
 mod flows;
-=======
 mod image;
->>>>>>> run
 mod join;
 mod lan;
 mod machine;
@@ -42,13 +36,9 @@ mod load;
 mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
-<<<<<<< HEAD
-pub use command::{Finished, Run, tool};
-pub use crowd::Crowd;
-=======
 pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
->>>>>>> run
+pub use crowd::Crowd;
 pub use daemon::Daemon;
 pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
