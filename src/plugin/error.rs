@@ -7,7 +7,7 @@ use crate::cni::config::ConfigError;
 use crate::cni::env::EnvError;
 use crate::cni::result::ResultError;
 use crate::cni::{self, Code};
-use crate::{net, registry, vip, with_causes};
+use crate::{bpf, net, registry, vip, with_causes};
 
 /// A verb's failure.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,12 @@ pub enum Error {
     /// The kernel.
     #[error(transparent)]
     Net(#[from] net::Error),
+    /// The flow owner.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
+    /// A pod's VIPs disagree about the flow owner.
+    #[error("VIP {0} and VIP {1} differ in \"flowOwner\" or \"bpfDir\": one pod's VIPs must agree")]
+    MixedOwners(String, String),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
@@ -99,6 +105,7 @@ impl From<vip::Error> for Error {
     fn from(error: vip::Error) -> Self {
         match error {
             vip::Error::Net(e) => Self::Net(e),
+            vip::Error::Bpf(e) => Self::Bpf(e),
             vip::Error::Registry(e) => Self::Registry(e),
         }
     }
@@ -119,7 +126,11 @@ impl Error {
             Self::Env(_) | Self::NotANetns { .. } | Self::NoInterface(_) => Code::InvalidEnvironment,
             Self::Config(ConfigError::Version(_)) => Code::IncompatibleVersion,
             Self::Config(ConfigError::Empty | ConfigError::NotJson(_)) | Self::PrevResult(_) => Code::Undecodable,
-            Self::Config(_) | Self::Invalid { .. } | Self::Membership(_) | Self::NoNodeAddress => Code::InvalidConfig,
+            Self::Config(_)
+            | Self::Invalid { .. }
+            | Self::Membership(_)
+            | Self::NoNodeAddress
+            | Self::MixedOwners(..) => Code::InvalidConfig,
             Self::NoPodAddress(_) => Code::NoPodAddress,
             Self::DeviceInTheWay => Code::DeviceInTheWay,
             Self::KernelTooOld(_) => Code::KernelTooOld,
@@ -128,6 +139,7 @@ impl Error {
             Self::CheckFailed(_) => Code::CheckFailed,
             Self::NotAvailable(_) => Code::NotAvailable,
             Self::Net(e) => net_code(e),
+            Self::Bpf(_) => Code::NoFlowOwner,
             Self::Registry(e) => registry_code(e),
             Self::Io(..) => Code::Io,
             Self::Several { first, .. } => first.code(),

@@ -33,6 +33,9 @@ pub struct VipRecord {
     pub node: Ipv4Addr,
     /// How flows are spread.
     pub group: Group,
+    /// Where the flow owner's maps are pinned that know this VIP; `null`: it does without.
+    #[serde(default)]
+    pub flow_owner: Option<PathBuf>,
     /// The address is no longer ours: nothing of it may be in the kernel's tables.
     #[serde(default)]
     pub withdrawn: bool,
@@ -80,6 +83,9 @@ pub struct Endpoint {
     pub mac: String,
     /// Its nexthop's id; `None` until the pair exists.
     pub nexthop: Option<u32>,
+    /// Its network namespace, as an id of the node's (`link-netnsid` of the host end); `None` until the pair exists.
+    #[serde(default)]
+    pub netns_id: Option<u32>,
     /// What it serves under this VIP: `80/tcp`. Empty: everything.
     #[serde(default)]
     pub ports: Vec<String>,
@@ -89,7 +95,7 @@ pub struct Endpoint {
     /// Where that is so: the address the node itself asks the pod from, which is answered from the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_from: Option<Ipv4Addr>,
-    /// Its UDP flows keep their replica.
+    /// Its UDP flows stay with their replica.
     #[serde(default)]
     pub udp_sticky: bool,
     /// Whether it gets connections.

@@ -7,7 +7,7 @@ use crate::registry::{Registry, VipKey, attachment_of};
 
 use super::ids::PairNames;
 use super::pair::{self, PodEnd, PodWant, Served};
-use super::{Result, drop_vip, sync};
+use super::{Result, drop_vip, owner, sync};
 
 /// The VIP's address is no longer ours: nothing of it stays in the node's tables. The replicas stay recorded.
 pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()> {
@@ -28,6 +28,10 @@ fn set(
     key: &VipKey,
     change: impl FnOnce(&mut crate::registry::VipRecord),
 ) -> Result<()> {
+    // Before any lock: it looks at every VIP.
+    if let Some(dir) = registry.vip_record(key)?.and_then(|record| record.flow_owner) {
+        owner::ensure(node, registry, &dir)?;
+    }
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
     let Some(former) = vip.record.clone() else { return Ok(()) };
     let mut record = former.clone();

@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 
 use nix::errno::Errno;
 
+use crate::bpf::{self, Programs};
 use crate::net::address::{self, Address};
+use crate::net::filter::{self, Side};
 use crate::net::link::{self, End, Link, Setting};
 use crate::net::neighbour::{self, Neighbour};
 use crate::net::nexthop::{self, Nexthop};
@@ -59,12 +61,15 @@ pub struct HostEnd {
     pub link: Link,
     addresses: Vec<Address>,
     neighbours: Vec<Neighbour>,
+    /// The programs on it: the flow owner's, the guard's.
+    owner: Option<u32>,
+    guard: Option<u32>,
 }
 
 impl HostEnd {
     /// A host end that was just made: nothing is on it.
     pub fn new(node: &NodeNet, names: &PairNames) -> net::Result<Option<Self>> {
-        let bare = |link| Self { link, addresses: Vec::new(), neighbours: Vec::new() };
+        let bare = |link| Self { link, addresses: Vec::new(), neighbours: Vec::new(), owner: None, guard: None };
         Ok(link::by_name(node, &names.host)?.map(bare))
     }
 
@@ -73,7 +78,31 @@ impl HostEnd {
         let Some(link) = link::by_name(node, &names.host)? else { return Ok(None) };
         let addresses = address::list(node, Some(link.index))?;
         let neighbours = neighbour::list(node, link.index)?;
-        Ok(Some(Self { link, addresses, neighbours }))
+        let owner = filter::program(node, link.index, Side::Egress)?;
+        let guard = filter::program(node, link.index, Side::Ingress)?;
+        Ok(Some(Self { link, addresses, neighbours, owner, guard }))
+    }
+
+    /// A flow owner's programs stand on it, of whatever build.
+    pub fn has_programs(&self) -> bool {
+        self.owner.is_some() || self.guard.is_some()
+    }
+
+    /// What must still be done for these programs to stand on it.
+    pub fn filter_fixes(&self, programs: &Programs) -> bpf::Result<Vec<Fix>> {
+        let Link { index, name, .. } = &self.link;
+        let sides = [(Side::Egress, self.owner, &programs.owner), (Side::Ingress, self.guard, &programs.guard)];
+        let mut fixes = Vec::new();
+        for (side, have, program) in sides {
+            if have != Some(program.id) {
+                let finding = format!("the flow owner's filter on {name} is missing or another one");
+                fixes.push(fix(finding, filter::replace(*index, side, program.fd()?)));
+            }
+        }
+        if !fixes.is_empty() {
+            fixes.insert(0, fix(format!("clsact on {name} is missing"), filter::add_clsact(*index)));
+        }
+        Ok(fixes)
     }
 
     /// What must still be done for a pod at this address.

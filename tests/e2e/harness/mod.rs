@@ -1,5 +1,6 @@
 //! What the tests are written with: namespaces, nodes, pods, the CNI call, real DHCP servers, load, snapshots.
 
+mod bpffs;
 mod cni;
 mod command;
 mod daemon;
