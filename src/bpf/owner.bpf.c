@@ -280,35 +280,39 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns)
 	return answer;
 }
 
-// A member that a search has found.
+// What a search has found so far.
 struct found {
-	__u32 ifindex;		// 0: none
+	__u32 answer;		// the best one
+	__u32 ifindex;		// and who gave it
 	__u8 mac[ETH_ALEN];
 	__u16 pad;
 };
 
-// Asks all replicas but the chosen one; finds one that holds the flow, failing that, one that has it in TIME_WAIT.
-verified_alone int search(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+// Asks one replica, unless it is the chosen one. Not 0: the search is over.
+verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 i)
 {
-	if (!p || !v || !found)
-		return NOTHING;
-	int best = NOTHING;
+	if (!p || !v || !found || i >= MEMBERS)
+		return 1;
+	struct member *m = &v->member[i];
+	if (m->ifindex == p->self)
+		return 0;
+	__u32 answer = ask(skb, p, m->netns);
+	if (answer <= found->answer)
+		return 0;
+	found->answer = answer;
+	found->ifindex = m->ifindex;
+	__builtin_memcpy(found->mac, m->mac, ETH_ALEN);
+	return answer >= HALF_OPEN;
+}
+
+// Asks all replicas but the chosen one; finds one that holds the flow, failing that, one that has it in TIME_WAIT.
+static inline_always __u32 search(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
 	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count)
-			break;
-		struct member *m = &v->member[i];
-		if (m->ifindex == p->self)
-			continue;
-		int answer = ask(skb, p, m->netns);
-		if (answer <= best)
-			continue;
-		best = answer;
-		found->ifindex = m->ifindex;
-		__builtin_memcpy(found->mac, m->mac, ETH_ALEN);
-		if (best >= HALF_OPEN)
+		if (i >= v->count || ask_member(skb, p, v, found, i))
 			break;
 	}
-	return best;
+	return found->answer;
 }
 
 // Where the flow was found before, if it is still there: TC_ACT_UNSPEC if not.
@@ -329,7 +333,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p)
 // A packet of a connection, or an error about one: to the replica that has it.
 static inline_always int connection(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	int here = ask(skb, p, chosen->netns);
+	__u32 here = ask(skb, p, chosen->netns);
 	if (here >= HALF_OPEN) {
 		used(chosen, p->self);
 		count(p->flow.vip, CHOSEN);
@@ -350,7 +354,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 		return here ? TC_ACT_OK : TC_ACT_SHOT;
 	}
 	struct found found = {};
-	int there = search(skb, p, v, &found);
+	__u32 there = search(skb, p, v, &found);
 	if (there <= here) {	// nobody's: the chosen replica answers with a reset, as a host should
 		count(p->flow.vip, here ? CHOSEN : MISSED);
 		return TC_ACT_OK;
@@ -508,28 +512,32 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 	return verdict;
 }
 
-// An error about a UDP packet: any replica may have sent it, so each gets a copy.
-verified_alone int to_all(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+// Sends a copy to one replica, unless it is the chosen one.
+verified_alone int copy_to(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
 {
-	if (!p || !chosen)
-		return TC_ACT_OK;
+	if (!p || !v || i >= MEMBERS)
+		return 0;
+	struct member *m = &v->member[i];
+	if (m->ifindex != p->self && !bpf_skb_store_bytes(skb, 0, m->mac, ETH_ALEN, 0))
+		bpf_clone_redirect(skb, m->ifindex, 0);
+	return 0;
+}
+
+// An error about a UDP packet: any replica may have sent it, so each gets a copy.
+static inline_always int to_all(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
 	struct vip *v = bpf_map_lookup_elem(&vips_v1, &p->flow.vip);
 	if (!v || v->count < 2 || !allow(FOR_CONNECTIONS, (__u64)v->count * COPY_COSTS))
 		return TC_ACT_OK;
 	__u32 mark = skb->mark;
-	__u8 mac[ETH_ALEN];
-	__builtin_memcpy(mac, chosen->mac, ETH_ALEN);
 	skb->mark = COPY;	// or the program on the other host end would send copies in turn
 	for (__u32 i = 0; i < MEMBERS; i++) {
 		if (i >= v->count)
 			break;
-		struct member *m = &v->member[i];
-		if (m->ifindex == p->self || bpf_skb_store_bytes(skb, 0, m->mac, ETH_ALEN, 0))
-			continue;
-		bpf_clone_redirect(skb, m->ifindex, 0);
+		copy_to(skb, p, v, i);
 	}
 	skb->mark = mark;
-	return bpf_skb_store_bytes(skb, 0, mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
+	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
 // An ICMP error follows the packet it speaks of, which a replica has sent: its header is inside (RFC 792).

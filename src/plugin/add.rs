@@ -101,12 +101,12 @@ impl<'a> Request<'a> {
     }
 
     /// The pod as a replica of each VIP, in their order.
-    fn endpoints(&self, opened: &Opened) -> Result<Vec<(&VipKey, Endpoint)>, Error> {
+    fn endpoints(&self, opened: &Opened) -> Result<Vec<Endpoint>, Error> {
         let membership = &self.membership;
         let way = if membership.udp_reply { route::lookup(&opened.net, Packet::to(self.pod_address))? } else { None };
         let asked_from = way.and_then(|way| way.source);
         let endpoint = |ports: &[Port]| self.endpoint(opened.node, ports, asked_from);
-        Ok(membership.services().map(|(key, ports)| (key, endpoint(ports))).collect())
+        Ok(membership.services().map(|(_, ports)| endpoint(ports)).collect())
     }
 
     fn endpoint(&self, node: Node, ports: &[Port], asked_from: Option<Ipv4Addr>) -> Endpoint {
@@ -240,33 +240,26 @@ impl Drop for Undo<'_> {
     }
 }
 
-/// A VIP that the pod is on its way into.
-struct Joined<'a> {
-    key: &'a VipKey,
-    address: Ipv4Addr,
-    endpoint: Endpoint,
-}
-
 fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
     node::configure()?;
     let name = attachment_name(request.attachment);
-    let mut joined = Vec::new();
-    for (key, endpoint) in request.endpoints(opened)? {
-        joined.push(Joined { key, address: enrol(request, opened, key, &endpoint)?, endpoint });
+    let mut endpoints = request.endpoints(opened)?;
+    let mut addresses = Vec::new();
+    for (key, endpoint) in request.membership.vips.iter().zip(&endpoints) {
+        addresses.push(enrol(request, opened, key, endpoint)?);
     }
-    let addresses = joined.iter().map(|joined| joined.address).collect();
     let programs = programs(request, opened)?;
-    let pair = make_pair(request, opened, &joined, programs.as_ref())?;
-    for Joined { key, address, mut endpoint } in joined {
+    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_ref())?;
+    for ((key, address), endpoint) in request.membership.vips.iter().zip(&addresses).zip(&mut endpoints) {
         endpoint.ifindex = Some(pair.nexthop.index);
         endpoint.nexthop = Some(pair.nexthop.id);
         endpoint.netns_id = pair.netns_id;
         endpoint.state = State::Ready;
         let mut vip = opened.registry.vip(key)?;
-        if vip.record.as_ref().is_none_or(|record| record.address != address) {
+        if vip.record.as_ref().is_none_or(|record| record.address != *address) {
             return Err(Error::Renumbered(key.to_string()));
         }
-        vip.write_endpoint(&name, &endpoint)?;
+        vip.write_endpoint(&name, endpoint)?;
         sync(&opened.net, vip)?;
     }
     Ok(addresses)
@@ -349,7 +342,7 @@ struct Pair {
 fn make_pair(
     request: &Request<'_>,
     opened: &Opened,
-    joined: &[Joined<'_>],
+    (vips, endpoints): (&[Ipv4Addr], &[Endpoint]),
     programs: Option<&Programs>,
 ) -> Result<Pair, Error> {
     let Request { names, pod, attachment, .. } = request;
@@ -362,8 +355,8 @@ fn make_pair(
     let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
     let pod_end = PodEnd::new(pod, interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
-    let served = joined.iter().enumerate();
-    let served = served.map(|(place, Joined { address, endpoint, .. })| Served { place, address: *address, endpoint });
+    let served = vips.iter().zip(endpoints).enumerate();
+    let served = served.map(|(place, (address, endpoint))| Served { place, address: *address, endpoint });
     let want = PodWant::new(names, &attachment.ifname, served);
     pair::apply(pod, pod_end.fixes(&want))?;
     let mut fixes = host_end.fixes(names, request.pod_address);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::bpf;
+use crate::bpf::PORTS as MAX_PORTS;
 use crate::cni::{Call, Config};
 use crate::registry::{BadKey, Port, Transport, VipKey};
 use crate::vip::ids::MAX_VIPS;
@@ -16,8 +16,6 @@ const PORTS: &str = "viproute.io/ports";
 const WEIGHT: &str = "viproute.io/weight";
 const UDP_REPLY: &str = "viproute.io/udp-reply";
 const UDP_STICKY: &str = "viproute.io/udp-sticky";
-/// So many ports a VIP may have.
-const MAX_PORTS: usize = bpf::PORTS;
 /// The namespace of a container that has none.
 const DEFAULT_NAMESPACE: &str = "default";
 

@@ -95,7 +95,7 @@ pub struct Endpoint {
     /// Where that is so: the address the node itself asks the pod from, which is answered from the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_from: Option<Ipv4Addr>,
-    /// Its UDP flows stay with their replica.
+    /// Its UDP flows keep their replica.
     #[serde(default)]
     pub udp_sticky: bool,
     /// Whether it gets connections.

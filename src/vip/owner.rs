@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{self, Attached, CROWDED, GUARDED, MEMBERS, Maps, Member, PORTS, PinDir, Programs, STICKY_UDP};
 use crate::net::{NodeNet, link};
-use crate::registry::{LockedVip, Port, Registry, Replica, State, VipRecord};
+use crate::registry::{LockedVip, Port, Registry, Replica, State, Transport, VipRecord};
 
 use super::ids::{PairNames, mac_of};
 use super::pair::{self, HostEnd};
@@ -198,8 +198,8 @@ impl Owner {
 fn wanted(replica: &Replica, crowded: bool) -> Option<Attached> {
     let mut port = [0; PORTS];
     let mut ports = 0;
-    for (place, wanted) in port.iter_mut().zip(replica.ports.iter().filter_map(|text| port_number(text))) {
-        *place = wanted;
+    for (place, wanted) in port.iter_mut().zip(replica.ports.iter().filter_map(|text| text.parse().ok())) {
+        *place = port_number(wanted);
         ports += 1;
     }
     let flags = [(!replica.ports.is_empty(), GUARDED), (replica.udp_sticky, STICKY_UDP), (crowded, CROWDED)];
@@ -207,10 +207,13 @@ fn wanted(replica: &Replica, crowded: bool) -> Option<Attached> {
     Some(Attached { netns: replica.netns_id?, flags, mac: mac_of(&replica.mac)?, ports, port })
 }
 
-/// `80/tcp` as the program has it: IP protocol << 16 | port.
-fn port_number(text: &str) -> Option<u32> {
-    let Port { number, transport } = text.parse().ok()?;
-    Some(u32::from(transport.protocol()) << 16 | u32::from(number))
+/// As the program has it: IP protocol << 16 | port.
+fn port_number(port: Port) -> u32 {
+    let protocol = match port.transport {
+        Transport::Tcp => nix::libc::IPPROTO_TCP,
+        Transport::Udp => nix::libc::IPPROTO_UDP,
+    };
+    protocol.cast_unsigned() << 16 | u32::from(port.number)
 }
 
 /// Sees to it that this build's programs are loaded and stand on every host end. The first call of a boot loads them; the
@@ -354,8 +357,7 @@ mod tests {
 
     #[test]
     fn ports_are_as_the_program_has_them() {
-        assert_eq!(port_number("80/tcp"), Some(6 << 16 | 80));
-        assert_eq!(port_number("53/udp"), Some(17 << 16 | 53));
-        assert_eq!(port_number("53/sctp"), None);
+        assert_eq!(port_number("80/tcp".parse().unwrap()), 6 << 16 | 80);
+        assert_eq!(port_number("53/udp".parse().unwrap()), 17 << 16 | 53);
     }
 }
