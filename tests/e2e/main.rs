@@ -26,3 +26,4 @@ mod traffic;
 mod udp_reply;
 mod verbs;
 mod vips;
+mod where_;

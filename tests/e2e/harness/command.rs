@@ -24,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("nft", "nftables"),
     ("ptp", "containernetworking-plugins"),
+    ("ss", "iproute2"),
     ("strace", "strace"),
     ("tcpdump", "tcpdump"),
 ];

@@ -31,7 +31,7 @@ pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
 pub use lan::Lan;
-pub use load::{Load, Tally};
+pub use load::{Connection, Load, Tally};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
