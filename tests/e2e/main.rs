@@ -9,21 +9,31 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod chains;
 mod check;
 mod claim3;
+mod containerd;
 mod ctl;
 mod dhcp;
+mod evenness;
 mod faults;
 mod foreign;
+mod guard;
+mod halfopen;
 mod harness;
 mod input;
 mod install;
+mod owner;
 mod passthrough;
+mod pmtu;
+mod podman;
 mod scale;
 mod selftest;
 mod sidecar;
+mod survival;
 mod traffic;
 mod udp_reply;
+mod udp_sticky;
 mod verbs;
 mod vips;
 mod where_;

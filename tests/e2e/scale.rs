@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Join, Lan, Node, Pod, until};
+use crate::harness::{Join, Lan, Node, Pod, allow_many_files, until};
 
 const THREADS: usize = 4;
 
@@ -32,17 +32,6 @@ fn for_each<T: Send>(numbers: Range<usize>, work: impl Fn(usize) -> T + Sync) ->
         let workers: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || start(first))).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
     })
-}
-
-/// Every namespace of a pod is a file the test process holds open.
-fn allow_many_files() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only read or write the structure that lives on this stack.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
 }
 
 #[test]

@@ -257,7 +257,7 @@ impl Node {
     pub fn snapshot(&self, pods: &[&Pod]) -> Snapshot {
         let mut namespaces = vec![("node", &self.ns)];
         namespaces.extend(pods.iter().map(|pod| (pod.name.as_str(), &pod.ns)));
-        Snapshot::take(&namespaces, Path::new(&self.data()))
+        Snapshot::take(&namespaces, Path::new(&self.data()), Path::new(&self.bpf_dir()))
     }
 }
 
