@@ -36,3 +36,4 @@ mod udp_reply;
 mod udp_sticky;
 mod verbs;
 mod vips;
+mod where_;

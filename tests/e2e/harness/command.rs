@@ -33,6 +33,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("ptp", "containernetworking-plugins"),
     ("runc", "runc"),
+    ("ss", "iproute2"),
     ("strace", "strace"),
     ("systemctl", "systemd"),
     ("tc", "iproute2"),

@@ -46,7 +46,7 @@ pub use files::allow_many_files;
 pub use flows::{Flows, hear};
 pub use join::{CAPABILITY, Join};
 pub use lan::Lan;
-pub use load::{Load, Tally};
+pub use load::{Connection, Load, Tally};
 pub use machine::Machine;
 pub use netns::Netns;
 pub use node::Node;
