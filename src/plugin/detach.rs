@@ -61,6 +61,8 @@ impl Detach<'_> {
     /// True: that was the VIP's last replica here.
     fn leave_vip(&self, key: &VipKey, name: &str) -> Result<bool, Error> {
         let Some(mut vip) = self.registry.vip_if_present(key)? else {
+            // Perhaps a DEL was killed while it removed the VIP: this is that DEL again.
+            self.registry.sweep_removed_vips()?;
             return Ok(false);
         };
         vip.remove_endpoint(name)?;

@@ -18,6 +18,7 @@ mod foreign;
 mod harness;
 mod input;
 mod install;
+mod kills;
 mod passthrough;
 mod scale;
 mod selftest;
