@@ -13,6 +13,7 @@ mod check;
 mod claim3;
 mod ctl;
 mod dhcp;
+mod disk;
 mod faults;
 mod foreign;
 mod harness;
