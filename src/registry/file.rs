@@ -42,7 +42,7 @@ pub fn decode<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
 }
 
 /// Opens for reading; a symbolic link in a file's place is refused (`ELOOP`).
-fn open(path: &Path) -> std::io::Result<File> {
+pub(super) fn open(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
@@ -92,7 +92,8 @@ pub fn remove_temporaries(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
+/// Writes a file from its beginning.
+pub(super) fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
     let mut file = File::options()
         .write(true)
         .create(true)

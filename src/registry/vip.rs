@@ -251,6 +251,9 @@ impl LockedVip {
     /// makes the VIP anew, never works in a directory that is being emptied.
     pub fn remove(mut self) -> Result<()> {
         self.index_is_due = false;
+        if let Some(damage) = &self.record_damage {
+            eprintln!("viproute: removing a record that can't be used: {damage}");
+        }
         // By its inode, since several removed ones may exist.
         let inode = std::fs::metadata(&self.dir).map_err(Error::io("remove", &self.dir))?.ino();
         let gone = self.registry.vips_dir().join(format!(".{}.{inode}{GONE}", self.key.dir_name()));

@@ -2,6 +2,7 @@
 
 mod cni;
 mod command;
+mod crowd;
 mod daemon;
 mod dhcp_server;
 mod join;
@@ -28,6 +29,7 @@ mod serve;
 
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
+pub use crowd::{bare_pod, for_each, nothing_left};
 pub use daemon::Daemon;
 pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
 pub use join::{CAPABILITY, Join};
@@ -39,7 +41,7 @@ pub use node::Node;
 pub use pod::Pod;
 pub use sidecar::{Sidecar, ask};
 pub use smallfs::SmallFs;
-pub use snapshot::{Snapshot, files};
+pub use snapshot::Snapshot;
 pub use stub::Stub;
 pub use tempdir::TempDir;
 pub use traffic::{PORT, PodServer, attempt, connect, serve_all, share};

@@ -57,11 +57,12 @@ impl SmallFs {
         self.empty();
         let mut filler = File::create(self.path().join("filler")).expect("a file to fill the disk with");
         let mut size = 0;
-        while filler.write_all(&[1; PAGE as usize]).is_ok() {
+        while filler.write_all(&[1; 4096]).is_ok() {
             size += PAGE;
         }
         filler.set_len(size.saturating_sub(pages * PAGE)).expect("make a filler smaller");
-        let many = (0..).take_while(|number| File::create(self.path().join(format!("file{number}"))).is_ok()).count();
+        let many =
+            (0..1_000_000).take_while(|number| File::create(self.path().join(format!("file{number}"))).is_ok()).count();
         for number in 0..many.min(usize::try_from(files).expect("few files")) {
             fs::remove_file(self.path().join(format!("file{number}"))).expect("remove a filler");
         }
