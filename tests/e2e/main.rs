@@ -25,6 +25,7 @@ mod passthrough;
 mod races;
 mod scale;
 mod selftest;
+mod servers;
 mod sidecar;
 mod traffic;
 mod verbs;

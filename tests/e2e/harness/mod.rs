@@ -31,7 +31,7 @@ pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, tool};
 pub use crowd::{bare_pod, for_each, nothing_left};
 pub use daemon::Daemon;
-pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
+pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE, RELAYED, Software};
 pub use join::{CAPABILITY, Join};
 pub use kill::killed_after;
 pub use lan::Lan;
