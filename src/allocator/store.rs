@@ -174,6 +174,12 @@ impl Store {
     }
 }
 
+/// Decodes a lease file's text; `path` is for the error.
+pub fn decode(path: &Path, text: &[u8]) -> Result<Record, Error> {
+    let form: Form = file::decode(path, text)?;
+    record(&form).ok_or(Error::Time { path: path.into() })
+}
+
 /// The file at `path`, which has to be about `vip`.
 fn read(path: &Path, vip: &VipKey) -> Result<Option<Form>, Error> {
     match file::read::<Form>(path)? {

@@ -60,13 +60,23 @@ fn split(text: &str) -> Vec<&str> {
 /// Only the conflist may name another namespace's VIP: an annotation is the pod's own word.
 fn key(what: &str, namespace: &str, name: &str, may_be_qualified: bool) -> Result<VipKey, Error> {
     if may_be_qualified && name.contains('/') {
-        let invalid = |bad: BadKey| Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected };
-        return name.parse().map_err(invalid);
+        return name.parse().map_err(|bad: BadKey| invalid(what, &bad.value, bad.expected));
     }
     VipKey::new(namespace, name).map_err(|bad| {
         let what = if bad.value == name { what } else { "K8S_POD_NAMESPACE" };
-        Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected }
+        invalid(what, &bad.value, bad.expected)
     })
+}
+
+/// So much of a bad value is shown; an annotation may have a quarter of a megabyte, and errors go into logs.
+const MAX_SHOWN: usize = 200;
+
+fn invalid(what: &str, value: &str, expected: &'static str) -> Error {
+    let mut shown: String = value.chars().take(MAX_SHOWN).collect();
+    if shown.len() < value.len() {
+        shown.push('…');
+    }
+    Error::Invalid { what: what.to_owned(), value: shown, expected }
 }
 
 fn check_list(vips: &[VipKey]) -> Result<(), Error> {
@@ -103,20 +113,12 @@ fn ports(text: &str) -> Result<Vec<String>, Error> {
     let list = split(text);
     match list.iter().find(|port| !good(port)) {
         None => Ok(list.into_iter().map(str::to_owned).collect()),
-        Some(bad) => Err(Error::Invalid {
-            what: PORTS.to_owned(),
-            value: (*bad).to_owned(),
-            expected: "a list like 80/tcp,53/udp, ports from 1 to 65535",
-        }),
+        Some(bad) => Err(invalid(PORTS, bad, "a list like 80/tcp,53/udp, ports from 1 to 65535")),
     }
 }
 
 fn weight(text: &str) -> Result<u8, Error> {
-    text.parse().ok().filter(|weight| *weight > 0).ok_or_else(|| Error::Invalid {
-        what: WEIGHT.to_owned(),
-        value: text.to_owned(),
-        expected: "a number from 1 to 255",
-    })
+    text.parse().ok().filter(|weight| *weight > 0).ok_or_else(|| invalid(WEIGHT, text, "a number from 1 to 255"))
 }
 
 #[cfg(test)]
