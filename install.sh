@@ -177,7 +177,7 @@ do_demo() {
 do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
-        tcpdump conntrack nftables strace shellcheck
+        tcpdump conntrack nftables strace systemd shellcheck
     need_cargo
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }

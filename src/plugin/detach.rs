@@ -81,13 +81,20 @@ impl Detach<'_> {
     /// A pod that lives on (podman disconnects it; a later plugin of the chain failed) gets back what it had.
     fn leave_pod(&self, attachment: &Attachment, locked: &LockedAttachment) -> Result<(), Error> {
         let (path, former) = match &locked.record {
-            Ok(record) if record.netns.is_still_there() => (Some(record.netns.path.clone()), record.former),
-            Ok(_) => (None, Former::default()), // gone, or another namespace by now
+            Ok(record) => (Some(record.netns.path.clone()), record.former),
             Err(_) => (self.netns.map(PathBuf::from), Former::default()),
         };
         let Some(netns) = path.map(|path| Netns::open_if_alive(&path)).transpose()?.flatten() else {
             return Ok(());
         };
+        // Paths are used again: another pod's namespace may be there by now.
+        let is_the_pods = match &locked.record {
+            Ok(record) => netns.identity()? == (record.netns.device, record.netns.inode),
+            Err(_) => !netns.is_own()?,
+        };
+        if !is_the_pods {
+            return Ok(());
+        }
         Ok(pair::leave(&PodNet::open(netns)?, &PairNames::of(attachment), &attachment.ifname, former)?)
     }
 }

@@ -50,6 +50,8 @@ impl Registry {
     pub fn begin(&self) -> Result<Boot> {
         let boot = current_boot()?;
         if self.recorded_boot()? == Recorded::Boot(boot.clone()) {
+            file::check_own_dir(&self.vips_dir())?;
+            file::check_own_dir(&self.attachments_dir())?;
             return Ok(Boot::Same);
         }
         file::make_dir(self.dir())?;

@@ -101,6 +101,13 @@ impl Registry {
 
     fn lock_vip(&self, key: &VipKey, missing: Missing) -> Result<Option<LockedVip>> {
         let dir = self.vip_dir(key);
+        for own in [&dir, &dir.join(ENDPOINTS)] {
+            match file::check_own_dir(own) {
+                // To be made, or just removed by another.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
         let Some(lock) = Lock::take(&of_dir(&dir), missing)? else {
             return Ok(None);
         };

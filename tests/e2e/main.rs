@@ -22,6 +22,7 @@ mod input;
 mod install;
 mod kills;
 mod passthrough;
+mod privileges;
 mod races;
 mod scale;
 mod selftest;

@@ -24,7 +24,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("nft", "nftables"),
     ("ptp", "containernetworking-plugins"),
+    ("setpriv", "util-linux"),
     ("strace", "strace"),
+    ("systemd-analyze", "systemd"),
     ("tcpdump", "tcpdump"),
 ];
 
