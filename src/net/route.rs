@@ -247,8 +247,12 @@ pub fn list(socket: &Socket, filter: Filter) -> Result<Vec<Route>> {
     // The kernel can't filter by prefix: the wanted ones are picked before they are decoded.
     socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
         let wanted = filter.prefix.is_none_or(|prefix| is_route_to(payload, prefix));
-        wanted.then(|| RouteMessage::parse(&without_members(payload)).ok().as_ref().and_then(read)).flatten()
+        wanted.then(|| decode(payload)).flatten()
     })
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Route> {
+    read(&RouteMessage::parse(&without_members(payload)).ok()?)
 }
 
 /// The routes of all tables whose prefix holds one of the addresses. Others' routes over nexthop objects are shown by

@@ -335,9 +335,24 @@ fn kernel_words(attributes: &[u8]) -> Option<String> {
         .map(|nla| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
 }
 
-/// Walks bytes as if a kernel had sent them, for property tests and fuzzing: must never panic.
-pub fn read_anything(bytes: &[u8]) -> usize {
-    messages(bytes).map(|reply| usize::from(refusal("read", "anything", &reply).is_some())).sum()
+/// Walks a datagram as if the kernel had sent it, each payload by every reader there is; returns how many objects that
+/// made. For property tests and fuzzing: must never panic.
+pub fn read_anything(datagram: &[u8]) -> usize {
+    let objects = |reply: Reply<'_>| {
+        let payload = reply.payload;
+        let readers = [
+            refusal("read", "anything", &reply).is_some(),
+            super::address::decode(payload).is_some(),
+            super::link::decode(payload).is_some(),
+            super::neighbour::decode(payload).is_some(),
+            super::nexthop::decode(reply.kind, payload).is_some(),
+            super::nexthop::decode_bucket(payload).is_some(),
+            super::route::decode(payload).is_some(),
+            super::rule::decode(payload).is_some(),
+        ];
+        readers.into_iter().filter(|made| *made).count()
+    };
+    messages(datagram).map(objects).sum()
 }
 
 #[cfg(test)]

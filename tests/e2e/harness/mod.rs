@@ -1,5 +1,6 @@
 //! What the tests are written with: namespaces, nodes, pods, the CNI call, real DHCP servers, load, snapshots.
 
+mod bare;
 mod bpffs;
 mod cni;
 mod command;
@@ -13,6 +14,7 @@ mod files;
 mod flows;
 mod image;
 mod join;
+mod kill;
 mod lan;
 mod machine;
 mod netns;
@@ -20,6 +22,7 @@ mod node;
 mod pod;
 mod service;
 mod sidecar;
+mod smallfs;
 mod snapshot;
 mod storm;
 mod stub;
@@ -35,16 +38,18 @@ mod load;
 #[allow(dead_code)]
 mod serve;
 
+pub use bare::{bare_pod, for_each, nothing_left};
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
 pub use crowd::Crowd;
 pub use daemon::Daemon;
 pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
-pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE};
+pub use dhcp_server::{DhcpServer, KEA_POOL, RANGE, RELAYED, Software};
 pub use files::allow_many_files;
 pub use flows::{Flows, hear};
 pub use join::{CAPABILITY, Join};
+pub use kill::killed_after;
 pub use lan::Lan;
 pub use load::{Connection, Load, Tally};
 pub use machine::Machine;
@@ -53,6 +58,7 @@ pub use node::Node;
 pub use pod::Pod;
 pub use service::Service;
 pub use sidecar::{Sidecar, ask};
+pub use smallfs::SmallFs;
 pub use snapshot::Snapshot;
 pub use storm::Storm;
 pub use stub::Stub;
