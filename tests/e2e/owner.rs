@@ -154,15 +154,7 @@ fn del_leaves_no_entry() {
 fn another_builds_programs_and_maps_are_replaced() {
     let scene = Scene::new(2);
     let (pins, programs, known) = (scene.pins(), scene.programs(), scene.node.snapshot(&[]));
-    let dir = PathBuf::from(scene.node.bpf_dir());
-    for pin in &pins {
-        let other = match pin.split_once('_').expect("a version in the name") {
-            (program @ ("owner" | "guard"), _) => format!("{program}_000000000000"),
-            ("vips", _) => "vips_v0".to_owned(),
-            _ => continue,
-        };
-        std::fs::rename(dir.join(pin), dir.join(other)).expect("rename a pin");
-    }
+    scene.node.make_programs_another_builds();
     let pod = scene.node.joined(&web());
     scene.node.remove(&pod, &web());
     assert_eq!(scene.pins(), pins, "the pins of this build, and no others");
