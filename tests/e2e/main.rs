@@ -11,6 +11,7 @@
 mod announce;
 mod check;
 mod claim3;
+mod corpus;
 mod ctl;
 mod dhcp;
 mod evenness;
@@ -24,6 +25,7 @@ mod install;
 mod owner;
 mod passthrough;
 mod pmtu;
+mod program;
 mod scale;
 mod selftest;
 mod sidecar;
