@@ -31,8 +31,9 @@ fn main() {
         Err(e) => fail(&format!("{clang} can't be run ({e}): install the package clang, or set CLANG")),
     }
     let bytes = fs::read(&object).unwrap_or_else(|e| fail(&format!("read {}: {e}", object.display())));
-    let version: String = Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    println!("cargo::rustc-env=VIPROUTE_OWNER_VERSION={version}");
+    let hash = Sha256::digest(bytes);
+    let version = hash.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    println!("cargo::rustc-env=VIPROUTE_OWNER_VERSION={version:012x}");
 }
 
 /// The byte order is the target machine's.

@@ -26,3 +26,4 @@ mod uplink;
 mod watch;
 
 pub use run::{Error, run};
+pub use store::decode as decode_lease_file;

@@ -107,10 +107,11 @@ impl Store {
     /// Opens (and creates) the directory, and locks it for this process.
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
         let leases = state_dir.join("leases");
-        file::make_dir(&leases)?;
+        file::make_own_dir(&leases)?;
         let path = state_dir.join("lock");
         let mut options = OpenOptions::new();
-        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let opened = options.open(&path);
         let opened = opened.map_err(|source| Error::Lock { path: path.clone(), source })?;
         opened.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => Error::InUse { path: state_dir.into() },
@@ -172,6 +173,12 @@ impl Store {
     fn path(&self, vip: &VipKey) -> PathBuf {
         self.leases.join(vip.dir_name() + ".json")
     }
+}
+
+/// Decodes a lease file's text; `path` is for the error.
+pub fn decode(path: &Path, text: &[u8]) -> Result<Record, Error> {
+    let form: Form = file::decode(path, text)?;
+    record(&form).ok_or(Error::Time { path: path.into() })
 }
 
 /// The file at `path`, which has to be about `vip`.

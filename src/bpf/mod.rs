@@ -113,7 +113,7 @@ fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
 
 /// Which of the things that forbid bpf(2) it is.
 fn why_not() -> String {
-    /// `CAP_NET_ADMIN`, `CAP_SYS_ADMIN` and `CAP_BPF` (linux/capability.h): the first, and one of the others.
+    /// `CAP_NET_ADMIN`, `CAP_SYS_ADMIN` and `CAP_BPF` (`linux/capability.h`): the first, and one of the others.
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
     const BPF: u64 = 1 << 39;

@@ -32,6 +32,12 @@ use nix::errno::Errno;
 
 pub use engine::{Engine, Handle};
 
+/// Reads bytes as a server's frame, and as its message to a relay; whether either makes sense. For property tests and
+/// fuzzing: must never panic.
+pub fn read_anything(bytes: &[u8]) -> bool {
+    frame::parse_frame(bytes).is_ok() | wire::parse(bytes).is_ok()
+}
+
 /// Who asks: one identity is one DHCP client, wherever it asks from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -44,9 +44,11 @@ pub fn list(socket: &Socket, index: Option<u32>) -> Result<Vec<Address>> {
     let mut query = AddressMessage::default();
     query.header.family = AddressFamily::Inet;
     query.header.index = index.unwrap_or(0);
-    socket.dump(("list addresses", "IPv4"), &Message::GetAddress(query), |_, payload| {
-        read(&AddressMessage::parse(payload).ok()?)
-    })
+    socket.dump(("list addresses", "IPv4"), &Message::GetAddress(query), |_, payload| decode(payload))
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Address> {
+    read(&AddressMessage::parse(payload).ok()?)
 }
 
 fn read(message: &AddressMessage) -> Option<Address> {

@@ -37,6 +37,8 @@ impl Side {
 /// Of ours there is one a side, at this preference and handle.
 const PREFERENCE: u32 = PROTOCOL as u32;
 const HANDLE: u32 = 1;
+/// `ETH_P_ALL` (`linux/if_ether.h`).
+const ANY_PROTOCOL: u16 = 3;
 
 /// `tc qdisc add dev INDEX clsact`: what filters hang on. One that is there will do.
 pub fn add_clsact(index: u32) -> Request {
@@ -53,7 +55,7 @@ pub fn replace(index: u32, side: Side, program: RawFd) -> Request {
     let mut message = message(index, side.parent());
     message.header.handle = TcHandle::from(HANDLE);
     // Any protocol; the kernel keeps its number in network order.
-    message.header.info = PREFERENCE << 16 | u32::from(u16::to_be(nix::libc::ETH_P_ALL as u16));
+    message.header.info = PREFERENCE << 16 | u32::from(ANY_PROTOCOL.to_be());
     message.attributes = vec![
         TcAttribute::Kind("bpf".to_owned()),
         TcAttribute::Options(vec![

@@ -143,9 +143,7 @@ pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 }
 
 fn get(socket: &Socket, object: &str, message: LinkMessage) -> Result<Option<Link>> {
-    socket.get(("get link", object), &Message::GetLink(message), |_, payload| {
-        Some(read(&LinkMessage::parse(payload).ok()?))
-    })
+    socket.get(("get link", object), &Message::GetLink(message), |_, payload| decode(payload))
 }
 
 /// All devices of the namespace.
@@ -153,8 +151,11 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     let mut query = LinkMessage::default();
     // Without it each device also carries its statistics of every address family.
     query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    socket
-        .dump(("list", "links"), &Message::GetLink(query), |_, payload| Some(read(&LinkMessage::parse(payload).ok()?)))
+    socket.dump(("list", "links"), &Message::GetLink(query), |_, payload| decode(payload))
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Link> {
+    LinkMessage::parse(payload).ok().as_ref().map(read)
 }
 
 fn read(message: &LinkMessage) -> Link {

@@ -88,10 +88,13 @@ fn dump(socket: &Socket, index: u32, flags: NeighbourFlags) -> Result<Vec<Neighb
     query.header.flags = flags;
     query.attributes.push(NeighbourAttribute::IfIndex(index));
     let object = format!("on link {index}");
-    let found = socket.dump(("list neighbours", &object), &Message::GetNeighbour(query), |_, payload| {
-        read(&NeighbourMessage::parse(payload).ok()?)
-    })?;
+    let found =
+        socket.dump(("list neighbours", &object), &Message::GetNeighbour(query), |_, payload| decode(payload))?;
     Ok(found.into_iter().filter(|n| n.index == index).collect())
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Neighbour> {
+    read(&NeighbourMessage::parse(payload).ok()?)
 }
 
 fn message(index: u32, address: Ipv4Addr) -> NeighbourMessage {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -72,7 +73,10 @@ impl Netns {
     /// Opens a namespace file. `EINVAL`: it exists and is something else.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = || path.display().to_string();
-        let file = File::open(path).map_err(|e| Error::io("open network namespace", shown(), &e))?;
+        // Symbolic links lead to namespaces everywhere (`/proc/PID/ns/net`, `/var/run`): what counts is what is there. A
+        // FIFO isn't waited for.
+        let opened = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|e| Error::io("open network namespace", shown(), &e))?;
         // SAFETY: the ioctl takes no argument and the descriptor is open.
         let kind = unsafe { ioctl::ns_get_nstype(file.as_raw_fd()) };
         if kind == Ok(CloneFlags::CLONE_NEWNET.bits()) {
@@ -88,6 +92,19 @@ impl Netns {
             Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Device and inode: which namespace it is, whatever the path leads to by now.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let failed = |e: std::io::Error| Error::io("look at network namespace", self.path.display().to_string(), &e);
+        self.file.metadata().map(|m| (m.dev(), m.ino())).map_err(failed)
+    }
+
+    /// Whether it is the calling thread's own.
+    pub fn is_own(&self) -> Result<bool> {
+        let path = Path::new("/proc/thread-self/ns/net");
+        let own = std::fs::metadata(path).map_err(|e| Error::io("look at", path.display().to_string(), &e))?;
+        Ok(self.identity()? == (own.dev(), own.ino()))
     }
 
     /// Where it was opened.

@@ -247,8 +247,12 @@ pub fn list(socket: &Socket, filter: Filter) -> Result<Vec<Route>> {
     // The kernel can't filter by prefix: the wanted ones are picked before they are decoded.
     socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
         let wanted = filter.prefix.is_none_or(|prefix| is_route_to(payload, prefix));
-        wanted.then(|| RouteMessage::parse(&without_members(payload)).ok().as_ref().and_then(read)).flatten()
+        wanted.then(|| decode(payload)).flatten()
     })
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Route> {
+    read(&RouteMessage::parse(&without_members(payload)).ok()?)
 }
 
 /// The routes of all tables whose prefix holds one of the addresses. Others' routes over nexthop objects are shown by
@@ -320,6 +324,9 @@ impl Packet {
     }
 }
 
+/// How the kernel says that it would refuse a packet.
+const REFUSALS: &[Errno] = &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EXDEV];
+
 /// `ip route get TO from … iif … ipproto … sport … dport …`: what the kernel would do with the packet, down to the one
 /// next hop of several. `None`: it would refuse it.
 pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
@@ -344,15 +351,8 @@ pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
         Some(Way { hop, source: read(&message)?.source })
     });
     match found {
-        // What the route itself says: unreachable, prohibit, blackhole; or the reverse-path check.
-        Err(e)
-            if matches!(
-                e.errno,
-                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::EXDEV
-            ) =>
-        {
-            Ok(None)
-        }
+        // What the route itself says (unreachable, prohibit), or the reverse-path check.
+        Err(e) if REFUSALS.contains(&e.errno) => Ok(None),
         other => other,
     }
 }

@@ -62,7 +62,11 @@ pub fn list(socket: &Socket) -> Result<Vec<Rule>> {
     let mut query = RuleMessage::default();
     query.header.family = AddressFamily::Inet;
     // The kernel has no filter for rules.
-    socket.dump(("list", "rules"), &Message::GetRule(query), |_, payload| read(&RuleMessage::parse(payload).ok()?))
+    socket.dump(("list", "rules"), &Message::GetRule(query), |_, payload| decode(payload))
+}
+
+pub(super) fn decode(payload: &[u8]) -> Option<Rule> {
+    read(&RuleMessage::parse(payload).ok()?)
 }
 
 fn message(rule: Rule) -> RuleMessage {

@@ -1,4 +1,4 @@
-//! A synchronous rtnetlink socket bound to one network namespace: several requests in one send, acknowledgements
+//! A synchronous netlink socket bound to one network namespace: several requests in one send, acknowledgements
 //! collected; dumps filtered by the kernel and repeated when the table changed meanwhile.
 
 use std::cell::Cell;
@@ -86,10 +86,15 @@ struct Reply<'a> {
 }
 
 impl Socket {
-    /// Opens a socket in the calling thread's network namespace.
+    /// Opens a socket for links, addresses, routes and the like in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
+        Self::of_protocol(NETLINK_ROUTE)
+    }
+
+    /// The same for another of netlink's protocols (`NETLINK_…`).
+    pub(super) fn of_protocol(protocol: isize) -> Result<Self> {
         let failed = |e: std::io::Error| Error::io("open", "netlink socket", &e);
-        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        let mut inner = netlink_sys::Socket::new(protocol).map_err(failed)?;
         inner.bind_auto().map_err(failed)?;
         inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Let the kernel filter dumps (Linux 4.20), say why it refuses, and not repeat what we sent.
@@ -330,9 +335,24 @@ fn kernel_words(attributes: &[u8]) -> Option<String> {
         .map(|nla| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
 }
 
-/// Walks bytes as if a kernel had sent them, for property tests and fuzzing: must never panic.
-pub fn read_anything(bytes: &[u8]) -> usize {
-    messages(bytes).map(|reply| usize::from(refusal("read", "anything", &reply).is_some())).sum()
+/// Walks a datagram as if the kernel had sent it, each payload by every reader there is; returns how many objects that
+/// made. For property tests and fuzzing: must never panic.
+pub fn read_anything(datagram: &[u8]) -> usize {
+    let objects = |reply: Reply<'_>| {
+        let payload = reply.payload;
+        let readers = [
+            refusal("read", "anything", &reply).is_some(),
+            super::address::decode(payload).is_some(),
+            super::link::decode(payload).is_some(),
+            super::neighbour::decode(payload).is_some(),
+            super::nexthop::decode(reply.kind, payload).is_some(),
+            super::nexthop::decode_bucket(payload).is_some(),
+            super::route::decode(payload).is_some(),
+            super::rule::decode(payload).is_some(),
+        ];
+        readers.into_iter().filter(|made| *made).count()
+    };
+    messages(datagram).map(objects).sum()
 }
 
 #[cfg(test)]

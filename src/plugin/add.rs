@@ -1,7 +1,6 @@
 //! ADD: a pod joins its VIPs.
 
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -88,13 +87,12 @@ impl<'a> Request<'a> {
 
     fn record(&self) -> Result<AttachmentRecord, Error> {
         let path = self.netns().to_owned();
-        let file = std::fs::metadata(&path)
-            .map_err(|e| net::Error::io("open network namespace", path.display().to_string(), &e))?;
+        let (device, inode) = self.pod.netns().identity()?;
         Ok(AttachmentRecord {
             schema: SCHEMA,
             network: self.config.name.clone(),
             vips: self.membership.vips.iter().map(ToString::to_string).collect(),
-            netns: registry::Netns { path, device: file.dev(), inode: file.ino() },
+            netns: registry::Netns { path, device, inode },
             former: self.before.former(),
             other: std::collections::BTreeMap::new(),
         })
@@ -164,7 +162,12 @@ fn open_pod(netns: &Path) -> Result<PodNet, Error> {
         | Errno::ENXIO => Error::NotANetns { path: netns.display().to_string(), source },
         _ => Error::Net(source),
     };
-    Ok(PodNet::open(Netns::open(netns).map_err(not_one)?)?)
+    let netns = Netns::open(netns).map_err(not_one)?;
+    // Whoever set that up would find the node's own interfaces changed as a pod's are.
+    if netns.is_own()? {
+        return Err(Error::NodesOwnNetns(netns.path().display().to_string()));
+    }
+    Ok(PodNet::open(netns)?)
 }
 
 /// The node, ready for changes.

@@ -1,7 +1,6 @@
 //! Taking an attachment out: DEL's work, and GC's, and the way back of an ADD that failed. Works from the registry
 //! alone; what isn't there is done already; every step is tried, whatever the others met with.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use crate::net::nexthop::Object;
 use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, link, nexthop};
 use crate::registry::record::Former;
-use crate::registry::{self, LockedAttachment, Registry, VipKey, attachment_name};
+use crate::registry::{LockedAttachment, Registry, VipKey, attachment_name};
 use crate::vip::ids::{self, PairNames};
 use crate::vip::{owner, pair, sync};
 
@@ -61,6 +60,8 @@ impl Detach<'_> {
     /// True: that was the VIP's last replica here.
     fn leave_vip(&self, key: &VipKey, name: &str) -> Result<bool, Error> {
         let Some(mut vip) = self.registry.vip_if_present(key)? else {
+            // Perhaps a DEL was killed while it removed the VIP: this is that DEL again.
+            self.registry.sweep_removed_vips()?;
             return Ok(false);
         };
         vip.remove_endpoint(name)?;
@@ -80,20 +81,22 @@ impl Detach<'_> {
     /// A pod that lives on (podman disconnects it; a later plugin of the chain failed) gets back what it had.
     fn leave_pod(&self, attachment: &Attachment, locked: &LockedAttachment) -> Result<(), Error> {
         let (path, former) = match &locked.record {
-            Ok(record) if is_still(&record.netns) => (Some(record.netns.path.clone()), record.former),
-            Ok(_) => (None, Former::default()), // gone, or another namespace by now
+            Ok(record) => (Some(record.netns.path.clone()), record.former),
             Err(_) => (self.netns.map(PathBuf::from), Former::default()),
         };
         let Some(netns) = path.map(|path| Netns::open_if_alive(&path)).transpose()?.flatten() else {
             return Ok(());
         };
+        // Paths are used again: another pod's namespace may be there by now.
+        let is_the_pods = match &locked.record {
+            Ok(record) => netns.identity()? == (record.netns.device, record.netns.inode),
+            Err(_) => !netns.is_own()?,
+        };
+        if !is_the_pods {
+            return Ok(());
+        }
         Ok(pair::leave(&PodNet::open(netns)?, &PairNames::of(attachment), &attachment.ifname, former)?)
     }
-}
-
-/// The same namespace as when it was recorded: paths are used again.
-fn is_still(netns: &registry::Netns) -> bool {
-    std::fs::metadata(&netns.path).is_ok_and(|m| (m.dev(), m.ino()) == (netns.device, netns.inode))
 }
 
 /// Removes what no record explains: endpoints without attachment, VIPs without endpoints, and kernel objects of
@@ -148,21 +151,29 @@ impl Seen {
         let known_links = || self.links.iter().filter(|l| names.contains(&l.name));
         let mut ids: Vec<u32> = known_links().filter_map(|l| ids::nexthop(l.index)).collect();
         let mut addresses = Vec::new();
+        let mut some_are_unknown = false;
         for key in registry.vips()? {
-            // A damaged record explains nothing; its error was reported with its VIP.
-            if let Ok(Some(record)) = registry.vip_record(&key) {
-                ids.push(ids::group(record.slot));
-                addresses.push(record.address);
+            match registry.vip_record(&key) {
+                Ok(Some(record)) => {
+                    ids.push(ids::group(record.slot));
+                    addresses.push(record.address);
+                }
+                Ok(None) => {}
+                // Its error was reported with its VIP. It may be what explains the rest.
+                Err(_) => some_are_unknown = true,
             }
         }
         let mut requests = Vec::new();
-        for route in self.routes.iter().filter(|r| r.prefix.prefix() == 32 && !addresses.contains(&r.prefix.ip())) {
+        let is_known = |address| some_are_unknown || addresses.contains(&address);
+        for route in self.routes.iter().filter(|r| r.prefix.prefix() == 32 && !is_known(r.prefix.ip())) {
             requests.push(match route.kind {
                 Kind::Unreachable => route::del_unreachable(route.prefix.ip(), route.metric),
                 _ => route::del_nexthop(route.prefix.ip()),
             });
         }
-        let mut stale: Vec<&Object> = self.nexthops.iter().filter(|n| !ids.contains(&n.id())).collect();
+        let is_known =
+            |object: &Object| ids.contains(&object.id()) || (some_are_unknown && !matches!(object, Object::Single(_)));
+        let mut stale: Vec<&Object> = self.nexthops.iter().filter(|object| !is_known(object)).collect();
         stale.sort_by_key(|object| matches!(object, Object::Single(_)));
         requests.extend(stale.iter().map(|object| nexthop::del(object.id())));
         requests.extend(self.links.iter().filter(|l| !names.contains(&l.name)).map(|l| link::del(&l.name)));

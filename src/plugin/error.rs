@@ -43,6 +43,9 @@ pub enum Error {
         #[source]
         source: net::Error,
     },
+    /// `CNI_NETNS` is where the plugin runs.
+    #[error("CNI_NETNS is {0:?}: that is the node's own network namespace")]
+    NodesOwnNetns(String),
     /// The pod has no interface of that name.
     #[error("CNI_IFNAME is {0:?}: the pod has no such interface")]
     NoInterface(String),
@@ -123,7 +126,9 @@ impl Error {
     /// The code a runtime sees.
     pub fn code(&self) -> Code {
         match self {
-            Self::Env(_) | Self::NotANetns { .. } | Self::NoInterface(_) => Code::InvalidEnvironment,
+            Self::Env(_) | Self::NotANetns { .. } | Self::NodesOwnNetns(_) | Self::NoInterface(_) => {
+                Code::InvalidEnvironment
+            }
             Self::Config(ConfigError::Version(_)) => Code::IncompatibleVersion,
             Self::Config(ConfigError::Empty | ConfigError::NotJson(_)) | Self::PrevResult(_) => Code::Undecodable,
             Self::Config(_)

@@ -83,13 +83,23 @@ fn split(text: &str) -> Vec<&str> {
 /// Only the conflist may name another namespace's VIP: an annotation is the pod's own word.
 fn key(what: &str, namespace: &str, name: &str, may_be_qualified: bool) -> Result<VipKey, Error> {
     if may_be_qualified && name.contains('/') {
-        let invalid = |bad: BadKey| Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected };
-        return name.parse().map_err(invalid);
+        return name.parse().map_err(|bad: BadKey| invalid(what, &bad.value, bad.expected));
     }
     VipKey::new(namespace, name).map_err(|bad| {
         let what = if bad.value == name { what } else { "K8S_POD_NAMESPACE" };
-        Error::Invalid { what: what.to_owned(), value: bad.value, expected: bad.expected }
+        invalid(what, &bad.value, bad.expected)
     })
+}
+
+/// So much of a bad value is shown; an annotation may have a quarter of a megabyte, and errors go into logs.
+const MAX_SHOWN: usize = 200;
+
+fn invalid(what: &str, value: &str, expected: &'static str) -> Error {
+    let mut shown: String = value.chars().take(MAX_SHOWN).collect();
+    if shown.len() < value.len() {
+        shown.push('…');
+    }
+    Error::Invalid { what: what.to_owned(), value: shown, expected }
 }
 
 fn check_list(vips: &[VipKey]) -> Result<(), Error> {
@@ -163,13 +173,12 @@ impl PortList<'_> {
 
 fn bad_port(item: &str) -> Error {
     let expected = "a list like 80/tcp,53/udp or web=80/tcp,dns=53/udp, ports from 1 to 65535";
-    Error::Invalid { what: PORTS.to_owned(), value: item.to_owned(), expected }
+    invalid(PORTS, item, expected)
 }
 
 /// `vip`.
 fn udp_reply(text: &str) -> Result<bool, Error> {
-    let bad = || Error::Invalid { what: UDP_REPLY.to_owned(), value: text.to_owned(), expected: "\"vip\"" };
-    if text == "vip" { Ok(true) } else { Err(bad()) }
+    if text == "vip" { Ok(true) } else { Err(invalid(UDP_REPLY, text, "\"vip\"")) }
 }
 
 /// A socket that is bound to no address is known by its port alone: that must say which VIP it answers from.
@@ -192,19 +201,11 @@ fn check_replies(membership: &Membership) -> Result<(), Error> {
 }
 
 fn udp_sticky(text: &str) -> Result<bool, Error> {
-    text.parse().map_err(|_| Error::Invalid {
-        what: UDP_STICKY.to_owned(),
-        value: text.to_owned(),
-        expected: "\"true\" or \"false\"",
-    })
+    text.parse().map_err(|_| invalid(UDP_STICKY, text, "\"true\" or \"false\""))
 }
 
 fn weight(text: &str) -> Result<u8, Error> {
-    text.parse().ok().filter(|weight| *weight > 0).ok_or_else(|| Error::Invalid {
-        what: WEIGHT.to_owned(),
-        value: text.to_owned(),
-        expected: "a number from 1 to 255",
-    })
+    text.parse().ok().filter(|weight| *weight > 0).ok_or_else(|| invalid(WEIGHT, text, "a number from 1 to 255"))
 }
 
 #[cfg(test)]

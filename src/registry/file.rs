@@ -41,9 +41,9 @@ pub fn decode<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
     }
 }
 
-/// Opens for reading; a symbolic link in a file's place is refused (`ELOOP`).
-fn open(path: &Path) -> std::io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+/// Opens for reading; a symbolic link in a file's place is refused (`ELOOP`), and a FIFO isn't waited for.
+pub(super) fn open(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 /// Whether it must survive a power loss.
@@ -92,7 +92,8 @@ pub fn remove_temporaries(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
+/// Writes a file from its beginning.
+pub(super) fn write_new(path: &Path, text: &[u8], durability: Durability) -> std::io::Result<()> {
     let mut file = File::options()
         .write(true)
         .create(true)
@@ -136,6 +137,24 @@ pub fn is_empty_dir(path: &Path) -> Result<bool> {
 /// Makes a directory and its parents, 0700; it may exist.
 pub fn make_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+}
+
+/// As [`make_dir`] for one that is ours alone: a symbolic link in its place is refused. Only the directory that the
+/// configuration names may be one.
+pub fn make_own_dir(path: &Path) -> Result<()> {
+    make_dir(path)?;
+    check_own_dir(path)
+}
+
+/// Refuses a symbolic link in the place of a directory of ours (`ENOTDIR`).
+pub fn check_own_dir(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.is_dir() => {
+            Err(Error::io("open directory", path)(std::io::ErrorKind::NotADirectory.into()))
+        }
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error::io("open directory", path)(e)),
+    }
 }
 
 /// Removes a record, and what a crash in writing it has left; neither needs to be there.

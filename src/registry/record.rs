@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,13 @@ pub struct Former {
     pub arp_ignore: i32,
     /// `arp_announce`
     pub arp_announce: i32,
+}
+
+impl Netns {
+    /// The same namespace is still there: paths are used again.
+    pub fn is_still_there(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode))
+    }
 }
 
 impl AttachmentRecord {

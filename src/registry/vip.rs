@@ -123,6 +123,13 @@ impl Registry {
 
     fn lock_vip(&self, key: &VipKey, missing: Missing) -> Result<Option<LockedVip>> {
         let dir = self.vip_dir(key);
+        for own in [&dir, &dir.join(ENDPOINTS)] {
+            match file::check_own_dir(own) {
+                // To be made, or just removed by another.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
         let Some(lock) = Lock::take(&of_dir(&dir), missing)? else {
             return Ok(None);
         };
@@ -279,6 +286,9 @@ impl LockedVip {
     /// makes the VIP anew, never works in a directory that is being emptied.
     pub fn remove(mut self) -> Result<()> {
         self.index_is_due = false;
+        if let Some(damage) = &self.record_damage {
+            eprintln!("viproute: removing a record that can't be used: {damage}");
+        }
         // By its inode, since several removed ones may exist.
         let inode = std::fs::metadata(&self.dir).map_err(Error::io("remove", &self.dir))?.ino();
         let gone = self.registry.vips_dir().join(format!(".{}.{inode}{GONE}", self.key.dir_name()));

@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn ports_are_as_the_program_has_them() {
-        assert_eq!(port_number("80/tcp".parse().unwrap()), 6 << 16 | 80);
-        assert_eq!(port_number("53/udp".parse().unwrap()), 17 << 16 | 53);
+        assert_eq!(port_number("80/tcp".parse().unwrap()), 0x0006_0050);
+        assert_eq!(port_number("53/udp".parse().unwrap()), 0x0011_0035);
     }
 }

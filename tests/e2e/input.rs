@@ -41,6 +41,13 @@ impl Scene {
         self.refused(&self.environment(), &stdin.to_string(), code, named);
     }
 
+    /// An annotation's one VIP.
+    fn refused_name(&self, name: &str) -> Failure {
+        let join = Join::annotated(name);
+        let stdin = self.node.stdin("ADD", &self.pod, &join).to_string();
+        self.refused(&self.node.environment("ADD", &self.pod, &join), &stdin, 7, "")
+    }
+
     fn refused_join(&self, join: &Join, named: &str) {
         let stdin = self.node.stdin("ADD", &self.pod, join).to_string();
         self.refused(&self.node.environment("ADD", &self.pod, join), &stdin, 7, named);
@@ -181,6 +188,58 @@ fn a_bad_vip_name_is_named() {
         scene.refused_join(&Join::annotated(list), "viproute.io/vip");
     }
     scene.refused_join(&Join::annotated("web").key("vips", json!(["default/web"])), "web");
+}
+
+/// What a pod's owner may write into an annotation, out of ignorance or malice.
+#[test]
+fn annotations_that_no_vip_can_have() {
+    let scene = Scene::new();
+    let many = (0..1000).map(|number| format!("vip-{number}")).collect::<Vec<_>>().join(",");
+    scene.refused_join(&Join::annotated(&many), "1000 VIPs");
+    let nine = (0..9).map(|number| format!("vip-{number}")).collect::<Vec<_>>().join(",");
+    scene.refused_join(&Join::annotated(&nine), "9 VIPs");
+    for name in [
+        "..",
+        ".",
+        "../../../etc/passwd",
+        "shop/web",
+        "/web",
+        "web/",
+        "a/../b",
+        "..%2f..",
+        "web\0",
+        "we\nb",
+        "we\tb",
+        "web;ls",
+        "$(reboot)",
+        "`id`",
+        "*",
+        "web_api",
+        "WEB",
+        "\u{202e}bew",
+        "\u{ff57}eb",
+        "\u{1f980}",
+        "-",
+        "%s%n",
+        "web@eth0",
+        "--help",
+    ] {
+        let error = scene.refused_name(name);
+        assert!(error.text().contains("viproute.io/vip"), "{error:?}");
+    }
+    for length in [64, 4096, 1 << 20] {
+        let error = scene.refused_name(&"a".repeat(length));
+        assert!(error.text().len() < 2048, "an error of {} bytes", error.text().len());
+    }
+    let mut join = Join::annotated("web");
+    for (key, value) in
+        [("ports", "80/tcp,".repeat(100_000)), ("weight", "9".repeat(1 << 20)), ("weight", "1e2".into())]
+    {
+        join.annotations = Some(json!({ "viproute.io/vip": "web", format!("viproute.io/{key}"): value }));
+        let stdin = scene.node.stdin("ADD", &scene.pod, &join).to_string();
+        let error = scene.refused(&scene.node.environment("ADD", &scene.pod, &join), &stdin, 7, key);
+        assert!(error.text().len() < 2048, "an error of {} bytes", error.text().len());
+    }
 }
 
 #[test]

@@ -9,11 +9,15 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod chains;
 mod check;
 mod claim3;
+mod containerd;
 mod corpus;
 mod ctl;
+mod damage;
 mod dhcp;
+mod disk;
 mod evenness;
 mod faults;
 mod foreign;
@@ -22,12 +26,17 @@ mod halfopen;
 mod harness;
 mod input;
 mod install;
+mod kills;
 mod owner;
 mod passthrough;
 mod pmtu;
+mod podman;
+mod privileges;
 mod program;
+mod races;
 mod scale;
 mod selftest;
+mod servers;
 mod sidecar;
 mod survival;
 mod traffic;
@@ -35,3 +44,4 @@ mod udp_reply;
 mod udp_sticky;
 mod verbs;
 mod vips;
+mod where_;

@@ -16,6 +16,9 @@ struct Scene {
     lan: Lan,
 }
 
+/// What somebody does to the maps.
+type Damage<'a> = &'a dyn Fn(&mut Maps);
+
 fn web() -> Join {
     Join::annotated("web")
 }
@@ -108,7 +111,7 @@ fn check_names_map_entries_and_a_sync_restores_them() {
     let good = scene.node.snapshot(&[]);
     let wrong = Attached { netns: 9999, ..entry };
     let member = Member::new(link, entry.netns, entry.mac);
-    let damages: [(&str, &dyn Fn(&mut Maps)); 4] = [
+    let damages: [(&str, Damage<'_>); 4] = [
         ("entry of", &|maps| maps.detach(link, vip).unwrap()),
         ("entry of", &|maps| maps.attach(link, vip, &wrong).unwrap()),
         ("replicas of", &|maps| maps.set_members(vip, &[member], 0).unwrap()),

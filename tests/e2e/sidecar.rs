@@ -231,6 +231,44 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     assert_eq!(leases(&sidecar).len(), 1, "none of it was taken for a request");
 }
 
+/// 100 MB on one connection, with and without a line's end, and connections that say nothing or half a line: others are
+/// served, and it keeps none of it in memory.
+#[test]
+fn clients_that_send_too_much_or_nothing_disturb_nobody() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let sidecar = Sidecar::pool(&node, POOL);
+    let silent: Vec<_> = (0..100).map(|_| UnixStream::connect(node.socket()).unwrap()).collect();
+    for (at, mut stream) in silent.iter().enumerate() {
+        if at % 2 == 0 {
+            stream.write_all(b"{\"acquire\": {\"vip\": \"default/half\", ").unwrap();
+        }
+    }
+    thread::scope(|scope| {
+        let flood = |byte: u8| {
+            let (socket, chunk) = (node.socket(), vec![byte; 1 << 16]);
+            scope.spawn(move || {
+                let mut stream = UnixStream::connect(socket).unwrap();
+                stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+                let taken = (0..1600).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+                assert!(taken < 1600, "100 MB were taken");
+            })
+        };
+        let floods = [flood(b'x'), flood(0), flood(b'\n')];
+        for number in 0..20 {
+            let start = Instant::now();
+            sidecar.acquire(&format!("default/v{number}")).unwrap();
+            assert!(start.elapsed() < Duration::from_secs(8), "the plugin would have given up");
+        }
+        for flood in floods {
+            flood.join().unwrap();
+        }
+    });
+    let memory = sidecar.daemon.memory();
+    assert!(memory < 64 << 20, "{memory} bytes");
+    assert_eq!(leases(&sidecar).len(), 20, "half a line is no request");
+}
+
 /// Several requests on one connection, each answered in its turn; after a line that is none it hangs up.
 #[test]
 fn a_connection_serves_for_more_than_one_request() {

@@ -145,7 +145,7 @@ fn group_message(group: &Group, buckets: Option<u16>) -> NexthopMessage {
 /// The object of that id, if it exists and is of protocol 118.
 pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
     let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
-    socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), read)
+    socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), decode)
 }
 
 /// Whether the id is taken by a nexthop of somebody else's.
@@ -160,7 +160,7 @@ pub fn is_foreign(socket: &Socket, id: u32) -> Result<bool> {
 /// All nexthop objects of protocol 118.
 pub fn list(socket: &Socket) -> Result<Vec<Object>> {
     // The kernel filters nexthops by device, kind and group, not by protocol.
-    socket.dump(("list", "nexthops"), &Message::Get(NexthopMessage::default()), read)
+    socket.dump(("list", "nexthops"), &Message::Get(NexthopMessage::default()), decode)
 }
 
 /// The member behind each bucket of a resilient group, by bucket index.
@@ -168,19 +168,21 @@ pub fn buckets(socket: &Socket, group: u32) -> Result<Vec<u32>> {
     let query =
         NexthopBucketMessage { attributes: vec![NexthopBucketAttribute::Id(group)], ..NexthopBucketMessage::default() };
     let object = format!("of group {group}");
-    socket.dump(("list buckets", &object), &query, |_, payload| {
-        let message = NexthopBucketMessage::parse(payload).ok()?;
-        message.attributes.iter().find_map(|a| match a {
-            NexthopBucketAttribute::Bucket(attributes) => attributes.iter().find_map(|a| match a {
-                BucketAttribute::NexthopId(id) => Some(*id),
-                _ => None,
-            }),
+    socket.dump(("list buckets", &object), &query, |_, payload| decode_bucket(payload))
+}
+
+pub(super) fn decode_bucket(payload: &[u8]) -> Option<u32> {
+    let message = NexthopBucketMessage::parse(payload).ok()?;
+    message.attributes.iter().find_map(|a| match a {
+        NexthopBucketAttribute::Bucket(attributes) => attributes.iter().find_map(|a| match a {
+            BucketAttribute::NexthopId(id) => Some(*id),
             _ => None,
-        })
+        }),
+        _ => None,
     })
 }
 
-fn read(kind: u16, payload: &[u8]) -> Option<Object> {
+pub(super) fn decode(kind: u16, payload: &[u8]) -> Option<Object> {
     if kind != RTM_NEWNEXTHOP {
         return None;
     }

@@ -60,7 +60,7 @@ fn a_group_is_read() {
         0x0c, 0x00, 0x04, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x08, 0x00, 0x0e, 0x00, 0x00, 0x00,
         0x00, 0x80,
     ];
-    assert_eq!(read(RTM_NEWNEXTHOP, &answer), Some(Object::Group(group())));
+    assert_eq!(decode(RTM_NEWNEXTHOP, &answer), Some(Object::Group(group())));
 }
 
 /// `ip nexthop get id 1979711491`
@@ -70,14 +70,14 @@ fn a_nexthop_is_read() {
         0x02, 0xfd, 0x76, 0x00, 0x04, 0x00, 0x00, 0x00, 0x08, 0x00, 0x01, 0x00, 0x03, 0x00, 0x00, 0x76, 0x08, 0x00,
         0x05, 0x00, 0x03, 0x00, 0x00, 0x00, 0x08, 0x00, 0x06, 0x00, 0x0a, 0x01, 0x00, 0x02,
     ];
-    assert_eq!(read(RTM_NEWNEXTHOP, &answer), Some(Object::Single(member())));
+    assert_eq!(decode(RTM_NEWNEXTHOP, &answer), Some(Object::Single(member())));
 }
 
 #[test]
 fn a_nexthop_of_another_protocol_is_not_ours() {
     let mut message = nexthop_message(member());
     message.header.protocol = RouteProtocol::Zebra;
-    assert_eq!(read(RTM_NEWNEXTHOP, &bytes(&Message::New(message))), None);
+    assert_eq!(decode(RTM_NEWNEXTHOP, &bytes(&Message::New(message))), None);
 }
 
 /// iproute2 stops at about 120 members; an attribute has room for 8,191.
@@ -86,7 +86,7 @@ fn a_group_of_a_thousand_survives_the_wire() {
     let members: Vec<_> = (1..=1000).map(|n| GroupMember { id: 0x7600_0000 | n, weight: 1 + n % 255 }).collect();
     let large = Group { members, ..group() };
     let bytes = bytes(&Message::New(group_message(&large, Some(16))));
-    assert_eq!(read(RTM_NEWNEXTHOP, &bytes), Some(Object::Group(large)));
+    assert_eq!(decode(RTM_NEWNEXTHOP, &bytes), Some(Object::Group(large)));
 }
 
 /// `ip nexthop bucket list id 1996488705`
@@ -118,12 +118,12 @@ proptest! {
         let resilience = Resilience { buckets, idle_timer: idle, unbalanced_timer: unbalanced };
         let group = Group { id: GROUP, members, resilience };
         let bytes = bytes(&Message::New(group_message(&group, Some(buckets))));
-        prop_assert_eq!(read(RTM_NEWNEXTHOP, &bytes), Some(Object::Group(group)));
+        prop_assert_eq!(decode(RTM_NEWNEXTHOP, &bytes), Some(Object::Group(group)));
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = read(RTM_NEWNEXTHOP, &bytes);
+        let _ = decode(RTM_NEWNEXTHOP, &bytes);
         let _ = NexthopBucketMessage::parse(&bytes[..]);
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::bpffs::BpfFs;
 use super::cni::{Environment, Reply, VIPROUTE};
-use super::command::{CNI_DIRS, tool};
+use super::command::{CNI_DIRS, Run, tool};
 use super::join::{CAPABILITY, Join};
 use super::lan::{GATEWAY, Lan};
 use super::netns::Netns;
@@ -251,6 +251,14 @@ impl Node {
     /// The registry's records of VIPs, endpoints and attachments.
     pub fn records(&self) -> Vec<String> {
         snapshot::files(Path::new(&self.data())).into_iter().filter(|file| file.contains(".json: ")).collect()
+    }
+
+    /// What of the node's tells quickly whether anything of ours has changed: [`Node::snapshot`] takes a dozen programs.
+    pub fn brief(&self) -> Vec<String> {
+        let mut brief = snapshot::files(Path::new(&self.data()));
+        let views = "link show\nnexthop show proto 118\nroute show proto 118\n";
+        brief.push(self.ns.cmd("ip").args(["-brief", "-batch", "-"]).finish(views).ok());
+        brief
     }
 
     /// Everything of the node, these pods and the registry.

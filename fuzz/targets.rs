@@ -1,0 +1,100 @@
+//! What is fuzzed: everything that reads what others wrote. Nothing here touches the system. None of them may panic; what
+//! is accepted has to be fit for use.
+
+use std::ffi::OsStr;
+use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use serde_json::value::RawValue;
+use viproute::allocator::decode_lease_file;
+use viproute::allocator::protocol::{self, Grant, Leases, Status};
+use viproute::cni::result::Interface;
+use viproute::cni::{Call, Config, PrevResult};
+use viproute::plugin::membership;
+use viproute::registry::{AttachmentRecord, Endpoint, VipRecord, file};
+
+/// Lines of `NAME=VALUE`, an empty line, and what comes on stdin.
+pub fn cni_request(data: &[u8]) {
+    let split = data.windows(2).position(|pair| pair == b"\n\n");
+    let (variables, stdin) = split.map_or((data, &[][..]), |at| (&data[..at], &data[at + 2..]));
+    let lookup = |name: &str| {
+        let value = variables
+            .split(|byte| *byte == b'\n')
+            .find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        value.map(|value| OsStr::from_bytes(value).to_owned())
+    };
+    let Ok(call) = Call::from_env(lookup) else { return };
+    if let Some(attachment) = &call.attachment {
+        // Both become part of a file's name.
+        assert!(!attachment.container_id.contains(['/', '@', '\0']) && !attachment.container_id.starts_with('.'));
+        assert!(!attachment.ifname.contains(['/', '\0']));
+    }
+    let _ = Config::parse_for_removal(stdin);
+    let Ok(config) = Config::parse(stdin) else { return };
+    assert!(config.data_dir.is_absolute() && config.allocator.is_absolute());
+    let Ok(Some(membership)) = membership::read(&call, &config) else { return };
+    assert!((1..=8).contains(&membership.vips.len()) && membership.weight > 0);
+    for vip in &membership.vips {
+        let name = vip.dir_name();
+        assert!(name.len() < 256 && !name.starts_with('.') && !name.contains(['/', '\0']), "{name:?}");
+    }
+    if let Some(result) = config.prev_result {
+        prev_result(result.get().as_bytes());
+    }
+}
+
+/// The result of the plugins before us.
+pub fn prev_result(data: &[u8]) {
+    let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(data) else { return };
+    let Ok(mut result) = PrevResult::parse(&raw) else { return };
+    let _ = result.pod_address("eth0");
+    let before = result.interfaces().count();
+    let index = result.add_interface(&Interface { name: "vip0".into(), mac: String::new(), sandbox: "/x".into() });
+    result.add_address("1.0.0", Ipv4Addr::LOCALHOST, index);
+    let text = result.to_json().expect("a result can be written");
+    let again = serde_json::from_str::<Box<RawValue>>(&text).expect("what was written is JSON");
+    let again = PrevResult::parse(&again).expect("what was written is a result");
+    assert_eq!(again.interfaces().count(), before + 1);
+}
+
+/// A frame, or a message to a relay.
+pub fn dhcp_packet(data: &[u8]) {
+    viproute::dhcp::read_anything(data);
+}
+
+/// A file of the registry, or a lease file.
+pub fn registry_file(data: &[u8]) {
+    let path = Path::new("/fuzz");
+    if let Ok(record) = file::decode::<AttachmentRecord>(path, data) {
+        let text = serde_json::to_vec(&record).expect("a record can be written");
+        assert_eq!(file::decode::<AttachmentRecord>(path, &text).expect("and read again"), record);
+        assert!(record.keys().all(|key| !key.dir_name().contains('/')));
+    }
+    if let Ok(record) = file::decode::<Endpoint>(path, data) {
+        let text = serde_json::to_vec(&record).expect("a record can be written");
+        assert_eq!(file::decode::<Endpoint>(path, &text).expect("and read again"), record);
+    }
+    if let Ok(record) = file::decode::<VipRecord>(path, data) {
+        let text = serde_json::to_vec(&record).expect("a record can be written");
+        assert_eq!(file::decode::<VipRecord>(path, &text).expect("and read again"), record);
+    }
+    let _ = decode_lease_file(path, data);
+}
+
+/// A line of viprouted's protocol, in either direction.
+pub fn allocator_line(data: &[u8]) {
+    if let Ok(request) = protocol::decode_request(data) {
+        let line = protocol::encode(&request).expect("a request can be written");
+        assert!(line.ends_with(b"\n") && !line[..line.len() - 1].contains(&b'\n'), "one line");
+        assert_eq!(protocol::decode_request(&line).expect("and read again"), request);
+    }
+    let _ = protocol::decode_reply::<Grant>(data);
+    let _ = protocol::decode_reply::<Leases>(data);
+    let _ = protocol::decode_reply::<Status>(data);
+}
+
+/// A datagram from the kernel.
+pub fn netlink_reply(data: &[u8]) {
+    viproute::net::socket::read_anything(data);
+}

@@ -1,0 +1,298 @@
+//! Who may read what, where a symbolic link leads, and what the sidecar runs with.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::stat::{Mode, umask};
+use serde_json::json;
+
+use crate::harness::{
+    Daemon, DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, ask, connect, serve_all, tool,
+    until,
+};
+
+fn web() -> Join {
+    Join::annotated("web")
+}
+
+fn project(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Everything below `directory`, itself included.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut paths = vec![directory.to_owned()];
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            paths.extend(tree(&entry.path()));
+        } else {
+            paths.push(entry.path());
+        }
+    }
+    paths
+}
+
+/// Whatever the umask is that a runtime hands down.
+#[test]
+fn nobody_else_can_read_registry_leases_and_socket() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    // Of this process, for a moment; other tests make files for root alone to read, so it costs them nothing.
+    let former = umask(Mode::empty());
+    let _sidecar = Sidecar::pool(&node, "10.118.0.0/24");
+    let pod = node.joined(&web());
+    umask(former);
+    node.check(&pod, &web()).ok();
+    let mut paths = tree(Path::new(&node.data()));
+    paths.extend(tree(&node.dir.path().join("state")));
+    paths.push(node.socket().into());
+    assert!(paths.len() > 12, "{paths:?}");
+    for path in paths {
+        let found = fs::symlink_metadata(&path).unwrap();
+        let expected = if found.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(found.permissions().mode() & 0o7777, expected, "{}", path.display());
+        assert_eq!(found.uid(), 0);
+    }
+}
+
+/// A node with two replicas, whose registry somebody has been at.
+struct Scene {
+    pods: [Pod; 2],
+    late: Pod,
+    node: Node,
+    elsewhere: TempDir,
+    _lan: Lan,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lan = Lan::new();
+        let node = Node::new(&lan, 1);
+        let pods = [node.joined(&web()), node.joined(&web())];
+        let late = node.pod();
+        Self { pods, late, node, elsewhere: TempDir::new(), _lan: lan }
+    }
+
+    fn path(&self, place: &str) -> PathBuf {
+        let name = format!("{}@eth0", self.pods[0].id);
+        Path::new(&self.node.data()).join(place.replace("POD", &name))
+    }
+
+    /// Moves `place` away and leaves a link to it.
+    fn divert(&self, place: &str) -> PathBuf {
+        let (path, target) = (self.path(place), self.elsewhere.path().join("target"));
+        let moved = Command::new("mv").arg(&path).arg(&target).finish("");
+        assert!(moved.status.success() || !path.exists(), "{moved:?}");
+        if !target.exists() {
+            fs::write(&target, "bait").unwrap();
+        }
+        symlink(&target, &path).unwrap();
+        target
+    }
+
+    /// What is elsewhere, byte for byte.
+    fn bait(&self) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+        tree(self.elsewhere.path()).into_iter().map(|path| (path.clone(), fs::read(path).ok())).collect()
+    }
+}
+
+/// Whatever is a link in the registry: no call writes, empties or removes what it leads to.
+#[test]
+fn links_in_the_registry_are_not_followed() {
+    let places = [
+        "boot-id",
+        "boot-id.tmp",
+        "lock",
+        "vips",
+        "attachments",
+        "attachments/POD.json",
+        "vips/default_web",
+        "vips/default_web/lock",
+        "vips/default_web/vip.json",
+        "vips/default_web/.vip.json.tmp",
+        "vips/default_web/index.json",
+        "vips/default_web/endpoints",
+        "vips/default_web/endpoints/POD.json",
+    ];
+    for place in places {
+        let scene = Scene::new();
+        let _servers = serve_all(&scene.pods);
+        let vip = scene.pods[0].vip();
+        scene.divert(place);
+        let before = scene.bait();
+        let Scene { pods, late, node, .. } = &scene;
+        let (joins, mut refused) = (Join::annotated("web,fresh"), 0);
+        let replies = [
+            node.check(&pods[0], &web()),
+            node.gc(&[&pods[0], &pods[1]], &web()),
+            node.add(late, &joins),
+            node.del(late, &joins),
+            node.del(&pods[1], &web()),
+        ];
+        for reply in replies {
+            if !reply.succeeded() {
+                let error = reply.error();
+                assert!([5, 106].contains(&error.code), "{place}: {error:?}");
+                refused += 1;
+            }
+            assert_eq!(scene.bait(), before, "{place}: {reply:?}");
+        }
+        // An index that can't be used is done without.
+        assert!(refused > 0 || place.contains(".tmp") || place.contains("index"), "{place}: nobody minds");
+        connect(&node.ns, vip, 2);
+        node.del(&pods[0], &web());
+        node.gc(&[], &web());
+        assert_eq!(scene.bait(), before, "{place}, at the end");
+    }
+}
+
+/// The directory that the configuration names may be a link: that is the administrator's word.
+#[test]
+fn the_data_directory_itself_may_be_a_link() {
+    let lan = Lan::new();
+    let (node, elsewhere) = (Node::new(&lan, 1), TempDir::new());
+    symlink(elsewhere.path(), node.data()).unwrap();
+    let pod = node.joined(&web());
+    node.check(&pod, &web()).ok();
+    assert!(elsewhere.path().join("vips/default_web/vip.json").exists());
+    node.remove(&pod, &web());
+    assert_eq!(node.ns.ip("nexthop show proto 118"), "");
+}
+
+#[test]
+fn a_link_in_place_of_the_leases_is_refused() {
+    let lan = Lan::new();
+    for place in ["leases", "lock"] {
+        let (node, elsewhere) = (Node::without_allocator(&lan, 1), TempDir::new());
+        Sidecar::pool(&node, "10.118.0.0/24").stop();
+        let path = node.dir.path().join("state").join(place);
+        let target = elsewhere.path().join("target");
+        fs::rename(&path, &target).unwrap();
+        symlink(&target, &path).unwrap();
+        let mut command = node.ns.cmd(env!("CARGO_BIN_EXE_viprouted"));
+        let finished = command.arg("--config").arg(node.dir.file("viprouted.toml")).finish("");
+        assert!(!finished.status.success(), "{finished:?}");
+        assert!(finished.stderr.contains(path.to_str().unwrap()), "{finished:?}");
+        node.ns.ip("link del eth0");
+    }
+}
+
+/// What `CNI_NETNS` leads to is what counts: a pod's namespace by way of a link is one; a FIFO, and the node's own
+/// namespace, are not.
+#[test]
+fn where_the_namespaces_path_leads() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let (pod, dir) = (node.pod(), TempDir::new());
+    let call = |verb: &str, path: String| {
+        let mut environment = node.environment(verb, &pod, &web());
+        environment.netns = Some(path);
+        node.raw(&environment, &node.stdin(verb, &pod, &web()).to_string())
+    };
+    let before = node.snapshot(&[&pod]);
+    Command::new("mkfifo").arg(dir.file("fifo")).finish("").ok();
+    symlink("/proc/thread-self/ns/net", dir.file("own")).unwrap();
+    symlink(pod.ns.path(), dir.file("pods")).unwrap();
+    for bad in [dir.file("fifo"), dir.file("own"), node.ns.path(), "/proc/self/ns/net".into(), "/dev/zero".into()] {
+        let error = call("ADD", bad.clone()).error();
+        assert!(error.code == 4 && error.msg.contains(&bad), "{error:?}");
+        before.assert_same(&node.snapshot(&[&pod]), &bad);
+    }
+    call("ADD", dir.file("pods")).ok();
+    assert_eq!(pod.vips().len(), 1);
+    // By the time of DEL it leads to another pod's namespace: that one is left alone.
+    let other = node.joined(&web());
+    let others = node.snapshot(&[&other]);
+    fs::remove_file(dir.file("pods")).unwrap();
+    symlink(other.ns.path(), dir.file("pods")).unwrap();
+    call("DEL", dir.file("pods")).ok();
+    node.check(&other, &web()).ok();
+    let changes = others.changes(&node.snapshot(&[&other]));
+    let in_pod = |change: &&String| change[2..].starts_with(&format!("{} ", other.name));
+    assert_eq!(changes.iter().find(in_pod), None, "the other pod's namespace");
+}
+
+/// The capabilities of a line of the unit.
+fn unit_capabilities() -> Vec<String> {
+    let unit = project("conf/viprouted.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a bounding set");
+    line.split(' ').map(|name| name.strip_prefix("CAP_").expect("CAP_").to_lowercase()).collect()
+}
+
+#[test]
+fn unit_and_daemonset_name_the_same_capabilities() {
+    let daemonset = project("conf/daemonset.yaml");
+    assert!(!daemonset.contains("privileged: true") && !daemonset.contains("hostPID: true"), "{daemonset}");
+    let line = daemonset.lines().find_map(|line| line.split_once("add: [")?.1.split_once(']')).expect("capabilities").0;
+    let mut names: Vec<_> = line.split(", ").map(str::to_lowercase).collect();
+    let mut of_unit = unit_capabilities();
+    names.sort();
+    of_unit.sort();
+    assert_eq!(names, of_unit);
+    assert!(daemonset.contains("mountPath: /sys/fs/bpf") && daemonset.contains("readOnlyRootFilesystem: true"));
+    let unit = project("conf/viprouted.service");
+    for line in ["ReadWritePaths=-/sys/fs/bpf", "SystemCallFilter=@system-service bpf", "UMask=0077"] {
+        assert!(unit.lines().any(|found| found == line), "{line} in the unit");
+    }
+}
+
+/// systemd's own judgement of the sandbox, from 0 (none to worry about) to 10.
+#[test]
+fn systemd_finds_the_unit_sandboxed() {
+    let mut analyze = Command::new(tool("systemd-analyze"));
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/viprouted.service");
+    let judged = analyze.args(["security", "--offline=true", "--no-pager"]).arg(unit).finish("").ok();
+    let line = judged.lines().find_map(|line| line.split_once("Overall exposure level")).expect("a level").1;
+    let level: f32 = line.split_whitespace().nth(2).and_then(|text| text.parse().ok()).expect("a number");
+    assert!(level <= 3.3, "{judged}");
+}
+
+/// With the unit's capabilities and no others it gets an address in either form, keeps it, and takes the routes away when
+/// it is lost.
+#[test]
+fn the_units_capabilities_are_enough() {
+    for relay in [false, true] {
+        let lan = Lan::new();
+        let mut server = DhcpServer::quick(Software::Kea, &lan, 8);
+        let node = Node::without_allocator(&lan, 1);
+        let settings = if relay {
+            format!(
+                "allow = [\"{RELAYED}/24\"]\n[dhcp]\nrelay = {{ server = \"192.0.2.254\", subnet = \"{RELAYED}\" }}"
+            )
+        } else {
+            "allow = [\"192.0.2.0/24\"]".into()
+        };
+        let paths = format!(
+            "socket = {:?}\nstate_dir = {:?}\ndata_dir = {:?}\nbackend = \"dhcp\"\n{settings}\n",
+            node.socket(),
+            node.dir.file("state"),
+            node.data()
+        );
+        fs::write(node.dir.file("bounded.toml"), paths).unwrap();
+        let bounds: Vec<_> = unit_capabilities().iter().map(|name| format!("+{name}")).collect();
+        let mut command = node.ns.cmd("setpriv");
+        command.arg(format!("--bounding-set=-all,{}", bounds.join(","))).args(["--inh-caps=-all", "--no-new-privs"]);
+        command.arg(env!("CARGO_BIN_EXE_viprouted")).arg("--config").arg(node.dir.file("bounded.toml"));
+        let mut daemon = Daemon::start("bounded", &mut command, &node.dir);
+        until("viprouted answers", std::time::Duration::from_secs(20), || {
+            assert!(!daemon.ended(), "viprouted ended:\n{}", daemon.log());
+            ask(&node.socket(), &json!({ "status": {} }).to_string()).ok()
+        });
+        let pod = node.joined(&web());
+        let vip = pod.vip();
+        if !relay {
+            until("it answers ARP", std::time::Duration::from_secs(10), || {
+                node.ns.ip("neigh show proxy").contains(&vip.to_string()).then_some(())
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_secs(9));
+        assert!(!node.ns.ip(&format!("route show {vip} proto 118")).is_empty(), "kept past its time");
+        server.stop();
+        until("the routes are taken away", std::time::Duration::from_secs(40), || {
+            node.ns.ip(&format!("route show {vip} proto 118")).is_empty().then_some(())
+        });
+    }
+}
