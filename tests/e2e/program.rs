@@ -87,8 +87,9 @@ fn instructions_are_as_old_as_the_oldest_kernel() {
     let all = instructions(&object);
     assert!(all.len() > 500, "only {} instructions", all.len());
     let newer = all.into_iter().filter(|instruction| match instruction.code {
-        0x06 | 0xd7 => true,        // a far jump; a swap of bytes without condition
-        0x81 | 0x89 | 0x91 => true, // loads that extend the sign
+        // A far jump, a swap of bytes on any machine, loads that extend the sign.
+        0x06 | 0xd7 | 0x81 | 0x89 | 0x91 => true,
+        // Moves that do so, and signed division.
         0xb4 | 0xb7 | 0xbc | 0xbf | 0x34 | 0x37 | 0x3c | 0x3f | 0x94 | 0x97 | 0x9c | 0x9f => instruction.off != 0, // moves that do; signed division
         0xc3 | 0xdb => instruction.imm != 0,
         _ => false,

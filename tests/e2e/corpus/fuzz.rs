@@ -21,10 +21,8 @@ pub fn run(stage: &Stage, bench: &Bench, cases: &[Case], seed: u64, count: usize
     for number in 0..count {
         let case = pick(&mut random, cases);
         let packet = mutant(&mut random, case, cases);
-        let replica = match random.random_ratio(3, 4) {
-            true => &stage.replicas[&case.pod],
-            false => pick(&mut random, &replicas),
-        };
+        let is_home = random.random_ratio(3, 4);
+        let replica = if is_home { &stage.replicas[&case.pod] } else { pick(&mut random, &replicas) };
         let mark = *pick(&mut random, &[0, 0, 7, COPY]);
         for program in [Program::Owner, Program::Guard] {
             let input = Input { program, ifindex: replica.ifindex, mark, segment: 0, packet: &packet };

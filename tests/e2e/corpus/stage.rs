@@ -11,7 +11,9 @@ use std::time::Duration;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{TestRun, TestRunOptions};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, setsockopt, socket, sockopt,
+};
 use serde_json::json;
 use viproute::bpf::{Counts, Maps};
 
@@ -102,7 +104,7 @@ impl Stage {
         octets.into()
     }
 
-    /// A connection in each state. Those in TIME_WAIT come last: they last a minute.
+    /// A connection in each state. Those in `TIME_WAIT` come last: they last a minute.
     fn connect(&mut self) {
         let (open, guarded) = (self.address("open"), self.address("guarded"));
         for (pod, vip) in [("a", open), ("b", open), ("e", guarded)] {
@@ -140,12 +142,7 @@ impl Stage {
                 return (ours, theirs);
             }
             // Reset, so that it leaves nothing behind.
-            nix::sys::socket::setsockopt(
-                &theirs,
-                nix::sys::socket::sockopt::Linger,
-                &nix::libc::linger { l_onoff: 1, l_linger: 0 },
-            )
-            .expect("SO_LINGER");
+            setsockopt(&theirs, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("SO_LINGER");
         }
         panic!("500 connections, and {pod} has none of them");
     }
@@ -214,23 +211,17 @@ impl Stage {
         qdiscs[0]["drops"].as_u64().unwrap_or_else(|| panic!("no drops in {shown}"))
     }
 
-    /// What becomes of a packet in the owner's way when it is really sent: whether it comes out of the pod's end.
-    pub fn comes_through(&self, pod: &str, packet: &[u8]) -> bool {
-        let replica = &self.replicas[pod];
-        let before = self.drops(pod);
-        Wire::to(&self.node.ns, replica.ifindex).send(packet);
-        until("a packet to be passed or dropped", PATIENCE, || {
-            let came = replica.wire.receive().any(|frame| frame == packet);
-            (came || self.drops(pod) > before).then_some(came)
-        })
+    /// Whether a packet that is really sent `by` a pod's host end comes out of the pod's end.
+    pub fn comes_through(&self, pod: &str, by: &Wire, packet: &[u8]) -> bool {
+        by.send(packet);
+        soon(|| self.replicas[pod].wire.receive().any(|frame| frame == packet))
     }
 
-    /// Whether the guard drops a packet that the pod really sends.
-    pub fn is_dropped(&self, pod: &str, packet: &[u8]) -> bool {
+    /// Whether a packet that a pod really sends `by` its end is dropped at the host end.
+    pub fn is_dropped(&self, pod: &str, by: &Wire, packet: &[u8]) -> bool {
         let before = self.drops(pod);
-        self.replicas[pod].wire.send(packet);
-        let mut looks = (0..100).inspect(|_| thread::sleep(Duration::from_millis(50)));
-        looks.any(|_| self.drops(pod) > before)
+        by.send(packet);
+        soon(|| self.drops(pod) > before)
     }
 
     /// All that is counted, by name.
@@ -264,9 +255,18 @@ pub fn pinned(dir: &str, name: &str) -> SchedClassifier {
     SchedClassifier::from_pin(pin).expect("open a pinned program")
 }
 
+/// Whether it becomes true within a few seconds.
+fn soon(is_true: impl Fn() -> bool) -> bool {
+    (0..100).inspect(|_| thread::sleep(Duration::from_millis(50))).any(|_| is_true())
+}
+
 fn open_socket(ns: &Netns) -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     ns.run(|| socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket"))
+}
+
+fn index_of(link: &serde_json::Value) -> u32 {
+    link["ifindex"].as_u64().and_then(|index| u32::try_from(index).ok()).expect("a device's index")
 }
 
 fn mac_of(link: &serde_json::Value) -> [u8; 6] {
@@ -277,16 +277,15 @@ fn mac_of(link: &serde_json::Value) -> [u8; 6] {
 
 impl Replica {
     fn of(node: &Node, maps: &Maps, pod: Pod) -> Self {
-        let vip0 = pod.ns.ip_json("link show dev vip0").remove(0);
-        let (mac, vips) = (mac_of(&vip0), pod.vips());
+        let pod_end = pod.ns.ip_json("link show dev vip0").remove(0);
+        let (mac, vips) = (mac_of(&pod_end), pod.vips());
         let members = maps.members(vips[0]).expect("its replicas").expect("the VIP");
         let ifindex = members.iter().find(|member| member.mac == mac).expect("the replica is known").ifindex;
         let links = node.ns.ip_json("link");
         let host_end = links.iter().find(|link| link["ifindex"] == json!(ifindex)).expect("its host end");
         let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a listener");
         listener.set_nonblocking(true).expect("a listener that doesn't wait");
-        let vip0 = u32::try_from(vip0["ifindex"].as_u64().expect("an index")).expect("an index");
-        let wire = Wire::to(&pod.ns, vip0);
+        let wire = Wire::to(&pod.ns, index_of(&pod_end));
         let name = host_end["ifname"].as_str().expect("a name").to_owned();
         Self { ifindex, mac, host_mac: mac_of(host_end), host_end: name, vips, wire, listener, pod }
     }
@@ -316,8 +315,8 @@ impl Wire {
             let set = libc::setsockopt(fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, value, 4);
             assert_eq!(set, 0, "PACKET_IGNORE_OUTGOING: {}", std::io::Error::last_os_error());
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = u16::to_be(libc::ETH_P_IP as u16);
+            address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
+            address.sll_protocol = u16::try_from(libc::ETH_P_IP).expect("a small number").to_be();
             address.sll_ifindex = ifindex.cast_signed();
             let size = libc::socklen_t::try_from(size_of_val(&address)).expect("a small struct");
             let bound = libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size);
