@@ -189,6 +189,16 @@ struct packet {
 	__u8 first;		// first of several fragments
 };
 
+// Copies part of the packet. What lies behind its total length is padding, and no part of it. (A GSO packet of more than 64 KB
+// has a total length of 0.)
+static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
+{
+	__u32 total = ntohs(p->ip.tot_len);
+	if (total && offset + len > ETH_HLEN + total)
+		return -1;
+	return bpf_skb_load_bytes(skb, offset, to, len);
+}
+
 static inline_always void count(__be32 vip, __u32 what)
 {
 	struct counts *counts = bpf_map_lookup_elem(&counts_v1, &vip);
@@ -444,10 +454,15 @@ static inline_always __u16 pseudo(__be32 from, __be32 to, __u16 len)
 }
 
 // A SYN to a port that isn't served: turned into the reset that answers it (RFC 9293, 3.10.7.1), sent back up the device as
-// if it came from the pod.
+// if it came from the pod. A reset is never answered. Nor is a SYN with IP options, which nobody sends: a checksum that is left
+// to the network card would be put where the longer header ends.
 verified_alone int reset(struct __sk_buff *skb, struct packet *p)
 {
-	if (!p)
+	if (!p || p->tcp.rst || p->ip.ihl != sizeof(p->ip) / 4)
+		return TC_ACT_SHOT;
+	int len = ntohs(p->ip.tot_len) - (int)sizeof(p->ip);
+	int data = len - p->tcp.doff * 4;	// TCP Fast Open; what the answer acknowledges, it and the SYN
+	if (data < 0)
 		return TC_ACT_SHOT;
 	struct {
 		struct ethhdr eth;
@@ -468,11 +483,10 @@ verified_alone int reset(struct __sk_buff *skb, struct packet *p)
 	ip.check = ~sum(&ip, sizeof(ip) / 2, 0);
 
 	struct tcphdr tcp = {
-		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1),
+		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
 		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
 	};
 	// A checksum that was left to the network card (CHECKSUM_PARTIAL) is the pseudo-header's sum so far, and must be so again.
-	__u16 len = ntohs(p->ip.tot_len) - p->ip.ihl * 4;
 	__u16 header = pseudo(ip.saddr, ip.daddr, sizeof(tcp));
 	int partial = p->tcp.check == pseudo(p->ip.saddr, p->ip.daddr, len);
 	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
@@ -504,10 +518,19 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 	return hand_over(skb, p, found.ifindex, found.mac);
 }
 
+// What may be for a port that isn't served: it has no port, or none that can be read.
+static inline_always int portless(struct packet *p, struct attached *chosen)
+{
+	if (!(chosen->flags & GUARDED))
+		return TC_ACT_OK;
+	count(p->flow.vip, REFUSED);
+	return TC_ACT_SHOT;
+}
+
 static inline_always int tcp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	if (bpf_skb_load_bytes(skb, p->inner, &p->tcp, sizeof(p->tcp)))
-		return chosen->flags & GUARDED ? TC_ACT_SHOT : TC_ACT_OK;
+	if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
+		return portless(p, chosen);
 	p->flow.client_port = p->tcp.source;
 	p->flow.vip_port = p->tcp.dest;
 	if (p->tcp.syn && !p->tcp.ack)
@@ -535,8 +558,8 @@ static inline_always int stay(struct __sk_buff *skb, struct packet *p)
 static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct udphdr udp;
-	if (bpf_skb_load_bytes(skb, p->inner, &udp, sizeof(udp)))
-		return chosen->flags & GUARDED ? TC_ACT_SHOT : TC_ACT_OK;
+	if (load(skb, p, p->inner, &udp, sizeof(udp)))
+		return portless(p, chosen);
 	p->flow.client_port = udp.source;
 	p->flow.vip_port = udp.dest;
 	if (is_refused(chosen, IPPROTO_UDP, udp.dest)) {
@@ -574,18 +597,18 @@ static inline_always int to_all(struct __sk_buff *skb, struct packet *p, struct 
 static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	__u8 type;
-	if (bpf_skb_load_bytes(skb, p->inner, &type, sizeof(type)))
+	if (load(skb, p, p->inner, &type, sizeof(type)))
 		return TC_ACT_OK;
 	if (type != ICMP_DEST_UNREACH && type != ICMP_TIME_EXCEEDED)
 		return TC_ACT_OK;
 	struct iphdr sent;
 	__u32 start = p->inner + ICMP_HEADER;
-	if (bpf_skb_load_bytes(skb, start, &sent, sizeof(sent)) || sent.version != 4 || sent.ihl < 5)
+	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 4 || sent.ihl < 5)
 		return TC_ACT_OK;
 	if (sent.saddr != p->flow.vip || sent.frag_off & htons(IP_OFFSET))
 		return TC_ACT_OK;
 	__be16 ports[2];	// of the sender, of the receiver
-	if (bpf_skb_load_bytes(skb, start + sent.ihl * 4, ports, sizeof(ports)))
+	if (load(skb, p, start + sent.ihl * 4, ports, sizeof(ports)))
 		return TC_ACT_OK;
 	p->flow.client = sent.daddr;
 	p->flow.client_port = ports[1];
@@ -598,11 +621,21 @@ static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct at
 	return verdict == TC_ACT_UNSPEC ? to_all(skb, p, chosen) : verdict;
 }
 
+// A first fragment: it is here, so a datagram that had its number before is no longer followed elsewhere. Should it be handed
+// over now, that is noted then.
+static inline_always void first_fragment(struct packet *p)
+{
+	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
+	if (with)
+		*with = p->self;
+	p->first = 1;
+}
+
 // A fragment that isn't the first: after it.
 static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
-	if (!with)
+	if (!with || *with == p->self)
 		return TC_ACT_OK;
 	__u32 ifindex = *with;
 	struct attached *replica = attached(ifindex, p->flow.vip);
@@ -635,7 +668,7 @@ int owner(struct __sk_buff *skb)
 		p.datagram.protocol = p.ip.protocol;
 		if (p.ip.frag_off & htons(IP_OFFSET))
 			return later_fragment(skb, &p);
-		p.first = 1;
+		first_fragment(&p);
 	}
 	switch (p.ip.protocol) {
 	case IPPROTO_TCP:
@@ -645,10 +678,7 @@ int owner(struct __sk_buff *skb)
 	case IPPROTO_ICMP:
 		return icmp(skb, &p, chosen);
 	}
-	if (!(chosen->flags & GUARDED))
-		return TC_ACT_OK;
-	count(p.flow.vip, REFUSED);
-	return TC_ACT_SHOT;
+	return portless(&p, chosen);
 }
 
 SEC("classifier")
@@ -658,10 +688,10 @@ int guard(struct __sk_buff *skb)
 	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
 		return TC_ACT_SHOT;
 	__u32 self = skb->ifindex;
-	__be32 source;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), &source, sizeof(source)))
+	struct iphdr ip;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 		return TC_ACT_SHOT;
-	if (attached(self, source))
+	if (attached(self, ip.saddr))
 		return TC_ACT_OK;
 	__u64 *spoofed = bpf_map_lookup_elem(&spoofed_v1, &self);
 	__u64 one = 1;

@@ -151,9 +151,9 @@ fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
 
 /// The replica that the flow's first packet would be sent to.
 ///
-/// For a flow of the node's own there is no asking where there is a choice: the kernel looks up the route of a local socket
-/// without a packet, and hashes the flow's ports and addresses once; `RTM_GETROUTE` makes up a packet and hashes the hash
-/// once more, as for forwarded packets (`fib_multipath_custom_hash_fl4` and `…_skb`, Linux 5.14 to 6.18).
+/// For a flow of the node's own there is no asking where there is a choice: the kernel looks up the route of a local
+/// socket without a packet, and hashes the flow's ports and addresses once; `RTM_GETROUTE` makes up a packet, whose hash
+/// it hashes once more, as a forwarded packet's (`fib_multipath_custom_hash_fl4` and `…_skb`; measured on Linux 6.18).
 fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<&'a Named, Error> {
     let (vip, address) = (vip.clone(), *flow.vip.ip());
     let ports = (flow.transport.protocol(), flow.client.port(), flow.vip.port());

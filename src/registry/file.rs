@@ -180,6 +180,8 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         match std::fs::remove_dir_all(path) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.exists() => {} // of something in it
+            // Who looked the directory up before it was renamed can still make a file in it: its lock.
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io("remove", path)(e)),
         }

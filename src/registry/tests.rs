@@ -90,7 +90,9 @@ fn spoil(path: &Path, text: &str) {
 }
 
 fn ready(registry: &Registry) -> Vec<String> {
-    registry.vip(&key("web")).unwrap().replicas().unwrap().keys().cloned().collect()
+    let mut vip = registry.vip(&key("web")).unwrap();
+    let ready = vip.replicas().unwrap().iter().filter(|(_, replica)| replica.state == State::Ready);
+    ready.map(|(name, _)| name.clone()).collect()
 }
 
 fn index(registry: &Registry) -> PathBuf {

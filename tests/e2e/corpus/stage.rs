@@ -1,0 +1,414 @@
+//! A node with two VIPs' replicas and connections in every state, and the loaded programs to put packets through.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{TestRun, TestRunOptions};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, setsockopt, socket, sockopt,
+};
+use serde_json::json;
+use viproute::bpf::{Counts, Maps};
+
+use super::text::{Names, Program};
+use crate::harness::{Join, Lan, Netns, Node, PORT, Pod, Run, until};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
+/// The node sends nothing there, and tells nobody.
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+/// The sequence number of a SYN from there.
+const SEQUENCE: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+const HALF_OPEN_PORT: u16 = 1024;
+const COOKIE_PORT: u16 = 1025;
+
+/// States of /proc/net/tcp.
+const TIME_WAIT: &str = "06";
+const HALF_OPEN: &str = "03";
+
+pub struct Replica {
+    pub pod: Pod,
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    /// The host end's address.
+    pub host_mac: [u8; 6],
+    /// The host end's name.
+    host_end: String,
+    pub vips: Vec<Ipv4Addr>,
+    /// What its `vip0` receives.
+    pub wire: Wire,
+    listener: TcpListener,
+}
+
+pub struct Stage {
+    /// `a`, `b` and `c` have one VIP, `d`, `e` and `f` two.
+    pub replicas: BTreeMap<String, Replica>,
+    pub names: Names,
+    pub maps: Maps,
+    /// Both ends of what stays open.
+    connections: Vec<TcpStream>,
+    opening: Option<OwnedFd>,
+    client: Netns,
+    pub node: Node,
+    _lan: Lan,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let lan = Lan::new();
+        let node = Node::new(&lan, 1);
+        node.ns.ip("route add blackhole 198.51.100.0/24");
+        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        let guarded = Join::annotated("guarded,second")
+            .annotation("viproute.io/ports", "guarded=8080/tcp,guarded=53/udp,second=80/tcp")
+            .annotation("viproute.io/udp-sticky", "true");
+        let joins = ["a", "b", "c"].map(|name| (name, Join::annotated("open")));
+        let joins = joins.into_iter().chain(["d", "e", "f"].map(|name| (name, guarded.clone())));
+        let pods: Vec<_> = joins.map(|(name, join)| (name, node.joined(&join))).collect();
+        let maps = Maps::open(&PathBuf::from(node.bpf_dir())).expect("open the maps").expect("the maps");
+        let replicas = pods.into_iter().map(|(name, pod)| (name.to_owned(), Replica::of(&node, &maps, pod))).collect();
+        let names = Names::new();
+        let mut stage = Self { replicas, names, maps, connections: Vec::new(), opening: None, client, node, _lan: lan };
+        stage.name_addresses();
+        stage.connect();
+        stage
+    }
+
+    fn name_addresses(&mut self) {
+        let mut names = Names::new();
+        for (name, replica) in &self.replicas {
+            names.insert(name.clone(), replica.mac.to_vec());
+            names.insert(format!("{name}.host"), replica.host_mac.to_vec());
+            names.insert(format!("{name}.address"), replica.pod.address().octets().to_vec());
+        }
+        // The stub hands out addresses in the order it is asked.
+        let both = &self.replicas["d"].vips;
+        let vips = [("open", self.replicas["a"].vips[0]), ("guarded", both[0]), ("second", both[1])];
+        names.extend(vips.map(|(name, vip)| (name.to_owned(), vip.octets().to_vec())));
+        names.insert("client".into(), CLIENT.octets().to_vec());
+        names.insert("far".into(), FAR.octets().to_vec());
+        names.insert("http".into(), PORT.to_be_bytes().to_vec());
+        self.names = names;
+    }
+
+    pub fn address(&self, name: &str) -> Ipv4Addr {
+        let octets: [u8; 4] = self.names[name].as_slice().try_into().expect("an address");
+        octets.into()
+    }
+
+    /// A connection in each state. Those in `TIME_WAIT` come last: they last a minute.
+    fn connect(&mut self) {
+        let (open, guarded) = (self.address("open"), self.address("guarded"));
+        for (pod, vip) in [("a", open), ("b", open), ("e", guarded)] {
+            let (ours, theirs) = self.connected(pod, vip);
+            self.name_port(&format!("port.{pod}"), ours.local_addr().expect("its address"));
+            self.connections.extend([ours, theirs]);
+        }
+        self.half_open("b", open);
+        self.take_cookie("c", open);
+        self.begin("b", open);
+        for pod in ["a", "b"] {
+            let (mut ours, theirs) = self.connected(pod, open);
+            let port = ours.local_addr().expect("its address");
+            drop(theirs);
+            assert_eq!(ours.read(&mut [0]).expect("the end"), 0);
+            drop(ours);
+            self.replicas[pod].await_socket(TIME_WAIT, port.port());
+            self.name_port(&format!("wait.{pod}"), port);
+        }
+    }
+
+    fn name_port(&mut self, name: &str, address: SocketAddr) {
+        self.names.insert(name.to_owned(), address.port().to_be_bytes().to_vec());
+    }
+
+    /// A connection from the client that this replica has: its two ends.
+    fn connected(&self, pod: &str, vip: Ipv4Addr) -> (TcpStream, TcpStream) {
+        for _ in 0..500 {
+            let to = SocketAddr::from((vip, PORT));
+            let ours = self.client.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("connect to the VIP");
+            let (name, theirs) = until("a replica accepts", PATIENCE, || {
+                self.replicas.iter().find_map(|(name, replica)| Some((name, replica.listener.accept().ok()?.0)))
+            });
+            if name == pod {
+                return (ours, theirs);
+            }
+            // Reset, so that it leaves nothing behind.
+            setsockopt(&theirs, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("SO_LINGER");
+        }
+        panic!("500 connections, and {pod} has none of them");
+    }
+
+    /// A SYN that `pod` has answered; nobody will ever see the answer.
+    fn half_open(&mut self, pod: &str, vip: Ipv4Addr) {
+        let replica = &self.replicas[pod];
+        Wire::to(&self.node.ns, replica.ifindex).send(&self.syn(replica, vip, HALF_OPEN_PORT));
+        replica.await_socket(HALF_OPEN, HALF_OPEN_PORT);
+        self.names.insert(format!("half.{pod}"), HALF_OPEN_PORT.to_be_bytes().to_vec());
+    }
+
+    /// The same with a SYN cookie as the answer, which is overheard.
+    fn take_cookie(&mut self, pod: &str, vip: Ipv4Addr) {
+        let replica = &self.replicas[pod];
+        replica.pod.ns.set_sysctl("net/ipv4/tcp_syncookies", "2");
+        let wire = Wire::to(&self.node.ns, replica.ifindex);
+        wire.send(&self.syn(replica, vip, COOKIE_PORT));
+        let answer = until("a SYN-ACK with a cookie", PATIENCE, || {
+            wire.receive().find(|frame| frame.len() >= 54 && frame[36..38] == COOKIE_PORT.to_be_bytes())
+        });
+        assert_eq!(answer[47] & 0x3f, 0x12, "a SYN-ACK: {answer:02x?}");
+        let cookie = u32::from_be_bytes(answer[38..42].try_into().expect("four octets"));
+        self.names.insert(format!("cookie.{pod}"), cookie.wrapping_add(1).to_be_bytes().to_vec());
+    }
+
+    fn syn(&self, replica: &Replica, vip: Ipv4Addr, port: u16) -> Vec<u8> {
+        let mut names = self.names.clone();
+        names.extend([
+            ("mac".into(), replica.mac.to_vec()),
+            ("host".into(), replica.host_mac.to_vec()),
+            ("vip".into(), vip.octets().to_vec()),
+            ("port".into(), port.to_be_bytes().to_vec()),
+            ("seq".into(), SEQUENCE.to_vec()),
+        ]);
+        let text = "== a SYN\nby a: pass\neth {mac} {host} 0800\nip 45 00 {length} 0001 4000 40 06 {sum} {far} {vip}\n\
+                    tcp {port} {http} {seq} 00000000 60 02 ffff {sum} 0000 020405b4\n";
+        super::text::read("stage", text, &names).remove(0).packet
+    }
+
+    /// A connection that `pod` opens to a machine that never answers.
+    fn begin(&mut self, pod: &str, vip: Ipv4Addr) {
+        let opening = open_socket(&self.replicas[pod].pod.ns);
+        bind(opening.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(vip, 0))).expect("bind the VIP");
+        let answer = connect(opening.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(FAR, 443)));
+        assert_eq!(answer, Err(Errno::EINPROGRESS));
+        let ours: SockaddrIn = getsockname(opening.as_raw_fd()).expect("its address");
+        self.names.insert(format!("out.{pod}"), ours.port().to_be_bytes().to_vec());
+        self.opening = Some(opening);
+    }
+
+    /// Whether the VIPs' buckets may move.
+    pub fn set_moving(&mut self, moving: bool) {
+        for vip in self.maps.vips().expect("the VIPs") {
+            let members = self.maps.members(vip).expect("its replicas").expect("the VIP");
+            self.maps.set_members(vip, &members, if moving { u64::MAX } else { 0 }).expect("write them");
+        }
+    }
+
+    /// What the programs of a pod's host end have dropped.
+    fn drops(&self, pod: &str) -> u64 {
+        let mut tc = self.node.ns.cmd("tc");
+        let shown =
+            tc.args(["-s", "-j", "qdisc", "show", "dev", &self.replicas[pod].host_end, "clsact"]).finish("").ok();
+        let qdiscs: serde_json::Value = serde_json::from_str(&shown).expect("tc's JSON");
+        qdiscs[0]["drops"].as_u64().unwrap_or_else(|| panic!("no drops in {shown}"))
+    }
+
+    /// Whether a packet that is really sent `by` a pod's host end comes out of the pod's end.
+    pub fn comes_through(&self, pod: &str, by: &Wire, packet: &[u8]) -> bool {
+        by.send(packet);
+        soon(|| self.replicas[pod].wire.receive().any(|frame| frame == packet))
+    }
+
+    /// Whether a packet that a pod really sends `by` its end is dropped at the host end.
+    pub fn is_dropped(&self, pod: &str, by: &Wire, packet: &[u8]) -> bool {
+        let before = self.drops(pod);
+        by.send(packet);
+        soon(|| self.drops(pod) > before)
+    }
+
+    /// All that is counted, by name.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let vips = self.maps.vips().expect("the VIPs");
+        let counts: Vec<Counts> = vips.iter().map(|vip| self.maps.counts(*vip).expect("its counts")).collect();
+        let spoofed = self.replicas.values().map(|replica| self.maps.spoofed(replica.ifindex).expect("a count"));
+        let total = |of: fn(&Counts) -> u64| counts.iter().map(of).sum();
+        BTreeMap::from([
+            ("chosen", total(|counts| counts.chosen)),
+            ("owned", total(|counts| counts.owned)),
+            ("missed", total(|counts| counts.missed)),
+            ("limited", total(|counts| counts.limited)),
+            ("refused", total(|counts| counts.refused)),
+            ("spoofed", spoofed.sum()),
+        ])
+    }
+
+    /// Runs `work` where packets can be put through the programs: inside the node's namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce(&Bench) -> T + Send) -> T {
+        let dir = self.node.bpf_dir();
+        self.node.ns.run(|| work(&Bench { owner: pinned(&dir, "owner_"), guard: pinned(&dir, "guard_") }))
+    }
+}
+
+/// The pinned program whose name, but for its build's version, this is.
+pub fn pinned(dir: &str, name: &str) -> SchedClassifier {
+    let pins = std::fs::read_dir(dir).expect("the pins' directory").map(|entry| entry.expect("a pin").path());
+    let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name));
+    let pin = pins.into_iter().find(is_it).unwrap_or_else(|| panic!("{name}… isn't pinned"));
+    SchedClassifier::from_pin(pin).expect("open a pinned program")
+}
+
+/// Whether it becomes true within a few seconds.
+fn soon(is_true: impl Fn() -> bool) -> bool {
+    (0..100).inspect(|_| thread::sleep(Duration::from_millis(50))).any(|_| is_true())
+}
+
+fn open_socket(ns: &Netns) -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    ns.run(|| socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket"))
+}
+
+fn index_of(link: &serde_json::Value) -> u32 {
+    link["ifindex"].as_u64().and_then(|index| u32::try_from(index).ok()).expect("a device's index")
+}
+
+fn mac_of(link: &serde_json::Value) -> [u8; 6] {
+    let text = link["address"].as_str().expect("an Ethernet address");
+    let octets: Vec<u8> = text.split(':').map(|hex| u8::from_str_radix(hex, 16).expect("an octet")).collect();
+    octets.try_into().expect("six octets")
+}
+
+impl Replica {
+    fn of(node: &Node, maps: &Maps, pod: Pod) -> Self {
+        let pod_end = pod.ns.ip_json("link show dev vip0").remove(0);
+        let (mac, vips) = (mac_of(&pod_end), pod.vips());
+        let members = maps.members(vips[0]).expect("its replicas").expect("the VIP");
+        let ifindex = members.iter().find(|member| member.mac == mac).expect("the replica is known").ifindex;
+        let links = node.ns.ip_json("link");
+        let host_end = links.iter().find(|link| link["ifindex"] == json!(ifindex)).expect("its host end");
+        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a listener");
+        listener.set_nonblocking(true).expect("a listener that doesn't wait");
+        let wire = Wire::to(&pod.ns, index_of(&pod_end));
+        let name = host_end["ifname"].as_str().expect("a name").to_owned();
+        Self { ifindex, mac, host_mac: mac_of(host_end), host_end: name, vips, wire, listener, pod }
+    }
+
+    fn await_socket(&self, state: &str, port: u16) {
+        let port = format!(":{port:04X}");
+        until(&format!("a socket of {} in state {state}", self.pod.name), PATIENCE, || {
+            let sockets = self.pod.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp")).expect("/proc");
+            let mut fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            fields.find(|fields| fields[2].ends_with(&port) && fields[3] == state).map(drop)
+        });
+    }
+}
+
+/// A packet socket on one device: sends whole frames by it, and receives what comes in by it.
+pub struct Wire(OwnedFd);
+
+impl Wire {
+    pub fn to(ns: &Netns, ifindex: u32) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd: OwnedFd =
+            ns.run(|| socket(AddressFamily::Packet, SockType::Raw, flags, None).expect("a packet socket"));
+        let ignore_outgoing: libc::c_int = 1;
+        // SAFETY: system calls with pointers to locals of the sizes given; all-zero is a valid address.
+        unsafe {
+            let value = (&raw const ignore_outgoing).cast();
+            let set = libc::setsockopt(fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, value, 4);
+            assert_eq!(set, 0, "PACKET_IGNORE_OUTGOING: {}", std::io::Error::last_os_error());
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
+            address.sll_protocol = u16::try_from(libc::ETH_P_IP).expect("a small number").to_be();
+            address.sll_ifindex = ifindex.cast_signed();
+            let size = libc::socklen_t::try_from(size_of_val(&address)).expect("a small struct");
+            let bound = libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size);
+            assert_eq!(bound, 0, "bind a packet socket: {}", std::io::Error::last_os_error());
+        }
+        Self(fd)
+    }
+
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(nix::unistd::write(&self.0, frame).expect("send a frame"), frame.len());
+    }
+
+    /// What has come so far.
+    pub fn receive(&self) -> impl Iterator<Item = Vec<u8>> {
+        std::iter::from_fn(|| {
+            let mut frame = vec![0; 65536];
+            let length = nix::unistd::read(&self.0, &mut frame).ok()?;
+            frame.truncate(length);
+            Some(frame)
+        })
+    }
+}
+
+/// Octets that a packet of this kind needs for `BPF_PROG_TEST_RUN`: those of the IP header, since Linux 6.17.
+pub fn shortest(packet: &[u8]) -> usize {
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        _ => 15,
+    }
+}
+
+/// The programs, in the node's namespace.
+pub struct Bench {
+    owner: SchedClassifier,
+    guard: SchedClassifier,
+}
+
+/// A packet as it meets a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    pub program: Program,
+    pub ifindex: u32,
+    pub mark: u32,
+    /// The segments' size of a GSO packet; 0: it is none.
+    pub segment: u32,
+    pub packet: &'a [u8],
+}
+
+/// What the program made of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: u32,
+    pub mark: u32,
+    pub packet: Vec<u8>,
+}
+
+impl Bench {
+    pub fn put(&self, input: &Input) -> Outcome {
+        /// `struct __sk_buff` of linux/bpf.h, and where in it these are.
+        const CONTEXT: usize = 192;
+        const MARK: usize = 8;
+        const IFINDEX: usize = 40;
+        const GSO_SEGS: usize = 164;
+        const GSO_SIZE: usize = 176;
+        let mut context = [0; CONTEXT];
+        let mut set = |at: usize, value: u32| context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        set(MARK, input.mark);
+        set(IFINDEX, input.ifindex);
+        if input.segment > 0 {
+            set(GSO_SIZE, input.segment);
+            set(GSO_SEGS, 2);
+        }
+        let (mut packet, mut after) = (vec![0; 8192], [0; 256]);
+        let options = TestRunOptions {
+            data_in: Some(input.packet),
+            data_out: Some(&mut packet),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::default()
+        };
+        let program = match input.program {
+            Program::Owner => &self.owner,
+            Program::Guard => &self.guard,
+        };
+        let done = program.test_run(options).unwrap_or_else(|error| panic!("{}: {input:02x?}", with_cause(&error)));
+        packet.truncate(done.data_size_out as usize);
+        let mark = u32::from_ne_bytes(after[MARK..MARK + 4].try_into().expect("four octets"));
+        Outcome { verdict: done.return_value, mark, packet }
+    }
+}
+
+fn with_cause(error: &ProgramError) -> String {
+    format!("{error}: {:?}", std::error::Error::source(error).map(ToString::to_string))
+}

@@ -1,0 +1,114 @@
+//! What the flow owner's programs ask of a kernel: nothing that is newer than Linux 5.14, and a fraction of the verifier's patience.
+
+use std::collections::BTreeSet;
+
+use aya_obj::Object;
+use aya_obj::generated::bpf_insn;
+
+use crate::corpus::pinned;
+use crate::harness::{Join, Lan, Node};
+
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
+
+/// Resilient nexthop groups have been there since then, so no older kernel will do anyway.
+const OLDEST: (u32, u32) = (5, 14);
+
+/// The helper functions in use, by their numbers in linux/bpf.h, and the kernel each came with.
+const HELPERS: &[(i32, &str, (u32, u32))] = &[
+    (1, "map_lookup_elem", (3, 19)),
+    (2, "map_update_elem", (3, 19)),
+    (5, "ktime_get_ns", (4, 1)),
+    (9, "skb_store_bytes", (4, 1)),
+    (13, "clone_redirect", (4, 2)),
+    (23, "redirect", (4, 4)),
+    (26, "skb_load_bytes", (4, 5)),
+    (38, "skb_change_tail", (4, 9)),
+    (86, "sk_release", (4, 20)),
+    (99, "skc_lookup_tcp", (5, 2)),
+    (100, "tcp_check_syncookie", (5, 2)),
+];
+
+/// The same of the types of maps.
+const MAPS: &[(u32, &str, (u32, u32))] = &[
+    (1, "hash", (3, 19)),
+    (5, "percpu_hash", (4, 6)),
+    (6, "percpu_array", (4, 6)),
+    (9, "lru_hash", (4, 10)),
+    (10, "lru_percpu_hash", (4, 10)),
+];
+
+/// Instructions that a verifier looks at before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).
+const PATIENCE: u32 = 1_000_000;
+
+fn object() -> Object {
+    Object::parse(OBJECT).expect("the programs' object")
+}
+
+fn instructions(object: &Object) -> Vec<bpf_insn> {
+    let mut all = Vec::new();
+    for function in object.functions.values() {
+        let mut rest = function.instructions.as_slice();
+        while let Some((first, others)) = rest.split_first() {
+            all.push(*first);
+            // A constant of 64 bits is two instructions long; the second one is none by itself.
+            rest = if first.code == 0x18 { &others[1..] } else { others };
+        }
+    }
+    all
+}
+
+/// What is in use must be listed, and what is listed in use: a list that claims more than is true proves nothing.
+fn assert_listed<N: Copy + Ord + std::fmt::Debug>(used: &BTreeSet<N>, listed: &[(N, &str, (u32, u32))]) {
+    let known: BTreeSet<N> = listed.iter().map(|(number, ..)| *number).collect();
+    assert_eq!(*used, known, "in use, and listed here with the kernel they came with");
+    let newer: Vec<_> = listed.iter().filter(|(_, _, since)| *since > OLDEST).collect();
+    assert!(newer.is_empty(), "newer than {OLDEST:?}: {newer:?}");
+}
+
+#[test]
+fn helpers_are_as_old_as_the_oldest_kernel() {
+    const CALL: u8 = 0x85;
+    let object = object();
+    let calls: Vec<_> = instructions(&object).into_iter().filter(|instruction| instruction.code == CALL).collect();
+    // 0: a helper; 1: a function of the program's own; 2: one of the kernel's, which promises nobody to stay.
+    assert!(calls.iter().all(|call| call.src_reg() <= 1), "a call to a kernel function");
+    assert_listed(&calls.iter().filter(|call| call.src_reg() == 0).map(|call| call.imm).collect(), HELPERS);
+}
+
+#[test]
+fn maps_are_as_old_as_the_oldest_kernel() {
+    assert_listed(&object().maps.values().map(aya_obj::Map::map_type).collect(), MAPS);
+}
+
+/// The instructions of -mcpu=v4 (Linux 6.6) and what atomic ones do beyond adding (5.12) are left out.
+#[test]
+fn instructions_are_as_old_as_the_oldest_kernel() {
+    let object = object();
+    let all = instructions(&object);
+    assert!(all.len() > 500, "only {} instructions", all.len());
+    let newer = all.into_iter().filter(|instruction| match instruction.code {
+        // A far jump, a swap of bytes on any machine, loads that extend the sign.
+        0x06 | 0xd7 | 0x81 | 0x89 | 0x91 => true,
+        // Moves that do so, and signed division.
+        0xb4 | 0xb7 | 0xbc | 0xbf | 0x34 | 0x37 | 0x3c | 0x3f | 0x94 | 0x97 | 0x9c | 0x9f => instruction.off != 0, // moves that do; signed division
+        0xc3 | 0xdb => instruction.imm != 0,
+        _ => false,
+    });
+    let newer: Vec<_> = newer.map(|instruction| format!("{:#04x}", instruction.code)).collect();
+    assert!(newer.is_empty(), "{newer:?}");
+}
+
+#[test]
+fn the_verifier_is_done_long_before_its_limit() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let _pod = node.joined(&Join::annotated("web"));
+    for name in ["owner_", "guard_"] {
+        let info = pinned(&node.bpf_dir(), name).info().expect("what the kernel knows of a program");
+        // Linux 5.16 and later tell.
+        if let Some(count) = info.verified_instruction_count() {
+            assert!(count > 20, "{name}: {count} instructions can't be all");
+            assert!(count < PATIENCE / 4, "{name}: the verifier looked at {count} instructions");
+        }
+    }
+}
