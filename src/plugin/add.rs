@@ -12,7 +12,7 @@ use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::cni::result::Interface;
 use crate::cni::{Call, Config, PrevResult};
-use crate::net::link::Link;
+use crate::net::link::{self, Link};
 use crate::net::nexthop::Nexthop;
 use crate::net::route::{self, Packet};
 use crate::net::{self, Netns, NodeNet, PodNet};
@@ -367,6 +367,9 @@ fn make_pair(
         fixes.extend(host_end.filter_fixes(programs)?);
     }
     pair::apply(&opened.net, fixes)?;
+    // The end that came up first could not send yet, and would wait for the kernel's next look at carriers, up to a second
+    // (net/core/link_watch.c). Being asked for it, the kernel looks at once (since Linux 6.8).
+    link::by_index(pod, pod_end.index())?;
     let nexthop = host_end.nexthop(request.pod_address)?;
     opened.net.apply(&[net::nexthop::add(nexthop)])?;
     Ok(Pair { nexthop, netns_id: host_end.link.peer_netns })

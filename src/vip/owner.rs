@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{self, Attached, CROWDED, GUARDED, MEMBERS, Maps, Member, PORTS, PinDir, Programs, STICKY_UDP};
 use crate::net::{NodeNet, link};
-use crate::registry::{LockedVip, Port, Registry, Replica, State, Transport, VipRecord};
+use crate::registry::{LockedVip, Port, Registry, Replica, State, VipRecord};
 
 use super::ids::{PairNames, mac_of};
 use super::pair::{self, HostEnd};
@@ -209,11 +209,7 @@ fn wanted(replica: &Replica, crowded: bool) -> Option<Attached> {
 
 /// As the program has it: IP protocol << 16 | port.
 fn port_number(port: Port) -> u32 {
-    let protocol = match port.transport {
-        Transport::Tcp => nix::libc::IPPROTO_TCP,
-        Transport::Udp => nix::libc::IPPROTO_UDP,
-    };
-    protocol.cast_unsigned() << 16 | u32::from(port.number)
+    u32::from(port.transport.protocol()) << 16 | u32::from(port.number)
 }
 
 /// Sees to it that this build's programs are loaded and stand on every host end. The first call of a boot loads them; the

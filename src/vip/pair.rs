@@ -282,6 +282,11 @@ impl PodEnd {
         }))
     }
 
+    /// The pod end's index.
+    pub fn index(&self) -> u32 {
+        self.link.index
+    }
+
     /// The pod end's Ethernet address: whether it is ours.
     pub fn mac(&self) -> Option<link::Mac> {
         self.link.mac
