@@ -5,7 +5,8 @@ cd "$(dirname "$(readlink -f "$0")")"
 
 usage() {
     cat <<'EOF'
-usage: ./install.sh install                  build and install plugin, sidecar, configuration
+usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, configuration; join the node's pod
+                                             network (--no-chain: leave /etc/cni/net.d alone)
        ./install.sh uninstall [--force]      remove them again (--force: although pods are attached)
        ./install.sh demo [--backend pool]    show it in throw-away network namespaces; changes nothing else
        ./install.sh test                     formatting, lints, all tests
@@ -22,6 +23,9 @@ settings=$root/etc/viproute
 chains=$root/etc/cni/net.d
 unit=$root/etc/systemd/system/viprouted.service
 registry=$root/var/lib/cni/viproute
+pins=$root/sys/fs/bpf/viproute
+# What joins a chain.
+entry='{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
 
 say() { printf '%s\n' "$*"; }
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
@@ -76,6 +80,13 @@ systemd() { [ -n "$root" ] || systemctl "$@"; }
 
 do_install() {
     need_root "writes to /opt/cni/bin, /usr/local/bin and /etc"
+    local join=yes chain=
+    case "$*" in
+        "") ;;
+        --no-chain) join= ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    if [ -n "$join" ]; then find_chain; fi
     local started=", enabled and started"
     [ -z "$root" ] || started=
     say "This installs:"
@@ -83,7 +94,11 @@ do_install() {
     say "  $binaries/viprouted, $binaries/viproutectl"
     say "  $settings/viprouted.toml, unless there is one"
     if wants_unit; then say "  $unit$started"; fi
-    say "  $chains/10-viproute.conflist, unless there is a network configuration"
+    if [ -n "$chain" ]; then
+        say "  viproute as the last plugin of $chain; the original is kept in $settings"
+    elif [ -n "$join" ]; then
+        say "  $chains/10-viproute.conflist, as there is no pod network yet"
+    fi
     build --bins
     install -D -m 755 "$built/viproute" "$plugins/viproute.new"
     # Renamed into place: a runtime may call the old one at this moment.
@@ -113,21 +128,98 @@ files_in() {
     [ ! -d "$1" ] || find "$1" -maxdepth 1 -type f -regex "$2" | sort
 }
 
-# A chain that exists is not touched: it is the cluster's, and a wrong edit takes the node's network away.
+# The network configurations a runtime sees, in its order: containerd and CRI-O use the first one.
+networks() {
+    [ ! -d "$chains" ] || find "$chains" -maxdepth 1 ! -type d -regex '.*\.\(conflist\|conf\|json\)' | LC_ALL=C sort
+}
+
+# Sets `chain` to the one that viproute joins. What isn't understood is refused before anything is changed: a wrong edit
+# takes the node's network away.
+find_chain() {
+    chain=$(networks | head -n 1)
+    [ -n "$chain" ] || return 0
+    packages jq
+    local wrong
+    if [ -L "$chain" ]; then
+        wrong="it is a symbolic link, so somebody else keeps it"
+    else
+        wrong=$(wrong_with "$chain" 2>&1) || wrong="it is not valid JSON: $wrong"
+    fi
+    [ -z "$wrong" ] || die "$chain: $wrong. Nothing was changed.
+Put that right, or use --no-chain and add this as the last of the network's \"plugins\":
+    $entry"
+}
+
+# Why viproute can't join that network; nothing if it can.
+wrong_with() {
+    if [ "${1%.conflist}" = "$1" ]; then
+        say 'it is no .conflist: runtimes read a single plugin from it. Put that into the "plugins" of a .conflist'
+        return
+    fi
+    # A chain of another version would be refused by the plugin, at every pod.
+    jq -rs '
+        if length != 1 or (.[0] | type) != "object" then "it is not one JSON object"
+        else .[0] | (.cniVersion // "missing") as $version |
+            if (.plugins | type) != "array" or .plugins == [] then "it has no list of \"plugins\""
+            elif any(.plugins[]; type != "object" or (.type | type) != "string") then "one of its plugins has no \"type\""
+            elif any(.plugins[]; .type == "viproute") then empty
+            elif any("0.4.0", "1.0.0", "1.1.0"; . == $version) then empty
+            else "its cniVersion is \($version); viproute needs 0.4.0, 1.0.0 or 1.1.0 (most plugins take 1.0.0)" end
+        end' "$1"
+}
+
 install_chain() {
-    local existing
-    existing=$(files_in "$chains" '.*\.\(conflist\|conf\|json\)' | head -n 1)
-    if [ -z "$existing" ]; then
+    if [ -z "$join" ]; then
+        say "Left alone: $chains. viproute is to be the last of a network's \"plugins\" there:"
+        say "    $entry"
+    elif [ -z "$chain" ]; then
         packages containernetworking-plugins
         install -D -m 644 conf/10-viproute.conflist "$chains/10-viproute.conflist"
         say "The pod network of $chains/10-viproute.conflist uses ptp and host-local: the runtime must find them"
         say "beside viproute (Debian's are in /usr/lib/cni). Give each node its own subnet there."
-    elif grep -q '"viproute"' "$existing"; then
-        say "Kept: $existing has viproute already."
+    elif jq -e 'any(.plugins[]; .type == "viproute")' "$chain" >/dev/null; then
+        say "Kept: $chain has viproute already."
     else
-        say "Kept: $existing. Add this as the last of its \"plugins\":"
-        say '    { "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
+        join_chain
     fi
+}
+
+# The original and what became of it stay outside net.d, where a runtime would take them for networks.
+join_chain() {
+    local name=${chain##*/}
+    cp -p "$chain" "$settings/$name.orig"
+    jq --argjson entry "$entry" '.plugins += [$entry]' "$chain" >"$settings/$name.joined"
+    replace "$chain" "$settings/$name.joined"
+    say "Joined: $chain. As it was: $settings/$name.orig"
+}
+
+# replace FILE NEW: in one step and with the owner and mode it has. A runtime that watches the directory must see neither
+# half a file nor another network: it ignores names that end like this.
+replace() {
+    local new
+    new=$(dirname "$1")/.$(basename "$1").viproute-new
+    cp -p "$1" "$new"
+    cat "$2" >"$new"
+    sync "$new"
+    mv "$new" "$1"
+}
+
+# Takes viproute out of the chain it joined, unless somebody has worked on that since.
+leave_chain() {
+    local original name chain
+    for original in "$settings"/*.orig; do
+        [ -e "$original" ] || continue
+        name=$(basename "$original" .orig)
+        chain=$chains/$name
+        if cmp -s "$chain" "$settings/$name.joined"; then
+            replace "$chain" "$original"
+            say "Restored: $chain"
+        elif [ ! -e "$chain" ] || grep -q '"viproute"' "$chain"; then
+            say "Kept, as it was changed: $chain. As it was before viproute joined: $original"
+            continue
+        fi
+        rm -f "$original" "$settings/$name.joined"
+    done
 }
 
 do_uninstall() {
@@ -137,9 +229,16 @@ do_uninstall() {
     if [ "$attached" -gt 0 ] && [ "${1:-}" != --force ]; then
         die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or --force"
     fi
-    if [ -e "$unit" ]; then systemd disable --now viprouted; fi
+    # First: with the chain gone nobody calls the plugin any more.
+    leave_chain
+    if [ -e "$unit" ]; then
+        systemd stop viprouted
+        systemd disable viprouted
+    fi
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
     if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
+    # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
+    if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
     remove_unchanged conf/viprouted.toml "$settings/viprouted.toml"
     rmdir "$settings" 2>/dev/null || true
@@ -147,7 +246,7 @@ do_uninstall() {
     local other
     for other in "$chains"/*; do
         if [ -f "$other" ] && grep -q '"viproute"' "$other"; then
-            say "Take viproute out of $other yourself: pods can't start while it is there."
+            say "Take the entry with \"type\": \"viproute\" out of $other yourself: pods can't start while it is there."
         fi
     done
     say "Leases stay in /var/lib/viproute, the registry in /var/lib/cni/viproute."
@@ -177,7 +276,10 @@ do_demo() {
 do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
-        tcpdump conntrack nftables strace systemd shellcheck
+        tcpdump conntrack nftables iptables strace shellcheck systemd jq \
+        busybox-static podman
+    # Docker's own containerd has another package, which Debian's would replace.
+    command -v containerd >/dev/null || packages containerd runc
     need_cargo
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }
@@ -209,7 +311,7 @@ total() {
 verb=${1:-}
 [ $# = 0 ] || shift
 case $verb in
-    install) do_install ;;
+    install) do_install "$@" ;;
     uninstall) do_uninstall "$@" ;;
     demo) do_demo "$@" ;;
     test) do_test ;;

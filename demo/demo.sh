@@ -55,7 +55,8 @@ build_lan() {
     # Our own /run: what is named there (namespaces, sockets, state) is nobody else's and goes with this mount.
     mount --make-rprivate /
     mount -t tmpfs demo /run
-    mkdir -p /run/demo/peers
+    mkdir -p /run/demo/peers /run/demo/bpf
+    mount -t bpf demo /run/demo/bpf
     ip netns add lan
     ip -n lan link set lo up
     ip -n lan link add br0 type bridge forward_delay 0
@@ -99,7 +100,7 @@ cni() {
     local verb=$1 pod=$2 ptp viproute result
     ptp='{"cniVersion":"1.0.0","name":"demo","type":"ptp","ipam":{"type":"host-local","dataDir":"/run/demo/host-local",
           "ranges":[[{"subnet":"10.1.1.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}'
-    viproute='{"cniVersion":"1.0.0","name":"demo","type":"viproute","dataDir":"/run/demo/registry",
+    viproute='{"cniVersion":"1.0.0","name":"demo","type":"viproute","dataDir":"/run/demo/registry","bpfDir":"/run/demo/bpf/viproute",
           "allocator":"/run/demo/viprouted.sock","capabilities":{"io.kubernetes.cri.pod-annotations":true},
           "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"viproute.io/vip":"web"}}}'
     if [ "$verb" = ADD ]; then

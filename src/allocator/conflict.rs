@@ -67,7 +67,7 @@ fn meaning(route: &Route, candidate: Ipv4Addr, allow: &Allow, evidence: &Evidenc
     }
     let hops = match &route.kind {
         Kind::Via(hops) => hops.as_slice(),
-        Kind::Nexthop { .. } | Kind::Unreachable | Kind::Other => &[],
+        Kind::Nexthop { .. } | Kind::Unreachable | Kind::Throw | Kind::Other => &[],
     };
     let is_peer = |hop: &Hop| hop.gateway.is_some_and(|gateway| evidence.peers.contains(&gateway));
     if !hops.is_empty() && hops.iter().all(is_peer) {

@@ -70,6 +70,11 @@ impl Default for Group {
     }
 }
 
+impl Group {
+    /// Without the flow owner a bucket that moves breaks its connections: only idle ones may.
+    const PATIENT: Self = Self { buckets: 1024, idle_timer: 30, unbalanced_timer: 0 };
+}
+
 /// A configuration that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -217,6 +222,7 @@ impl Config {
             return Err(ConfigError::Version(cni_version));
         }
         let name_rule = "letters, digits, '_', '.' and '-', a letter or digit first";
+        let flow_owner = flow_owner(keys)?;
         let name = keys.take_if("name", name_rule, |name: &String| is_identifier(name))?;
         Ok(Self {
             cni_version,
@@ -226,9 +232,9 @@ impl Config {
             allocator: keys.path("allocator", "/run/viproute/viprouted.sock")?,
             node_ip: keys.address("nodeIP")?,
             gateway: keys.address("gateway")?,
-            group: group(keys)?,
+            group: group(keys, flow_owner)?,
             bpf_dir: keys.path("bpfDir", "/sys/fs/bpf/viproute")?,
-            flow_owner: flow_owner(keys)?,
+            flow_owner,
             mtu: mtu(keys)?,
             report_ips: keys.take("reportIPs", "true or false")?.unwrap_or(false),
             annotations: annotations(keys)?,
@@ -238,8 +244,8 @@ impl Config {
     }
 }
 
-fn group(keys: &mut Keys) -> Result<Group, ConfigError> {
-    let mut group = Group::default();
+fn group(keys: &mut Keys, flow_owner: bool) -> Result<Group, ConfigError> {
+    let mut group = if flow_owner { Group::default() } else { Group::PATIENT };
     let Some(inner) = keys.take::<BTreeMap<String, Box<RawValue>>>("group", "an object")? else {
         return Ok(group);
     };
@@ -323,6 +329,9 @@ mod tests {
         assert_eq!(config.allocator, PathBuf::from("/run/viproute/viprouted.sock"));
         assert_eq!(config.group, Group { buckets: 1024, idle_timer: 1, unbalanced_timer: 10 });
         assert!(config.flow_owner && !config.report_ips);
+        let patient = Group { buckets: 1024, idle_timer: 30, unbalanced_timer: 0 };
+        assert_eq!(parse(r#""flowOwner":"off""#).unwrap().group, patient);
+        assert_eq!(parse(r#""flowOwner":"off","group":{"idleTimer":5}"#).unwrap().group.idle_timer, 5);
         assert_eq!((config.mtu, config.node_ip, config.gateway), (None, None, None));
     }
 

@@ -36,6 +36,8 @@ pub enum Code {
     CheckFailed = 106,
     /// The kernel refused a change.
     Kernel = 107,
+    /// The flow owner can't run here: BPF is not permitted, or there is no BPF filesystem.
+    NoFlowOwner = 108,
 }
 
 /// An error in the shape that goes to stdout.

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::allocator::client;
 use crate::allocator::protocol::{LeaseState, VipStatus};
+use crate::bpf::Counts;
 use crate::net::{NodeNet, link, nexthop};
-use crate::registry::{Endpoint, Registry, State, VipKey};
+use crate::registry::{Endpoint, LockedVip, Registry, State, VipKey, VipRecord};
 use crate::vip::{self, ids};
 use crate::with_causes;
 
@@ -40,8 +41,27 @@ pub struct Vip {
     pub state: VipState,
     /// How many replicas get connections.
     pub ready: usize,
+    /// What the flow owner did with packets of its connections; none where it does without.
+    pub flows: Option<Flows>,
     /// Its replicas on this node.
     pub replicas: Vec<Replica>,
+}
+
+/// What became of packets, counted since the flow owner was loaded.
+#[derive(Debug, Serialize)]
+pub struct Flows {
+    /// Belonged to a connection of the replica the route had chosen.
+    pub chosen: u64,
+    /// Were brought to another replica, which has their connection.
+    pub owned: u64,
+    /// Were nobody's and so refused.
+    pub missed: u64,
+    /// Were dropped unasked, because too many a second were nobody's.
+    pub limited: u64,
+    /// Were refused: their port isn't served.
+    pub refused: u64,
+    /// Came from a replica and had a source that isn't its own (of all its VIPs).
+    pub spoofed: u64,
 }
 
 /// A VIP's lease.
@@ -107,6 +127,7 @@ pub fn read(registry: &Registry, allocator: &Path) -> Result<Report, vip::Error>
         address: lease.address,
         state: VipState::Idle,
         ready: 0,
+        flows: None,
         replicas: Vec::new(),
         lease: Some(lease.into()),
     }));
@@ -161,7 +182,21 @@ fn read_vip(
         _ => VipState::Serving,
     };
     let lease = lease.map(Lease::from);
-    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address), lease, state, ready, replicas }))
+    let flows = read_flows(&record, &mut locked)?;
+    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address), lease, state, ready, flows, replicas }))
+}
+
+fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, vip::Error> {
+    let host_ends: Vec<u32> = vip.replicas()?.values().map(|replica| replica.ifindex).collect();
+    let counted = vip::owner::counts(record, &host_ends)?;
+    Ok(counted.map(|(Counts { chosen, owned, missed, limited, refused }, spoofed)| Flows {
+        chosen,
+        owned,
+        missed,
+        limited,
+        refused,
+        spoofed,
+    }))
 }
 
 fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32]) -> Result<Replica, vip::Error> {
@@ -224,11 +259,28 @@ pub fn table(report: &Report) -> String {
         }
     }
     let mut text = table.trim_fmt();
+    if report.vips.iter().any(|vip| vip.flows.is_some()) {
+        text.push_str("\n\n");
+        text.push_str(&flows_table(&report.vips));
+    }
     for problem in &report.problems {
         text.push_str("\n! ");
         text.push_str(problem);
     }
     text
+}
+
+/// Packets of connections, a line per VIP.
+fn flows_table(vips: &[Vip]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["PACKETS", "CHOSEN", "OWNED", "MISSED", "LIMITED", "REFUSED", "SPOOFED"]);
+    for vip in vips {
+        let Some(Flows { chosen, owned, missed, limited, refused, spoofed }) = &vip.flows else { continue };
+        let counts = [chosen, owned, missed, limited, refused, spoofed].map(u64::to_string);
+        table.add_row(std::iter::once(vip.vip.clone()).chain(counts));
+    }
+    table.trim_fmt()
 }
 
 fn replica_cells(replica: &Replica) -> [String; 7] {

@@ -29,6 +29,8 @@ pub struct Link {
     pub up: bool,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
+    /// The namespace its other end is in, as an id of this one's (`link-netnsid`); none where that is this one.
+    pub peer_netns: Option<u32>,
     /// Packets sent and received over the device.
     pub packets: Packets,
     /// The per-device IPv4 settings that matter here (`net.ipv4.conf.<dev>.…`).
@@ -164,6 +166,7 @@ fn read(message: &LinkMessage) -> Link {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        peer_netns: None,
         packets: Packets::default(),
         settings: Settings::default(),
     };
@@ -172,6 +175,7 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = u32::try_from(*id).ok(),
             LinkAttribute::Stats64(stats) => {
                 link.packets = Packets { received: stats.rx_packets, sent: stats.tx_packets };
             }

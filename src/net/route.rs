@@ -1,6 +1,7 @@
 //! IPv4 routes (`ip route`).
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -10,6 +11,7 @@ use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
+use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
 use super::{PROTOCOL, Request, Result, Socket};
@@ -35,6 +37,8 @@ pub enum Kind {
     Via(Vec<Hop>),
     /// Refused with an ICMP error (`unreachable`).
     Unreachable,
+    /// The table is left, and the next rule asked (`throw`).
+    Throw,
     /// Anything else (`blackhole`, `prohibit`, `local`, …).
     Other,
 }
@@ -121,18 +125,94 @@ pub fn del_unreachable(address: Ipv4Addr, metric: u32) -> Request {
     Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
 }
 
-/// `ip route add default via GATEWAY dev INDEX onlink table TABLE proto 118`. Fails where the table has a default route.
-pub fn add_default(table: u32, gateway: Ipv4Addr, index: u32) -> Request {
-    let message = RouteMessageBuilder::<Ipv4Addr>::new()
-        .table_id(table)
-        .protocol(RouteProtocol::Other(PROTOCOL))
-        .gateway(gateway)
-        .output_interface(index)
-        .onlink()
-        .build();
-    let object = format!("default via {gateway} table {table}");
+/// A route of ours in a table of ours: `PREFIX ACTION table TABLE proto 118`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableRoute {
+    /// Its table.
+    pub table: u32,
+    /// Its destination.
+    pub prefix: Ipv4Network,
+    /// What it does.
+    pub action: Action,
+}
+
+/// What a route in a table of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// `via GATEWAY dev INDEX onlink src SOURCE`.
+    Via {
+        /// `via`.
+        gateway: Ipv4Addr,
+        /// `dev`, as an index.
+        index: u32,
+        /// `src`.
+        source: Option<Ipv4Addr>,
+    },
+    /// `throw`: as if the table had no route; the next rule is asked.
+    Throw,
+}
+
+impl fmt::Display for TableRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.action == Action::Throw {
+            f.write_str("throw ")?;
+        }
+        match self.prefix {
+            DEFAULT => f.write_str("default")?,
+            prefix => write!(f, "{prefix}")?,
+        }
+        if let Action::Via { gateway, source, .. } = self.action {
+            write!(f, " via {gateway}")?;
+            source.map_or(Ok(()), |source| write!(f, " src {source}"))?;
+        }
+        write!(f, " table {}", self.table)
+    }
+}
+
+/// `ip route add PREFIX ACTION table TABLE proto 118`. Fails where the table has a route to the prefix.
+pub fn add(route: TableRoute) -> Request {
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    Request::new("add route", object, flags, &Message::NewRoute(message))
+    Request::new("add route", route.to_string(), flags, &Message::NewRoute(table_message(route)))
+}
+
+/// `ip route del …`, as [`add`].
+pub fn del(route: TableRoute) -> Request {
+    let mut message = table_message(route);
+    message.header.scope = RouteScope::NoWhere; // whatever scope it has
+    Request::new("delete route", route.to_string(), 0, &Message::DelRoute(message)).absent_is_ok()
+}
+
+fn table_message(route: TableRoute) -> RouteMessage {
+    let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(route.prefix.network(), route.prefix.prefix())
+        .table_id(route.table)
+        .protocol(RouteProtocol::Other(PROTOCOL));
+    builder = match route.action {
+        Action::Via { gateway, index, source } => {
+            let via = builder.gateway(gateway).output_interface(index).onlink();
+            source.into_iter().fold(via, RouteMessageBuilder::<Ipv4Addr>::pref_source)
+        }
+        Action::Throw => builder.kind(RouteType::Throw),
+    };
+    builder.build()
+}
+
+impl Route {
+    /// As [`add`] could have made it.
+    pub fn of_ours(&self) -> Option<TableRoute> {
+        let action = match &self.kind {
+            Kind::Throw => Action::Throw,
+            Kind::Via(hops) => match hops.as_slice() {
+                [Hop { gateway: Some(gateway), index: Some(index) }] => {
+                    Action::Via { gateway: *gateway, index: *index, source: self.source }
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let Self { table, prefix, protocol, metric, .. } = *self;
+        (protocol == PROTOCOL && metric == 0).then_some(TableRoute { table, prefix, action })
+    }
 }
 
 /// `ADDRESS/32`.
@@ -203,9 +283,15 @@ pub const DEFAULT: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::UNSPEC
     None => unreachable!(),
 };
 
-/// The way a packet to nowhere in particular takes.
+/// `224.0.0.0/4`.
+pub const MULTICAST: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::new(224, 0, 0, 0), 4) {
+    Some(network) => network,
+    None => unreachable!(),
+};
+
+/// The way a packet takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DefaultWay {
+pub struct Way {
     /// `via` and `dev`.
     pub hop: Hop,
     /// `src`.
@@ -213,17 +299,74 @@ pub struct DefaultWay {
 }
 
 /// The default route of table main with the lowest metric among those that lead somewhere; its first hop.
-pub fn default_way(socket: &Socket) -> Result<Option<DefaultWay>> {
+pub fn default_way(socket: &Socket) -> Result<Option<Way>> {
     let filter = Filter { table: Some(MAIN), protocol: None, prefix: Some(DEFAULT) };
     Ok(best_way(&list(socket, filter)?))
 }
 
-fn best_way(routes: &[Route]) -> Option<DefaultWay> {
+/// A packet whose way is to be found.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// Its destination.
+    pub to: Ipv4Addr,
+    /// Its source, where it is chosen already.
+    pub from: Option<Ipv4Addr>,
+    /// The device it comes in by; `None`: it is made here.
+    pub input: Option<u32>,
+    /// IP protocol, source port, destination port.
+    pub ports: Option<(u8, u16, u16)>,
+}
+
+impl Packet {
+    /// A first packet from here to there.
+    pub fn to(to: Ipv4Addr) -> Self {
+        Self { to, from: None, input: None, ports: None }
+    }
+}
+
+/// `ip route get TO from … iif … ipproto … sport … dport …`: what the kernel would do with the packet, down to the one
+/// next hop of several. `None`: it would refuse it.
+pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet;
+    query.header.destination_prefix_length = 32;
+    query.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(packet.to)));
+    if let Some(from) = packet.from {
+        query.header.source_prefix_length = 32;
+        query.attributes.push(RouteAttribute::Source(RouteAddress::Inet(from)));
+    }
+    query.attributes.extend(packet.input.map(RouteAttribute::Iif));
+    if let Some((protocol, source, destination)) = packet.ports {
+        let ports = [RouteAttribute::Sport(source), RouteAttribute::Dport(destination)];
+        query.attributes.push(RouteAttribute::IpProto(protocol));
+        query.attributes.extend(ports);
+    }
+    let object = format!("{}/32", packet.to);
+    let found = socket.get(("get route", &object), &Message::GetRoute(query), |_, payload| {
+        let message = RouteMessage::parse(payload).ok()?;
+        let hop = read_hops(&message).into_iter().next()?;
+        Some(Way { hop, source: read(&message)?.source })
+    });
+    match found {
+        // What the route itself says: unreachable, prohibit, blackhole; or the reverse-path check.
+        Err(e)
+            if matches!(
+                e.errno,
+                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::EXDEV
+            ) =>
+        {
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+fn best_way(routes: &[Route]) -> Option<Way> {
     let ways = routes.iter().filter_map(|route| match &route.kind {
         Kind::Via(hops) => Some((route.metric, hops.first().filter(|hop| hop.index.is_some())?, route.source)),
         _ => None,
     });
-    ways.min_by_key(|(metric, ..)| *metric).map(|(_, hop, source)| DefaultWay { hop: hop.clone(), source })
+    ways.min_by_key(|(metric, ..)| *metric).map(|(_, hop, source)| Way { hop: hop.clone(), source })
 }
 
 /// Bytes of `struct rtmsg`.
@@ -300,6 +443,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
         (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
         (RouteType::Unicast, None) => Kind::Via(read_hops(message)),
         (RouteType::Unreachable, _) => Kind::Unreachable,
+        (RouteType::Throw, _) => Kind::Throw,
         _ => Kind::Other,
     };
     Some(route)
@@ -343,6 +487,20 @@ mod tests {
 
     fn default_route(metric: u32, kind: Kind) -> Route {
         Route { prefix: DEFAULT, table: MAIN, protocol: 4, metric, source: None, kind }
+    }
+
+    #[test]
+    fn our_routes_are_read_as_they_are_written() {
+        let via = |source| Action::Via { gateway: [169, 254, 118, 1].into(), index: 5, source };
+        for (prefix, action, shown) in [
+            ("0.0.0.0/0", via(None), "default via 169.254.118.1 table 1180"),
+            ("0.0.0.0/0", via(Some([10, 118, 0, 7].into())), "default via 169.254.118.1 src 10.118.0.7 table 1180"),
+            ("224.0.0.0/4", Action::Throw, "throw 224.0.0.0/4 table 1180"),
+        ] {
+            let route = TableRoute { table: 1180, prefix: prefix.parse().unwrap(), action };
+            assert_eq!(read(&table_message(route)).and_then(|route| route.of_ours()), Some(route));
+            assert_eq!(route.to_string(), shown);
+        }
     }
 
     #[test]

@@ -1,26 +1,29 @@
 //! ADD: a pod joins its VIPs.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::allocator::client;
 use crate::allocator::protocol::AcquireRequest;
+use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::cni::result::Interface;
 use crate::cni::{Call, Config, PrevResult};
 use crate::net::link::Link;
 use crate::net::nexthop::Nexthop;
+use crate::net::route::{self, Packet};
 use crate::net::{self, Netns, NodeNet, PodNet};
 use crate::registry::record::{self, SCHEMA};
 use crate::registry::{
-    self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Registry, State, VipKey, VipRecord, attachment_name,
+    self, AttachmentRecord, Boot, Endpoint, LockedAttachment, Port, Registry, State, Transport, VipKey, VipRecord,
+    attachment_name,
 };
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
-use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant};
-use crate::vip::sync;
+use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant, Served};
+use crate::vip::{owner, sync};
 use crate::with_causes;
 
 use super::detach::{self, Detach};
@@ -95,8 +98,18 @@ impl<'a> Request<'a> {
         })
     }
 
-    fn endpoint(&self, node: Node) -> Endpoint {
+    /// The pod as a replica of each VIP, in their order.
+    fn endpoints(&self, opened: &Opened) -> Result<Vec<Endpoint>, Error> {
+        let membership = &self.membership;
+        let way = if membership.udp_reply { route::lookup(&opened.net, Packet::to(self.pod_address))? } else { None };
+        let asked_from = way.and_then(|way| way.source);
+        let endpoint = |ports: &[Port]| self.endpoint(opened.node, ports, asked_from);
+        Ok(membership.services().map(|(_, ports)| endpoint(ports)).collect())
+    }
+
+    fn endpoint(&self, node: Node, ports: &[Port], asked_from: Option<Ipv4Addr>) -> Endpoint {
         let crate::cni::env::Pod { namespace, name, uid } = self.call.pod.clone();
+        let udp_reply = self.membership.udp_reply && ports.iter().any(|port| port.transport == Transport::Udp);
         Endpoint {
             schema: SCHEMA,
             network: self.config.name.clone(),
@@ -109,7 +122,11 @@ impl<'a> Request<'a> {
             ifindex: None,
             mac: mac_text(self.names.pod_mac),
             nexthop: None,
-            ports: self.membership.ports.clone(),
+            netns_id: None,
+            ports: ports.iter().map(ToString::to_string).collect(),
+            udp_reply,
+            asked_from: asked_from.filter(|_| udp_reply),
+            udp_sticky: self.membership.udp_sticky,
             state: State::Pending,
             weight: self.membership.weight,
             other: std::collections::BTreeMap::new(),
@@ -166,7 +183,10 @@ impl Opened {
         let node = Node::find(&net, config)?;
         let registry = Registry::new(&config.data_dir);
         if registry.begin()? == Boot::Discarded {
-            detach::sweep(&net, &registry)?;
+            detach::sweep(&net, &registry, &config.bpf_dir)?;
+        }
+        if config.flow_owner {
+            owner::ensure(&net, &registry, &config.bpf_dir)?;
         }
         Ok(Self { net, node, registry })
     }
@@ -226,21 +246,23 @@ impl Drop for Undo<'_> {
 fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
     node::configure()?;
     let name = attachment_name(request.attachment);
-    let mut endpoint = request.endpoint(opened.node);
+    let mut endpoints = request.endpoints(opened)?;
     let mut addresses = Vec::new();
-    for key in &request.membership.vips {
-        addresses.push(enrol(request, opened, key, &endpoint)?);
+    for (key, endpoint) in request.membership.vips.iter().zip(&endpoints) {
+        addresses.push(enrol(request, opened, key, endpoint)?);
     }
-    let nexthop = make_pair(request, opened, &addresses)?;
-    endpoint.ifindex = Some(nexthop.index);
-    endpoint.nexthop = Some(nexthop.id);
-    endpoint.state = State::Ready;
-    for (key, address) in request.membership.vips.iter().zip(&addresses) {
+    let programs = programs(request, opened)?;
+    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_ref())?;
+    for ((key, address), endpoint) in request.membership.vips.iter().zip(&addresses).zip(&mut endpoints) {
+        endpoint.ifindex = Some(pair.nexthop.index);
+        endpoint.nexthop = Some(pair.nexthop.id);
+        endpoint.netns_id = pair.netns_id;
+        endpoint.state = State::Ready;
         let mut vip = opened.registry.vip(key)?;
         if vip.record.as_ref().is_none_or(|record| record.address != *address) {
             return Err(Error::Renumbered(key.to_string()));
         }
-        vip.write_endpoint(&name, &endpoint)?;
+        vip.write_endpoint(&name, endpoint)?;
         sync(&opened.net, vip)?;
     }
     Ok(addresses)
@@ -281,6 +303,7 @@ fn new_vip(request: &Request<'_>, node: Node, key: &VipKey, address: Ipv4Addr, s
         slot,
         node: node.address,
         group: request.config.group,
+        flow_owner: request.config.flow_owner.then(|| request.config.bpf_dir.clone()),
         withdrawn: false,
         other: std::collections::BTreeMap::new(),
     }
@@ -294,8 +317,37 @@ fn acquire(request: &Request<'_>, node: Node, key: &VipKey) -> Result<Ipv4Addr, 
         .map_err(|source| Error::Allocator { vip: key.to_string(), source })
 }
 
+/// The flow owner's programs, as the VIPs' records want them: those that have replicas decided when the first one came.
+fn programs(request: &Request<'_>, opened: &Opened) -> Result<Option<Programs>, Error> {
+    let mut agreed: Option<(&VipKey, Option<PathBuf>)> = None;
+    for key in &request.membership.vips {
+        let record = opened.registry.vip_record(key)?;
+        let dir = record.and_then(|record| record.flow_owner);
+        match &agreed {
+            Some((other, agreed)) if *agreed != dir => {
+                return Err(Error::MixedOwners(other.to_string(), key.to_string()));
+            }
+            Some(_) => {}
+            None => agreed = Some((key, dir)),
+        }
+    }
+    let Some((_, Some(dir))) = agreed else { return Ok(None) };
+    Ok(Some(owner::ensure(&opened.net, &opened.registry, &dir)?))
+}
+
+/// What an endpoint records of its pair.
+struct Pair {
+    nexthop: Nexthop,
+    netns_id: Option<u32>,
+}
+
 /// Makes the veth pair and all around it, its nexthop last.
-fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Result<Nexthop, Error> {
+fn make_pair(
+    request: &Request<'_>,
+    opened: &Opened,
+    (vips, endpoints): (&[Ipv4Addr], &[Endpoint]),
+    programs: Option<&Programs>,
+) -> Result<Pair, Error> {
     let Request { names, pod, attachment, .. } = request;
     let interface: &Link = &request.before.interface;
     let mtu = request.config.mtu.unwrap_or(interface.mtu);
@@ -306,10 +358,16 @@ fn make_pair(request: &Request<'_>, opened: &Opened, vips: &[Ipv4Addr]) -> Resul
     let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
     let pod_end = PodEnd::new(pod, interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
-    let want = PodWant { names, ifname: &attachment.ifname, vips: vips.iter().copied().collect() };
+    let served = vips.iter().zip(endpoints).enumerate();
+    let served = served.map(|(place, (address, endpoint))| Served { place, address: *address, endpoint });
+    let want = PodWant::new(names, &attachment.ifname, served);
     pair::apply(pod, pod_end.fixes(&want))?;
-    pair::apply(&opened.net, host_end.fixes(names, request.pod_address))?;
+    let mut fixes = host_end.fixes(names, request.pod_address);
+    if let Some(programs) = programs {
+        fixes.extend(host_end.filter_fixes(programs)?);
+    }
+    pair::apply(&opened.net, fixes)?;
     let nexthop = host_end.nexthop(request.pod_address)?;
     opened.net.apply(&[net::nexthop::add(nexthop)])?;
-    Ok(nexthop)
+    Ok(Pair { nexthop, netns_id: host_end.link.peer_netns })
 }

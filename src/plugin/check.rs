@@ -1,6 +1,9 @@
 //! CHECK: is the pod attached as it should be? Every object is compared with what the registry says; the first that is
 //! missing is named.
 
+use std::path::Path;
+
+use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::cni::{Call, Config, PrevResult};
 use crate::net::nexthop::Object;
@@ -8,7 +11,7 @@ use crate::net::{Netns, NodeNet, PodNet, link, nexthop, sysctl};
 use crate::registry::{AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
 use crate::vip::differs;
 use crate::vip::ids::{POD_DEVICE, PairNames};
-use crate::vip::pair::{HostEnd, PodEnd, PodWant, wrong_mac};
+use crate::vip::pair::{HostEnd, PodEnd, PodWant, Served, wrong_mac};
 
 use super::error::Error;
 use super::membership;
@@ -29,8 +32,8 @@ pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
     let net = NodeNet::open()?;
     check_settings()?;
     let vips = check_registry(&registry, attachment, record)?;
-    let Some(endpoint) = vips.first().map(|(_, endpoint)| endpoint) else { return Ok(()) };
-    check_host_end(&net, attachment, endpoint)?;
+    let Some(first) = vips.first() else { return Ok(()) };
+    check_host_end(&net, attachment, first)?;
     let alive = Netns::open_if_alive(netns)?;
     let pod = alive.ok_or_else(|| Error::CheckFailed(format!("network namespace {} is gone", netns.display())))?;
     let pod = PodNet::open(pod)?;
@@ -74,7 +77,12 @@ fn check_registry(
     Ok(vips)
 }
 
-fn check_host_end(net: &NodeNet, attachment: &Attachment, endpoint: &Endpoint) -> Result<(), Error> {
+fn check_host_end(
+    net: &NodeNet,
+    attachment: &Attachment,
+    (vip, endpoint): &(VipRecord, Endpoint),
+) -> Result<(), Error> {
+    let flow_owner = vip.flow_owner.as_deref();
     let names = PairNames::of(attachment);
     let Some(end) = HostEnd::read(net, &names)? else {
         return failed(format!("link {} is missing", names.host));
@@ -88,11 +96,22 @@ fn check_host_end(net: &NodeNet, attachment: &Attachment, endpoint: &Endpoint) -
     if let Some(fix) = end.fixes(&names, endpoint.address).first() {
         return failed(&fix.finding);
     }
+    check_filters(&end, flow_owner)?;
     let wanted = end.nexthop(endpoint.address)?;
     match nexthop::get(net, wanted.id)? {
         Some(Object::Single(found)) if wanted == found => Ok(()),
         Some(_) => failed(format!("nexthop {} is not as it should be", wanted.id)),
         None => failed(format!("nexthop {} is missing", wanted.id)),
+    }
+}
+
+fn check_filters(end: &HostEnd, flow_owner: Option<&Path>) -> Result<(), Error> {
+    let Some(dir) = flow_owner else { return Ok(()) };
+    // Programs of an older build stand on host ends until the first ADD of this one.
+    let Some(programs) = Programs::open(dir)? else { return failed("the flow owner isn't loaded") };
+    match end.filter_fixes(&programs)?.last() {
+        Some(fix) => failed(&fix.finding),
+        None => Ok(()),
     }
 }
 
@@ -104,8 +123,9 @@ fn check_pod(pod: &PodNet, attachment: &Attachment, vips: &[(VipRecord, Endpoint
     if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), names.pod_mac) {
         return failed(finding);
     }
-    let addresses = vips.iter().map(|(vip, _)| vip.address).collect();
-    let want = PodWant { names: &names, ifname: &attachment.ifname, vips: addresses };
+    let served =
+        vips.iter().enumerate().map(|(place, (vip, endpoint))| Served { place, address: vip.address, endpoint });
+    let want = PodWant::new(&names, &attachment.ifname, served);
     match end.fixes(&want).first() {
         Some(fix) => failed(format!("in the pod: {}", fix.finding)),
         None => Ok(()),
@@ -131,8 +151,8 @@ fn check_prev_result(net: &NodeNet, pod: &PodNet, config: &Config) -> Result<(),
 fn check_routes(net: &NodeNet, registry: &Registry, record: &AttachmentRecord) -> Result<(), Error> {
     for key in record.keys() {
         let Some(mut vip) = registry.vip_if_present(&key)? else { return failed(format!("VIP {key} has no record")) };
-        if let Some(op) = differs(net, &mut vip)?.first() {
-            return failed(op.finding());
+        if let Some(finding) = differs(net, &mut vip)?.first() {
+            return failed(finding);
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
         return Ok(());
     }
     if registry.begin()? == Boot::Discarded {
-        return detach::sweep(&NodeNet::open()?, &registry);
+        return detach::sweep(&NodeNet::open()?, &registry, &config.bpf_dir);
     }
     let Some(locked) = registry.attachment(attachment)? else { return Ok(()) };
     let net = NodeNet::open()?;

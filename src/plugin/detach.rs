@@ -12,7 +12,7 @@ use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, link, nexthop}
 use crate::registry::record::Former;
 use crate::registry::{LockedAttachment, Registry, VipKey, attachment_name};
 use crate::vip::ids::{self, PairNames};
-use crate::vip::{pair, sync};
+use crate::vip::{owner, pair, sync};
 
 use super::error::Error;
 
@@ -101,7 +101,7 @@ impl Detach<'_> {
 
 /// Removes what no record explains: endpoints without attachment, VIPs without endpoints, and kernel objects of
 /// protocol 118, or named by us, that belong to nobody. Then brings every VIP in order.
-pub fn sweep(net: &NodeNet, registry: &Registry) -> Result<(), Error> {
+pub fn sweep(net: &NodeNet, registry: &Registry, bpf_dir: &Path) -> Result<(), Error> {
     // The kernel is read first: who adds an object has recorded it before, so what is unexplained afterwards is stale.
     let seen = Seen::read(net)?;
     let mut errors = Vec::new();
@@ -109,6 +109,7 @@ pub fn sweep(net: &NodeNet, registry: &Registry) -> Result<(), Error> {
     for key in registry.vips()? {
         errors.extend(sweep_vip(net, registry, &key).err());
     }
+    errors.extend(owner::sweep(net, registry, bpf_dir).err().map(Error::from));
     let requests = seen.unexplained(registry)?;
     errors.extend(net.apply(&requests).err().map(Error::from));
     Error::several(errors)

@@ -7,7 +7,7 @@ use crate::cni::config::ConfigError;
 use crate::cni::env::EnvError;
 use crate::cni::result::ResultError;
 use crate::cni::{self, Code};
-use crate::{net, registry, vip, with_causes};
+use crate::{bpf, net, registry, vip, with_causes};
 
 /// A verb's failure.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,12 @@ pub enum Error {
     /// The kernel.
     #[error(transparent)]
     Net(#[from] net::Error),
+    /// The flow owner.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
+    /// A pod's VIPs disagree about the flow owner.
+    #[error("VIP {0} and VIP {1} differ in \"flowOwner\" or \"bpfDir\": one pod's VIPs must agree")]
+    MixedOwners(String, String),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
@@ -102,6 +108,7 @@ impl From<vip::Error> for Error {
     fn from(error: vip::Error) -> Self {
         match error {
             vip::Error::Net(e) => Self::Net(e),
+            vip::Error::Bpf(e) => Self::Bpf(e),
             vip::Error::Registry(e) => Self::Registry(e),
         }
     }
@@ -124,7 +131,11 @@ impl Error {
             }
             Self::Config(ConfigError::Version(_)) => Code::IncompatibleVersion,
             Self::Config(ConfigError::Empty | ConfigError::NotJson(_)) | Self::PrevResult(_) => Code::Undecodable,
-            Self::Config(_) | Self::Invalid { .. } | Self::Membership(_) | Self::NoNodeAddress => Code::InvalidConfig,
+            Self::Config(_)
+            | Self::Invalid { .. }
+            | Self::Membership(_)
+            | Self::NoNodeAddress
+            | Self::MixedOwners(..) => Code::InvalidConfig,
             Self::NoPodAddress(_) => Code::NoPodAddress,
             Self::DeviceInTheWay => Code::DeviceInTheWay,
             Self::KernelTooOld(_) => Code::KernelTooOld,
@@ -133,6 +144,7 @@ impl Error {
             Self::CheckFailed(_) => Code::CheckFailed,
             Self::NotAvailable(_) => Code::NotAvailable,
             Self::Net(e) => net_code(e),
+            Self::Bpf(_) => Code::NoFlowOwner,
             Self::Registry(e) => registry_code(e),
             Self::Io(..) => Code::Io,
             Self::Several { first, .. } => first.code(),

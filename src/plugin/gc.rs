@@ -40,7 +40,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             Err(e) => errors.push(e.into()),
         }
     }
-    errors.extend(detach::sweep(&net, &registry).err());
+    errors.extend(detach::sweep(&net, &registry, &config.bpf_dir).err());
     Error::several(errors)
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::allocator::client;
+use crate::bpf;
 use crate::cni::Config;
 use crate::net::{NodeNet, sysctl};
 use crate::with_causes;
@@ -18,6 +19,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let unavailable = |e: Error| Error::NotAvailable(with_causes(&e));
     node::check_kernel().map_err(unavailable)?;
     check_settings()?;
+    if config.flow_owner {
+        bpf::check_available(&config.bpf_dir).map_err(|e| unavailable(e.into()))?;
+    }
     let net = NodeNet::open().map_err(|e| unavailable(e.into()))?;
     Node::find(&net, config).map_err(unavailable)?;
     client::status(&config.allocator, TIMEOUT).map(drop).map_err(|e| Error::NotAvailable(with_causes(&e)))

@@ -21,6 +21,7 @@ mod boot;
 pub mod file;
 mod key;
 mod lock;
+mod port;
 pub mod record;
 mod vip;
 
@@ -29,8 +30,9 @@ use std::path::{Path, PathBuf};
 pub use attachment::{LockedAttachment, attachment_name, attachment_of};
 pub use boot::Boot;
 pub use key::{BadKey, VipKey};
+pub use port::{BadPort, Port, Transport};
 pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};
-pub use vip::{LockedVip, Member};
+pub use vip::{LockedVip, Replica};
 
 /// What went wrong with a file of the registry.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::VipKey;
+use super::{Port, Transport, VipKey};
 use crate::cni::config::Group;
 
 /// The version of every file's form.
@@ -34,6 +34,9 @@ pub struct VipRecord {
     pub node: Ipv4Addr,
     /// How flows are spread.
     pub group: Group,
+    /// Where the flow owner's maps are pinned that know this VIP; `null`: it does without.
+    #[serde(default)]
+    pub flow_owner: Option<PathBuf>,
     /// The address is no longer ours: nothing of it may be in the kernel's tables.
     #[serde(default)]
     pub withdrawn: bool,
@@ -81,9 +84,21 @@ pub struct Endpoint {
     pub mac: String,
     /// Its nexthop's id; `None` until the pair exists.
     pub nexthop: Option<u32>,
-    /// What it serves: `80/tcp`. Empty: everything.
+    /// Its network namespace, as an id of the node's (`link-netnsid` of the host end); `None` until the pair exists.
+    #[serde(default)]
+    pub netns_id: Option<u32>,
+    /// What it serves under this VIP: `80/tcp`. Empty: everything.
     #[serde(default)]
     pub ports: Vec<String>,
+    /// Its unbound UDP sockets answer from this VIP.
+    #[serde(default)]
+    pub udp_reply: bool,
+    /// Where that is so: the address the node itself asks the pod from, which is answered from the pod's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_from: Option<Ipv4Addr>,
+    /// Its UDP flows keep their replica.
+    #[serde(default)]
+    pub udp_sticky: bool,
     /// Whether it gets connections.
     pub state: State,
     /// Its share beside the others', 1–255.
@@ -91,6 +106,14 @@ pub struct Endpoint {
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
+}
+
+impl Endpoint {
+    /// The UDP ports it serves under this VIP. What a later version may have written besides is left out.
+    pub fn udp_ports(&self) -> impl Iterator<Item = u16> {
+        let ports = self.ports.iter().filter_map(|text| text.parse::<Port>().ok());
+        ports.filter(|port| port.transport == Transport::Udp).map(|port| port.number)
+    }
 }
 
 /// The pod, as the runtime names it. Empty where it does not.

@@ -60,7 +60,11 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         ifindex: Some(n),
         mac: String::new(),
         nexthop: Some(n),
+        netns_id: Some(n),
         ports: Vec::new(),
+        udp_reply: false,
+        asked_from: None,
+        udp_sticky: false,
         state,
         weight: 1,
         other: BTreeMap::new(),
@@ -75,6 +79,7 @@ fn vip_record(slot: u32) -> VipRecord {
         slot,
         node: [192, 0, 2, 1].into(),
         group: crate::cni::config::Group::default(),
+        flow_owner: None,
         withdrawn: false,
         other: BTreeMap::new(),
     }
@@ -85,7 +90,7 @@ fn spoil(path: &Path, text: &str) {
 }
 
 fn ready(registry: &Registry) -> Vec<String> {
-    registry.vip(&key("web")).unwrap().ready().unwrap().keys().cloned().collect()
+    registry.vip(&key("web")).unwrap().replicas().unwrap().keys().cloned().collect()
 }
 
 fn index(registry: &Registry) -> PathBuf {
@@ -136,7 +141,7 @@ fn a_damaged_endpoint_is_told_of_and_left_out() {
     let path = registry.vips_dir().join("shop_web/endpoints/b.json");
     spoil(&path, r#"{"schema":1"#);
     let mut vip = registry.vip(&key("web")).unwrap();
-    assert_eq!(vip.ready().unwrap().len(), 1);
+    assert_eq!(vip.replicas().unwrap().len(), 1);
     let damage = vip.damage().unwrap();
     assert!(matches!(&damage[..], [Error::Torn { path: named, .. }] if *named == path), "{damage:?}");
     vip.remove_endpoint("b").unwrap();
@@ -233,7 +238,7 @@ fn a_vip_that_comes_and_goes_loses_nobody() {
                         break;
                     }
                     let mut vip = registry.vip_if_present(&key("web")).unwrap().expect("it has our endpoint");
-                    assert!(vip.ready().unwrap().contains_key(&name));
+                    assert!(vip.replicas().unwrap().contains_key(&name));
                     vip.remove_endpoint(&name).unwrap();
                     if vip.is_unused().unwrap() {
                         vip.remove().unwrap();

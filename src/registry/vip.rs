@@ -18,30 +18,50 @@ const ENDPOINTS: &str = "endpoints";
 /// What the name of a directory under removal ends in.
 const GONE: &str = ".gone";
 
-/// A ready endpoint in short: what the VIP's route needs of it.
+/// An endpoint that has its pair, in short: what the kernel's tables and maps need of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub struct Replica {
     /// The pod's address.
     pub address: Ipv4Addr,
     /// The host end's index.
     pub ifindex: u32,
+    /// Whether it gets connections.
+    pub state: State,
     /// Its share beside the others'.
     pub weight: u8,
+    /// Its network namespace, as an id of the node's.
+    pub netns_id: Option<u32>,
+    /// The pod end's Ethernet address.
+    pub mac: String,
+    /// What it serves; empty: everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<String>,
+    /// Its UDP flows stay with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub udp_sticky: bool,
 }
 
-impl Member {
+impl Replica {
     fn of(endpoint: &Endpoint) -> Option<Self> {
-        let ifindex = endpoint.ifindex.filter(|_| endpoint.state == State::Ready)?;
-        Some(Self { address: endpoint.address, ifindex, weight: endpoint.weight })
+        Some(Self {
+            address: endpoint.address,
+            ifindex: endpoint.ifindex?,
+            state: endpoint.state,
+            weight: endpoint.weight,
+            netns_id: endpoint.netns_id,
+            mac: endpoint.mac.clone(),
+            ports: endpoint.ports.clone(),
+            udp_sticky: endpoint.udp_sticky,
+        })
     }
 }
 
-/// `index.json`: the ready endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is
+/// `index.json`: the endpoints in short, so that a VIP of 1,000 replicas is one file to read. Derived: it is
 /// emptied before one of them changes and written afterwards, so where it says anything it is right.
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     schema: u64,
-    ready: BTreeMap<String, Member>,
+    replicas: BTreeMap<String, Replica>,
 }
 
 /// A VIP and the lock on it.
@@ -54,8 +74,10 @@ pub struct LockedVip {
     /// Its record, if it has one.
     pub record: Option<VipRecord>,
     record_damage: Option<Error>,
-    /// The ready endpoints; `None`: not read so far.
-    ready: Option<BTreeMap<String, Member>>,
+    /// The endpoints that have their pair; `None`: not read so far.
+    replicas: Option<BTreeMap<String, Replica>>,
+    /// Host ends of endpoints that were removed by this holder of the lock.
+    departed: Vec<u32>,
     /// The index was emptied and must be written again.
     index_is_due: bool,
 }
@@ -117,8 +139,8 @@ impl Registry {
             Err(e) => return Err(e),
         };
         let (registry, key) = (self.clone(), key.clone());
-        let (ready, index_is_due) = (None, false);
-        Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, ready, index_is_due }))
+        let (replicas, departed, index_is_due) = (None, Vec::new(), false);
+        Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, replicas, departed, index_is_due }))
     }
 }
 
@@ -152,23 +174,28 @@ impl LockedVip {
         &self.key
     }
 
-    /// The endpoints that get connections, by attachment name. One whose file is damaged is left out.
-    pub fn ready(&mut self) -> Result<&BTreeMap<String, Member>> {
-        let ready = match self.ready.take() {
-            Some(ready) => ready,
-            None => self.read_ready()?,
+    /// The endpoints that have their pair, by attachment name. One whose file is damaged is left out.
+    pub fn replicas(&mut self) -> Result<&BTreeMap<String, Replica>> {
+        let replicas = match self.replicas.take() {
+            Some(replicas) => replicas,
+            None => self.read_replicas()?,
         };
-        Ok(self.ready.insert(ready))
+        Ok(self.replicas.insert(replicas))
     }
 
-    fn read_ready(&mut self) -> Result<BTreeMap<String, Member>> {
-        if let Ok(Some(Index { ready, .. })) = file::read(&self.dir.join(INDEX)) {
-            return Ok(ready);
+    /// Host ends of endpoints that were removed since the lock was taken.
+    pub fn departed(&self) -> &[u32] {
+        &self.departed
+    }
+
+    fn read_replicas(&mut self) -> Result<BTreeMap<String, Replica>> {
+        if let Ok(Some(Index { replicas, .. })) = file::read(&self.dir.join(INDEX)) {
+            return Ok(replicas);
         }
         let endpoints = read_endpoints(&self.dir)?;
         self.index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
-        let member = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Member::of(&endpoint.ok()?)?));
-        Ok(endpoints.into_iter().filter_map(member).collect())
+        let replica = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Replica::of(&endpoint.ok()?)?));
+        Ok(endpoints.into_iter().filter_map(replica).collect())
     }
 
     /// The names of all its endpoints, whatever their state.
@@ -179,7 +206,7 @@ impl LockedVip {
 
     /// No endpoint is recorded, usable or not.
     pub fn is_unused(&self) -> Result<bool> {
-        if self.ready.as_ref().is_some_and(|ready| !ready.is_empty()) {
+        if self.replicas.as_ref().is_some_and(|replicas| !replicas.is_empty()) {
             return Ok(false);
         }
         file::is_empty_dir(&self.dir.join(ENDPOINTS))
@@ -223,10 +250,10 @@ impl LockedVip {
     pub fn write_endpoint(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
         self.before_change()?;
         file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)?;
-        let ready = self.ready.get_or_insert_default();
-        match Member::of(endpoint) {
-            Some(member) => drop(ready.insert(name.to_owned(), member)),
-            None => drop(ready.remove(name)),
+        let replicas = self.replicas.get_or_insert_default();
+        match Replica::of(endpoint) {
+            Some(replica) => drop(replicas.insert(name.to_owned(), replica)),
+            None => drop(replicas.remove(name)),
         }
         Ok(())
     }
@@ -235,7 +262,8 @@ impl LockedVip {
     pub fn remove_endpoint(&mut self, name: &str) -> Result<()> {
         self.before_change()?;
         file::remove_record(&self.endpoint_path(name))?;
-        self.ready.get_or_insert_default().remove(name);
+        let removed = self.replicas.get_or_insert_default().remove(name);
+        self.departed.extend(removed.map(|replica| replica.ifindex));
         Ok(())
     }
 
@@ -246,7 +274,7 @@ impl LockedVip {
     }
 
     fn before_change(&mut self) -> Result<()> {
-        self.ready()?;
+        self.replicas()?;
         if !self.index_is_due {
             file::empty(&self.dir.join(INDEX))?;
             self.index_is_due = true;
@@ -277,8 +305,8 @@ impl Drop for LockedVip {
     /// The index is a convenience: where it can't be written, the next reader reads the endpoints. Written by every
     /// holder of the lock who changed something, also on the way out of a failure.
     fn drop(&mut self) {
-        if let Some(ready) = self.ready.take().filter(|_| self.index_is_due) {
-            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, ready });
+        if let Some(replicas) = self.replicas.take().filter(|_| self.index_is_due) {
+            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, replicas });
         }
     }
 }

@@ -15,6 +15,11 @@ pub const HOST_DEVICE_PREFIX: &str = "vip";
 pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 118, 1);
 /// The table with the way back, in each pod.
 pub const TABLE: u32 = 118;
+/// The first of the tables by which unbound UDP sockets answer from a VIP; the VIP's place in its attachment's list is
+/// added.
+pub const REPLY_TABLE: u32 = 1180;
+/// So many VIPs a pod may join.
+pub const MAX_VIPS: usize = 8;
 /// The priority of the rules that lead there: before `main` (32766) and before most people's own.
 pub const RULE_PRIORITY: u32 = 118;
 
@@ -33,6 +38,16 @@ pub fn nexthop(ifindex: u32) -> Option<u32> {
 /// The group of a VIP.
 pub fn group(slot: u32) -> u32 {
     GROUPS | (slot % RANGE)
+}
+
+/// The table by which unbound UDP sockets answer from the VIP at that place of an attachment's list.
+pub fn reply_table(place: usize) -> u32 {
+    REPLY_TABLE + u32::try_from(place % MAX_VIPS).unwrap_or(0)
+}
+
+/// Whether a pod's table is one of ours.
+pub fn is_table(table: u32) -> bool {
+    table == TABLE || (0..MAX_VIPS).any(|place| table == reply_table(place))
 }
 
 /// Whether a nexthop id is in one of our two ranges.
@@ -66,6 +81,12 @@ pub fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// The reverse of [`mac_text`].
+pub fn mac_of(text: &str) -> Option<Mac> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +107,8 @@ mod tests {
         assert_eq!(nexthop(5), Some(0x7600_0005));
         assert_eq!(nexthop(1 << 24), None);
         assert_eq!(group(1), 0x7700_0001);
+        assert_eq!((reply_table(0), reply_table(7)), (1180, 1187));
+        assert!(is_table(118) && is_table(1187) && !is_table(1188) && !is_table(254));
         assert!(is_ours(0x7600_0001) && is_ours(0x77ff_ffff) && !is_ours(0x7800_0000) && !is_ours(2000));
     }
 }

@@ -1,14 +1,13 @@
 //! What a VIP's lease does to its routes: an address that is lost is withdrawn, another one takes its place.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::{Registry, VipKey, attachment_of};
 
 use super::ids::PairNames;
-use super::pair::{self, PodEnd, PodWant};
-use super::{Result, drop_vip, sync};
+use super::pair::{self, PodEnd, PodWant, Served};
+use super::{Result, drop_vip, owner, sync};
 
 /// The VIP's address is no longer ours: nothing of it stays in the node's tables. The replicas stay recorded.
 pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()> {
@@ -29,6 +28,10 @@ fn set(
     key: &VipKey,
     change: impl FnOnce(&mut crate::registry::VipRecord),
 ) -> Result<()> {
+    // Before any lock: it looks at every VIP.
+    if let Some(dir) = registry.vip_record(key)?.and_then(|record| record.flow_owner) {
+        owner::ensure(node, registry, &dir)?;
+    }
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
     let Some(former) = vip.record.clone() else { return Ok(()) };
     let mut record = former.clone();
@@ -52,11 +55,11 @@ fn renumber(registry: &Registry, key: &VipKey, name: &str, netns: &std::path::Pa
     let Some(attachment) = attachment_of(name) else { return Ok(()) };
     let Some(netns) = Netns::open_if_alive(netns)? else { return Ok(()) };
     let Some(record) = registry.attachment_record(&attachment)? else { return Ok(()) };
-    let mut vips = BTreeSet::new();
-    for other in record.keys() {
-        let of_other = || Ok(registry.vip_record(&other)?.map(|record| record.address));
-        let address: Result<Option<Ipv4Addr>> = if other == *key { Ok(Some(address)) } else { of_other() };
-        vips.extend(address?);
+    let mut served = Vec::new();
+    for (place, other) in record.keys().enumerate() {
+        let former = registry.vip_record(&other)?.map(|record| record.address);
+        let address = if other == *key { Some(address) } else { former };
+        served.extend(address.zip(registry.endpoint(&other, name)?).map(|of_one| (place, of_one)));
     }
     let pod = PodNet::open(netns)?;
     let names = PairNames::of(&attachment);
@@ -64,6 +67,8 @@ fn renumber(registry: &Registry, key: &VipKey, name: &str, netns: &std::path::Pa
     let Some(end) = PodEnd::read(&pod, &attachment.ifname)?.filter(|end| end.mac() == Some(names.pod_mac)) else {
         return Ok(());
     };
-    let want = PodWant { names: &names, ifname: &attachment.ifname, vips };
+    let served =
+        served.iter().map(|(place, (address, endpoint))| Served { place: *place, address: *address, endpoint });
+    let want = PodWant::new(&names, &attachment.ifname, served);
     Ok(pair::apply(&pod, end.fixes(&want))?)
 }

@@ -6,13 +6,14 @@
 
 pub mod ids;
 pub mod lease;
+pub mod owner;
 pub mod pair;
 pub mod plan;
 mod sync;
 
 pub use sync::{differs, drop_vip, sync};
 
-use crate::{net, registry};
+use crate::{bpf, net, registry};
 
 /// What can go wrong on the way from registry to kernel.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Net(#[from] net::Error),
+    /// The flow owner.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
     /// A file was in the way.
     #[error(transparent)]
     Registry(#[from] registry::Error),

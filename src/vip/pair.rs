@@ -2,17 +2,21 @@
 //! what must be, what is, and the difference as requests.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use nix::errno::Errno;
 
+use crate::bpf::{self, Programs};
 use crate::net::address::{self, Address};
+use crate::net::filter::{self, Side};
 use crate::net::link::{self, End, Link, Setting};
 use crate::net::neighbour::{self, Neighbour};
 use crate::net::nexthop::{self, Nexthop};
-use crate::net::route::{self, Filter, Hop, Kind};
-use crate::net::rule::{self, Rule};
+use crate::net::route::{self, Action, Filter, TableRoute};
+use crate::net::rule::{self, Rule, Selector};
 use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, Socket};
+use crate::registry::Endpoint;
 use crate::registry::record::Former;
 
 use super::ids::{self, HOST_ADDRESS, POD_DEVICE, PairNames, RULE_PRIORITY, TABLE, mac_text};
@@ -57,12 +61,15 @@ pub struct HostEnd {
     pub link: Link,
     addresses: Vec<Address>,
     neighbours: Vec<Neighbour>,
+    /// The programs on it: the flow owner's, the guard's.
+    owner: Option<u32>,
+    guard: Option<u32>,
 }
 
 impl HostEnd {
     /// A host end that was just made: nothing is on it.
     pub fn new(node: &NodeNet, names: &PairNames) -> net::Result<Option<Self>> {
-        let bare = |link| Self { link, addresses: Vec::new(), neighbours: Vec::new() };
+        let bare = |link| Self { link, addresses: Vec::new(), neighbours: Vec::new(), owner: None, guard: None };
         Ok(link::by_name(node, &names.host)?.map(bare))
     }
 
@@ -71,7 +78,31 @@ impl HostEnd {
         let Some(link) = link::by_name(node, &names.host)? else { return Ok(None) };
         let addresses = address::list(node, Some(link.index))?;
         let neighbours = neighbour::list(node, link.index)?;
-        Ok(Some(Self { link, addresses, neighbours }))
+        let owner = filter::program(node, link.index, Side::Egress)?;
+        let guard = filter::program(node, link.index, Side::Ingress)?;
+        Ok(Some(Self { link, addresses, neighbours, owner, guard }))
+    }
+
+    /// A flow owner's programs stand on it, of whatever build.
+    pub fn has_programs(&self) -> bool {
+        self.owner.is_some() || self.guard.is_some()
+    }
+
+    /// What must still be done for these programs to stand on it.
+    pub fn filter_fixes(&self, programs: &Programs) -> bpf::Result<Vec<Fix>> {
+        let Link { index, name, .. } = &self.link;
+        let sides = [(Side::Egress, self.owner, &programs.owner), (Side::Ingress, self.guard, &programs.guard)];
+        let mut fixes = Vec::new();
+        for (side, have, program) in sides {
+            if have != Some(program.id) {
+                let finding = format!("the flow owner's filter on {name} is missing or another one");
+                fixes.push(fix(finding, filter::replace(*index, side, program.fd()?)));
+            }
+        }
+        if !fixes.is_empty() {
+            fixes.insert(0, fix(format!("clsact on {name} is missing"), filter::add_clsact(*index)));
+        }
+        Ok(fixes)
     }
 
     /// What must still be done for a pod at this address.
@@ -120,7 +151,71 @@ pub struct PodWant<'a> {
     /// The pod's own interface.
     pub ifname: &'a str,
     /// The VIPs it serves.
-    pub vips: BTreeSet<Ipv4Addr>,
+    vips: BTreeSet<Ipv4Addr>,
+    /// Those that its unbound UDP sockets answer from.
+    replies: Vec<UdpReply>,
+}
+
+/// A VIP that a pod serves, as the registry has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// Its place in the attachment's list.
+    pub place: usize,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The pod as its replica.
+    pub endpoint: &'a Endpoint,
+}
+
+/// A VIP that a pod's unbound UDP sockets answer from.
+#[derive(Clone, Debug)]
+struct UdpReply {
+    vip: Ipv4Addr,
+    table: u32,
+    ports: Vec<u16>,
+    asked_from: Option<Ipv4Addr>,
+}
+
+impl<'a> PodWant<'a> {
+    /// For a pod that serves these VIPs.
+    pub fn new<'s>(names: &'a PairNames, ifname: &'a str, served: impl IntoIterator<Item = Served<'s>>) -> Self {
+        let mut want = Self { names, ifname, vips: BTreeSet::new(), replies: Vec::new() };
+        for Served { place, address, endpoint } in served {
+            want.vips.insert(address);
+            if endpoint.udp_reply {
+                let ports = endpoint.udp_ports().collect();
+                let (table, asked_from) = (ids::reply_table(place), endpoint.asked_from);
+                want.replies.push(UdpReply { vip: address, table, ports, asked_from });
+            }
+        }
+        want
+    }
+
+    fn rules(&self) -> BTreeSet<Rule> {
+        let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
+        let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();
+        for UdpReply { table, ports, .. } in &self.replies {
+            rules.extend(ports.iter().map(|port| rule(Selector::UnboundUdp(*port), *table)));
+        }
+        rules
+    }
+
+    /// The way back out of `vip0` (`index`), and around it for what must not take it.
+    fn routes(&self, index: u32) -> BTreeSet<TableRoute> {
+        let way_back = |table, source| TableRoute {
+            table,
+            prefix: route::DEFAULT,
+            action: Action::Via { gateway: HOST_ADDRESS, index, source },
+        };
+        let mut routes = BTreeSet::from([way_back(TABLE, None)]);
+        for UdpReply { vip, table, asked_from, .. } in &self.replies {
+            routes.insert(way_back(*table, Some(*vip)));
+            let around = [route::MULTICAST, route::host(Ipv4Addr::BROADCAST)].into_iter();
+            let around = around.chain(asked_from.map(route::host));
+            routes.extend(around.map(|prefix| TableRoute { table: *table, prefix, action: Action::Throw }));
+        }
+        routes
+    }
 }
 
 /// The pod's own interface, and a `vip0` that is in our way.
@@ -154,7 +249,7 @@ pub struct PodEnd {
     addresses: BTreeSet<Ipv4Addr>,
     neighbours: Vec<Neighbour>,
     rules: BTreeSet<Rule>,
-    default: bool,
+    routes: BTreeSet<TableRoute>,
 }
 
 impl PodEnd {
@@ -166,7 +261,7 @@ impl PodEnd {
             addresses: BTreeSet::new(),
             neighbours: Vec::new(),
             rules: BTreeSet::new(),
-            default: false,
+            routes: BTreeSet::new(),
         };
         Ok(link::by_name(pod, POD_DEVICE)?.map(bare))
     }
@@ -177,14 +272,12 @@ impl PodEnd {
             return Ok(None);
         };
         let index = link.index;
-        let here = Hop { gateway: Some(HOST_ADDRESS), index: Some(index) };
-        let filter = Filter { table: Some(TABLE), protocol: Some(PROTOCOL), prefix: Some(route::DEFAULT) };
         Ok(Some(Self {
             interface,
             addresses: address::list(pod, Some(index))?.iter().map(|a| a.address).collect(),
             neighbours: neighbour::list(pod, index)?,
             rules: rule::list(pod)?.into_iter().collect(),
-            default: route::list(pod, filter)?.iter().any(|r| r.kind == Kind::Via(vec![here.clone()])),
+            routes: read_routes(pod)?,
             link,
         }))
     }
@@ -213,11 +306,8 @@ impl PodEnd {
             let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
         }
-        if !self.default {
-            let finding = format!("route default via {HOST_ADDRESS} dev {POD_DEVICE} table {TABLE} is missing");
-            fixes.push(fix(finding, route::add_default(TABLE, HOST_ADDRESS, index)));
-        }
-        fixes.extend(self.rule_fixes(&want.vips));
+        fixes.extend(set_fixes("route", &self.routes, &want.routes(index), (route::add, route::del)));
+        fixes.extend(set_fixes("rule", &self.rules, &want.rules(), (rule::add, rule::del)));
         fixes
     }
 
@@ -231,33 +321,39 @@ impl PodEnd {
         let wanted = [(Setting::ArpIgnore, OWN_ADDRESSES_ONLY), (Setting::ArpAnnounce, BEST_ADDRESS)];
         Some(fix(finding, link::configure(*index, &wanted)))
     }
-
-    fn rule_fixes(&self, vips: &BTreeSet<Ipv4Addr>) -> Vec<Fix> {
-        let wanted: BTreeSet<Rule> = vips.iter().copied().map(rule_for).collect();
-        let mut fixes = Vec::new();
-        for stale in self.rules.difference(&wanted) {
-            let finding = format!("rule from {} lookup {} should not be there", stale.source, stale.table);
-            fixes.push(fix(finding, rule::del(*stale)));
-        }
-        for missing in wanted.difference(&self.rules) {
-            let finding = format!("rule from {} lookup {} is missing", missing.source, missing.table);
-            fixes.push(fix(finding, rule::add(*missing)));
-        }
-        fixes
-    }
 }
 
-fn rule_for(vip: Ipv4Addr) -> Rule {
-    Rule { source: vip, table: TABLE, priority: RULE_PRIORITY }
+/// What adds or deletes one.
+type Change<T> = fn(T) -> Request;
+
+/// What is there too much goes first: it may stand where what is missing has to.
+fn set_fixes<T: Ord + Copy + fmt::Display>(
+    kind: &str,
+    have: &BTreeSet<T>,
+    want: &BTreeSet<T>,
+    (add, del): (Change<T>, Change<T>),
+) -> Vec<Fix> {
+    let stale = have.difference(want).map(|stale| fix(format!("{kind} {stale} should not be there"), del(*stale)));
+    let missing = want.difference(have).map(|missing| fix(format!("{kind} {missing} is missing"), add(*missing)));
+    stale.chain(missing).collect()
 }
 
-/// Takes our rules out of a pod that lives on, and puts its interface's settings back. A `vip0` that isn't this pair's
-/// belongs to another attachment, and so does all the rest then.
+/// The routes in our tables that [`route::add`] can have made.
+fn read_routes(pod: &PodNet) -> net::Result<BTreeSet<TableRoute>> {
+    let filter = Filter { protocol: Some(PROTOCOL), ..Filter::default() };
+    let routes = route::list(pod, filter)?;
+    Ok(routes.iter().filter(|route| ids::is_table(route.table)).filter_map(route::Route::of_ours).collect())
+}
+
+/// Takes our rules and routes out of a pod that lives on, and puts its interface's settings back. A `vip0` that isn't
+/// this pair's belongs to another attachment, and so does all the rest then.
 pub fn leave(pod: &PodNet, names: &PairNames, ifname: &str, former: Former) -> net::Result<()> {
     if link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac != Some(names.pod_mac)) {
         return Ok(());
     }
     let mut requests: Vec<Request> = rule::list(pod)?.into_iter().map(rule::del).collect();
+    // Those by way of vip0 go with it; `throw` has no device to go with.
+    requests.extend(read_routes(pod)?.into_iter().map(route::del));
     if let Some(interface) = link::by_name(pod, ifname)? {
         let settings = [(Setting::ArpIgnore, former.arp_ignore), (Setting::ArpAnnounce, former.arp_announce)];
         requests.push(link::configure(interface.index, &settings).absent_is_ok());

@@ -185,6 +185,11 @@ impl Op {
         }
     }
 
+    /// Whether flows may come to other members by it.
+    pub fn moves_buckets(&self) -> bool {
+        matches!(self, Self::AddGroup(_) | Self::ReplaceGroup(_))
+    }
+
     /// What is amiss where this step is needed, in a word for CHECK.
     pub fn finding(&self) -> String {
         match self {

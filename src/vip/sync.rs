@@ -8,7 +8,8 @@ use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, NodeNet, PROTOCOL, link, nexthop};
 use crate::registry::{LockedVip, VipRecord};
 
-use super::plan::{self, DataRoute, Have, HaveNexthop, Want, WantedMember};
+use super::owner::{self, Owner};
+use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Want, WantedMember};
 use super::{Result, ids};
 
 /// How often the plan is made anew when the kernel refuses it: a pod that dies in between takes its nexthop along.
@@ -25,7 +26,8 @@ pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
         return Ok(Some(vip));
     };
     let want = want(&record, &mut vip)?;
-    settle(node, &want)?;
+    let owner = Owner::of(&record, &mut vip)?;
+    settle(node, &want, owner)?;
     if vip.is_unused()? {
         vip.remove()?;
         return Ok(None);
@@ -37,20 +39,43 @@ pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
 pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
     let mut want = bare_want(record);
     want.present = false;
-    settle(node, &want)
+    settle(node, &want, Owner::bare(record)?)
 }
 
-/// The steps that [`sync`] would take now: what is not as it should be.
-pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<plan::Op>> {
+/// What is not as it should be: a sentence for each step that [`sync`] would take now.
+pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
     let want = want(&record, vip)?;
-    Ok(plan::difference(&read(node, &want)?, &want))
+    let mut findings: Vec<String> = plan::difference(&read(node, &want)?, &want).iter().map(Op::finding).collect();
+    match Owner::of(&record, vip)? {
+        Some(owner) => {
+            let (before, after) = owner.difference()?;
+            findings.extend(before.iter().chain(&after).map(|op| op.finding(record.address)));
+        }
+        None if record.flow_owner.is_some() => findings.push("the flow owner isn't loaded".to_owned()),
+        None => {}
+    }
+    Ok(findings)
 }
 
-fn settle(node: &NodeNet, want: &Want) -> Result<()> {
+/// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
+fn settle(node: &NodeNet, want: &Want, owner: Option<Owner>) -> Result<()> {
+    let Some(mut owner) = owner else { return settle_tables(node, want, None) };
+    let (before, after) = owner.difference()?;
+    owner.apply(before)?;
+    settle_tables(node, want, Some(&mut owner))?;
+    owner.apply(after)
+}
+
+fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> Result<()> {
     let mut tries = 1;
     loop {
         let ops = plan::difference(&read(node, want)?, want);
+        if let Some(owner) = owner.as_deref_mut()
+            && ops.iter().any(Op::moves_buckets)
+        {
+            owner.unsettle()?;
+        }
         // One by one: a step counts on those before it, and the kernel would go on behind a refused one.
         match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
             Ok(()) => return Ok(()),
@@ -75,7 +100,7 @@ fn bare_want(record: &VipRecord) -> Want {
 fn want(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
     let mut want = bare_want(record);
     want.present &= !vip.is_unused()?;
-    for member in vip.ready()?.values() {
+    for member in vip.replicas()?.values().filter(|replica| owner::is_ready(replica)) {
         let index = member.ifindex;
         let Some(id) = ids::nexthop(index) else { continue };
         let nexthop = Nexthop { id, gateway: member.address, index };
@@ -124,7 +149,9 @@ fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, B
         match route.kind {
             Kind::Unreachable => drop(announced.insert(route.metric)),
             Kind::Nexthop { id, source, cwnd } => data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
-            Kind::Via(_) | Kind::Other => data = Some(DataRoute { nexthop: None, source: None, cwnd: None }),
+            Kind::Via(_) | Kind::Throw | Kind::Other => {
+                data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
+            }
         }
     }
     Ok((data, announced))

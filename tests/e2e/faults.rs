@@ -212,6 +212,13 @@ fn files_that_cannot_be_written() {
     assert_named(&messages, &["create /", "write /", "lock /", "read /", "list /"]);
 }
 
+/// Programs opened, entries read and written.
+#[test]
+fn programs_and_maps_that_cannot_be_reached() {
+    let messages = fail_each(&[("bpf", "ENOMEM")]);
+    assert_named(&messages, &["load the flow owner", "write map entry", "read map entry"]);
+}
+
 /// The kernel carries a change out and is made to say that it refused it: every acknowledgement in turn becomes `ENOSPC`.
 #[test]
 fn changes_the_kernel_refuses() {

@@ -9,25 +9,36 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod chains;
 mod check;
 mod claim3;
+mod containerd;
 mod ctl;
 mod damage;
 mod dhcp;
 mod disk;
+mod evenness;
 mod faults;
 mod foreign;
+mod guard;
+mod halfopen;
 mod harness;
 mod input;
 mod install;
 mod kills;
+mod owner;
 mod passthrough;
+mod pmtu;
+mod podman;
 mod privileges;
 mod races;
 mod scale;
 mod selftest;
 mod servers;
 mod sidecar;
+mod survival;
 mod traffic;
+mod udp_reply;
+mod udp_sticky;
 mod verbs;
 mod vips;

@@ -3,18 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use crate::harness::{Join, Lan, Node, Pod, bare_pod, for_each, nothing_left};
-
-/// Every namespace of a pod is a file the test process holds open.
-fn allow_many_files() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only read or write the structure that lives on this stack.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
-}
+use crate::harness::{Join, Lan, Node, Pod, allow_many_files, bare_pod, for_each, nothing_left};
 
 #[test]
 fn a_thousand_replicas_of_one_vip() {

@@ -16,18 +16,30 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Each tool the tests run and the Debian package that brings it.
 const PACKAGES: &[(&str, &str)] = &[
+    ("busybox", "busybox-static"),
+    ("conmon", "conmon"),
     ("conntrack", "conntrack"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
     ("dhcpd", "isc-dhcp-server"),
     ("dnsmasq", "dnsmasq-base"),
     ("host-local", "containernetworking-plugins"),
     ("ip", "iproute2"),
+    ("iptables", "iptables"),
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("pivot_root", "util-linux"),
+    ("podman", "podman"),
     ("ptp", "containernetworking-plugins"),
+    ("runc", "runc"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
+    ("systemctl", "systemd"),
     ("systemd-analyze", "systemd"),
+    ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("unshare", "util-linux"),
 ];
 
 /// Where Debian puts the base CNI plugins, and where everybody else does.
@@ -42,6 +54,12 @@ pub fn tool(name: &str) -> PathBuf {
         let package = PACKAGES.iter().find(|(tool, _)| *tool == name).map_or(name, |(_, package)| package);
         panic!("{name} is missing: apt-get install {package}")
     })
+}
+
+/// A base CNI plugin's path. Not by [`tool`]: iproute2 has a `bridge` of its own.
+pub fn base_plugin(name: &str) -> String {
+    let found = CNI_DIRS.iter().map(|dir| format!("{dir}/{name}")).find(|path| Path::new(path).is_file());
+    found.unwrap_or_else(|| panic!("the plugin {name} is missing: apt-get install containernetworking-plugins"))
 }
 
 /// What a program did.

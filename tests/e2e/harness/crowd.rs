@@ -1,48 +1,120 @@
-//! Many pods on a node, made quickly and gone entirely.
+//! A pod's TCP server for thousands of connections: one thread, so that a connection costs a descriptor and nothing else.
 
-use std::net::Ipv4Addr;
-use std::ops::Range;
-use std::thread;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread::{self, JoinHandle};
 
-use serde_json::json;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
-use super::node::Node;
 use super::pod::Pod;
-use super::wait::until;
+use super::traffic::PORT;
 
-const THREADS: usize = 4;
-
-/// A pod whose `eth0` and result are made by hand: a base plugin would take most of the test's time.
-pub fn bare_pod(number: usize) -> Pod {
-    let pod = Pod::new(number);
-    pod.ns.ip("link add eth0 type bridge");
-    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 2, 0, 0)) + u32::try_from(number).unwrap());
-    *pod.base.lock().unwrap() = json!({
-        "cniVersion": "1.0.0",
-        "interfaces": [{ "name": "eth0", "sandbox": pod.ns.path() }],
-        "ips": [{ "interface": 0, "address": format!("{address}/16") }],
-    });
-    pod
+/// Answers each line with `<name> <client ip:port>` as the example program does; after the line `bye` it closes first.
+/// It stops when dropped, and its connections end with it.
+pub struct Crowd {
+    listener: TcpListener,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// `work` for every number of the range, on a few threads.
-pub fn for_each<T: Send>(numbers: Range<usize>, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let work = &work;
-    thread::scope(|scope| {
-        let start = |first| numbers.clone().skip(first).step_by(THREADS).map(work).collect::<Vec<_>>();
-        let workers: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || start(first))).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
-    })
+impl Crowd {
+    /// On the port every pod serves.
+    pub fn start(pod: &Pod) -> Self {
+        Self::on(pod, PORT)
+    }
+
+    pub fn on(pod: &Pod, port: u16) -> Self {
+        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).expect("a server in a pod");
+        // The standard library's backlog of 128 would turn hundreds of handshakes at once into SYN cookies.
+        listen(&listener, Backlog::new(4095).unwrap()).expect("listen");
+        listener.set_nonblocking(true).expect("a listener that doesn't block");
+        let serving = Serving::new(listener.try_clone().expect("a second descriptor"), &pod.name);
+        Self { listener, thread: Some(thread::spawn(move || serving.run())) }
+    }
 }
 
-/// No route, nexthop, record or device of ours.
-pub fn nothing_left(node: &Node) {
-    assert_eq!(node.ns.ip("route show proto 118") + &node.ns.ip("nexthop show proto 118"), "");
-    assert_eq!(node.records(), Vec::<String>::new());
-    // The kernel takes a deleted pair away in its own time.
-    until("the devices are gone", Duration::from_secs(5), || {
-        let links = node.ns.ip_json("link");
-        (!links.iter().any(|link| link["ifname"].as_str().unwrap_or_default().starts_with("vip"))).then_some(())
-    });
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        // Nothing else wakes the thread for good.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+struct Serving {
+    epoll: Epoll,
+    listener: TcpListener,
+    name: String,
+    open: HashMap<u64, (TcpStream, SocketAddr)>,
+}
+
+impl Serving {
+    fn new(listener: TcpListener, name: &str) -> Self {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
+        epoll.add(&listener, readable(&listener)).expect("watch a listener");
+        Self { epoll, listener, name: name.into(), open: HashMap::new() }
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 256];
+        loop {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(nix::Error::EINTR) => continue,
+                Err(error) => panic!("epoll: {error}"),
+            };
+            for event in &events[..ready] {
+                if event.data() != id(&self.listener) {
+                    self.answer(event.data());
+                } else if !self.accept() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// False: the listener was shut down.
+    fn accept(&mut self) -> bool {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, client)) => {
+                    stream.set_nonblocking(true).expect("a stream that doesn't block");
+                    stream.set_nodelay(true).expect("a stream that doesn't wait");
+                    self.epoll.add(&stream, readable(&stream)).expect("watch a connection");
+                    self.open.insert(id(&stream), (stream, client));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                // The client has gone away again.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn answer(&mut self, id: u64) {
+        let Some((stream, client)) = self.open.get_mut(&id) else { return };
+        let mut buffer = [0; 1024];
+        let length = match stream.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            result => result.unwrap_or(0),
+        };
+        let asked = &buffer[..length];
+        let lines = asked.split(|byte| *byte == b'\n').count() - 1;
+        let answers = format!("{} {client}\n", self.name).repeat(lines);
+        // So little fits into any buffer: what can't be written has no reader.
+        let open = length > 0 && stream.write_all(answers.as_bytes()).is_ok() && !asked.ends_with(b"bye\n");
+        if !open {
+            self.open.remove(&id);
+        }
+    }
+}
+
+fn id(socket: &impl AsRawFd) -> u64 {
+    socket.as_raw_fd().try_into().expect("a descriptor")
+}
+
+fn readable(socket: &impl AsRawFd) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN, id(socket))
 }

@@ -39,6 +39,12 @@ impl Join {
         self
     }
 
+    /// Another annotation of the pod's.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.get_or_insert_with(|| json!({}))[key] = json!(value);
+        self
+    }
+
     /// A key of the conflist entry.
     pub fn key(mut self, key: &str, value: Value) -> Self {
         self.entry.insert(key.into(), value);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, id};
 use std::thread;
 
@@ -28,6 +29,12 @@ impl Netns {
         let ns = Self(made.into());
         ns.ip("link set lo up");
         ns
+    }
+
+    /// A namespace that somebody else has made.
+    pub fn open(path: &Path) -> Self {
+        let file = File::open(path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
+        Self(file.into())
     }
 
     /// A path any process of root's can open while the test runs: what goes into `CNI_NETNS`.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
+use super::bpffs::BpfFs;
 use super::cni::{Environment, Reply, VIPROUTE};
 use super::command::{CNI_DIRS, Run, tool};
 use super::join::{CAPABILITY, Join};
@@ -24,6 +25,7 @@ pub const NETWORK: &str = "pods";
 pub struct Node {
     pub ns: Netns,
     pub dir: TempDir,
+    bpf: BpfFs,
     number: u8,
     stub: Mutex<Option<Stub>>,
     pods: AtomicUsize,
@@ -42,7 +44,7 @@ impl Node {
     pub fn without_allocator(lan: &Lan, number: u8) -> Self {
         let ns = Self::namespace(lan, number);
         let (pods, calls) = (AtomicUsize::new(0), Mutex::default());
-        Self { ns, dir: TempDir::new(), number, stub: Mutex::new(None), pods, calls }
+        Self { ns, dir: TempDir::new(), bpf: BpfFs::new(), number, stub: Mutex::new(None), pods, calls }
     }
 
     fn namespace(lan: &Lan, number: u8) -> Netns {
@@ -59,6 +61,11 @@ impl Node {
     /// The registry.
     pub fn data(&self) -> String {
         self.dir.file("data")
+    }
+
+    /// Where the flow owner is pinned.
+    pub fn bpf_dir(&self) -> String {
+        self.bpf.path() + "/viproute"
     }
 
     pub fn socket(&self) -> String {
@@ -190,7 +197,7 @@ impl Node {
             "capabilities": { CAPABILITY: true },
             "dataDir": self.data(),
             "allocator": self.socket(),
-            "bpfDir": "/sys/fs/bpf/viproute-test",
+            "bpfDir": self.bpf_dir(),
         });
         for (key, value) in &join.entry {
             conf[key] = value.clone();
@@ -222,6 +229,7 @@ impl Node {
     /// The node starts anew: its kernel's objects are gone, its disk is as it was, and it is another boot.
     pub fn reboot(&mut self, lan: &Lan) {
         self.ns = Self::namespace(lan, self.number);
+        self.bpf = BpfFs::new();
         let boot_id = self.dir.path().join("data/boot-id");
         let old = std::fs::read_to_string(&boot_id).expect("the registry's boot-id");
         // The machine under the test has not been rebooted: what it recorded is made another boot's instead.
@@ -257,7 +265,7 @@ impl Node {
     pub fn snapshot(&self, pods: &[&Pod]) -> Snapshot {
         let mut namespaces = vec![("node", &self.ns)];
         namespaces.extend(pods.iter().map(|pod| (pod.name.as_str(), &pod.ns)));
-        Snapshot::take(&namespaces, Path::new(&self.data()))
+        Snapshot::take(&namespaces, Path::new(&self.data()), Path::new(&self.bpf_dir()))
     }
 }
 

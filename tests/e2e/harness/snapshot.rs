@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use viproute::bpf::Maps;
 
 use super::command::Run;
 use super::netns::Netns;
@@ -18,7 +19,7 @@ pub struct Snapshot(BTreeMap<String, BTreeSet<String>>);
 const OBJECTS: &[(&str, &str, &[&str])] = &[
     ("link", "link", &["ifname", "address", "mtu"]),
     ("addr", "-4 addr", &["ifname", "addr_info"]),
-    ("rule", "-4 rule", &["priority", "src", "srclen", "iif", "table", "protocol"]),
+    ("rule", "-4 rule", &["priority", "src", "srclen", "iif", "ipproto", "sport", "table", "protocol"]),
     (
         "route",
         "-4 route show table all",
@@ -38,7 +39,7 @@ const SYSCTLS: &[&str] = &[
 ];
 
 impl Snapshot {
-    pub fn take(namespaces: &[(&str, &Netns)], directory: &Path) -> Self {
+    pub fn take(namespaces: &[(&str, &Netns)], directory: &Path, bpf_dir: &Path) -> Self {
         let mut sections = BTreeMap::new();
         for (name, ns) in namespaces {
             for (kind, arguments, keys) in OBJECTS {
@@ -49,6 +50,7 @@ impl Snapshot {
             sections.insert(format!("{name} sysctl"), sysctls);
         }
         sections.insert("files".into(), files(directory).into_iter().collect());
+        sections.insert("flow owner".into(), flow_owner(bpf_dir));
         Self(sections)
     }
 
@@ -69,6 +71,14 @@ impl Snapshot {
         let changes = self.changes(later);
         assert!(changes.is_empty(), "{what} left something changed:\n{}", changes.join("\n"));
     }
+}
+
+/// Whom the flow owner knows: the programs themselves stay until the next boot.
+fn flow_owner(dir: &Path) -> BTreeSet<String> {
+    let Some(maps) = Maps::open(dir).expect("open the flow owner's maps") else { return BTreeSet::new() };
+    let vips = maps.vips().expect("list VIPs").into_iter().map(|vip| format!("vip {vip} {:?}", maps.members(vip)));
+    let attached = maps.all_attached().expect("list attachments").into_iter();
+    vips.chain(attached.map(|(link, vip)| format!("link {link} {vip} {:?}", maps.attached(link, vip)))).collect()
 }
 
 fn describe(object: &Value, keys: &[&str]) -> String {

@@ -1,0 +1,368 @@
+//! The flow owner's side of a VIP: what its maps must have, what they have, and the difference. And the programs: loaded
+//! once, put on every host end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::bpf::{self, Attached, CROWDED, GUARDED, MEMBERS, Maps, Member, PORTS, PinDir, Programs, STICKY_UDP};
+use crate::net::{NodeNet, link};
+use crate::registry::{LockedVip, Port, Registry, Replica, State, Transport, VipRecord};
+
+use super::ids::{PairNames, mac_of};
+use super::pair::{self, HostEnd};
+use super::{Result, sync};
+
+/// A SYN-ACK is repeated for about so long (`tcp_synack_retries` 5), seconds.
+const HANDSHAKE: u64 = 64;
+
+/// What the maps must have of a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// By host end. A draining replica keeps its flows, so it is here until it goes.
+    pub attached: BTreeMap<u32, Attached>,
+}
+
+/// What the maps have of a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// By host end, as far as asked for.
+    pub attached: BTreeMap<u32, Attached>,
+    /// Who is asked for a flow; `None`: the VIP isn't known.
+    pub members: Option<Vec<Member>>,
+}
+
+/// One step from what is to what must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// An attachment's entry, new or changed.
+    Attach(u32, Box<Attached>),
+    /// An attachment's entry, gone.
+    Detach(u32),
+    /// Who is asked.
+    SetMembers(Vec<Member>),
+    /// The whole VIP, gone.
+    Forget,
+}
+
+impl Op {
+    /// What is amiss where this step is needed, in a word for CHECK.
+    pub fn finding(&self, vip: Ipv4Addr) -> String {
+        match self {
+            Self::Attach(ifindex, _) => {
+                format!("the flow owner's entry of {vip} on link {ifindex} is missing or wrong")
+            }
+            Self::Detach(ifindex) => format!("the flow owner's entry of {vip} on link {ifindex} should not be there"),
+            Self::SetMembers(_) => format!("the flow owner doesn't know the replicas of {vip}"),
+            Self::Forget => format!("the flow owner should not know {vip}"),
+        }
+    }
+}
+
+/// The steps. Those that add come before any change of the VIP's group, those that take away after it: whoever the group
+/// can choose is known, and whoever may still have connections is asked. `recent` says when a replica was last of use.
+pub fn difference(have: &Have, want: &Want, recent: impl Fn(u32) -> u64) -> (Vec<Op>, Vec<Op>) {
+    let mut before: Vec<Op> = Vec::new();
+    let mut after: Vec<Op> = Vec::new();
+    for (ifindex, wanted) in &want.attached {
+        if have.attached.get(ifindex) != Some(wanted) {
+            before.push(Op::Attach(*ifindex, Box::new(*wanted)));
+        }
+    }
+    let wanted: BTreeSet<Member> = want.attached.iter().map(|(index, a)| Member::new(*index, a.netns, a.mac)).collect();
+    let known: BTreeSet<Member> = have.members.iter().flatten().copied().collect();
+    let complete = known.is_subset(&wanted) && known.len() == wanted.len().min(MEMBERS);
+    if !wanted.is_empty() && !complete {
+        // Those that go are still asked until the group has let go of them.
+        let grown = choose(wanted.union(&known).copied().collect(), &recent);
+        let wanted = choose(wanted.into_iter().collect(), &recent);
+        if have.members.as_ref() != Some(&grown) {
+            before.push(Op::SetMembers(grown.clone()));
+        }
+        if grown != wanted {
+            after.push(Op::SetMembers(wanted));
+        }
+    }
+    let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
+    after.extend(stale.map(|index| Op::Detach(*index)));
+    if want.attached.is_empty() && have.members.is_some() {
+        after.push(Op::Forget);
+    }
+    (before, after)
+}
+
+/// Where they are too many, those that were of use last.
+fn choose(mut members: Vec<Member>, recent: &impl Fn(u32) -> u64) -> Vec<Member> {
+    if members.len() > MEMBERS {
+        members.sort_by_cached_key(|member| std::cmp::Reverse(recent(member.ifindex)));
+        members.truncate(MEMBERS);
+        members.sort_unstable();
+    }
+    members
+}
+
+/// The maps of a VIP on their way to what they must be.
+#[derive(Debug)]
+pub struct Owner {
+    maps: Maps,
+    vip: Ipv4Addr,
+    want: Want,
+    /// Host ends that may be known and must not be.
+    departed: Vec<u32>,
+    /// Nanoseconds from a change of the group during which buckets may move, and handshakes be caught between replicas.
+    unsettled: u64,
+}
+
+impl Owner {
+    /// `None`: the VIP does without, or nothing is loaded.
+    pub fn of(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Self>> {
+        let Some(mut owner) = Self::bare(record)? else { return Ok(None) };
+        owner.departed = vip.departed().to_vec();
+        if !record.withdrawn {
+            let replicas = vip.replicas()?;
+            if replicas.len() > MEMBERS {
+                tracing::warn!(
+                    vip = record.key,
+                    replicas = replicas.len(),
+                    asked = MEMBERS,
+                    "more replicas than are asked for a misplaced connection: those that were of use last are"
+                );
+            }
+            let crowded = replicas.len() > MEMBERS;
+            owner.want.attached =
+                replicas.values().filter_map(|replica| Some((replica.ifindex, wanted(replica, crowded)?))).collect();
+        }
+        Ok(Some(owner))
+    }
+
+    /// Wants nothing of the VIP.
+    pub fn bare(record: &VipRecord) -> Result<Option<Self>> {
+        const SECOND: u64 = 1_000_000_000;
+        let Some(dir) = &record.flow_owner else { return Ok(None) };
+        let Some(maps) = Maps::open(dir)? else { return Ok(None) };
+        // Without that timer a bucket moves when it has been idle, some time.
+        let unsettled = match record.group.unbalanced_timer {
+            0 => u64::MAX,
+            seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
+        };
+        let vip = record.address;
+        Ok(Some(Self { maps, vip, want: Want::default(), departed: Vec::new(), unsettled }))
+    }
+
+    /// The steps that are needed.
+    pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
+        let have = self.read()?;
+        Ok(difference(&have, &self.want, |ifindex| self.maps.used(ifindex).unwrap_or_default()))
+    }
+
+    fn read(&self) -> Result<Have> {
+        let members = self.maps.members(self.vip)?;
+        let mut known: BTreeSet<u32> = self.want.attached.keys().copied().collect();
+        known.extend(members.iter().flatten().map(|member| member.ifindex));
+        known.extend(&self.departed);
+        let mut attached = BTreeMap::new();
+        for ifindex in known {
+            attached.extend(self.maps.attached(ifindex, self.vip)?.map(|value| (ifindex, value)));
+        }
+        Ok(Have { attached, members })
+    }
+
+    /// Takes the steps.
+    pub fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
+        for op in ops {
+            match op {
+                Op::Attach(ifindex, value) => self.maps.attach(ifindex, self.vip, &value)?,
+                Op::Detach(ifindex) => self.maps.detach(ifindex, self.vip)?,
+                Op::SetMembers(members) => {
+                    let until = self.maps.unsettled_until(self.vip)?;
+                    self.maps.set_members(self.vip, &members, until)?;
+                }
+                Op::Forget => self.maps.forget(self.vip)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The group is about to change: for a while a SYN may be the second one of a handshake with another replica.
+    pub fn unsettle(&mut self) -> Result<()> {
+        let Some(members) = self.maps.members(self.vip)? else { return Ok(()) };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or_default();
+        Ok(self.maps.set_members(self.vip, &members, now.saturating_add(self.unsettled))?)
+    }
+}
+
+/// A replica's entry; none where the record doesn't say enough.
+fn wanted(replica: &Replica, crowded: bool) -> Option<Attached> {
+    let mut port = [0; PORTS];
+    let mut ports = 0;
+    for (place, wanted) in port.iter_mut().zip(replica.ports.iter().filter_map(|text| text.parse().ok())) {
+        *place = port_number(wanted);
+        ports += 1;
+    }
+    let flags = [(!replica.ports.is_empty(), GUARDED), (replica.udp_sticky, STICKY_UDP), (crowded, CROWDED)];
+    let flags = flags.into_iter().filter(|(is, _)| *is).fold(0, |flags, (_, flag)| flags | flag);
+    Some(Attached { netns: replica.netns_id?, flags, mac: mac_of(&replica.mac)?, ports, port })
+}
+
+/// As the program has it: IP protocol << 16 | port.
+fn port_number(port: Port) -> u32 {
+    let protocol = match port.transport {
+        Transport::Tcp => nix::libc::IPPROTO_TCP,
+        Transport::Udp => nix::libc::IPPROTO_UDP,
+    };
+    protocol.cast_unsigned() << 16 | u32::from(port.number)
+}
+
+/// Sees to it that this build's programs are loaded and stand on every host end. The first call of a boot loads them; the
+/// first one of another build replaces those that are there, under traffic: maps are filled before any program looks at
+/// them, each filter changes in one step, and a crash on the way leaves everything to be done again.
+pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Programs> {
+    if let Some(programs) = Programs::open(dir)? {
+        return Ok(programs);
+    }
+    let pins = PinDir::lock(dir)?;
+    if let Some(programs) = Programs::open(dir)? {
+        return Ok(programs); // another call was faster
+    }
+    let programs = Programs::load(&pins)?;
+    for key in registry.vips()? {
+        if let Some(vip) = registry.vip_if_present(&key)?
+            && vip.record.as_ref().is_some_and(|record| record.flow_owner.as_deref() == Some(dir))
+        {
+            sync(node, vip)?;
+        }
+    }
+    for attachment in registry.attachments()? {
+        // Only one that has programs: the others do without, or their ADD is not so far yet.
+        if let Some(host_end) = HostEnd::read(node, &PairNames::of(&attachment))?.filter(HostEnd::has_programs) {
+            pair::apply(node, host_end.filter_fixes(&programs)?)?;
+        }
+    }
+    programs.publish(&pins)?;
+    pins.remove_others()?;
+    Ok(programs)
+}
+
+/// Removes what the maps have of VIPs and host ends that nobody knows.
+pub fn sweep(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<()> {
+    let Some(mut maps) = Maps::open(dir)? else { return Ok(()) };
+    // The maps are read first: who adds an entry has recorded it before.
+    let (vips, attached) = (maps.vips()?, maps.all_attached()?);
+    let mut known = BTreeSet::new();
+    let mut some_are_unknown = false;
+    for key in registry.vips()? {
+        match registry.vip_record(&key) {
+            Ok(record) => known.extend(record.map(|record| record.address)),
+            // Its error is told with its VIP. It may be what explains the rest.
+            Err(_) => some_are_unknown = true,
+        }
+    }
+    let is_known = |vip: &Ipv4Addr| some_are_unknown || known.contains(vip);
+    let links: BTreeSet<u32> = link::list(node)?.iter().map(|link| link.index).collect();
+    for (ifindex, vip) in attached {
+        if !is_known(&vip) || !links.contains(&ifindex) {
+            maps.detach(ifindex, vip)?;
+        }
+    }
+    for vip in vips.into_iter().filter(|vip| !is_known(vip)) {
+        maps.forget(vip)?;
+    }
+    Ok(())
+}
+
+/// Whether a replica gets new connections.
+pub fn is_ready(replica: &Replica) -> bool {
+    replica.state == State::Ready
+}
+
+/// What the programs counted of a VIP, and the sources its replicas faked.
+pub fn counts(record: &VipRecord, host_ends: &[u32]) -> bpf::Result<Option<(bpf::Counts, u64)>> {
+    let Some(dir) = &record.flow_owner else { return Ok(None) };
+    let Some(maps) = Maps::open(dir)? else { return Ok(None) };
+    let mut spoofed = 0;
+    for ifindex in host_ends {
+        spoofed += maps.spoofed(*ifindex)?;
+    }
+    Ok(Some((maps.counts(record.address)?, spoofed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(netns: u32) -> Attached {
+        Attached { netns, flags: 0, mac: [6, 0x76, 0, 0, 0, 1], ports: 0, port: [0; PORTS] }
+    }
+
+    fn want(indices: &[u32]) -> Want {
+        Want { attached: indices.iter().map(|index| (*index, entry(*index))).collect() }
+    }
+
+    fn members(indices: &[u32]) -> Vec<Member> {
+        indices.iter().map(|index| Member::new(*index, *index, entry(*index).mac)).collect()
+    }
+
+    fn settled(indices: &[u32]) -> Have {
+        Have { attached: want(indices).attached, members: Some(members(indices)) }
+    }
+
+    fn steps(have: &Have, want: &Want) -> (Vec<Op>, Vec<Op>) {
+        difference(have, want, u64::from)
+    }
+
+    #[test]
+    fn what_is_right_is_left_alone() {
+        assert_eq!(steps(&settled(&[3, 4]), &want(&[3, 4])), (vec![], vec![]));
+        assert_eq!(steps(&Have::default(), &want(&[])), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_replica_that_joins_is_known_before_the_group_changes() {
+        let (before, after) = steps(&settled(&[3]), &want(&[3, 4]));
+        assert_eq!(before, [Op::Attach(4, Box::new(entry(4))), Op::SetMembers(members(&[3, 4]))]);
+        assert_eq!(after, []);
+    }
+
+    #[test]
+    fn a_replica_that_leaves_is_asked_until_the_group_has_changed() {
+        let (before, after) = steps(&settled(&[3, 4]), &want(&[4]));
+        assert_eq!(before, []);
+        assert_eq!(after, [Op::SetMembers(members(&[4])), Op::Detach(3)]);
+    }
+
+    #[test]
+    fn the_last_one_takes_the_vip_along() {
+        let (before, after) = steps(&settled(&[3]), &want(&[]));
+        assert_eq!((before, after), (vec![], vec![Op::Detach(3), Op::Forget]));
+    }
+
+    #[test]
+    fn a_wrong_entry_is_written_anew() {
+        let mut have = settled(&[3]);
+        have.attached.insert(3, Attached { flags: GUARDED, ..entry(3) });
+        assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+        have.attached.clear();
+        assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+    }
+
+    #[test]
+    fn of_too_many_those_are_asked_that_were_of_use_last() {
+        let many: Vec<u32> = (1..=300).collect();
+        let (before, after) = steps(&Have::default(), &want(&many));
+        let last = members(&many[300 - MEMBERS..]);
+        assert_eq!(before.last(), Some(&Op::SetMembers(last.clone())));
+        assert_eq!(after, []);
+        // Any 256 of them are good enough until something changes.
+        let have = Have { attached: want(&many).attached, members: Some(members(&many[..MEMBERS])) };
+        assert_eq!(steps(&have, &want(&many)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn ports_are_as_the_program_has_them() {
+        assert_eq!(port_number("80/tcp".parse().unwrap()), 0x0006_0050);
+        assert_eq!(port_number("53/udp".parse().unwrap()), 0x0011_0035);
+    }
+}

@@ -1,0 +1,267 @@
+//! viproute in the company of the plugins people run: after each base plugin, before and after each chained one.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Environment, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Reply, Run, VIPROUTE, base_plugin, connect,
+};
+
+/// A network: the plugins of its conflist. `{ "type": "viproute" }` stands for the node's own entry.
+struct Network<'a> {
+    node: &'a Node,
+    plugins: Vec<Value>,
+    join: Join,
+}
+
+impl Network<'_> {
+    /// The pod's whole chain, as libcni runs it: each result is the next one's prevResult.
+    fn add(&self, pod: &Pod) {
+        for plugin in &self.plugins {
+            let result = self.call("ADD", plugin, pod).ok();
+            pod.base.lock().unwrap().clone_from(&result);
+            *pod.result.lock().unwrap() = Some(result);
+        }
+    }
+
+    /// CHECK of viproute, and of a base plugin alone with it: our devices in the result are nothing it stumbles over.
+    /// (Debian's `portmap` fails its own CHECK without IPv6, and `sbr` takes the routes away that `ptp` looks for.)
+    fn check(&self, pod: &Pod) {
+        for plugin in self.plugins.iter().filter(|plugin| plugin["type"] == "viproute" || self.plugins.len() == 2) {
+            self.call("CHECK", plugin, pod).ok();
+        }
+    }
+
+    fn del(&self, pod: &Pod) {
+        for plugin in self.plugins.iter().rev() {
+            self.call("DEL", plugin, pod).ok();
+        }
+    }
+
+    fn call(&self, verb: &str, plugin: &Value, pod: &Pod) -> Reply {
+        let program = match plugin["type"].as_str().unwrap() {
+            "viproute" => VIPROUTE.into(),
+            other => base_plugin(other),
+        };
+        let mut conf = self.node.conf(&self.join);
+        if plugin["type"] != "viproute" {
+            conf = json!({ "cniVersion": conf["cniVersion"], "name": conf["name"] });
+            conf.as_object_mut().unwrap().extend(plugin.as_object().unwrap().clone());
+        }
+        if let Some(result) = pod.result.lock().unwrap().clone() {
+            conf["prevResult"] = result;
+        }
+        let environment: Environment = self.node.environment(verb, pod, &self.join);
+        self.node.run(&mut self.node.ns.cmd(&program), &environment, &conf.to_string())
+    }
+}
+
+/// A base plugin's entry, its addresses from `subnet`.
+fn base(node: &Node, keys: Value, subnet: &str) -> Value {
+    let mut plugin = keys;
+    plugin["ipam"] = json!({
+        "type": "host-local",
+        "ranges": [[{ "subnet": subnet, "rangeStart": subnet.replace(".0/24", ".160"), "rangeEnd": subnet.replace(".0/24", ".180") }]],
+        "routes": [{ "dst": "0.0.0.0/0" }],
+        "dataDir": node.dir.file("host-local"),
+    });
+    plugin
+}
+
+fn ptp(node: &Node) -> Value {
+    base(node, json!({ "type": "ptp", "ipMasq": true }), "10.1.1.0/24")
+}
+
+fn bridge(node: &Node) -> Value {
+    let keys = json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true });
+    base(node, keys, "10.1.1.0/24")
+}
+
+/// A node and a client on its LAN that routes to the VIPs through it.
+struct Scene {
+    client: Netns,
+    node: Node,
+    _lan: Lan,
+}
+
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 50));
+
+impl Scene {
+    fn new() -> Self {
+        let lan = Lan::new();
+        Self { client: lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]), node: Node::new(&lan, 1), _lan: lan }
+    }
+
+    fn network(&self, plugins: Vec<Value>) -> Network<'_> {
+        Network { node: &self.node, plugins, join: Join::annotated("web") }
+    }
+
+    /// Two pods of the chain serve the VIP, to the client and to the node, by their own addresses and the client's own;
+    /// CHECK of the whole chain is content, `look` sees what it wants, and DEL leaves nothing.
+    fn serves(&self, plugins: Vec<Value>, look: impl Fn(&Pod)) {
+        let network = self.network(plugins);
+        // What a base plugin makes once and leaves (a bridge, ip_forward) is none of ours.
+        let first = Pod::new(9);
+        network.add(&first);
+        network.del(&first);
+        let before = self.node.snapshot(&[]);
+        let pods = [Pod::new(1), Pod::new(2)];
+        let _servers: Vec<_> = pods.iter().map(PodServer::start).collect();
+        for pod in &pods {
+            network.add(pod);
+        }
+        for (from, address) in [(&self.client, CLIENT), (&self.node.ns, self.node.address().into())] {
+            let tally = connect(from, pods[0].vip(), 60);
+            assert_eq!(tally.names.keys().collect::<Vec<_>>(), ["p1", "p2"], "{tally:?}");
+            assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&address], "the client as the pods see it");
+        }
+        for pod in &pods {
+            network.check(pod);
+            look(pod);
+            network.del(pod);
+        }
+        before.assert_same(&self.node.snapshot(&[]), "the whole chain's DEL");
+    }
+
+    /// The chained plugin `other` between base plugin and viproute, and behind both.
+    fn serves_beside(&self, other: &Value, look: impl Fn(&Pod)) {
+        let viproute = json!({ "type": "viproute" });
+        self.serves(vec![ptp(&self.node), other.clone(), viproute.clone()], &look);
+        self.serves(vec![ptp(&self.node), viproute, other.clone()], &look);
+    }
+
+    fn iptables(&self, arguments: &str) -> String {
+        self.node.ns.cmd("iptables").args(arguments.split_whitespace()).finish("").ok()
+    }
+}
+
+#[test]
+fn after_ptp() {
+    let scene = Scene::new();
+    scene.serves(vec![ptp(&scene.node), json!({ "type": "viproute" })], |_| ());
+}
+
+#[test]
+fn after_a_bridge() {
+    let scene = Scene::new();
+    scene.serves(vec![bridge(&scene.node), json!({ "type": "viproute" })], |_| ());
+}
+
+/// The node can't talk to a pod by the macvlan on its own link; VIPs come by our own pair and don't need it.
+#[test]
+fn after_macvlan() {
+    let scene = Scene::new();
+    let macvlan = base(&scene.node, json!({ "type": "macvlan", "master": "eth0" }), "192.0.2.0/24");
+    scene.serves(vec![macvlan, json!({ "type": "viproute" })], |pod| {
+        let ping = scene.node.ns.cmd("ip").args(["neigh", "get", &pod.address().to_string(), "dev", "eth0"]).finish("");
+        assert!(!ping.stdout.contains("lladdr"), "the node reaches the pod by its link: {ping:?}");
+    });
+}
+
+#[test]
+fn beside_portmap() {
+    let scene = Scene::new();
+    let portmap = json!({
+        "type": "portmap",
+        "capabilities": { "portMappings": true },
+        "runtimeConfig": { "portMappings": [{ "hostPort": 18080, "containerPort": PORT, "protocol": "tcp" }] },
+    });
+    scene.serves_beside(&portmap, |pod| {
+        let rules = scene.iptables("-t nat -S");
+        assert!(rules.contains(&format!("--to-destination {}:{PORT}", pod.address())), "{rules}");
+        let load = Load { to: (scene.node.address(), 18080).into(), count: 5, rate: None, concurrency: 1 };
+        let tally = scene.client.run(|| load.run());
+        assert_eq!(tally.failed, 0, "connections to the node's port: {tally:?}");
+    });
+}
+
+#[test]
+fn beside_firewall() {
+    let scene = Scene::new();
+    scene.serves_beside(&json!({ "type": "firewall", "backend": "iptables" }), |pod| {
+        let rules = scene.iptables("-S");
+        assert!(rules.contains(&format!("-s {}/32 -j ACCEPT", pod.address())), "{rules}");
+    });
+}
+
+#[test]
+fn beside_tuning() {
+    let scene = Scene::new();
+    let tuning = json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" }, "mtu": 1400 });
+    scene.serves_beside(&tuning, |pod| {
+        assert_eq!(pod.ns.sysctl("net/core/somaxconn"), "500");
+        assert_eq!(pod.ns.ip_json("link show eth0")[0]["mtu"], 1400);
+    });
+}
+
+/// It limits the pod's own interface, whichever host ends the result names. VIP traffic has a pair of its own and isn't
+/// limited by it.
+#[test]
+fn beside_bandwidth() {
+    let scene = Scene::new();
+    let bandwidth = json!({ "type": "bandwidth", "ingressRate": 800_000_000, "ingressBurst": 80_000_000,
+                            "egressRate": 800_000_000, "egressBurst": 80_000_000 });
+    scene.serves_beside(&bandwidth, |pod| {
+        let (peer, queues) = (pod.ns.ip_json("link show eth0")[0]["link_index"].clone(), shaped(&scene.node.ns));
+        let links = scene.node.ns.ip_json("link");
+        let of_the_pod = links.iter().find(|link| link["ifindex"] == peer).expect("the host end of eth0");
+        assert!(queues.contains(&of_the_pod["ifname"].as_str().unwrap().to_string()), "{queues:?}, {of_the_pod}");
+        assert!(queues.iter().all(|device| !device.starts_with("vip")), "{queues:?}");
+    });
+}
+
+/// The devices with a token bucket.
+fn shaped(ns: &Netns) -> Vec<String> {
+    let queues = ns.cmd("tc").args(["-j", "qdisc", "show"]).finish("").ok();
+    let queues: Vec<Value> = serde_json::from_str(&queues).unwrap();
+    let shaped = queues.iter().filter(|queue| queue["kind"] == "tbf");
+    shaped.map(|queue| queue["dev"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn beside_sbr() {
+    let scene = Scene::new();
+    scene.serves_beside(&json!({ "type": "sbr" }), |pod| {
+        let rules = pod.ns.ip("rule");
+        let (own, vip) = (format!("from {} lookup 100", pod.address()), format!("from {} lookup 118", pod.vip()));
+        assert!(rules.contains(&own) && rules.contains(&vip), "{rules}");
+    });
+}
+
+/// The base plugin masquerades what its pods send out of their subnet, to a VIP too: the replica doesn't see who calls.
+/// README's rule exempts the VIPs.
+fn a_pod_that_calls(scene: &Scene, base: &Value) {
+    let viproute = json!({ "type": "viproute" });
+    let network = scene.network(vec![base.clone(), viproute.clone()]);
+    let passed_through = Network { join: Join::nothing(), ..scene.network(vec![base.clone(), viproute]) };
+    let caller = Pod::new(1);
+    passed_through.add(&caller);
+    let replica = Pod::new(2);
+    let _server = PodServer::start(&replica);
+    network.add(&replica);
+
+    let tally = connect(&caller.ns, replica.vip(), 20);
+    let host_end = IpAddr::V4(Ipv4Addr::new(169, 254, 118, 1));
+    assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&host_end], "whom ipMasq shows for {}", caller.address());
+    scene.iptables("-t nat -I POSTROUTING -d 10.118.0.0/16 -j ACCEPT");
+    let tally = connect(&caller.ns, replica.vip(), 20);
+    assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(caller.address())], "with README's rule");
+    // The base plugins append theirs: a pod that comes later must not get before it.
+    let later = Pod::new(3);
+    passed_through.add(&later);
+    let tally = connect(&later.ns, replica.vip(), 20);
+    assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(later.address())], "a later pod");
+}
+
+#[test]
+fn a_masqueraded_pod_of_ptp_calls_a_vip() {
+    let scene = Scene::new();
+    a_pod_that_calls(&scene, &ptp(&scene.node));
+}
+
+#[test]
+fn a_masqueraded_pod_of_a_bridge_calls_a_vip() {
+    let scene = Scene::new();
+    a_pod_that_calls(&scene, &bridge(&scene.node));
+}

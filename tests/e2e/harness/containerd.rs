@@ -1,0 +1,108 @@
+//! containerd as Debian has it, on a machine of its own where viproute was installed.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::command::tool;
+use super::cri::Cri;
+use super::image::{self, IMAGE};
+use super::machine::Machine;
+use super::node::Node;
+use super::pod::Pod;
+use super::wait::until;
+
+/// Debian's configuration (its first and third section), and what a test needs besides.
+const CONFIG: &str = r#"
+version = 2
+oom_score = 0
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "IMAGE"
+  # Without CAP_SYS_RESOURCE a process can't be given a lower score than its parent's; runc would fail.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/etc/cni/net.d"
+  # An overlay can't lie on another one.
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+"#;
+
+/// Where viprouted takes VIPs from.
+pub const POOL: &str = "10.118.0.0/16";
+
+const START: &str = "containerd --config /etc/containerd/config.toml";
+
+pub struct Containerd {
+    pub machine: Machine,
+    pub cri: Cri,
+}
+
+impl Containerd {
+    /// On `node`: viproute by install.sh, viprouted with a pool, containerd.
+    pub fn start(node: &Node) -> Self {
+        let mut machine = Machine::new(node);
+        machine.install(POOL);
+        Self::on(machine)
+    }
+
+    /// On a machine with a network of somebody's, and without viproute.
+    pub fn with_network(node: &Node, conflist: &str) -> Self {
+        let machine = Machine::new(node);
+        machine.write("/etc/cni/net.d/10-theirs.conflist", conflist);
+        Self::on(machine)
+    }
+
+    fn on(mut machine: Machine) -> Self {
+        for needed in ["containerd", "ctr", "runc", "iptables"] {
+            tool(needed);
+        }
+        machine.write("/etc/containerd/config.toml", &CONFIG.replace("IMAGE", IMAGE));
+        machine.start("containerd", START);
+        let cri = Cri { socket: machine.path("/run/containerd/containerd.sock"), cgroup: machine.cgroup() };
+        let containerd = Self { machine, cri };
+        containerd.wait();
+        containerd.import();
+        containerd
+    }
+
+    fn wait(&self) {
+        until("containerd answers", Duration::from_secs(30), || self.cri.answers().then_some(()));
+    }
+
+    fn import(&self) {
+        image::write(&self.machine.path("/root/image.tar"));
+        self.machine.sh("ctr -n k8s.io images import --snapshotter native /root/image.tar");
+        // The CRI learns of it by an event, and would otherwise ask a registry.
+        let listed = || self.machine.sh("ctr -n k8s.io images ls -q 'labels.\"io.cri-containerd.image\"==managed'");
+        until("the CRI knows the image", Duration::from_secs(20), || listed().contains(IMAGE).then_some(()));
+    }
+
+    /// `kill -9`; the pods live on.
+    pub fn kill(&self) {
+        self.machine.kill("containerd");
+    }
+
+    pub fn start_again(&mut self) {
+        self.machine.start("containerd", START);
+        self.wait();
+    }
+
+    /// Runs a pod that names `vips`, or none.
+    pub fn pod(&self, name: &str, vips: Option<&str>) -> Pod {
+        let annotations: Vec<_> = vips.map(|vips| ("viproute.io/vip", vips)).into_iter().collect();
+        let id = self.cri.run("shop", name, &annotations).unwrap_or_else(|error| panic!("run {name}: {error}"));
+        let info = self.cri.info(&id);
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().expect("namespaces").clone();
+        let network = namespaces.iter().find(|namespace| namespace["type"] == "network").expect("a network namespace");
+        let ns = self.machine.netns(network["path"].as_str().expect("its path"));
+        Pod { ns, id, name: name.into(), base: Mutex::default(), result: Mutex::default() }
+    }
+
+    /// Stops and removes it, as the kubelet does.
+    pub fn remove(&self, pod: &Pod) {
+        self.cri.stop(&pod.id);
+        self.cri.remove(&pod.id);
+    }
+}

@@ -1,0 +1,38 @@
+//! A container image made on the spot: nothing is fetched.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::command::{Run, tool};
+use super::tempdir::TempDir;
+
+/// Its name.
+pub const IMAGE: &str = "viproute.test/pause:1";
+
+/// Writes an archive as `docker save` does it: one layer with busybox, which does nothing for a long time.
+pub fn write(archive: &Path) {
+    let dir = TempDir::new();
+    let bin = dir.path().join("layer/bin");
+    fs::create_dir_all(&bin).expect("a directory for the layer");
+    fs::copy(tool("busybox"), bin.join("busybox")).expect("copy busybox");
+    tar(&dir.path().join("layer"), &dir.path().join("layer.tar"), &["bin"]);
+    let sum = Command::new(tool("sha256sum")).arg(dir.path().join("layer.tar")).finish("").ok();
+    let digest = sum.split(' ').next().expect("a digest");
+    let config = json!({
+        "architecture": match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" },
+        "os": "linux",
+        "config": { "Entrypoint": ["/bin/busybox", "sleep", "1000000"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    fs::write(dir.file("config.json"), config.to_string()).expect("write config.json");
+    fs::write(dir.file("manifest.json"), manifest.to_string()).expect("write manifest.json");
+    tar(dir.path(), archive, &["manifest.json", "config.json", "layer.tar"]);
+}
+
+fn tar(from: &Path, archive: &Path, files: &[&str]) {
+    Command::new(tool("tar")).arg("-C").arg(from).arg("-cf").arg(archive).args(files).finish("").ok();
+}

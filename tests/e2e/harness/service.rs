@@ -1,0 +1,134 @@
+//! A VIP with its replicas and all who call it: an outside client, a pod that is no replica, the node itself.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::command::Run;
+use super::crowd::Crowd;
+use super::files::allow_many_files;
+use super::flows::Flows;
+use super::join::Join;
+use super::lan::Lan;
+use super::netns::Netns;
+use super::node::Node;
+use super::pod::Pod;
+
+const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
+
+/// The VIP and its pods, of which some have joined. Fields are dropped in this order.
+pub struct Service {
+    _servers: Vec<Crowd>,
+    pub pods: Vec<Pod>,
+    pub bystander: Pod,
+    pub client: Netns,
+    pub node: Node,
+    pub lan: Lan,
+    pub join: Join,
+    pub vip: Ipv4Addr,
+}
+
+impl Service {
+    /// `joined` replicas; `spare` pods more that serve already and haven't joined.
+    pub fn new(joined: usize, spare: usize) -> Self {
+        Self::with(&Join::annotated("web"), joined, spare)
+    }
+
+    pub fn with(join: &Join, joined: usize, spare: usize) -> Self {
+        allow_many_files();
+        let lan = Lan::new();
+        let node = Node::new(&lan, 1);
+        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        let pods: Vec<_> = (0..joined + spare).map(|_| node.pod()).collect();
+        // Servers first: a replica that is in the group is taken to be ready.
+        let servers = pods.iter().map(Crowd::start).collect();
+        for pod in &pods[..joined] {
+            node.add(pod, join).ok();
+        }
+        let vip = pods[0].vips()[0];
+        Self { _servers: servers, bystander: node.pod(), client, node, lan, join: join.clone(), vip, pods }
+    }
+
+    /// All who call, by name.
+    pub fn callers(&self) -> [(&'static str, &Netns); 3] {
+        [("the client", &self.client), ("a pod", &self.bystander.ns), ("the node", &self.node.ns)]
+    }
+
+    /// `count` live connections from each caller.
+    pub fn flows(&self, count: usize) -> Vec<Flows> {
+        self.callers().map(|(from, ns)| Flows::open(from, ns, self.vip, count)).into()
+    }
+
+    pub fn add(&self, pod: &Pod) {
+        self.node.add(pod, &self.join).ok();
+    }
+
+    /// DEL: the pod's connections are lost.
+    pub fn remove(&self, pod: &Pod) {
+        self.node.remove(pod, &self.join);
+    }
+
+    /// No new connection from now on; the pod keeps those it has.
+    pub fn drain(&self, pod: &Pod) {
+        self.edit(pod, |endpoint| endpoint["state"] = json!("draining"));
+        self.sync();
+    }
+
+    pub fn undrain(&self, pod: &Pod) {
+        self.edit(pod, |endpoint| endpoint["state"] = json!("ready"));
+        self.sync();
+    }
+
+    pub fn weigh(&self, pod: &Pod, weight: u8) {
+        self.edit(pod, |endpoint| endpoint["weight"] = json!(weight));
+        self.sync();
+    }
+
+    /// Makes the kernel match the registry: a GC to which everything is valid.
+    pub fn sync(&self) {
+        let pods: Vec<_> = self.pods.iter().collect();
+        self.node.gc(&pods, &self.join).ok();
+    }
+
+    /// Changes the pod's endpoint records as the plugin would: under each VIP's lock, the index gone before.
+    fn edit(&self, pod: &Pod, change: impl Fn(&mut Value)) {
+        let mut found = false;
+        for vip in fs::read_dir(Path::new(&self.node.data()).join("vips")).expect("the registry's VIPs").flatten() {
+            let endpoint = vip.path().join(format!("endpoints/{}@eth0.json", pod.id));
+            let lock = File::open(vip.path().join("lock")).expect("the VIP's lock");
+            lock.lock().expect("lock the VIP");
+            let Ok(text) = fs::read_to_string(&endpoint) else { continue };
+            let mut record = serde_json::from_str(&text).expect("an endpoint's record is JSON");
+            change(&mut record);
+            let _ = fs::remove_file(vip.path().join("index.json"));
+            fs::write(&endpoint, record.to_string()).expect("write an endpoint's record");
+            found = true;
+        }
+        assert!(found, "no endpoint of {}", pod.name);
+    }
+
+    /// What `viproutectl status` says of the VIP.
+    pub fn status(&self) -> Value {
+        status(&self.node, self.vip)
+    }
+
+    /// One of the flow owner's counters.
+    pub fn counter(&self, name: &str) -> u64 {
+        let status = self.status();
+        status["flows"][name].as_u64().unwrap_or_else(|| panic!("no counter {name:?} of the VIP's flows in {status}"))
+    }
+}
+
+/// What `viproutectl status` says of one VIP of a node.
+pub fn status(node: &Node, vip: Ipv4Addr) -> Value {
+    let mut command = node.ns.cmd(VIPROUTECTL);
+    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "status", "--output", "json"]);
+    let report: Value = serde_json::from_str(&command.finish("").ok()).expect("status --output json is JSON");
+    let vips = report["vips"].as_array().expect("a list of VIPs");
+    vips.iter()
+        .find(|entry| entry["address"] == json!(vip))
+        .unwrap_or_else(|| panic!("{vip} is not in {report}"))
+        .clone()
+}
