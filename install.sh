@@ -36,7 +36,8 @@ need_root() {
 
 need_cargo() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer (https://rustup.rs)"
-    packages gcc libc6-dev
+    # clang: the flow owner's programs, for the kernel's own processor.
+    packages gcc libc6-dev clang linux-libc-dev
 }
 
 # What cargo is told; nothing is built where the programs were brought along.
@@ -276,7 +277,7 @@ do_demo() {
 do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
-        tcpdump conntrack nftables iptables strace shellcheck systemd jq \
+        util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq \
         busybox-static podman
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc

@@ -1,12 +1,15 @@
 //! The tool for people: looks at VIPs on this node.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use viproute::ctl::locate::{self, Flow};
 use viproute::ctl::status;
-use viproute::registry::Registry;
+use viproute::registry::{Registry, Transport};
 use viproute::with_causes;
 
 /// Looks at the VIPs of this node.
@@ -31,6 +34,8 @@ enum Verb {
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// Which replica has a flow, or would get it.
+    Where(Where),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -39,16 +44,43 @@ enum Output {
     Json,
 }
 
+#[derive(Debug, Args)]
+struct Where {
+    /// Who asks, as ADDRESS:PORT.
+    #[arg(value_parser = socket)]
+    client: SocketAddrV4,
+    /// The VIP and its port, as ADDRESS:PORT.
+    #[arg(value_parser = socket)]
+    vip: SocketAddrV4,
+    /// A flow of UDP.
+    #[arg(long)]
+    udp: bool,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Form,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+}
+
+fn socket(text: &str) -> Result<SocketAddrV4, &'static str> {
+    text.parse().ok().filter(|socket: &SocketAddrV4| socket.port() != 0).ok_or("expected an IPv4 address and a port")
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let Verb::Status { output } = arguments.verb;
-    let text = match status::read(&Registry::new(arguments.data_dir), &arguments.allocator) {
-        Ok(report) => match output {
-            Output::Table => status::table(&report),
-            Output::Json => serde_json::to_string_pretty(&report).unwrap_or_default(),
-        },
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "viproutectl: {}", with_causes(&error));
+    let Arguments { data_dir, allocator, verb } = Arguments::parse();
+    let registry = Registry::new(data_dir);
+    let text = match verb {
+        Verb::Status { output } => show_status(&registry, &allocator, output),
+        Verb::Where(question) => show_where(&registry, &question),
+    };
+    let text = match text {
+        Ok(text) => text,
+        Err(sentence) => {
+            let _ = writeln!(std::io::stderr(), "viproutectl: {sentence}");
             return ExitCode::FAILURE;
         }
     };
@@ -56,4 +88,29 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // nobody reads
     }
+}
+
+/// What is to be printed, or what went wrong.
+type Text = Result<String, String>;
+
+fn show_status(registry: &Registry, allocator: &Path, output: Output) -> Text {
+    let report = status::read(registry, allocator).map_err(|e| with_causes(&e))?;
+    match output {
+        Output::Table => Ok(status::table(&report)),
+        Output::Json => json(&report),
+    }
+}
+
+fn show_where(registry: &Registry, question: &Where) -> Text {
+    let transport = if question.udp { Transport::Udp } else { Transport::Tcp };
+    let flow = Flow { client: question.client, vip: question.vip, transport };
+    let place = locate::find(registry, flow).map_err(|e| with_causes(&e))?;
+    match question.output {
+        Form::Text => Ok(place.to_string()),
+        Form::Json => json(&place),
+    }
+}
+
+fn json(value: &impl Serialize) -> Text {
+    serde_json::to_string_pretty(value).map_err(|e| e.to_string())
 }

@@ -285,7 +285,7 @@ struct found {
 	__u32 answer;		// the best one
 	__u32 ifindex;		// and who gave it
 	__u8 mac[ETH_ALEN];
-	__u16 pad;
+	__u16 waiting;		// how many have the flow in TIME_WAIT
 };
 
 // Asks one replica, unless it is the chosen one. Not 0: the search is over.
@@ -297,6 +297,8 @@ verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vi
 	if (m->ifindex == p->self)
 		return 0;
 	__u32 answer = ask(skb, p, m->netns);
+	if (answer == TIME_WAIT)
+		found->waiting++;
 	if (answer <= found->answer)
 		return 0;
 	found->answer = answer;
@@ -313,6 +315,40 @@ static inline_always __u32 search(struct __sk_buff *skb, struct packet *p, struc
 			break;
 	}
 	return found->answer;
+}
+
+// Sends a copy to one replica, unless it is the chosen one.
+verified_alone int copy_to(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS)
+		return 0;
+	struct member *m = &v->member[i];
+	if (m->ifindex != p->self && !bpf_skb_store_bytes(skb, 0, m->mac, ETH_ALEN, 0))
+		bpf_clone_redirect(skb, m->ifindex, 0);
+	return 0;
+}
+
+// A copy to one replica if it has the flow in TIME_WAIT.
+verified_alone int copy_to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS || ask(skb, p, v->member[i].netns) != TIME_WAIT)
+		return 0;
+	return copy_to(skb, p, v, i);
+}
+
+// More than one replica has a flow of these ports and addresses in TIME_WAIT: the client has used its port again and reached
+// another one. Whose last packet this is only they can tell (to the others it is old), so each gets a copy.
+static inline_always int to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
+{
+	__u32 mark = skb->mark;
+	skb->mark = COPY;
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count)
+			break;
+		copy_to_waiting(skb, p, v, i);
+	}
+	skb->mark = mark;
+	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
 // Where the flow was found before, if it is still there: TC_ACT_UNSPEC if not.
@@ -355,6 +391,11 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 	}
 	struct found found = {};
 	__u32 there = search(skb, p, v, &found);
+	if (there == TIME_WAIT && found.waiting + here > 1 && allow(FOR_CONNECTIONS, (__u64)v->count * COPY_COSTS)) {
+		count(p->flow.vip, OWNED);
+		verdict = to_waiting(skb, p, v, chosen);
+		return here ? verdict : TC_ACT_STOLEN;
+	}
 	if (there <= here) {	// nobody's: the chosen replica answers with a reset, as a host should
 		count(p->flow.vip, here ? CHOSEN : MISSED);
 		return TC_ACT_OK;
@@ -510,17 +551,6 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 		verdict = TC_ACT_OK;
 	}
 	return verdict;
-}
-
-// Sends a copy to one replica, unless it is the chosen one.
-verified_alone int copy_to(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
-{
-	if (!p || !v || i >= MEMBERS)
-		return 0;
-	struct member *m = &v->member[i];
-	if (m->ifindex != p->self && !bpf_skb_store_bytes(skb, 0, m->mac, ETH_ALEN, 0))
-		bpf_clone_redirect(skb, m->ifindex, 0);
-	return 0;
 }
 
 // An error about a UDP packet: any replica may have sent it, so each gets a copy.

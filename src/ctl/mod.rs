@@ -1,3 +1,14 @@
 //! `viproutectl`'s work: what a person asks, answered from the registry, the kernel and the allocator.
 
+pub mod locate;
 pub mod status;
+
+use crate::registry::Endpoint;
+
+/// `<namespace>/<name>` of a replica's pod where the runtime names it, else its attachment.
+fn pod_name(attachment: &str, endpoint: &Endpoint) -> String {
+    match endpoint.pod.name.as_str() {
+        "" => attachment.to_owned(),
+        pod => format!("{}/{pod}", endpoint.pod.namespace),
+    }
+}

@@ -16,6 +16,8 @@ use crate::registry::{Endpoint, LockedVip, Registry, State, VipKey, VipRecord};
 use crate::vip::{self, ids};
 use crate::with_causes;
 
+use super::pod_name;
+
 /// viprouted answers from memory.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -203,12 +205,8 @@ fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32])
     let link = link::by_name(net, &endpoint.device)?;
     let packets = link.map(|link| link.packets).unwrap_or_default();
     let mine = buckets.iter().filter(|id| Some(**id) == endpoint.nexthop).count();
-    let pod = match endpoint.pod.name.as_str() {
-        "" => name.to_owned(),
-        pod => format!("{}/{pod}", endpoint.pod.namespace),
-    };
     Ok(Replica {
-        pod,
+        pod: pod_name(name, endpoint),
         address: endpoint.address,
         device: endpoint.device.clone(),
         state: endpoint.state,

@@ -14,6 +14,7 @@ pub mod nexthop;
 pub mod route;
 pub mod rule;
 pub mod socket;
+pub mod sockets;
 pub mod sysctl;
 
 pub use error::Error;

@@ -324,6 +324,9 @@ impl Packet {
     }
 }
 
+/// How the kernel says that it would refuse a packet.
+const REFUSALS: &[Errno] = &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EXDEV];
+
 /// `ip route get TO from … iif … ipproto … sport … dport …`: what the kernel would do with the packet, down to the one
 /// next hop of several. `None`: it would refuse it.
 pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
@@ -348,15 +351,8 @@ pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
         Some(Way { hop, source: read(&message)?.source })
     });
     match found {
-        // What the route itself says: unreachable, prohibit, blackhole; or the reverse-path check.
-        Err(e)
-            if matches!(
-                e.errno,
-                Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL | Errno::EXDEV
-            ) =>
-        {
-            Ok(None)
-        }
+        // What the route itself says (unreachable, prohibit), or the reverse-path check.
+        Err(e) if REFUSALS.contains(&e.errno) => Ok(None),
         other => other,
     }
 }

@@ -1,4 +1,4 @@
-//! A synchronous rtnetlink socket bound to one network namespace: several requests in one send, acknowledgements
+//! A synchronous netlink socket bound to one network namespace: several requests in one send, acknowledgements
 //! collected; dumps filtered by the kernel and repeated when the table changed meanwhile.
 
 use std::cell::Cell;
@@ -86,10 +86,15 @@ struct Reply<'a> {
 }
 
 impl Socket {
-    /// Opens a socket in the calling thread's network namespace.
+    /// Opens a socket for links, addresses, routes and the like in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
+        Self::of_protocol(NETLINK_ROUTE)
+    }
+
+    /// The same for another of netlink's protocols (`NETLINK_…`).
+    pub(super) fn of_protocol(protocol: isize) -> Result<Self> {
         let failed = |e: std::io::Error| Error::io("open", "netlink socket", &e);
-        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        let mut inner = netlink_sys::Socket::new(protocol).map_err(failed)?;
         inner.bind_auto().map_err(failed)?;
         inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Let the kernel filter dumps (Linux 4.20), say why it refuses, and not repeat what we sent.

@@ -21,6 +21,16 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// Its number in an IP header.
+    pub fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
 /// A string that is no port.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a port like 80/tcp or 53/udp")]

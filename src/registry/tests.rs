@@ -90,7 +90,9 @@ fn spoil(path: &Path, text: &str) {
 }
 
 fn ready(registry: &Registry) -> Vec<String> {
-    registry.vip(&key("web")).unwrap().replicas().unwrap().keys().cloned().collect()
+    let mut vip = registry.vip(&key("web")).unwrap();
+    let replicas = vip.replicas().unwrap().iter();
+    replicas.filter(|(_, replica)| replica.state == State::Ready).map(|(name, _)| name.clone()).collect()
 }
 
 fn index(registry: &Registry) -> PathBuf {

@@ -42,3 +42,4 @@ mod udp_reply;
 mod udp_sticky;
 mod verbs;
 mod vips;
+mod where_;

@@ -16,6 +16,9 @@ struct Scene {
     lan: Lan,
 }
 
+/// What somebody does to the maps.
+type Damage<'a> = &'a dyn Fn(&mut Maps);
+
 fn web() -> Join {
     Join::annotated("web")
 }
@@ -108,7 +111,7 @@ fn check_names_map_entries_and_a_sync_restores_them() {
     let good = scene.node.snapshot(&[]);
     let wrong = Attached { netns: 9999, ..entry };
     let member = Member::new(link, entry.netns, entry.mac);
-    let damages: [(&str, &dyn Fn(&mut Maps)); 4] = [
+    let damages: [(&str, Damage<'_>); 4] = [
         ("entry of", &|maps| maps.detach(link, vip).unwrap()),
         ("entry of", &|maps| maps.attach(link, vip, &wrong).unwrap()),
         ("replicas of", &|maps| maps.set_members(vip, &[member], 0).unwrap()),
@@ -151,15 +154,7 @@ fn del_leaves_no_entry() {
 fn another_builds_programs_and_maps_are_replaced() {
     let scene = Scene::new(2);
     let (pins, programs, known) = (scene.pins(), scene.programs(), scene.node.snapshot(&[]));
-    let dir = PathBuf::from(scene.node.bpf_dir());
-    for pin in &pins {
-        let other = match pin.split_once('_').expect("a version in the name") {
-            (program @ ("owner" | "guard"), _) => format!("{program}_000000000000"),
-            ("vips", _) => "vips_v0".to_owned(),
-            _ => continue,
-        };
-        std::fs::rename(dir.join(pin), dir.join(other)).expect("rename a pin");
-    }
+    scene.node.make_programs_another_builds();
     let pod = scene.node.joined(&web());
     scene.node.remove(&pod, &web());
     assert_eq!(scene.pins(), pins, "the pins of this build, and no others");

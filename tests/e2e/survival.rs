@@ -76,6 +76,13 @@ fn a_replica_drains(live: &mut Live) {
     }
 }
 
+/// Connections that are where the group would not send them live by the maps that are replaced.
+fn another_build_replaces_the_flow_owner(live: &mut Live) {
+    live.service.drain(&live.service.pods[1]);
+    live.service.node.make_programs_another_builds();
+    live.service.add(&live.service.pods[3]);
+}
+
 fn weights_change(live: &mut Live) {
     live.service.weigh(&live.service.pods[0], 9);
 }
@@ -151,6 +158,11 @@ fn connections_survive_a_replica_that_leaves() {
 #[test]
 fn connections_survive_a_drain() {
     survives(a_replica_drains);
+}
+
+#[test]
+fn connections_survive_another_build() {
+    survives(another_build_replaces_the_flow_owner);
 }
 
 #[test]

@@ -198,7 +198,8 @@ fn servers_that_choose_their_source_need_no_annotation() {
 /// Only the ports declared are spoken of.
 #[test]
 fn another_port_is_left_alone() {
-    let scene = Scene::new(&dns());
+    // With the flow owner such a port isn't reached at all.
+    let scene = Scene::new(&dns().key("flowOwner", json!("off")));
     let _server = Echo::start(&scene.pod, Ipv4Addr::UNSPECIFIED, OTHER_PORT, Manner::Plain);
     assert_eq!(answerer(&scene.client, (scene.vip(), OTHER_PORT)).ip(), scene.pod.address());
     assert_all_answered(&scene.client, (scene.pod.address(), OTHER_PORT));
@@ -262,7 +263,6 @@ fn each_vip_has_its_own_ports() {
     let _servers = [PORT, OTHER_PORT].map(|port| Echo::start(&scene.pod, Ipv4Addr::UNSPECIFIED, port, Manner::Plain));
     assert_all_answered(&scene.client, (dns, PORT));
     assert_all_answered(&scene.client, (log, OTHER_PORT));
-    assert_eq!(answerer(&scene.client, (dns, OTHER_PORT)).ip(), log, "a port has one VIP");
     scene.node.check(&scene.pod, &join).ok();
     let ports = |key: &str| endpoint(&scene.node, key)["ports"].clone();
     assert_eq!(ports("default_dns"), json!(["5300/udp", "80/tcp"]));

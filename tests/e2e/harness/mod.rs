@@ -1,5 +1,6 @@
 //! What the tests are written with: namespaces, nodes, pods, the CNI call, real DHCP servers, load, snapshots.
 
+mod bare;
 mod bpffs;
 mod cni;
 mod command;
@@ -16,7 +17,6 @@ mod join;
 mod kill;
 mod lan;
 mod machine;
-mod many;
 mod netns;
 mod node;
 mod pod;
@@ -38,6 +38,7 @@ mod load;
 #[allow(dead_code)]
 mod serve;
 
+pub use bare::{bare_pod, for_each, nothing_left};
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
@@ -50,9 +51,8 @@ pub use flows::{Flows, hear};
 pub use join::{CAPABILITY, Join};
 pub use kill::killed_after;
 pub use lan::Lan;
-pub use load::{Load, Tally};
+pub use load::{Connection, Load, Tally};
 pub use machine::Machine;
-pub use many::{bare_pod, for_each, nothing_left};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;

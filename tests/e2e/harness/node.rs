@@ -248,6 +248,20 @@ impl Node {
         std::fs::write(&boot_id, other).expect("write boot-id");
     }
 
+    /// As if another build had loaded the flow owner: its programs have another version, one of its maps another form.
+    pub fn make_programs_another_builds(&self) {
+        for entry in std::fs::read_dir(self.bpf_dir()).expect("the pins' directory") {
+            let pin = entry.expect("a pin").path();
+            let other =
+                match pin.file_name().and_then(|name| name.to_str()?.split_once('_')).expect("a version in the name") {
+                    (program @ ("owner" | "guard"), _) => format!("{program}_000000000000"),
+                    ("vips", _) => "vips_v0".to_owned(),
+                    _ => continue,
+                };
+            std::fs::rename(&pin, pin.with_file_name(other)).expect("rename a pin");
+        }
+    }
+
     /// The registry's records of VIPs, endpoints and attachments.
     pub fn records(&self) -> Vec<String> {
         snapshot::files(Path::new(&self.data())).into_iter().filter(|file| file.contains(".json: ")).collect()

@@ -1,0 +1,194 @@
+//! `viproutectl where`: which replica has a flow, or would get it.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use serde::Serialize;
+
+use crate::net::route::{self, Packet};
+use crate::net::sockets::Sockets;
+use crate::net::{self, Netns, NodeNet, address, link};
+use crate::registry::{self, Endpoint, Registry, State, Transport, VipKey};
+
+use super::pod_name;
+
+/// A flow to a VIP.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Who asks.
+    pub client: SocketAddrV4,
+    /// The VIP and its port.
+    pub vip: SocketAddrV4,
+    /// By which protocol.
+    pub transport: Transport,
+}
+
+/// Where a flow is.
+#[derive(Debug, Serialize)]
+pub struct Place {
+    /// `<namespace>/<name>`.
+    pub vip: String,
+    /// The VIP's address.
+    pub address: Ipv4Addr,
+    /// `<address>:<port>`.
+    pub client: SocketAddrV4,
+    /// The replica.
+    pub replica: Replica,
+    /// Why that one.
+    pub because: Reason,
+}
+
+/// The replica that has a flow.
+#[derive(Debug, Serialize)]
+pub struct Replica {
+    /// `<namespace>/<name>` of the pod where the runtime names it, else the container.
+    pub pod: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// The host end of its pair.
+    pub device: String,
+}
+
+/// What makes a flow a replica's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// A socket of the replica's has the connection.
+    Connection,
+    /// There is no connection; the VIP's route leads there.
+    Route,
+}
+
+/// Why a flow is nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node doesn't serve it.
+    #[error("no VIP on this node has the address {0}")]
+    UnknownVip(Ipv4Addr),
+    /// Nobody takes new connections.
+    #[error("no replica of {vip} ({address}) on this node gets new connections, and none has this one")]
+    NoReplica {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+        /// The VIP's address.
+        address: Ipv4Addr,
+    },
+    /// The route isn't ours, or not as it should be.
+    #[error("{address} is not routed to a replica of {vip}: this node sends it out by {device}")]
+    Elsewhere {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+        /// The VIP's address.
+        address: Ipv4Addr,
+        /// By which device it would leave.
+        device: String,
+    },
+    /// A new flow of the node's own could go to several.
+    #[error(
+        "no replica of {vip} has this connection; to which one a new connection of the node's own would go, the kernel \
+         doesn't tell"
+    )]
+    Untold {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+    },
+    /// The node has no way to that client.
+    #[error("the node has no route to the client {0}")]
+    UnknownClient(Ipv4Addr),
+    /// The kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+}
+
+/// Looks for a flow: who has the connection; failing that, where the kernel would send it.
+pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
+    let net = NodeNet::open()?;
+    let vip = vip_of(registry, *flow.vip.ip())?;
+    // One whose file is damaged is left out: status tells of it.
+    let endpoints = registry.endpoints(&vip)?.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?)));
+    let replicas: Vec<Named> = endpoints.collect();
+    let (replica, because) = match owner(&replicas, flow)? {
+        Some(owner) => (owner, Reason::Connection),
+        None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
+    };
+    let (name, Endpoint { address, device, .. }) = replica;
+    let replica = Replica { pod: pod_name(name, &replica.1), address: *address, device: device.clone() };
+    Ok(Place { vip: vip.to_string(), address: *flow.vip.ip(), client: flow.client, replica, because })
+}
+
+fn vip_of(registry: &Registry, address: Ipv4Addr) -> Result<VipKey, Error> {
+    let mut damage = None;
+    for key in registry.vips()? {
+        match registry.vip_record(&key) {
+            Ok(Some(record)) if record.address == address => return Ok(key),
+            Ok(_) => {}
+            Err(e) => damage = Some(e),
+        }
+    }
+    Err(damage.map_or(Error::UnknownVip(address), Error::Registry))
+}
+
+/// A replica, by its attachment's name.
+type Named = (String, Endpoint);
+
+/// The replica with the connection: also one that gets no new ones.
+fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
+    // UDP has no connections to go by.
+    if flow.transport == Transport::Udp {
+        return Ok(None);
+    }
+    for replica in replicas {
+        let Some(netns) = Netns::open_if_alive(&replica.1.netns)? else { continue };
+        if Sockets::open(&netns)?.has_connection(flow.vip, flow.client)? {
+            return Ok(Some(replica));
+        }
+    }
+    Ok(None)
+}
+
+/// The replica that the flow's first packet would be sent to.
+///
+/// For a flow of the node's own there is no asking where there is a choice: the kernel looks up the route of a local socket
+/// without a packet, and hashes the flow's ports and addresses once; `RTM_GETROUTE` makes up a packet and hashes the hash
+/// once more, as for forwarded packets (`fib_multipath_custom_hash_fl4` and `…_skb`, Linux 5.14 to 6.18).
+fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<&'a Named, Error> {
+    let (vip, address) = (vip.clone(), *flow.vip.ip());
+    let ports = (flow.transport.protocol(), flow.client.port(), flow.vip.port());
+    let (from, input) = (*flow.client.ip(), input(net, *flow.client.ip())?);
+    let choice = replicas.iter().filter(|(_, endpoint)| endpoint.state == State::Ready).count();
+    if input.is_none() && choice > 1 {
+        return Err(Error::Untold { vip });
+    }
+    let packet = Packet { to: address, from: Some(from), input, ports: Some(ports) };
+    let Some(index) = route::lookup(net, packet)?.and_then(|way| way.hop.index) else {
+        return Err(Error::NoReplica { vip, address });
+    };
+    if let Some(replica) = replicas.iter().find(|(_, endpoint)| endpoint.ifindex == Some(index)) {
+        return Ok(replica);
+    }
+    let device = link::by_index(net, index)?.map_or_else(|| format!("link {index}"), |link| link.name);
+    Err(Error::Elsewhere { vip, address, device })
+}
+
+/// The device a client's packets come in by: the one its answers leave by. `None`: the client is the node itself.
+fn input(net: &NodeNet, client: Ipv4Addr) -> Result<Option<u32>, Error> {
+    if address::list(net, None)?.iter().any(|own| own.address == client) {
+        return Ok(None);
+    }
+    let way = route::lookup(net, Packet::to(client))?;
+    way.and_then(|way| way.hop.index).map(Some).ok_or(Error::UnknownClient(client))
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vip, client, replica: Replica { pod, address, device }, because, .. } = self;
+        write!(f, "{vip} from {client}: {pod} ({address}, {device}), ")?;
+        f.write_str(match because {
+            Reason::Connection => "which has the connection",
+            Reason::Route => "where the route leads",
+        })
+    }
+}

@@ -1,0 +1,354 @@
+//! `viproutectl where`: the replica that has a flow, or would get it.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
+use serde_json::{Value, json};
+use viproute::net::sockets::{Connection, Listener, Sockets};
+
+use crate::harness::{
+    Connection as Asking, Finished, Join, Lan, Netns, Node, PORT, Pod, PodServer, Run, serve_all, until,
+};
+
+const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
+const COUNT: u16 = 100;
+
+/// A node, a client that routes to it, and three pods with servers that have joined "web".
+struct Web {
+    servers: Vec<PodServer>,
+    pods: Vec<Pod>,
+    client: Netns,
+    node: Node,
+    _lan: Lan,
+}
+
+fn web() -> Join {
+    Join::annotated("web").namespace("shop")
+}
+
+impl Web {
+    fn new() -> Self {
+        let lan = Lan::new();
+        let node = Node::new(&lan, 1);
+        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1"]);
+        let pods: Vec<_> = (0..3).map(|_| node.joined(&web())).collect();
+        let web = Self { servers: serve_all(&pods), pods, client, node, _lan: lan };
+        // A bucket that has just changed hands may do so once more.
+        until("even shares", Duration::from_secs(20), || {
+            let status = web.ctl(&["status", "--output", "json"]).ok();
+            let status: Value = serde_json::from_str(&status).unwrap();
+            let replicas = status["vips"][0]["replicas"].as_array()?;
+            replicas.iter().all(|replica| replica["buckets"].as_f64().unwrap() < 0.34).then_some(())
+        });
+        web
+    }
+
+    fn vip(&self) -> Ipv4Addr {
+        self.pods[0].vip()
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Finished {
+        self.node.ns.cmd(VIPROUTECTL).args(["--data-dir", &self.node.data()]).args(arguments).finish("")
+    }
+
+    fn where_is(&self, client: SocketAddrV4, more: &[&str]) -> Value {
+        let (client, vip) = (client.to_string(), SocketAddrV4::new(self.vip(), PORT).to_string());
+        let arguments = [&["where", &client, &vip, "--output", "json"], more].concat();
+        serde_json::from_str(&self.ctl(&arguments).ok()).expect("where --output json is JSON")
+    }
+
+    /// What `where` must say of a flow that is this pod's.
+    fn place(&self, client: SocketAddrV4, pod: &str, because: &str) -> Value {
+        let pod = self.pods.iter().find(|one| one.name == pod).unwrap_or_else(|| panic!("pod {pod}"));
+        let result = pod.result.lock().unwrap().clone().unwrap();
+        let device = result["interfaces"].as_array().unwrap().iter().find(|one| one["name"] == "vip0").unwrap();
+        let host = result["interfaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|one| one["name"].as_str().unwrap().starts_with("vip") && one["name"] != device["name"]);
+        json!({
+            "vip": "shop/web", "address": self.vip().to_string(), "client": client.to_string(), "because": because,
+            "replica": {
+                "pod": format!("shop/{}", pod.name), "address": pod.address().to_string(),
+                "device": host.unwrap()["name"],
+            },
+        })
+    }
+
+    /// `where` names the replica that answers: while there is a connection (before that, `before` looks), and when
+    /// others have come and one has left.
+    fn names_who_answers(
+        &mut self,
+        ns: fn(&Self) -> &Netns,
+        client: Ipv4Addr,
+        before: fn(&Self, SocketAddrV4) -> Option<Value>,
+    ) {
+        let mut open = Vec::new();
+        for port in 20000..20000 + COUNT {
+            let from = SocketAddrV4::new(client, port);
+            let expected = before(self, from);
+            let mut connection = connect_from(ns(self), port, SocketAddrV4::new(self.vip(), PORT));
+            let answer = connection.ask().expect("an answer");
+            if let Some(expected) = expected {
+                assert_eq!(expected, self.place(from, &answer.name, "route"), "before there is a connection");
+            }
+            open.push((from, answer.name, connection));
+        }
+        let names: BTreeSet<_> = open.iter().map(|(_, name, _)| name).collect();
+        assert_eq!(names.len(), 3, "each replica has some");
+        for _ in 0..2 {
+            let pod = self.node.joined(&web());
+            self.servers.push(PodServer::start(&pod));
+            self.pods.push(pod);
+        }
+        for (from, name, _connection) in &open {
+            assert_eq!(self.where_is(*from, &[]), self.place(*from, name, "connection"), "others have come");
+        }
+        // One that leaves takes its connections with it; those that stay are still found.
+        let gone = self.pods.remove(0);
+        self.node.del(&gone, &web()).ok();
+        for (from, name, _connection) in open.iter().filter(|(_, name, _)| *name != gone.name) {
+            assert_eq!(self.where_is(*from, &[]), self.place(*from, name, "connection"), "one has left");
+        }
+    }
+}
+
+/// A connection from a port of one's own choice.
+fn connect_from(ns: &Netns, port: u16, to: SocketAddrV4) -> Asking {
+    ns.run(|| {
+        let socket: OwnedFd =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap_or_else(|e| panic!("bind {port}: {e}"));
+        nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrIn::from(to)).unwrap_or_else(|e| panic!("{to}: {e}"));
+        Asking::over(TcpStream::from(socket)).expect("a connection")
+    })
+}
+
+#[test]
+fn of_a_clients_flows() {
+    let client = Ipv4Addr::new(192, 0, 2, 50);
+    Web::new().names_who_answers(|web| &web.client, client, |web, from| Some(web.where_is(from, &[])));
+}
+
+/// Of its own new flows the kernel doesn't tell where they would go; that is said and not guessed.
+#[test]
+fn of_the_nodes_own_flows() {
+    Web::new().names_who_answers(
+        |web| &web.node.ns,
+        Ipv4Addr::new(192, 0, 2, 1),
+        |web, from| {
+            let vip = SocketAddrV4::new(web.vip(), PORT).to_string();
+            let finished = web.ctl(&["where", &from.to_string(), &vip]);
+            assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+            assert!(finished.stderr.contains("a new connection of the node's own"), "{finished:?}");
+            None
+        },
+    );
+}
+
+/// With one replica there is no choice.
+#[test]
+fn of_the_nodes_own_flows_to_one_replica() {
+    let mut web = Web::new();
+    for pod in web.pods.drain(1..) {
+        web.node.del(&pod, &Join::annotated("web").namespace("shop")).ok();
+    }
+    let from = SocketAddrV4::new([192, 0, 2, 1].into(), 20000);
+    assert_eq!(web.where_is(from, &[]), web.place(from, "p1", "route"));
+}
+
+#[test]
+fn of_a_pods_flows() {
+    let web = Web::new();
+    let bystander = web.node.pod();
+    for port in 20000..20020 {
+        let from = SocketAddrV4::new(bystander.address(), port);
+        let expected = web.where_is(from, &[]);
+        let mut connection = connect_from(&bystander.ns, port, SocketAddrV4::new(web.vip(), PORT));
+        let name = connection.ask().expect("an answer").name;
+        assert_eq!(expected, web.place(from, &name, "route"));
+        assert_eq!(web.where_is(from, &[]), web.place(from, &name, "connection"));
+    }
+}
+
+/// As a Go program does it: one IPv6 socket for both.
+#[test]
+fn of_a_server_that_speaks_both_families() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+    let pod = node.joined(&web());
+    let listener = pod.ns.run(|| TcpListener::bind(("::", PORT)).unwrap());
+    let web = Web { servers: Vec::new(), pods: vec![pod], client, node, _lan: lan };
+    let _connection = connect_from(&web.client, 20000, SocketAddrV4::new(web.vip(), PORT));
+    let from = SocketAddrV4::new([192, 0, 2, 50].into(), 20000);
+    let _accepted = listener.accept().unwrap();
+    assert_eq!(web.where_is(from, &[]), web.place(from, "p1", "connection"));
+}
+
+/// What is over doesn't count, even while the kernel remembers it.
+#[test]
+fn a_connection_that_is_over_is_nobodys() {
+    let web = Web::new();
+    let from = SocketAddrV4::new([192, 0, 2, 50].into(), 20000);
+    let listener_port = PORT + 1;
+    let listeners: Vec<_> =
+        web.pods.iter().map(|pod| pod.ns.run(|| TcpListener::bind(("0.0.0.0", listener_port)).unwrap())).collect();
+    let connection = connect_from(&web.client, from.port(), SocketAddrV4::new(web.vip(), listener_port));
+    for listener in &listeners {
+        listener.set_nonblocking(true).unwrap();
+    }
+    let accepted = until("somebody has accepted", Duration::from_secs(5), || {
+        listeners.iter().enumerate().find_map(|(at, listener)| Some((at, listener.accept().ok()?.0)))
+    });
+    let vip = SocketAddrV4::new(web.vip(), listener_port).to_string();
+    let because = || {
+        let text = web.ctl(&["where", &from.to_string(), &vip, "--output", "json"]).ok();
+        serde_json::from_str::<Value>(&text).unwrap()["because"].clone()
+    };
+    assert_eq!(because(), "connection");
+    // Who closes first remembers it: the server here.
+    let pod = &web.pods[accepted.0];
+    drop(accepted);
+    drop(connection);
+    until("it is over", Duration::from_secs(5), || (because() == "route").then_some(()));
+    let remembered = pod.ns.cmd("ss").args(["-Htan", "state", "time-wait"]).finish("").ok();
+    assert!(remembered.contains(":20000"), "the server remembers it: {remembered:?}");
+}
+
+/// Without `--udp` and with it the ports are the same; the hash knows the protocol.
+#[test]
+fn of_udp_flows() {
+    let web = Web::new();
+    let servers: Vec<_> =
+        web.pods.iter().map(|pod| pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap())).collect();
+    for server in &servers {
+        server.set_nonblocking(true).unwrap();
+    }
+    for port in 20000..20030 {
+        let from = SocketAddrV4::new([192, 0, 2, 50].into(), port);
+        let expected = web.where_is(from, &["--udp"]);
+        let socket = web.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let heard = until("somebody hears it", Duration::from_secs(5), || {
+            socket.send_to(b"who", (web.vip(), PORT)).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            servers.iter().position(|server| server.recv_from(&mut [0; 8]).is_ok())
+        });
+        assert_eq!(expected, web.place(from, &web.pods[heard].name, "route"));
+    }
+}
+
+#[test]
+fn as_text() {
+    let web = Web::new();
+    let vip = SocketAddrV4::new(web.vip(), PORT);
+    let ask = || web.ctl(&["where", "192.0.2.50:20000", &vip.to_string()]).ok();
+    let before = ask();
+    let mut connection = connect_from(&web.client, 20000, vip);
+    let name = connection.ask().unwrap().name;
+    let pod = web.pods.iter().find(|pod| pod.name == name).unwrap();
+    let start = format!("shop/web from 192.0.2.50:20000: shop/{name} ({}, vip", pod.address());
+    let after = ask();
+    assert!(before.starts_with(&start) && before.ends_with("), where the route leads\n"), "{before}");
+    assert!(after.starts_with(&start) && after.ends_with("), which has the connection\n"), "{after}");
+}
+
+#[test]
+fn what_cannot_be_answered_is_said_in_a_sentence() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let pod = node.joined(&web());
+    let address = pod.vip();
+    let vip = format!("{address}:{PORT}");
+    let refused = |client: &str, vip: &str, status: i32| {
+        let mut command = node.ns.cmd(VIPROUTECTL);
+        let finished = command.args(["--data-dir", &node.data(), "where", client, vip]).finish("");
+        assert_eq!((finished.status.code(), finished.stdout.as_str()), (Some(status), ""), "{finished:?}");
+        finished.stderr
+    };
+    let client = "192.0.2.50:20000";
+    let unknown = refused(client, "10.118.0.99:80", 1);
+    assert_eq!(unknown, "viproutectl: no VIP on this node has the address 10.118.0.99\n");
+    // With its pair the route to it is gone; what is left of the VIP refuses.
+    pod.ns.ip("link del vip0");
+    let nobody = refused(client, &vip, 1);
+    assert!(nobody.contains("no replica of shop/web") && nobody.lines().count() == 1, "{nobody}");
+    node.ns.ip(&format!("route add {address} via 192.0.2.254"));
+    let elsewhere = refused(client, &vip, 1);
+    assert!(elsewhere.contains("this node sends it out by eth0"), "{elsewhere}");
+    node.ns.ip("route del default");
+    let stranger = refused("203.0.113.9:20000", &vip, 1);
+    assert!(stranger.contains("no route to the client 203.0.113.9"), "{stranger}");
+    for (client, vip) in [
+        ("192.0.2.50", vip.as_str()),
+        ("192.0.2.50:0", vip.as_str()),
+        ("192.0.2.50:65536", vip.as_str()),
+        (client, "shop/web"),
+        (client, "[2001:db8::1]:80"),
+        (client, ""),
+    ] {
+        let usage = refused(client, vip, 2);
+        assert!(usage.contains("expected an IPv4 address and a port"), "{usage}");
+    }
+    node.del(&pod, &web()).ok();
+    refused(client, &vip, 1);
+}
+
+#[test]
+fn a_pods_sockets_are_listed() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1"]);
+    let pod = node.joined(&web());
+    let (vip, own) = (pod.vip(), pod.address());
+    let (any, both, _bound, _only_v6) = pod.ns.run(|| {
+        let listen = |address: &str, port| TcpListener::bind((address, port)).unwrap();
+        (listen("0.0.0.0", 80), listen("::", 81), listen(&vip.to_string(), 82), listen("::1", 83))
+    });
+    let _udp = pod.ns.run(|| {
+        let connected = UdpSocket::bind((own, 0)).unwrap();
+        connected.connect((vip, 9)).unwrap();
+        [UdpSocket::bind(("0.0.0.0", 53)).unwrap(), UdpSocket::bind(("::", 54)).unwrap(), connected]
+    });
+    let sockets = Sockets::open(&viproute::net::Netns::open(Path::new(&pod.ns.path())).unwrap()).unwrap();
+    let listener = |address: Option<Ipv4Addr>, port| Listener { address, port };
+    let mut tcp = sockets.tcp_listeners().unwrap();
+    tcp.sort();
+    assert_eq!(tcp, [listener(None, 80), listener(None, 81), listener(Some(vip), 82)]);
+    let mut udp = sockets.udp_listeners().unwrap();
+    udp.sort();
+    assert_eq!(udp, [listener(None, 53), listener(None, 54)]);
+    let open = [(20000, vip, 80), (20001, vip, 81), (20002, own, 80), (20003, vip, 80)];
+    let mut connections: Vec<_> =
+        open.iter().map(|(from, to, port)| Some(connect_from(&client, *from, SocketAddrV4::new(*to, *port)))).collect();
+    let mut accepted: Vec<_> = [&any, &both, &any, &any].iter().map(|listener| listener.accept().unwrap().0).collect();
+    let remote = |port| SocketAddrV4::new([192, 0, 2, 50].into(), port);
+    let found = |address| {
+        let mut found = sockets.connections(address).unwrap();
+        found.sort();
+        found
+    };
+    let connection = |port, from| Connection { port, remote: remote(from) };
+    assert_eq!(found(vip), [connection(80, 20000), connection(80, 20003), connection(81, 20001)]);
+    assert_eq!(found(own), [connection(80, 20002)]);
+    // The client has said all it has to say, and may still be answered: that is a connection.
+    connections[0] = None;
+    until("the end arrives", Duration::from_secs(5), || {
+        let half_open = pod.ns.cmd("ss").args(["-Htn", "state", "close-wait"]).finish("").ok();
+        half_open.contains(":20000").then_some(())
+    });
+    assert!(found(vip).contains(&connection(80, 20000)));
+    assert!(sockets.has_connection(SocketAddrV4::new(vip, 80), remote(20000)).unwrap());
+    // Closed on both sides it is none.
+    accepted.clear();
+    connections.clear();
+    until("all are over", Duration::from_secs(5), || found(vip).is_empty().then_some(()));
+    assert!(!sockets.has_connection(SocketAddrV4::new(vip, 80), remote(20000)).unwrap(), "a listener is none");
+    assert!(!sockets.has_connection(SocketAddrV4::new(vip, 8), remote(20000)).unwrap(), "not even that");
+}
