@@ -248,17 +248,22 @@ pub fn sweep(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<()> {
     // The maps are read first: who adds an entry has recorded it before.
     let (vips, attached) = (maps.vips()?, maps.all_attached()?);
     let mut known = BTreeSet::new();
+    let mut some_are_unknown = false;
     for key in registry.vips()? {
-        // A damaged record explains nothing; its error is told with its VIP.
-        known.extend(registry.vip_record(&key).ok().flatten().map(|record| record.address));
+        match registry.vip_record(&key) {
+            Ok(record) => known.extend(record.map(|record| record.address)),
+            // Its error is told with its VIP. It may be what explains the rest.
+            Err(_) => some_are_unknown = true,
+        }
     }
+    let is_known = |vip: &Ipv4Addr| some_are_unknown || known.contains(vip);
     let links: BTreeSet<u32> = link::list(node)?.iter().map(|link| link.index).collect();
     for (ifindex, vip) in attached {
-        if !known.contains(&vip) || !links.contains(&ifindex) {
+        if !is_known(&vip) || !links.contains(&ifindex) {
             maps.detach(ifindex, vip)?;
         }
     }
-    for vip in vips.into_iter().filter(|vip| !known.contains(vip)) {
+    for vip in vips.into_iter().filter(|vip| !is_known(vip)) {
         maps.forget(vip)?;
     }
     Ok(())

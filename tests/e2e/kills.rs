@@ -241,11 +241,12 @@ fn the_sidecar_while_it_hands_out_a_pool() {
     granted.verify(settings);
 }
 
-/// Leases of two seconds: at any moment one is being acquired, confirmed or renewed, or its file written.
+/// Each start confirms all leases at once: at any moment one is acquired, confirmed or renewed, or its file written. The
+/// leases are long enough for none to run out because of kills alone.
 #[test]
 fn the_sidecar_while_it_acquires_and_renews() {
     let lan = Lan::new();
-    let _server = DhcpServer::kea(&lan, 4, Some(KEA_POOL));
+    let _server = DhcpServer::kea(&lan, 20, Some(KEA_POOL));
     let node = Node::without_allocator(&lan, 1);
     let settings = "backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]";
     let sidecar = Sidecar::start(&node, settings);

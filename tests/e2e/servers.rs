@@ -170,8 +170,10 @@ fn lost_leases(scene: &mut Scene, software: Software) {
     scene.server.wipe();
     scene.server.start_again(&scene.lan);
     if software == Software::Kea {
-        let log = || scene.sidecar().daemon.log().matches("(NAK)").count();
-        until("Kea refuses what it doesn't know", Duration::from_secs(30), || (log() > 0).then_some(()));
+        until("Kea refuses what it doesn't know, and gives it anew", Duration::from_secs(30), || {
+            let log = scene.sidecar().daemon.log();
+            log.split_once("(NAK)").filter(|(_, later)| later.contains(" serve ")).map(drop)
+        });
         scene.reached();
         scene.renewed("a renewal of what was asked for anew");
     } else {
