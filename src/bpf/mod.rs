@@ -5,6 +5,7 @@
 
 mod maps;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapError;
-use aya::programs::{ProgramError, ProgramType, SchedClassifier};
+use aya::programs::{ProgramError, ProgramFd, ProgramInfo, ProgramType, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -142,16 +143,16 @@ pub struct Programs {
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
-    inner: SchedClassifier,
-    /// Its id in the kernel.
-    pub id: u32,
+    info: ProgramInfo,
+    fd: OnceCell<ProgramFd>,
 }
 
 impl Program {
+    /// What the kernel says of it is enough: aya's own type for a pinned program tries out what the kernel can do first,
+    /// by some twenty system calls.
     fn open(pin: &Path) -> Result<Option<Self>> {
-        let opened = SchedClassifier::from_pin(pin).and_then(|inner| Ok(Self { id: inner.info()?.id(), inner }));
-        match opened {
-            Ok(program) => Ok(Some(program)),
+        match ProgramInfo::from_pin(pin) {
+            Ok(info) => Ok(Some(Self { info, fd: OnceCell::new() })),
             Err(e) if matches!(errno_of(&e), Some(Errno::ENOENT | Errno::ENOTDIR)) => Ok(None),
             Err(e) => Err(Error::load(e)),
         }
@@ -168,9 +169,17 @@ impl Program {
         Self::open(&pin)?.ok_or_else(missing)
     }
 
+    /// Its id in the kernel.
+    pub fn id(&self) -> u32 {
+        self.info.id()
+    }
+
     /// Its file descriptor, for as long as this lives.
     pub fn fd(&self) -> Result<RawFd> {
-        Ok(self.inner.fd().map_err(Error::load)?.as_fd().as_raw_fd())
+        if self.fd.get().is_none() {
+            let _ = self.fd.set(self.info.fd().map_err(Error::load)?);
+        }
+        self.fd.get().map(|fd| fd.as_fd().as_raw_fd()).ok_or_else(|| Error::Load("no descriptor".into()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -175,6 +176,8 @@ struct Opened {
     net: NodeNet,
     node: Node,
     registry: Registry,
+    /// The flow owner's, if the configuration wants it.
+    programs: Option<Rc<Programs>>,
 }
 
 impl Opened {
@@ -185,10 +188,8 @@ impl Opened {
         if registry.begin()? == Boot::Discarded {
             detach::sweep(&net, &registry, &config.bpf_dir)?;
         }
-        if config.flow_owner {
-            owner::ensure(&net, &registry, &config.bpf_dir)?;
-        }
-        Ok(Self { net, node, registry })
+        let programs = config.flow_owner.then(|| owner::ensure(&net, &registry, &config.bpf_dir)).transpose()?;
+        Ok(Self { net, node, registry, programs: programs.map(Rc::new) })
     }
 }
 
@@ -252,7 +253,7 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
         addresses.push(enrol(request, opened, key, endpoint)?);
     }
     let programs = programs(request, opened)?;
-    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_ref())?;
+    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_deref())?;
     for ((key, address), endpoint) in request.membership.vips.iter().zip(&addresses).zip(&mut endpoints) {
         endpoint.ifindex = Some(pair.nexthop.index);
         endpoint.nexthop = Some(pair.nexthop.id);
@@ -318,7 +319,7 @@ fn acquire(request: &Request<'_>, node: Node, key: &VipKey) -> Result<Ipv4Addr, 
 }
 
 /// The flow owner's programs, as the VIPs' records want them: those that have replicas decided when the first one came.
-fn programs(request: &Request<'_>, opened: &Opened) -> Result<Option<Programs>, Error> {
+fn programs(request: &Request<'_>, opened: &Opened) -> Result<Option<Rc<Programs>>, Error> {
     let mut agreed: Option<(&VipKey, Option<PathBuf>)> = None;
     for key in &request.membership.vips {
         let record = opened.registry.vip_record(key)?;
@@ -331,8 +332,11 @@ fn programs(request: &Request<'_>, opened: &Opened) -> Result<Option<Programs>, 
             None => agreed = Some((key, dir)),
         }
     }
-    let Some((_, Some(dir))) = agreed else { return Ok(None) };
-    Ok(Some(owner::ensure(&opened.net, &opened.registry, &dir)?))
+    match (agreed, &opened.programs) {
+        (Some((_, Some(dir))), Some(programs)) if dir == request.config.bpf_dir => Ok(Some(Rc::clone(programs))),
+        (Some((_, Some(dir))), _) => Ok(Some(Rc::new(owner::ensure(&opened.net, &opened.registry, &dir)?))),
+        _ => Ok(None),
+    }
 }
 
 /// What an endpoint records of its pair.

@@ -94,7 +94,7 @@ impl HostEnd {
         let sides = [(Side::Egress, self.owner, &programs.owner), (Side::Ingress, self.guard, &programs.guard)];
         let mut fixes = Vec::new();
         for (side, have, program) in sides {
-            if have != Some(program.id) {
+            if have != Some(program.id()) {
                 let finding = format!("the flow owner's filter on {name} is missing or another one");
                 fixes.push(fix(finding, filter::replace(*index, side, program.fd()?)));
             }
