@@ -5,7 +5,9 @@ mod stage;
 mod text;
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use viproute::bpf::{MEMBERS, Member};
 
 use crate::harness::until;
 pub use stage::pinned;
@@ -181,4 +183,35 @@ fn tagged_packets_come_from_no_pod() {
         tcp {http} 0400 00000001 00000001 50 12 ffff {sum} 0000\n";
     let case = text::read("here", text, &stage.names).remove(0);
     assert!(stage.is_dropped("a", &a.wire, &case.packet), "let out");
+}
+
+/// Nobody's packets for a VIP with as many replicas as are asked: past so many questions in a second they are dropped
+/// unasked. A packet of a connection of the chosen replica's goes on.
+#[test]
+fn too_many_strays_are_dropped_unasked() {
+    let mut stage = Stage::new();
+    let cases = cases(&stage);
+    let titled = |title: &str| cases.iter().find(|case| case.title.ends_with(title)).expect(title);
+    let stray = titled("An ACK of nobody's connection");
+    let good = titled("An ACK of a connection that the chosen replica has");
+    let vip = stage.address("open");
+    let real = stage.maps.members(vip).unwrap().expect("the VIP is known");
+    let copies = (1_000_000..).take(MEMBERS).map(|link| Member::new(link, real[0].netns, real[0].mac));
+    let copies: Vec<_> = copies.collect();
+    stage.maps.set_members(vip, &copies, 0).unwrap();
+    let limited = || stage.counters()["limited"];
+    let before = limited();
+    stage.run(|bench| {
+        let put = |case: &Case| {
+            let (program, mark, segment) = (case.program, case.mark, case.segment);
+            let ifindex = stage.replicas[&case.pod].ifindex;
+            bench.put(&Input { program, ifindex, mark, segment, packet: &case.packet }).verdict
+        };
+        let end = Instant::now() + Duration::from_secs(60);
+        while put(stray) != DROP {
+            assert!(Instant::now() < end, "every stray was looked for");
+        }
+        assert_eq!(put(good), PASS);
+    });
+    assert!(limited() > before, "the dropped one is counted");
 }

@@ -20,6 +20,7 @@ mod dhcp;
 mod disk;
 mod evenness;
 mod faults;
+mod flood;
 mod foreign;
 mod guard;
 mod halfopen;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::bare::bare_pod;
 use super::command::Run;
 use super::crowd::Crowd;
 use super::files::allow_many_files;
@@ -37,11 +38,20 @@ impl Service {
     }
 
     pub fn with(join: &Join, joined: usize, spare: usize) -> Self {
+        Self::of(join, joined, |node| (0..joined + spare).map(|_| node.pod()).collect())
+    }
+
+    /// So many replicas that pods made by a base plugin would take too long.
+    pub fn of_many(replicas: usize) -> Self {
+        Self::of(&Join::annotated("web"), replicas, |_| (1..=replicas).map(bare_pod).collect())
+    }
+
+    fn of(join: &Join, joined: usize, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let node = Node::new(&lan, 1);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
-        let pods: Vec<_> = (0..joined + spare).map(|_| node.pod()).collect();
+        let pods = pods(&node);
         // Servers first: a replica that is in the group is taken to be ready.
         let servers = pods.iter().map(Crowd::start).collect();
         for pod in &pods[..joined] {
