@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
 
+use crate::bpf::{self, Maps};
 use crate::net::route::{self, Packet};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet, address, link};
@@ -55,6 +56,8 @@ pub struct Replica {
 pub enum Reason {
     /// A socket of the replica's has the connection.
     Connection,
+    /// Its UDP flows stay, and this one began there.
+    Sticky,
     /// There is no connection; the VIP's route leads there.
     Route,
 }
@@ -98,6 +101,9 @@ pub enum Error {
     /// The kernel.
     #[error(transparent)]
     Net(#[from] net::Error),
+    /// The flow owner's maps.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
@@ -110,8 +116,12 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     // One whose file is damaged is left out: status tells of it.
     let endpoints = registry.endpoints(&vip)?.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?)));
     let replicas: Vec<Named> = endpoints.collect();
-    let (replica, because) = match owner(&replicas, flow)? {
-        Some(owner) => (owner, Reason::Connection),
+    let known = match flow.transport {
+        Transport::Tcp => owner(&replicas, flow)?.map(|replica| (replica, Reason::Connection)),
+        Transport::Udp => kept(registry, &vip, &replicas, flow)?.map(|replica| (replica, Reason::Sticky)),
+    };
+    let (replica, because) = match known {
+        Some(known) => known,
         None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
     };
     let (name, Endpoint { address, device, .. }) = replica;
@@ -136,10 +146,6 @@ type Named = (String, Endpoint);
 
 /// The replica with the connection: also one that gets no new ones.
 fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
-    // UDP has no connections to go by.
-    if flow.transport == Transport::Udp {
-        return Ok(None);
-    }
     for replica in replicas {
         let Some(netns) = Netns::open_if_alive(&replica.1.netns)? else { continue };
         if Sockets::open(&netns)?.has_connection(flow.vip, flow.client)? {
@@ -147,6 +153,14 @@ fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
         }
     }
     Ok(None)
+}
+
+/// The replica that a UDP flow stays with, where UDP flows do (`viproute.io/udp-sticky`).
+fn kept<'a>(registry: &Registry, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<Option<&'a Named>, Error> {
+    let Some(dir) = registry.vip_record(vip)?.and_then(|record| record.flow_owner) else { return Ok(None) };
+    let Some(maps) = Maps::open(&dir)? else { return Ok(None) };
+    let link = maps.sticky(flow.client, flow.vip)?;
+    Ok(replicas.iter().find(|(_, endpoint)| endpoint.udp_sticky && link.is_some() && endpoint.ifindex == link))
 }
 
 /// The replica that the flow's first packet would be sent to.
@@ -188,6 +202,7 @@ impl fmt::Display for Place {
         write!(f, "{vip} from {client}: {pod} ({address}, {device}), ")?;
         f.write_str(match because {
             Reason::Connection => "which has the connection",
+            Reason::Sticky => "where the flow began and stays",
             Reason::Route => "where the route leads",
         })
     }

@@ -32,10 +32,14 @@ fn web() -> Join {
 
 impl Web {
     fn new() -> Self {
+        Self::of(&web())
+    }
+
+    fn of(join: &Join) -> Self {
         let lan = Lan::new();
         let node = Node::new(&lan, 1);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1"]);
-        let pods: Vec<_> = (0..3).map(|_| node.joined(&web())).collect();
+        let pods: Vec<_> = (0..3).map(|_| node.joined(join)).collect();
         let web = Self { servers: serve_all(&pods), pods, client, node, _lan: lan };
         // A bucket that has just changed hands may do so once more.
         until("even shares", Duration::from_secs(20), || {
@@ -241,6 +245,33 @@ fn of_udp_flows() {
             servers.iter().position(|server| server.recv_from(&mut [0; 8]).is_ok())
         });
         assert_eq!(expected, web.place(from, &web.pods[heard].name, "route"));
+    }
+}
+
+/// A flow that stays is where it began, also when the route leads elsewhere.
+#[test]
+fn of_udp_flows_that_stay() {
+    let join = web().annotation("viproute.io/udp-sticky", "true");
+    let mut web = Web::of(&join);
+    let servers: Vec<_> =
+        web.pods.iter().map(|pod| pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap())).collect();
+    for server in &servers {
+        server.set_nonblocking(true).unwrap();
+    }
+    let mut flows = Vec::new();
+    for port in 20000..20020 {
+        let socket = web.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let heard = until("somebody hears it", Duration::from_secs(5), || {
+            socket.send_to(b"who", (web.vip(), PORT)).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            servers.iter().position(|server| server.recv_from(&mut [0; 8]).is_ok())
+        });
+        flows.push((SocketAddrV4::new([192, 0, 2, 50].into(), port), heard));
+    }
+    let pod = web.node.joined(&join);
+    web.pods.push(pod);
+    for (from, heard) in flows {
+        assert_eq!(web.where_is(from, &["--udp"]), web.place(from, &web.pods[heard].name, "sticky"));
     }
 }
 
