@@ -121,11 +121,20 @@ impl DhcpServer {
         fs::read_to_string(self.dir.file("leases")).unwrap_or_default().lines().map(str::to_string).collect()
     }
 
+    /// dnsmasq: waits until so many leases are in its file, which it writes anew, after it has answered.
+    pub fn has_leases(&self, count: usize) {
+        until(&format!("{count} leases in the server's file"), Duration::from_secs(10), || {
+            (self.leases().len() == count).then_some(())
+        });
+    }
+
     /// dnsmasq: who holds `address`, as the host name in its lease table.
-    pub fn host_name(&self, address: Ipv4Addr) -> Option<String> {
+    pub fn host_name(&self, address: Ipv4Addr) -> String {
         let address = address.to_string();
         let fields = |line: &String| line.split(' ').map(str::to_string).collect::<Vec<_>>();
-        self.leases().iter().map(fields).find(|lease| lease.get(2) == Some(&address))?.get(3).cloned()
+        until(&format!("a lease of {address} in the server's file"), Duration::from_secs(10), || {
+            self.leases().iter().map(fields).find(|lease| lease.get(2) == Some(&address))?.get(3).cloned()
+        })
     }
 
     /// Stops the server; the LAN has none any more.
