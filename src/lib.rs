@@ -1,8 +1,10 @@
 //! viproute: a NAT-free load balancer for pods that lives in the routing table.
 //!
-//! Dependencies point one way: `bin` → `plugin` → `vip` → (`registry`, `net`, `bpf`); `allocator` → `dhcp`; `ctl` looks at all of them.
+//! Dependencies point one way: `bin` → `plugin` → `vip` → (`registry`, `net`, `bpf`); `allocator` → `dhcp`; `agent` → `vip`;
+//! `ctl` looks at all of them.
 //! `net` and `dhcp` know nothing of VIPs; `cni` knows nothing of the kernel.
 
+pub mod agent;
 pub mod allocator;
 pub mod bpf;
 pub mod cni;

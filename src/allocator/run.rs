@@ -24,6 +24,7 @@ use super::state::{Caller, Findings, Input, Presence, Rules, State};
 use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
 use super::{notify, uplink};
+use crate::agent::{self, Journal};
 use crate::net::link::Link;
 use crate::net::{self, NodeNet};
 use crate::registry::{BadKey, Registry, VipKey};
@@ -64,6 +65,9 @@ pub enum Error {
     /// No searches.
     #[error(transparent)]
     Search(#[from] search::Error),
+    /// No agent.
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
     /// A part that never ends did.
     #[error("{0} has ended")]
     Ended(&'static str),
@@ -85,6 +89,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let serving = tokio::spawn(async move { server.run(sender).await });
         notify::ready();
         tracing::info!(socket = %config.socket.display(), backend = daemon.backend, "serving");
+        agent::start(&agent::Context { registry: daemon.registry.clone(), journal: daemon.journal.clone() })?;
         let result = daemon.run(&mut events).await;
         // The socket's file goes with the server.
         serving.abort();
@@ -100,6 +105,7 @@ struct Daemon {
     state: State,
     hands: Hands,
     registry: Registry,
+    journal: Journal,
     announcer: Option<Announcer>,
     /// Sees whether `link` is still there.
     node: NodeNet,
@@ -158,6 +164,7 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         state: State::new(Rules::of(config)),
         hands,
         registry,
+        journal: Journal::default(),
         announcer,
         node,
         link,

@@ -129,6 +129,8 @@ impl<'a> Request<'a> {
             asked_from: asked_from.filter(|_| udp_reply),
             udp_sticky: self.membership.udp_sticky,
             state: State::Pending,
+            health: None,
+            drained: false,
             weight: self.membership.weight,
             other: std::collections::BTreeMap::new(),
         }

@@ -24,6 +24,7 @@ mod lock;
 mod port;
 pub mod record;
 mod vip;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -101,6 +101,12 @@ pub struct Endpoint {
     pub udp_sticky: bool,
     /// Whether it gets connections.
     pub state: State,
+    /// The check that says when it is ready, as `viproute.io/health` has it; `None`: it is ready from its ADD on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    /// Somebody has taken it out by hand (`viproutectl drain`): it is draining whatever its check says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
     /// Its share beside the others', 1–255.
     pub weight: u8,
     /// Fields of later versions.

@@ -66,6 +66,8 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         asked_from: None,
         udp_sticky: false,
         state,
+        health: None,
+        drained: false,
         weight: 1,
         other: BTreeMap::new(),
     }

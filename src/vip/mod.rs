@@ -4,6 +4,7 @@
 //! the registry says it must have ([`plan::Want`]) and applies the [`plan::difference`]. Run twice it changes nothing;
 //! CHECK is "the difference is empty". [`pair`] does the same for an attachment's veth pair and its pod.
 
+pub mod admission;
 pub mod ids;
 pub mod lease;
 pub mod owner;

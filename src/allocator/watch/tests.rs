@@ -3,7 +3,9 @@
 use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -117,16 +119,6 @@ fn the_first_batch_is_everything_and_damage_counts_as_a_replica() {
 }
 
 #[test]
-fn temporary_files_and_locks_are_no_news() {
-    for noise in [".vip.json.tmp", "lock", "index.json"] {
-        assert_eq!(concerns(noise, false, Some(&key())), None, "{noise}");
-    }
-    assert_eq!(concerns("c@eth0.json", false, Some(&key())), Some(key()));
-    assert_eq!(concerns("a_b", true, None), Some(key()));
-    assert_eq!(concerns(".a_b.1.gone", true, None), None);
-}
-
-#[test]
 fn a_registry_that_comes_later_is_noticed_as_it_comes() {
     let place = Place::new("later");
     let mut batches = start(place.registry()).unwrap();
@@ -137,5 +129,6 @@ fn a_registry_that_comes_later_is_noticed_as_it_comes() {
     place.endpoint("a_b", "c1", "ready");
     let before = Instant::now();
     expect(&mut batches, seen(1, 1));
-    assert!(before.elapsed() < RETRY / 2, "{:?}", before.elapsed());
+    // Half of what a watcher waits between two tries to find one.
+    assert!(before.elapsed() < Duration::from_millis(500), "{:?}", before.elapsed());
 }

@@ -1,0 +1,28 @@
+//! The node's agent, the other half of viprouted: keeps the node as the registry says, and shows what goes on.
+//!
+//! Each part has a thread and a netlink socket of its own and knows nothing of the others. They meet in the registry,
+//! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
+
+pub mod journal;
+
+pub use journal::Journal;
+
+use crate::registry::Registry;
+
+/// What every part is started with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The plugin's registry.
+    pub registry: Registry,
+    /// Where events are told.
+    pub journal: Journal,
+}
+
+/// Why the agent can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}
+
+/// Starts all parts. They end with the process: what they were at, the next start finishes.
+pub fn start(_context: &Context) -> Result<(), Error> {
+    Ok(())
+}

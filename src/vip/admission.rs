@@ -1,0 +1,76 @@
+//! Which of a VIP's replicas get new connections: what a check finds and what somebody wants by hand become the
+//! endpoint's state, and the VIP's group follows.
+
+use crate::net::NodeNet;
+use crate::registry::{Endpoint, Registry, State, VipKey};
+
+use super::{Result, sync};
+
+/// What a check says of a replica, once enough of them in a row have said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It can answer.
+    Up,
+    /// It can't.
+    Down,
+}
+
+/// A replica's check has come to a verdict. Returns its former and its present state; `None`: it is gone.
+pub fn judge(
+    node: &NodeNet,
+    registry: &Registry,
+    (vip, name): (&VipKey, &str),
+    verdict: Verdict,
+) -> Result<Option<(State, State)>> {
+    change(node, registry, (vip, name), |endpoint| endpoint.state = judged(endpoint, verdict))
+}
+
+/// Somebody takes a replica out by hand, or brings it back. Returns its former and its present state; `None`: it is gone.
+pub fn drain(
+    node: &NodeNet,
+    registry: &Registry,
+    (vip, name): (&VipKey, &str),
+    drained: bool,
+) -> Result<Option<(State, State)>> {
+    change(node, registry, (vip, name), |endpoint| {
+        endpoint.drained = drained;
+        endpoint.state = by_hand(endpoint);
+    })
+}
+
+fn change(
+    node: &NodeNet,
+    registry: &Registry,
+    (vip, name): (&VipKey, &str),
+    set: impl FnOnce(&mut Endpoint),
+) -> Result<Option<(State, State)>> {
+    let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(None) };
+    // One without its pair is an ADD's that is still under way, or was killed: it gets nothing yet, whatever anybody says.
+    let Some(mut endpoint) = vip.endpoint(name)?.filter(|endpoint| endpoint.ifindex.is_some()) else { return Ok(None) };
+    let former = endpoint.clone();
+    set(&mut endpoint);
+    if endpoint != former {
+        vip.write_endpoint(name, &endpoint)?;
+        sync(node, vip)?;
+    }
+    Ok(Some((former.state, endpoint.state)))
+}
+
+/// One that never was up stays pending; one that was goes on with the connections it has.
+fn judged(endpoint: &Endpoint, verdict: Verdict) -> State {
+    match (verdict, endpoint.state) {
+        _ if endpoint.drained => State::Draining,
+        (Verdict::Up, _) => State::Ready,
+        (Verdict::Down, State::Pending) => State::Pending,
+        (Verdict::Down, State::Ready | State::Draining) => State::Draining,
+    }
+}
+
+/// One that has a check is ready again when that says so.
+fn by_hand(endpoint: &Endpoint) -> State {
+    match (endpoint.drained, &endpoint.health) {
+        (true, _) => State::Draining,
+        (false, None) => State::Ready,
+        (false, Some(_)) => State::Pending,
+    }
+}
