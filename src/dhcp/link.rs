@@ -13,8 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::frame;
-use super::relay::{enlarge, errno};
-use super::transport::{BUFFER, SendError};
+use super::socket::{BUFFER, SendError, enlarge, errno};
 use super::wire::{self, Message, Reply, WireError};
 use super::{Error, Identity};
 

@@ -221,13 +221,7 @@ impl Machine {
         let wait = usize::try_from(self.tries).ok().and_then(|tries| REBOOT_WAITS.get(tries));
         match (wait, &self.held) {
             (Some(&wait), _) => {
-                if self.tries == 0 {
-                    self.began = now;
-                    self.asked = now;
-                    self.xid = self.rng.random();
-                }
-                self.clock(now);
-                self.send(Kind::Reboot { address }, actions);
+                self.ask_for(address, self.tries == 0, now, actions);
                 self.deadline = Some(now + timing::about(wait, &mut self.rng));
             }
             (None, Some(lease)) => {
@@ -248,11 +242,18 @@ impl Machine {
             return self.enter(State::Rebooting { address }, now + Duration::from_secs(1));
         };
         self.deadline = Some(now + timing::renewal_wait(lease, now, &mut self.rng));
+        self.ask_for(address, true, now, actions);
+    }
+
+    /// Sends an INIT-REBOOT, as the first of a transaction or as its repetition.
+    fn ask_for(&mut self, address: Ipv4Addr, anew: bool, now: SystemTime, actions: &mut Vec<Action>) {
         if self.tries == 0 {
             self.began = now;
         }
-        self.asked = now;
-        self.xid = self.rng.random();
+        if anew {
+            self.asked = now;
+            self.xid = self.rng.random();
+        }
         self.clock(now);
         self.send(Kind::Reboot { address }, actions);
     }

@@ -21,6 +21,7 @@ mod link;
 mod machine;
 mod pace;
 mod relay;
+mod socket;
 mod timing;
 mod transport;
 mod wire;

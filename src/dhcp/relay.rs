@@ -2,19 +2,15 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
-use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 use tokio::net::UdpSocket;
 
 use super::frame::SERVER_PORT;
-use super::transport::{BUFFER, SendError};
+use super::socket::{BUFFER, SendError, enlarge, errno};
 use super::wire::{self, Message, RelayAgent, Reply, WireError};
 use super::{Error, Identity};
-
-/// Room for the answers of a server to many identities at once, in bytes.
-const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// The socket and what every message carries.
 #[derive(Debug)]
@@ -56,18 +52,4 @@ impl Relay {
         let (length, _) = self.socket.recv_from(&mut buffer).await?;
         Ok(wire::parse(&buffer[..length]))
     }
-}
-
-/// Asks for a large receive buffer. The privileged call isn't bound by the system's limit; without the privilege the
-/// limit will do.
-pub fn enlarge(fd: &OwnedFd) {
-    let forced = socket::setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-    if let Err(errno) = forced.or_else(|_| socket::setsockopt(fd, sockopt::RcvBuf, &RECEIVE_BUFFER)) {
-        tracing::debug!(%errno, "the DHCP socket keeps its receive buffer");
-    }
-}
-
-/// The errno of an error of the standard library's.
-pub fn errno(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }

@@ -4,11 +4,9 @@ use std::io;
 
 use super::link::Link;
 use super::relay::Relay;
+use super::socket::SendError;
 use super::wire::{Message, Reply, WireError};
 use super::{Error, Identity, TransportConfig};
-
-/// More than any DHCP message that isn't fragmented; what is longer is no reply to us.
-pub const BUFFER: usize = 2048;
 
 /// An open socket.
 #[derive(Debug)]
@@ -17,17 +15,6 @@ pub enum Transport {
     Link(Link),
     /// See [`TransportConfig::Relay`].
     Relay(Relay),
-}
-
-/// Why a message didn't leave.
-#[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// It has no bytes.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The kernel won't send it: an interface that is down, a full queue, no route.
-    #[error("the kernel doesn't send it")]
-    Io(#[from] io::Error),
 }
 
 impl Transport {

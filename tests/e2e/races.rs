@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Join, Lan, Node, Pod, PodServer, VIPROUTE, bare_pod, connect, for_each, killed_after, nothing_left,
+    Join, Lan, Node, Pod, PodServer, VIPROUTE, bare_pod, churn, connect, for_each, killed_after, nothing_left,
 };
 
-/// How long the churn lasts, in seconds, unless `VIPROUTE_CHURN_SECONDS` says otherwise.
-const CHURN: u64 = 10;
+/// How long the churn lasts.
+const CHURN: Duration = Duration::from_secs(10);
 const ATTACHMENTS: usize = 200;
 const VIPS: usize = 20;
 const PROCESSES: usize = 16;
@@ -80,7 +80,7 @@ struct Churned {
 
 #[test]
 fn two_hundred_attachments_over_twenty_vips() {
-    let seconds = std::env::var("VIPROUTE_CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(CHURN);
+    let length = churn(CHURN);
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
     let pods = for_each(1..ATTACHMENTS + 1, |number| {
@@ -90,7 +90,7 @@ fn two_hundred_attachments_over_twenty_vips() {
         Churned { pod, join, attached: Mutex::new(false), _server: server }
     });
     let (calls, kills, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + length;
     thread::scope(|scope| {
         let working: Vec<_> = (0..PROCESSES)
             .map(|_| {
@@ -118,7 +118,7 @@ fn two_hundred_attachments_over_twenty_vips() {
         over.store(true, Ordering::Relaxed);
         collecting.join().expect("the collector");
     });
-    eprintln!("{seconds} s: {} calls, {} of them killed", calls.into_inner(), kills.into_inner());
+    eprintln!("{length:?}: {} calls, {} of them killed", calls.into_inner(), kills.into_inner());
     let attached: Vec<_> = pods.iter().filter(|churned| *churned.attached.lock().unwrap()).collect();
     let valid: Vec<_> = attached.iter().map(|churned| &churned.pod).collect();
     node.gc(&valid, &Join::nothing()).ok();

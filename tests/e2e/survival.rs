@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Flows, Pod, Run, Service, connect};
+use crate::harness::{Flows, Pod, Run, Service, churn, connect};
 
 /// Live connections from each caller.
 const FLOWS: usize = 1000;
@@ -211,6 +211,7 @@ fn connections_survive_another_hash_policy() {
 #[test]
 fn connections_survive_everything_at_once() {
     let mut live = Live::with_spares(5);
+    let length = churn(TUMULT);
     let over = AtomicBool::new(false);
     let events = Mutex::new(Vec::new());
     let Live { flows, gone, service } = &mut live;
@@ -219,9 +220,9 @@ fn connections_survive_everything_at_once() {
             scope.spawn(|| ask_until(flows, &over));
         }
         scope.spawn(|| routes(service, &over, &events));
-        scope.spawn(|| links(service, &over, &events));
+        scope.spawn(|| links(service, &over, &events, length / 4));
         let members = scope.spawn(|| members(service, &over, &events));
-        thread::sleep(TUMULT);
+        thread::sleep(length);
         over.store(true, Ordering::Relaxed);
         members.join()
     });
@@ -263,8 +264,8 @@ fn routes(service: &Service, over: &AtomicBool, events: &Events) {
     }
 }
 
-fn links(service: &Service, over: &AtomicBool, events: &Events) {
-    let once = Instant::now() + TUMULT / 4;
+fn links(service: &Service, over: &AtomicBool, events: &Events, before: Duration) {
+    let once = Instant::now() + before;
     pause(2000);
     while !over.load(Ordering::Relaxed) {
         note(events, "another hash".into());

@@ -157,8 +157,13 @@ impl Stage {
 
     /// The same with a SYN cookie as the answer, which is overheard.
     fn take_cookie(&mut self, pod: &str, vip: Ipv4Addr) {
+        // A machine has one secret for all namespaces' cookies. A listener that never sent one knows that this isn't its own
+        // only because it had no overflow lately, and for two minutes after jiffies wrap (five minutes after a boot) it
+        // takes 0, "never", for lately (tcp_synq_no_recent_overflow).
+        for (name, other) in &self.replicas {
+            other.pod.ns.set_sysctl("net/ipv4/tcp_syncookies", if name == pod { "2" } else { "0" });
+        }
         let replica = &self.replicas[pod];
-        replica.pod.ns.set_sysctl("net/ipv4/tcp_syncookies", "2");
         let wire = Wire::to(&self.node.ns, replica.ifindex);
         wire.send(&self.syn(replica, vip, COOKIE_PORT));
         let answer = until("a SYN-ACK with a cookie", PATIENCE, || {

@@ -2,6 +2,7 @@
 
 mod bare;
 mod bpffs;
+mod churn;
 mod cni;
 mod command;
 mod containerd;
@@ -39,6 +40,7 @@ mod load;
 mod serve;
 
 pub use bare::{bare_pod, for_each, nothing_left};
+pub use churn::churn;
 pub use cni::{Environment, Failure, Reply, VIPROUTE};
 pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
