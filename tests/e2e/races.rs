@@ -112,10 +112,10 @@ fn two_hundred_attachments_over_twenty_vips() {
                 thread::sleep(Duration::from_millis(100));
             }
         });
-        for worker in working {
-            worker.join().expect("a worker");
-        }
+        // The collector ends also where a worker has failed.
+        let workers: Vec<_> = working.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, Ordering::Relaxed);
+        workers.into_iter().for_each(|worker| worker.expect("a worker"));
         collecting.join().expect("the collector");
     });
     eprintln!("{length:?}: {} calls, {} of them killed", calls.into_inner(), kills.into_inner());
