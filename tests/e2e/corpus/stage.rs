@@ -381,6 +381,11 @@ pub struct Outcome {
 
 impl Bench {
     pub fn put(&self, input: &Input) -> Outcome {
+        self.put_often(input, 1)
+    }
+
+    /// The same packet so many times in one system call; what comes of the last.
+    pub fn put_often(&self, input: &Input, times: u32) -> Outcome {
         /// `struct __sk_buff` of linux/bpf.h, and where in it these are.
         const CONTEXT: usize = 192;
         const MARK: usize = 8;
@@ -401,6 +406,7 @@ impl Bench {
             data_out: Some(&mut packet),
             ctx_in: Some(&context),
             ctx_out: Some(&mut after),
+            repeat: times,
             ..TestRunOptions::default()
         };
         let program = match input.program {
