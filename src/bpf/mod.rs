@@ -213,6 +213,14 @@ impl Programs {
     }
 }
 
+/// Whether another build's programs are pinned there.
+pub fn has_anothers(dir: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let (own, mut names) = (pin_of(dir, OWNER), entries.flatten().map(|entry| entry.path()));
+    let is_owner = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("owner_"));
+    Ok(names.any(|path| is_owner(&path) && path != own && path != new_pin_of(dir, OWNER)))
+}
+
 /// Dots are not allowed in names of a BPF filesystem.
 fn pin_of(dir: &Path, program: &str) -> PathBuf {
     dir.join(format!("{program}_{VERSION}"))
