@@ -17,12 +17,13 @@ const SECTION: &str = "8";
 /// Writes a manual page for viprouted, one for viproutectl and one for each of its verbs.
 pub fn write(dir: &Path) -> io::Result<()> {
     write_page(dir, allocator::arguments::Arguments::command())?;
-    let mut tool = Arguments::command();
+    // A page about `help` would say nothing.
+    let mut tool = Arguments::command().disable_help_subcommand(true);
     tool.build();
-    for verb in tool.get_subcommands().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help") {
+    for verb in tool.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         write_page(dir, verb.clone())?;
     }
-    write_page(dir, Arguments::command())
+    write_page(dir, tool)
 }
 
 /// A verb is displayed as `viproutectl-VERB`.

@@ -19,8 +19,9 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
     match &scene.config {
         Some(Err(error)) => {
             let why = "viprouted won't start with it again.";
-            let cure = format!("Put {} right.", scene.places.config.display());
-            findings.push(Finding::error(with_causes(error), why, advice(cure)));
+            let path = scene.places.config.display();
+            let what = format!("{path}: {}", with_causes(error));
+            findings.push(Finding::error(what, why, advice(format!("Put {path} right."))));
         }
         Some(Ok(config)) => findings.extend(pools(scene, config)),
         None => {}
