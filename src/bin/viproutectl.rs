@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Verb::Drain(order) => take_out(&registry, &order),
         Verb::Undrain(order) => bring_back(&registry, &order.pod),
         Verb::Doctor(question) => examine(registry, allocator, question),
-        Verb::Completions { shell } => print(manual::completions(shell).trim_end()),
+        Verb::Completions { shell } => Ok(print(manual::completions(shell).trim_end())),
         Verb::Man { dir } => written(manual::write(&dir).map_err(|e| format!("write manual pages: {e}"))),
     };
     outcome.unwrap_or_else(|sentence| {
@@ -40,10 +40,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn print(text: &str) -> Outcome {
+fn print(text: &str) -> ExitCode {
     match writeln!(std::io::stdout(), "{text}") {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(_) => Ok(ExitCode::FAILURE), // nobody reads
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE, // nobody reads
     }
 }
 
@@ -58,27 +58,27 @@ fn show_status(registry: &Registry, allocator: &Path, question: &Status) -> Outc
         Output::Json if question.watch => serde_json::to_string(&look()?).map_err(|e| e.to_string()),
         Output::Json => json(&look()?),
     };
-    if question.watch { written(watch::watch(&std::io::stdout(), frame)) } else { print(&frame()?) }
+    if question.watch { written(watch::watch(&std::io::stdout(), frame)) } else { Ok(print(&frame()?)) }
 }
 
 fn show_where(registry: &Registry, question: &Where) -> Outcome {
     let transport = if question.udp { Transport::Udp } else { Transport::Tcp };
     let flow = Flow { client: question.client, vip: question.vip, transport };
     let place = locate::find(registry, flow).map_err(|e| with_causes(&e))?;
-    match question.output {
+    Ok(match question.output {
         Form::Text => print(&place.to_string()),
         Form::Json => print(&json(&place)?),
-    }
+    })
 }
 
 fn take_out(registry: &Registry, order: &Drain) -> Outcome {
     let replica = drain::set(registry, &order.pod, true).map_err(|e| with_causes(&e))?;
-    let printed = print(&format!("{} gets no new connection to {}", replica.name, replica.vips()))?;
+    let printed = print(&format!("{} gets no new connection to {}", replica.name, replica.vips()));
     if !order.wait {
         return Ok(printed);
     }
     match replica.wait(registry, order.timeout).map_err(|e| with_causes(&e))? {
-        0 => print(&format!("{} has no connection left", replica.name)),
+        0 => Ok(print(&format!("{} has no connection left", replica.name))),
         left => {
             let time = order.timeout.as_ref().map_or(0, Duration::as_secs);
             let sentence = format!("viproutectl: {left} connections of {} are left after {time} s", replica.name);
@@ -91,7 +91,7 @@ fn take_out(registry: &Registry, order: &Drain) -> Outcome {
 fn bring_back(registry: &Registry, pod: &str) -> Outcome {
     let replica = drain::set(registry, pod, false).map_err(|e| with_causes(&e))?;
     let when = if replica.waits { ", once its check finds that it can answer" } else { "" };
-    print(&format!("{} gets new connections to {} again{when}", replica.name, replica.vips()))
+    Ok(print(&format!("{} gets new connections to {} again{when}", replica.name, replica.vips())))
 }
 
 fn examine(registry: Registry, allocator: std::path::PathBuf, question: Doctor) -> Outcome {
@@ -99,8 +99,8 @@ fn examine(registry: Registry, allocator: std::path::PathBuf, question: Doctor) 
     let places = Places { registry, allocator, conf_dir, bin_dirs: bin_dir, config };
     let report = doctor::examine(&places).map_err(|e| with_causes(&e))?;
     let printed = match output {
-        Form::Text => print(&report.to_string())?,
-        Form::Json => print(&json(&report)?)?,
+        Form::Text => print(&report.to_string()),
+        Form::Json => print(&json(&report)?),
     };
     Ok(match report.worst() {
         Some(Severity::Error) => ExitCode::from(BROKEN),

@@ -13,8 +13,7 @@ use crate::allocator::config::{DEFAULT_PATH, HOLD, duration};
 /// Looks at the VIPs of this node, and takes replicas out of them.
 ///
 /// The exit status is 0 where all is well, 1 where something couldn't be done (a sentence on stderr says what), 2 where the
-/// command line is wrong. drain: 3 where connections are left when the time is over. doctor: 3 where there are warnings, 4
-/// where there are errors.
+/// command line is wrong. 3 and 4 are drain's and doctor's own.
 #[derive(Debug, Parser)]
 #[command(name = "viproutectl", version = crate::VERSION)]
 pub struct Arguments {
@@ -37,10 +36,16 @@ pub enum Verb {
     /// Which replica has a flow, or would get it.
     Where(Where),
     /// Takes a pod out of its VIPs: it gets no new connection and keeps those it has.
+    ///
+    /// It stays so until undrain, whatever its health check says. The exit status is 3 where connections are left when the time
+    /// is over.
     Drain(Drain),
     /// Brings a pod back that was taken out.
     Undrain(Undrain),
     /// What is wrong on this node, why it matters, and the command that cures it.
+    ///
+    /// It changes nothing. The exit status is 0 where nothing but hints was found, 3 where there are warnings, 4 where there
+    /// are errors, and 1 where it couldn't look.
     Doctor(Doctor),
     /// What a shell has to know to complete viproutectl's command line.
     Completions {

@@ -185,9 +185,9 @@ fn manual_pages_say_what_the_program_does() {
     let page = |name: &str| std::fs::read_to_string(dir.file(name)).expect(name);
     for (name, text) in [
         ("viprouted.8", "/etc/viproute/viprouted.toml"),
-        ("viproutectl.8", "where there are warnings, 4"),
+        ("viproutectl.8", "viproutectl\\-undrain(8)"),
         ("viproutectl-drain.8", "Wait until its last connection"),
-        ("viproutectl-doctor.8", "/etc/cni/net.d"),
+        ("viproutectl-doctor.8", "3 where there are warnings, 4"),
     ] {
         assert!(page(name).starts_with(".ie") && page(name).contains(text), "{name}: {}", page(name));
     }

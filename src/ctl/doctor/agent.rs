@@ -6,7 +6,7 @@ use crate::allocator::client;
 use crate::allocator::config::{Backend, Config};
 use crate::allocator::protocol::{LeaseEntry, LeaseState, VipStatus};
 use crate::registry::State;
-use crate::{vip, with_causes};
+use crate::with_causes;
 
 use super::scene::Scene;
 use super::{Finding, advice, command, quoted, restart};
@@ -14,7 +14,7 @@ use super::{Finding, advice, command, quoted, restart};
 /// viprouted answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &scene.config {
         Some(Err(error)) => {
@@ -40,7 +40,7 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
             findings.extend(leases.iter().filter_map(|lease| overdue(lease, SystemTime::now())));
         }
     }
-    Ok(findings)
+    findings
 }
 
 fn of_problem(problem: &str) -> Finding {
@@ -112,7 +112,23 @@ fn overdue(lease: &LeaseEntry, now: SystemTime) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Severity;
     use super::*;
+
+    #[test]
+    fn a_lease_that_is_lost_is_an_error_and_one_that_is_late_a_warning() {
+        let found = |state, error: Option<&str>| {
+            let (vip, error) = ("shop/web".to_owned(), error.map(str::to_owned));
+            let found = of_vip(&VipStatus { vip, address: None, state, expires: None, error });
+            found.map(|found| (found.severity, found.what))
+        };
+        assert_eq!(found(LeaseState::Held, None), None);
+        assert_eq!(found(LeaseState::Asking, None), None);
+        let lost = "the lease of shop/web is lost: NAK".to_owned();
+        assert_eq!(found(LeaseState::Lost, Some("NAK")), Some((Severity::Error, lost)));
+        let late = "shop/web: nobody answers".to_owned();
+        assert_eq!(found(LeaseState::Asking, Some("nobody answers")), Some((Severity::Warning, late)));
+    }
 
     #[test]
     fn a_lease_is_overdue_in_its_last_tenth() {

@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 use crate::cni::Config;
 use crate::cni::config::{ANNOTATIONS, ConfigError};
 use crate::cni::version::SUPPORTED;
-use crate::vip;
 
 use super::scene::Scene;
 use super::{Cure, Finding, advice, command, quoted, quoted_text};
@@ -86,18 +85,18 @@ fn configuration(whole: &Map<String, Value>, entry: &Map<String, Value>) -> Resu
     Config::parse(Value::Object(entry).to_string().as_bytes())
 }
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for network in &scene.networks {
         match &network.content {
             Err(wrong) => findings.push(invalid(network, wrong)),
             Ok(content) => {
-                findings.extend(content.entry.iter().flat_map(|entry| of_entry(scene, network, content, entry)))
+                findings.extend(content.entry.iter().flat_map(|entry| of_entry(scene, network, content, entry)));
             }
         }
     }
     findings.extend(absent(scene));
-    Ok(findings)
+    findings
 }
 
 fn invalid(network: &Network, wrong: &str) -> Finding {

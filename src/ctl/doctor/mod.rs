@@ -151,10 +151,10 @@ type Look = fn(&Scene<'_>) -> vip::Result<Vec<Finding>>;
 
 const GROUPS: [(&str, Look); 8] = [
     ("node", node::look),
-    ("firewall", firewall::look),
-    ("network", chain::look),
-    ("plugin", plugin::look),
-    ("viprouted", agent::look),
+    ("firewall", |scene| Ok(firewall::look(scene))),
+    ("network", |scene| Ok(chain::look(scene))),
+    ("plugin", |scene| Ok(plugin::look(scene))),
+    ("viprouted", |scene| Ok(agent::look(scene))),
     ("flow owner", flow_owner::look),
     ("registry", registry::look),
     ("replicas", replicas::look),

@@ -3,21 +3,21 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{VERSION, vip};
+use crate::VERSION;
 
 use super::scene::Scene;
 use super::{Finding, command};
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let Some(path) = scene.plugin() else {
         let dirs: Vec<_> = scene.places.bin_dirs.iter().map(|dir| dir.display().to_string()).collect();
         let what = format!("there is no plugin viproute in {}", dirs.join(" or "));
         let why = "The runtime can't start pods of a network that has viproute, nor remove them.";
-        return Ok(vec![Finding::error(what, why, command("./install.sh install"))]);
+        return vec![Finding::error(what, why, command("./install.sh install"))];
     };
     let why = "What one of them leaves, the other may not know.";
     let what = match version_of(&path) {
-        Ok(version) if version == VERSION => return Ok(Vec::new()),
+        Ok(version) if version == VERSION => return Vec::new(),
         Ok(version) if version.is_empty() => {
             format!("{} is of another version than viproutectl's {VERSION}", path.display())
         }
@@ -25,10 +25,10 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
         Err(error) => {
             let why = "The runtime can't run it either: no pod of a network that has it starts.";
             let what = format!("{} can't be run: {error}", path.display());
-            return Ok(vec![Finding::error(what, why, command("./install.sh install"))]);
+            return vec![Finding::error(what, why, command("./install.sh install"))];
         }
     };
-    Ok(vec![Finding::warning(what, why, command("./install.sh install"))])
+    vec![Finding::warning(what, why, command("./install.sh install"))]
 }
 
 /// Empty: it doesn't know the question.

@@ -34,7 +34,8 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
 fn access(dir: &Path) -> Option<Finding> {
     let metadata = std::fs::metadata(dir).ok()?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner == 0 && mode & 0o077 == 0 {
+    // Nothing for group and others.
+    if owner == 0 && mode.trailing_zeros() >= 6 {
         return None;
     }
     let what = format!("{} belongs to user {owner} and has mode {mode:04o}, not to root with 0700", dir.display());

@@ -1,7 +1,10 @@
 //! Packet filters of every kind, with real packets: what is said to be dropped is, and what cures it does.
 
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
 use super::Patient;
-use crate::harness::{Run, attempt, connect, serve_all};
+use crate::harness::{Join, PORT, PodServer, Run, attempt, connect, serve_all};
 
 impl Patient {
     /// Shell, on the node.
@@ -10,21 +13,23 @@ impl Patient {
         self.node.ns.cmd("sh").args(["-euc", script]).env("XTABLES_LOCKFILE", lock).finish("").ok();
     }
 
+    /// A client's connection comes about, soon.
+    fn is_reached(&self) -> bool {
+        let to = SocketAddr::from((self.pods[0].vip(), PORT));
+        self.client.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok())
+    }
+
     /// `rules` keep a client from the VIP; doctor says so by `what`, and its cure lets the client in.
     fn is_cut_off(&self, rules: &str, what: &str) {
         let vip = self.pods[0].vip();
         self.sh(rules);
-        let refused = self.client.run(|| {
-            let to = std::net::SocketAddr::from((vip, crate::harness::PORT));
-            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(300)).is_err()
-        });
-        assert!(refused, "{rules} lets clients in");
+        assert!(!self.is_reached(), "{rules} lets clients in");
         self.recovers("error", what);
         connect(&self.client, vip, 3);
     }
 }
 
-fn patient() -> (Patient, Vec<crate::harness::PodServer>) {
+fn patient() -> (Patient, Vec<PodServer>) {
     let patient = Patient::new(1);
     let servers = serve_all(&patient.pods);
     connect(&patient.client, patient.pods[0].vip(), 1);
@@ -60,17 +65,10 @@ fn dockers_rules() {
     };
     assert!(hint.what.contains("conntrack follows the connections to VIPs"), "{hint:#?}");
     assert!(dropped.what.contains("drops packets to and from VIPs"), "{dropped:#?}");
-    assert_eq!(attempt_soon(&patient), 0);
+    assert!(!patient.is_reached());
     patient.take(dropped);
     connect(&patient.client, patient.pods[0].vip(), 3);
     patient.has("hint", "conntrack follows the connections to VIPs");
-}
-
-fn attempt_soon(patient: &Patient) -> usize {
-    let vip = patient.pods[0].vip();
-    let to = std::net::SocketAddr::from((vip, crate::harness::PORT));
-    let soon = std::time::Duration::from_millis(300);
-    patient.client.run(|| usize::from(std::net::TcpStream::connect_timeout(&to, soon).is_ok()))
 }
 
 #[test]
@@ -124,33 +122,44 @@ fn conntracks_invalid() {
     patient.is_well();
 }
 
-/// What ipMasq of the base plugins does, by either backend.
+/// What ipMasq of the base plugins does, by either backend. The replica sees who called it.
 #[test]
 fn masquerade_of_pods() {
-    let (patient, _servers) = patient();
-    let address = patient.pods[0].address();
-    let chain = format!(
-        "iptables-nft -t nat -N CNI-1
-        iptables-nft -t nat -A POSTROUTING -s {address}/32 -m comment --comment 'name: \"pods\"' -j CNI-1
-        iptables-nft -t nat -A CNI-1 -d 10.1.1.0/24 -j ACCEPT
-        iptables-nft -t nat -A CNI-1 ! -d 224.0.0.0/4 -j MASQUERADE"
-    );
-    let table = format!(
-        "nft add table inet masq
-        nft 'add chain inet masq pods {{ type nat hook postrouting priority 100; }}'
-        nft 'add rule inet masq pods ip saddr {address} ip daddr != 10.1.1.0/24 masquerade'"
-    );
-    for (rules, what) in
-        [(chain, "iptables-nft's table nat, chain POSTROUTING"), (table, "nftables' table inet masq, chain pods")]
-    {
+    for backend in ["iptables", "nftables"] {
+        let (patient, servers) = patient();
+        let caller = patient.node.joined(&Join::annotated("api"));
+        let address = caller.address();
+        let (rules, what) = match backend {
+            "iptables" => (
+                format!(
+                    "iptables-nft -t nat -N CNI-1
+                    iptables-nft -t nat -A POSTROUTING -s {address}/32 -m comment --comment 'name: \"pods\"' -j CNI-1
+                    iptables-nft -t nat -A CNI-1 -d 10.1.1.0/24 -j ACCEPT
+                    iptables-nft -t nat -A CNI-1 ! -d 224.0.0.0/4 -j MASQUERADE"
+                ),
+                "iptables-nft's table nat, chain POSTROUTING",
+            ),
+            _ => (
+                format!(
+                    "nft add table inet masq
+                    nft 'add chain inet masq pods {{ type nat hook postrouting priority 100; }}'
+                    nft 'add rule inet masq pods ip saddr {address} ip daddr != 10.1.1.0/24 masquerade'"
+                ),
+                "nftables' table inet masq, chain pods",
+            ),
+        };
         patient.sh(&rules);
+        connect(&caller.ns, patient.pods[0].vip(), 1);
+        let seen = || servers[0].clients().contains(&address.into());
+        assert!(!seen(), "{backend} rewrites it");
         let rewritten = |found: &&super::Found| {
-            found.severity == "warning"
-                && found.what.contains(what)
-                && found.what.contains("rewrites the source of a pod")
+            let whose = format!("{what}, rewrites the source of a pod ({address})");
+            found.severity == "warning" && found.what.contains(&whose)
         };
         let findings = patient.findings();
         patient.take(findings.iter().find(rewritten).unwrap_or_else(|| panic!("{findings:#?}")));
+        connect(&caller.ns, patient.pods[0].vip(), 1);
+        assert!(seen(), "{backend}: {:?}", servers[0].clients());
         patient.has("hint", "conntrack follows the connections to VIPs");
     }
 }

@@ -11,13 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::allocator::config::Config;
-use crate::vip;
 
 use super::scene::Scene;
 use super::{Cure, Finding, advice, command};
 use ruleset::{Chain, Fate, Hook, Packet, Place, Table};
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let tables = tables(&mut findings);
     // Ours keeps conntrack, and with it all translation, away from VIPs.
@@ -35,7 +34,7 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
     if !untracked && !scene.vips.is_empty() {
         findings.extend(conntrack(&tables));
     }
-    Ok(findings)
+    findings
 }
 
 fn is_ours(place: &Place) -> bool {
@@ -63,12 +62,12 @@ impl<'a> Ends<'a> {
         }
     }
 
-    fn to_vip(&self, state: &'static str) -> Packet<'_> {
+    fn request(&self, state: &'static str) -> Packet<'_> {
         let (input, output) = (self.uplink, Some(self.host_end));
         Packet { input, output, destination: self.vip, state: self.state(state), ..Packet::default() }
     }
 
-    fn from_vip(&self, state: &'static str) -> Packet<'_> {
+    fn reply(&self, state: &'static str) -> Packet<'_> {
         let (input, output) = (Some(self.host_end), self.uplink);
         Packet { input, output, source: self.vip, state: self.state(state), ..Packet::default() }
     }
@@ -81,24 +80,24 @@ impl<'a> Ends<'a> {
 fn forwarding(scene: &Scene<'_>, ends: &Ends<'_>, (table, name, chain): (&Table, &str, &Chain)) -> Option<Finding> {
     let drops = |packet: Packet<'_>| table.fate(name, &packet) == Fate::Dropped;
     let cure = table.place.exempt(name, &["iifname", "oifname"]);
-    let where_ = format!("{}, chain {name}", table.place.shown());
+    let place = format!("{}, chain {name}", table.place.shown());
     let policy = if chain.drops { " (its policy is drop)" } else { "" };
-    let direction = match (drops(ends.to_vip("new")), drops(ends.from_vip("established"))) {
+    let direction = match (drops(ends.request("new")), drops(ends.reply("established"))) {
         (true, true) => "to and from VIPs",
         (true, false) => "to VIPs",
         (false, true) => "from VIPs",
-        (false, false) => return invalid(scene, where_, drops(ends.to_vip("invalid")), cure),
+        (false, false) => return invalid(scene, &place, drops(ends.request("invalid")), cure),
     };
-    let what = format!("{where_} drops packets {direction}{policy}");
+    let what = format!("{place} drops packets {direction}{policy}");
     Some(Finding::error(what, "Connections to VIPs from other machines never come about.", cure))
 }
 
 /// Between nodes a connection's packets may go one way only, which conntrack takes to be wrong.
-fn invalid(scene: &Scene<'_>, where_: String, drops: bool, cure: Cure) -> Option<Finding> {
+fn invalid(scene: &Scene<'_>, place: &str, drops: bool, cure: Cure) -> Option<Finding> {
     if !drops {
         return None;
     }
-    let what = format!("{where_} drops packets to VIPs that conntrack calls invalid");
+    let what = format!("{place} drops packets to VIPs that conntrack calls invalid");
     let why = "When a router sends a live connection's packets by another node, this one drops them.";
     let several = scene.good_config().is_some_and(|config: &Config| config.peers.len() > 1);
     Some(if several { Finding::warning(what, why, cure) } else { Finding::hint(what, why, cure) })

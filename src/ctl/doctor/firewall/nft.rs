@@ -52,7 +52,7 @@ fn rules(statements: &Value) -> Vec<Rule> {
         let Some((name, body)) = statement.as_object().and_then(|statement| statement.iter().next()) else { continue };
         match name.as_str() {
             "match" => tests.push(test(body)),
-            "vmap" => return map(tests, body),
+            "vmap" => return map(&tests, body),
             // Neither tests nor decides.
             "counter" | "log" | "mangle" | "notrack" | "ct helper" | "ct timeout" | "flow" | "set" => {}
             "xt" if body["name"] == "comment" => {}
@@ -92,7 +92,7 @@ fn verdict(name: &str, body: &Value) -> Option<Verdict> {
     })
 }
 
-fn map(tests: Vec<Test>, body: &Value) -> Vec<Rule> {
+fn map(tests: &[Test], body: &Value) -> Vec<Rule> {
     let Some(elements) = body["data"]["set"].as_array() else {
         // A map with a name: its elements are elsewhere, and change.
         return vec![Rule { tests: vec![unknown()], verdict: Verdict::Unknown }];
@@ -100,7 +100,7 @@ fn map(tests: Vec<Test>, body: &Value) -> Vec<Rule> {
     let rule = |element: &Value| {
         let outcome = element[1].as_object().and_then(|verdict| verdict.iter().next());
         let verdict = outcome.and_then(|(name, body)| verdict(name, body)).unwrap_or(Verdict::Unknown);
-        let mut tests = tests.clone();
+        let mut tests = tests.to_vec();
         tests.push(Test { subject: subject(&body["key"], &element[0]), negated: false });
         Rule { tests, verdict }
     };

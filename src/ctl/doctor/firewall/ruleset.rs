@@ -4,6 +4,7 @@
 //! an unknown one the harmless half is believed: a rule that may accept has accepted, one that may drop hasn't. So what is
 //! said to be dropped is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -154,36 +155,56 @@ pub enum Fate {
 
 /// Deeper than any kernel lets chains jump (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST: u8 = 16;
+/// So many rules are looked at for one packet: chains that fork again and again have more than there is time for.
+const MOST_RULES: u32 = 1_000_000;
+
+/// What is left of a packet's way.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    depth: u8,
+    rules: &'a Cell<u32>,
+}
+
+impl Left<'_> {
+    /// One rule more; false: that was too many.
+    fn goes_on(self) -> bool {
+        self.rules.set(self.rules.get().saturating_sub(1));
+        self.rules.get() > 0
+    }
+}
 
 impl Table {
     /// What becomes of a packet that enters by this chain.
     pub fn fate(&self, name: &str, packet: &Packet<'_>) -> Fate {
         let Some(chain) = self.chains.get(name) else { return Fate::Passes };
         let policy = if chain.drops { Fate::Dropped } else { Fate::Passes };
-        self.walk(chain, packet, DEEPEST).unwrap_or(policy)
+        let rules = Cell::new(MOST_RULES);
+        self.walk(chain, packet, Left { depth: DEEPEST, rules: &rules }).unwrap_or(policy)
     }
 
     /// `None`: it returns from the chain.
-    fn walk(&self, chain: &Chain, packet: &Packet<'_>, depth: u8) -> Option<Fate> {
+    fn walk(&self, chain: &Chain, packet: &Packet<'_>, left: Left<'_>) -> Option<Fate> {
         for rule in &chain.rules {
+            if !left.goes_on() {
+                return Some(Fate::Passes);
+            }
             let met = rule.is_met(packet);
             if met == Some(false) {
                 continue;
             }
-            let into = |name: &String| match self.chains.get(name).filter(|_| depth > 0) {
-                Some(chain) => self.walk(chain, packet, depth - 1),
+            let into = |name: &String| match self.chains.get(name).filter(|_| left.depth > 0) {
+                Some(chain) => self.walk(chain, packet, Left { depth: left.depth - 1, ..left }),
                 None => Some(Fate::Passes),
             };
             let fate = match &rule.verdict {
                 Verdict::Continue => None,
                 Verdict::Accept | Verdict::Unknown => Some(Fate::Passes),
+                // Where it may be the end of the chain, nothing is known of the rest.
+                Verdict::Return | Verdict::Goto(_) if met.is_none() => Some(Fate::Passes),
                 Verdict::Drop => Some(Fate::Dropped),
                 Verdict::Rewrite => Some(Fate::Rewritten),
                 Verdict::Jump(name) => into(name),
-                // Where it may be the end of the chain, nothing is known of the rest.
-                Verdict::Return if met.is_none() => Some(Fate::Passes),
                 Verdict::Return => return None,
-                Verdict::Goto(_) if met.is_none() => Some(Fate::Passes),
                 Verdict::Goto(name) => return into(name),
             };
             // What harms counts only if the rule is met for certain.
@@ -232,7 +253,7 @@ impl Test {
 
 impl Subject {
     fn is_met(&self, packet: &Packet<'_>) -> Option<bool> {
-        let named =
+        let of_device =
             |names: &[String], device: Option<&str>| device.map(|device| names.iter().any(|n| is_of(n, device)));
         let within = |networks: &[Ipv4Network], address: Option<Ipv4Addr>| match address {
             // Everything is within 0.0.0.0/0.
@@ -240,8 +261,8 @@ impl Subject {
             address => address.map(|address| networks.iter().any(|network| network.contains(address))),
         };
         match self {
-            Self::Input(names) => named(names, packet.input),
-            Self::Output(names) => named(names, packet.output),
+            Self::Input(names) => of_device(names, packet.input),
+            Self::Output(names) => of_device(names, packet.output),
             Self::Source(networks) => within(networks, packet.source),
             Self::Destination(networks) => within(networks, packet.destination),
             Self::State(states) => Some(states.iter().any(|state| state.eq_ignore_ascii_case(packet.state))),

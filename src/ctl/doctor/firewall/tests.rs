@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::ruleset::{Fate, Packet, Table};
 use super::{iptables, nft};
 
@@ -145,4 +147,21 @@ fn nftables_masquerade() {
     assert_eq!(nft_chain(NAT, &[masq]).fate("c", &call()), Fate::Rewritten);
     let kube = r#"{"match":{"op":"!=","left":{"&":[{"meta":{"key":"mark"}},16384]},"right":16384}},{"return":null}"#;
     assert_eq!(nft_chain(NAT, &[kube, r#"{"masquerade":{"flags":"fully-random"}}"#]).fate("c", &call()), Fate::Passes);
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parsers_panic(text in "\\PC{0,200}", lines in "([*:-][A-Za-z -]{0,20}\n){0,8}") {
+        let _ = nft::parse(&text);
+        let _ = iptables::parse("iptables", &text);
+        let _ = iptables::parse("iptables", &lines);
+    }
+
+    /// Chains that jump to each other and themselves.
+    #[test]
+    fn every_walk_ends(rules in proptest::collection::vec(("[A-D]", "(-p udp|-s 10.0.0.0/8|-i eth0|-m x --y z|)", "[A-D]|DROP|RETURN"), 0..40)) {
+        let rules = rules.iter().map(|(chain, test, target)| format!("-A {chain} {test} -j {target}\n"));
+        let text = format!("*filter\n:A ACCEPT [0:0]\n:B - [0:0]\n:C - [0:0]\n:D - [0:0]\n{}", rules.collect::<String>());
+        let _ = table(&text).fate("A", &to_vip("new"));
+    }
 }
