@@ -2,8 +2,8 @@
 
 use crate::net::route::{self, DEFAULT, Filter, Kind};
 use crate::net::{link, neighbour, sysctl as setting};
-use crate::plugin::{SETTINGS, check_kernel};
-use crate::vip;
+use crate::plugin::{Node, SETTINGS, check_kernel};
+use crate::{vip, with_causes};
 
 use super::scene::Scene;
 use super::{Finding, advice, sysctl};
@@ -17,11 +17,21 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
         let why = "Without resilient groups and hash policy 3 no pod can join a VIP.";
         findings.push(Finding::error(error.to_string(), why, advice("Boot Linux 5.14 or newer.")));
     }
+    findings.extend(addresses(scene));
     findings.extend(settings(scene)?);
     findings.extend(uplinks(scene)?);
     findings.extend(proxy_delay(scene)?);
     findings.extend(compat_mode(scene));
     Ok(findings)
+}
+
+/// Each VIP's route has the node's address as its source.
+fn addresses(scene: &Scene<'_>) -> Option<Finding> {
+    let mut configs = scene.networks.iter().filter_map(|network| network.entry()?.config.as_ref().ok());
+    let error = configs.find_map(|config| Node::find(&scene.net, config).err())?;
+    let cure =
+        advice("Give the node a default route, or name its address: \"nodeIP\" in viproute's entry of the conflist.");
+    Some(Finding::error(with_causes(&error), "No pod can join a VIP.", cure))
 }
 
 /// The first ADD after a boot sets them: before that, any value is good that can be changed.

@@ -51,6 +51,26 @@ fn settings_of_uplinks() {
 }
 
 #[test]
+fn a_node_without_an_address() {
+    let patient = Patient::new(0);
+    patient.node.ns.ip("addr flush dev eth0");
+    let found = patient.has("error", "address");
+    assert!(found.cure.is_none());
+}
+
+/// Hundreds of replicas, on paper.
+#[test]
+fn routes_too_long_to_be_listed() {
+    let patient = Patient::new(1);
+    let endpoint = patient.endpoint(&patient.pods[0]);
+    for number in 1..300 {
+        std::fs::copy(&endpoint, endpoint.with_file_name(format!("paper{number}@eth0.json"))).expect("a copy");
+    }
+    patient.node.ns.set_sysctl("net/ipv4/nexthop_compat_mode", "1");
+    patient.recovers("hint", "default/web has 300 replicas here and net.ipv4.nexthop_compat_mode is 1");
+}
+
+#[test]
 fn late_answers_to_arp() {
     let patient = Patient::new(1);
     let vip = patient.pods[0].vip();

@@ -156,7 +156,7 @@ pub enum Fate {
 /// Deeper than any kernel lets chains jump (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST: u8 = 16;
 /// So many rules are looked at for one packet: chains that fork again and again have more than there is time for.
-const MOST_RULES: u32 = 1_000_000;
+const MOST_RULES: u32 = 100_000;
 
 /// What is left of a packet's way.
 #[derive(Clone, Copy)]
