@@ -216,9 +216,10 @@ impl Programs {
 /// Whether another build's programs are pinned there.
 pub fn has_anothers(dir: &Path) -> Result<bool> {
     let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
-    let (own, mut names) = (pin_of(dir, OWNER), entries.flatten().map(|entry| entry.path()));
-    let is_owner = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("owner_"));
-    Ok(names.any(|path| is_owner(&path) && path != own && path != new_pin_of(dir, OWNER)))
+    let mine = [pin_of(dir, OWNER), new_pin_of(dir, OWNER)];
+    let beginning = format!("{OWNER}_");
+    let is_owner = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&beginning);
+    Ok(entries.flatten().any(|entry| is_owner(&entry.file_name()) && !mine.contains(&entry.path())))
 }
 
 /// Dots are not allowed in names of a BPF filesystem.

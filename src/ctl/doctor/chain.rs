@@ -134,12 +134,16 @@ fn absent(scene: &Scene<'_>) -> Option<Finding> {
     Some(Finding::error(what, why, edited(path, &format!(".plugins += [{ENTRY}]"))))
 }
 
-/// The file rewritten by jq: under a name that runtimes ignore, then in one step.
 fn edited(path: &Path, program: &str) -> Cure {
+    command(edit(path, program))
+}
+
+/// The file rewritten by jq: under a name that runtimes ignore, then in one step.
+fn edit(path: &Path, program: &str) -> String {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let (path, new) = (quoted(path), quoted(Path::new(&new)));
-    command(format!("jq {} {path} >{new} && mv {new} {path}", quoted_text(program)))
+    format!("jq {} {path} >{new} && mv {new} {path}", quoted_text(program))
 }
 
 fn of_entry(scene: &Scene<'_>, network: &Network, content: &Content, entry: &Entry) -> Vec<Finding> {
@@ -172,8 +176,8 @@ fn annotations(network: &Network, content: &Content, entry: &Entry, config: &Con
         let what = format!("{path} is podman's and has no \"vips\"");
         let why = "podman passes no annotations to plugins: no container can join a VIP.";
         let vips = r#"(.plugins[] | select(.type == "viproute")).vips = ["NAME"]"#;
-        let Cure::Command(cure) = edited(&network.path, vips) else { return None };
-        return Some(Finding::warning(what, why, advice(format!("With your VIP's name as NAME: {cure}"))));
+        let cure = format!("With your VIP's name as NAME: {}", edit(&network.path, vips));
+        return Some(Finding::warning(what, why, advice(cure)));
     }
     let capabilities = content.plugins[entry.place].get("capabilities");
     if capabilities.and_then(|capabilities| capabilities.get(ANNOTATIONS)) == Some(&Value::Bool(true)) {
