@@ -19,6 +19,7 @@ root=${DESTDIR:-}
 built=${BINARIES:-$PWD/target/release}
 plugins=$root/opt/cni/bin
 binaries=$root/usr/local/bin
+share=$root/usr/local/share
 settings=$root/etc/viproute
 chains=$root/etc/cni/net.d
 unit=$root/etc/systemd/system/viprouted.service
@@ -92,7 +93,7 @@ do_install() {
     [ -z "$root" ] || started=
     say "This installs:"
     say "  $plugins/viproute (the CNI plugin; a link to it in /usr/lib/cni if that directory exists)"
-    say "  $binaries/viprouted, $binaries/viproutectl"
+    say "  $binaries/viprouted, $binaries/viproutectl, their manual pages and shell completions below $share"
     say "  $settings/viprouted.toml, unless there is one"
     if wants_unit; then say "  $unit$started"; fi
     if [ -n "$chain" ]; then
@@ -106,6 +107,7 @@ do_install() {
     mv "$plugins/viproute.new" "$plugins/viproute"
     if [ -d "$root/usr/lib/cni" ]; then ln -sf /opt/cni/bin/viproute "$root/usr/lib/cni/viproute"; fi
     install -D -m 755 -t "$binaries" "$built/viprouted" "$built/viproutectl"
+    install_documentation
     if [ -e "$settings/viprouted.toml" ]; then
         say "Kept: $settings/viprouted.toml"
     else
@@ -114,6 +116,24 @@ do_install() {
     install_unit
     install_chain
     say "Installed. Try: viproutectl status"
+}
+
+# Where viproutectl's completions go, by shell.
+completions() {
+    say "bash $share/bash-completion/completions/viproutectl"
+    say "zsh $share/zsh/site-functions/_viproutectl"
+    say "fish $share/fish/vendor_completions.d/viproutectl.fish"
+}
+
+# Made by the program itself, so that they are this version's.
+install_documentation() {
+    install -d "$share/man/man8"
+    "$built/viproutectl" man "$share/man/man8"
+    local shell file
+    completions | while read -r shell file; do
+        install -d "${file%/*}"
+        "$built/viproutectl" completions "$shell" >"$file"
+    done
 }
 
 install_unit() {
@@ -238,6 +258,9 @@ do_uninstall() {
     fi
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
     if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
+    remove "$share"/man/man8/viprouted.8 "$share"/man/man8/viproutectl.8 "$share"/man/man8/viproutectl-*.8
+    local shell file
+    completions | while read -r shell file; do remove "$file"; done
     # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
     if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
@@ -278,7 +301,7 @@ do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
         util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq \
-        busybox-static podman
+        busybox-static podman procps
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
     need_cargo

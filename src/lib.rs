@@ -15,6 +15,9 @@ pub mod plugin;
 pub mod registry;
 pub mod vip;
 
+/// What `--version` says of each binary: the release, and which build of the flow owner's programs it brings.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (flow owner ", env!("VIPROUTE_OWNER_VERSION"), ")");
+
 /// An error and what led to it, in one line.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -5,6 +5,7 @@
 
 pub mod allow;
 mod announce;
+pub mod arguments;
 mod arp;
 pub mod client;
 pub mod config;

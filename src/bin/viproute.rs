@@ -1,4 +1,5 @@
 //! The CNI plugin. Reads the call, carries it out, prints the answer: stdout is the protocol, the exit status is 0 or 1.
+//! A runtime gives no arguments; `viproute --version` is for people, and for `viproutectl doctor`.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -6,6 +7,10 @@ use std::process::ExitCode;
 use viproute::plugin::{self, Answer};
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+        let told = writeln!(std::io::stdout().lock(), "viproute {}", viproute::VERSION);
+        return if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let mut stdin = Vec::new();
     let answer = match std::io::stdin().lock().read_to_end(&mut stdin) {
         Ok(_) => plugin::run(|name| std::env::var_os(name), &stdin),

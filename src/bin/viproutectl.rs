@@ -1,116 +1,114 @@
-//! The tool for people: looks at VIPs on this node.
+//! The tool for people: looks at VIPs on this node, takes replicas out of them, finds what is wrong.
 
 use std::io::Write;
-use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser;
 use serde::Serialize;
+use viproute::ctl::arguments::{Arguments, Doctor, Drain, Form, Output, Status, Verb, Where};
+use viproute::ctl::doctor::{self, Places, Severity};
 use viproute::ctl::locate::{self, Flow};
-use viproute::ctl::status;
+use viproute::ctl::{drain, manual, status, watch};
 use viproute::registry::{Registry, Transport};
 use viproute::with_causes;
 
-/// Looks at the VIPs of this node.
-#[derive(Debug, Parser)]
-#[command(name = "viproutectl", version)]
-struct Arguments {
-    /// The registry ("dataDir" of the conflist).
-    #[arg(long, global = true, default_value = "/var/lib/cni/viproute")]
-    data_dir: PathBuf,
-    /// viprouted's socket ("allocator" of the conflist).
-    #[arg(long, global = true, default_value = "/run/viproute/viprouted.sock")]
-    allocator: PathBuf,
-    #[command(subcommand)]
-    verb: Verb,
-}
+/// drain: connections are left. doctor: there are warnings.
+const LEFT: u8 = 3;
+/// doctor: there are errors.
+const BROKEN: u8 = 4;
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Each VIP: its address, lease and replicas, their share of flows and packets.
-    Status {
-        /// How to print it.
-        #[arg(long, value_enum, default_value = "table")]
-        output: Output,
-    },
-    /// Which replica has a flow, or would get it.
-    Where(Where),
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
-#[derive(Debug, Args)]
-struct Where {
-    /// Who asks, as ADDRESS:PORT.
-    #[arg(value_parser = socket)]
-    client: SocketAddrV4,
-    /// The VIP and its port, as ADDRESS:PORT.
-    #[arg(value_parser = socket)]
-    vip: SocketAddrV4,
-    /// A flow of UDP.
-    #[arg(long)]
-    udp: bool,
-    /// How to print it.
-    #[arg(long, value_enum, default_value = "text")]
-    output: Form,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Form {
-    Text,
-    Json,
-}
-
-fn socket(text: &str) -> Result<SocketAddrV4, &'static str> {
-    text.parse().ok().filter(|socket: &SocketAddrV4| socket.port() != 0).ok_or("expected an IPv4 address and a port")
-}
+/// The exit status, or what went wrong.
+type Outcome = Result<ExitCode, String>;
 
 fn main() -> ExitCode {
     let Arguments { data_dir, allocator, verb } = Arguments::parse();
     let registry = Registry::new(data_dir);
-    let text = match verb {
-        Verb::Status { output } => show_status(&registry, &allocator, output),
+    let outcome = match verb {
+        Verb::Status(question) => show_status(&registry, &allocator, &question),
         Verb::Where(question) => show_where(&registry, &question),
+        Verb::Drain(order) => take_out(&registry, &order),
+        Verb::Undrain(order) => bring_back(&registry, &order.pod),
+        Verb::Doctor(question) => examine(registry, allocator, question),
+        Verb::Completions { shell } => Ok(print(manual::completions(shell).trim_end())),
+        Verb::Man { dir } => written(manual::write(&dir).map_err(|e| format!("write manual pages: {e}"))),
     };
-    let text = match text {
-        Ok(text) => text,
-        Err(sentence) => {
-            let _ = writeln!(std::io::stderr(), "viproutectl: {sentence}");
-            return ExitCode::FAILURE;
-        }
-    };
+    outcome.unwrap_or_else(|sentence| {
+        let _ = writeln!(std::io::stderr(), "viproutectl: {sentence}");
+        ExitCode::FAILURE
+    })
+}
+
+fn print(text: &str) -> ExitCode {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // nobody reads
     }
 }
 
-/// What is to be printed, or what went wrong.
-type Text = Result<String, String>;
-
-fn show_status(registry: &Registry, allocator: &Path, output: Output) -> Text {
-    let report = status::read(registry, allocator).map_err(|e| with_causes(&e))?;
-    match output {
-        Output::Table => Ok(status::table(&report)),
-        Output::Json => json(&report),
-    }
+fn written(result: Result<(), String>) -> Outcome {
+    result.map(|()| ExitCode::SUCCESS)
 }
 
-fn show_where(registry: &Registry, question: &Where) -> Text {
+fn show_status(registry: &Registry, allocator: &Path, question: &Status) -> Outcome {
+    let look = || status::read(registry, allocator).map_err(|e| with_causes(&e));
+    let frame = || match question.output {
+        Output::Table => look().map(|report| status::table(&report)),
+        Output::Json if question.watch => serde_json::to_string(&look()?).map_err(|e| e.to_string()),
+        Output::Json => json(&look()?),
+    };
+    if question.watch { written(watch::watch(&std::io::stdout(), frame)) } else { Ok(print(&frame()?)) }
+}
+
+fn show_where(registry: &Registry, question: &Where) -> Outcome {
     let transport = if question.udp { Transport::Udp } else { Transport::Tcp };
     let flow = Flow { client: question.client, vip: question.vip, transport };
     let place = locate::find(registry, flow).map_err(|e| with_causes(&e))?;
-    match question.output {
-        Form::Text => Ok(place.to_string()),
-        Form::Json => json(&place),
+    Ok(match question.output {
+        Form::Text => print(&place.to_string()),
+        Form::Json => print(&json(&place)?),
+    })
+}
+
+fn take_out(registry: &Registry, order: &Drain) -> Outcome {
+    let replica = drain::set(registry, &order.pod, true).map_err(|e| with_causes(&e))?;
+    let printed = print(&format!("{} gets no new connection to {}", replica.name, replica.vips()));
+    if !order.wait {
+        return Ok(printed);
+    }
+    match replica.wait(registry, order.timeout).map_err(|e| with_causes(&e))? {
+        0 => Ok(print(&format!("{} has no connection left", replica.name))),
+        left => {
+            let time = order.timeout.as_ref().map_or(0, Duration::as_secs);
+            let sentence = format!("viproutectl: {left} connections of {} are left after {time} s", replica.name);
+            let _ = writeln!(std::io::stderr(), "{sentence}");
+            Ok(ExitCode::from(LEFT))
+        }
     }
 }
 
-fn json(value: &impl Serialize) -> Text {
+fn bring_back(registry: &Registry, pod: &str) -> Outcome {
+    let replica = drain::set(registry, pod, false).map_err(|e| with_causes(&e))?;
+    let when = if replica.waits { ", once its check finds that it can answer" } else { "" };
+    Ok(print(&format!("{} gets new connections to {} again{when}", replica.name, replica.vips())))
+}
+
+fn examine(registry: Registry, allocator: std::path::PathBuf, question: Doctor) -> Outcome {
+    let Doctor { conf_dir, bin_dir, config, output } = question;
+    let places = Places { registry, allocator, conf_dir, bin_dirs: bin_dir, config };
+    let report = doctor::examine(&places).map_err(|e| with_causes(&e))?;
+    let printed = match output {
+        Form::Text => print(&report.to_string()),
+        Form::Json => print(&json(&report)?),
+    };
+    Ok(match report.worst() {
+        Some(Severity::Error) => ExitCode::from(BROKEN),
+        Some(Severity::Warning) => ExitCode::from(LEFT),
+        Some(Severity::Hint) | None => printed,
+    })
+}
+
+fn json(value: &impl Serialize) -> Result<String, String> {
     serde_json::to_string_pretty(value).map_err(|e| e.to_string())
 }

@@ -2,22 +2,13 @@
 
 use std::error::Error;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use viproute::allocator::config::{Config, DEFAULT_PATH};
+use viproute::allocator::arguments::Arguments;
+use viproute::allocator::config::Config;
 use viproute::allocator::run;
 use viproute::with_causes;
-
-/// Hands out addresses for VIPs, by DHCP or from a pool, and keeps them.
-#[derive(Debug, Parser)]
-#[command(name = "viprouted", version)]
-struct Arguments {
-    /// The configuration.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
-    config: PathBuf,
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -213,6 +213,15 @@ impl Programs {
     }
 }
 
+/// Whether another build's programs are pinned there.
+pub fn has_anothers(dir: &Path) -> Result<bool> {
+    let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let mine = [pin_of(dir, OWNER), new_pin_of(dir, OWNER)];
+    let beginning = format!("{OWNER}_");
+    let is_owner = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&beginning);
+    Ok(entries.flatten().any(|entry| is_owner(&entry.file_name()) && !mine.contains(&entry.path())))
+}
+
 /// Dots are not allowed in names of a BPF filesystem.
 fn pin_of(dir: &Path, program: &str) -> PathBuf {
     dir.join(format!("{program}_{VERSION}"))

@@ -1,7 +1,12 @@
 //! `viproutectl`'s work: what a person asks, answered from the registry, the kernel and the allocator.
 
+pub mod arguments;
+pub mod doctor;
+pub mod drain;
 pub mod locate;
+pub mod manual;
 pub mod status;
+pub mod watch;
 
 use crate::registry::Endpoint;
 

@@ -18,7 +18,7 @@ use crate::cni::{self, Call, Command, Config};
 
 pub use detach::sweep;
 pub use error::Error;
-pub use node::Node;
+pub use node::{Node, SETTINGS, check_kernel};
 
 /// What goes to stdout, and whether the call succeeded.
 #[derive(Debug)]

@@ -75,6 +75,11 @@ impl Registry {
         Ok(if recorded == Recorded::Nothing { Boot::Same } else { Boot::Discarded })
     }
 
+    /// Whether what is recorded is of this boot. Of another's nothing is left in the kernel, and the next call discards it.
+    pub fn is_of_this_boot(&self) -> Result<bool> {
+        Ok(self.recorded_boot()? == Recorded::Boot(current_boot()?))
+    }
+
     /// Whether there is a registry at all.
     pub fn exists(&self) -> bool {
         self.dir().join(BOOT_ID).exists()

@@ -25,7 +25,8 @@ pub fn judge(
     change(node, registry, (vip, name), |endpoint| endpoint.state = judged(endpoint, verdict))
 }
 
-/// Somebody takes a replica out by hand, or brings it back. Returns its former and its present state; `None`: it is gone.
+/// Somebody takes a replica out by hand, or brings back one that was. Returns its former and its present state; `None`: it
+/// is gone.
 pub fn drain(
     node: &NodeNet,
     registry: &Registry,
@@ -33,8 +34,11 @@ pub fn drain(
     drained: bool,
 ) -> Result<Option<(State, State)>> {
     change(node, registry, (vip, name), |endpoint| {
-        endpoint.drained = drained;
-        endpoint.state = by_hand(endpoint);
+        // Once more is no news: one that was never taken out would lose what its check has found.
+        if endpoint.drained != drained {
+            endpoint.drained = drained;
+            endpoint.state = by_hand(endpoint);
+        }
     })
 }
 

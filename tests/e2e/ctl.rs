@@ -1,10 +1,14 @@
-//! `viproutectl status`: what a person sees.
+//! `viproutectl status`: what a person sees, once or again and again; completions and manual pages.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::FromRawFd;
+use std::process::{Command, Stdio};
+use std::ptr::{null, null_mut};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Lan, Node, Run, Sidecar, connect, serve_all};
-
-const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
+use crate::harness::{Join, Lan, Node, Run, Sidecar, TempDir, VIPROUTE, VIPROUTECTL, connect, serve_all, tool};
 
 fn status(node: &Node, output: &str) -> String {
     let mut command = node.ns.cmd(VIPROUTECTL);
@@ -98,4 +102,94 @@ fn status_shows_leases() {
     let held = report(&node);
     assert_eq!((&held["vips"][0]["state"], &held["vips"][0]["lease"]), (&json!("idle"), &lease("held")));
     assert!(status(&node, "table").contains("for ever"));
+}
+
+fn watching(node: &Node, output: &str) -> Command {
+    let mut command = node.ns.cmd(VIPROUTECTL);
+    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "status", "--watch", "--output", output]);
+    command.dies_with_us();
+    command
+}
+
+/// For programs: an object a line. It ends when nobody reads any more.
+#[test]
+fn status_again_and_again() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let mut child = watching(&node, "json").stdout(Stdio::piped()).spawn().expect("start viproutectl");
+    let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON") };
+    assert_eq!(next()["vips"], json!([]));
+    let _pod = node.joined(&Join::annotated("web"));
+    while next()["vips"][0]["vip"] != "default/web" {}
+    drop(lines);
+    assert!(child.wait().expect("its end").success());
+}
+
+/// For people: drawn over in place, on a screen that is left as it is.
+#[test]
+fn status_on_a_terminal() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let _pod = node.joined(&Join::annotated("web"));
+    let (mut main, mut terminal) = (0, 0);
+    // SAFETY: both descriptors are on this stack; no name, settings or size is asked for.
+    let opened = unsafe { libc::openpty(&raw mut main, &raw mut terminal, null_mut(), null(), null()) };
+    assert_eq!(opened, 0, "openpty: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptors have just been made, and are nobody else's.
+    let (mut main, terminal) = unsafe { (File::from_raw_fd(main), File::from_raw_fd(terminal)) };
+    let mut child = watching(&node, "table").stdout(terminal).spawn().expect("start viproutectl");
+    let mut shown = String::new();
+    while shown.matches("\x1b[H").count() < 3 {
+        let mut buffer = [0; 4096];
+        let length = main.read(&mut buffer).expect("what is on the terminal");
+        shown.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    child.kill().expect("end it");
+    child.wait().expect("its end");
+    assert!(shown.contains("default/web") && shown.contains("\x1b[K\r\n"), "{shown:?}");
+    let controls: std::collections::BTreeSet<_> =
+        shown.split('\x1b').skip(1).filter_map(|rest| rest.chars().nth(1)).collect();
+    assert_eq!(controls, "HJK".chars().collect(), "nothing that would have to be put back: {shown:?}");
+}
+
+#[test]
+fn all_binaries_are_of_one_version() {
+    let version = |program: &str| Command::new(program).arg("--version").finish("").ok();
+    let of = |name: &str| version(VIPROUTE).replacen("viproute", name, 1);
+    assert!(version(VIPROUTE).starts_with(concat!("viproute ", env!("CARGO_PKG_VERSION"), " (flow owner ")));
+    assert_eq!(version(VIPROUTECTL), of("viproutectl"));
+    assert_eq!(version(env!("CARGO_BIN_EXE_viprouted")), of("viprouted"));
+}
+
+#[test]
+fn a_shell_completes_verbs() {
+    let script = r#"
+        eval "$("$1" completions bash)"
+        COMP_WORDS=(viproutectl un) COMP_CWORD=1
+        _viproutectl viproutectl un viproutectl
+        echo "${COMPREPLY[@]}"
+    "#;
+    let said = Command::new(tool("bash")).args(["-euc", script, "bash", VIPROUTECTL]).finish("").ok();
+    assert_eq!(said, "undrain\n");
+    for shell in ["zsh", "fish"] {
+        let script = Command::new(VIPROUTECTL).args(["completions", shell]).finish("").ok();
+        assert!(script.contains("doctor"), "{shell}: {script}");
+    }
+}
+
+#[test]
+fn manual_pages_say_what_the_program_does() {
+    let dir = TempDir::new();
+    Command::new(VIPROUTECTL).arg("man").arg(dir.path()).finish("").ok();
+    let page = |name: &str| std::fs::read_to_string(dir.file(name)).expect(name);
+    for (name, text) in [
+        ("viprouted.8", "/etc/viproute/viprouted.toml"),
+        ("viproutectl.8", "viproutectl\\-undrain(8)"),
+        ("viproutectl-drain.8", "Wait until its last connection"),
+        ("viproutectl-doctor.8", "3 where there are warnings, 4"),
+    ] {
+        assert!(page(name).starts_with(".ie") && page(name).contains(text), "{name}: {}", page(name));
+    }
+    assert!(!dir.path().join("viproutectl-man.8").exists(), "it is nobody's business");
 }

@@ -42,6 +42,17 @@ fn installs_everything_and_takes_it_away_again() {
         "usr/lib/cni/viproute",
         "usr/local/bin/viproutectl",
         "usr/local/bin/viprouted",
+        "usr/local/share/bash-completion/completions/viproutectl",
+        "usr/local/share/fish/vendor_completions.d/viproutectl.fish",
+        "usr/local/share/man/man8/viproutectl-completions.8",
+        "usr/local/share/man/man8/viproutectl-doctor.8",
+        "usr/local/share/man/man8/viproutectl-drain.8",
+        "usr/local/share/man/man8/viproutectl-status.8",
+        "usr/local/share/man/man8/viproutectl-undrain.8",
+        "usr/local/share/man/man8/viproutectl-where.8",
+        "usr/local/share/man/man8/viproutectl.8",
+        "usr/local/share/man/man8/viprouted.8",
+        "usr/local/share/zsh/site-functions/_viproutectl",
     ];
     assert_eq!(installed(&root), files);
     install_sh(&root, &["uninstall"]).ok();

@@ -18,6 +18,8 @@ mod ctl;
 mod damage;
 mod dhcp;
 mod disk;
+mod doctor;
+mod drain;
 mod evenness;
 mod faults;
 mod flood;

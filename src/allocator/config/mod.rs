@@ -194,7 +194,8 @@ impl Config {
 }
 
 const CIDR: &str = "a network of unicast addresses such as 10.118.0.0/24";
-const HOLD: &str = "a number and s, m or h, such as \"10m\"";
+/// What a [`duration`] looks like.
+pub const HOLD: &str = "a number and s, m or h, such as \"10m\"";
 
 enum Choice {
     Dhcp,
@@ -330,7 +331,7 @@ fn unicast(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// `30s`, `10m`, `1h`.
-fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let (number, seconds) = match text.as_bytes().last()? {
         b's' => (text.strip_suffix('s')?, 1),
         b'm' => (text.strip_suffix('m')?, 60),

@@ -58,7 +58,7 @@ pub use machine::Machine;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
-pub use service::Service;
+pub use service::{Service, VIPROUTECTL};
 pub use sidecar::{Sidecar, ask};
 pub use smallfs::SmallFs;
 pub use snapshot::Snapshot;

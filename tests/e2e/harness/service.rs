@@ -17,7 +17,7 @@ use super::netns::Netns;
 use super::node::Node;
 use super::pod::Pod;
 
-const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
+pub const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
 
 /// The VIP and its pods, of which some have joined. Fields are dropped in this order.
 pub struct Service {

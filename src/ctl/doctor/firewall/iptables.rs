@@ -1,0 +1,123 @@
+//! Reads `iptables-save`.
+
+use ipnetwork::Ipv4Network;
+
+use super::ruleset::{Chain, Hook, Place, Rule, Subject, Table, Test, Verdict};
+
+/// The tables, to be changed by `program`. What isn't understood is unknown, never an error.
+pub fn parse(program: &'static str, text: &str) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            let place = Place::Iptables { program, name: name.to_owned() };
+            tables.push(Table { place, chains: std::collections::BTreeMap::new() });
+        }
+        let Some(table) = tables.last_mut() else { continue };
+        let Place::Iptables { name: table_name, .. } = &table.place else { continue };
+        if let Some(chain) = line.strip_prefix(':') {
+            let mut words = chain.split(' ');
+            let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let chain = Chain { hook: hook_of(table_name, name, policy), drops: policy == "DROP", rules: Vec::new() };
+            table.chains.insert(name.to_owned(), chain);
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            // A rule that can't be split is one of an unknown form.
+            let words = shlex::split(rule).unwrap_or_default();
+            let Some((chain, words)) = words.split_first() else { continue };
+            table.chains.entry(chain.clone()).or_default().rules.push(read(words));
+        }
+    }
+    tables
+}
+
+/// A chain of somebody's own has `-` in the policy's place.
+fn hook_of(table: &str, chain: &str, policy: &str) -> Option<Hook> {
+    match (table, chain, policy) {
+        (_, _, "-") => None,
+        ("nat", "POSTROUTING", _) => Some(Hook::SourceNat),
+        (_, "FORWARD", _) => Some(Hook::Forward),
+        _ => Some(Hook::Other),
+    }
+}
+
+fn read(words: &[String]) -> Rule {
+    let mut rule = Rule { tests: Vec::new(), verdict: Verdict::Continue };
+    let (mut words, mut negated) = (words.iter().map(String::as_str), false);
+    while let Some(word) = words.next() {
+        let subject = match word {
+            "!" => {
+                negated = true;
+                continue;
+            }
+            "-j" => {
+                rule.verdict = verdict(words.next().unwrap_or_default());
+                return rule; // the rest is the target's
+            }
+            "-g" => {
+                rule.verdict = Verdict::Goto(words.next().unwrap_or_default().to_owned());
+                return rule;
+            }
+            // They bring options, which follow.
+            "-m" => match words.next() {
+                Some("comment" | "conntrack" | "state" | "mark" | "tcp" | "udp") => continue,
+                _ => Subject::Unknown,
+            },
+            "--comment" => {
+                words.next();
+                continue;
+            }
+            option if option.starts_with('-') => subject(option, &mut words),
+            _ => continue, // of an option that isn't modelled
+        };
+        rule.tests.push(Test { subject, negated: std::mem::take(&mut negated) });
+    }
+    rule
+}
+
+fn subject<'a>(option: &str, words: &mut impl Iterator<Item = &'a str>) -> Subject {
+    let list = |text: &str| text.split(',').map(str::to_owned).collect();
+    let found = match option {
+        "-i" => words.next().map(|device| Subject::Input(vec![pattern(device)])),
+        "-o" => words.next().map(|device| Subject::Output(vec![pattern(device)])),
+        "-s" => words.next().and_then(network).map(|network| Subject::Source(vec![network])),
+        "-d" => words.next().and_then(network).map(|network| Subject::Destination(vec![network])),
+        "-p" => words.next().map(|protocol| Subject::Known(protocol == "tcp" || protocol == "all")),
+        "--ctstate" | "--state" => words.next().map(|states| Subject::State(list(states))),
+        "--mark" => words.next().and_then(mark),
+        _ => None,
+    };
+    found.unwrap_or(Subject::Unknown)
+}
+
+/// `vip+`
+fn pattern(device: &str) -> String {
+    device.strip_suffix('+').map_or_else(|| device.to_owned(), |beginning| format!("{beginning}*"))
+}
+
+/// An address, or one and a mask in either form.
+fn network(text: &str) -> Option<Ipv4Network> {
+    text.parse().ok()
+}
+
+/// `0x4000/0x4000`
+fn mark(text: &str) -> Option<Subject> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let (value, mask) = text.split_once('/').map_or((text, None), |(value, mask)| (value, Some(mask)));
+    let mask = mask.map_or(Some(u64::from(u32::MAX)), number)?;
+    Some(Subject::Mark { mask, value: number(value)? })
+}
+
+fn verdict(target: &str) -> Verdict {
+    match target {
+        "ACCEPT" => Verdict::Accept,
+        "DROP" | "REJECT" => Verdict::Drop,
+        "RETURN" => Verdict::Return,
+        "MASQUERADE" | "SNAT" => Verdict::Rewrite,
+        "LOG" | "NFLOG" | "ULOG" | "MARK" | "CONNMARK" | "TCPMSS" | "CT" | "TRACE" | "TOS" | "DSCP" | "SET"
+        | "AUDIT" | "SECMARK" | "CONNSECMARK" | "CHECKSUM" | "CLASSIFY" => Verdict::Continue,
+        "NFQUEUE" | "TPROXY" | "NETMAP" | "DNAT" | "REDIRECT" | "SYNPROXY" => Verdict::Unknown,
+        chain => Verdict::Jump(chain.to_owned()),
+    }
+}

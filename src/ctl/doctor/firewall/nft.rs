@@ -1,0 +1,172 @@
+//! Reads `nft --json list ruleset` (libnftables-json(5)).
+
+use std::collections::BTreeMap;
+
+use ipnetwork::Ipv4Network;
+use serde_json::Value;
+
+use super::ruleset::{Chain, Hook, Place, Rule, Subject, Table, Test, Verdict};
+
+/// The tables that IPv4 packets meet. What isn't understood is unknown, never an error.
+pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
+    let whole: Value = serde_json::from_str(text)?;
+    let mut tables: BTreeMap<(String, String), BTreeMap<String, Chain>> = BTreeMap::new();
+    for object in whole["nftables"].as_array().into_iter().flatten() {
+        let Some((kind, object)) = object.as_object().and_then(|object| object.iter().next()) else { continue };
+        let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
+        let family = text("family");
+        if family != "ip" && family != "inet" {
+            continue;
+        }
+        match kind.as_str() {
+            "table" => drop(tables.entry((family, text("name"))).or_default()),
+            "chain" => {
+                let chains = tables.entry((family, text("table"))).or_default();
+                let chain = chains.entry(text("name")).or_default();
+                chain.hook = object["hook"].as_str().map(|hook| hook_of(hook, &text("type")));
+                chain.drops = object["policy"] == "drop";
+            }
+            "rule" => {
+                let chains = tables.entry((family, text("table"))).or_default();
+                chains.entry(text("chain")).or_default().rules.extend(rules(&object["expr"]));
+            }
+            _ => {}
+        }
+    }
+    let table = |((family, name), chains)| Table { place: Place::Nft { family, name }, chains };
+    Ok(tables.into_iter().map(table).collect())
+}
+
+fn hook_of(hook: &str, kind: &str) -> Hook {
+    match (hook, kind) {
+        ("forward", _) => Hook::Forward,
+        ("postrouting", "nat") => Hook::SourceNat,
+        _ => Hook::Other,
+    }
+}
+
+/// A rule's statements as rules of one verdict each: a verdict map has one for each of its elements.
+fn rules(statements: &Value) -> Vec<Rule> {
+    let (mut tests, mut found) = (Vec::new(), Vec::new());
+    for statement in statements.as_array().into_iter().flatten() {
+        let Some((name, body)) = statement.as_object().and_then(|statement| statement.iter().next()) else { continue };
+        match name.as_str() {
+            "match" => tests.push(test(body)),
+            "vmap" => return map(&tests, body),
+            // Neither tests nor decides.
+            "counter" | "log" | "mangle" | "notrack" | "ct helper" | "ct timeout" | "flow" | "set" => {}
+            "xt" if body["name"] == "comment" => {}
+            "xt" if body["type"] == "match" => tests.push(unknown()),
+            name => match verdict(name, body) {
+                Some(verdict) => found.push(verdict),
+                None => tests.push(unknown()),
+            },
+        }
+    }
+    let verdict = found.into_iter().next().unwrap_or(Verdict::Continue);
+    vec![Rule { tests, verdict }]
+}
+
+fn unknown() -> Test {
+    Test { subject: Subject::Unknown, negated: false }
+}
+
+fn verdict(name: &str, body: &Value) -> Option<Verdict> {
+    let target = || body["target"].as_str().unwrap_or_default().to_owned();
+    Some(match name {
+        "accept" => Verdict::Accept,
+        "drop" | "reject" => Verdict::Drop,
+        "masquerade" | "snat" => Verdict::Rewrite,
+        "return" => Verdict::Return,
+        "continue" => Verdict::Continue,
+        "jump" => Verdict::Jump(target()),
+        "goto" => Verdict::Goto(target()),
+        "xt" => match body["name"].as_str().unwrap_or_default() {
+            "REJECT" => Verdict::Drop,
+            "MASQUERADE" | "SNAT" => Verdict::Rewrite,
+            "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "TCPMSS" => Verdict::Continue,
+            _ => Verdict::Unknown,
+        },
+        "queue" | "tproxy" | "synproxy" | "redirect" | "dnat" | "fwd" => Verdict::Unknown,
+        _ => return None,
+    })
+}
+
+fn map(tests: &[Test], body: &Value) -> Vec<Rule> {
+    let Some(elements) = body["data"]["set"].as_array() else {
+        // A map with a name: its elements are elsewhere, and change.
+        return vec![Rule { tests: vec![unknown()], verdict: Verdict::Unknown }];
+    };
+    let rule = |element: &Value| {
+        let outcome = element[1].as_object().and_then(|verdict| verdict.iter().next());
+        let verdict = outcome.and_then(|(name, body)| verdict(name, body)).unwrap_or(Verdict::Unknown);
+        let mut tests = tests.to_vec();
+        tests.push(Test { subject: subject(&body["key"], &element[0]), negated: false });
+        Rule { tests, verdict }
+    };
+    elements.iter().map(rule).collect()
+}
+
+fn test(body: &Value) -> Test {
+    match body["op"].as_str() {
+        Some("==" | "in") => Test { subject: subject(&body["left"], &body["right"]), negated: false },
+        Some("!=") => Test { subject: subject(&body["left"], &body["right"]), negated: true },
+        _ => unknown(),
+    }
+}
+
+fn subject(left: &Value, right: &Value) -> Subject {
+    let found = match left.as_object().and_then(|left| left.iter().next()).map(|(kind, body)| (kind.as_str(), body)) {
+        Some(("meta", body)) => meta(body, right),
+        Some(("payload", body)) if body["protocol"] == "ip" => payload(body, right),
+        Some(("ct", body)) if body["key"] == "state" || body["key"] == "status" => words(right).map(Subject::State),
+        Some(("&", body)) if body[0]["meta"]["key"] == "mark" => {
+            body[1].as_u64().zip(right.as_u64()).map(|(mask, value)| Subject::Mark { mask, value })
+        }
+        _ => None,
+    };
+    found.unwrap_or(Subject::Unknown)
+}
+
+fn meta(body: &Value, right: &Value) -> Option<Subject> {
+    match body["key"].as_str()? {
+        "iifname" | "iif" => words(right).map(Subject::Input),
+        "oifname" | "oif" => words(right).map(Subject::Output),
+        "mark" => right.as_u64().map(|value| Subject::Mark { mask: u64::from(u32::MAX), value }),
+        "nfproto" => words(right).map(|families| Subject::Known(families.iter().any(|family| family == "ipv4"))),
+        "l4proto" => words(right).map(|protocols| Subject::Known(protocols.iter().any(|protocol| protocol == "tcp"))),
+        _ => None,
+    }
+}
+
+fn payload(body: &Value, right: &Value) -> Option<Subject> {
+    match body["field"].as_str()? {
+        "saddr" => networks(right).map(Subject::Source),
+        "daddr" => networks(right).map(Subject::Destination),
+        "protocol" => words(right).map(|protocols| Subject::Known(protocols.iter().any(|protocol| protocol == "tcp"))),
+        _ => None,
+    }
+}
+
+/// One, a list, or a set of them.
+fn each<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    match value.as_array().or_else(|| value["set"].as_array()) {
+        Some(list) => list.iter().map(read).collect(),
+        None => read(value).map(|one| vec![one]),
+    }
+}
+
+/// `@name` is a set whose elements are elsewhere.
+fn words(value: &Value) -> Option<Vec<String>> {
+    each(value, |word| word.as_str().filter(|word| !word.starts_with('@')).map(str::to_owned))
+}
+
+fn networks(value: &Value) -> Option<Vec<Ipv4Network>> {
+    each(value, |network| match &network["prefix"] {
+        Value::Object(prefix) => {
+            let length = prefix.get("len")?.as_u64().and_then(|length| u8::try_from(length).ok())?;
+            Ipv4Network::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()
+        }
+        _ => network.as_str()?.parse().ok(),
+    })
+}

@@ -1,0 +1,146 @@
+//! Findings about the kernel and its settings.
+
+use crate::net::route::{self, DEFAULT, Filter, Kind};
+use crate::net::{link, neighbour, sysctl as setting};
+use crate::plugin::{Node, SETTINGS, check_kernel};
+use crate::{vip, with_causes};
+
+use super::scene::Scene;
+use super::{Finding, advice, sysctl};
+
+/// From about so many replicas on, the routes over a group are too long to be listed with all their hops.
+const MANY_REPLICAS: usize = 300;
+
+pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    if let Err(error) = check_kernel() {
+        let why = "Without resilient groups and hash policy 3 no pod can join a VIP.";
+        findings.push(Finding::error(error.to_string(), why, advice("Boot Linux 5.14 or newer.")));
+    }
+    findings.extend(addresses(scene));
+    findings.extend(settings(scene)?);
+    findings.extend(uplinks(scene)?);
+    findings.extend(proxy_delay(scene)?);
+    findings.extend(compat_mode(scene));
+    Ok(findings)
+}
+
+/// Each VIP's route has the node's address as its source.
+fn addresses(scene: &Scene<'_>) -> Option<Finding> {
+    let mut configs = scene.networks.iter().filter_map(|network| network.entry()?.config.as_ref().ok());
+    let error = configs.find_map(|config| Node::find(&scene.net, config).err())?;
+    let cure =
+        advice("Give the node a default route, or name its address: \"nodeIP\" in viproute's entry of the conflist.");
+    Some(Finding::error(with_causes(&error), "No pod can join a VIP.", cure))
+}
+
+/// The first ADD after a boot sets them: before that, any value is good that can be changed.
+fn settings(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for (name, wanted) in SETTINGS {
+        let have = setting::get(name)?;
+        if have == wanted || (scene.vips.is_empty() && setting::is_writable(name)) {
+            continue;
+        }
+        let why = match name {
+            "net.ipv4.ip_forward" => "No packet from outside reaches a pod.",
+            _ => "A connection's packets may be sent to another replica than its first.",
+        };
+        findings.push(Finding::error(format!("{name} is {have}, not {wanted}"), why, sysctl(name, wanted)));
+    }
+    Ok(findings)
+}
+
+/// `net.ipv4.conf.DEVICE.KEY`; dots in a device's name are written as slashes.
+pub fn of_device(device: &str, key: &str) -> String {
+    format!("net.ipv4.conf.{}.{key}", device.replace('.', "/"))
+}
+
+/// The effective value is the greater of `all`'s and the device's (`ip-sysctl.rst`).
+fn is_strict(device: i32, all: i64) -> bool {
+    i64::from(device).max(all) == 1
+}
+
+/// Where the whole node doesn't, that is the finding, and no device of it is another.
+pub fn forwards() -> vip::Result<bool> {
+    Ok(setting::get("net.ipv4.ip_forward")? != 0)
+}
+
+/// A strict check drops requests that come in by another uplink than their answers would leave by.
+fn uplinks(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+    let filter = Filter { table: Some(route::MAIN), protocol: None, prefix: Some(DEFAULT) };
+    let mut defaults = route::list(&scene.net, filter)?;
+    defaults.sort_by_key(|route| route.metric);
+    let (all, best) = (setting::get("net.ipv4.conf.all.rp_filter")?, defaults.first().map_or(0, |route| route.metric));
+    let forwards = forwards()?;
+    let mut findings = Vec::new();
+    for route in defaults {
+        let Kind::Via(hops) = &route.kind else { continue };
+        for index in hops.iter().filter_map(|hop| hop.index) {
+            let Some(device) = link::by_index(&scene.net, index)? else { continue };
+            let name = &device.name;
+            if route.metric != best && is_strict(device.settings.rp_filter, all) {
+                let what = format!("rp_filter is strict on {name}, whose default route is not the best");
+                let why = format!(
+                    "Requests to a VIP that come in by {name} are dropped: their answers leave by another uplink."
+                );
+                findings.push(Finding::warning(what, why, sysctl(&of_device(name, "rp_filter"), 2)));
+            }
+            if device.settings.forwarding == 0 && forwards && !scene.vips.is_empty() {
+                let why = "Requests to a VIP that come in there are not passed on to a pod.";
+                let what = format!("forwarding is off on {name}");
+                findings.push(Finding::error(what, why, sysctl(&of_device(name, "forwarding"), 1)));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Where VIPs are answered for on a LAN.
+fn proxy_delay(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for device in link::list(&scene.net)?.iter().filter(|link| !link.loopback && link.up) {
+        let proxies = neighbour::list_proxies(&scene.net, device.index)?;
+        if !proxies.iter().any(|proxy| scene.vips.iter().any(|vip| vip.record.address == proxy.address)) {
+            continue;
+        }
+        let name = format!("net.ipv4.neigh.{}.proxy_delay", device.name.replace('.', "/"));
+        let have = setting::get(&name)?;
+        if have != 0 {
+            let why = "The node answers ARP for its VIPs up to a second late: so long a client's first packet waits.";
+            findings.push(Finding::warning(format!("{name} is {have}, not 0"), why, sysctl(&name, 0)));
+        }
+    }
+    Ok(findings)
+}
+
+fn compat_mode(scene: &Scene<'_>) -> Option<Finding> {
+    const NAME: &str = "net.ipv4.nexthop_compat_mode";
+    let largest = scene.vips.iter().max_by_key(|vip| vip.endpoints.len())?;
+    let replicas = largest.endpoints.len();
+    // A kernel that has no such setting is none of ours.
+    if replicas < MANY_REPLICAS || setting::get(NAME).ok()? == 0 {
+        return None;
+    }
+    let what = format!("{} has {replicas} replicas here and {NAME} is 1", largest.key);
+    let why = "The kernel repeats all of them in the VIP's route, which `ip route` may then leave out of its list. (BIRD \
+               doesn't get along with 0.)";
+    Some(Finding::hint(what, why, sysctl(NAME, 0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_strict, of_device};
+
+    #[test]
+    fn the_greater_value_counts() {
+        let strict = |device, all| is_strict(device, all);
+        assert!(strict(1, 0) && strict(0, 1) && strict(1, 1));
+        assert!(!strict(2, 1) && !strict(1, 2) && !strict(0, 0));
+    }
+
+    #[test]
+    fn a_vlans_dot_is_no_separator() {
+        assert_eq!(of_device("eth0.7", "rp_filter"), "net.ipv4.conf.eth0/7.rp_filter");
+    }
+}

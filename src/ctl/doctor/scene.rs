@@ -1,0 +1,103 @@
+//! What every group of findings looks at, read once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::allocator::client;
+use crate::allocator::config::{self, Config};
+use crate::allocator::protocol::Status;
+use crate::net::{self, NodeNet, link, route};
+use crate::registry::{Endpoint, VipKey, VipRecord};
+
+use super::Places;
+use super::chain::Network;
+
+/// viprouted answers from memory.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The node as it is.
+pub struct Scene<'a> {
+    pub places: &'a Places,
+    pub net: NodeNet,
+    /// The VIPs with all their usable files; none where the registry is of another boot.
+    pub vips: Vec<Vip>,
+    /// The device of the default route.
+    pub uplink: Option<String>,
+    /// The runtime's networks, in its order.
+    pub networks: Vec<Network>,
+    /// viprouted's configuration; none: there is no such file.
+    pub config: Option<Result<Config, config::Error>>,
+    /// What viprouted says.
+    pub agent: Result<Status, client::Error>,
+}
+
+/// A VIP of this node.
+pub struct Vip {
+    pub key: VipKey,
+    pub record: VipRecord,
+    /// By attachment.
+    pub endpoints: Vec<(String, Endpoint)>,
+}
+
+impl<'a> Scene<'a> {
+    pub fn read(places: &'a Places) -> net::Result<Self> {
+        let net = NodeNet::open()?;
+        let uplink = match route::default_way(&net)?.and_then(|way| way.hop.index) {
+            Some(index) => link::by_index(&net, index)?.map(|link| link.name),
+            None => None,
+        };
+        Ok(Self {
+            places,
+            uplink,
+            vips: vips(places),
+            networks: Network::read_all(&places.conf_dir),
+            config: places.config.exists().then(|| Config::load(&places.config)),
+            agent: client::status(&places.allocator, TIMEOUT),
+            net,
+        })
+    }
+
+    /// The endpoints of all VIPs.
+    pub fn endpoints(&self) -> impl Iterator<Item = &(String, Endpoint)> {
+        self.vips.iter().flat_map(|vip| &vip.endpoints)
+    }
+
+    /// The configuration, where it is right.
+    pub fn good_config(&self) -> Option<&Config> {
+        self.config.as_ref()?.as_ref().ok()
+    }
+
+    /// The plugin, where a runtime finds it.
+    pub fn plugin(&self) -> Option<PathBuf> {
+        self.places.bin_dirs.iter().map(|dir| dir.join("viproute")).find(|path| path.is_file())
+    }
+
+    /// Where the flow owner is pinned; none where every network does without it.
+    pub fn bpf_dir(&self) -> Option<PathBuf> {
+        let recorded = self.vips.iter().find_map(|vip| vip.record.flow_owner.clone());
+        recorded.or_else(|| {
+            let entries: Vec<_> = self.networks.iter().filter_map(Network::entry).collect();
+            let with = |config: &&crate::cni::Config| config.flow_owner;
+            match entries.iter().filter_map(|entry| entry.config.as_ref().ok()).find(with) {
+                Some(config) => Some(config.bpf_dir.clone()),
+                None if entries.is_empty() => Some(Path::new("/sys/fs/bpf/viproute").to_owned()),
+                None => None,
+            }
+        })
+    }
+}
+
+/// Files that can't be used are `registry`'s business.
+fn vips(places: &Places) -> Vec<Vip> {
+    let registry = &places.registry;
+    if !registry.is_of_this_boot().unwrap_or(false) {
+        return Vec::new();
+    }
+    let read = |key: VipKey| {
+        let record = registry.vip_record(&key).ok()??;
+        let endpoints = registry.endpoints(&key).ok()?;
+        let endpoints = endpoints.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?))).collect();
+        Some(Vip { key, record, endpoints })
+    };
+    registry.vips().unwrap_or_default().into_iter().filter_map(read).collect()
+}

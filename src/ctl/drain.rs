@@ -1,0 +1,152 @@
+//! `viproutectl drain` and `undrain`: takes a pod out of its VIPs' groups and brings it back, by the registry and
+//! `vip::admission` alone.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::net::sockets::Sockets;
+use crate::net::{self, Netns, NodeNet};
+use crate::registry::{self, Endpoint, Registry, State, VipKey, attachment_of};
+use crate::vip::{self, admission};
+
+/// How often a pod's sockets are looked at.
+const PACE: Duration = Duration::from_millis(200);
+
+/// A pod that was taken out or brought back.
+#[derive(Debug)]
+pub struct Replica {
+    /// As it was named.
+    pub name: String,
+    /// It gets connections once its check finds that it can answer.
+    pub waits: bool,
+    /// Its endpoints: VIP and attachment.
+    endpoints: Vec<(VipKey, String)>,
+}
+
+/// Why it couldn't be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody of that name.
+    #[error(
+        "no replica on this node is {0}: expected the <namespace>/<name> of a pod, or a container's ID, as \
+         `viproutectl status` shows them"
+    )]
+    Unknown(String),
+    /// Several of that name.
+    #[error("{name} stands for {number} containers on this node: expected more digits of the ID")]
+    Ambiguous {
+        /// The beginning of an ID.
+        name: String,
+        /// How many begin so.
+        number: usize,
+    },
+    /// Its ADD isn't finished, or its DEL is under way.
+    #[error("{0} is being attached or removed at this moment: try again")]
+    Fleeting(String),
+    /// Somebody else thinks otherwise.
+    #[error("{0} was brought back meanwhile")]
+    BroughtBack(String),
+    /// The kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// The VIP's tables.
+    #[error(transparent)]
+    Vip(#[from] vip::Error),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+}
+
+/// Takes a pod (`<namespace>/<name>`, or a container by its ID or the beginning of it) out of the groups of all its VIPs on
+/// this node, or brings it back. Twice is as good as once.
+pub fn set(registry: &Registry, name: &str, drained: bool) -> Result<Replica, Error> {
+    let node = NodeNet::open()?;
+    // Of another boot's replicas nothing is left but the record.
+    if !registry.vips()?.is_empty() {
+        registry.begin()?;
+    }
+    let mut found = find(registry, name)?;
+    let mut changed = Vec::new();
+    for (key, attachment) in found.endpoints {
+        if let Some((_, state)) = admission::drain(&node, registry, (&key, &attachment), drained)? {
+            found.waits |= state == State::Pending;
+            changed.push((key, attachment));
+        }
+    }
+    if changed.is_empty() {
+        return Err(Error::Fleeting(found.name));
+    }
+    found.endpoints = changed;
+    Ok(found)
+}
+
+fn find(registry: &Registry, name: &str) -> Result<Replica, Error> {
+    let mut found = Replica { name: name.to_owned(), waits: false, endpoints: Vec::new() };
+    let (mut containers, mut damage) = (BTreeSet::new(), None);
+    for key in registry.vips()? {
+        for (attachment, endpoint) in registry.endpoints(&key)? {
+            match endpoint {
+                Ok(endpoint) if is_named(name, &attachment, &endpoint) => {
+                    containers.extend(attachment_of(&attachment).map(|attachment| attachment.container_id));
+                    found.endpoints.push((key.clone(), attachment));
+                }
+                Ok(_) => {}
+                Err(e) => damage = Some(e),
+            }
+        }
+    }
+    // A pod whose sandbox was made anew may have two containers for a moment.
+    match (found.endpoints.is_empty(), damage) {
+        (false, _) if containers.len() > 1 && !name.contains('/') => {
+            Err(Error::Ambiguous { name: found.name, number: containers.len() })
+        }
+        (false, _) => Ok(found),
+        (true, Some(damage)) => Err(damage.into()),
+        (true, None) => Err(Error::Unknown(found.name)),
+    }
+}
+
+/// Container IDs have no `/`, names of pods always.
+fn is_named(name: &str, attachment: &str, endpoint: &Endpoint) -> bool {
+    match name.split_once('/') {
+        Some(pod) => pod == (endpoint.pod.namespace.as_str(), endpoint.pod.name.as_str()),
+        None => attachment.starts_with(name),
+    }
+}
+
+impl Replica {
+    /// The VIPs it is a replica of, in a list.
+    pub fn vips(&self) -> String {
+        let names: BTreeSet<String> = self.endpoints.iter().map(|(key, _)| key.to_string()).collect();
+        names.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Waits until none of its connections to its VIPs is left, or the time is over. Returns how many are left.
+    pub fn wait(&self, registry: &Registry, limit: Option<Duration>) -> Result<usize, Error> {
+        let start = Instant::now();
+        loop {
+            let left = self.connections(registry)?;
+            let over = limit.is_some_and(|limit| start.elapsed() >= limit);
+            if left == 0 || over {
+                return Ok(left);
+            }
+            thread::sleep(PACE);
+        }
+    }
+
+    /// Its connections to its VIPs. A pod that is gone has none.
+    fn connections(&self, registry: &Registry) -> Result<usize, Error> {
+        let mut number = 0;
+        for (key, attachment) in &self.endpoints {
+            let Some(endpoint) = registry.endpoint(key, attachment)? else { continue };
+            if !endpoint.drained {
+                return Err(Error::BroughtBack(self.name.clone()));
+            }
+            let Some(record) = registry.vip_record(key)? else { continue };
+            let Some(netns) = Netns::open_if_alive(&endpoint.netns)? else { continue };
+            number += Sockets::open(&netns)?.connections(record.address)?.len();
+        }
+        Ok(number)
+    }
+}
