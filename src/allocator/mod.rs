@@ -6,6 +6,7 @@
 pub mod allow;
 mod announce;
 mod arp;
+mod chronicle;
 pub mod client;
 pub mod config;
 mod conflict;

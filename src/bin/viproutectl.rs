@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use viproute::ctl::events;
 use viproute::ctl::locate::{self, Flow};
 use viproute::ctl::status;
-use viproute::registry::{Registry, Transport};
+use viproute::registry::{Registry, Transport, VipKey};
 use viproute::with_causes;
 
 /// Looks at the VIPs of this node.
@@ -36,6 +37,21 @@ enum Verb {
     },
     /// Which replica has a flow, or would get it.
     Where(Where),
+    /// What has happened on this node lately: leases, replicas, calls, repairs.
+    Events(Events),
+}
+
+#[derive(Debug, Args)]
+struct Events {
+    /// Only those about this VIP, `<namespace>/<name>`.
+    #[arg(long)]
+    vip: Option<VipKey>,
+    /// Go on with what happens.
+    #[arg(long)]
+    follow: bool,
+    /// How to print it; JSON is an object a line.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Form,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -76,6 +92,7 @@ fn main() -> ExitCode {
     let text = match verb {
         Verb::Status { output } => show_status(&registry, &allocator, output),
         Verb::Where(question) => show_where(&registry, &question),
+        Verb::Events(question) => return show_events(&allocator, question),
     };
     let text = match text {
         Ok(text) => text,
@@ -108,6 +125,19 @@ fn show_where(registry: &Registry, question: &Where) -> Text {
     match question.output {
         Form::Text => Ok(place.to_string()),
         Form::Json => json(&place),
+    }
+}
+
+/// As they come, so not as one text.
+fn show_events(allocator: &Path, question: Events) -> ExitCode {
+    let Events { vip, follow, output } = question;
+    let question = events::Question { vip, follow, json: matches!(output, Form::Json) };
+    match events::print(allocator, &question, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "viproutectl: {}", with_causes(&error));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `viproutectl`'s work: what a person asks, answered from the registry, the kernel and the allocator.
 
+pub mod events;
 pub mod locate;
 pub mod status;
 
@@ -7,8 +8,5 @@ use crate::registry::Endpoint;
 
 /// `<namespace>/<name>` of a replica's pod where the runtime names it, else its attachment.
 fn pod_name(attachment: &str, endpoint: &Endpoint) -> String {
-    match endpoint.pod.name.as_str() {
-        "" => attachment.to_owned(),
-        pod => format!("{}/{pod}", endpoint.pod.namespace),
-    }
+    endpoint.pod.label().unwrap_or_else(|| attachment.to_owned())
 }
