@@ -301,7 +301,7 @@ do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
         util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq \
-        busybox-static podman procps
+        busybox-static podman procps prometheus
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
     need_cargo

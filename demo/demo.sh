@@ -87,6 +87,7 @@ start_sidecar() {
 socket = "/run/demo/viprouted.sock"
 state_dir = "/run/demo/state"
 data_dir = "/run/demo/registry"
+metrics = "/run/demo/metrics.sock"
 backend = "$backend"
 allow = ["192.0.2.0/24", "10.118.0.0/24"]
 EOF

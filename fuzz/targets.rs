@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::value::RawValue;
 use viproute::allocator::decode_lease_file;
-use viproute::allocator::protocol::{self, Grant, Leases, Status};
+use viproute::allocator::protocol::{self, Events, Grant, Leases, Status};
 use viproute::cni::result::Interface;
 use viproute::cni::{Call, Config, PrevResult};
 use viproute::plugin::membership;
@@ -92,6 +92,7 @@ pub fn allocator_line(data: &[u8]) {
     let _ = protocol::decode_reply::<Grant>(data);
     let _ = protocol::decode_reply::<Leases>(data);
     let _ = protocol::decode_reply::<Status>(data);
+    let _ = protocol::decode_reply::<Events>(data);
 }
 
 /// A datagram from the kernel.

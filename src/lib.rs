@@ -1,7 +1,7 @@
 //! viproute: a NAT-free load balancer for pods that lives in the routing table.
 //!
-//! Dependencies point one way: `bin` → `plugin` → `vip` → (`registry`, `net`, `bpf`); `allocator` → `dhcp`; `agent` → `vip`;
-//! `ctl` looks at all of them.
+//! Dependencies point one way: `bin` → `plugin` → `vip` → (`registry`, `net`, `bpf`); `allocator` → (`dhcp`, `agent`); `agent` → `vip`,
+//! and of the allocator it knows its configuration and its protocol; `ctl` looks at all of them.
 //! `net` and `dhcp` know nothing of VIPs; `cni` knows nothing of the kernel.
 
 pub mod agent;

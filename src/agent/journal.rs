@@ -1,8 +1,8 @@
 //! What has happened on this node lately, for people to look at (`viproutectl events`).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::registry::VipKey;
 
@@ -12,6 +12,9 @@ const KEPT: usize = 1000;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
+    /// Higher than that of any event before. They begin at the time of the journal's start in microseconds, so that this
+    /// holds over restarts too.
+    pub number: u64,
     /// When.
     pub at: SystemTime,
     /// What kind of thing it is.
@@ -37,24 +40,70 @@ pub enum Kind {
     Trouble,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Lease, Self::Replica, Self::Repair, Self::Call, Self::Trouble];
+
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Replica => "replica",
+            Self::Repair => "repair",
+            Self::Call => "call",
+            Self::Trouble => "trouble",
+        }
+    }
+}
+
 /// The last thousand events. Clones are the same journal.
-#[derive(Clone, Debug, Default)]
-pub struct Journal(Arc<Mutex<VecDeque<Event>>>);
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Mutex<Pages>>);
+
+#[derive(Debug)]
+struct Pages {
+    events: VecDeque<Event>,
+    /// Of the last event.
+    number: u64,
+    /// How many there were, by [`Kind`].
+    counts: [u64; Kind::ALL.len()],
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = u64::try_from(since.as_micros()).unwrap_or_default();
+        Self(Arc::new(Mutex::new(Pages { events: VecDeque::new(), number, counts: Default::default() })))
+    }
+}
 
 impl Journal {
     /// Something happened just now.
     pub fn record(&self, kind: Kind, vip: Option<&VipKey>, text: impl Into<String>) {
-        let event = Event { at: SystemTime::now(), kind, vip: vip.cloned(), text: text.into() };
-        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if events.len() == KEPT {
-            events.pop_front();
+        let (vip, text) = (vip.cloned(), text.into());
+        let mut pages = self.pages();
+        pages.number += 1;
+        pages.counts[kind as usize] += 1;
+        if pages.events.len() == KEPT {
+            pages.events.pop_front();
         }
-        events.push_back(event);
+        let number = pages.number;
+        pages.events.push_back(Event { number, at: SystemTime::now(), kind, vip, text });
     }
 
-    /// All that is kept, the oldest first.
-    pub fn events(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    /// What is kept of those with a higher number, the oldest first.
+    pub fn events_after(&self, number: u64) -> Vec<Event> {
+        self.pages().events.iter().filter(|event| event.number > number).cloned().collect()
+    }
+
+    /// How many events of each kind there were since the start.
+    pub fn counts(&self) -> [(Kind, u64); Kind::ALL.len()] {
+        let counts = self.pages().counts;
+        Kind::ALL.map(|kind| (kind, counts[kind as usize]))
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,8 +117,23 @@ mod tests {
         for number in 0..=KEPT {
             journal.clone().record(Kind::Repair, None, number.to_string());
         }
-        let texts: Vec<String> = journal.events().into_iter().map(|event| event.text).collect();
-        assert_eq!(texts.len(), KEPT);
-        assert_eq!((&*texts[0], &*texts[KEPT - 1]), ("1", "1000"));
+        let events = journal.events_after(0);
+        assert_eq!(events.len(), KEPT);
+        assert_eq!((&*events[0].text, &*events[KEPT - 1].text), ("1", "1000"));
+        assert_eq!(journal.counts()[2], (Kind::Repair, 1001));
+    }
+
+    #[test]
+    fn who_follows_is_told_of_each_once_also_over_a_restart() {
+        let journal = Journal::default();
+        journal.record(Kind::Lease, None, "first");
+        let last = journal.events_after(0)[0].number;
+        assert_eq!(journal.events_after(last), []);
+        journal.record(Kind::Lease, None, "second");
+        assert_eq!(journal.events_after(last)[0].text, "second");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let restarted = Journal::default();
+        restarted.record(Kind::Call, None, "third");
+        assert_eq!(restarted.events_after(last + 1).len(), 1);
     }
 }

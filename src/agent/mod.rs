@@ -3,11 +3,24 @@
 //! Each part has a thread and a netlink socket of its own and knows nothing of the others. They meet in the registry,
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
+pub mod calls;
 pub mod journal;
+pub mod log;
+pub mod metrics;
+pub mod parts;
+mod replicas;
 
-pub use journal::Journal;
+use std::io;
 
+pub use journal::{Journal, Kind};
+pub use metrics::{Counters, Inquiries, Standing};
+pub use parts::Parts;
+
+use crate::allocator::config::Metrics;
+use crate::net::unix::SocketFile;
 use crate::registry::Registry;
+use crate::vip;
+use metrics::Syncer;
 
 /// What every part is started with.
 #[derive(Clone, Debug)]
@@ -16,13 +29,43 @@ pub struct Context {
     pub registry: Registry,
     /// Where events are told.
     pub journal: Journal,
+    /// Where things are counted.
+    pub counters: Counters,
+    /// Where a part says that it is at work.
+    pub parts: Parts,
 }
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// No counters.
+    #[error("no metrics")]
+    Counters(#[from] prometheus::Error),
+    /// No metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
+    /// Nobody sees what becomes of replicas.
+    #[error("watch the registry for events")]
+    Replicas(#[source] io::Error),
+}
+
+impl Context {
+    /// With nothing told and nothing counted so far.
+    pub fn new(registry: Registry) -> Result<Self, Error> {
+        Ok(Self { registry, journal: Journal::default(), counters: Counters::new()?, parts: Parts::default() })
+    }
+}
+
+/// What is left to do when the agent ends: drop it.
+#[derive(Debug)]
+pub struct Agent {
+    _metrics: Option<SocketFile>,
+}
 
 /// Starts all parts. They end with the process: what they were at, the next start finishes.
-pub fn start(_context: &Context) -> Result<(), Error> {
-    Ok(())
+pub fn start(context: &Context, metrics: &Metrics, inquiries: Inquiries) -> Result<Agent, Error> {
+    let counters = context.counters.clone();
+    vip::observe_syncs(move |taken| counters.synced(Syncer::Agent, taken));
+    replicas::start(context).map_err(Error::Replicas)?;
+    Ok(Agent { _metrics: metrics::start(context, metrics, inquiries)? })
 }

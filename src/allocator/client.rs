@@ -1,15 +1,19 @@
 //! The plugin's way to `viprouted`: connect, one line there, one line back, close. Blocking, no runtime.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
 use serde::de::DeserializeOwned;
 
-use super::protocol::{self, AcquireRequest, Grant, Leases, Refusal, ReleaseRequest, Released, Request, Status};
+use super::protocol::{
+    self, AcquireRequest, Called, Events, EventsRequest, Grant, Leases, Refusal, ReleaseRequest, Released, Request,
+    Status,
+};
 
 /// No reply is longer, in bytes: room for the leases of some hundred thousand VIPs.
 const MAX_REPLY: usize = 32 * 1024 * 1024;
@@ -64,9 +68,31 @@ pub fn leases(socket: &Path, timeout: Duration) -> Result<Leases, Error> {
     call(socket, &Request::Leases {}, timeout)
 }
 
+/// What has happened since the event of that number.
+pub fn events(socket: &Path, after: u64, timeout: Duration) -> Result<Events, Error> {
+    call(socket, &Request::Events(EventsRequest { after }), timeout)
+}
+
 /// How every VIP stands.
 pub fn status(socket: &Path, timeout: Duration) -> Result<Status, Error> {
     call(socket, &Request::Status {}, timeout)
+}
+
+/// Tells viprouted of a call of the plugin. Nobody waits: where it can't be told at once, it isn't told.
+pub fn tell(socket: &Path, called: Called) {
+    let Ok(line) = protocol::encode(&Request::Called(called)) else { return };
+    // A full backlog is EAGAIN to a connect that doesn't block. What is sent stays to be read when we have closed.
+    let _ = connect_now(socket).and_then(|fd| {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        Ok(socket::send(fd.as_raw_fd(), &line, flags)?)
+    });
+}
+
+fn connect_now(socket: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(fd.as_raw_fd(), &UnixAddr::new(socket)?)?;
+    Ok(fd)
 }
 
 /// One request, one reply.
@@ -113,7 +139,7 @@ fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let wait = left(deadline)?;
     let wait = TimeVal::new(wait.as_secs().try_into().unwrap_or(i64::MAX), wait.subsec_micros().into());
     socket::setsockopt(&fd, sockopt::SendTimeout, &wait)?;
-    socket::connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(socket)?)?;
+    socket::connect(fd.as_raw_fd(), &UnixAddr::new(socket)?)?;
     Ok(UnixStream::from(fd))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 
 use super::hands::Found;
 use super::keeper::Done;
@@ -14,6 +15,7 @@ use super::server::Call;
 use super::source::{self, Notices};
 use super::state::Findings;
 use super::watch::Batch;
+use crate::agent::Standing;
 use crate::registry::VipKey;
 use crate::vip;
 
@@ -21,6 +23,8 @@ use crate::vip;
 pub struct Events {
     /// What clients of the socket want.
     pub calls: UnboundedReceiver<Call>,
+    /// Who wants to know how the allocator stands.
+    pub inquiries: UnboundedReceiver<oneshot::Sender<Standing>>,
     /// What pins and the pool say.
     pub reports: UnboundedReceiver<Report>,
     /// What the DHCP engine says.
@@ -43,6 +47,8 @@ pub struct Events {
 pub enum Event {
     /// A client of the socket wants something.
     Call(Call),
+    /// Somebody wants to know how the allocator stands.
+    Inquiry(oneshot::Sender<Standing>),
     /// A source of addresses has something to say.
     Report(Report),
     /// A lease file is read or written.
@@ -67,6 +73,7 @@ impl Events {
             _ = self.terminate.recv() => Some(Event::End),
             _ = self.interrupt.recv() => Some(Event::End),
             call = self.calls.recv() => Some(Event::Call(call.ok_or(ended("the server"))?)),
+            Some(inquiry) = self.inquiries.recv() => Some(Event::Inquiry(inquiry)),
             report = self.reports.recv() => Some(Event::Report(report.ok_or(ended("the source of addresses"))?)),
             notice = next_notice(&mut self.notices) => {
                 source::report(notice.ok_or(ended("the DHCP engine"))?).map(Event::Report)

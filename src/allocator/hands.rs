@@ -14,6 +14,7 @@ use super::search::Search;
 use super::server;
 use super::source::Sources;
 use super::state::{Action, Caller, Findings, State, Step};
+use crate::dhcp;
 use crate::registry::VipKey;
 use crate::with_causes;
 
@@ -57,6 +58,11 @@ impl Hands {
     /// `caller` is to be answered by `reply`.
     pub fn expect(&mut self, caller: Caller, reply: oneshot::Sender<Vec<u8>>) {
         self.callers.insert(caller, reply);
+    }
+
+    /// The DHCP engine's messages; none without one.
+    pub fn dhcp_counters(&self) -> Option<dhcp::Counters> {
+        self.sources.dhcp_counters()
     }
 
     /// Has a VIP's lease file read.

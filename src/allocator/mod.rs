@@ -7,6 +7,7 @@ pub mod allow;
 mod announce;
 pub mod arguments;
 mod arp;
+mod chronicle;
 pub mod client;
 pub mod config;
 mod conflict;

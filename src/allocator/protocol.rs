@@ -6,6 +6,8 @@
 //! {"release": {"vip": "shop/web"}}            {"released": "shop/web"}
 //! {"leases": {}}                              {"leases": [{"vip": …}]}
 //! {"status": {}}                              {"backend": "dhcp", "vips": [{"vip": …}], "problems": []}
+//! {"events": {"after": 0}}                    {"events": [{"number": 17, "at": 1790000000123, "kind": "lease", …}]}
+//! {"called": {"verb": "ADD", "code": 0, …}}   no reply: the connection is closed
 //! anything else                               {"error": {"code": 6, "msg": "…"}}
 //! ```
 //!
@@ -43,6 +45,41 @@ pub enum Request {
     Leases {},
     /// The state of every VIP known here.
     Status {},
+    /// What has happened lately.
+    Events(EventsRequest),
+    /// The plugin was called, and has answered. Nobody waits for an answer to this.
+    Called(Called),
+}
+
+/// See [`Request::Events`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsRequest {
+    /// Only those with a higher number.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// A call of the plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Called {
+    /// `ADD`, `DEL`, …
+    pub verb: String,
+    /// The CNI error code it was answered with; 0: success.
+    pub code: u16,
+    /// How long it took, microseconds.
+    pub micros: u64,
+    /// Whose: `<namespace>/<name>` of the pod where the runtime names it, else the container; empty for calls about none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// The VIPs it was about, `<namespace>/<name>`, as far as it came to know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<String>,
+    /// The error, with its causes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error: String,
+    /// How long each sync of a VIP took, microseconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub syncs: Vec<u64>,
 }
 
 /// Claim 3's base information and the VIP the replica joins.
@@ -106,6 +143,29 @@ pub struct LeaseEntry {
     pub left: Option<u64>,
 }
 
+/// The answer to `events`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// The oldest first.
+    pub events: Vec<EventEntry>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventEntry {
+    /// Higher than that of any event before, also of those before a restart.
+    pub number: u64,
+    /// Unix milliseconds.
+    pub at: u64,
+    /// `lease`, `replica`, `repair`, `call` or `trouble`.
+    pub kind: String,
+    /// `<namespace>/<name>` of the VIP it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<String>,
+    /// One sentence.
+    pub text: String,
+}
+
 /// The answer to `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -146,6 +206,22 @@ pub enum LeaseState {
     Lost,
     /// Nothing usable was to be had; tried again from time to time.
     Refused,
+}
+
+impl LeaseState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Asking, Self::Checking, Self::Held, Self::Lost, Self::Refused];
+
+    /// As JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Asking => "asking",
+            Self::Checking => "checking",
+            Self::Held => "held",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// Why the allocator said no.
@@ -216,6 +292,10 @@ mod tests {
         assert_eq!(encode(&release).unwrap(), b"{\"release\":{\"vip\":\"a/b\"}}\n");
         assert_eq!(decode_request(br#"{"leases": {}}"#), Ok(Request::Leases {}));
         assert_eq!(decode_request(br#"{"status": {}}"#), Ok(Request::Status {}));
+        assert_eq!(decode_request(br#"{"events": {}}"#), Ok(Request::Events(EventsRequest { after: 0 })));
+        let called = Called { verb: "DEL".into(), code: 107, micros: 5100, ..Called::default() };
+        let line = encode(&Request::Called(called)).unwrap();
+        assert_eq!(line, b"{\"called\":{\"verb\":\"DEL\",\"code\":107,\"micros\":5100}}\n");
     }
 
     #[test]
@@ -270,7 +350,7 @@ mod tests {
 
         #[test]
         fn nearly_right_lines_dont_either(
-            verb in "(acquire|release|leases|status|\\PC{0,8})",
+            verb in "(acquire|release|leases|status|events|called|\\PC{0,8})",
             body in "(\\{\\}|null|\\[\\]|\"x\"|\\{\"vip\":\"\\PC{0,6}\"\\}|\\PC{0,20})",
         ) {
             let _ = decode_request(format!("{{\"{verb}\": {body}}}").as_bytes());

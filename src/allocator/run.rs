@@ -8,26 +8,28 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+mod calls;
+
 use super::announce::Announcer;
 use super::arp::{self, Arp};
+use super::chronicle::Chronicle;
 use super::config::{Announce, Config};
 use super::dataplane::{self, Node};
 use super::events::{Event, Events};
 use super::hands::Hands;
 use super::keeper::{Done, Keeper};
 use super::lease::Report;
-use super::protocol::{Leases, Refusal, Released, Request, Status, code};
 use super::search::{self, Search};
-use super::server::{self, Call, Server};
+use super::server::Server;
 use super::source::{self, Sources};
-use super::state::{Caller, Findings, Input, Presence, Rules, State};
+use super::state::{Findings, Input, Presence, Rules, State, Step};
 use super::store::{self, Contents, Store};
 use super::watch::{self, Batch};
 use super::{notify, uplink};
-use crate::agent::{self, Journal};
+use crate::agent;
 use crate::net::link::Link;
-use crate::net::{self, NodeNet};
-use crate::registry::{BadKey, Registry, VipKey};
+use crate::net::{self, NodeNet, unix};
+use crate::registry::{Registry, VipKey};
 use crate::with_causes;
 
 /// The loop looks around at least this often: the clock may have been set meanwhile.
@@ -58,7 +60,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// No socket.
     #[error(transparent)]
-    Server(#[from] server::Error),
+    Server(#[from] unix::Error),
     /// No DHCP.
     #[error(transparent)]
     Source(#[from] source::Error),
@@ -84,12 +86,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let result = runtime.block_on(async {
         let (mut daemon, mut events) = start(config).await?;
         let server = Server::bind(&config.socket)?;
+        let (sender, inquiries) = tokio::sync::mpsc::unbounded_channel();
+        events.inquiries = inquiries;
+        // The metrics' socket goes with it.
+        let _agent = agent::start(&daemon.agent, &config.metrics, sender)?;
         let (sender, calls) = tokio::sync::mpsc::unbounded_channel();
         events.calls = calls;
         let serving = tokio::spawn(async move { server.run(sender).await });
         notify::ready();
         tracing::info!(socket = %config.socket.display(), backend = daemon.backend, "serving");
-        agent::start(&agent::Context { registry: daemon.registry.clone(), journal: daemon.journal.clone() })?;
         let result = daemon.run(&mut events).await;
         // The socket's file goes with the server.
         serving.abort();
@@ -105,7 +110,8 @@ struct Daemon {
     state: State,
     hands: Hands,
     registry: Registry,
-    journal: Journal,
+    agent: agent::Context,
+    chronicle: Chronicle,
     announcer: Option<Announcer>,
     /// Sees whether `link` is still there.
     node: NodeNet,
@@ -151,6 +157,7 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let first = batches.recv().await.ok_or(Error::Ended("the registry's watcher"))?;
     let events = Events {
         calls: tokio::sync::mpsc::unbounded_channel().1,
+        inquiries: tokio::sync::mpsc::unbounded_channel().1,
         reports,
         notices,
         done,
@@ -160,11 +167,13 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         terminate: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
         interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
     };
+    let agent = agent::Context::new(registry.clone())?;
     let mut daemon = Daemon {
         state: State::new(Rules::of(config)),
         hands,
         registry,
-        journal: Journal::default(),
+        chronicle: Chronicle::new(agent.journal.clone()),
+        agent,
         announcer,
         node,
         link,
@@ -191,7 +200,7 @@ impl Daemon {
                 event => self.handle(event)?,
             }
             let steps = self.state.tick(SystemTime::now());
-            self.hands.perform(&self.state, steps);
+            self.perform(steps);
             self.announce(false);
             if let Some(announcer) = &mut self.announcer {
                 announcer.announce().await;
@@ -211,6 +220,7 @@ impl Daemon {
     fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Call(call) => self.call(call),
+            Event::Inquiry(reply) => drop(reply.send(self.standing())), // who asked may have gone
             Event::Report(Report { vip, news }) => {
                 tracing::info!(%vip, %news, "source");
                 self.step(&vip, Input::News(news));
@@ -262,7 +272,7 @@ impl Daemon {
             }
         }
         // All leases are known before the first address is asked for: none of them is given to another VIP.
-        self.hands.perform(&self.state, steps);
+        self.perform(steps);
         self.present(first);
     }
 
@@ -280,15 +290,24 @@ impl Daemon {
             self.unread.insert(vip.clone(), vec![input]);
             return self.hands.load(vip);
         }
+        self.advance(vip, input);
+    }
+
+    fn advance(&mut self, vip: &VipKey, input: Input) {
         let steps = self.state.step(vip, input, SystemTime::now());
+        self.chronicle.look(&self.state, vip);
+        self.perform(steps);
+    }
+
+    fn perform(&mut self, steps: Vec<Step>) {
+        self.chronicle.steps(&self.state, &steps);
         self.hands.perform(&self.state, steps);
     }
 
     fn loaded(&mut self, vip: &VipKey, found: Result<Option<super::store::Record>, String>) {
         let waiting = self.unread.remove(vip).unwrap_or_default();
         for input in std::iter::once(Input::Loaded(found)).chain(waiting) {
-            let steps = self.state.step(vip, input, SystemTime::now());
-            self.hands.perform(&self.state, steps);
+            self.advance(vip, input);
         }
     }
 
@@ -331,48 +350,4 @@ impl Daemon {
         }
         self.trouble = trouble;
     }
-
-    fn call(&mut self, call: Call) {
-        let Call { request, reply } = call;
-        let line = match request {
-            Request::Acquire(request) => match parse(&request.vip) {
-                Ok(vip) => {
-                    tracing::info!(%vip, pod = %request.pod, node = %request.node, gateway = ?request.gateway, "acquire");
-                    self.last_caller += 1;
-                    let caller = Caller(self.last_caller);
-                    self.hands.expect(caller, reply);
-                    return self.step(&vip, Input::Acquire(caller));
-                }
-                Err(refusal) => server::line::<()>(&Err(refusal)),
-            },
-            Request::Release(request) => server::line(&parse(&request.vip).map(|vip| {
-                self.released(&vip);
-                Released { released: request.vip }
-            })),
-            Request::Leases {} => server::line(&Ok(Leases { leases: self.state.leases() })),
-            Request::Status {} => server::line(&Ok(self.status())),
-        };
-        // Who asked may have gone.
-        let _ = reply.send(line);
-    }
-
-    /// The registry decides; this only makes sure that it is looked at.
-    fn released(&mut self, vip: &VipKey) {
-        tracing::info!(%vip, "release");
-        match watch::presence(&self.registry, vip) {
-            Ok(presence) => self.step(vip, Input::Present(presence)),
-            Err(error) => tracing::warn!(%vip, error = &error as &dyn std::error::Error, "registry not read"),
-        }
-    }
-
-    fn status(&self) -> Status {
-        let stranger = |path: &PathBuf| format!("{} belongs to no VIP", path.display());
-        let strangers = self.strangers.iter().filter(|path| path.exists()).map(stranger);
-        let problems = strangers.chain(self.trouble.clone()).collect();
-        Status { backend: self.backend.into(), vips: self.state.status(), problems }
-    }
-}
-
-fn parse(vip: &str) -> Result<VipKey, Refusal> {
-    vip.parse().map_err(|error: BadKey| Refusal { code: code::INVALID, msg: error.to_string() })
 }

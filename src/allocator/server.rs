@@ -1,15 +1,10 @@
 //! The unix socket: connections, lines, limits. What a line asks for is answered elsewhere ([`Call`]).
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
-use nix::sys::stat::{Mode, fchmod};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -17,38 +12,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::protocol::{self, MAX_REQUEST, Refusal, Request, code};
+use crate::net::unix::{self, SocketFile};
 
 /// Connections served at a time. The plugin holds one for a call; a node starts a hundred pods at once, perhaps.
 const MAX_CONNECTIONS: usize = 256;
 /// A connection that doesn't finish a line in this time, or doesn't take its reply, is closed.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Somebody answers there.
-    #[error("{} is served by another process", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// A file that is no socket; it isn't ours to remove.
-    #[error("{} exists and is no socket", path.display())]
-    NoSocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The kernel refused.
-    #[error("can't {op} {}", path.display())]
-    Io {
-        /// `create`, `bind`, …
-        op: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
 
 /// A request, and where its reply line goes.
 #[derive(Debug)]
@@ -62,25 +31,19 @@ pub struct Call {
 /// The bound socket. Its file goes when this is dropped.
 #[derive(Debug)]
 pub struct Server {
+    // Before the listener closes: whoever finds the file with nobody behind it takes its place.
+    _file: SocketFile,
     listener: UnixListener,
-    path: PathBuf,
     patience: Duration,
 }
 
 impl Server {
     /// Binds the socket, mode 0600, in place of one whose process has died.
-    pub fn bind(path: &Path) -> Result<Self, Error> {
-        let failed = |op| move |source| Error::Io { op, path: path.into(), source };
-        if let Some(directory) = path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(failed("create the directory of"))?;
-        }
-        clear(path)?;
-        let listener = listen(path).and_then(UnixListener::from_std).map_err(failed("bind"))?;
-        Ok(Self { listener, path: path.into(), patience: PATIENCE })
+    pub fn bind(path: &Path) -> Result<Self, unix::Error> {
+        let (listener, file) = unix::listen(path)?;
+        let failed = |source| unix::Error::Io { op: "listen on", path: path.into(), source };
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        Ok(Self { _file: file, listener, patience: PATIENCE })
     }
 
     /// Serves until dropped.
@@ -107,39 +70,6 @@ impl Server {
                 drop(place);
             });
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// A listening socket whose file has mode 0600 from the start: the kernel takes the mode of the unbound socket
-/// (`unix_bind`); a chmod afterwards would leave a moment in which anybody may connect.
-fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    fchmod(&fd, Mode::from_bits_truncate(0o600))?;
-    socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    socket::listen(&fd, Backlog::MAXCONN)?;
-    Ok(fd.into())
-}
-
-/// Makes way for a new socket: removes one that nobody listens on.
-fn clear(path: &Path) -> Result<(), Error> {
-    let failed = |op| move |source| Error::Io { op, path: path.into(), source };
-    match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed("look at")(e)),
-        Ok(found) if !found.file_type().is_socket() => return Err(Error::NoSocket { path: path.into() }),
-        Ok(_) => {}
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed("remove")),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        _ => Err(Error::InUse { path: path.into() }),
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use serde::Serialize;
-use viproute::ctl::arguments::{Arguments, Doctor, Drain, Form, Output, Status, Verb, Where};
+use viproute::ctl::arguments::{Arguments, Doctor, Drain, Events, Form, Output, Status, Verb, Where};
 use viproute::ctl::doctor::{self, Places, Severity};
 use viproute::ctl::locate::{self, Flow};
-use viproute::ctl::{drain, manual, status, watch};
+use viproute::ctl::{drain, events, manual, status, watch};
 use viproute::registry::{Registry, Transport};
 use viproute::with_causes;
 
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match verb {
         Verb::Status(question) => show_status(&registry, &allocator, &question),
         Verb::Where(question) => show_where(&registry, &question),
+        Verb::Events(question) => show_events(&allocator, question),
         Verb::Drain(order) => take_out(&registry, &order),
         Verb::Undrain(order) => bring_back(&registry, &order.pod),
         Verb::Doctor(question) => examine(registry, allocator, question),
@@ -69,6 +70,13 @@ fn show_where(registry: &Registry, question: &Where) -> Outcome {
         Form::Text => print(&place.to_string()),
         Form::Json => print(&json(&place)?),
     })
+}
+
+/// As they come, so not as one text.
+fn show_events(allocator: &Path, question: Events) -> Outcome {
+    let Events { vip, follow, output } = question;
+    let question = events::Question { vip, follow, json: matches!(output, Form::Json) };
+    written(events::print(allocator, &question, &mut std::io::stdout().lock()).map_err(|e| with_causes(&e)))
 }
 
 fn take_out(registry: &Registry, order: &Drain) -> Outcome {

@@ -223,6 +223,15 @@ impl Maps {
         Ok(of_cpus.map_or(0, |cpus| cpus.iter().sum()))
     }
 
+    /// The same for all host ends that have sent such packets.
+    pub fn all_spoofed(&self) -> Result<Vec<(u32, u64)>> {
+        let Some(map) = open(&self.dir, SPOOFED)? else { return Ok(Vec::new()) };
+        let failed = |e| Error::map("list", SPOOFED, e);
+        let map = PerCpuHashMap::<_, u32, u64>::try_from(Map::PerCpuLruHashMap(map)).map_err(failed)?;
+        let counts: std::result::Result<Vec<_>, _> = map.iter().collect();
+        Ok(counts.map_err(failed)?.into_iter().map(|(index, cpus)| (index, cpus.iter().sum())).collect())
+    }
+
     /// The second, of `CLOCK_MONOTONIC`, in which a replica of a crowded VIP was last of use; 0: never, as far as is known.
     pub fn used(&self, ifindex: u32) -> Result<u64> {
         let Some(map) = open(&self.dir, USED)? else { return Ok(0) };

@@ -19,6 +19,20 @@ pub enum Command {
     Version,
 }
 
+impl Command {
+    /// As `CNI_COMMAND` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+}
+
 /// One attachment, in the runtime's terms: a container and the interface that joins it to the network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::allocator::config::{DEFAULT_PATH, HOLD, duration};
+use crate::registry::VipKey;
 
 /// Looks at the VIPs of this node, and takes replicas out of them.
 ///
@@ -35,6 +36,8 @@ pub enum Verb {
     Status(Status),
     /// Which replica has a flow, or would get it.
     Where(Where),
+    /// What has happened on this node lately: leases, replicas, calls, repairs.
+    Events(Events),
     /// Takes a pod out of its VIPs: it gets no new connection and keeps those it has.
     ///
     /// It stays so until undrain, whatever its health check says. The exit status is 3 where connections are left when the time
@@ -104,6 +107,20 @@ pub enum Form {
     Text,
     /// For programs.
     Json,
+}
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Only those about this VIP, `<namespace>/<name>`.
+    #[arg(long)]
+    pub vip: Option<VipKey>,
+    /// Go on with what happens.
+    #[arg(long)]
+    pub follow: bool,
+    /// How to print it; JSON is an object a line.
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Form,
 }
 
 /// `drain`

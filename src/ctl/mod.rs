@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod doctor;
 pub mod drain;
+pub mod events;
 pub mod locate;
 pub mod manual;
 pub mod status;
@@ -12,8 +13,5 @@ use crate::registry::Endpoint;
 
 /// `<namespace>/<name>` of a replica's pod where the runtime names it, else its attachment.
 fn pod_name(attachment: &str, endpoint: &Endpoint) -> String {
-    match endpoint.pod.name.as_str() {
-        "" => attachment.to_owned(),
-        pod => format!("{}/{pod}", endpoint.pod.namespace),
-    }
+    endpoint.pod.label().unwrap_or_else(|| attachment.to_owned())
 }

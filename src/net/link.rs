@@ -32,14 +32,16 @@ pub struct Link {
     /// The namespace its other end is in, as an id of this one's (`link-netnsid`); none where that is this one.
     pub peer_netns: Option<u32>,
     /// Packets sent and received over the device.
-    pub packets: Packets,
+    pub packets: Traffic,
+    /// The same in bytes.
+    pub bytes: Traffic,
     /// The per-device IPv4 settings that matter here (`net.ipv4.conf.<dev>.…`).
     pub settings: Settings,
 }
 
-/// Counters of a device.
+/// A counter of a device, each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Packets {
+pub struct Traffic {
     /// Received by the device.
     pub received: u64,
     /// Sent through the device.
@@ -167,7 +169,8 @@ fn read(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         peer_netns: None,
-        packets: Packets::default(),
+        packets: Traffic::default(),
+        bytes: Traffic::default(),
         settings: Settings::default(),
     };
     for attribute in &message.attributes {
@@ -177,7 +180,8 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkNetNsId(id) => link.peer_netns = u32::try_from(*id).ok(),
             LinkAttribute::Stats64(stats) => {
-                link.packets = Packets { received: stats.rx_packets, sent: stats.tx_packets };
+                link.packets = Traffic { received: stats.rx_packets, sent: stats.tx_packets };
+                link.bytes = Traffic { received: stats.rx_bytes, sent: stats.tx_bytes };
             }
             LinkAttribute::AfSpecUnspec(families) => link.settings = read_settings(families),
             _ => {}

@@ -5,6 +5,7 @@
 //! can't be swapped.
 
 pub mod address;
+pub mod departures;
 pub mod error;
 pub mod filter;
 pub mod link;
@@ -16,6 +17,7 @@ pub mod rule;
 pub mod socket;
 pub mod sockets;
 pub mod sysctl;
+pub mod unix;
 
 pub use error::Error;
 pub use netns::{Netns, NodeNet, PodNet};

@@ -31,15 +31,18 @@ use super::detach::{self, Detach};
 use super::error::Error;
 use super::membership::{self, Membership};
 use super::node::{self, Node};
+use super::report::Report;
 
 /// How long an ADD waits for an address. The allocator goes on after that and keeps what it gets for the next ADD.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Attaches the pod; returns the result for stdout.
-pub fn run(call: &Call, config: Config) -> Result<String, Error> {
-    let Some(membership) = membership::read(call, &config)? else {
+pub fn run(call: &Call, config: Config, report: &mut Report) -> Result<String, Error> {
+    let membership = membership::read(call, &config).inspect_err(|_| report.is_ours(&config, []))?;
+    let Some(membership) = membership else {
         return Ok(pass_through(config));
     };
+    report.is_ours(&config, membership.vips.iter().cloned());
     let request = Request::check(call, &config, membership)?;
     let node = Opened::open(&config)?;
     let vips = attach(&request, &node)?;

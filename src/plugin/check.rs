@@ -16,18 +16,19 @@ use crate::vip::pair::{HostEnd, PodEnd, PodWant, Served, wrong_mac};
 use super::error::Error;
 use super::membership;
 use super::node::SETTINGS;
+use super::report::Report;
 
 /// Verifies the attachment.
-pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
+pub fn run(call: &Call, config: &Config, report: &mut Report) -> Result<(), Error> {
     let (Some(attachment), Some(netns)) = (&call.attachment, &call.netns) else { return Ok(()) };
     let registry = Registry::new(&config.data_dir);
     let recorded = if registry.exists() { registry.attachment(attachment)? } else { None };
     let Some(locked) = recorded else {
-        return match membership::read(call, config)? {
-            None => Ok(()), // passed through at ADD
-            Some(_) => Err(Error::CheckFailed(format!("no attachment {} is recorded", attachment_name(attachment)))),
-        };
+        let Some(membership) = membership::read(call, config)? else { return Ok(()) }; // passed through at ADD
+        report.is_ours(config, membership.vips);
+        return failed(format!("no attachment {} is recorded", attachment_name(attachment)));
     };
+    report.is_ours(config, locked.record.iter().flat_map(AttachmentRecord::keys));
     let record = locked.record.as_ref().map_err(|e| Error::CheckFailed(e.to_string()))?;
     let net = NodeNet::open()?;
     check_settings()?;

@@ -8,15 +8,17 @@ use crate::registry::{self, LockedAttachment, Registry, attachment_name};
 
 use super::detach::{self, Detach};
 use super::error::Error;
+use super::report::Report;
 
 /// Collects. Goes on behind a failure and reports all of them.
-pub fn run(config: &Config) -> Result<(), Error> {
+pub fn run(config: &Config, report: &mut Report) -> Result<(), Error> {
     // Without the list everything would be garbage.
     let valid = config.valid_attachments.as_ref().ok_or(ConfigError::Missing("cni.dev/valid-attachments"))?;
     let registry = Registry::new(&config.data_dir);
     if !registry.exists() {
         return Ok(());
     }
+    report.is_ours(config, []);
     registry.begin()?;
     let net = NodeNet::open()?;
     let removal = Detach { net: &net, registry: &registry, allocator: Some(&config.allocator), netns: None };

@@ -8,6 +8,7 @@ pub mod error;
 mod gc;
 pub mod membership;
 mod node;
+mod report;
 mod status;
 
 use serde::Serialize;
@@ -19,6 +20,7 @@ use crate::cni::{self, Call, Command, Config};
 pub use detach::sweep;
 pub use error::Error;
 pub use node::{Node, SETTINGS, check_kernel};
+use report::Report;
 
 /// What goes to stdout, and whether the call succeeded.
 #[derive(Debug)]
@@ -31,20 +33,27 @@ pub struct Answer {
 
 /// Carries out one call: the environment by `variable`, and the whole of stdin.
 pub fn run(variable: impl Fn(&str) -> Option<std::ffi::OsString>, stdin: &[u8]) -> Answer {
-    match Call::from_env(variable).map_err(Error::from).and_then(|call| dispatch(&call, stdin)) {
+    match Call::from_env(variable).map_err(Error::from).and_then(|call| carry_out(&call, stdin)) {
         Ok(stdout) => Answer { stdout, ok: true },
         Err(error) => Answer { stdout: error_text(&error, version_of(stdin)), ok: false },
     }
 }
 
-fn dispatch(call: &Call, stdin: &[u8]) -> Result<String, Error> {
+fn carry_out(call: &Call, stdin: &[u8]) -> Result<String, Error> {
+    let mut report = Report::begin();
+    let result = dispatch(call, stdin, &mut report);
+    report.send(call, result.as_ref().err());
+    result
+}
+
+fn dispatch(call: &Call, stdin: &[u8], report: &mut Report) -> Result<String, Error> {
     let nothing = |()| String::new();
     match call.command {
-        Command::Add => add::run(call, Config::parse(stdin)?),
-        Command::Check => check::run(call, &Config::parse(stdin)?).map(nothing),
-        Command::Del => del::run(call, &Config::parse_for_removal(stdin)?).map(nothing),
-        Command::Gc => gc::run(&Config::parse_for_removal(stdin)?).map(nothing),
-        Command::Status => status::run(&Config::parse(stdin)?).map(nothing),
+        Command::Add => add::run(call, Config::parse(stdin)?, report),
+        Command::Check => check::run(call, &Config::parse(stdin)?, report).map(nothing),
+        Command::Del => del::run(call, &Config::parse_for_removal(stdin)?, report).map(nothing),
+        Command::Gc => gc::run(&Config::parse_for_removal(stdin)?, report).map(nothing),
+        Command::Status => status::run(&Config::parse(stdin)?, report).map(nothing),
         Command::Version => json(&Versions::new(version_of(stdin))),
     }
 }

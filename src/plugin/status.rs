@@ -10,12 +10,14 @@ use crate::with_causes;
 
 use super::error::Error;
 use super::node::{self, Node, SETTINGS};
+use super::report::Report;
 
 /// viprouted answers this from memory.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Fails with code 50 and the reason where it could not.
-pub fn run(config: &Config) -> Result<(), Error> {
+pub fn run(config: &Config, report: &mut Report) -> Result<(), Error> {
+    report.is_ours(config, []);
     let unavailable = |e: Error| Error::NotAvailable(with_causes(&e));
     node::check_kernel().map_err(unavailable)?;
     check_settings()?;

@@ -26,6 +26,7 @@ pub mod record;
 mod vip;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use attachment::{LockedAttachment, attachment_name, attachment_of};
@@ -138,6 +139,13 @@ impl Registry {
     /// A VIP's endpoints as they stand, without a lock, by attachment name. Damaged ones are errors in their place.
     pub fn endpoints(&self, key: &VipKey) -> Result<Vec<(String, Result<Endpoint>)>> {
         vip::read_endpoints(&self.vip_dir(key))
+    }
+
+    /// A VIP's replicas that have their pair, by attachment name, as they stand, without a lock: one file is read, unless
+    /// somebody is changing them.
+    pub fn replicas(&self, key: &VipKey) -> Result<BTreeMap<String, Replica>> {
+        let (replicas, _) = vip::read_replicas(&self.vip_dir(key))?;
+        Ok(replicas)
     }
 
     /// One endpoint as it stands, without a lock.

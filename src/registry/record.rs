@@ -57,6 +57,20 @@ pub enum State {
     Draining,
 }
 
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Ready, Self::Draining];
+
+    /// As the files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// `endpoints/<containerID>@<ifname>.json`: a replica, and where it is (its *base information*: its address, its node's
 /// address, that node's gateway).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +145,13 @@ pub struct Pod {
     pub name: String,
     /// Its uid.
     pub uid: String,
+}
+
+impl Pod {
+    /// `<namespace>/<name>`; `None` where the runtime names it not.
+    pub fn label(&self) -> Option<String> {
+        (!self.name.is_empty()).then(|| format!("{}/{}", self.namespace, self.name))
+    }
 }
 
 /// `attachments/<containerID>@<ifname>.json`: all that DEL needs.

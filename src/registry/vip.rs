@@ -168,6 +168,17 @@ pub(super) fn read_endpoints(dir: &Path) -> Result<Vec<(String, Result<Endpoint>
     Ok(endpoints)
 }
 
+/// The replicas of a VIP's directory by attachment name, and whether the index lacks them and could have them.
+pub(super) fn read_replicas(dir: &Path) -> Result<(BTreeMap<String, Replica>, bool)> {
+    if let Ok(Some(Index { replicas, .. })) = file::read(&dir.join(INDEX)) {
+        return Ok((replicas, false));
+    }
+    let endpoints = read_endpoints(dir)?;
+    let index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
+    let replica = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Replica::of(&endpoint.ok()?)?));
+    Ok((endpoints.into_iter().filter_map(replica).collect(), index_is_due))
+}
+
 impl LockedVip {
     /// The VIP's name.
     pub fn key(&self) -> &VipKey {
@@ -189,13 +200,9 @@ impl LockedVip {
     }
 
     fn read_replicas(&mut self) -> Result<BTreeMap<String, Replica>> {
-        if let Ok(Some(Index { replicas, .. })) = file::read(&self.dir.join(INDEX)) {
-            return Ok(replicas);
-        }
-        let endpoints = read_endpoints(&self.dir)?;
-        self.index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
-        let replica = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Replica::of(&endpoint.ok()?)?));
-        Ok(endpoints.into_iter().filter_map(replica).collect())
+        let (replicas, index_is_due) = read_replicas(&self.dir)?;
+        self.index_is_due |= index_is_due;
+        Ok(replicas)
     }
 
     /// The names of all its endpoints, whatever their state.

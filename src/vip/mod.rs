@@ -11,8 +11,10 @@ pub mod owner;
 pub mod pair;
 pub mod plan;
 mod sync;
+mod timing;
 
 pub use sync::{differs, drop_vip, sync};
+pub use timing::observe_syncs;
 
 use crate::{bpf, net, registry};
 

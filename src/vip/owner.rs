@@ -285,6 +285,11 @@ pub fn counts(record: &VipRecord, host_ends: &[u32]) -> bpf::Result<Option<(bpf:
     Ok(Some((maps.counts(record.address)?, spoofed)))
 }
 
+/// The sources that were faked, by host end.
+pub fn spoofed(dir: &Path) -> bpf::Result<Vec<(u32, u64)>> {
+    Maps::open(dir)?.map_or(Ok(Vec::new()), |maps| maps.all_spoofed())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

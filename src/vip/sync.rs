@@ -10,14 +10,18 @@ use crate::registry::{LockedVip, VipRecord};
 
 use super::owner::{self, Owner};
 use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Want, WantedMember};
-use super::{Result, ids};
+use super::{Result, ids, timing};
 
 /// How often the plan is made anew when the kernel refuses it: a pod that dies in between takes its nexthop along.
 const TRIES: u32 = 4;
 
 /// Makes the kernel's tables match the registry for one VIP. Without endpoints nothing of it stays, on disk either: the
 /// lock is consumed and given back only while the VIP exists.
-pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
+pub fn sync(node: &NodeNet, vip: LockedVip) -> Result<Option<LockedVip>> {
+    timing::timed(|| bring(node, vip))
+}
+
+fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
     let Some(record) = vip.record.clone() else {
         if vip.is_unused()? {
             vip.remove()?;

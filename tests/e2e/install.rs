@@ -47,6 +47,7 @@ fn installs_everything_and_takes_it_away_again() {
         "usr/local/share/man/man8/viproutectl-completions.8",
         "usr/local/share/man/man8/viproutectl-doctor.8",
         "usr/local/share/man/man8/viproutectl-drain.8",
+        "usr/local/share/man/man8/viproutectl-events.8",
         "usr/local/share/man/man8/viproutectl-status.8",
         "usr/local/share/man/man8/viproutectl-undrain.8",
         "usr/local/share/man/man8/viproutectl-where.8",

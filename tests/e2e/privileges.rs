@@ -48,7 +48,7 @@ fn nobody_else_can_read_registry_leases_and_socket() {
     node.check(&pod, &web()).ok();
     let mut paths = tree(Path::new(&node.data()));
     paths.extend(tree(&node.dir.path().join("state")));
-    paths.push(node.socket().into());
+    paths.extend([node.socket().into(), node.metrics().into()]);
     assert!(paths.len() > 12, "{paths:?}");
     for path in paths {
         let found = fs::symlink_metadata(&path).unwrap();
@@ -266,8 +266,9 @@ fn the_units_capabilities_are_enough() {
             "allow = [\"192.0.2.0/24\"]".into()
         };
         let paths = format!(
-            "socket = {:?}\nstate_dir = {:?}\ndata_dir = {:?}\nbackend = \"dhcp\"\n{settings}\n",
+            "socket = {:?}\nmetrics = {:?}\nstate_dir = {:?}\ndata_dir = {:?}\nbackend = \"dhcp\"\n{settings}\n",
             node.socket(),
+            node.metrics(),
             node.dir.file("state"),
             node.data()
         );

@@ -115,7 +115,9 @@ fn two_hundred_attachments_over_twenty_vips() {
         // The collector ends also where a worker has failed.
         let workers: Vec<_> = working.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, Ordering::Relaxed);
-        workers.into_iter().for_each(|worker| worker.expect("a worker"));
+        for worker in workers {
+            worker.expect("a worker");
+        }
         collecting.join().expect("the collector");
     });
     eprintln!("{length:?}: {} calls, {} of them killed", calls.into_inner(), kills.into_inner());

@@ -1,5 +1,6 @@
 //! `viprouted.toml`: every key optional, every default here, everything checked before anything starts.
 
+mod observe;
 mod table;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use ipnetwork::Ipv4Network;
 
+pub use self::observe::{Form, Log, Metrics};
 use self::table::Reader;
 use super::allow::Allow;
 use crate::registry::VipKey;
@@ -88,6 +90,10 @@ pub struct Config {
     pub interface: Option<String>,
     /// Addresses settled by hand, by VIP.
     pub pins: BTreeMap<VipKey, Ipv4Addr>,
+    /// Where metrics are served.
+    pub metrics: Metrics,
+    /// What the log looks like.
+    pub log: Log,
 }
 
 /// Where addresses come from.
@@ -186,6 +192,8 @@ impl Config {
             peers: top.list("peers", "a unicast IPv4 address", unicast)?,
             interface,
             pins: pins(&mut top, &allow)?,
+            metrics: Metrics::read(&mut top)?,
+            log: Log::read(&mut top)?,
             backend,
         };
         top.finish()?;
@@ -303,11 +311,12 @@ fn quoted(value: impl std::fmt::Display) -> String {
 /// An absolute path. A socket's may have 107 bytes (`sun_path`), which is kept for all of them.
 fn path(top: &mut Reader, key: &'static str, default: &str) -> Result<PathBuf, Error> {
     let expected = "an absolute path of at most 107 bytes";
-    let read = |text: &str| {
-        let fine = text.starts_with('/') && text.len() <= 107 && !text.contains('\0');
-        fine.then(|| PathBuf::from(text))
-    };
-    Ok(top.text(key, expected, read)?.unwrap_or_else(|| default.into()))
+    Ok(top.text(key, expected, path_of)?.unwrap_or_else(|| default.into()))
+}
+
+fn path_of(text: &str) -> Option<PathBuf> {
+    let fine = text.starts_with('/') && text.len() <= 107 && !text.contains('\0');
+    fine.then(|| PathBuf::from(text))
 }
 
 fn cluster(top: &mut Reader) -> Result<String, Error> {

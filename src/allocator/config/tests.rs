@@ -1,5 +1,7 @@
 //! The file, key by key.
 
+use tracing::level_filters::LevelFilter;
+
 use super::*;
 
 fn complaint(text: &str) -> String {
@@ -17,6 +19,9 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.allow, Allow::default());
     assert_eq!(config.hold, Duration::from_secs(600));
     assert_eq!(config.announce, Announce::Arp);
+    assert_eq!(config.metrics.socket.as_deref(), Some(Path::new("/run/viproute/metrics.sock")));
+    assert_eq!(config.metrics.listen, None);
+    assert_eq!(config.log, Log { form: Form::Text, level: LevelFilter::INFO });
     assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none());
 }
 
@@ -45,6 +50,10 @@ fn everything_set() {
         hold = "0s"
         announce = "arp"
         peers = ["192.0.2.1", "192.0.2.2"]
+        metrics = ""
+        metrics_listen = "127.0.0.1:9118"
+        log = "json"
+        log_level = "debug"
         [dhcp]
         interface = "eth0"
         relay = { server = "192.0.2.9", subnet = "10.118.0.0" }
@@ -59,6 +68,8 @@ fn everything_set() {
     )
     .unwrap();
     assert_eq!(config.hold, Duration::ZERO);
+    assert_eq!(config.metrics, Metrics { socket: None, listen: Some("127.0.0.1:9118".parse().unwrap()) });
+    assert_eq!(config.log, Log { form: Form::Json, level: LevelFilter::DEBUG });
     assert_eq!(config.interface.as_deref(), Some("eth0"));
     assert_eq!(config.pins[&"shop/web".parse().unwrap()], Ipv4Addr::new(10, 118, 0, 10));
     let Backend::Pool(pool) = config.backend else { panic!("not the pool") };
@@ -95,6 +106,10 @@ fn complaints_name_key_value_and_what_was_expected() {
         ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
         ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
         ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),
+        ("metrics = \"run\"".into(), "metrics = \"run\": expected an absolute path of at most 107 bytes, or \"\""),
+        ("metrics_listen = \"9118\"".into(), "metrics_listen = \"9118\": expected an IPv4 address and a port"),
+        ("log = \"xml\"".into(), "log = \"xml\": expected \"text\" or \"json\""),
+        ("log_level = \"2\"".into(), "log_level = \"2\": expected \"error\", \"warn\""),
         ("dhcp = 3".into(), "dhcp = 3: expected a table"),
         ("[dhcp]\nrelay = { server = \"192.0.2.1\" }".into(), "dhcp.relay.subnet is missing: expected"),
         ("[dhcp]\ninterface = \"\"".into(), "dhcp.interface = \"\": expected an interface name"),

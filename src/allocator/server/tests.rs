@@ -1,6 +1,8 @@
 //! Good clients, bad clients, and the one not disturbing the other.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use super::*;
 
@@ -131,10 +133,10 @@ async fn a_dead_socket_is_replaced_a_live_one_and_other_files_are_not() {
     drop(std::os::unix::net::UnixListener::bind(place.socket()).unwrap());
     assert!(place.socket().exists());
     let server = Server::bind(&place.socket()).unwrap();
-    assert!(matches!(Server::bind(&place.socket()), Err(Error::InUse { .. })));
+    assert!(matches!(Server::bind(&place.socket()), Err(unix::Error::InUse { .. })));
     drop(server);
     fs::File::create(place.socket()).unwrap();
-    assert!(matches!(Server::bind(&place.socket()), Err(Error::NoSocket { .. })));
+    assert!(matches!(Server::bind(&place.socket()), Err(unix::Error::NoSocket { .. })));
 }
 
 #[tokio::test]

@@ -52,6 +52,10 @@ impl Client {
         Ok((Self { cluster: cluster.into(), handle }, notices))
     }
 
+    pub(super) fn counters(&self) -> dhcp::Counters {
+        self.handle.counters()
+    }
+
     pub(super) fn ask(&self, vip: &VipKey, remembered: Option<&Lease>) {
         let identity = identity::of(&self.cluster, vip);
         self.handle.acquire(vip.to_string(), identity, remembered.map(to_engine));

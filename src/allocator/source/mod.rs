@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::config::{Backend, Config};
 use super::lease::{Lease, News, Report};
+use crate::dhcp as dhcp_engine;
 use crate::registry::VipKey;
 
 pub use dhcp::{Error, report};
@@ -93,6 +94,14 @@ impl Sources {
         match &mut self.backend {
             Source::Dhcp(client) => client.stop(vip),
             Source::Pool(pool) => pool.stop(vip),
+        }
+    }
+
+    /// The DHCP engine's messages; none without one.
+    pub fn dhcp_counters(&self) -> Option<dhcp_engine::Counters> {
+        match &self.backend {
+            Source::Dhcp(client) => Some(client.counters()),
+            Source::Pool(_) => None,
         }
     }
 

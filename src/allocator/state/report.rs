@@ -25,17 +25,23 @@ impl State {
 
     /// How every VIP stands.
     pub fn status(&self) -> Vec<VipStatus> {
-        let status = |(name, vip): (&VipKey, &Vip)| {
-            let lease = vip.lease.as_ref().filter(|_| !vip.lost);
-            VipStatus {
-                vip: name.to_string(),
-                address: lease.map(|lease| lease.address).or(vip.presence.address),
-                state: station(vip),
-                expires: lease.and_then(|lease| lease.expires).map(unix),
-                error: vip.error.clone(),
-            }
-        };
-        self.vips.iter().map(status).collect()
+        self.vips.iter().map(|(name, vip)| status(name, vip)).collect()
+    }
+
+    /// How one stands.
+    pub fn status_of(&self, vip: &VipKey) -> Option<VipStatus> {
+        self.vips.get(vip).map(|found| status(vip, found))
+    }
+}
+
+fn status(name: &VipKey, vip: &Vip) -> VipStatus {
+    let lease = vip.lease.as_ref().filter(|_| !vip.lost);
+    VipStatus {
+        vip: name.to_string(),
+        address: lease.map(|lease| lease.address).or(vip.presence.address),
+        state: station(vip),
+        expires: lease.and_then(|lease| lease.expires).map(unix),
+        error: vip.error.clone(),
     }
 }
 

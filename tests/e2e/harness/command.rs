@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("pivot_root", "util-linux"),
     ("podman", "podman"),
+    ("promtool", "prometheus"),
     ("ptp", "containernetworking-plugins"),
     ("runc", "runc"),
     ("setpriv", "util-linux"),

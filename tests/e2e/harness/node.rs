@@ -72,6 +72,11 @@ impl Node {
         self.dir.file("viprouted.sock")
     }
 
+    /// The sidecar's socket for metrics.
+    pub fn metrics(&self) -> String {
+        self.dir.file("metrics.sock")
+    }
+
     pub fn stop_allocator(&self) {
         *self.stub.lock().unwrap() = None;
     }

@@ -28,7 +28,9 @@ impl Sidecar {
     pub fn start(node: &Node, settings: &str) -> Self {
         let config = node.dir.file("viprouted.toml");
         let (socket, state, data) = (node.socket(), node.dir.file("state"), node.data());
-        let text = format!("socket = {socket:?}\nstate_dir = {state:?}\ndata_dir = {data:?}\n{settings}\n");
+        let metrics = node.metrics();
+        let paths = format!("socket = {socket:?}\nstate_dir = {state:?}\ndata_dir = {data:?}\nmetrics = {metrics:?}");
+        let text = format!("{paths}\n{settings}\n");
         fs::write(&config, text).expect("write viprouted.toml");
         let mut daemon = Daemon::start("viprouted", node.ns.cmd(VIPROUTED).arg("--config").arg(&config), &node.dir);
         until("viprouted answers", Duration::from_secs(10), || {

@@ -79,7 +79,10 @@ fn answer(mut stream: &UnixStream, state: &Mutex<State>) {
 
 impl State {
     fn reply(&mut self, request: &Value) -> String {
-        self.requests.push(request.clone());
+        // Told, not asked, and at no certain moment.
+        if request.get("called").is_none() {
+            self.requests.push(request.clone());
+        }
         if request.get("status").is_some() {
             return json!({ "backend": "stub", "vips": [], "problems": [] }).to_string();
         }

@@ -1,0 +1,146 @@
+//! HTTP on a unix socket and a TCP address. One request a connection, few connections at a time: whoever dawdles or
+//! floods costs others nothing.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::allocator::{self, Inquiries, Standing};
+use super::collector::Collector;
+
+/// Connections at a time on each socket. One more takes the place of the oldest, which has had time enough.
+const MAX_CONNECTIONS: usize = 32;
+/// From a connection's beginning to its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest request line and headers, bytes.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// What answers are made of.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Reads; one answer is made at a time.
+    pub collector: Arc<Mutex<Collector>>,
+    /// The allocator.
+    pub inquiries: Inquiries,
+}
+
+impl Service {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let make = match request.uri().path() {
+            "/metrics" => metrics,
+            "/healthz" => healthz,
+            "/readyz" => readyz,
+            _ => return Ok(plain(StatusCode::NOT_FOUND, "not found: there are /metrics, /healthz and /readyz\n")),
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Ok(response);
+        }
+        let standing = allocator::ask(&self.inquiries).await;
+        let mut collector = self.collector.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(make(&mut collector, standing.as_ref()))
+    }
+}
+
+fn metrics(collector: &mut Collector, standing: Option<&Standing>) -> Response<Full<Bytes>> {
+    match collector.metrics(standing) {
+        Ok(text) => {
+            let mut response = plain(StatusCode::OK, text);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
+            response
+        }
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn healthz(collector: &mut Collector, standing: Option<&Standing>) -> Response<Full<Bytes>> {
+    verdict(&collector.ailments(standing))
+}
+
+fn readyz(collector: &mut Collector, standing: Option<&Standing>) -> Response<Full<Bytes>> {
+    verdict(&collector.obstacles(standing))
+}
+
+fn verdict(troubles: &[String]) -> Response<Full<Bytes>> {
+    if troubles.is_empty() {
+        return plain(StatusCode::OK, "ok\n");
+    }
+    plain(StatusCode::SERVICE_UNAVAILABLE, troubles.join("\n") + "\n")
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// Serves a unix socket for ever.
+pub async fn serve_unix(listener: UnixListener, service: Service) {
+    let mut places = Places::default();
+    loop {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        places.take(accepted, &service).await;
+    }
+}
+
+/// Serves a TCP address for ever.
+pub async fn serve_tcp(listener: TcpListener, service: Service) {
+    let mut places = Places::default();
+    loop {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        places.take(accepted, &service).await;
+    }
+}
+
+/// The connections of a socket, the oldest first.
+#[derive(Debug, Default)]
+struct Places(VecDeque<JoinHandle<()>>);
+
+impl Places {
+    async fn take<S>(&mut self, accepted: io::Result<S>, service: &Service)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely; some come back.
+                tracing::warn!(%error, "connection for metrics not accepted");
+                return sleep(Duration::from_millis(100)).await;
+            }
+        };
+        self.0.retain(|connection| !connection.is_finished());
+        if self.0.len() == MAX_CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        let service = service.clone();
+        self.0.push_back(tokio::spawn(async move {
+            let answer = service_fn(move |request| service.clone().answer(request));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .keep_alive(false)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), answer);
+            // How a connection ends is its client's business.
+            let _ = timeout(PATIENCE, connection).await;
+        }));
+    }
+}
