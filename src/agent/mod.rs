@@ -3,8 +3,10 @@
 //! Each part has a thread and a netlink socket of its own and knows nothing of the others. They meet in the registry,
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
+pub mod health;
 pub mod journal;
 
+pub use health::Transitions;
 pub use journal::Journal;
 
 use crate::registry::Registry;
@@ -16,13 +18,20 @@ pub struct Context {
     pub registry: Registry,
     /// Where events are told.
     pub journal: Journal,
+    /// Where changes of replicas' health are counted.
+    pub transitions: Transitions,
 }
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// No health checks.
+    #[error(transparent)]
+    Health(#[from] health::Error),
+}
 
 /// Starts all parts. They end with the process: what they were at, the next start finishes.
-pub fn start(_context: &Context) -> Result<(), Error> {
+pub fn start(context: &Context) -> Result<(), Error> {
+    health::start(context)?;
     Ok(())
 }

@@ -89,7 +89,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let serving = tokio::spawn(async move { server.run(sender).await });
         notify::ready();
         tracing::info!(socket = %config.socket.display(), backend = daemon.backend, "serving");
-        agent::start(&agent::Context { registry: daemon.registry.clone(), journal: daemon.journal.clone() })?;
+        agent::start(&daemon.context())?;
         let result = daemon.run(&mut events).await;
         // The socket's file goes with the server.
         serving.abort();
@@ -180,6 +180,11 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
 }
 
 impl Daemon {
+    fn context(&self) -> agent::Context {
+        let (registry, journal) = (self.registry.clone(), self.journal.clone());
+        agent::Context { registry, journal, transitions: agent::Transitions::default() }
+    }
+
     async fn run(&mut self, events: &mut Events) -> Result<(), Error> {
         loop {
             let due = self.due();

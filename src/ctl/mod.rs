@@ -5,10 +5,7 @@ pub mod status;
 
 use crate::registry::Endpoint;
 
-/// `<namespace>/<name>` of a replica's pod where the runtime names it, else its attachment.
+/// How a replica is called.
 fn pod_name(attachment: &str, endpoint: &Endpoint) -> String {
-    match endpoint.pod.name.as_str() {
-        "" => attachment.to_owned(),
-        pod => format!("{}/{pod}", endpoint.pod.namespace),
-    }
+    endpoint.pod_name(attachment)
 }

@@ -104,6 +104,8 @@ pub struct Replica {
     pub device: String,
     /// Whether it gets connections.
     pub state: State,
+    /// The check that decides on that, if it has one.
+    pub health: Option<String>,
     /// Its share as configured.
     pub weight: u8,
     /// Its share of the VIP's buckets, 0 to 1.
@@ -210,6 +212,7 @@ fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32])
         address: endpoint.address,
         device: endpoint.device.clone(),
         state: endpoint.state,
+        health: endpoint.health.clone(),
         weight: endpoint.weight,
         buckets: share(mine, buckets.len()),
         packets_in: packets.sent,
@@ -285,12 +288,21 @@ fn replica_cells(replica: &Replica) -> [String; 7] {
     [
         replica.pod.clone(),
         replica.address.to_string(),
-        word(&replica.state),
+        state_text(replica),
         replica.weight.to_string(),
         format!("{:.1} %", replica.buckets * 100.0),
         replica.packets_in.to_string(),
         replica.packets_out.to_string(),
     ]
+}
+
+/// With the check that a replica waits for.
+fn state_text(replica: &Replica) -> String {
+    let state = word(&replica.state);
+    match &replica.health {
+        Some(check) if replica.state == State::Pending => format!("{state} ({check})"),
+        _ => state,
+    }
 }
 
 fn lease_text(lease: Option<&Lease>, now: SystemTime) -> String {

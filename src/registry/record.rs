@@ -115,6 +115,14 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// `<namespace>/<name>` of its pod where the runtime names it, else its attachment.
+    pub fn pod_name(&self, attachment: &str) -> String {
+        match self.pod.name.as_str() {
+            "" => attachment.to_owned(),
+            pod => format!("{}/{pod}", self.pod.namespace),
+        }
+    }
+
     /// The UDP ports it serves under this VIP. What a later version may have written besides is left out.
     pub fn udp_ports(&self) -> impl Iterator<Item = u16> {
         let ports = self.ports.iter().filter_map(|text| text.parse::<Port>().ok());
