@@ -10,11 +10,13 @@ pub const NONE: &str = "none";
 
 /// What a check may be, for messages.
 pub const EXPECTED: &str = "\"none\", \"listen\", \"tcp\" or \"http:PORT/PATH\", then perhaps interval=1s (100ms to 1h), \
-    timeout=1s (10ms to the interval), rise=1 and fall=3 (1 to 100)";
+    timeout=1s (10ms to 10s, not above the interval), rise=1 and fall=3 (1 to 100)";
 
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(10);
+/// Whoever says nothing takes a place among the checks under way for so long.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unless the interval is shorter still.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// In a row.
@@ -84,7 +86,7 @@ impl FromStr for Check {
             seen.push(key);
             match key {
                 "interval" => check.interval = duration(value, SHORTEST_INTERVAL, LONGEST_INTERVAL)?,
-                "timeout" => timeout = Some(duration(value, SHORTEST_TIMEOUT, LONGEST_INTERVAL)?),
+                "timeout" => timeout = Some(duration(value, SHORTEST_TIMEOUT, LONGEST_TIMEOUT)?),
                 "rise" => check.rise = count(value)?,
                 "fall" => check.fall = count(value)?,
                 _ => return Err(BadCheck),
@@ -232,6 +234,7 @@ mod tests {
             "listen interval=-1s",
             "listen interval=1d",
             "tcp timeout=9ms",
+            "tcp timeout=11s interval=1m",
             "tcp timeout=2s",
             "tcp timeout=300ms interval=200ms",
             "tcp rise=0",
@@ -258,7 +261,7 @@ mod tests {
             ],
             interval in 100u64..3_600_000, part in 1u64..=100, rise in 1u8..=100, fall in 1u8..=100,
         ) {
-            let timeout = Duration::from_millis((interval * part / 100).max(10));
+            let timeout = Duration::from_millis((interval * part / 100).clamp(10, 10_000));
             let check = Check { probe, interval: Duration::from_millis(interval), timeout, rise, fall };
             prop_assert_eq!(check.to_string().parse(), Ok(check));
         }

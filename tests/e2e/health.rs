@@ -97,6 +97,7 @@ fn a_pod_gets_nothing_before_it_listens_and_its_share_after() {
     let storm = Storm::start(&scene.client, scene.vip(), 200);
     let late = scene.node.joined(&join);
     assert_eq!(scene.state(&late), "pending");
+    scene.node.check(&late, &join).ok();
     // Two seconds.
     let seen = storm.next(400);
     assert_eq!((seen.of(&late.name), &seen.failed[..]), (0, &[][..]), "before {} listens", late.name);
@@ -198,7 +199,7 @@ fn slow_servers_delay_nobody() {
     let scene = Scene::new();
     let silent: Vec<_> = (0..3)
         .map(|_| {
-            let pod = scene.node.joined(&web("http:8081/ interval=60s timeout=60s"));
+            let pod = scene.node.joined(&web("http:8081/ interval=60s timeout=10s"));
             (HttpServer::start(&pod, HTTP, SILENCE), pod)
         })
         .collect();

@@ -265,7 +265,7 @@ fn bad_health_checks_are_named() {
         ("http:80/a\u{e4}", "viproute.io/health is"),
         ("listen interval=10ms", "interval=1s (100ms to 1h)"),
         ("listen interval=2h", "interval=1s (100ms to 1h)"),
-        ("listen timeout=2s", "timeout=1s (10ms to the interval)"),
+        ("listen timeout=2s", "timeout=1s (10ms to 10s, not above the interval)"),
         ("listen rise=0", "rise=1 and fall=3 (1 to 100)"),
         ("listen fall=101", "rise=1 and fall=3 (1 to 100)"),
         ("listen fall=1 fall=1", "viproute.io/health is \"listen fall=1 fall=1\""),

@@ -20,8 +20,8 @@ use crate::with_causes;
 use super::sighting::Subject;
 use super::tally::Outcome;
 
-/// So many at a time; each ends with its time-out.
-const AT_A_TIME: usize = 256;
+/// So many at a time; each ends with its time-out, and of one replica there is one at most.
+const AT_A_TIME: usize = 1000;
 /// Bytes of an answer in which its status must stand.
 const MAX_HEAD: usize = 16 * 1024;
 /// Headers looked at: more of them are no harm, the status comes before.

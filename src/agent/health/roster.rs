@@ -185,7 +185,7 @@ impl Patient {
         let (vip, replica) = (&self.vip, &self.subject.pod);
         match outcome {
             Outcome::Up => {}
-            Outcome::Unknown(why) => tracing::warn!(%vip, replica, why, "not to be checked"),
+            Outcome::Unknown(why) => tracing::warn!(%vip, replica, why, "can't be checked"),
             Outcome::Down(_) | Outcome::Gone => tracing::info!(%vip, replica, why, "check failed"),
         }
     }
