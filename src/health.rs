@@ -118,7 +118,7 @@ impl FromStr for Probe {
     }
 }
 
-/// parse() would take a sign.
+/// `parse` would take a sign.
 fn digits(text: &str) -> Result<&str, BadCheck> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { Ok(text) } else { Err(BadCheck) }
 }

@@ -76,7 +76,9 @@ impl Scene {
     fn ready(&self, join: &Join, count: usize) -> Vec<(PodServer, Pod)> {
         let served = |pod| (PodServer::start(&pod), pod);
         let pods: Vec<_> = (0..count).map(|_| served(self.node.joined(join))).collect();
-        pods.iter().for_each(|(_, pod)| self.becomes(pod, "ready"));
+        for (_, pod) in &pods {
+            self.becomes(pod, "ready");
+        }
         pods
     }
 
@@ -285,7 +287,7 @@ fn many_replicas_are_ready_together_and_stay_so() {
     let rest = if many > MANY { Duration::from_secs(60) } else { Duration::from_secs(2) };
     let before = sidecar.daemon.cpu_time();
     std::thread::sleep(rest);
-    let used = sidecar.daemon.cpu_time() - before;
+    let used = sidecar.daemon.cpu_time().saturating_sub(before);
     eprintln!(
         "{many} replicas checked each second: {:.2} % of a core",
         used.as_secs_f64() / rest.as_secs_f64() * 100.0

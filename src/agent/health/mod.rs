@@ -141,9 +141,9 @@ impl Health {
     fn check_due(&mut self) {
         let now = Instant::now();
         while let Some((number, subject)) = self.roster.take(now, rand::random) {
-            match self.check(number, &subject) {
-                Some(outcome) => self.record(number, &outcome),
-                None => {} // the outcome comes
+            // Without an outcome it is still to come.
+            if let Some(outcome) = self.check(number, &subject) {
+                self.record(number, &outcome);
             }
         }
     }

@@ -33,12 +33,20 @@ struct Patient {
     tally: Tally,
     /// A check of it is under way.
     busy: bool,
-    /// A verdict on it is being carried out.
-    tried: bool,
-    /// The last verdict could not be carried out.
-    owed: bool,
+    last: Last,
     /// Why the last check failed; empty: it didn't.
     why: String,
+}
+
+/// What became of the last verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    /// It is carried out, if there was one.
+    Done,
+    /// It is being carried out.
+    UnderWay,
+    /// It could not be carried out.
+    Failed,
 }
 
 impl Roster {
@@ -127,8 +135,10 @@ impl Roster {
             Verdict::Up => patient.state != State::Ready && !patient.drained,
             Verdict::Down => patient.state == State::Ready,
         };
-        if !(changes || patient.owed) || std::mem::replace(&mut patient.tried, true) {
-            return None;
+        match patient.last {
+            Last::UnderWay => return None,
+            Last::Done if !changes => return None,
+            Last::Done | Last::Failed => patient.last = Last::UnderWay,
         }
         let Patient { vip, name, subject, why, .. } = patient;
         let (vip, name, pod, why) = (vip.clone(), name.clone(), subject.pod.clone(), why.clone());
@@ -140,8 +150,7 @@ impl Roster {
         for name in &judged.names {
             let number = self.vips.get(&judged.vip).and_then(|replicas| replicas.get(name));
             let Some(patient) = number.and_then(|number| self.patients.get_mut(number)) else { continue };
-            patient.tried = false;
-            patient.owed = judged.states.is_none();
+            patient.last = if judged.states.is_some() { Last::Done } else { Last::Failed };
             if let Some(state) = judged.states.as_ref().and_then(|states| states.get(name)) {
                 patient.state = *state;
             }
@@ -168,7 +177,7 @@ impl Patient {
     fn new((vip, name): (&VipKey, &str), subject: Subject, (state, drained): (State, bool)) -> Self {
         let tally = Tally::new(&subject.check);
         let (vip, name, subject) = (vip.clone(), name.to_owned(), Arc::new(subject));
-        Self { vip, name, subject, state, drained, tally, busy: false, tried: false, owed: false, why: String::new() }
+        Self { vip, name, subject, state, drained, tally, busy: false, last: Last::Done, why: String::new() }
     }
 
     /// Says why a check failed, once for each reason.
@@ -181,7 +190,7 @@ impl Patient {
         if why == self.why {
             return;
         }
-        self.why = why.to_owned();
+        why.clone_into(&mut self.why);
         let (vip, replica) = (&self.vip, &self.subject.pod);
         match outcome {
             Outcome::Up => {}
