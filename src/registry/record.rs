@@ -161,7 +161,7 @@ pub struct AttachmentRecord {
 }
 
 /// A network namespace, so that another one at the same path isn't taken for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Netns {
     /// Where the runtime showed it.
     pub path: PathBuf,

@@ -32,7 +32,7 @@ use super::Context;
 use judge::{Judged, Sentence};
 use listen::Tables;
 use roster::Roster;
-use sighting::{Batch, Subject};
+use sighting::{Batch, Reader, Subject};
 use tally::Outcome;
 
 pub use transitions::{Count, Transitions};
@@ -77,8 +77,8 @@ pub fn start(context: &Context) -> Result<(), Error> {
     let told = move |number, outcome| drop(tell.send(Event::Probed(number, outcome)));
     thread::Builder::new().name("probes".into()).spawn(move || probe::run(&runtime, to_probe, told))?;
 
-    let (tell, registry) = (events, context.registry.clone());
-    let read = move |changes| tell.send(Event::Read(sighting::read(&registry, changes))).is_ok();
+    let (tell, mut reader) = (events, Reader::new(context.registry.clone()));
+    let read = move |changes| tell.send(Event::Read(reader.read(changes))).is_ok();
     watch::start(context.registry.clone(), read)?;
 
     let (roster, tables, context) = (Roster::default(), Tables::default(), context.clone());
@@ -128,7 +128,7 @@ impl Health {
             Event::Read(batch) => {
                 let all = batch.all;
                 self.roster.update(batch, Instant::now(), rand::random);
-                self.tables.keep(&self.roster.subjects().map(|subject| subject.netns.path.as_path()).collect());
+                self.tables.keep(&self.roster.subjects().map(|subject| &subject.netns).collect());
                 if all {
                     self.context.transitions.keep(|vip| self.roster.has(vip));
                 }
@@ -141,26 +141,36 @@ impl Health {
     fn check_due(&mut self) {
         let now = Instant::now();
         while let Some((number, subject)) = self.roster.take(now, rand::random) {
-            // Without an outcome it is still to come.
             if let Some(outcome) = self.check(number, &subject) {
                 self.record(number, &outcome);
             }
         }
     }
 
+    /// `None`: the outcome is still to come.
     fn check(&mut self, number: u64, subject: &Arc<Subject>) -> Option<Outcome> {
+        if subject.check.probe == Probe::Listen {
+            return Some(self.look(subject));
+        }
         if !subject.netns.is_still_there() {
-            self.tables.forget(&subject.netns.path);
             return Some(self.without_netns(subject));
         }
-        match subject.check.probe {
-            Probe::Listen => Some(self.tables.check(subject)),
-            Probe::Tcp | Probe::Http { .. } => {
-                // The thread that takes orders ends with the process.
-                let _ = self.orders.send((number, subject.clone()));
-                None
-            }
+        // The thread that takes orders ends with the process.
+        let _ = self.orders.send((number, subject.clone()));
+        None
+    }
+
+    fn look(&mut self, subject: &Subject) -> Outcome {
+        let seen = self.tables.is_open(&subject.netns).then(|| self.tables.check(subject));
+        // Where somebody listens there is a namespace: one look less for those that are up, which is most.
+        if seen == Some(Outcome::Up) {
+            return Outcome::Up;
         }
+        if !subject.netns.is_still_there() {
+            self.tables.forget(&subject.netns);
+            return self.without_netns(subject);
+        }
+        seen.unwrap_or_else(|| self.tables.check(subject))
     }
 
     /// With the namespace goes its pair. While that is there, it is only its path that can't be seen from here.

@@ -1,6 +1,7 @@
 //! What the registry says of replicas that have a check.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use crate::health::Check;
@@ -45,58 +46,79 @@ pub struct Batch {
     pub unread: Vec<VipKey>,
 }
 
-/// Reads what has changed.
-pub fn read(registry: &Registry, changes: watch::Changes) -> Batch {
-    let mut batch = Batch { all: changes.all, ..Batch::default() };
-    for vip in changes.vips {
-        match replicas(registry, &vip) {
-            Ok(replicas) => drop(batch.vips.insert(vip, replicas)),
-            Err(error) => {
-                tracing::warn!(%vip, error = &error as &dyn std::error::Error, "health checks: registry not read");
-                batch.unread.push(vip);
+/// Reads the registry; a pod's namespace stands in another file, which is read once.
+#[derive(Debug)]
+pub struct Reader {
+    registry: Registry,
+    /// By attachment and host end: a name may come again, with another pair.
+    namespaces: HashMap<(String, u32), Netns>,
+}
+
+impl Reader {
+    /// Nothing is known so far.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry, namespaces: HashMap::new() }
+    }
+
+    /// Reads what has changed.
+    pub fn read(&mut self, changes: watch::Changes) -> Batch {
+        let mut batch = Batch { all: changes.all, ..Batch::default() };
+        for vip in changes.vips {
+            match self.replicas(&vip) {
+                Ok(replicas) => drop(batch.vips.insert(vip, replicas)),
+                Err(error) => {
+                    tracing::warn!(%vip, error = &error as &dyn std::error::Error, "health checks: registry not read");
+                    batch.unread.push(vip);
+                }
             }
         }
+        if batch.all && batch.unread.is_empty() {
+            let known: HashSet<&String> = batch.vips.values().flat_map(BTreeMap::keys).collect();
+            self.namespaces.retain(|(name, _), _| known.contains(name));
+        }
+        batch
     }
-    batch
-}
 
-fn replicas(registry: &Registry, vip: &VipKey) -> registry::Result<BTreeMap<String, Sighting>> {
-    let Some(record) = registry.vip_record(vip)? else { return Ok(BTreeMap::new()) };
-    let mut replicas = BTreeMap::new();
-    for (name, endpoint) in registry.endpoints(vip)? {
-        // A damaged one is told of by whoever looks at the VIP; one without its pair is an ADD's that is under way.
-        let Ok(endpoint) = endpoint else { continue };
-        if endpoint.ifindex.is_some()
-            && let Some(text) = &endpoint.health
-            && let Some(subject) = subject(registry, (&name, &endpoint), text, record.address)
-        {
-            let Endpoint { state, drained, .. } = endpoint;
-            replicas.insert(name, Sighting { subject, state, drained });
+    fn replicas(&mut self, vip: &VipKey) -> registry::Result<BTreeMap<String, Sighting>> {
+        let Some(record) = self.registry.vip_record(vip)? else { return Ok(BTreeMap::new()) };
+        let mut replicas = BTreeMap::new();
+        for (name, endpoint) in self.registry.endpoints(vip)? {
+            // A damaged one is told of by whoever looks at the VIP; one without its pair is an ADD's that is under way.
+            let Ok(endpoint) = endpoint else { continue };
+            if let (Some(text), Some(ifindex)) = (&endpoint.health, endpoint.ifindex)
+                && let Some(check) = check(&endpoint.pod_name(&name), text)
+                && let Some(netns) = self.netns((&name, ifindex))
+            {
+                let ports = endpoint.ports.iter().filter_map(|text| text.parse().ok()).collect();
+                let pod = endpoint.pod_name(&name);
+                let Endpoint { state, drained, device, .. } = endpoint;
+                let subject = Subject { address: record.address, check, ports, netns, device, pod };
+                replicas.insert(name, Sighting { subject, state, drained });
+            }
+        }
+        Ok(replicas)
+    }
+
+    /// `None`: it has just been removed, or its record is damaged.
+    fn netns(&mut self, (name, ifindex): (&str, u32)) -> Option<Netns> {
+        match self.namespaces.entry((name.to_owned(), ifindex)) {
+            Entry::Occupied(netns) => Some(netns.get().clone()),
+            Entry::Vacant(place) => match self.registry.attachment_record(&attachment_of(name)?) {
+                Ok(attachment) => attachment.map(|attachment| place.insert(attachment.netns).clone()),
+                Err(error) => {
+                    tracing::warn!(replica = name, error = &error as &dyn std::error::Error, "not checked");
+                    None
+                }
+            },
         }
     }
-    Ok(replicas)
 }
 
-/// `None`: it can't be checked, which is said.
-fn subject(
-    registry: &Registry,
-    (name, endpoint): (&str, &Endpoint),
-    check: &str,
-    address: Ipv4Addr,
-) -> Option<Subject> {
-    let pod = endpoint.pod_name(name);
-    let Ok(check) = check.parse() else {
-        tracing::warn!(replica = pod, check, "not checked: this version has no such check");
-        return None;
-    };
-    let netns = match registry.attachment_record(&attachment_of(name)?) {
-        Ok(Some(attachment)) => attachment.netns,
-        Ok(None) => return None, // just removed
-        Err(error) => {
-            tracing::warn!(replica = pod, error = &error as &dyn std::error::Error, "not checked");
-            return None;
-        }
-    };
-    let ports = endpoint.ports.iter().filter_map(|text| text.parse().ok()).collect();
-    Some(Subject { address, check, ports, netns, device: endpoint.device.clone(), pod })
+/// `None`: a later version's.
+fn check(pod: &str, text: &str) -> Option<Check> {
+    let check = text.parse().ok();
+    if check.is_none() {
+        tracing::warn!(replica = pod, check = text, "not checked: this version has no such check");
+    }
+    check
 }
