@@ -2,7 +2,7 @@
 //!
 //! Dependencies point one way: `bin` → `plugin` → `vip` → (`registry`, `net`, `bpf`); `allocator` → (`dhcp`, `agent`); `agent` → `vip`,
 //! and of the allocator it knows its configuration and its protocol; `ctl` looks at all of them.
-//! `net` and `dhcp` know nothing of VIPs; `cni` knows nothing of the kernel.
+//! `net` and `dhcp` know nothing of VIPs; `cni` knows nothing of the kernel; `health`, what can be asked for, is pure.
 
 pub mod agent;
 pub mod allocator;
@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod cni;
 pub mod ctl;
 pub mod dhcp;
+pub mod health;
 pub mod net;
 pub mod plugin;
 pub mod registry;

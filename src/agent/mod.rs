@@ -4,6 +4,7 @@
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
 pub mod calls;
+mod health;
 pub mod journal;
 pub mod log;
 pub mod metrics;
@@ -47,6 +48,9 @@ pub enum Error {
     /// Nobody sees what becomes of replicas.
     #[error("watch the registry for events")]
     Replicas(#[source] io::Error),
+    /// No health checks.
+    #[error(transparent)]
+    Health(#[from] health::Error),
 }
 
 impl Context {
@@ -67,5 +71,6 @@ pub fn start(context: &Context, metrics: &Metrics, inquiries: Inquiries) -> Resu
     let counters = context.counters.clone();
     vip::observe_syncs(move |taken| counters.synced(Syncer::Agent, taken));
     replicas::start(context).map_err(Error::Replicas)?;
+    health::start(context)?;
     Ok(Agent { _metrics: metrics::start(context, metrics, inquiries)? })
 }

@@ -53,7 +53,7 @@ fn read(registry: &Registry, vip: &VipKey, before: &Replicas) -> registry::Resul
             seen.pod.clone()
         } else {
             let endpoint = registry.endpoint(vip, &name)?;
-            endpoint.and_then(|endpoint| endpoint.pod.label()).unwrap_or_else(|| name.clone())
+            endpoint.map_or_else(|| name.clone(), |endpoint| endpoint.pod_name(&name))
         };
         replicas.insert(name, Seen { pod, state: replica.state });
     }

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::env::{Attachment, is_identifier};
 use super::version::SUPPORTED;
+use crate::health::{self, Check};
 
 /// Under this capability runtimes hand over a pod's annotations.
 pub const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -40,6 +41,8 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// Whether packets follow the socket that holds their flow.
     pub flow_owner: bool,
+    /// What pods that don't say it themselves are checked for.
+    pub health: Option<Check>,
     /// Bytes; `None`: that of the pod's own interface.
     pub mtu: Option<u32>,
     /// Whether VIPs are added to the result's `ips`.
@@ -235,6 +238,7 @@ impl Config {
             group: group(keys, flow_owner)?,
             bpf_dir: keys.path("bpfDir", "/sys/fs/bpf/viproute")?,
             flow_owner,
+            health: health(keys)?,
             mtu: mtu(keys)?,
             report_ips: keys.take("reportIPs", "true or false")?.unwrap_or(false),
             annotations: annotations(keys)?,
@@ -273,11 +277,14 @@ fn group(keys: &mut Keys, flow_owner: bool) -> Result<Group, ConfigError> {
     }
 }
 
-/// `flowOwner`; `health` stands beside it here because so far it has one value.
 fn flow_owner(keys: &mut Keys) -> Result<bool, ConfigError> {
-    keys.take_if("health", "\"none\"", |health: &String| health == "none")?;
     let owner = keys.take_if("flowOwner", "\"on\" or \"off\"", |o: &String| o == "on" || o == "off")?;
     Ok(owner.is_none_or(|owner| owner == "on"))
+}
+
+fn health(keys: &mut Keys) -> Result<Option<Check>, ConfigError> {
+    let text = keys.take_if("health", health::EXPECTED, |text: &String| health::read(text).is_ok())?;
+    Ok(text.and_then(|text| health::read(&text).ok().flatten()))
 }
 
 /// 68 is the least an IPv4 device may have (RFC 791).
@@ -329,6 +336,7 @@ mod tests {
         assert_eq!(config.allocator, PathBuf::from("/run/viproute/viprouted.sock"));
         assert_eq!(config.group, Group { buckets: 1024, idle_timer: 1, unbalanced_timer: 10 });
         assert!(config.flow_owner && !config.report_ips);
+        assert_eq!(config.health, None);
         let patient = Group { buckets: 1024, idle_timer: 30, unbalanced_timer: 0 };
         assert_eq!(parse(r#""flowOwner":"off""#).unwrap().group, patient);
         assert_eq!(parse(r#""flowOwner":"off","group":{"idleTimer":5}"#).unwrap().group.idle_timer, 5);
@@ -358,6 +366,7 @@ mod tests {
         assert_eq!(message(r#""dataDir":"here""#), r#""dataDir" is "here": expected an absolute path"#);
         assert_eq!(message(r#""group":{"buckets":0}"#), r#""group.buckets" is 0: expected a number from 1 to 65535"#);
         assert_eq!(message(r#""flowOwner":"yes""#), r#""flowOwner" is "yes": expected "on" or "off""#);
+        assert_eq!(message(r#""health":"yes""#), format!("\"health\" is \"yes\": expected {}", health::EXPECTED));
         assert_eq!(message(r#""vips":"web""#), r#""vips" is "web": expected a list of VIP names"#);
     }
 

@@ -11,8 +11,6 @@ use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet, address, link};
 use crate::registry::{self, Endpoint, Registry, State, Transport, VipKey};
 
-use super::pod_name;
-
 /// A flow to a VIP.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -125,7 +123,7 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
         None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
     };
     let (name, Endpoint { address, device, .. }) = replica;
-    let replica = Replica { pod: pod_name(name, &replica.1), address: *address, device: device.clone() };
+    let replica = Replica { pod: replica.1.pod_name(name), address: *address, device: device.clone() };
     Ok(Place { vip: vip.to_string(), address: *flow.vip.ip(), client: flow.client, replica, because })
 }
 

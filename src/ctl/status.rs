@@ -16,8 +16,6 @@ use crate::registry::{Endpoint, LockedVip, Registry, State, VipKey, VipRecord};
 use crate::vip::{self, ids};
 use crate::with_causes;
 
-use super::pod_name;
-
 /// viprouted answers from memory.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -104,6 +102,8 @@ pub struct Replica {
     pub device: String,
     /// Whether it gets connections.
     pub state: State,
+    /// The check that decides on that, if it has one.
+    pub health: Option<String>,
     /// Its share as configured.
     pub weight: u8,
     /// Its share of the VIP's buckets, 0 to 1.
@@ -206,10 +206,11 @@ fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32])
     let packets = link.map(|link| link.packets).unwrap_or_default();
     let mine = buckets.iter().filter(|id| Some(**id) == endpoint.nexthop).count();
     Ok(Replica {
-        pod: pod_name(name, endpoint),
+        pod: endpoint.pod_name(name),
         address: endpoint.address,
         device: endpoint.device.clone(),
         state: endpoint.state,
+        health: endpoint.health.clone(),
         weight: endpoint.weight,
         buckets: share(mine, buckets.len()),
         packets_in: packets.sent,
@@ -285,12 +286,21 @@ fn replica_cells(replica: &Replica) -> [String; 7] {
     [
         replica.pod.clone(),
         replica.address.to_string(),
-        word(&replica.state),
+        state_text(replica),
         replica.weight.to_string(),
         format!("{:.1} %", replica.buckets * 100.0),
         replica.packets_in.to_string(),
         replica.packets_out.to_string(),
     ]
+}
+
+/// With the check that a replica waits for.
+fn state_text(replica: &Replica) -> String {
+    let state = word(&replica.state);
+    match &replica.health {
+        Some(check) if replica.state == State::Pending => format!("{state} ({check})"),
+        _ => state,
+    }
 }
 
 fn lease_text(lease: Option<&Lease>, now: SystemTime) -> String {

@@ -85,11 +85,12 @@ impl Netns {
         Err(Error::new("open network namespace", shown(), Errno::EINVAL))
     }
 
-    /// As [`Netns::open`]; `None` where the namespace is gone: no file, or the empty file that an unmount leaves.
+    /// As [`Netns::open`]; `None` where the namespace is gone: no file, the empty file that an unmount leaves, or something
+    /// else by now (`ENXIO`: a socket, which can't be opened).
     pub fn open_if_alive(path: &Path) -> Result<Option<Self>> {
         match Self::open(path) {
             Ok(netns) => Ok(Some(netns)),
-            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => Ok(None),
+            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL | Errno::ENXIO) => Ok(None),
             Err(e) => Err(e),
         }
     }

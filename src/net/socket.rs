@@ -183,7 +183,7 @@ impl Socket {
         message: &M,
         read: impl FnMut(u16, &[u8]) -> Option<T>,
     ) -> Result<Option<T>> {
-        match self.query((op, object), NLM_F_ACK, message, read) {
+        match self.query((op, object), 0, message, read) {
             Ok((mut found, _)) => Ok(found.pop()),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
@@ -238,6 +238,11 @@ impl Socket {
                         return ControlFlow::Break(());
                     }
                     kind => found.extend(read(kind, reply.payload)),
+                }
+                // One object is one reply; an acknowledgement, not asked for, would cost as much again.
+                if flags & NLM_F_DUMP == 0 {
+                    end = Some(Ok(()));
+                    return ControlFlow::Break(());
                 }
                 ControlFlow::Continue(())
             })?;

@@ -81,6 +81,40 @@ impl Sockets {
         Ok(state.is_some_and(|state| ![TCP_LISTEN, TCP_TIME_WAIT, TCP_CLOSE].contains(&state)))
     }
 
+    /// Whether a SYN to this address and port would find a socket that takes it: the kernel's own lookup, in which sockets
+    /// bound to any address count, IPv6 ones that take IPv4 too. One that is tied to a device is not seen.
+    pub fn takes_connections(&self, local: SocketAddrV4) -> Result<bool> {
+        let mut request = request(AF_INET, IPPROTO_TCP, StateFlags::all());
+        request.socket_id = from_nobody(local);
+        Ok(self.state_of(request, local)? == Some(TCP_LISTEN))
+    }
+
+    /// The same for a datagram from anybody.
+    pub fn takes_datagrams(&self, local: SocketAddrV4) -> Result<bool> {
+        let mut request = request(AF_INET, IPPROTO_UDP, StateFlags::all());
+        let id = from_nobody(local);
+        // Source and destination change places for UDP ("for historical reasons", udp_dump_one).
+        request.socket_id = SocketId {
+            source_port: id.destination_port,
+            source_address: id.destination_address,
+            destination_port: id.source_port,
+            destination_address: id.source_address,
+            ..id
+        };
+        Ok(self.state_of(request, local)?.is_some())
+    }
+
+    /// Fails where the kernel has no diagnostics of UDP sockets: it would say of each that it isn't there.
+    pub fn check_udp(&self) -> Result<()> {
+        self.list(AF_INET, IPPROTO_UDP, StateFlags::empty()).map(drop)
+    }
+
+    fn state_of(&self, request: InetRequest, local: SocketAddrV4) -> Result<Option<u8>> {
+        self.0.get(("get socket", &local.to_string()), &Message::InetRequest(request), |_, payload| {
+            Some(InetResponseHeader::parse(payload).ok()?.state)
+        })
+    }
+
     /// The TCP connections to an address of the namespace.
     pub fn connections(&self, local: Ipv4Addr) -> Result<Vec<Connection>> {
         let all = self.list_both(IPPROTO_TCP, &connected())?;
@@ -125,6 +159,16 @@ impl Listener {
     fn of(shown: &Shown) -> Self {
         let (address, port) = shown.local;
         Self { address: (!address.is_unspecified()).then_some(address), port }
+    }
+}
+
+/// A packet's own lookup, without a sender.
+fn from_nobody(local: SocketAddrV4) -> SocketId {
+    SocketId {
+        source_port: local.port(),
+        source_address: IpAddr::V4(*local.ip()),
+        cookie: [0xff; 8], // whichever socket it is
+        ..SocketId::new_v4()
     }
 }
 

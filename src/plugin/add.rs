@@ -132,7 +132,7 @@ impl<'a> Request<'a> {
             asked_from: asked_from.filter(|_| udp_reply),
             udp_sticky: self.membership.udp_sticky,
             state: State::Pending,
-            health: None,
+            health: self.membership.health.as_ref().map(ToString::to_string),
             drained: false,
             weight: self.membership.weight,
             other: std::collections::BTreeMap::new(),
@@ -263,7 +263,8 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
         endpoint.ifindex = Some(pair.nexthop.index);
         endpoint.nexthop = Some(pair.nexthop.id);
         endpoint.netns_id = pair.netns_id;
-        endpoint.state = State::Ready;
+        // With a check the agent says when.
+        endpoint.state = if endpoint.health.is_none() { State::Ready } else { State::Pending };
         let mut vip = opened.registry.vip(key)?;
         if vip.record.as_ref().is_none_or(|record| record.address != *address) {
             return Err(Error::Renumbered(key.to_string()));

@@ -6,6 +6,7 @@ use crate::allocator::client;
 use crate::bpf;
 use crate::cni::Config;
 use crate::net::{NodeNet, sysctl};
+use crate::registry::{Registry, State};
 use crate::with_causes;
 
 use super::error::Error;
@@ -26,7 +27,25 @@ pub fn run(config: &Config, report: &mut Report) -> Result<(), Error> {
     }
     let net = NodeNet::open().map_err(|e| unavailable(e.into()))?;
     Node::find(&net, config).map_err(unavailable)?;
-    client::status(&config.allocator, TIMEOUT).map(drop).map_err(|e| Error::NotAvailable(with_causes(&e)))
+    client::status(&config.allocator, TIMEOUT).map(drop).map_err(|e| Error::NotAvailable(without_agent(config, &e)))
+}
+
+/// viprouted makes the checks too: who waits for one waits for it.
+fn without_agent(config: &Config, error: &client::Error) -> String {
+    let reason = with_causes(error);
+    match waiting(&Registry::new(&config.data_dir)) {
+        0 => reason,
+        1 => format!("{reason}; 1 replica waits for its health check"),
+        count => format!("{reason}; {count} replicas wait for their health checks"),
+    }
+}
+
+/// How many replicas' checks haven't said yet that they are ready. What can't be read isn't counted.
+fn waiting(registry: &Registry) -> usize {
+    let vips = registry.vips().unwrap_or_default();
+    let endpoints = vips.iter().flat_map(|vip| registry.endpoints(vip).unwrap_or_default());
+    let endpoints = endpoints.filter_map(|(_, endpoint)| endpoint.ok());
+    endpoints.filter(|endpoint| endpoint.health.is_some() && endpoint.state == State::Pending).count()
 }
 
 /// A setting that isn't right yet is no obstacle as long as an ADD can write it.

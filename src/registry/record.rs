@@ -129,6 +129,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// `<namespace>/<name>` of its pod where the runtime names it, else its attachment.
+    pub fn pod_name(&self, attachment: &str) -> String {
+        self.pod.label().unwrap_or_else(|| attachment.to_owned())
+    }
+
     /// The UDP ports it serves under this VIP. What a later version may have written besides is left out.
     pub fn udp_ports(&self) -> impl Iterator<Item = u16> {
         let ports = self.ports.iter().filter_map(|text| text.parse::<Port>().ok());
@@ -174,7 +179,7 @@ pub struct AttachmentRecord {
 }
 
 /// A network namespace, so that another one at the same path isn't taken for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Netns {
     /// Where the runtime showed it.
     pub path: PathBuf,

@@ -1,8 +1,10 @@
 //! Which of a VIP's replicas get new connections: what a check finds and what somebody wants by hand become the
 //! endpoint's state, and the VIP's group follows.
 
+use std::collections::BTreeMap;
+
 use crate::net::NodeNet;
-use crate::registry::{Endpoint, Registry, State, VipKey};
+use crate::registry::{Endpoint, LockedVip, Registry, State, VipKey};
 
 use super::{Result, sync};
 
@@ -15,14 +17,23 @@ pub enum Verdict {
     Down,
 }
 
-/// A replica's check has come to a verdict. Returns its former and its present state; `None`: it is gone.
+/// Checks of a VIP's replicas have come to verdicts. Returns the former and the present state of each; those that are gone
+/// are left out.
 pub fn judge(
     node: &NodeNet,
     registry: &Registry,
-    (vip, name): (&VipKey, &str),
-    verdict: Verdict,
-) -> Result<Option<(State, State)>> {
-    change(node, registry, (vip, name), |endpoint| endpoint.state = judged(endpoint, verdict))
+    vip: &VipKey,
+    verdicts: &BTreeMap<String, Verdict>,
+) -> Result<BTreeMap<String, (State, State)>> {
+    let mut states = BTreeMap::new();
+    let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(states) };
+    for (name, verdict) in verdicts {
+        let changed = change(&mut vip, name, |endpoint| endpoint.state = judged(endpoint, *verdict))?;
+        states.extend(changed.map(|changed| (name.clone(), changed)));
+    }
+    // Also where nothing changed: the kernel may have refused it last time.
+    sync(node, vip)?;
+    Ok(states)
 }
 
 /// Somebody takes a replica out by hand, or brings back one that was. Returns its former and its present state; `None`: it
@@ -33,29 +44,25 @@ pub fn drain(
     (vip, name): (&VipKey, &str),
     drained: bool,
 ) -> Result<Option<(State, State)>> {
-    change(node, registry, (vip, name), |endpoint| {
+    let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(None) };
+    let changed = change(&mut vip, name, |endpoint| {
         // Once more is no news: one that was never taken out would lose what its check has found.
         if endpoint.drained != drained {
             endpoint.drained = drained;
             endpoint.state = by_hand(endpoint);
         }
-    })
+    })?;
+    sync(node, vip)?;
+    Ok(changed)
 }
 
-fn change(
-    node: &NodeNet,
-    registry: &Registry,
-    (vip, name): (&VipKey, &str),
-    set: impl FnOnce(&mut Endpoint),
-) -> Result<Option<(State, State)>> {
-    let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(None) };
+fn change(vip: &mut LockedVip, name: &str, set: impl FnOnce(&mut Endpoint)) -> Result<Option<(State, State)>> {
     // One without its pair is an ADD's that is still under way, or was killed: it gets nothing yet, whatever anybody says.
     let Some(mut endpoint) = vip.endpoint(name)?.filter(|endpoint| endpoint.ifindex.is_some()) else { return Ok(None) };
     let former = endpoint.clone();
     set(&mut endpoint);
     if endpoint != former {
         vip.write_endpoint(name, &endpoint)?;
-        sync(node, vip)?;
     }
     Ok(Some((former.state, endpoint.state)))
 }

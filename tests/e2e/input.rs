@@ -167,7 +167,8 @@ fn a_bad_value_is_named_with_its_key() {
         ("vips", json!("web"), "vips"),
         ("reportIPs", json!("yes"), "reportIPs"),
         ("flowOwner", json!("maybe"), "flowOwner"),
-        ("health", json!("always"), "health"),
+        ("health", json!("always"), "\"health\" is \"always\": expected \"none\", \"listen\""),
+        ("health", json!(true), "\"health\" is true"),
     ];
     for (key, value, named) in cases {
         scene.refused_join(&Join::annotated("web").key(key, value), named);
@@ -250,6 +251,38 @@ fn bad_ports_are_named() {
         join.annotations = Some(json!({ "viproute.io/vip": "web", "viproute.io/ports": ports }));
         scene.refused_join(&join, "viproute.io/ports");
     }
+}
+
+#[test]
+fn bad_health_checks_are_named() {
+    let scene = Scene::new();
+    let cases = [
+        ("", "viproute.io/health is \"\""),
+        ("always", "viproute.io/health is \"always\": expected \"none\", \"listen\", \"tcp\" or \"http:PORT/PATH\""),
+        ("http:80", "viproute.io/health is \"http:80\""),
+        ("http:0/", "viproute.io/health is \"http:0/\""),
+        ("https:443/", "viproute.io/health is \"https:443/\""),
+        ("http:80/a\u{e4}", "viproute.io/health is"),
+        ("listen interval=10ms", "interval=1s (100ms to 1h)"),
+        ("listen interval=2h", "interval=1s (100ms to 1h)"),
+        ("listen timeout=2s", "timeout=1s (10ms to 10s, not above the interval)"),
+        ("listen rise=0", "rise=1 and fall=3 (1 to 100)"),
+        ("listen fall=101", "rise=1 and fall=3 (1 to 100)"),
+        ("listen fall=1 fall=1", "viproute.io/health is \"listen fall=1 fall=1\""),
+        ("listen every=1s", "viproute.io/health is \"listen every=1s\""),
+        ("none fall=1", "viproute.io/health is \"none fall=1\""),
+    ];
+    for (health, named) in cases {
+        let web = Join::annotated("web").annotation("viproute.io/ports", "80/tcp");
+        scene.refused_join(&web.annotation("viproute.io/health", health), named);
+    }
+    // A check of ports, without any.
+    let web = Join::annotated("web");
+    let of_ports = "\"listen\": expected a port for VIP default/web in viproute.io/ports";
+    scene.refused_join(&web.clone().annotation("viproute.io/health", "listen"), of_ports);
+    scene.refused_join(&web.clone().key("health", json!("listen")), of_ports);
+    let udp = web.annotation("viproute.io/ports", "53/udp").annotation("viproute.io/health", "tcp");
+    scene.refused_join(&udp, "\"tcp\": expected a TCP port for VIP default/web");
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod foreign;
 mod guard;
 mod halfopen;
 mod harness;
+mod health;
 mod input;
 mod install;
 mod kills;

@@ -2,7 +2,6 @@
 
 use crate::bpf::Programs;
 use crate::cni::env::Attachment;
-use crate::ctl::pod_name;
 use crate::net::link::Settings;
 use crate::net::{Netns, PodNet};
 use crate::registry::{AttachmentRecord, Endpoint, State, attachment_name};
@@ -56,7 +55,7 @@ fn replica(scene: &Scene<'_>, attachment: &Attachment, record: &AttachmentRecord
     let Some((_, vip, endpoint)) = joined.first() else { return Ok(Vec::new()) };
     let names = PairNames::of(attachment);
     let Some(end) = HostEnd::read(&scene.net, &names)? else {
-        let what = format!("link {} of {} is missing", names.host, pod_name(&name, endpoint));
+        let what = format!("link {} of {} is missing", names.host, endpoint.pod_name(&name));
         let why = "This replica can't be reached, nor put right.";
         let cure = advice("Delete the pod; what its runtime makes in its place joins anew.");
         return Ok(vec![Finding::error(what, why, cure)]);
@@ -71,7 +70,7 @@ fn replica(scene: &Scene<'_>, attachment: &Attachment, record: &AttachmentRecord
     let served =
         joined.iter().map(|(place, vip, endpoint)| Served { place: *place, address: vip.record.address, endpoint });
     wrong.extend(in_pod(record, &PodWant::new(&names, &attachment.ifname, served))?);
-    let of = pod_name(&name, endpoint);
+    let of = endpoint.pod_name(&name);
     let finding = |wrong: String| {
         Finding::error(format!("{of}: {wrong}"), format!("This replica is cut off. {HEALS}"), restart())
     };
@@ -111,7 +110,7 @@ fn nobody(vip: &Vip) -> Option<Finding> {
     if vip.endpoints.iter().any(|(_, endpoint)| endpoint.state == State::Ready) {
         return None;
     }
-    let pod = pod_name(attachment, endpoint);
+    let pod = endpoint.pod_name(attachment);
     let what = format!("no replica of {} gets new connections, and {pod} was taken out by hand", vip.key);
     let why = "Requests to it are refused on this node.";
     Some(Finding::warning(what, why, command(format!("viproutectl undrain {}", quoted_text(&pod)))))

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,6 +39,13 @@ impl Daemon {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a daemon's status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.split_whitespace().next().and_then(|text| text.parse::<u64>().ok()).expect("a number") * 1024
+    }
+
+    /// What it has taken of processors so far, in steps of 10 ms (`/proc/PID/stat`, fields 14 and 15).
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("a daemon's times");
+        let fields = stat.rsplit(") ").next().expect("fields after the name").split(' ').skip(11).take(2);
+        Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().expect("a number") * 10).sum())
     }
 
     pub fn signal(&self, signal: Signal) {
