@@ -8,6 +8,7 @@ pub mod address;
 pub mod error;
 pub mod filter;
 pub mod link;
+pub mod monitor;
 pub mod neighbour;
 pub mod netns;
 pub mod nexthop;
@@ -18,6 +19,7 @@ pub mod sockets;
 pub mod sysctl;
 
 pub use error::Error;
+pub use monitor::Monitor;
 pub use netns::{Netns, NodeNet, PodNet};
 pub use socket::{Request, Socket};
 

@@ -3,8 +3,9 @@
 use crate::cni::{Call, Config};
 use crate::net::NodeNet;
 use crate::registry::{Boot, Registry};
+use crate::vip::sweep;
 
-use super::detach::{self, Detach};
+use super::detach::Detach;
 use super::error::Error;
 
 /// Detaches the pod; one that was never attached is detached already.
@@ -16,7 +17,7 @@ pub fn run(call: &Call, config: &Config) -> Result<(), Error> {
         return Ok(());
     }
     if registry.begin()? == Boot::Discarded {
-        return detach::sweep(&NodeNet::open()?, &registry, &config.bpf_dir);
+        return Ok(sweep::everything(&NodeNet::open()?, &registry, &config.bpf_dir)?);
     }
     let Some(locked) = registry.attachment(attachment)? else { return Ok(()) };
     let net = NodeNet::open()?;

@@ -16,7 +16,6 @@ use crate::cni::config::version_of;
 use crate::cni::version::{NEWEST, SUPPORTED, Versions};
 use crate::cni::{self, Call, Command, Config};
 
-pub use detach::sweep;
 pub use error::Error;
 pub use node::Node;
 

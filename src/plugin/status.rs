@@ -6,10 +6,11 @@ use crate::allocator::client;
 use crate::bpf;
 use crate::cni::Config;
 use crate::net::{NodeNet, sysctl};
+use crate::vip::settings::SETTINGS;
 use crate::with_causes;
 
 use super::error::Error;
-use super::node::{self, Node, SETTINGS};
+use super::node::{self, Node};
 
 /// viprouted answers this from memory.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -26,11 +26,13 @@ pub mod record;
 mod vip;
 pub mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use attachment::{LockedAttachment, attachment_name, attachment_of};
-pub use boot::Boot;
+pub use boot::{Boot, SlotsHeld};
 pub use key::{BadKey, VipKey};
+pub use lock::Attempt;
 pub use port::{BadPort, Port, Transport};
 pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};
 pub use vip::{LockedVip, Replica};
@@ -138,6 +140,16 @@ impl Registry {
     /// A VIP's endpoints as they stand, without a lock, by attachment name. Damaged ones are errors in their place.
     pub fn endpoints(&self, key: &VipKey) -> Result<Vec<(String, Result<Endpoint>)>> {
         vip::read_endpoints(&self.vip_dir(key))
+    }
+
+    /// The names of a VIP's endpoints as they stand, without a lock, whatever their state.
+    pub fn endpoint_names(&self, key: &VipKey) -> Result<Vec<String>> {
+        vip::endpoint_names(&self.vip_dir(key))
+    }
+
+    /// A VIP's endpoints that have their pair, in short, as they stand, without a lock.
+    pub fn replicas(&self, key: &VipKey) -> Result<BTreeMap<String, Replica>> {
+        vip::read_replicas(&self.vip_dir(key)).map(|(replicas, _)| replicas)
     }
 
     /// One endpoint as it stands, without a lock.
