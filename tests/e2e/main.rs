@@ -25,6 +25,7 @@ mod foreign;
 mod guard;
 mod halfopen;
 mod harness;
+mod heal;
 mod input;
 mod install;
 mod kills;
