@@ -9,6 +9,7 @@ pub mod journal;
 pub mod log;
 pub mod metrics;
 pub mod parts;
+mod reconcile;
 mod replicas;
 
 use std::io;
@@ -18,6 +19,7 @@ pub use metrics::{Counters, Inquiries, Standing};
 pub use parts::Parts;
 
 use crate::allocator::config::Metrics;
+use crate::net;
 use crate::net::unix::SocketFile;
 use crate::registry::Registry;
 use crate::vip;
@@ -51,6 +53,17 @@ pub enum Error {
     /// No health checks.
     #[error(transparent)]
     Health(#[from] health::Error),
+    /// Nothing to work with in the kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// No thread, no watch.
+    #[error("{op}")]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 impl Context {
@@ -72,5 +85,6 @@ pub fn start(context: &Context, metrics: &Metrics, inquiries: Inquiries) -> Resu
     vip::observe_syncs(move |taken| counters.synced(Syncer::Agent, taken));
     replicas::start(context).map_err(Error::Replicas)?;
     health::start(context)?;
+    reconcile::start(context)?;
     Ok(Agent { _metrics: metrics::start(context, metrics, inquiries)? })
 }

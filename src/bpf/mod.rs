@@ -24,6 +24,8 @@ pub use maps::{Attached, CROWDED, Counts, GUARDED, MEMBERS, Maps, Member, PORTS,
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
 /// Which build's programs these are.
 const VERSION: &str = env!("VIPROUTE_OWNER_VERSION");
+/// In its place while a program isn't on every host end yet.
+const NEW: &str = "new";
 /// The programs, as in the object.
 const OWNER: &str = "owner";
 const GUARD: &str = "guard";
@@ -191,6 +193,20 @@ impl Programs {
         Ok(Some(Self { owner, guard }))
     }
 
+    /// The programs of another build, if those are what is pinned.
+    pub fn open_others(dir: &Path) -> Result<Option<Self>> {
+        let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let version = |name: &String| Some(name.strip_prefix(OWNER)?.strip_prefix('_')?.to_owned());
+        for version in names.filter_map(|name| version(&name)).filter(|found| found != NEW && found != VERSION) {
+            let pin = |program| Program::open(&dir.join(format!("{program}_{version}")));
+            if let (Some(owner), Some(guard)) = (pin(OWNER)?, pin(GUARD)?) {
+                return Ok(Some(Self { owner, guard }));
+            }
+        }
+        Ok(None)
+    }
+
     /// Loads the programs, with the maps that are pinned or with new ones, which are pinned. ADDs don't use them yet.
     pub fn load(dir: &PinDir) -> Result<Self> {
         let dir = &dir.path;
@@ -229,7 +245,12 @@ fn pin_of(dir: &Path, program: &str) -> PathBuf {
 
 /// Where a program is until every host end has it.
 fn new_pin_of(dir: &Path, program: &str) -> PathBuf {
-    dir.join(format!("{program}_new"))
+    dir.join(format!("{program}_{NEW}"))
+}
+
+/// Whether all of this build's maps are pinned.
+pub fn has_maps(dir: &Path) -> bool {
+    maps::NAMES.iter().all(|name| dir.join(name).exists())
 }
 
 /// The pins' directory, locked: one at a time loads programs.

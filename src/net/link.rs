@@ -1,6 +1,6 @@
 //! Network devices (`ip link`).
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, Parseable};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
@@ -134,6 +134,12 @@ pub fn del(name: &str) -> Request {
     Request::new("delete link", name.to_owned(), 0, &Message::DelLink(message)).absent_is_ok()
 }
 
+/// `ip link del` by index: a name may be another device's by now, an index is never used again.
+pub fn del_index(index: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).build();
+    Request::new("delete link", format!("link {index}"), 0, &Message::DelLink(message)).absent_is_ok()
+}
+
 /// The device of that name, if there is one.
 pub fn by_name(socket: &Socket, name: &str) -> Result<Option<Link>> {
     get(socket, name, LinkUnspec::new_with_name(name).build())
@@ -146,6 +152,37 @@ pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 
 fn get(socket: &Socket, object: &str, message: LinkMessage) -> Result<Option<Link>> {
     socket.get(("get link", object), &Message::GetLink(message), |_, payload| decode(payload))
+}
+
+/// The settings of the device of that name in another namespace, by the id that namespace has here; without entering it.
+/// Made to be asked often: nothing else of the answer is read.
+pub fn settings_in(socket: &Socket, netns: u32, name: &str) -> Result<Option<Settings>> {
+    let mut message = LinkUnspec::new_with_name(name).build();
+    message.attributes.push(LinkAttribute::IfNetnsId(netns.cast_signed()));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    socket.get(("get link", name), &Message::GetLink(message), |_, payload| decode_settings(payload))
+}
+
+/// `IFLA_AF_SPEC`, in it `AF_INET`, in it `IFLA_INET_CONF`: an array by the numbers of [`Setting`], from 1.
+fn decode_settings(payload: &[u8]) -> Option<Settings> {
+    const HEADER: usize = 16; // struct ifinfomsg
+    const PATH: [u16; 3] = [26, 2, 1];
+    let mut found = payload.get(HEADER..)?;
+    for kind in PATH {
+        let nla = NlasIterator::new(found).map_while(std::result::Result::ok).find(|nla| nla.kind() == kind)?;
+        let length = usize::from(nla.length());
+        found = nla.into_inner().get(4..length)?;
+    }
+    let value = |setting: Setting| {
+        let bytes = found.get(4 * (setting as usize - 1)..)?.first_chunk()?;
+        Some(i32::from_ne_bytes(*bytes))
+    };
+    Some(Settings {
+        forwarding: value(Setting::Forwarding)?,
+        rp_filter: value(Setting::RpFilter)?,
+        arp_ignore: value(Setting::ArpIgnore)?,
+        arp_announce: value(Setting::ArpAnnounce)?,
+    })
 }
 
 /// All devices of the namespace.

@@ -9,6 +9,7 @@ pub mod departures;
 pub mod error;
 pub mod filter;
 pub mod link;
+pub mod monitor;
 pub mod neighbour;
 pub mod netns;
 pub mod nexthop;
@@ -20,6 +21,7 @@ pub mod sysctl;
 pub mod unix;
 
 pub use error::Error;
+pub use monitor::Monitor;
 pub use netns::{Netns, NodeNet, PodNet};
 pub use socket::{Request, Socket};
 

@@ -78,11 +78,11 @@ pub struct Socket {
 }
 
 /// A reply's type and payload.
-struct Reply<'a> {
-    kind: u16,
+pub(super) struct Reply<'a> {
+    pub(super) kind: u16,
     flags: u16,
     sequence: u32,
-    payload: &'a [u8],
+    pub(super) payload: &'a [u8],
 }
 
 impl Socket {
@@ -300,7 +300,7 @@ fn write_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payl
 }
 
 /// Splits a datagram into its messages; a message that claims more than there is ends it.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     std::iter::from_fn(move || {
         let header: &[u8; HEADER_LEN] = bytes.first_chunk()?;
         let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
@@ -347,6 +347,7 @@ pub fn read_anything(datagram: &[u8]) -> usize {
         let payload = reply.payload;
         let readers = [
             refusal("read", "anything", &reply).is_some(),
+            super::monitor::decode(reply.kind, payload).is_some(),
             super::address::decode(payload).is_some(),
             super::link::decode(payload).is_some(),
             super::neighbour::decode(payload).is_some(),

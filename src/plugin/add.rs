@@ -24,10 +24,10 @@ use crate::registry::{
 };
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
 use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant, Served};
-use crate::vip::{owner, sync};
+use crate::vip::{owner, settings, sweep, sync};
 use crate::with_causes;
 
-use super::detach::{self, Detach};
+use super::detach::Detach;
 use super::error::Error;
 use super::membership::{self, Membership};
 use super::node::{self, Node};
@@ -98,6 +98,7 @@ impl<'a> Request<'a> {
             vips: self.membership.vips.iter().map(ToString::to_string).collect(),
             netns: registry::Netns { path, device, inode },
             former: self.before.former(),
+            mtu: self.config.mtu,
             other: std::collections::BTreeMap::new(),
         })
     }
@@ -191,7 +192,7 @@ impl Opened {
         let node = Node::find(&net, config)?;
         let registry = Registry::new(&config.data_dir);
         if registry.begin()? == Boot::Discarded {
-            detach::sweep(&net, &registry, &config.bpf_dir)?;
+            sweep::everything(&net, &registry, &config.bpf_dir)?;
         }
         let programs = config.flow_owner.then(|| owner::ensure(&net, &registry, &config.bpf_dir)).transpose()?;
         Ok(Self { net, node, registry, programs: programs.map(Rc::new) })
@@ -250,7 +251,7 @@ impl Drop for Undo<'_> {
 }
 
 fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
-    node::configure()?;
+    settings::configure()?;
     let name = attachment_name(request.attachment);
     let mut endpoints = request.endpoints(opened)?;
     let mut addresses = Vec::new();

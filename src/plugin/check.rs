@@ -7,15 +7,15 @@ use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::cni::{Call, Config, PrevResult};
 use crate::net::nexthop::Object;
-use crate::net::{Netns, NodeNet, PodNet, link, nexthop, sysctl};
-use crate::registry::{AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
-use crate::vip::differs;
-use crate::vip::ids::{POD_DEVICE, PairNames};
-use crate::vip::pair::{HostEnd, PodEnd, PodWant, Served, wrong_mac};
+use crate::net::{Netns, NodeNet, PodNet, link, nexthop};
+use crate::registry::{AttachmentRecord, Endpoint, Registry, attachment_name};
+use crate::vip::ids::POD_DEVICE;
+use crate::vip::joined::Joined;
+use crate::vip::pair::{HostEnd, PodEnd, wrong_mac};
+use crate::vip::{differs, settings};
 
 use super::error::Error;
 use super::membership;
-use super::node::SETTINGS;
 use super::report::Report;
 
 /// Verifies the attachment.
@@ -32,13 +32,13 @@ pub fn run(call: &Call, config: &Config, report: &mut Report) -> Result<(), Erro
     let record = locked.record.as_ref().map_err(|e| Error::CheckFailed(e.to_string()))?;
     let net = NodeNet::open()?;
     check_settings()?;
-    let vips = check_registry(&registry, attachment, record)?;
-    let Some(first) = vips.first() else { return Ok(()) };
-    check_host_end(&net, attachment, first)?;
+    let joined = check_registry(&registry, attachment, record)?;
+    let Some(first) = joined.vips.first() else { return Ok(()) };
+    check_host_end(&net, &joined, &first.endpoint)?;
     let alive = Netns::open_if_alive(netns)?;
     let pod = alive.ok_or_else(|| Error::CheckFailed(format!("network namespace {} is gone", netns.display())))?;
     let pod = PodNet::open(pod)?;
-    check_pod(&pod, attachment, &vips)?;
+    check_pod(&pod, &joined)?;
     check_prev_result(&net, &pod, config)?;
     check_routes(&net, &registry, record)
 }
@@ -48,44 +48,29 @@ fn failed<T>(finding: impl Into<String>) -> Result<T, Error> {
 }
 
 fn check_settings() -> Result<(), Error> {
-    for (name, value) in SETTINGS {
-        let have = sysctl::get(name)?;
-        if have != value {
-            return failed(format!("sysctl {name} is {have}, not {value}"));
-        }
-    }
-    Ok(())
+    settings::finding()?.map_or(Ok(()), failed)
 }
 
 /// The records of the VIPs joined, and of this endpoint in each.
-fn check_registry(
-    registry: &Registry,
-    attachment: &Attachment,
-    record: &AttachmentRecord,
-) -> Result<Vec<(VipRecord, Endpoint)>, Error> {
+fn check_registry(registry: &Registry, attachment: &Attachment, record: &AttachmentRecord) -> Result<Joined, Error> {
     let name = attachment_name(attachment);
-    let mut vips = Vec::new();
     for key in record.keys() {
         let gone = || Error::CheckFailed(format!("VIP {key} has no record of {name}"));
         let vip = registry.vip_if_present(&key)?.ok_or_else(gone)?;
         if let Some(damage) = vip.damage()?.first() {
             return failed(damage.to_string());
         }
-        let endpoint = vip.endpoint(&name)?.ok_or_else(gone)?;
-        let Some(vip) = vip.record.clone() else { return failed(format!("VIP {key} has no record")) };
-        vips.push((vip, endpoint));
+        vip.endpoint(&name)?.ok_or_else(gone)?;
+        if vip.record.is_none() {
+            return failed(format!("VIP {key} has no record"));
+        }
     }
-    Ok(vips)
+    Ok(Joined::read(registry, attachment, record)?)
 }
 
-fn check_host_end(
-    net: &NodeNet,
-    attachment: &Attachment,
-    (vip, endpoint): &(VipRecord, Endpoint),
-) -> Result<(), Error> {
-    let flow_owner = vip.flow_owner.as_deref();
-    let names = PairNames::of(attachment);
-    let Some(end) = HostEnd::read(net, &names)? else {
+fn check_host_end(net: &NodeNet, joined: &Joined, endpoint: &Endpoint) -> Result<(), Error> {
+    let names = &joined.names;
+    let Some(end) = HostEnd::read(net, names)? else {
         return failed(format!("link {} is missing", names.host));
     };
     if endpoint.ifindex != Some(end.link.index) {
@@ -94,10 +79,10 @@ fn check_host_end(
     if let Some(finding) = wrong_mac(&names.host, end.link.mac, names.host_mac) {
         return failed(finding);
     }
-    if let Some(fix) = end.fixes(&names, endpoint.address).first() {
+    if let Some(fix) = end.fixes(names, endpoint.address).first() {
         return failed(&fix.finding);
     }
-    check_filters(&end, flow_owner)?;
+    check_filters(&end, joined.flow_owner())?;
     let wanted = end.nexthop(endpoint.address)?;
     match nexthop::get(net, wanted.id)? {
         Some(Object::Single(found)) if wanted == found => Ok(()),
@@ -116,18 +101,14 @@ fn check_filters(end: &HostEnd, flow_owner: Option<&Path>) -> Result<(), Error> 
     }
 }
 
-fn check_pod(pod: &PodNet, attachment: &Attachment, vips: &[(VipRecord, Endpoint)]) -> Result<(), Error> {
-    let names = PairNames::of(attachment);
-    let Some(end) = PodEnd::read(pod, &attachment.ifname)? else {
-        return failed(format!("link {POD_DEVICE} or {} is missing in the pod", attachment.ifname));
+fn check_pod(pod: &PodNet, joined: &Joined) -> Result<(), Error> {
+    let Some(end) = PodEnd::read(pod, joined.ifname())? else {
+        return failed(format!("link {POD_DEVICE} or {} is missing in the pod", joined.ifname()));
     };
-    if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), names.pod_mac) {
+    if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), joined.names.pod_mac) {
         return failed(finding);
     }
-    let served =
-        vips.iter().enumerate().map(|(place, (vip, endpoint))| Served { place, address: vip.address, endpoint });
-    let want = PodWant::new(&names, &attachment.ifname, served);
-    match end.fixes(&want).first() {
+    match end.fixes(&joined.pod_want()).first() {
         Some(fix) => failed(format!("in the pod: {}", fix.finding)),
         None => Ok(()),
     }

@@ -3,8 +3,9 @@
 use crate::cni::{Call, Config};
 use crate::net::NodeNet;
 use crate::registry::{AttachmentRecord, Boot, Registry};
+use crate::vip::sweep;
 
-use super::detach::{self, Detach};
+use super::detach::Detach;
 use super::error::Error;
 use super::report::Report;
 
@@ -18,7 +19,7 @@ pub fn run(call: &Call, config: &Config, report: &mut Report) -> Result<(), Erro
     }
     if registry.begin()? == Boot::Discarded {
         report.is_ours(config, []);
-        return detach::sweep(&NodeNet::open()?, &registry, &config.bpf_dir);
+        return Ok(sweep::everything(&NodeNet::open()?, &registry, &config.bpf_dir)?);
     }
     let Some(locked) = registry.attachment(attachment)? else { return Ok(()) };
     report.is_ours(config, locked.record.iter().flat_map(AttachmentRecord::keys));

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use crate::allocator::client;
 use crate::cni::env::Attachment;
-use crate::net::nexthop::Object;
-use crate::net::route::{self, Filter, Kind};
-use crate::net::{self, Netns, NodeNet, PROTOCOL, PodNet, Request, link, nexthop};
+use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::record::Former;
 use crate::registry::{LockedAttachment, Registry, VipKey, attachment_name};
-use crate::vip::ids::{self, PairNames};
-use crate::vip::{owner, pair, sync};
+use crate::vip::ids::PairNames;
+use crate::vip::{pair, sync};
 
 use super::error::Error;
 
@@ -97,92 +95,4 @@ impl Detach<'_> {
         }
         Ok(pair::leave(&PodNet::open(netns)?, &PairNames::of(attachment), &attachment.ifname, former)?)
     }
-}
-
-/// Removes what no record explains: endpoints without attachment, VIPs without endpoints, and kernel objects of
-/// protocol 118, or named by us, that belong to nobody. Then brings every VIP in order.
-pub fn sweep(net: &NodeNet, registry: &Registry, bpf_dir: &Path) -> Result<(), Error> {
-    // The kernel is read first: who adds an object has recorded it before, so what is unexplained afterwards is stale.
-    let seen = Seen::read(net)?;
-    let mut errors = Vec::new();
-    registry.sweep_removed_vips().unwrap_or_else(|e| errors.push(e.into()));
-    for key in registry.vips()? {
-        errors.extend(sweep_vip(net, registry, &key).err());
-    }
-    errors.extend(owner::sweep(net, registry, bpf_dir).err().map(Error::from));
-    let requests = seen.unexplained(registry)?;
-    errors.extend(net.apply(&requests).err().map(Error::from));
-    Error::several(errors)
-}
-
-fn sweep_vip(net: &NodeNet, registry: &Registry, key: &VipKey) -> Result<(), Error> {
-    let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(()) };
-    vip.remove_temporaries()?;
-    // Looked at under the VIP's lock: an ADD records its attachment before its endpoint.
-    for name in vip.names()?.into_iter().filter(|name| !registry.is_attached(name)) {
-        vip.remove_endpoint(&name)?;
-    }
-    match sync(net, vip)? {
-        Some(vip) => Error::several(vip.damage()?.into_iter().map(Error::from).collect()),
-        None => Ok(()),
-    }
-}
-
-/// Our objects as the kernel had them.
-struct Seen {
-    links: Vec<link::Link>,
-    nexthops: Vec<Object>,
-    routes: Vec<route::Route>,
-}
-
-impl Seen {
-    fn read(net: &NodeNet) -> net::Result<Self> {
-        let mut links = link::list(net)?;
-        links.retain(|l| is_host_end(&l.name));
-        let mut nexthops = nexthop::list(net)?;
-        nexthops.retain(|n| ids::is_ours(n.id()));
-        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
-        Ok(Self { links, nexthops, routes: route::list(net, filter)? })
-    }
-
-    /// Requests that remove what the registry doesn't explain: routes before groups, groups before their members.
-    fn unexplained(&self, registry: &Registry) -> Result<Vec<Request>, Error> {
-        let names: Vec<String> = registry.attachments()?.iter().map(|a| PairNames::of(a).host).collect();
-        let known_links = || self.links.iter().filter(|l| names.contains(&l.name));
-        let mut ids: Vec<u32> = known_links().filter_map(|l| ids::nexthop(l.index)).collect();
-        let mut addresses = Vec::new();
-        let mut some_are_unknown = false;
-        for key in registry.vips()? {
-            match registry.vip_record(&key) {
-                Ok(Some(record)) => {
-                    ids.push(ids::group(record.slot));
-                    addresses.push(record.address);
-                }
-                Ok(None) => {}
-                // Its error was reported with its VIP. It may be what explains the rest.
-                Err(_) => some_are_unknown = true,
-            }
-        }
-        let mut requests = Vec::new();
-        let is_known = |address| some_are_unknown || addresses.contains(&address);
-        for route in self.routes.iter().filter(|r| r.prefix.prefix() == 32 && !is_known(r.prefix.ip())) {
-            requests.push(match route.kind {
-                Kind::Unreachable => route::del_unreachable(route.prefix.ip(), route.metric),
-                _ => route::del_nexthop(route.prefix.ip()),
-            });
-        }
-        let is_known =
-            |object: &Object| ids.contains(&object.id()) || (some_are_unknown && !matches!(object, Object::Single(_)));
-        let mut stale: Vec<&Object> = self.nexthops.iter().filter(|object| !is_known(object)).collect();
-        stale.sort_by_key(|object| matches!(object, Object::Single(_)));
-        requests.extend(stale.iter().map(|object| nexthop::del(object.id())));
-        requests.extend(self.links.iter().filter(|l| !names.contains(&l.name)).map(|l| link::del(&l.name)));
-        Ok(requests)
-    }
-}
-
-/// `vip` and 11 hex digits.
-fn is_host_end(name: &str) -> bool {
-    name.strip_prefix(ids::HOST_DEVICE_PREFIX)
-        .is_some_and(|rest| rest.len() == 11 && rest.chars().all(|c| c.is_ascii_hexdigit()))
 }

@@ -110,6 +110,7 @@ impl From<vip::Error> for Error {
             vip::Error::Net(e) => Self::Net(e),
             vip::Error::Bpf(e) => Self::Bpf(e),
             vip::Error::Registry(e) => Self::Registry(e),
+            vip::Error::Several { first, others } => Self::Several { first: Box::new(Self::from(*first)), others },
         }
     }
 }

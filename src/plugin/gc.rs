@@ -5,8 +5,9 @@ use crate::cni::config::ConfigError;
 use crate::cni::env::Attachment;
 use crate::net::NodeNet;
 use crate::registry::{self, LockedAttachment, Registry, attachment_name};
+use crate::vip::sweep;
 
-use super::detach::{self, Detach};
+use super::detach::Detach;
 use super::error::Error;
 use super::report::Report;
 
@@ -42,7 +43,7 @@ pub fn run(config: &Config, report: &mut Report) -> Result<(), Error> {
             Err(e) => errors.push(e.into()),
         }
     }
-    errors.extend(detach::sweep(&net, &registry, &config.bpf_dir).err());
+    errors.extend(sweep::everything(&net, &registry, &config.bpf_dir).err().map(Error::from));
     Error::several(errors)
 }
 

@@ -17,9 +17,8 @@ use crate::cni::config::version_of;
 use crate::cni::version::{NEWEST, SUPPORTED, Versions};
 use crate::cni::{self, Call, Command, Config};
 
-pub use detach::sweep;
 pub use error::Error;
-pub use node::{Node, SETTINGS, check_kernel};
+pub use node::{Node, check_kernel};
 use report::Report;
 
 /// What goes to stdout, and whether the call succeeded.

@@ -5,21 +5,13 @@ use std::net::Ipv4Addr;
 use nix::sys::utsname;
 
 use crate::cni::Config;
-use crate::net::{NodeNet, address, route, sysctl};
+use crate::net::{NodeNet, address, route};
 use crate::vip::ids::HOST_ADDRESS;
 
 use super::error::Error;
 
 /// Resilient groups and hash policy 3 came with it.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
-
-/// What the node must be set to. Hash policy 3 with these fields (addresses, protocol, ports) computes a flow's hash
-/// from the packet itself; with policy 1 the kernel may take the sender's, which TCP changes after a time-out.
-pub const SETTINGS: [(&str, i64); 3] = [
-    ("net.ipv4.fib_multipath_hash_policy", 3),
-    ("net.ipv4.fib_multipath_hash_fields", 0x37),
-    ("net.ipv4.ip_forward", 1),
-];
 
 /// Where a replica is: with the pod's own address, a VIP's *base information*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +59,6 @@ fn is_recent(release: &str) -> bool {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST_KERNEL,
         _ => true,
     }
-}
-
-/// Sets the node up for VIPs.
-pub fn configure() -> Result<(), Error> {
-    for (name, value) in SETTINGS {
-        sysctl::ensure(name, value)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use crate::bpf;
 use crate::cni::Config;
 use crate::net::{NodeNet, sysctl};
 use crate::registry::{Registry, State};
+use crate::vip::settings::SETTINGS;
 use crate::with_causes;
 
 use super::error::Error;
-use super::node::{self, Node, SETTINGS};
+use super::node::{self, Node};
 use super::report::Report;
 
 /// viprouted answers this from memory.

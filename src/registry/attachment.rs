@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::cni::env::Attachment;
 
-use super::lock::{Lock, Missing};
+use super::lock::{Attempt, Lock, Missing};
 use super::record::AttachmentRecord;
 use super::{Error, Registry, Result, file};
 
@@ -56,6 +56,23 @@ impl Registry {
             Err(e) => return Err(e),
         };
         Ok(Some(LockedAttachment { _lock: lock, path, record }))
+    }
+
+    /// The same without waiting: an ADD may hold the lock for seconds.
+    pub fn try_attachment(&self, attachment: &Attachment) -> Result<Attempt<LockedAttachment>> {
+        let path = self.attachment_path(attachment);
+        let lock = match Lock::attempt(&path)? {
+            Attempt::Taken(lock) => lock,
+            Attempt::Busy => return Ok(Attempt::Busy),
+            Attempt::Absent => return Ok(Attempt::Absent),
+        };
+        let record = match file::read(&path) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => return Ok(Attempt::Absent),
+            Err(e) if e.is_damage() => Err(e),
+            Err(e) => return Err(e),
+        };
+        Ok(Attempt::Taken(LockedAttachment { _lock: lock, path, record }))
     }
 
     /// The attachments recorded. A file that no attachment could have made is left alone.

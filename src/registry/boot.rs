@@ -45,7 +45,18 @@ pub enum Boot {
     Discarded,
 }
 
+/// While this is held nobody gets a slot, so no VIP is made that isn't there yet.
+#[derive(Debug)]
+pub struct SlotsHeld {
+    _lock: Lock,
+}
+
 impl Registry {
+    /// Waits for whoever is making a VIP, and keeps others from it. No other lock may be taken meanwhile.
+    pub fn hold_slots(&self) -> Result<SlotsHeld> {
+        Ok(SlotsHeld { _lock: self.lock()? })
+    }
+
     /// Must come first: makes the directories, and discards the state of another boot.
     pub fn begin(&self) -> Result<Boot> {
         let boot = current_boot()?;

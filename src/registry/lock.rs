@@ -1,6 +1,6 @@
 //! Locks by flock(2): released by the kernel when their holder dies.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,36 @@ pub enum Missing {
     GiveUp,
 }
 
+/// A lock that isn't waited for.
+#[derive(Debug)]
+pub enum Attempt<T> {
+    /// It was free.
+    Taken(T),
+    /// Somebody holds it.
+    Busy,
+    /// The file doesn't exist.
+    Absent,
+}
+
 impl Lock {
+    /// Takes the lock of `path` if nobody holds it.
+    pub fn attempt(path: &Path) -> Result<Attempt<Self>> {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+        let file = match options.open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Attempt::Absent),
+            Err(e) => return Err(Error::io("open", path)(e)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Attempt::Busy),
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
+        }
+        let lock = Self { file };
+        Ok(if lock.is_still_at(path) { Attempt::Taken(lock) } else { Attempt::Absent })
+    }
+
     /// Waits for the lock of `path`. `None`: the file (or its directory) doesn't exist, now or since the wait.
     pub fn take(path: &Path, missing: Missing) -> Result<Option<Self>> {
         let mut options = File::options();

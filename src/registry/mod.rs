@@ -30,8 +30,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use attachment::{LockedAttachment, attachment_name, attachment_of};
-pub use boot::Boot;
+pub use boot::{Boot, SlotsHeld};
 pub use key::{BadKey, VipKey};
+pub use lock::Attempt;
 pub use port::{BadPort, Port, Transport};
 pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};
 pub use vip::{LockedVip, Replica};
@@ -139,6 +140,11 @@ impl Registry {
     /// A VIP's endpoints as they stand, without a lock, by attachment name. Damaged ones are errors in their place.
     pub fn endpoints(&self, key: &VipKey) -> Result<Vec<(String, Result<Endpoint>)>> {
         vip::read_endpoints(&self.vip_dir(key))
+    }
+
+    /// The names of a VIP's endpoints as they stand, without a lock, whatever their state.
+    pub fn endpoint_names(&self, key: &VipKey) -> Result<Vec<String>> {
+        vip::endpoint_names(&self.vip_dir(key))
     }
 
     /// A VIP's replicas that have their pair, by attachment name, as they stand, without a lock: one file is read, unless

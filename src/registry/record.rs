@@ -173,6 +173,9 @@ pub struct AttachmentRecord {
     pub netns: Netns,
     /// What the pod's interface had before: to be put back.
     pub former: Former,
+    /// Of the veth pair, bytes; `None`: as the pod's interface has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,

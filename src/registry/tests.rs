@@ -42,6 +42,7 @@ fn attachment_record() -> AttachmentRecord {
         network: "net".into(),
         vips: vec!["shop/web".into()],
         netns: Netns { path: "/run/netns/x".into(), device: 4, inode: 7 },
+        mtu: None,
         former: Former { arp_ignore: 0, arp_announce: 0 },
         other: BTreeMap::new(),
     }

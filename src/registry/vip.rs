@@ -76,7 +76,7 @@ pub struct LockedVip {
     record_damage: Option<Error>,
     /// The endpoints that have their pair; `None`: not read so far.
     replicas: Option<BTreeMap<String, Replica>>,
-    /// Host ends of endpoints that were removed by this holder of the lock.
+    /// Host ends of endpoints that were removed, or got another one, by this holder of the lock.
     departed: Vec<u32>,
     /// The index was emptied and must be written again.
     index_is_due: bool,
@@ -168,6 +168,12 @@ pub(super) fn read_endpoints(dir: &Path) -> Result<Vec<(String, Result<Endpoint>
     Ok(endpoints)
 }
 
+/// The names of all endpoints of a VIP's directory.
+pub(super) fn endpoint_names(dir: &Path) -> Result<Vec<String>> {
+    let files = file::list(&dir.join(ENDPOINTS))?;
+    Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
+}
+
 /// The replicas of a VIP's directory by attachment name, and whether the index lacks them and could have them.
 pub(super) fn read_replicas(dir: &Path) -> Result<(BTreeMap<String, Replica>, bool)> {
     if let Ok(Some(Index { replicas, .. })) = file::read(&dir.join(INDEX)) {
@@ -194,7 +200,7 @@ impl LockedVip {
         Ok(self.replicas.insert(replicas))
     }
 
-    /// Host ends of endpoints that were removed since the lock was taken.
+    /// Host ends of endpoints that were removed, or got another one, since the lock was taken.
     pub fn departed(&self) -> &[u32] {
         &self.departed
     }
@@ -207,8 +213,7 @@ impl LockedVip {
 
     /// The names of all its endpoints, whatever their state.
     pub fn names(&self) -> Result<Vec<String>> {
-        let files = file::list(&self.dir.join(ENDPOINTS))?;
-        Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
+        endpoint_names(&self.dir)
     }
 
     /// No endpoint is recorded, usable or not.
@@ -258,10 +263,12 @@ impl LockedVip {
         self.before_change()?;
         file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)?;
         let replicas = self.replicas.get_or_insert_default();
-        match Replica::of(endpoint) {
-            Some(replica) => drop(replicas.insert(name.to_owned(), replica)),
-            None => drop(replicas.remove(name)),
-        }
+        let former = match Replica::of(endpoint) {
+            Some(replica) => replicas.insert(name.to_owned(), replica),
+            None => replicas.remove(name),
+        };
+        let former = former.map(|former| former.ifindex);
+        self.departed.extend(former.filter(|former| Some(*former) != endpoint.ifindex));
         Ok(())
     }
 

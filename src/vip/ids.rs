@@ -35,6 +35,11 @@ pub fn nexthop(ifindex: u32) -> Option<u32> {
     (ifindex < RANGE).then_some(NEXTHOPS | ifindex)
 }
 
+/// The host end of a nexthop; `None`: the id isn't a single nexthop's of ours.
+pub fn nexthop_link(id: u32) -> Option<u32> {
+    (NEXTHOPS..GROUPS).contains(&id).then_some(id - NEXTHOPS)
+}
+
 /// The group of a VIP.
 pub fn group(slot: u32) -> u32 {
     GROUPS | (slot % RANGE)
@@ -53,6 +58,12 @@ pub fn is_table(table: u32) -> bool {
 /// Whether a nexthop id is in one of our two ranges.
 pub fn is_ours(id: u32) -> bool {
     (NEXTHOPS..GROUPS + RANGE).contains(&id)
+}
+
+/// Whether a device's name is a host end's: `vip` and 11 hex digits.
+pub fn is_host_end(name: &str) -> bool {
+    name.strip_prefix(HOST_DEVICE_PREFIX)
+        .is_some_and(|rest| rest.len() == 11 && rest.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// What an attachment's pair is called and addressed by.
@@ -106,6 +117,7 @@ mod tests {
     fn ids_stay_in_their_ranges() {
         assert_eq!(nexthop(5), Some(0x7600_0005));
         assert_eq!(nexthop(1 << 24), None);
+        assert_eq!((nexthop_link(0x7600_0005), nexthop_link(0x7700_0005)), (Some(5), None));
         assert_eq!(group(1), 0x7700_0001);
         assert_eq!((reply_table(0), reply_table(7)), (1180, 1187));
         assert!(is_table(118) && is_table(1187) && !is_table(1188) && !is_table(254));

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::{Registry, VipKey, attachment_of};
 
-use super::ids::PairNames;
-use super::pair::{self, PodEnd, PodWant, Served};
+use super::joined::Joined;
+use super::pair::{self, PodEnd};
 use super::{Result, drop_vip, owner, sync};
 
 /// The VIP's address is no longer ours: nothing of it stays in the node's tables. The replicas stay recorded.
@@ -55,20 +55,13 @@ fn renumber(registry: &Registry, key: &VipKey, name: &str, netns: &std::path::Pa
     let Some(attachment) = attachment_of(name) else { return Ok(()) };
     let Some(netns) = Netns::open_if_alive(netns)? else { return Ok(()) };
     let Some(record) = registry.attachment_record(&attachment)? else { return Ok(()) };
-    let mut served = Vec::new();
-    for (place, other) in record.keys().enumerate() {
-        let former = registry.vip_record(&other)?.map(|record| record.address);
-        let address = if other == *key { Some(address) } else { former };
-        served.extend(address.zip(registry.endpoint(&other, name)?).map(|of_one| (place, of_one)));
+    let mut joined = Joined::read(registry, &attachment, &record)?;
+    for member in joined.vips.iter_mut().filter(|member| member.key == *key) {
+        member.vip.address = address;
     }
     let pod = PodNet::open(netns)?;
-    let names = PairNames::of(&attachment);
     // A pod without its pair is beyond help, and one with another's pair is another pod.
-    let Some(end) = PodEnd::read(&pod, &attachment.ifname)?.filter(|end| end.mac() == Some(names.pod_mac)) else {
-        return Ok(());
-    };
-    let served =
-        served.iter().map(|(place, (address, endpoint))| Served { place: *place, address: *address, endpoint });
-    let want = PodWant::new(&names, &attachment.ifname, served);
-    Ok(pair::apply(&pod, end.fixes(&want))?)
+    let end = PodEnd::read(&pod, &attachment.ifname)?.filter(|end| end.mac() == Some(joined.names.pod_mac));
+    let Some(end) = end else { return Ok(()) };
+    Ok(pair::apply(&pod, end.fixes(&joined.pod_want()))?)
 }

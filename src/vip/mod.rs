@@ -6,14 +6,18 @@
 
 pub mod admission;
 pub mod ids;
+pub mod joined;
 pub mod lease;
 pub mod owner;
 pub mod pair;
 pub mod plan;
+pub mod repair;
+pub mod settings;
+pub mod sweep;
 mod sync;
 mod timing;
 
-pub use sync::{differs, drop_vip, sync};
+pub use sync::{Synced, Tables, differs, drop_vip, put_right, sync};
 pub use timing::observe_syncs;
 
 use crate::{bpf, net, registry};
@@ -30,7 +34,25 @@ pub enum Error {
     /// A file was in the way.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    /// Several things failed; the others are told with their causes.
+    #[error("{}", crate::with_causes(.first))]
+    Several {
+        /// The first.
+        first: Box<Error>,
+        /// The others.
+        others: Vec<String>,
+    },
 }
 
 /// What a call here gives.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The first of several errors, and the others as text.
+    pub fn several(errors: Vec<Self>) -> Result<()> {
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return Ok(()) };
+        let others: Vec<String> = errors.map(|e| crate::with_causes(&e)).collect();
+        Err(if others.is_empty() { first } else { Self::Several { first: Box::new(first), others } })
+    }
+}

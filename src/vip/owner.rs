@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{self, Attached, CROWDED, GUARDED, MEMBERS, Maps, Member, PORTS, PinDir, Programs, STICKY_UDP};
-use crate::net::{NodeNet, link};
+use crate::net::NodeNet;
 use crate::registry::{LockedVip, Port, Registry, Replica, State, VipRecord};
 
 use super::ids::{PairNames, mac_of};
@@ -23,6 +23,37 @@ const HANDSHAKE: u64 = 64;
 pub struct Want {
     /// By host end. A draining replica keeps its flows, so it is here until it goes.
     pub attached: BTreeMap<u32, Attached>,
+}
+
+impl Want {
+    /// Of a VIP with these replicas; nothing where its address isn't ours.
+    pub fn of(record: &VipRecord, replicas: &BTreeMap<String, Replica>) -> Self {
+        if record.withdrawn {
+            return Self::default();
+        }
+        let crowded = replicas.len() > MEMBERS;
+        let attached = replicas.values().filter_map(|replica| Some((replica.ifindex, wanted(replica, crowded)?)));
+        Self { attached: attached.collect() }
+    }
+}
+
+/// Whether the maps have what a VIP must have. A few system calls, one a replica.
+pub fn is_right(maps: &Maps, vip: Ipv4Addr, want: &Want) -> Result<bool> {
+    let have = read(maps, vip, want, &[])?;
+    let (before, after) = difference(&have, want, |ifindex| maps.used(ifindex).unwrap_or_default());
+    Ok(before.is_empty() && after.is_empty())
+}
+
+fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, departed: &[u32]) -> Result<Have> {
+    let members = maps.members(vip)?;
+    let mut known: BTreeSet<u32> = want.attached.keys().copied().collect();
+    known.extend(members.iter().flatten().map(|member| member.ifindex));
+    known.extend(departed);
+    let mut attached = BTreeMap::new();
+    for ifindex in known {
+        attached.extend(maps.attached(ifindex, vip)?.map(|value| (ifindex, value)));
+    }
+    Ok(Have { attached, members })
 }
 
 /// What the maps have of a VIP.
@@ -116,23 +147,23 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// `None`: the VIP does without, or nothing is loaded.
-    pub fn of(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Self>> {
+    /// Wants all replicas known but those whose host end is gone. `None`: the VIP does without, or nothing is loaded.
+    pub fn of(record: &VipRecord, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Option<Self>> {
         let Some(mut owner) = Self::bare(record)? else { return Ok(None) };
         owner.departed = vip.departed().to_vec();
         if !record.withdrawn {
             let replicas = vip.replicas()?;
             if replicas.len() > MEMBERS {
-                tracing::warn!(
+                tracing::debug!(
                     vip = record.key,
                     replicas = replicas.len(),
                     asked = MEMBERS,
                     "more replicas than are asked for a misplaced connection: those that were of use last are"
                 );
             }
-            let crowded = replicas.len() > MEMBERS;
-            owner.want.attached =
-                replicas.values().filter_map(|replica| Some((replica.ifindex, wanted(replica, crowded)?))).collect();
+            owner.want = Want::of(record, replicas);
+            owner.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
+            owner.departed.extend(gone);
         }
         Ok(Some(owner))
     }
@@ -153,20 +184,8 @@ impl Owner {
 
     /// The steps that are needed.
     pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
-        let have = self.read()?;
+        let have = read(&self.maps, self.vip, &self.want, &self.departed)?;
         Ok(difference(&have, &self.want, |ifindex| self.maps.used(ifindex).unwrap_or_default()))
-    }
-
-    fn read(&self) -> Result<Have> {
-        let members = self.maps.members(self.vip)?;
-        let mut known: BTreeSet<u32> = self.want.attached.keys().copied().collect();
-        known.extend(members.iter().flatten().map(|member| member.ifindex));
-        known.extend(&self.departed);
-        let mut attached = BTreeMap::new();
-        for ifindex in known {
-            attached.extend(self.maps.attached(ifindex, self.vip)?.map(|value| (ifindex, value)));
-        }
-        Ok(Have { attached, members })
     }
 
     /// Takes the steps.
@@ -216,11 +235,11 @@ fn port_number(port: Port) -> u32 {
 /// first one of another build replaces those that are there, under traffic: maps are filled before any program looks at
 /// them, each filter changes in one step, and a crash on the way leaves everything to be done again.
 pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Programs> {
-    if let Some(programs) = Programs::open(dir)? {
+    if let Some(programs) = complete(dir)? {
         return Ok(programs);
     }
     let pins = PinDir::lock(dir)?;
-    if let Some(programs) = Programs::open(dir)? {
+    if let Some(programs) = complete(dir)? {
         return Ok(programs); // another call was faster
     }
     let programs = Programs::load(&pins)?;
@@ -242,31 +261,21 @@ pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Program
     Ok(programs)
 }
 
-/// Removes what the maps have of VIPs and host ends that nobody knows.
-pub fn sweep(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<()> {
-    let Some(mut maps) = Maps::open(dir)? else { return Ok(()) };
-    // The maps are read first: who adds an entry has recorded it before.
-    let (vips, attached) = (maps.vips()?, maps.all_attached()?);
-    let mut known = BTreeSet::new();
-    let mut some_are_unknown = false;
-    for key in registry.vips()? {
-        match registry.vip_record(&key) {
-            Ok(record) => known.extend(record.map(|record| record.address)),
-            // Its error is told with its VIP. It may be what explains the rest.
-            Err(_) => some_are_unknown = true,
-        }
+/// This build's programs, unless somebody has taken away a pin of theirs or of their maps.
+fn complete(dir: &Path) -> Result<Option<Programs>> {
+    if !bpf::has_maps(dir) {
+        return Ok(None);
     }
-    let is_known = |vip: &Ipv4Addr| some_are_unknown || known.contains(vip);
-    let links: BTreeSet<u32> = link::list(node)?.iter().map(|link| link.index).collect();
-    for (ifindex, vip) in attached {
-        if !is_known(&vip) || !links.contains(&ifindex) {
-            maps.detach(ifindex, vip)?;
-        }
+    Ok(Programs::open(dir)?)
+}
+
+/// The programs that stand on host ends now: this build's, or another's that has taken its place. `None`: none is
+/// pinned, or not all that belongs to them.
+pub fn standing(dir: &Path) -> Result<Option<Programs>> {
+    match complete(dir)? {
+        Some(programs) => Ok(Some(programs)),
+        None => Ok(Programs::open_others(dir)?),
     }
-    for vip in vips.into_iter().filter(|vip| !is_known(vip)) {
-        maps.forget(vip)?;
-    }
-    Ok(())
 }
 
 /// Whether a replica gets new connections.

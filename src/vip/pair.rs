@@ -318,7 +318,7 @@ impl PodEnd {
 
     fn settings_fix(&self, ifname: &str) -> Option<Fix> {
         let Link { index, settings, .. } = &self.interface;
-        if settings.arp_ignore >= OWN_ADDRESSES_ONLY && settings.arp_announce >= BEST_ADDRESS {
+        if has_arp_settings(settings) {
             return None;
         }
         let finding =
@@ -326,6 +326,11 @@ impl PodEnd {
         let wanted = [(Setting::ArpIgnore, OWN_ADDRESSES_ONLY), (Setting::ArpAnnounce, BEST_ADDRESS)];
         Some(fix(finding, link::configure(*index, &wanted)))
     }
+}
+
+/// Whether a pod's own interface never answers ARP for its VIPs.
+pub fn has_arp_settings(settings: &link::Settings) -> bool {
+    settings.arp_ignore >= OWN_ADDRESSES_ONLY && settings.arp_announce >= BEST_ADDRESS
 }
 
 /// What adds or deletes one.

@@ -1,12 +1,13 @@
 //! The node's side of a VIP: group, routes, nexthops.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use crate::cni::config::Group;
 use crate::net::nexthop::{Nexthop, Object, Resilience};
-use crate::net::route::{self, Filter, Kind};
+use crate::net::route::{self, Filter, Kind, Route};
 use crate::net::{self, NodeNet, PROTOCOL, link, nexthop};
-use crate::registry::{LockedVip, VipRecord};
+use crate::registry::{LockedVip, Replica, VipRecord};
 
 use super::owner::{self, Owner};
 use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Want, WantedMember};
@@ -18,40 +19,49 @@ const TRIES: u32 = 4;
 /// Makes the kernel's tables match the registry for one VIP. Without endpoints nothing of it stays, on disk either: the
 /// lock is consumed and given back only while the VIP exists.
 pub fn sync(node: &NodeNet, vip: LockedVip) -> Result<Option<LockedVip>> {
+    put_right(node, vip).map(|synced| synced.vip)
+}
+
+/// What came of a [`sync`].
+#[derive(Debug)]
+pub struct Synced {
+    /// The VIP, while it exists.
+    pub vip: Option<LockedVip>,
+    /// What was amiss, in words: a sentence for each step taken.
+    pub found: Vec<String>,
+}
+
+/// [`sync`] for those who want to know what it did.
+pub fn put_right(node: &NodeNet, vip: LockedVip) -> Result<Synced> {
     timing::timed(|| bring(node, vip))
 }
 
-fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
-    let Some(record) = vip.record.clone() else {
-        if vip.is_unused()? {
-            vip.remove()?;
-            return Ok(None);
-        }
-        return Ok(Some(vip));
-    };
-    let want = want(&record, &mut vip)?;
-    let owner = Owner::of(&record, &mut vip)?;
-    settle(node, &want, owner)?;
-    if vip.is_unused()? {
-        vip.remove()?;
-        return Ok(None);
+fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Synced> {
+    let mut found = Vec::new();
+    if let Some(record) = vip.record.clone() {
+        let want = want(&record, vip.is_unused()?, vip.replicas()?);
+        let gone = gone(node, &want, vip.replicas()?)?;
+        let owner = Owner::of(&record, &mut vip, &gone)?;
+        found = settle(node, &want, owner)?;
     }
-    Ok(Some(vip))
+    let vip = if vip.is_unused()? { vip.remove().map(|()| None)? } else { Some(vip) };
+    Ok(Synced { vip, found })
 }
 
 /// Takes a VIP's routes and group out of the kernel, whatever the registry says of its endpoints.
 pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
     let mut want = bare_want(record);
     want.present = false;
-    settle(node, &want, Owner::bare(record)?)
+    settle(node, &want, Owner::bare(record)?).map(drop)
 }
 
 /// What is not as it should be: a sentence for each step that [`sync`] would take now.
 pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
-    let want = want(&record, vip)?;
+    let want = want(&record, vip.is_unused()?, vip.replicas()?);
     let mut findings: Vec<String> = plan::difference(&read(node, &want)?, &want).iter().map(Op::finding).collect();
-    match Owner::of(&record, vip)? {
+    let gone = gone(node, &want, vip.replicas()?)?;
+    match Owner::of(&record, vip, &gone)? {
         Some(owner) => {
             let (before, after) = owner.difference()?;
             findings.extend(before.iter().chain(&after).map(|op| op.finding(record.address)));
@@ -63,15 +73,17 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
 }
 
 /// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
-fn settle(node: &NodeNet, want: &Want, owner: Option<Owner>) -> Result<()> {
+fn settle(node: &NodeNet, want: &Want, owner: Option<Owner>) -> Result<Vec<String>> {
     let Some(mut owner) = owner else { return settle_tables(node, want, None) };
     let (before, after) = owner.difference()?;
+    let mut found: Vec<String> = before.iter().chain(&after).map(|op| op.finding(want.address)).collect();
     owner.apply(before)?;
-    settle_tables(node, want, Some(&mut owner))?;
-    owner.apply(after)
+    found.extend(settle_tables(node, want, Some(&mut owner))?);
+    owner.apply(after)?;
+    Ok(found)
 }
 
-fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> Result<()> {
+fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> Result<Vec<String>> {
     let mut tries = 1;
     loop {
         let ops = plan::difference(&read(node, want)?, want);
@@ -82,7 +94,7 @@ fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> 
         }
         // One by one: a step counts on those before it, and the kernel would go on behind a refused one.
         match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(ops.iter().map(Op::finding).collect()),
             Err(e) if tries == TRIES => return Err(e.into()),
             Err(_) => tries += 1,
         }
@@ -101,16 +113,71 @@ fn bare_want(record: &VipRecord) -> Want {
     }
 }
 
-fn want(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
+fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) -> Want {
     let mut want = bare_want(record);
-    want.present &= !vip.is_unused()?;
-    for member in vip.replicas()?.values().filter(|replica| owner::is_ready(replica)) {
+    want.present &= !unused;
+    for member in replicas.values().filter(|replica| owner::is_ready(replica)) {
         let index = member.ifindex;
         let Some(id) = ids::nexthop(index) else { continue };
         let nexthop = Nexthop { id, gateway: member.address, index };
         want.members.push(WantedMember { nexthop, weight: member.weight });
     }
-    Ok(want)
+    want
+}
+
+/// Host ends that are no more: their pods are gone, and a DEL is yet to come. Their namespaces' ids may be others' by now,
+/// so nobody may be asked by them. One whose nexthop is in the group is there.
+fn gone(node: &NodeNet, want: &Want, replicas: &BTreeMap<String, Replica>) -> net::Result<BTreeSet<u32>> {
+    let in_group = members_of(nexthop::get(node, want.group)?.as_ref());
+    let mut gone = BTreeSet::new();
+    for index in replicas.values().map(|replica| replica.ifindex) {
+        let is_member = ids::nexthop(index).is_some_and(|id| in_group.contains(&id));
+        if !is_member && link::by_index(node, index)?.is_none() {
+            gone.insert(index);
+        }
+    }
+    Ok(gone)
+}
+
+fn members_of(group: Option<&Object>) -> BTreeSet<u32> {
+    match group {
+        Some(Object::Group(group)) => group.members.iter().map(|m| m.id).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Everything of ours in the node's tables, read at once: a look at 1,000 VIPs, each of which would read them all.
+#[derive(Debug)]
+pub struct Tables {
+    routes: HashMap<Ipv4Addr, (Option<DataRoute>, BTreeSet<u32>)>,
+    objects: HashMap<u32, Object>,
+}
+
+impl Tables {
+    /// Reads them.
+    pub fn read(node: &NodeNet) -> net::Result<Self> {
+        let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
+        let mut routes: HashMap<Ipv4Addr, (Option<DataRoute>, BTreeSet<u32>)> = HashMap::new();
+        for route in route::list(node, filter)?.iter().filter(|route| route.prefix.prefix() == 32) {
+            sort_in(routes.entry(route.prefix.ip()).or_default(), route);
+        }
+        let objects = nexthop::list(node)?.into_iter().map(|object| (object.id(), object)).collect();
+        Ok(Self { routes, objects })
+    }
+
+    /// Whether a VIP with these replicas has what it must. Nobody's lock is held, so "no" may be wrong by now.
+    pub fn have(&self, record: &VipRecord, replicas: &BTreeMap<String, Replica>) -> bool {
+        let want = want(record, replicas.is_empty(), replicas);
+        let state = |wanted: &Nexthop| match self.objects.get(&wanted.id) {
+            Some(Object::Single(found)) if found == wanted => HaveNexthop::Right,
+            Some(_) => HaveNexthop::Wrong,
+            None => HaveNexthop::Missing,
+        };
+        let nexthops = want.members.iter().map(|member| (member.nexthop.id, state(&member.nexthop))).collect();
+        let group = self.objects.get(&want.group).cloned();
+        let (data, announced) = self.routes.get(&want.address).cloned().unwrap_or_default();
+        plan::difference(&Have { group, nexthops, data, announced }, &want).is_empty()
+    }
 }
 
 fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
@@ -122,10 +189,7 @@ fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
 /// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of
 /// its device's index, is the right one; only the others are asked for. So reading 1,000 replicas is one question.
 fn read_nexthops(node: &NodeNet, want: &Want, group: Option<&Object>) -> net::Result<BTreeMap<u32, HaveNexthop>> {
-    let in_group: BTreeSet<u32> = match group {
-        Some(Object::Group(group)) => group.members.iter().map(|m| m.id).collect(),
-        _ => BTreeSet::new(),
-    };
+    let in_group = members_of(group);
     let mut nexthops = BTreeMap::new();
     for WantedMember { nexthop: wanted, .. } in &want.members {
         let have = if in_group.contains(&wanted.id) { HaveNexthop::Right } else { read_nexthop(node, *wanted)? };
@@ -147,16 +211,18 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
 
 fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
     let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
-    let mut data = None;
-    let mut announced = BTreeSet::new();
-    for route in route::list(node, filter)? {
-        match route.kind {
-            Kind::Unreachable => drop(announced.insert(route.metric)),
-            Kind::Nexthop { id, source, cwnd } => data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
-            Kind::Via(_) | Kind::Throw | Kind::Other => {
-                data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
-            }
+    let mut found = Default::default();
+    route::list(node, filter)?.iter().for_each(|route| sort_in(&mut found, route));
+    Ok(found)
+}
+
+/// A route of protocol 118 in table main is a VIP's data route, or an announcement.
+fn sort_in((data, announced): &mut (Option<DataRoute>, BTreeSet<u32>), route: &Route) {
+    match route.kind {
+        Kind::Unreachable => drop(announced.insert(route.metric)),
+        Kind::Nexthop { id, source, cwnd } => *data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
+        Kind::Via(_) | Kind::Throw | Kind::Other => {
+            *data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
         }
     }
-    Ok((data, announced))
 }

@@ -28,6 +28,7 @@ mod foreign;
 mod guard;
 mod halfopen;
 mod harness;
+mod heal;
 mod health;
 mod input;
 mod install;

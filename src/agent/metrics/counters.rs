@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, Result, exponential_buckets, proto,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, Result, exponential_buckets,
+    proto,
 };
 
 use crate::registry::{State, VipKey};
-
-/// The kinds of objects that somebody may delete by hand, as [`Counters::repaired`] names them.
-pub const OBJECTS: [&str; 9] = ["address", "filter", "group", "map", "neighbour", "nexthop", "route", "rule", "sysctl"];
 
 /// The verbs of the plugin that do anything.
 const VERBS: [&str; 5] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
@@ -22,7 +20,7 @@ pub struct Counters {
     call_seconds: HistogramVec,
     sync_seconds: HistogramVec,
     health: IntCounterVec,
-    repairs: IntCounterVec,
+    repairs: IntCounter,
     reconcile_seconds: Histogram,
 }
 
@@ -56,10 +54,9 @@ impl Counters {
                 "Changes of a replica's state that its health check decided, by the state it came to.",
                 &["namespace", "vip", "to"],
             )?,
-            repairs: counter(
+            repairs: IntCounter::new(
                 "viproute_repairs_total",
-                "Objects of the kernel's that were missing or wrong and were put right, by kind.",
-                &["object"],
+                "Times that something of the kernel's was missing or wrong and was put right.",
             )?,
             reconcile_seconds: Histogram::with_opts(
                 HistogramOpts::new(
@@ -81,9 +78,6 @@ impl Counters {
         }
         for by in [Syncer::Agent, Syncer::Plugin] {
             self.sync_seconds.with_label_values(&[by.name()]);
-        }
-        for object in OBJECTS {
-            self.repairs.with_label_values(&[object]);
         }
         self.registry.register(Box::new(self.calls.clone()))?;
         self.registry.register(Box::new(self.call_seconds.clone()))?;
@@ -110,9 +104,9 @@ impl Counters {
         self.health.with_label_values(&[vip.namespace(), vip.name(), to.name()]).inc();
     }
 
-    /// An object was put right; `object` is one of [`OBJECTS`].
-    pub fn repaired(&self, object: &'static str) {
-        self.repairs.with_label_values(&[object]).inc();
+    /// Something was put right.
+    pub fn repaired(&self) {
+        self.repairs.inc();
     }
 
     /// The whole node was compared with the registry.

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use allocator::{Inquiries, Standing};
-pub use counters::{Counters, OBJECTS, Syncer};
+pub use counters::{Counters, Syncer};
 
 use super::Context;
 use crate::allocator::config::Metrics;

@@ -2,7 +2,7 @@
 
 use crate::net::route::{self, DEFAULT, Filter, Kind};
 use crate::net::{link, neighbour, sysctl as setting};
-use crate::plugin::{Node, SETTINGS, check_kernel};
+use crate::plugin::{Node, check_kernel};
 use crate::{vip, with_causes};
 
 use super::scene::Scene;
@@ -37,7 +37,7 @@ fn addresses(scene: &Scene<'_>) -> Option<Finding> {
 /// The first ADD after a boot sets them: before that, any value is good that can be changed.
 fn settings(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    for (name, wanted) in SETTINGS {
+    for (name, wanted) in crate::vip::settings::SETTINGS {
         let have = setting::get(name)?;
         if have == wanted || (scene.vips.is_empty() && setting::is_writable(name)) {
             continue;

@@ -1,0 +1,190 @@
+//! Bringing an attachment back to what the registry says: its host end, what stands on it, its pod, its nexthop. By the
+//! same differences as ADD and CHECK; a second time it changes nothing.
+
+use nix::errno::Errno;
+
+use crate::cni::env::Attachment;
+use crate::net::nexthop::{self, Object};
+use crate::net::{self, Netns, NodeNet, PodNet, link};
+use crate::registry::{AttachmentRecord, Attempt, Registry, VipKey, attachment_name};
+
+use super::ids::POD_DEVICE;
+use super::joined::Joined;
+use super::pair::{self, HostEnd, PodBefore, PodEnd};
+use super::{Result, owner, put_right};
+
+/// What came of a look at an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A call of the plugin is at work on it, and will leave it in order.
+    Busy,
+    /// There is nothing that must be: no record, or an ADD that didn't get to its end.
+    Nothing,
+    /// The pod is gone. Removing what is left of it is the runtime's to ask for.
+    Gone,
+    /// It is in order now; what was amiss, in words.
+    Done(Vec<String>),
+}
+
+/// Puts right whatever is missing or wrong. A pod whose pair is gone gets a new one: its sockets live on.
+pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) -> Result<Outcome> {
+    let locked = match registry.try_attachment(attachment)? {
+        Attempt::Taken(locked) => locked,
+        Attempt::Busy => return Ok(Outcome::Busy),
+        Attempt::Absent => return Ok(Outcome::Nothing),
+    };
+    let Some(record) = registry.attachment_record(attachment)? else { return Ok(Outcome::Nothing) };
+    let joined = Joined::read(registry, attachment, &record)?;
+    if !joined.complete {
+        return Ok(Outcome::Nothing);
+    }
+    let mut repair = Repair { node, registry, attachment, record, joined, found: Vec::new() };
+    let pod = repair.open_pod()?;
+    let Some(host_end) = repair.host_end(pod.as_ref())? else { return Ok(Outcome::Gone) };
+    if let Some(pod) = &pod {
+        repair.pod_end(pod)?;
+    }
+    repair.fix_host_end(&host_end)?;
+    repair.nexthop(&host_end)?;
+    repair.endpoints(&host_end)?;
+    drop(locked);
+    Ok(Outcome::Done(repair.found))
+}
+
+/// Brings a VIP's tables and maps in order; what was amiss, in words.
+pub fn vip(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Vec<String>> {
+    let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(Vec::new()) };
+    // None that has its pair: the ADD of the first one is under way, and will bring the VIP in order.
+    if vip.replicas()?.is_empty() && !vip.is_unused()? {
+        return Ok(Vec::new());
+    }
+    Ok(put_right(node, vip)?.found)
+}
+
+struct Repair<'a> {
+    node: &'a NodeNet,
+    registry: &'a Registry,
+    attachment: &'a Attachment,
+    record: AttachmentRecord,
+    joined: Joined,
+    found: Vec<String>,
+}
+
+impl Repair<'_> {
+    /// `None`: the pod is gone, or its namespace doesn't show where we are.
+    fn open_pod(&self) -> Result<Option<PodNet>> {
+        let recorded = &self.record.netns;
+        let Some(netns) = Netns::open_if_alive(&recorded.path)? else { return Ok(None) };
+        // Paths are used again.
+        if netns.identity()? != (recorded.device, recorded.inode) {
+            return Ok(None);
+        }
+        Ok(Some(PodNet::open(netns)?))
+    }
+
+    /// The host end, with a new pair where there is none. `None`: without a pod there can't be one.
+    fn host_end(&mut self, pod: Option<&PodNet>) -> Result<Option<HostEnd>> {
+        let names = &self.joined.names;
+        let found = HostEnd::read(self.node, names)?;
+        let Some(pod) = pod else { return Ok(found) };
+        // One whose own interface is gone is about to go.
+        let Some(before) = PodBefore::read(pod, self.joined.ifname())? else { return Ok(found) };
+        match (found, before.taken) {
+            (Some(found), true) => return Ok(Some(found)),
+            // The other end of it is somewhere else, or has another name: a pair goes as a whole.
+            (Some(_), false) => pair::remove(self.node, names)?,
+            (None, true) if is_ours(pod, names)? => pod.apply(&[link::del(POD_DEVICE)])?,
+            (None, true) => {
+                let errno = Errno::EEXIST;
+                return Err(
+                    net::Error::new("add link", format!("{POD_DEVICE} in the pod: another is there"), errno).into()
+                );
+            }
+            (None, false) => {}
+        }
+        self.found.push(format!("the pair {} / {POD_DEVICE} was gone", names.host));
+        pair::create(self.node, names, self.record.mtu.unwrap_or(before.interface.mtu), pod.netns())?;
+        Ok(HostEnd::new(self.node, names)?)
+    }
+
+    fn pod_end(&mut self, pod: &PodNet) -> Result<()> {
+        let Some(end) = PodEnd::read(pod, self.joined.ifname())? else { return Ok(()) };
+        if let Some(finding) = pair::wrong_mac(POD_DEVICE, end.mac(), self.joined.names.pod_mac) {
+            return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
+        }
+        if end.fixes(&self.joined.pod_want()).is_empty() {
+            return Ok(());
+        }
+        // The VIP may just be getting another address, by somebody who holds its lock and has been at the pod before the
+        // record: waited for, and looked at anew.
+        for key in self.record.keys() {
+            drop(self.registry.vip_if_present(&key)?);
+        }
+        self.joined = Joined::read(self.registry, self.attachment, &self.record)?;
+        let Some(end) = PodEnd::read(pod, self.joined.ifname())?.filter(|_| self.joined.complete) else {
+            return Ok(());
+        };
+        let fixes = end.fixes(&self.joined.pod_want());
+        self.found.extend(fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)));
+        pair::apply(pod, fixes)?;
+        // As ADD does it: being asked, the kernel looks at the carrier at once.
+        link::by_index(pod, end.index())?;
+        Ok(())
+    }
+
+    fn fix_host_end(&mut self, end: &HostEnd) -> Result<()> {
+        let Some(first) = self.joined.vips.first() else { return Ok(()) };
+        let mut fixes = end.fixes(&self.joined.names, first.endpoint.address);
+        let programs = self.joined.flow_owner().map(owner::standing).transpose()?.flatten();
+        if let Some(programs) = &programs {
+            fixes.extend(end.filter_fixes(programs)?);
+        }
+        self.found.extend(fixes.iter().map(|fix| fix.finding.clone()));
+        pair::apply(self.node, fixes)?;
+        Ok(())
+    }
+
+    fn nexthop(&mut self, end: &HostEnd) -> Result<()> {
+        let Some(first) = self.joined.vips.first() else { return Ok(()) };
+        let wanted = end.nexthop(first.endpoint.address)?;
+        match nexthop::get(self.node, wanted.id)? {
+            Some(Object::Single(found)) if found == wanted => return Ok(()),
+            Some(_) => {
+                self.found.push(format!("nexthop {} is not as it should be", wanted.id));
+                self.node.apply(&[nexthop::del(wanted.id)])?;
+            }
+            None => self.found.push(format!("nexthop {} is missing", wanted.id)),
+        }
+        link::by_index(self.node, wanted.index)?;
+        // Somebody may be bringing a VIP in order meanwhile, which takes the same nexthop.
+        let add = nexthop::add(wanted);
+        let add = if nexthop::is_foreign(self.node, wanted.id)? { add } else { add.accept(&[Errno::EEXIST]) };
+        Ok(self.node.apply(&[add])?)
+    }
+
+    /// What the endpoints record of the pair. Another pair than the recorded one is in each VIP's group and maps at once.
+    fn endpoints(&mut self, end: &HostEnd) -> Result<()> {
+        let name = attachment_name(self.attachment);
+        let is_recorded = |ifindex, netns_id| (ifindex, netns_id) == (Some(end.link.index), end.link.peer_netns);
+        for member in &self.joined.vips {
+            if is_recorded(member.endpoint.ifindex, member.endpoint.netns_id) {
+                continue;
+            }
+            let Some(mut vip) = self.registry.vip_if_present(&member.key)? else { continue };
+            let Some(mut endpoint) = vip.endpoint(&name)? else { continue };
+            let nexthop = end.nexthop(endpoint.address)?;
+            endpoint.ifindex = Some(nexthop.index);
+            endpoint.nexthop = Some(nexthop.id);
+            endpoint.netns_id = end.link.peer_netns;
+            vip.write_endpoint(&name, &endpoint)?;
+            self.found.push(format!("{} knew another pair", member.key));
+            self.found.extend(put_right(self.node, vip)?.found);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the pod's `vip0` is this pair's.
+fn is_ours(pod: &PodNet, names: &super::ids::PairNames) -> net::Result<bool> {
+    Ok(link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac == Some(names.pod_mac)))
+}
