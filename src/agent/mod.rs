@@ -4,6 +4,7 @@
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
 pub mod journal;
+mod notrack;
 
 pub use journal::Journal;
 
@@ -16,13 +17,19 @@ pub struct Context {
     pub registry: Registry,
     /// Where events are told.
     pub journal: Journal,
+    /// Whether VIP traffic is to be kept out of connection tracking.
+    pub notrack: bool,
 }
 
 /// Why the agent can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// No thread, or nothing to watch the registry with.
+    #[error("start the part that keeps {0}")]
+    Start(&'static str, #[source] std::io::Error),
+}
 
 /// Starts all parts. They end with the process: what they were at, the next start finishes.
-pub fn start(_context: &Context) -> Result<(), Error> {
-    Ok(())
+pub fn start(context: &Context) -> Result<(), Error> {
+    notrack::start(context).map_err(|error| Error::Start("VIP traffic out of connection tracking", error))
 }

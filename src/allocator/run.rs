@@ -89,7 +89,11 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let serving = tokio::spawn(async move { server.run(sender).await });
         notify::ready();
         tracing::info!(socket = %config.socket.display(), backend = daemon.backend, "serving");
-        agent::start(&agent::Context { registry: daemon.registry.clone(), journal: daemon.journal.clone() })?;
+        agent::start(&agent::Context {
+            registry: daemon.registry.clone(),
+            journal: daemon.journal.clone(),
+            notrack: config.notrack,
+        })?;
         let result = daemon.run(&mut events).await;
         // The socket's file goes with the server.
         serving.abort();

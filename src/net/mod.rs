@@ -11,6 +11,7 @@ pub mod link;
 pub mod neighbour;
 pub mod netns;
 pub mod nexthop;
+pub mod nftables;
 pub mod route;
 pub mod rule;
 pub mod socket;

@@ -28,6 +28,7 @@ mod harness;
 mod input;
 mod install;
 mod kills;
+mod notrack;
 mod owner;
 mod passthrough;
 mod pmtu;

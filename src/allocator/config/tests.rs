@@ -17,7 +17,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.allow, Allow::default());
     assert_eq!(config.hold, Duration::from_secs(600));
     assert_eq!(config.announce, Announce::Arp);
-    assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none());
+    assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none() && config.notrack);
 }
 
 #[test]
@@ -45,6 +45,7 @@ fn everything_set() {
         hold = "0s"
         announce = "arp"
         peers = ["192.0.2.1", "192.0.2.2"]
+        notrack = false
         [dhcp]
         interface = "eth0"
         relay = { server = "192.0.2.9", subnet = "10.118.0.0" }
@@ -58,7 +59,7 @@ fn everything_set() {
         "#,
     )
     .unwrap();
-    assert_eq!(config.hold, Duration::ZERO);
+    assert_eq!((config.hold, config.notrack), (Duration::ZERO, false));
     assert_eq!(config.interface.as_deref(), Some("eth0"));
     assert_eq!(config.pins[&"shop/web".parse().unwrap()], Ipv4Addr::new(10, 118, 0, 10));
     let Backend::Pool(pool) = config.backend else { panic!("not the pool") };
@@ -95,6 +96,7 @@ fn complaints_name_key_value_and_what_was_expected() {
         ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
         ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
         ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),
+        ("notrack = \"no\"".into(), "notrack = \"no\": expected true or false"),
         ("dhcp = 3".into(), "dhcp = 3: expected a table"),
         ("[dhcp]\nrelay = { server = \"192.0.2.1\" }".into(), "dhcp.relay.subnet is missing: expected"),
         ("[dhcp]\ninterface = \"\"".into(), "dhcp.interface = \"\": expected an interface name"),
