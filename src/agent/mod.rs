@@ -3,6 +3,7 @@
 //! Each part has a thread and a netlink socket of its own and knows nothing of the others. They meet in the registry,
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
+mod former;
 pub mod journal;
 mod notrack;
 
@@ -31,5 +32,6 @@ pub enum Error {
 
 /// Starts all parts. They end with the process: what they were at, the next start finishes.
 pub fn start(context: &Context) -> Result<(), Error> {
+    former::start(context).map_err(|error| Error::Start("former addresses", error))?;
     notrack::start(context).map_err(|error| Error::Start("VIP traffic out of connection tracking", error))
 }

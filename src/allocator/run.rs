@@ -148,7 +148,8 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (sources, notices) = Sources::start(config, link.as_ref().map(|link| link.name.as_str()), sender)?;
     let (keeper, done) = Keeper::start(store).map_err(failed("start the thread that keeps leases"))?;
     let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
-    let dataplane = Node::open(&config.data_dir)?;
+    let journal = Journal::default();
+    let dataplane = Node::open(registry.clone(), journal.clone())?;
     let orders = dataplane::start(dataplane, sender).map_err(failed("start the dataplane's thread"))?;
     let (hands, found) = Hands::new(sources, search, keeper, orders);
     let mut batches = watch::start(registry.clone()).map_err(failed("watch the registry"))?;
@@ -168,7 +169,7 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         state: State::new(Rules::of(config)),
         hands,
         registry,
-        journal: Journal::default(),
+        journal,
         announcer,
         node,
         link,

@@ -79,7 +79,7 @@ pub struct NexthopRoute {
     /// `src`.
     pub source: Ipv4Addr,
     /// `cwnd`.
-    pub cwnd: u32,
+    pub cwnd: Option<u32>,
 }
 
 /// `ip route add …`. Fails where there is a route of metric 0 to the address, whosever it is.
@@ -97,8 +97,8 @@ pub fn replace_nexthop(route: NexthopRoute) -> Request {
 
 fn nexthop_message(route: NexthopRoute) -> RouteMessage {
     let mut builder = ours(route.address).nhid(route.nexthop).pref_source(route.source);
-    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd)]);
-    builder.get_mut().attributes.push(metrics);
+    let metrics = route.cwnd.map(|cwnd| RouteAttribute::Metrics(vec![RouteMetric::Cwnd(cwnd)]));
+    builder.get_mut().attributes.extend(metrics);
     builder.build()
 }
 

@@ -125,7 +125,8 @@ fn check_pod(pod: &PodNet, attachment: &Attachment, vips: &[(VipRecord, Endpoint
     }
     let served =
         vips.iter().enumerate().map(|(place, (vip, endpoint))| Served { place, address: vip.address, endpoint });
-    let want = PodWant::new(&names, &attachment.ifname, served);
+    let former = vips.iter().flat_map(|(vip, _)| vip.former_addresses());
+    let want = PodWant::new(&names, &attachment.ifname, served).keeping(former);
     match end.fixes(&want).first() {
         Some(fix) => failed(format!("in the pod: {}", fix.finding)),
         None => Ok(()),

@@ -156,7 +156,7 @@ impl Seen {
             match registry.vip_record(&key) {
                 Ok(Some(record)) => {
                     ids.push(ids::group(record.slot));
-                    addresses.push(record.address);
+                    addresses.extend(record.addresses());
                 }
                 Ok(None) => {}
                 // Its error was reported with its VIP. It may be what explains the rest.

@@ -32,7 +32,7 @@ pub use attachment::{LockedAttachment, attachment_name, attachment_of};
 pub use boot::Boot;
 pub use key::{BadKey, VipKey};
 pub use port::{BadPort, Port, Transport};
-pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};
+pub use record::{AttachmentRecord, Endpoint, FormerAddress, Netns, State, VipRecord};
 pub use vip::{LockedVip, Replica};
 
 /// What went wrong with a file of the registry.

@@ -12,7 +12,7 @@ pub mod pair;
 pub mod plan;
 mod sync;
 
-pub use sync::{differs, drop_vip, sync};
+pub use sync::{differs, drop_former, sync};
 
 use crate::{bpf, net, registry};
 

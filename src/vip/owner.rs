@@ -116,9 +116,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// `None`: the VIP does without, or nothing is loaded.
-    pub fn of(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Self>> {
-        let Some(mut owner) = Self::bare(record)? else { return Ok(None) };
+    /// One for each of the VIP's addresses. None: the VIP does without, or nothing is loaded.
+    pub fn all(record: &VipRecord, vip: &mut LockedVip) -> Result<Vec<Self>> {
+        let owners = record.addresses().map(|address| Self::of(record, address, vip));
+        Ok(owners.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn of(record: &VipRecord, address: Ipv4Addr, vip: &mut LockedVip) -> Result<Option<Self>> {
+        let Some(mut owner) = Self::bare(record, address)? else { return Ok(None) };
         owner.departed = vip.departed().to_vec();
         if !record.withdrawn {
             let replicas = vip.replicas()?;
@@ -137,8 +142,8 @@ impl Owner {
         Ok(Some(owner))
     }
 
-    /// Wants nothing of the VIP.
-    pub fn bare(record: &VipRecord) -> Result<Option<Self>> {
+    /// Wants nothing of one of the VIP's addresses.
+    pub fn bare(record: &VipRecord, address: Ipv4Addr) -> Result<Option<Self>> {
         const SECOND: u64 = 1_000_000_000;
         let Some(dir) = &record.flow_owner else { return Ok(None) };
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
@@ -147,14 +152,19 @@ impl Owner {
             0 => u64::MAX,
             seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
         };
-        let vip = record.address;
-        Ok(Some(Self { maps, vip, want: Want::default(), departed: Vec::new(), unsettled }))
+        Ok(Some(Self { maps, vip: address, want: Want::default(), departed: Vec::new(), unsettled }))
     }
 
     /// The steps that are needed.
     pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
         let have = self.read()?;
         Ok(difference(&have, &self.want, |ifindex| self.maps.used(ifindex).unwrap_or_default()))
+    }
+
+    /// What is amiss, a sentence for each step that is needed.
+    pub fn findings(&self) -> Result<Vec<String>> {
+        let (before, after) = self.difference()?;
+        Ok(before.iter().chain(&after).map(|op| op.finding(self.vip)).collect())
     }
 
     fn read(&self) -> Result<Have> {
@@ -251,7 +261,7 @@ pub fn sweep(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<()> {
     let mut some_are_unknown = false;
     for key in registry.vips()? {
         match registry.vip_record(&key) {
-            Ok(record) => known.extend(record.map(|record| record.address)),
+            Ok(record) => known.extend(record.iter().flat_map(VipRecord::addresses)),
             // Its error is told with its VIP. It may be what explains the rest.
             Err(_) => some_are_unknown = true,
         }

@@ -1,15 +1,16 @@
 //! The node's side of a VIP: group, routes, nexthops.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use crate::cni::config::Group;
 use crate::net::nexthop::{Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind};
-use crate::net::{self, NodeNet, PROTOCOL, link, nexthop};
+use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
 use crate::registry::{LockedVip, VipRecord};
 
 use super::owner::{self, Owner};
-use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Want, WantedMember};
+use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Routes, Want, WantedMember};
 use super::{Result, ids};
 
 /// How often the plan is made anew when the kernel refuses it: a pod that dies in between takes its nexthop along.
@@ -26,8 +27,8 @@ pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
         return Ok(Some(vip));
     };
     let want = want(&record, &mut vip)?;
-    let owner = Owner::of(&record, &mut vip)?;
-    settle(node, &want, owner)?;
+    let owners = Owner::all(&record, &mut vip)?;
+    settle(node, &want, owners)?;
     if vip.is_unused()? {
         vip.remove()?;
         return Ok(None);
@@ -35,11 +36,16 @@ pub fn sync(node: &NodeNet, mut vip: LockedVip) -> Result<Option<LockedVip>> {
     Ok(Some(vip))
 }
 
-/// Takes a VIP's routes and group out of the kernel, whatever the registry says of its endpoints.
-pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
-    let mut want = bare_want(record);
-    want.present = false;
-    settle(node, &want, Owner::bare(record)?)
+/// Takes one of a VIP's former addresses out of the kernel's tables and the flow owner's maps.
+pub fn drop_former(node: &NodeNet, record: &VipRecord, address: Ipv4Addr) -> Result<()> {
+    let routes = read_routes(node, address)?;
+    let mut requests: Vec<Request> = routes.announced.iter().map(|m| route::del_unreachable(address, *m)).collect();
+    requests.extend(routes.data.map(|_| route::del_nexthop(address)));
+    node.apply(&requests)?;
+    let Some(mut owner) = Owner::bare(record, address)? else { return Ok(()) };
+    let (before, after) = owner.difference()?;
+    owner.apply(before)?;
+    owner.apply(after)
 }
 
 /// What is not as it should be: a sentence for each step that [`sync`] would take now.
@@ -47,34 +53,34 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
     let want = want(&record, vip)?;
     let mut findings: Vec<String> = plan::difference(&read(node, &want)?, &want).iter().map(Op::finding).collect();
-    match Owner::of(&record, vip)? {
-        Some(owner) => {
-            let (before, after) = owner.difference()?;
-            findings.extend(before.iter().chain(&after).map(|op| op.finding(record.address)));
-        }
-        None if record.flow_owner.is_some() => findings.push("the flow owner isn't loaded".to_owned()),
-        None => {}
+    let owners = Owner::all(&record, vip)?;
+    if owners.is_empty() && record.flow_owner.is_some() {
+        findings.push("the flow owner isn't loaded".to_owned());
+    }
+    for owner in owners {
+        findings.extend(owner.findings()?);
     }
     Ok(findings)
 }
 
 /// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
-fn settle(node: &NodeNet, want: &Want, owner: Option<Owner>) -> Result<()> {
-    let Some(mut owner) = owner else { return settle_tables(node, want, None) };
-    let (before, after) = owner.difference()?;
-    owner.apply(before)?;
-    settle_tables(node, want, Some(&mut owner))?;
-    owner.apply(after)
+fn settle(node: &NodeNet, want: &Want, mut owners: Vec<Owner>) -> Result<()> {
+    let mut later = Vec::with_capacity(owners.len());
+    for owner in &mut owners {
+        let (before, after) = owner.difference()?;
+        owner.apply(before)?;
+        later.push(after);
+    }
+    settle_tables(node, want, &mut owners)?;
+    owners.iter_mut().zip(later).try_for_each(|(owner, after)| owner.apply(after))
 }
 
-fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> Result<()> {
+fn settle_tables(node: &NodeNet, want: &Want, owners: &mut [Owner]) -> Result<()> {
     let mut tries = 1;
     loop {
         let ops = plan::difference(&read(node, want)?, want);
-        if let Some(owner) = owner.as_deref_mut()
-            && ops.iter().any(Op::moves_buckets)
-        {
-            owner.unsettle()?;
+        if ops.iter().any(Op::moves_buckets) {
+            owners.iter_mut().try_for_each(Owner::unsettle)?;
         }
         // One by one: a step counts on those before it, and the kernel would go on behind a refused one.
         match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
@@ -89,6 +95,7 @@ fn bare_want(record: &VipRecord) -> Want {
     let Group { buckets, idle_timer, unbalanced_timer } = record.group;
     Want {
         address: record.address,
+        former: record.former_addresses().collect(),
         source: record.node,
         group: ids::group(record.slot),
         resilience: Resilience { buckets, idle_timer, unbalanced_timer },
@@ -111,8 +118,10 @@ fn want(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
 
 fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
     let group = nexthop::get(node, want.group)?;
-    let (data, announced) = read_routes(node, want)?;
-    Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced })
+    let Routes { data, announced } = read_routes(node, want.address)?;
+    let former = want.former.iter().map(|address| Ok((*address, read_routes(node, *address)?)));
+    let former = former.collect::<net::Result<_>>()?;
+    Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced, former })
 }
 
 /// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of
@@ -141,8 +150,8 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
     })
 }
 
-fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
-    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
+fn read_routes(node: &NodeNet, address: Ipv4Addr) -> net::Result<Routes> {
+    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(address)) };
     let mut data = None;
     let mut announced = BTreeSet::new();
     for route in route::list(node, filter)? {
@@ -154,5 +163,5 @@ fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, B
             }
         }
     }
-    Ok((data, announced))
+    Ok(Routes { data, announced })
 }

@@ -36,6 +36,7 @@ mod podman;
 mod privileges;
 mod program;
 mod races;
+mod renumber;
 mod scale;
 mod selftest;
 mod servers;

@@ -92,7 +92,7 @@ impl Part {
         }
         for vip in changes.vips {
             match self.registry.vip_record(&vip) {
-                Ok(Some(record)) if !record.withdrawn => drop(self.vips.insert(vip, [record.address].into())),
+                Ok(Some(record)) if !record.withdrawn => drop(self.vips.insert(vip, record.addresses().collect())),
                 Ok(_) => drop(self.vips.remove(&vip)),
                 Err(error) => tracing::debug!(%vip, error = with_causes(&error), "record passed over"),
             }

@@ -62,7 +62,7 @@ fn key() -> VipKey {
 }
 
 fn seen(endpoints: usize, ready: usize) -> Presence {
-    Presence { address: Some(Ipv4Addr::new(10, 118, 0, 7)), endpoints, ready }
+    Presence { address: Some(Ipv4Addr::new(10, 118, 0, 7)), endpoints, ready, former: Vec::new() }
 }
 
 /// Takes batches until one says what is expected, or gives up.
@@ -73,7 +73,7 @@ fn expect(batches: &mut mpsc::UnboundedReceiver<Batch>, expected: Presence) {
         match batches.try_recv() {
             Ok(batch) => {
                 last = batch.vips.into_iter().find(|(vip, _)| *vip == key()).map(|(_, presence)| presence).or(last);
-                if last == Some(expected) {
+                if last.as_ref() == Some(&expected) {
                     return;
                 }
             }

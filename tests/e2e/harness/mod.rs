@@ -56,6 +56,7 @@ pub use machine::Machine;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
+pub use serve::Server;
 pub use service::Service;
 pub use sidecar::{Sidecar, ask};
 pub use smallfs::SmallFs;
