@@ -97,8 +97,10 @@ pub fn replace_nexthop(route: NexthopRoute) -> Request {
 
 fn nexthop_message(route: NexthopRoute) -> RouteMessage {
     let mut builder = ours(route.address).nhid(route.nexthop).pref_source(route.source);
-    let metrics = route.cwnd.map(|cwnd| RouteAttribute::Metrics(vec![RouteMetric::Cwnd(cwnd)]));
-    builder.get_mut().attributes.extend(metrics);
+    // 0 is as good as none. Where no metrics are sent at all, the kernel takes those of any other route that is like this
+    // one (fib_find_info_nh).
+    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd.unwrap_or(0))]);
+    builder.get_mut().attributes.push(metrics);
     builder.build()
 }
 

@@ -106,7 +106,9 @@ fn flood(ns: &Netns, vip: Ipv4Addr, count: usize) {
     ns.run(|| {
         thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().for_each(|thread| thread.join().expect("connections"));
+            for thread in threads {
+                thread.join().expect("connections");
+            }
         });
     });
 }

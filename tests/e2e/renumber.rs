@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Crowd, DhcpServer, Flows, Join, Lan, Netns, Node, Pod, Sidecar, Software, allow_many_files, connect, until,
+    Crowd, DhcpServer, Flows, Join, Lan, Netns, Node, Pod, Run, Sidecar, Software, allow_many_files, connect, until,
 };
 
 const OLD: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 9);
@@ -93,6 +93,14 @@ impl Scene {
         }
     }
 
+    /// Until connection tracking leaves exactly these alone.
+    fn untracked(&self, vips: &str) {
+        until("the nftables set follows", SOON, || {
+            let set = self.node.ns.cmd("nft").args(["list", "set", "ip", "viproute", "vips"]).finish("").stdout;
+            set.contains(&format!("{{ {vips} }}")).then_some(())
+        });
+    }
+
     /// Until the old address is nowhere.
     fn old_is_gone(&self) {
         until("the old address is gone", SOON, || {
@@ -104,6 +112,7 @@ impl Scene {
         for pod in pods {
             assert!(!pod.ns.ip("rule").contains(&OLD.to_string()), "{}", pod.ns.ip("rule"));
         }
+        self.untracked(&NEW.to_string());
         self.serves();
     }
 }
@@ -134,6 +143,7 @@ fn open_connections_survive_and_the_old_address_goes_with_the_last() {
     assert!(old.len() == 1 && old[0].contains("nhid") && !old[0].contains("cwnd"), "{old:?}");
     assert!(route(&scene.node, NEW).iter().any(|route| route.contains("cwnd 3")));
     assert_eq!(scene.pods[0].vips(), [OLD, NEW]);
+    scene.untracked(&format!("{OLD}, {NEW}"));
     scene.check(&scene.pods.iter().collect::<Vec<_>>());
     // Whoever comes by the old one is let in as well: nobody can tell.
     connect(&scene.client, OLD, 10);
@@ -217,7 +227,8 @@ fn after_a_refusal_of_the_server() {
     });
     until("the new address is announced", SOON, || {
         let proxied = node.ns.ip("neigh show proxy");
-        (proxied.contains(&new.to_string()) && !proxied.contains(&old.to_string())).then_some(())
+        let announced = proxied.contains(&new.to_string()) && !proxied.contains(&old.to_string());
+        (announced && route(&node, old).len() == 1).then_some(())
     });
     flows.ask();
     flows.hear();

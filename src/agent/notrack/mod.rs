@@ -112,7 +112,7 @@ impl Part {
             }
             // Nobody needs it, and without these nobody has made it.
             Err(Error::Kernel(_) | Error::Table(table::Error::NoProgram)) if self.vips.is_empty() => {
-                self.trouble = None
+                self.trouble = None;
             }
             Err(error) => {
                 let text = format!("VIP traffic is not kept out of connection tracking: {}", with_causes(&error));

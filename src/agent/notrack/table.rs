@@ -103,11 +103,10 @@ pub fn change(found: &Found, vips: &BTreeSet<Ipv4Addr>) -> Option<String> {
         _ if vips.is_empty() => Some("delete table ip viproute\n".to_owned()),
         Found::Table(have) if have == vips => None,
         Found::Table(have) => {
-            let step = |verb: &str, some: BTreeSet<Ipv4Addr>| match some.is_empty() {
-                true => String::new(),
-                false => format!("{verb} element ip viproute vips {{ {} }}\n", listing(&some)),
-            };
-            Some(step("add", vips - have) + &step("delete", have - vips))
+            let steps = [("add", vips - have), ("delete", have - vips)];
+            let steps = steps.iter().filter(|(_, some)| !some.is_empty());
+            let steps = steps.map(|(verb, some)| format!("{verb} element ip viproute vips {{ {} }}\n", listing(some)));
+            Some(steps.collect::<Vec<_>>().concat())
         }
         Found::Nothing | Found::Wrong => Some(whole(vips)),
     }
@@ -115,7 +114,7 @@ pub fn change(found: &Found, vips: &BTreeSet<Ipv4Addr>) -> Option<String> {
 
 /// Added before it is deleted: deleting one that isn't there would be refused.
 fn whole(vips: &BTreeSet<Ipv4Addr>) -> String {
-    let rules: String = FIELDS.iter().map(|field| format!("  ip {field} @vips notrack\n")).collect();
+    let rules = FIELDS.map(|field| format!("  ip {field} @vips notrack\n")).concat();
     let chain =
         |hook| format!(" chain {hook} {{\n  type filter hook {hook} priority {PRIORITY}; policy accept;\n{rules} }}\n");
     let (vips, chains) = (listing(vips), HOOKS.map(chain).concat());
