@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::harness::{Crowd, Join, Lan, Netns, Node, Pod, Run, Sidecar, connect, until};
+use crate::harness::{Crowd, Join, Lan, Netns, Node, PORT, Pod, Run, Sidecar, allow_many_files, connect, until};
 
 const POOL: &str = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n";
 const OFF: &str = "notrack = false\nbackend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n";
 const CONNECTIONS: usize = 100_000;
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn web() -> Join {
     Join::annotated("web")
@@ -35,6 +35,8 @@ impl Scene {
     }
 
     fn with(settings: &str, environment: &[(&str, &str)]) -> Self {
+        // Connections that were reset wait for their server, which may be slower than all who connect.
+        allow_many_files();
         let lan = Lan::new();
         let node = Node::without_allocator(&lan, 1);
         nft(
@@ -95,10 +97,10 @@ fn flood(ns: &Netns, vip: Ipv4Addr, count: usize) {
     const THREADS: usize = 8;
     // One that is reset has its port free at once; so many ports are needed as are in use.
     ns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535");
-    let (to, next) = (SocketAddr::from((vip, crate::harness::PORT)), AtomicUsize::new(0));
+    let (to, next) = (SocketAddr::from((vip, PORT)), AtomicUsize::new(0));
     let work = || {
         while next.fetch_add(1, Ordering::Relaxed) < count {
-            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(20)).expect("a connection to the VIP");
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(30)).expect("a connection to the VIP");
             let now = libc::linger { l_onoff: 1, l_linger: 0 };
             setsockopt(&stream, sockopt::Linger, &now).expect("close by reset");
         }

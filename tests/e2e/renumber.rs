@@ -15,7 +15,8 @@ use crate::harness::{
 const OLD: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 9);
 const NEW: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 20);
 const FLOWS: usize = 300;
-const SOON: Duration = Duration::from_secs(15);
+/// Taking addresses out of pods waits for the kernel, which other tests keep busy with the removal of namespaces.
+const SOON: Duration = Duration::from_secs(60);
 
 fn web() -> Join {
     Join::annotated("web")
