@@ -115,6 +115,7 @@ do_install() {
     fi
     install_unit
     install_chain
+    command -v nft >/dev/null || say "The program nft is missing (apt-get install nftables): VIP traffic will be tracked."
     say "Installed. Try: viproutectl status"
 }
 
@@ -256,6 +257,7 @@ do_uninstall() {
         systemd stop viprouted
         systemd disable viprouted
     fi
+    remove_table
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
     if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
     remove "$share"/man/man8/viprouted.8 "$share"/man/man8/viproutectl.8 "$share"/man/man8/viproutectl-*.8
@@ -274,6 +276,13 @@ do_uninstall() {
         fi
     done
     say "Leases stay in /var/lib/viproute, the registry in /var/lib/cni/viproute."
+}
+
+# The kernel keeps it until somebody removes it; with DESTDIR it isn't this kernel's that is meant.
+remove_table() {
+    if [ -z "$root" ] && command -v nft >/dev/null && nft list table ip viproute >/dev/null 2>&1; then
+        nft delete table ip viproute && say "Removed: the nftables table viproute"
+    fi
 }
 
 remove() {

@@ -36,7 +36,7 @@ mod tests {
     use crate::registry::Registry;
 
     fn texts(called: &Called) -> Vec<(Option<String>, String)> {
-        let context = Context::new(Registry::new("/nowhere")).unwrap();
+        let context = Context::new(Registry::new("/nowhere"), false).unwrap();
         record(&context, called);
         let events = context.journal.events_after(0);
         events.into_iter().map(|event| (event.vip.map(|vip| vip.to_string()), event.text)).collect()

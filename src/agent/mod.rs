@@ -4,10 +4,12 @@
 //! whose locks keep them and the plugin apart; what they do to the kernel they do by way of `vip`.
 
 pub mod calls;
+mod former;
 mod health;
 pub mod journal;
 pub mod log;
 pub mod metrics;
+mod notrack;
 pub mod parts;
 mod reconcile;
 mod replicas;
@@ -36,6 +38,8 @@ pub struct Context {
     pub counters: Counters,
     /// Where a part says that it is at work.
     pub parts: Parts,
+    /// Whether VIP traffic is to be kept out of connection tracking.
+    pub notrack: bool,
 }
 
 /// Why the agent can't start.
@@ -47,9 +51,6 @@ pub enum Error {
     /// No metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
-    /// Nobody sees what becomes of replicas.
-    #[error("watch the registry for events")]
-    Replicas(#[source] io::Error),
     /// No health checks.
     #[error(transparent)]
     Health(#[from] health::Error),
@@ -68,8 +69,9 @@ pub enum Error {
 
 impl Context {
     /// With nothing told and nothing counted so far.
-    pub fn new(registry: Registry) -> Result<Self, Error> {
-        Ok(Self { registry, journal: Journal::default(), counters: Counters::new()?, parts: Parts::default() })
+    pub fn new(registry: Registry, notrack: bool) -> Result<Self, Error> {
+        let (journal, parts) = (Journal::default(), Parts::default());
+        Ok(Self { registry, journal, counters: Counters::new()?, parts, notrack })
     }
 }
 
@@ -83,8 +85,11 @@ pub struct Agent {
 pub fn start(context: &Context, metrics: &Metrics, inquiries: Inquiries) -> Result<Agent, Error> {
     let counters = context.counters.clone();
     vip::observe_syncs(move |taken| counters.synced(Syncer::Agent, taken));
-    replicas::start(context).map_err(Error::Replicas)?;
+    let failed = |op| move |source| Error::Io { op, source };
+    replicas::start(context).map_err(failed("watch the registry for events"))?;
     health::start(context)?;
     reconcile::start(context)?;
+    former::start(context).map_err(failed("start the part that keeps former addresses"))?;
+    notrack::start(context).map_err(failed("start the part that keeps VIPs out of connection tracking"))?;
     Ok(Agent { _metrics: metrics::start(context, metrics, inquiries)? })
 }

@@ -2,11 +2,12 @@
 //! plugin call may hold, and for the kernel.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::thread;
 
 use tokio::sync::mpsc;
 
+use crate::agent::Journal;
+use crate::agent::journal::Kind;
 use crate::net::{self, NodeNet};
 use crate::registry::{Registry, VipKey};
 use crate::vip;
@@ -24,18 +25,24 @@ pub trait Dataplane: Send + 'static {
 pub struct Node {
     net: NodeNet,
     registry: Registry,
+    journal: Journal,
 }
 
 impl Node {
-    /// With the registry at `data_dir`.
-    pub fn open(data_dir: &Path) -> net::Result<Self> {
-        Ok(Self { net: NodeNet::open()?, registry: Registry::new(data_dir) })
+    /// With this registry; `journal` is told of VIPs that move.
+    pub fn open(registry: Registry, journal: Journal) -> net::Result<Self> {
+        Ok(Self { net: NodeNet::open()?, registry, journal })
     }
 }
 
 impl Dataplane for Node {
     fn serve(&mut self, vip: &VipKey, address: Ipv4Addr) -> vip::Result<()> {
-        vip::lease::serve(&self.net, &self.registry, vip, address)
+        if let Some(former) = vip::lease::serve(&self.net, &self.registry, vip, address)? {
+            tracing::info!(%vip, %former, %address, "renumbered");
+            let text = format!("moved from {former} to {address}; open connections keep {former} for a minute");
+            self.journal.record(Kind::Lease, Some(vip), text);
+        }
+        Ok(())
     }
 
     fn withdraw(&mut self, vip: &VipKey) -> vip::Result<()> {

@@ -150,7 +150,8 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (sources, notices) = Sources::start(config, link.as_ref().map(|link| link.name.as_str()), sender)?;
     let (keeper, done) = Keeper::start(store).map_err(failed("start the thread that keeps leases"))?;
     let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
-    let dataplane = Node::open(&config.data_dir)?;
+    let agent = agent::Context::new(registry.clone(), config.notrack)?;
+    let dataplane = Node::open(registry.clone(), agent.journal.clone())?;
     let orders = dataplane::start(dataplane, sender).map_err(failed("start the dataplane's thread"))?;
     let (hands, found) = Hands::new(sources, search, keeper, orders);
     let mut batches = watch::start(registry.clone()).map_err(failed("watch the registry"))?;
@@ -167,7 +168,6 @@ async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         terminate: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
         interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
     };
-    let agent = agent::Context::new(registry.clone())?;
     let mut daemon = Daemon {
         state: State::new(Rules::of(config)),
         hands,

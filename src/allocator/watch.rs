@@ -5,7 +5,7 @@ use std::io;
 use tokio::sync::mpsc;
 
 use super::state::Presence;
-use crate::registry::{self, Registry, State, VipKey, watch};
+use crate::registry::{self, Registry, State, VipKey, VipRecord, watch};
 
 /// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub fn presence(registry: &Registry, vip: &VipKey) -> registry::Result<Presence>
         }
         other => other?,
     };
+    let former = record.iter().flat_map(VipRecord::former_addresses).collect();
     let endpoints = registry.endpoints(vip)?;
     let is_ready = |(_, endpoint): &&(String, registry::Result<registry::Endpoint>)| {
         endpoint.as_ref().is_ok_and(|endpoint| endpoint.state == State::Ready)
@@ -58,6 +59,7 @@ pub fn presence(registry: &Registry, vip: &VipKey) -> registry::Result<Presence>
         address: record.filter(|record| !record.withdrawn).map(|record| record.address),
         endpoints: endpoints.len(),
         ready: endpoints.iter().filter(is_ready).count(),
+        former,
     })
 }
 

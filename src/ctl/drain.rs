@@ -145,7 +145,10 @@ impl Replica {
             }
             let Some(record) = registry.vip_record(key)? else { continue };
             let Some(netns) = Netns::open_if_alive(&endpoint.netns)? else { continue };
-            number += Sockets::open(&netns)?.connections(record.address)?.len();
+            let sockets = Sockets::open(&netns)?;
+            for address in record.addresses() {
+                number += sockets.connections(address)?.len();
+            }
         }
         Ok(number)
     }

@@ -131,7 +131,7 @@ fn vip_of(registry: &Registry, address: Ipv4Addr) -> Result<VipKey, Error> {
     let mut damage = None;
     for key in registry.vips()? {
         match registry.vip_record(&key) {
-            Ok(Some(record)) if record.address == address => return Ok(key),
+            Ok(Some(record)) if record.addresses().any(|own| own == address) => return Ok(key),
             Ok(_) => {}
             Err(e) => damage = Some(e),
         }

@@ -13,6 +13,7 @@ pub mod monitor;
 pub mod neighbour;
 pub mod netns;
 pub mod nexthop;
+pub mod nftables;
 pub mod route;
 pub mod rule;
 pub mod socket;

@@ -79,7 +79,7 @@ pub struct NexthopRoute {
     /// `src`.
     pub source: Ipv4Addr,
     /// `cwnd`.
-    pub cwnd: u32,
+    pub cwnd: Option<u32>,
 }
 
 /// `ip route add …`. Fails where there is a route of metric 0 to the address, whosever it is.
@@ -97,7 +97,9 @@ pub fn replace_nexthop(route: NexthopRoute) -> Request {
 
 fn nexthop_message(route: NexthopRoute) -> RouteMessage {
     let mut builder = ours(route.address).nhid(route.nexthop).pref_source(route.source);
-    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd)]);
+    // 0 is as good as none. Where no metrics are sent at all, the kernel takes those of any other route that is like this
+    // one (fib_find_info_nh).
+    let metrics = RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd.unwrap_or(0))]);
     builder.get_mut().attributes.push(metrics);
     builder.build()
 }

@@ -259,21 +259,31 @@ fn join(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> 
         addresses.push(enrol(request, opened, key, endpoint)?);
     }
     let programs = programs(request, opened)?;
-    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_deref())?;
-    for ((key, address), endpoint) in request.membership.vips.iter().zip(&addresses).zip(&mut endpoints) {
+    let former = former(request, opened)?;
+    let pair = make_pair(request, opened, (&addresses, &endpoints), programs.as_deref(), former.concat())?;
+    let known = addresses.iter().zip(&former);
+    for ((key, (address, former)), endpoint) in request.membership.vips.iter().zip(known).zip(&mut endpoints) {
         endpoint.ifindex = Some(pair.nexthop.index);
         endpoint.nexthop = Some(pair.nexthop.id);
         endpoint.netns_id = pair.netns_id;
         // With a check the agent says when.
         endpoint.state = if endpoint.health.is_none() { State::Ready } else { State::Pending };
         let mut vip = opened.registry.vip(key)?;
-        if vip.record.as_ref().is_none_or(|record| record.address != *address) {
+        let is_as_known =
+            |record: &VipRecord| record.address == *address && record.former_addresses().eq(former.iter().copied());
+        if !vip.record.as_ref().is_some_and(is_as_known) {
             return Err(Error::Renumbered(key.to_string()));
         }
         vip.write_endpoint(&name, endpoint)?;
         sync(&opened.net, vip)?;
     }
     Ok(addresses)
+}
+
+/// The addresses that each VIP had a moment ago: a connection by one may be brought to any replica.
+fn former(request: &Request<'_>, opened: &Opened) -> Result<Vec<Vec<Ipv4Addr>>, Error> {
+    let of_one = |key| Ok(opened.registry.vip_record(key)?.iter().flat_map(VipRecord::former_addresses).collect());
+    request.membership.vips.iter().map(of_one).collect()
 }
 
 /// Records the replica, still pending, under its VIP; returns the VIP's address.
@@ -313,6 +323,7 @@ fn new_vip(request: &Request<'_>, node: Node, key: &VipKey, address: Ipv4Addr, s
         group: request.config.group,
         flow_owner: request.config.flow_owner.then(|| request.config.bpf_dir.clone()),
         withdrawn: false,
+        former: Vec::new(),
         other: std::collections::BTreeMap::new(),
     }
 }
@@ -358,6 +369,7 @@ fn make_pair(
     opened: &Opened,
     (vips, endpoints): (&[Ipv4Addr], &[Endpoint]),
     programs: Option<&Programs>,
+    former: Vec<Ipv4Addr>,
 ) -> Result<Pair, Error> {
     let Request { names, pod, attachment, .. } = request;
     let interface: &Link = &request.before.interface;
@@ -371,7 +383,7 @@ fn make_pair(
     let host_end = HostEnd::new(&opened.net, names)?.ok_or_else(|| vanished(&names.host))?;
     let served = vips.iter().zip(endpoints).enumerate();
     let served = served.map(|(place, (address, endpoint))| Served { place, address: *address, endpoint });
-    let want = PodWant::new(names, &attachment.ifname, served);
+    let want = PodWant::new(names, &attachment.ifname, served).keeping(former);
     pair::apply(pod, pod_end.fixes(&want))?;
     let mut fixes = host_end.fixes(names, request.pod_address);
     if let Some(programs) = programs {

@@ -34,7 +34,7 @@ pub use boot::{Boot, SlotsHeld};
 pub use key::{BadKey, VipKey};
 pub use lock::Attempt;
 pub use port::{BadPort, Port, Transport};
-pub use record::{AttachmentRecord, Endpoint, Netns, State, VipRecord};
+pub use record::{AttachmentRecord, Endpoint, FormerAddress, Netns, State, VipRecord};
 pub use vip::{LockedVip, Replica};
 
 /// What went wrong with a file of the registry.

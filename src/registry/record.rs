@@ -40,9 +40,33 @@ pub struct VipRecord {
     /// The address is no longer ours: nothing of it may be in the kernel's tables.
     #[serde(default)]
     pub withdrawn: bool,
+    /// Addresses it had a moment ago, which live connections still use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<FormerAddress>,
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
+}
+
+/// An address that a VIP had. Nobody is told of it any more, and what still comes for it is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Unix seconds: it goes then, whoever still uses it.
+    pub until: u64,
+}
+
+impl VipRecord {
+    /// Its address, and those it had that are still delivered.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.former_addresses())
+    }
+
+    /// Those it had that are still delivered.
+    pub fn former_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.former.iter().map(|former| former.address)
+    }
 }
 
 /// Whether a replica gets connections.

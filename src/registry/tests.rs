@@ -84,6 +84,7 @@ fn vip_record(slot: u32) -> VipRecord {
         group: crate::cni::config::Group::default(),
         flow_owner: None,
         withdrawn: false,
+        former: Vec::new(),
         other: BTreeMap::new(),
     }
 }

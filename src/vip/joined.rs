@@ -59,7 +59,8 @@ impl Joined {
         let served = self.vips.iter();
         let served =
             served.map(|Member { place, vip, endpoint, .. }| Served { place: *place, address: vip.address, endpoint });
-        PodWant::new(&self.names, &self.attachment.ifname, served)
+        let former = self.vips.iter().flat_map(|member| member.vip.former_addresses());
+        PodWant::new(&self.names, &self.attachment.ifname, served).keeping(former)
     }
 
     /// Where the programs are pinned that must stand on its host end; `None`: it does without. A pod's VIPs agree.

@@ -147,9 +147,15 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Wants all replicas known but those whose host end is gone. `None`: the VIP does without, or nothing is loaded.
-    pub fn of(record: &VipRecord, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Option<Self>> {
-        let Some(mut owner) = Self::bare(record)? else { return Ok(None) };
+    /// One for each of the VIP's addresses, each wants all replicas known but those whose host end is gone. None: the VIP
+    /// does without, or nothing is loaded.
+    pub fn all(record: &VipRecord, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Vec<Self>> {
+        let owners = record.addresses().map(|address| Self::of(record, address, vip, gone));
+        Ok(owners.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn of(record: &VipRecord, address: Ipv4Addr, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Option<Self>> {
+        let Some(mut owner) = Self::bare(record, address)? else { return Ok(None) };
         owner.departed = vip.departed().to_vec();
         if !record.withdrawn {
             let replicas = vip.replicas()?;
@@ -168,8 +174,8 @@ impl Owner {
         Ok(Some(owner))
     }
 
-    /// Wants nothing of the VIP.
-    pub fn bare(record: &VipRecord) -> Result<Option<Self>> {
+    /// Wants nothing of one of the VIP's addresses.
+    pub fn bare(record: &VipRecord, address: Ipv4Addr) -> Result<Option<Self>> {
         const SECOND: u64 = 1_000_000_000;
         let Some(dir) = &record.flow_owner else { return Ok(None) };
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
@@ -178,14 +184,18 @@ impl Owner {
             0 => u64::MAX,
             seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
         };
-        let vip = record.address;
-        Ok(Some(Self { maps, vip, want: Want::default(), departed: Vec::new(), unsettled }))
+        Ok(Some(Self { maps, vip: address, want: Want::default(), departed: Vec::new(), unsettled }))
     }
 
     /// The steps that are needed.
     pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
         let have = read(&self.maps, self.vip, &self.want, &self.departed)?;
         Ok(difference(&have, &self.want, |ifindex| self.maps.used(ifindex).unwrap_or_default()))
+    }
+
+    /// What is amiss where these steps are needed, a sentence each.
+    pub fn findings<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Vec<String> {
+        ops.map(|op| op.finding(self.vip)).collect()
     }
 
     /// Takes the steps.

@@ -191,6 +191,13 @@ impl<'a> PodWant<'a> {
         want
     }
 
+    /// With addresses that its VIPs had a moment ago.
+    #[must_use]
+    pub fn keeping(mut self, former: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        self.vips.extend(former);
+        self
+    }
+
     fn rules(&self) -> BTreeSet<Rule> {
         let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
         let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();

@@ -15,6 +15,8 @@ pub const NOBODY_READY: u32 = u32::MAX;
 pub struct Want {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Addresses it had that are still delivered, by routes that nobody announces.
+    pub former: Vec<Ipv4Addr>,
     /// `src` of its route.
     pub source: Ipv4Addr,
     /// Its group's id.
@@ -43,6 +45,17 @@ pub struct Have {
     pub group: Option<Object>,
     /// What is known of wanted members' nexthops.
     pub nexthops: BTreeMap<u32, HaveNexthop>,
+    /// The data route.
+    pub data: Option<DataRoute>,
+    /// The metrics of the announcements.
+    pub announced: BTreeSet<u32>,
+    /// The same of the addresses it had.
+    pub former: BTreeMap<Ipv4Addr, Routes>,
+}
+
+/// The routes of one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
     /// The data route.
     pub data: Option<DataRoute>,
     /// The metrics of the announcements.
@@ -103,22 +116,37 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     let mut ops = Vec::new();
     let ready = add_members(have, want, &mut ops);
     if ready.is_empty() || !want.present {
-        ops.extend(have.data.map(|_| Op::DelRoute(want.address)));
+        del_routes(have, want, &mut ops);
         announce(have, want, want.present.then_some(NOBODY_READY), &mut ops);
         ops.extend(have.group.as_ref().map(|group| Op::DelNexthop(group.id())));
         return ops;
     }
     let count = u32::try_from(ready.len()).unwrap_or(NOBODY_READY - 1);
-    let standing = put_group(have, want, ready, &mut ops);
-    let data = DataRoute { nexthop: Some(want.group), source: Some(want.source), cwnd: Some(count) };
-    let route = NexthopRoute { address: want.address, nexthop: want.group, source: want.source, cwnd: count };
-    match standing {
+    let stand = put_group(have, want, ready, &mut ops);
+    put_route(have.data.filter(|_| stand), want, (want.address, Some(count)), &mut ops);
+    announce(have, want, Some(count), &mut ops);
+    for address in &want.former {
+        let data = have.former.get(address).and_then(|routes| routes.data);
+        put_route(data.filter(|_| stand), want, (*address, None), &mut ops);
+    }
+    ops
+}
+
+/// The route to one of the VIP's addresses. Without `cwnd` routing daemons leave it alone.
+fn put_route(have: Option<DataRoute>, want: &Want, (address, cwnd): (Ipv4Addr, Option<u32>), ops: &mut Vec<Op>) {
+    let data = DataRoute { nexthop: Some(want.group), source: Some(want.source), cwnd };
+    let route = NexthopRoute { address, nexthop: want.group, source: want.source, cwnd };
+    match have {
         None => ops.push(Op::AddRoute(route)),
-        Some(standing) if standing != data => ops.push(Op::ReplaceRoute(route)),
+        Some(have) if have != data => ops.push(Op::ReplaceRoute(route)),
         Some(_) => {}
     }
-    announce(have, want, Some(count), &mut ops);
-    ops
+}
+
+fn del_routes(have: &Have, want: &Want, ops: &mut Vec<Op>) {
+    ops.extend(have.data.map(|_| Op::DelRoute(want.address)));
+    let former = want.former.iter().filter(|address| have.former.get(address).is_some_and(|have| have.data.is_some()));
+    ops.extend(former.map(|address| Op::DelRoute(*address)));
 }
 
 /// Brings the members' nexthops about; returns those that can be in the group.
@@ -137,8 +165,8 @@ fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Vec<GroupMember> 
     members
 }
 
-/// Brings the group about; returns the data route that stands afterwards.
-fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> Option<DataRoute> {
+/// Brings the group about; returns whether the routes still stand afterwards.
+fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> bool {
     let mut group = Group { id: want.group, members, resilience: want.resilience };
     match &have.group {
         Some(Object::Group(existing)) => {
@@ -148,16 +176,16 @@ fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<
             if existing != group {
                 ops.push(Op::ReplaceGroup(group));
             }
-            have.data
+            true
         }
         Some(other) => {
-            ops.extend(have.data.map(|_| Op::DelRoute(want.address)));
+            del_routes(have, want, ops);
             ops.extend([Op::DelNexthop(other.id()), Op::AddGroup(group)]);
-            None
+            false
         }
         None => {
             ops.push(Op::AddGroup(group));
-            have.data
+            true
         }
     }
 }
@@ -167,6 +195,9 @@ fn announce(have: &Have, want: &Want, metric: Option<u32>, ops: &mut Vec<Op>) {
     ops.extend(missing.map(|metric| Op::Announce(want.address, metric)));
     let stale = have.announced.iter().filter(|announced| Some(**announced) != metric);
     ops.extend(stale.map(|metric| Op::Unannounce(want.address, *metric)));
+    for (address, routes) in &have.former {
+        ops.extend(routes.announced.iter().map(|metric| Op::Unannounce(*address, *metric)));
+    }
 }
 
 impl Op {
@@ -211,154 +242,4 @@ impl Op {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const VIP: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 7);
-    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-    const GROUP: u32 = 0x7700_0001;
-    const RESILIENCE: Resilience = Resilience { buckets: 1024, idle_timer: 1, unbalanced_timer: 10 };
-
-    fn hop(n: u32) -> Nexthop {
-        Nexthop { id: 0x7600_0000 | n, gateway: Ipv4Addr::from(0x0a01_0000 | n), index: n }
-    }
-
-    fn want(members: &[u32]) -> Want {
-        let members = members.iter().map(|n| WantedMember { nexthop: hop(*n), weight: 1 }).collect();
-        Want { address: VIP, source: NODE, group: GROUP, resilience: RESILIENCE, present: true, members }
-    }
-
-    fn group(members: &[u32]) -> Group {
-        let members = members.iter().map(|n| GroupMember { id: hop(*n).id, weight: 1 }).collect();
-        Group { id: GROUP, members, resilience: RESILIENCE }
-    }
-
-    /// The kernel, as far as these steps go; refuses what it would refuse.
-    fn apply(have: &mut Have, ops: &[Op]) {
-        for op in ops {
-            match op {
-                Op::AddNexthop(n) => drop(have.nexthops.insert(n.id, HaveNexthop::Right)),
-                Op::DelNexthop(id) if *id == GROUP => {
-                    assert!(have.data.is_none(), "the route must go before its group");
-                    have.group = None;
-                }
-                Op::DelNexthop(id) => drop(have.nexthops.insert(*id, HaveNexthop::Missing)),
-                Op::AddGroup(g) | Op::ReplaceGroup(g) => {
-                    assert!(!g.members.is_empty(), "the kernel has no empty groups");
-                    assert!(g.members.iter().all(|m| have.nexthops[&m.id] == HaveNexthop::Right));
-                    assert_eq!(matches!(op, Op::AddGroup(_)), have.group.is_none());
-                    have.group = Some(Object::Group(g.clone()));
-                }
-                Op::AddRoute(route) | Op::ReplaceRoute(route) => {
-                    assert!(have.group.is_some());
-                    assert_eq!(matches!(op, Op::AddRoute(_)), have.data.is_none());
-                    let NexthopRoute { nexthop, source, cwnd, .. } = *route;
-                    have.data = Some(DataRoute { nexthop: Some(nexthop), source: Some(source), cwnd: Some(cwnd) });
-                }
-                Op::DelRoute(_) => have.data = None,
-                Op::Announce(_, metric) => assert!(have.announced.insert(*metric)),
-                Op::Unannounce(_, metric) => assert!(have.announced.remove(metric)),
-            }
-        }
-    }
-
-    fn settled(members: &[u32]) -> Have {
-        let mut have =
-            Have { nexthops: members.iter().map(|n| (hop(*n).id, HaveNexthop::Missing)).collect(), ..Have::default() };
-        let ops = difference(&have, &want(members));
-        apply(&mut have, &ops);
-        have
-    }
-
-    #[test]
-    fn a_first_replica_brings_nexthop_group_route_and_announcement() {
-        let have = Have { nexthops: [(hop(5).id, HaveNexthop::Missing)].into(), ..Have::default() };
-        let ops = difference(&have, &want(&[5]));
-        let route = Op::AddRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: 1 });
-        assert_eq!(ops, [Op::AddNexthop(hop(5)), Op::AddGroup(group(&[5])), route, Op::Announce(VIP, 1)]);
-    }
-
-    #[test]
-    fn another_replica_changes_the_group_in_place_and_the_weight_after_it() {
-        let mut have = settled(&[5]);
-        have.nexthops.insert(hop(6).id, HaveNexthop::Missing);
-        let ops = difference(&have, &want(&[5, 6]));
-        let route = Op::ReplaceRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: 2 });
-        let expected = [
-            Op::AddNexthop(hop(6)),
-            Op::ReplaceGroup(group(&[5, 6])),
-            route,
-            Op::Announce(VIP, 2),
-            Op::Unannounce(VIP, 1),
-        ];
-        assert_eq!(ops, expected);
-    }
-
-    #[test]
-    fn with_nobody_ready_requests_fail_at_once() {
-        let have = settled(&[5]);
-        let ops = difference(&have, &want(&[]));
-        let expected =
-            [Op::DelRoute(VIP), Op::Announce(VIP, NOBODY_READY), Op::Unannounce(VIP, 1), Op::DelNexthop(GROUP)];
-        assert_eq!(ops, expected);
-    }
-
-    #[test]
-    fn an_address_that_is_not_ours_leaves_nothing() {
-        let have = settled(&[5, 6]);
-        let gone = Want { present: false, ..want(&[5, 6]) };
-        let ops = difference(&have, &gone);
-        assert_eq!(ops, [Op::DelRoute(VIP), Op::Unannounce(VIP, 2), Op::DelNexthop(GROUP)]);
-    }
-
-    #[test]
-    fn a_replica_without_device_is_left_out() {
-        let mut have = settled(&[5, 6]);
-        have.nexthops.insert(hop(6).id, HaveNexthop::Impossible);
-        let ops = difference(&have, &want(&[5, 6]));
-        assert!(ops.contains(&Op::ReplaceGroup(group(&[5]))), "{ops:?}");
-    }
-
-    #[test]
-    fn a_plain_group_in_the_place_of_ours_is_made_anew_without_its_route() {
-        let mut have = settled(&[5]);
-        have.group = Some(Object::Other(GROUP));
-        let ops = difference(&have, &want(&[5]));
-        assert_eq!(ops[..3], [Op::DelRoute(VIP), Op::DelNexthop(GROUP), Op::AddGroup(group(&[5]))]);
-    }
-
-    #[test]
-    fn another_number_of_buckets_waits_for_a_new_group() {
-        let have = settled(&[5]);
-        let more = Want { resilience: Resilience { buckets: 4096, ..RESILIENCE }, ..want(&[5]) };
-        assert_eq!(difference(&have, &more), []);
-        let slower = Want { resilience: Resilience { idle_timer: 30, ..RESILIENCE }, ..want(&[5]) };
-        assert!(matches!(difference(&have, &slower)[..], [Op::ReplaceGroup(_)]));
-    }
-
-    prop_compose! {
-        fn any_want()(members in proptest::collection::btree_set(1u32..6, 0..5), present: bool, weight in 1u8..4) -> Want {
-            let members: Vec<_> = members.into_iter().collect();
-            let mut want = Want { present, ..want(&members) };
-            want.members.iter_mut().for_each(|m| m.weight = weight);
-            want
-        }
-    }
-
-    proptest! {
-        /// From any state another want left behind, one round settles, and a second one changes nothing.
-        #[test]
-        fn one_round_settles(first in any_want(), second in any_want(), dead in 1u32..6, data: bool, stray in 0u32..9) {
-            let mut have = Have { nexthops: (1..6).map(|n| (hop(n).id, HaveNexthop::Missing)).collect(), ..Have::default() };
-            let ops = difference(&have, &first);
-            apply(&mut have, &ops);
-            have.nexthops.insert(hop(dead).id, HaveNexthop::Impossible);
-            if data { have.data = None; }
-            have.announced.insert(stray);
-            let ops = difference(&have, &second);
-            apply(&mut have, &ops);
-            prop_assert_eq!(difference(&have, &second), vec![]);
-        }
-    }
-}
+mod tests;

@@ -111,7 +111,7 @@ impl Seen {
             match registry.vip_record(&key) {
                 Ok(Some(record)) => {
                     groups.insert(ids::group(record.slot));
-                    addresses.insert(record.address);
+                    addresses.extend(record.addresses());
                 }
                 Ok(None) => {}
                 // Its error was reported with its VIP. It may be what explains the rest.

@@ -6,11 +6,11 @@ use std::net::Ipv4Addr;
 use crate::cni::config::Group;
 use crate::net::nexthop::{Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind, Route};
-use crate::net::{self, NodeNet, PROTOCOL, link, nexthop};
+use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
 use crate::registry::{LockedVip, Replica, VipRecord};
 
 use super::owner::{self, Owner};
-use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Want, WantedMember};
+use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Routes, Want, WantedMember};
 use super::{Result, ids, timing};
 
 /// How often the plan is made anew when the kernel refuses it: a pod that dies in between takes its nexthop along.
@@ -41,18 +41,23 @@ fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Synced> {
     if let Some(record) = vip.record.clone() {
         let want = want(&record, vip.is_unused()?, vip.replicas()?);
         let gone = gone(node, &want, vip.replicas()?)?;
-        let owner = Owner::of(&record, &mut vip, &gone)?;
-        found = settle(node, &want, owner)?;
+        let owners = Owner::all(&record, &mut vip, &gone)?;
+        found = settle(node, &want, owners)?;
     }
     let vip = if vip.is_unused()? { vip.remove().map(|()| None)? } else { Some(vip) };
     Ok(Synced { vip, found })
 }
 
-/// Takes a VIP's routes and group out of the kernel, whatever the registry says of its endpoints.
-pub fn drop_vip(node: &NodeNet, record: &VipRecord) -> Result<()> {
-    let mut want = bare_want(record);
-    want.present = false;
-    settle(node, &want, Owner::bare(record)?).map(drop)
+/// Takes one of a VIP's former addresses out of the kernel's tables and the flow owner's maps.
+pub fn drop_former(node: &NodeNet, record: &VipRecord, address: Ipv4Addr) -> Result<()> {
+    let routes = read_routes(node, address)?;
+    let mut requests: Vec<Request> = routes.announced.iter().map(|m| route::del_unreachable(address, *m)).collect();
+    requests.extend(routes.data.map(|_| route::del_nexthop(address)));
+    node.apply(&requests)?;
+    let Some(mut owner) = Owner::bare(record, address)? else { return Ok(()) };
+    let (before, after) = owner.difference()?;
+    owner.apply(before)?;
+    owner.apply(after)
 }
 
 /// What is not as it should be: a sentence for each step that [`sync`] would take now.
@@ -61,36 +66,39 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let want = want(&record, vip.is_unused()?, vip.replicas()?);
     let mut findings: Vec<String> = plan::difference(&read(node, &want)?, &want).iter().map(Op::finding).collect();
     let gone = gone(node, &want, vip.replicas()?)?;
-    match Owner::of(&record, vip, &gone)? {
-        Some(owner) => {
-            let (before, after) = owner.difference()?;
-            findings.extend(before.iter().chain(&after).map(|op| op.finding(record.address)));
-        }
-        None if record.flow_owner.is_some() => findings.push("the flow owner isn't loaded".to_owned()),
-        None => {}
+    let owners = Owner::all(&record, vip, &gone)?;
+    if owners.is_empty() && record.flow_owner.is_some() {
+        findings.push("the flow owner isn't loaded".to_owned());
+    }
+    for owner in owners {
+        let (before, after) = owner.difference()?;
+        findings.extend(owner.findings(before.iter().chain(&after)));
     }
     Ok(findings)
 }
 
 /// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
-fn settle(node: &NodeNet, want: &Want, owner: Option<Owner>) -> Result<Vec<String>> {
-    let Some(mut owner) = owner else { return settle_tables(node, want, None) };
-    let (before, after) = owner.difference()?;
-    let mut found: Vec<String> = before.iter().chain(&after).map(|op| op.finding(want.address)).collect();
-    owner.apply(before)?;
-    found.extend(settle_tables(node, want, Some(&mut owner))?);
-    owner.apply(after)?;
+fn settle(node: &NodeNet, want: &Want, mut owners: Vec<Owner>) -> Result<Vec<String>> {
+    let (mut found, mut later) = (Vec::new(), Vec::with_capacity(owners.len()));
+    for owner in &mut owners {
+        let (before, after) = owner.difference()?;
+        found.extend(owner.findings(before.iter().chain(&after)));
+        owner.apply(before)?;
+        later.push(after);
+    }
+    found.extend(settle_tables(node, want, &mut owners)?);
+    for (owner, after) in owners.iter_mut().zip(later) {
+        owner.apply(after)?;
+    }
     Ok(found)
 }
 
-fn settle_tables(node: &NodeNet, want: &Want, mut owner: Option<&mut Owner>) -> Result<Vec<String>> {
+fn settle_tables(node: &NodeNet, want: &Want, owners: &mut [Owner]) -> Result<Vec<String>> {
     let mut tries = 1;
     loop {
         let ops = plan::difference(&read(node, want)?, want);
-        if let Some(owner) = owner.as_deref_mut()
-            && ops.iter().any(Op::moves_buckets)
-        {
-            owner.unsettle()?;
+        if ops.iter().any(Op::moves_buckets) {
+            owners.iter_mut().try_for_each(Owner::unsettle)?;
         }
         // One by one: a step counts on those before it, and the kernel would go on behind a refused one.
         match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
@@ -105,6 +113,7 @@ fn bare_want(record: &VipRecord) -> Want {
     let Group { buckets, idle_timer, unbalanced_timer } = record.group;
     Want {
         address: record.address,
+        former: record.former_addresses().collect(),
         source: record.node,
         group: ids::group(record.slot),
         resilience: Resilience { buckets, idle_timer, unbalanced_timer },
@@ -149,7 +158,7 @@ fn members_of(group: Option<&Object>) -> BTreeSet<u32> {
 /// Everything of ours in the node's tables, read at once: a look at 1,000 VIPs, each of which would read them all.
 #[derive(Debug)]
 pub struct Tables {
-    routes: HashMap<Ipv4Addr, (Option<DataRoute>, BTreeSet<u32>)>,
+    routes: HashMap<Ipv4Addr, Routes>,
     objects: HashMap<u32, Object>,
 }
 
@@ -157,7 +166,7 @@ impl Tables {
     /// Reads them.
     pub fn read(node: &NodeNet) -> net::Result<Self> {
         let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
-        let mut routes: HashMap<Ipv4Addr, (Option<DataRoute>, BTreeSet<u32>)> = HashMap::new();
+        let mut routes: HashMap<Ipv4Addr, Routes> = HashMap::new();
         for route in route::list(node, filter)?.iter().filter(|route| route.prefix.prefix() == 32) {
             sort_in(routes.entry(route.prefix.ip()).or_default(), route);
         }
@@ -175,15 +184,19 @@ impl Tables {
         };
         let nexthops = want.members.iter().map(|member| (member.nexthop.id, state(&member.nexthop))).collect();
         let group = self.objects.get(&want.group).cloned();
-        let (data, announced) = self.routes.get(&want.address).cloned().unwrap_or_default();
-        plan::difference(&Have { group, nexthops, data, announced }, &want).is_empty()
+        let routes = |address: &Ipv4Addr| self.routes.get(address).cloned().unwrap_or_default();
+        let Routes { data, announced } = routes(&want.address);
+        let former = want.former.iter().map(|address| (*address, routes(address))).collect();
+        plan::difference(&Have { group, nexthops, data, announced, former }, &want).is_empty()
     }
 }
 
 fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
     let group = nexthop::get(node, want.group)?;
-    let (data, announced) = read_routes(node, want)?;
-    Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced })
+    let Routes { data, announced } = read_routes(node, want.address)?;
+    let former = want.former.iter().map(|address| Ok((*address, read_routes(node, *address)?)));
+    let former = former.collect::<net::Result<_>>()?;
+    Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced, former })
 }
 
 /// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of
@@ -209,20 +222,20 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
     })
 }
 
-fn read_routes(node: &NodeNet, want: &Want) -> net::Result<(Option<DataRoute>, BTreeSet<u32>)> {
-    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(want.address)) };
-    let mut found = Default::default();
+fn read_routes(node: &NodeNet, address: Ipv4Addr) -> net::Result<Routes> {
+    let filter = Filter { table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: Some(route::host(address)) };
+    let mut found = Routes::default();
     route::list(node, filter)?.iter().for_each(|route| sort_in(&mut found, route));
     Ok(found)
 }
 
 /// A route of protocol 118 in table main is a VIP's data route, or an announcement.
-fn sort_in((data, announced): &mut (Option<DataRoute>, BTreeSet<u32>), route: &Route) {
+fn sort_in(routes: &mut Routes, route: &Route) {
     match route.kind {
-        Kind::Unreachable => drop(announced.insert(route.metric)),
-        Kind::Nexthop { id, source, cwnd } => *data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
+        Kind::Unreachable => drop(routes.announced.insert(route.metric)),
+        Kind::Nexthop { id, source, cwnd } => routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
         Kind::Via(_) | Kind::Throw | Kind::Other => {
-            *data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
+            routes.data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
         }
     }
 }

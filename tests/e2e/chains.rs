@@ -1,11 +1,13 @@
 //! viproute in the company of the plugins people run: after each base plugin, before and after each chained one.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Environment, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Reply, Run, VIPROUTE, base_plugin, connect,
+    Environment, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Reply, Run, Server, Sidecar, VIPROUTE,
+    base_plugin, connect, until,
 };
 
 /// A network: the plugins of its conflist. `{ "type": "viproute" }` stands for the node's own entry.
@@ -90,7 +92,12 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 50));
 impl Scene {
     fn new() -> Self {
         let lan = Lan::new();
-        Self { client: lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]), node: Node::new(&lan, 1), _lan: lan }
+        let node = Node::new(&lan, 1);
+        Self::of(lan, node)
+    }
+
+    fn of(lan: Lan, node: Node) -> Self {
+        Self { client: lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]), node, _lan: lan }
     }
 
     fn network(&self, plugins: Vec<Value>) -> Network<'_> {
@@ -229,8 +236,8 @@ fn beside_sbr() {
     });
 }
 
-/// The base plugin masquerades what its pods send out of their subnet, to a VIP too: the replica doesn't see who calls.
-/// README's rule exempts the VIPs.
+/// The base plugin masquerades what its pods send out of their subnet, to a VIP too: without viprouted's table the replica
+/// doesn't see who calls. README's rule exempts the VIPs.
 fn a_pod_that_calls(scene: &Scene, base: &Value) {
     let viproute = json!({ "type": "viproute" });
     let network = scene.network(vec![base.clone(), viproute.clone()]);
@@ -264,4 +271,40 @@ fn a_masqueraded_pod_of_ptp_calls_a_vip() {
 fn a_masqueraded_pod_of_a_bridge_calls_a_vip() {
     let scene = Scene::new();
     a_pod_that_calls(&scene, &bridge(&scene.node));
+}
+
+/// With viprouted, which keeps VIP traffic out of connection tracking, the pod calls under its own address; what it sends
+/// elsewhere is masqueraded as ever.
+#[test]
+fn a_masqueraded_pod_calls_a_vip_that_is_not_tracked() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let scene = Scene::of(lan, node);
+    let _sidecar = Sidecar::pool(&scene.node, "10.118.0.0/24");
+    let viproute = json!({ "type": "viproute" });
+    for base in [ptp(&scene.node), bridge(&scene.node)] {
+        let network = scene.network(vec![base.clone(), viproute.clone()]);
+        let passed_through = Network { join: Join::nothing(), ..scene.network(vec![base, viproute.clone()]) };
+        let (caller, replica) = (Pod::new(1), Pod::new(2));
+        passed_through.add(&caller);
+        let _server = PodServer::start(&replica);
+        network.add(&replica);
+        let in_set = || scene.node.ns.cmd("nft").args(["list", "set", "ip", "viproute", "vips"]).finish("").stdout;
+        until("the VIP is not tracked", Duration::from_secs(10), || {
+            in_set().contains(&replica.vip().to_string()).then_some(())
+        });
+        let tally = connect(&caller.ns, replica.vip(), 20);
+        assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(caller.address())], "of the VIP");
+        let elsewhere = scene
+            .client
+            .run(|| Server::start("elsewhere", SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)), false, |_| ()));
+        let _elsewhere = elsewhere.expect("a server on the LAN");
+        let tally = caller.ns.run(|| {
+            let to = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 50), PORT));
+            Load { to, count: 3, rate: None, concurrency: 1 }.run()
+        });
+        assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(scene.node.address())], "{tally:?}");
+        network.del(&replica);
+        passed_through.del(&caller);
+    }
 }

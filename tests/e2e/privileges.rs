@@ -250,8 +250,8 @@ fn systemd_finds_the_unit_sandboxed() {
     assert!(level <= 3.3, "{judged}");
 }
 
-/// With the unit's capabilities and no others it gets an address in either form, keeps it, and takes the routes away when
-/// it is lost.
+/// With the unit's capabilities and no others it gets an address in either form, keeps it, keeps its traffic out of
+/// connection tracking, and takes the routes away when it is lost.
 #[test]
 fn the_units_capabilities_are_enough() {
     for relay in [false, true] {
@@ -288,6 +288,10 @@ fn the_units_capabilities_are_enough() {
         });
         let pod = node.joined(&join);
         let vip = pod.vip();
+        until("the nftables table is made", std::time::Duration::from_secs(20), || {
+            let table = node.ns.cmd("nft").args(["list", "table", "ip", "viproute"]).finish("").stdout;
+            table.contains(&vip.to_string()).then_some(())
+        });
         if !relay {
             until("it answers ARP", std::time::Duration::from_secs(10), || {
                 node.ns.ip("neigh show proxy").contains(&vip.to_string()).then_some(())

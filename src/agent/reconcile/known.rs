@@ -70,7 +70,9 @@ impl Known {
         let former = self.vips.remove(key);
         let changed = changed(former.as_ref(), vip.as_ref());
         if let Some(former) = &former {
-            self.by_address.remove(&former.record.address);
+            for address in former.record.addresses() {
+                self.by_address.remove(&address);
+            }
             self.by_group.remove(&ids::group(former.record.slot));
             let stays = |name: &String| vip.as_ref().is_some_and(|vip| vip.replicas.contains_key(name));
             for name in former.replicas.keys().filter(|name| !stays(name)) {
@@ -83,7 +85,7 @@ impl Known {
                 self.join(key, name, replica);
             }
         }
-        self.by_address.insert(vip.record.address, key.clone());
+        self.by_address.extend(vip.record.addresses().map(|address| (address, key.clone())));
         self.by_group.insert(ids::group(vip.record.slot), key.clone());
         let mut vip = vip;
         vip.want.attached.retain(|ifindex, _| !self.gone.contains(ifindex));

@@ -126,8 +126,10 @@ impl Reconciler {
         let Some(maps) = Maps::open(dir)? else { return Ok(Vec::new()) };
         let mut wrong = Vec::new();
         for (key, vip) in self.known.vips_in(dir) {
-            if !owner::is_right(&maps, vip.record.address, &vip.want)? {
-                wrong.push(key.clone());
+            for address in vip.record.addresses() {
+                if !owner::is_right(&maps, address, &vip.want)? {
+                    wrong.push(key.clone());
+                }
             }
         }
         Ok(wrong)

@@ -94,6 +94,7 @@ mod tests {
             group: Group { buckets: 1024, idle_timer: 1, unbalanced_timer: 10 },
             flow_owner: None,
             withdrawn: false,
+            former: Vec::new(),
             other: BTreeMap::new(),
         };
         let replica = Replica {

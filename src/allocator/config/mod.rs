@@ -88,6 +88,8 @@ pub struct Config {
     pub peers: Vec<Ipv4Addr>,
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
     pub interface: Option<String>,
+    /// Whether VIP traffic is kept out of connection tracking.
+    pub notrack: bool,
     /// Addresses settled by hand, by VIP.
     pub pins: BTreeMap<VipKey, Ipv4Addr>,
     /// Where metrics are served.
@@ -191,6 +193,7 @@ impl Config {
             announce: announce.unwrap_or_else(|| default_announce(&backend)),
             peers: top.list("peers", "a unicast IPv4 address", unicast)?,
             interface,
+            notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             pins: pins(&mut top, &allow)?,
             metrics: Metrics::read(&mut top)?,
             log: Log::read(&mut top)?,

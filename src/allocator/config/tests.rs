@@ -23,6 +23,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.metrics.listen, None);
     assert_eq!(config.log, Log { form: Form::Text, level: LevelFilter::INFO });
     assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none());
+    assert!(config.peers.is_empty() && config.pins.is_empty() && config.interface.is_none() && config.notrack);
 }
 
 #[test]
@@ -54,6 +55,7 @@ fn everything_set() {
         metrics_listen = "127.0.0.1:9118"
         log = "json"
         log_level = "debug"
+        notrack = false
         [dhcp]
         interface = "eth0"
         relay = { server = "192.0.2.9", subnet = "10.118.0.0" }
@@ -67,9 +69,9 @@ fn everything_set() {
         "#,
     )
     .unwrap();
-    assert_eq!(config.hold, Duration::ZERO);
     assert_eq!(config.metrics, Metrics { socket: None, listen: Some("127.0.0.1:9118".parse().unwrap()) });
     assert_eq!(config.log, Log { form: Form::Json, level: LevelFilter::DEBUG });
+    assert_eq!((config.hold, config.notrack), (Duration::ZERO, false));
     assert_eq!(config.interface.as_deref(), Some("eth0"));
     assert_eq!(config.pins[&"shop/web".parse().unwrap()], Ipv4Addr::new(10, 118, 0, 10));
     let Backend::Pool(pool) = config.backend else { panic!("not the pool") };
@@ -110,6 +112,7 @@ fn complaints_name_key_value_and_what_was_expected() {
         ("metrics_listen = \"9118\"".into(), "metrics_listen = \"9118\": expected an IPv4 address and a port"),
         ("log = \"xml\"".into(), "log = \"xml\": expected \"text\" or \"json\""),
         ("log_level = \"2\"".into(), "log_level = \"2\": expected \"error\", \"warn\""),
+        ("notrack = \"no\"".into(), "notrack = \"no\": expected true or false"),
         ("dhcp = 3".into(), "dhcp = 3: expected a table"),
         ("[dhcp]\nrelay = { server = \"192.0.2.1\" }".into(), "dhcp.relay.subnet is missing: expected"),
         ("[dhcp]\ninterface = \"\"".into(), "dhcp.interface = \"\": expected an interface name"),

@@ -67,7 +67,7 @@ impl Rules {
 pub struct Caller(pub u64);
 
 /// What the registry knows of a VIP on this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Presence {
     /// The address it is served at; none while it is withdrawn.
     pub address: Option<Ipv4Addr>,
@@ -75,6 +75,8 @@ pub struct Presence {
     pub endpoints: usize,
     /// How many of them are ready.
     pub ready: usize,
+    /// Addresses it had that live connections still use: nobody else may get them meanwhile.
+    pub former: Vec<Ipv4Addr>,
 }
 
 /// What a search for conflicts found.
@@ -195,12 +197,13 @@ impl State {
         self.vips.values().filter_map(Vip::announced).collect()
     }
 
-    /// Addresses in use by VIPs here: as leased, and as served.
+    /// Addresses in use by VIPs here: as leased, as served, and as served a moment ago.
     pub fn addresses(&self) -> impl Iterator<Item = (Ipv4Addr, &VipKey)> {
         self.vips.iter().flat_map(|(name, vip)| {
             let leased = vip.lease.as_ref().map(|lease| lease.address);
             let served = vip.presence.address.filter(|_| vip.presence.endpoints > 0);
-            leased.into_iter().chain(served).map(move |address| (address, name))
+            let former = vip.presence.former.iter().copied();
+            leased.into_iter().chain(served).chain(former).map(move |address| (address, name))
         })
     }
 }

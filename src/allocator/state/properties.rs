@@ -57,9 +57,12 @@ fn input(happening: &Happening, caller: Caller, now: SystemTime) -> Input {
             Input::Checked(address(a), Findings { conflicts, at_peer: false })
         }
         Happening::Saved(good) => Input::Saved(if good { Ok(()) } else { Err(word()) }),
-        Happening::Present(a, endpoints, ready) => {
-            Input::Present(Presence { address: a.map(address), endpoints, ready: ready.min(endpoints) })
-        }
+        Happening::Present(a, endpoints, ready) => Input::Present(Presence {
+            address: a.map(address),
+            endpoints,
+            ready: ready.min(endpoints),
+            former: Vec::new(),
+        }),
         Happening::Stuck => Input::Stuck(word()),
     }
 }

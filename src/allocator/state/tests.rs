@@ -67,7 +67,7 @@ impl Story {
     }
 
     fn present(&mut self, address: Ipv4Addr, endpoints: usize) -> Vec<Action> {
-        self.on(Input::Present(Presence { address: Some(address), endpoints, ready: endpoints }))
+        self.on(Input::Present(Presence { address: Some(address), endpoints, ready: endpoints, former: Vec::new() }))
     }
 
     fn tick(&mut self, now: u64) -> Vec<Action> {
@@ -357,7 +357,7 @@ fn a_withdrawal_that_shows_no_effect_is_repeated() {
     assert_eq!(story.lost(), [Action::Withdraw]);
     assert_eq!(story.on(Input::Stuck("netlink".into())), []);
     assert_eq!(story.present(A, 1), [Action::Withdraw]);
-    assert_eq!(story.on(Input::Present(Presence { address: None, endpoints: 1, ready: 1 })), []);
+    assert_eq!(story.on(Input::Present(Presence { address: None, endpoints: 1, ready: 1, former: Vec::new() })), []);
 }
 
 #[test]

@@ -324,18 +324,18 @@ impl Vip {
         if matches!(self.phase, Phase::Blocked(_)) {
             return;
         }
-        let left = if presence.endpoints > 0 { None } else { self.left.or(Some(now)) };
+        let left = if self.presence.endpoints > 0 { None } else { self.left.or(Some(now)) };
         if left != self.left {
             self.left = left;
             if let (Some(lease), false) = (&self.lease, self.lost) {
                 act.push(Action::Save(Record { lease: lease.clone(), left }));
             }
         }
-        if presence.endpoints == 0 {
+        if self.presence.endpoints == 0 {
             self.withdrawn = false; // the last replica took the routes along
             return;
         }
-        if self.withdrawn && presence.address.is_some() {
+        if self.withdrawn && self.presence.address.is_some() {
             act.push(Action::Withdraw); // the routes are still there: it failed, or is on its way
         }
         self.called = None;

@@ -62,18 +62,18 @@ fn key() -> VipKey {
 }
 
 fn seen(endpoints: usize, ready: usize) -> Presence {
-    Presence { address: Some(Ipv4Addr::new(10, 118, 0, 7)), endpoints, ready }
+    Presence { address: Some(Ipv4Addr::new(10, 118, 0, 7)), endpoints, ready, former: Vec::new() }
 }
 
 /// Takes batches until one says what is expected, or gives up.
-fn expect(batches: &mut mpsc::UnboundedReceiver<Batch>, expected: Presence) {
+fn expect(batches: &mut mpsc::UnboundedReceiver<Batch>, expected: &Presence) {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut last = None;
     while Instant::now() < deadline {
         match batches.try_recv() {
             Ok(batch) => {
                 last = batch.vips.into_iter().find(|(vip, _)| *vip == key()).map(|(_, presence)| presence).or(last);
-                if last == Some(expected) {
+                if last.as_ref() == Some(expected) {
                     return;
                 }
             }
@@ -89,22 +89,22 @@ fn changes_are_seen_at_once_also_in_a_registry_that_comes_later() {
     let mut batches = start(place.registry()).unwrap();
     place.record("a_b", false);
     place.endpoint("a_b", "c1", "pending");
-    expect(&mut batches, seen(1, 0));
+    expect(&mut batches, &seen(1, 0));
     place.endpoint("a_b", "c1", "ready");
-    expect(&mut batches, seen(1, 1));
+    expect(&mut batches, &seen(1, 1));
     place.endpoint("a_b", "c2", "draining");
-    expect(&mut batches, seen(2, 1));
+    expect(&mut batches, &seen(2, 1));
     place.record("a_b", true);
-    expect(&mut batches, Presence { address: None, ..seen(2, 1) });
+    expect(&mut batches, &Presence { address: None, ..seen(2, 1) });
     place.record("a_b", false);
-    expect(&mut batches, seen(2, 1));
+    expect(&mut batches, &seen(2, 1));
     // As the registry removes a VIP, and makes it anew.
     fs::rename(place.vip("a_b"), place.vip(".a_b.1.gone")).unwrap();
     fs::remove_dir_all(place.vip(".a_b.1.gone")).unwrap();
-    expect(&mut batches, Presence::default());
+    expect(&mut batches, &Presence::default());
     place.record("a_b", false);
     place.endpoint("a_b", "c3", "ready");
-    expect(&mut batches, seen(1, 1));
+    expect(&mut batches, &seen(1, 1));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_registry_that_comes_later_is_noticed_as_it_comes() {
     place.record("a_b", false);
     place.endpoint("a_b", "c1", "ready");
     let before = Instant::now();
-    expect(&mut batches, seen(1, 1));
+    expect(&mut batches, &seen(1, 1));
     // Half of what a watcher waits between two tries to find one.
     assert!(before.elapsed() < Duration::from_millis(500), "{:?}", before.elapsed());
 }

@@ -4,9 +4,10 @@ use crate::bpf::Programs;
 use crate::cni::env::Attachment;
 use crate::net::link::Settings;
 use crate::net::{Netns, PodNet};
-use crate::registry::{AttachmentRecord, Endpoint, State, attachment_name};
-use crate::vip::ids::{POD_DEVICE, PairNames};
-use crate::vip::pair::{HostEnd, PodEnd, PodWant, Served};
+use crate::registry::{AttachmentRecord, State, attachment_name};
+use crate::vip::ids::POD_DEVICE;
+use crate::vip::joined::{Joined, Member};
+use crate::vip::pair::{HostEnd, PodEnd, PodWant};
 use crate::vip::{self, differs};
 
 use super::node::{forwards, of_device};
@@ -45,16 +46,13 @@ fn tables(scene: &Scene<'_>, vip: &Vip) -> vip::Result<Option<Finding>> {
 
 fn replica(scene: &Scene<'_>, attachment: &Attachment, record: &AttachmentRecord) -> vip::Result<Vec<Finding>> {
     let name = attachment_name(attachment);
-    let mut joined: Vec<(usize, &Vip, &Endpoint)> = Vec::new();
-    for (place, key) in record.keys().enumerate() {
-        let Some(vip) = scene.vips.iter().find(|vip| vip.key == key) else { continue };
-        let endpoint = vip.endpoints.iter().find(|(of, _)| *of == name).map(|(_, endpoint)| endpoint);
-        // One without its pair is an ADD's that is under way.
-        joined.extend(endpoint.filter(|endpoint| endpoint.ifindex.is_some()).map(|endpoint| (place, vip, endpoint)));
-    }
-    let Some((_, vip, endpoint)) = joined.first() else { return Ok(Vec::new()) };
-    let names = PairNames::of(attachment);
-    let Some(end) = HostEnd::read(&scene.net, &names)? else {
+    // A damaged record is told of as such.
+    let Ok(mut joined) = Joined::read(&scene.places.registry, attachment, record) else { return Ok(Vec::new()) };
+    // One without its pair is an ADD's that is under way.
+    joined.vips.retain(|member| member.endpoint.ifindex.is_some());
+    let Some(Member { vip, endpoint, .. }) = joined.vips.first() else { return Ok(Vec::new()) };
+    let names = &joined.names;
+    let Some(end) = HostEnd::read(&scene.net, names)? else {
         let what = format!("link {} of {} is missing", names.host, endpoint.pod_name(&name));
         let why = "This replica can't be reached, nor put right.";
         let cure = advice("Delete the pod; what its runtime makes in its place joins anew.");
@@ -62,14 +60,12 @@ fn replica(scene: &Scene<'_>, attachment: &Attachment, record: &AttachmentRecord
     };
     let mut findings = settings(&names.host, end.link.settings, forwards()?);
     // Settings are among the fixes: they are told of with a cure of their own.
-    let fixes = end.fixes(&names, endpoint.address).into_iter().map(|fix| fix.finding);
+    let fixes = end.fixes(names, endpoint.address).into_iter().map(|fix| fix.finding);
     let mut wrong: Vec<String> = fixes.filter(|finding| !finding.contains("rp_filter")).collect();
-    if let Some(programs) = vip.record.flow_owner.as_deref().map(Programs::open).transpose()?.flatten() {
+    if let Some(programs) = vip.flow_owner.as_deref().map(Programs::open).transpose()?.flatten() {
         wrong.extend(end.filter_fixes(&programs)?.pop().map(|fix| fix.finding));
     }
-    let served =
-        joined.iter().map(|(place, vip, endpoint)| Served { place: *place, address: vip.record.address, endpoint });
-    wrong.extend(in_pod(record, &PodWant::new(&names, &attachment.ifname, served))?);
+    wrong.extend(in_pod(record, &joined.pod_want())?);
     let of = endpoint.pod_name(&name);
     let finding = |wrong: String| {
         Finding::error(format!("{of}: {wrong}"), format!("This replica is cut off. {HEALS}"), restart())

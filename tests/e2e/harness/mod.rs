@@ -62,6 +62,7 @@ pub use metrics::{Answer, Page, get};
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Pod;
+pub use serve::Server;
 pub use service::{Service, VIPROUTECTL, status};
 pub use sidecar::{Sidecar, ask};
 pub use smallfs::SmallFs;

@@ -26,13 +26,20 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts it on `node` with `settings` (TOML) over the node's own paths, and waits until it answers.
     pub fn start(node: &Node, settings: &str) -> Self {
+        Self::start_with(node, settings, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(node: &Node, settings: &str, environment: &[(&str, &str)]) -> Self {
         let config = node.dir.file("viprouted.toml");
         let (socket, state, data) = (node.socket(), node.dir.file("state"), node.data());
         let metrics = node.metrics();
         let paths = format!("socket = {socket:?}\nstate_dir = {state:?}\ndata_dir = {data:?}\nmetrics = {metrics:?}");
         let text = format!("{paths}\n{settings}\n");
         fs::write(&config, text).expect("write viprouted.toml");
-        let mut daemon = Daemon::start("viprouted", node.ns.cmd(VIPROUTED).arg("--config").arg(&config), &node.dir);
+        let mut command = node.ns.cmd(VIPROUTED);
+        command.arg("--config").arg(&config).envs(environment.iter().copied());
+        let mut daemon = Daemon::start("viprouted", &mut command, &node.dir);
         until("viprouted answers", Duration::from_secs(10), || {
             assert!(!daemon.ended(), "viprouted ended:\n{}", daemon.log());
             ask(&socket, &json!({ "status": {} }).to_string()).ok()
