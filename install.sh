@@ -279,7 +279,7 @@ do_bench() {
     need_root "makes network namespaces"
     # The stream module is nginx-light's own in older releases.
     packages iproute2 util-linux iptables nftables conntrack haproxy nginx-light libnginx-mod-stream \
-        containernetworking-plugins dnsmasq-base strace
+        containernetworking-plugins dnsmasq-base strace time
     build --bins --example bench
     # Thousands of connections, and a namespace's worth of descriptors for each of a thousand pods.
     ulimit -n "$(ulimit -Hn)"

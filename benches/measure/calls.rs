@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use call::{Timed, in_short, strace};
+use call::{Cycle, median, memory, system_calls};
 use kinds::{Kind, Site};
 
 use super::Scale;
 use crate::contenders::{Agent, Plugin};
 use crate::results::{ADD, Chapter, Column, Table, Unit, interleaved};
 use crate::load::{PORT, Server};
-use crate::stage::{Pod, PodKind, World, base_plugin, program};
+use crate::stage::{PodKind, World, base_plugin, program};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     Ok(Chapter {
@@ -27,28 +27,26 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
 /// The median of `calls` cycles of ADD, CHECK and DEL, in each round.
 fn verbs(scale: &Scale) -> Result<Table> {
     let text = format!(
-        "The median of {} cycles of ADD, CHECK, DEL in each round. viproute joins a VIP that has one replica. Memory: the most it \
-         ever had, its children's apart. System calls: of one ADD, its children's included (`strace -f -c`).",
+        "The median of {} cycles of ADD, CHECK, DEL in each round. viproute joins a VIP that has one replica. Memory: the most an \
+         ADD ever had, its children's apart (`time`). System calls: of one ADD, its children's included (`strace -f -c`).",
         scale.calls
     );
     let mut table = Table::new("calls", "One call, alone", &text);
     let site = Site::new("calls", 1)?;
-    let columns = [ADD, "CHECK", "DEL"].map(|name| Column::new(name, Unit::Seconds));
-    let memory = Column::new("memory", Unit::Bytes);
-    let columns: Vec<_> = columns.into_iter().chain([memory]).collect();
-    let cycle = |at: usize| {
-        let mut timed = (0..scale.calls).map(|_| site.cycle(Kind::ALL[at])).collect::<Result<Vec<_>>>()?;
-        Ok(in_short(&mut timed))
+    let mut add = |columns: &[Column], rounds: usize, one: &dyn Fn(Kind) -> Result<Vec<f64>>| {
+        let outcomes = interleaved(Kind::ALL.len(), rounds, |at| one(Kind::ALL[at]));
+        table.add(columns, Kind::ALL.iter().map(|kind| kind.name().to_owned()).zip(outcomes).collect());
     };
-    let outcomes = interleaved(Kind::ALL.len(), scale.rounds, cycle);
-    table.add(&columns, Kind::ALL.iter().map(|kind| kind.name().to_owned()).zip(outcomes).collect());
-    let counted = interleaved(Kind::ALL.len(), 1, |at| {
-        let kind = Kind::ALL[at];
-        let calls = strace(&site, kind)?;
-        Ok(vec![calls])
+    let cycles = |kind| (0..scale.calls).map(|_| site.cycle(kind)).collect::<Result<Vec<_>>>();
+    let columns = [ADD, "DEL"].map(|name| Column::new(name, Unit::Seconds));
+    add(&columns, scale.rounds, &|kind| {
+        let cycles = cycles(kind)?;
+        Ok(vec![median(&cycles, |cycle| Ok(cycle.add))?, median(&cycles, |cycle| Ok(cycle.del))?])
     });
-    let names = Kind::ALL.iter().map(|kind| kind.name().to_owned());
-    table.add(&[Column::new("system calls of an ADD", Unit::Count)], names.zip(counted).collect());
+    // Apart from the others: portmap's may fail where its ADD and DEL don't.
+    add(&[Column::new("CHECK", Unit::Seconds)], scale.rounds, &|kind| Ok(vec![median(&cycles(kind)?, Cycle::check)?]));
+    add(&[Column::new("memory", Unit::Bytes)], 1, &|kind| Ok(vec![memory(&site, kind)?]));
+    add(&[Column::new("system calls", Unit::Count)], 1, &|kind| Ok(vec![system_calls(&site, kind)?]));
     Ok(table)
 }
 
@@ -65,8 +63,9 @@ fn present(scale: &Scale) -> Result<Table> {
         table.columns.push(Column::of(*count, "replicas", Unit::Seconds));
         site.grow(*count)?;
         let outcome = interleaved(1, scale.rounds, |_| {
-            let mut timed = (0..scale.calls).map(|_| site.cycle(Kind::Viproute)).collect::<Result<Vec<_>>>()?;
-            Ok(in_short(&mut timed))
+            let cycles = (0..scale.calls).map(|_| site.cycle(Kind::Viproute)).collect::<Result<Vec<_>>>()?;
+            let of = |which: fn(&Cycle) -> Result<f64>| median(&cycles, which);
+            Ok(vec![of(|cycle| Ok(cycle.add))?, of(Cycle::check)?, of(|cycle| Ok(cycle.del))?])
         });
         let series = outcome.into_iter().next().context("a round")?;
         for (at, row) in rows.iter_mut().enumerate() {
@@ -158,9 +157,3 @@ fn sizes() -> Table {
     }
     table
 }
-
-/// How long a call took and what it needed.
-type Cycle = [Timed; 3];
-
-/// The pods of [`at_once`].
-type Crowd = Vec<Pod>;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use viproute::net::NodeNet;
 use viproute::registry::VipKey;
 use viproute::vip;
@@ -10,7 +10,7 @@ use viproute::vip;
 use super::Scale;
 use crate::contenders::{Contender, Plugin, Viproute, key};
 use crate::results::{Chapter, Column, Table, Unit};
-use crate::stage::{PodKind, World};
+use crate::stage::{PodKind, Run, World};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut table = Table::new(
@@ -18,7 +18,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         "VIPs brought into the kernel",
         "Three replicas each, by one thread of the product's own code (`vip::sync`). Anew: addresses from the pool, records, maps, \
          groups, routes; what a node does after a reboot, pods apart. Again: the records and maps are there, the kernel has lost all \
-         groups and routes. At rest: everything is as it should be.",
+         groups, nexthops and the routes over them. At rest: everything is as it should be.",
     );
     let world = World::new("rebuild", 3, PodKind::Connected)?;
     let mut viproute = Viproute::default();
@@ -34,8 +34,8 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         anew.push(Ok(vec![start.elapsed().as_secs_f64() * share]));
         before = *count;
         again.push(Ok(rounds(scale, || {
-            world.node.ip("route flush proto 118\nroute flush type unreachable proto 118\n")?;
-            world.node.cmd("ip")?.args(["nexthop", "flush", "proto", "118"]).status().context("flush nexthops")?;
+            // Groups, and with them the routes over them.
+            world.node.cmd("ip")?.args(["nexthop", "flush", "proto", "118"]).output_of("")?;
             sync(&world, *count)
         })?));
         at_rest.push(Ok(rounds(scale, || sync(&world, *count))?));

@@ -61,7 +61,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         &format!("Broken of {} live connections", scale.connections),
         "Connections from outside, all asked before, across and after the event; one that isn't answered by the replica it began \
          with is broken. Drained: no new connections, the pod lives on. Rolling restart: for each replica a new pod joins and the \
-         old one is drained. Time-out: the client's link is down for 1.5 s with every connection's request under way. A proxy or \
+         old one is drained. Time-out: what the client sends is lost for 1.5 s, every connection's request with it. A proxy or \
          agent is killed and started again; kube-proxy's part of that is writing all its rules anew.",
     );
     table.columns = Event::ALL.iter().map(|(_, name)| Column::new(*name, Unit::Count)).collect();
@@ -161,10 +161,11 @@ impl Scene {
                 self.world.node.ip("route add 203.0.113.0/24 dev eth0\nroute del 203.0.113.0/24 dev eth0\n")?;
             }
             Event::TimeOut => {
-                self.world.client.ip("link set eth0 down\n")?;
+                // Lost without a word, as on a bad link: the client must not notice that its own device is down.
+                self.world.node.ip("rule add iif eth0 priority 1 blackhole\n")?;
                 flows.ask();
                 thread::sleep(OUTAGE);
-                self.world.client.ip("link set eth0 up\nroute replace 10.0.0.0/8 via 192.0.2.1\n")?;
+                self.world.node.ip("rule del iif eth0 priority 1 blackhole\n")?;
                 flows.hear()?;
             }
             Event::Restarted => return self.contender.restart(&self.world),

@@ -8,8 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::call::{Timed, time};
-use super::{Crowd, Cycle};
+use super::call::{Cycle, Timed, time};
 use crate::contenders::{Agent, Plugin, environment};
 use crate::results::{PASSED, PTP};
 use crate::stage::{Pod, PodKind, World, base_plugin, program};
@@ -108,7 +107,8 @@ impl Site {
         self.world.node.run(|| {
             let add = call("ADD", &pod.base_result())?;
             let result: Value = serde_json::from_str(&add.stdout).context("ADD's result")?;
-            Ok([add, call("CHECK", &result)?, call("DEL", &result)?])
+            let check = call("CHECK", &result).map(|timed| timed.seconds).map_err(|error| format!("{error:#}"));
+            Ok(Cycle { add: add.seconds, check, del: call("DEL", &result)?.seconds })
         })
     }
 
@@ -138,7 +138,7 @@ impl Site {
     }
 
     /// Pods to be added at once.
-    pub fn crowd(&self, kind: Kind, count: usize) -> Result<Crowd> {
+    pub fn crowd(&self, kind: Kind, count: usize) -> Result<Vec<Pod>> {
         (0..count).map(|at| Pod::new(&self.world.name, &self.world.node, 40_000 + at, kind.pod())).collect()
     }
 
