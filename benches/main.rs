@@ -15,11 +15,12 @@
 // Measured numbers are no bank accounts.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 #![allow(missing_docs)] // a program: its items are for its own files
+#![allow(clippy::doc_markdown)] // HAProxy, nginx and kube-proxy are people's names
 
 mod contenders;
-mod results;
 mod load;
 mod measure;
+mod results;
 mod stage;
 
 use std::fs;
@@ -29,8 +30,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::results::{Chapter, Cpu, Report};
 use crate::measure::Scale;
+use crate::results::{Chapter, Cpu, Report};
 use crate::stage::Run;
 
 const USAGE: &str = "usage: bench [--quick] [--only NAME,…] [--docs DIRECTORY]";

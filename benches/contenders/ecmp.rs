@@ -29,7 +29,7 @@ impl Contender for Ecmp {
         }
         for pod in replicas.iter().map(|at| &world.pods[*at]) {
             let addresses = (0..services).map(|place| format!("addr replace {}/32 dev lo\n", service(place)));
-            pod.ns.ip(&addresses.collect::<String>())?;
+            pod.ns.ip(&addresses.collect::<Vec<_>>().concat())?;
         }
         world.node.ip(&routes)?;
         Ok(targets(services))

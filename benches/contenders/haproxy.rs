@@ -60,8 +60,8 @@ pub fn listeners(world: &World, filter: &str) -> usize {
 
 /// The node has the services' addresses: a proxy listens on them.
 pub fn addresses(world: &World, services: usize) -> Result<()> {
-    let lines: String = (0..services).map(|place| format!("addr replace {}/32 dev lo\n", service(place))).collect();
-    world.node.ip(&lines).map(drop)
+    let lines: Vec<_> = (0..services).map(|place| format!("addr replace {}/32 dev lo\n", service(place))).collect();
+    world.node.ip(&lines.concat()).map(drop)
 }
 
 impl Contender for Haproxy {

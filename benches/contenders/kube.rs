@@ -38,5 +38,6 @@ pub fn ports(world: &World, services: usize, replicas: &[usize]) -> Vec<ServiceP
 /// 16 characters that stand for `text` in a chain's name.
 pub fn hash(text: &str) -> String {
     let digest = Sha256::digest(text);
-    digest.iter().take(8).map(|byte| format!("{byte:02X}")).collect()
+    let first = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{first:016X}")
 }

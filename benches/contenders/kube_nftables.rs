@@ -101,9 +101,8 @@ fn rules(ports: &[ServicePort]) -> Result<String> {
     let tcp = ports.iter().filter(|port| port.protocol == "tcp");
     let addresses: Vec<_> = tcp.map(|port| port.address.to_string()).collect();
     writeln!(text, "add element ip kube-proxy cluster-ips {{ {} }}", addresses.join(", "))?;
-    let verdict = |port: &ServicePort| {
-        format!("{} . {} . {PORT} : goto service-{}", port.address, port.protocol, chain(port))
-    };
+    let verdict =
+        |port: &ServicePort| format!("{} . {} . {PORT} : goto service-{}", port.address, port.protocol, chain(port));
     let verdicts: Vec<_> = ports.iter().map(verdict).collect();
     writeln!(text, "add element ip kube-proxy service-ips {{ {} }}", verdicts.join(", "))?;
     Ok(text)

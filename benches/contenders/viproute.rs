@@ -33,10 +33,10 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    pub fn on(world: &World) -> Result<Self> {
+    pub fn on(world: &World) -> Self {
         // On the BPF filesystem that the bench has mounted; it makes its own directory there.
         let entry = json!({ "bpfDir": format!("/run/bench/bpf/{}", world.name) });
-        Ok(Self { dir: world.dir.clone(), node: world.node.path(), entry })
+        Self { dir: world.dir.clone(), node: world.node.path(), entry }
     }
 
     pub fn registry(&self) -> Registry {
@@ -99,8 +99,14 @@ impl Agent {
     /// Starts it with `settings` (TOML) over the world's own paths, and waits until it answers.
     pub fn start(world: &World, settings: &str) -> Result<Self> {
         let config = world.file("viprouted.toml");
-        let (socket, state, data) = (world.file("viprouted.sock"), world.file("state"), world.file("registry"));
-        let text = format!("socket = {socket:?}\nstate_dir = {state:?}\ndata_dir = {data:?}\n{settings}\n");
+        let socket = world.file("viprouted.sock");
+        let (state, data) = (world.file("state"), world.file("registry"));
+        let text = format!(
+            "socket = \"{}\"\nstate_dir = \"{}\"\ndata_dir = \"{}\"\n{settings}\n",
+            socket.display(),
+            state.display(),
+            data.display()
+        );
         #[allow(clippy::disallowed_methods)] // its reader isn't there yet
         fs::write(&config, text).context("viprouted.toml")?;
         let mut command = world.node.cmd(program("viprouted"))?;
@@ -233,7 +239,7 @@ impl Contender for Viproute {
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {
         if self.plugin.is_none() {
-            self.plugin = Some(Plugin::on(world)?);
+            self.plugin = Some(Plugin::on(world));
             self.agent = Some(Agent::pool(world)?);
         }
         self.join(world, replicas)?;

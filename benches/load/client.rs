@@ -102,7 +102,12 @@ impl<'a> Hands<'a> {
             if !ready.is_empty() {
                 last = Instant::now();
             } else if last.elapsed() > PATIENCE {
-                bail!("nothing moved for {PATIENCE:?}: {} done, {} failed: {}", self.tally.done, self.tally.failed, self.tally.error);
+                bail!(
+                    "nothing moved for {PATIENCE:?}: {} done, {} failed: {}",
+                    self.tally.done,
+                    self.tally.failed,
+                    self.tally.error
+                );
             }
             for ready in ready {
                 if let Err(error) = self.step(ready.token, ready.writable, ready.readable) {

@@ -7,8 +7,8 @@ use viproute::registry::{Endpoint, Registry};
 
 use super::Scale;
 use crate::contenders::{Agent, Plugin, endpoints, key};
-use crate::results::{Chapter, Column, Table, Unit};
 use crate::load::Server;
+use crate::results::{Chapter, Column, Table, Unit};
 use crate::stage::{PodKind, World};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
@@ -22,7 +22,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let units = [Unit::Seconds, Unit::Seconds, Unit::Bytes];
     table.columns = names.into_iter().zip(units).map(|(name, unit)| Column::new(name, unit)).collect();
     let mut world = World::new("agent", 0, PodKind::Bare)?;
-    let (plugin, agent) = (Plugin::on(&world)?, Agent::pool(&world)?);
+    let (plugin, agent) = (Plugin::on(&world), Agent::pool(&world)?);
     let mut servers = Vec::new();
     for count in &scale.endpoints {
         let before = world.pods.len();

@@ -12,8 +12,8 @@ use kinds::{Kind, Site};
 
 use super::Scale;
 use crate::contenders::{Agent, Plugin};
-use crate::results::{ADD, Chapter, Column, Table, Unit, interleaved};
 use crate::load::{PORT, Server};
+use crate::results::{ADD, Chapter, Column, Table, Unit, interleaved};
 use crate::stage::{PodKind, World, base_plugin, program};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
@@ -109,7 +109,7 @@ fn first_packet(scale: &Scale) -> Result<Table> {
     );
     table.columns = vec![Column::new("answered after", Unit::Seconds)];
     let world = World::new("first", 1, PodKind::Connected)?;
-    let (plugin, _agent) = (Plugin::on(&world)?, Agent::pool(&world)?);
+    let (plugin, _agent) = (Plugin::on(&world), Agent::pool(&world)?);
     let _server = Server::start(&world.pods)?;
     let pod = &world.pods[0];
     let (mut through, mut own) = (Vec::new(), Vec::new());

@@ -5,8 +5,8 @@ use anyhow::{Result, bail};
 use super::Scale;
 use super::stand::{Entrant, Stand, enter, measure};
 use crate::contenders::{Contender, DIRECT, Direct, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
-use crate::results::{Chapter, Column, Cpu, TRACKED, Table, Unit};
 use crate::load::{bulk, flood, paced};
+use crate::results::{Chapter, Column, Cpu, TRACKED, Table, Unit};
 use crate::stage::Ns;
 
 /// Connections at the same time.
@@ -138,9 +138,7 @@ fn costs(entrants: &[Entrant], scale: &Scale) -> Table {
 
 fn inside(entrants: &[Entrant], scale: &Scale) -> Table {
     let mut table = Table::new("inside", "From a pod and from the node itself", "The same clients in other places.");
-    let places: [(&str, fn(&Stand) -> &Ns); 2] =
-        [("a pod", |stand| &stand.world.bystander.ns), ("the node", |stand| &stand.world.node)];
-    for (name, place) in places {
+    for (name, place) in [("a pod", a_pod as fn(&Stand) -> &Ns), ("the node", the_node)] {
         let columns = [Column::new(format!("connections/s from {name}"), Unit::PerSecond)];
         measure(&mut table, entrants, scale.rounds, &columns, |stand| {
             let rate = stand.load(place(stand), scale, CONCURRENCY).connections()?.rate()?;
@@ -153,4 +151,12 @@ fn inside(entrants: &[Entrant], scale: &Scale) -> Table {
         });
     }
     table.beside(DIRECT)
+}
+
+fn a_pod(stand: &Stand) -> &Ns {
+    &stand.world.bystander.ns
+}
+
+fn the_node(stand: &Stand) -> &Ns {
+    &stand.world.node
 }

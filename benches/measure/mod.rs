@@ -1,5 +1,7 @@
 //! The measurements, one file each.
 
+#![allow(clippy::unnecessary_wraps)] // one form for all, though some have nothing to fail
+
 mod agent;
 mod calls;
 mod data_path;
@@ -16,8 +18,11 @@ use anyhow::Result;
 use crate::results::Chapter;
 pub use scale::Scale;
 
+/// A measurement.
+type Measurement = fn(&Scale) -> Result<Chapter>;
+
 /// Every measurement by name, in the order of the report.
-pub const ALL: [(&str, fn(&Scale) -> Result<Chapter>); 8] = [
+pub const ALL: [(&str, Measurement); 8] = [
     ("data-path", data_path::run),
     ("services", services::run),
     ("replicas", replicas::run),

@@ -52,7 +52,7 @@ fn rounds(scale: &Scale, mut one: impl FnMut() -> Result<f64>) -> Result<Vec<f64
 
 /// Brings the first `count` VIPs about.
 fn sync(world: &World, count: usize) -> Result<f64> {
-    let registry = Plugin::on(world)?.registry();
+    let registry = Plugin::on(world).registry();
     let keys = (0..count).map(key).collect::<Result<Vec<VipKey>>>()?;
     world.node.run(|| {
         let (node, start) = (NodeNet::open()?, Instant::now());

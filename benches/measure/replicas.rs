@@ -10,7 +10,8 @@ use crate::results::{Chapter, Column, Table, Unit};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut connections = Table::new("replicas", "Connections/s by number of replicas", "One service, from outside.");
-    let mut datagrams = Table::new("replicas-udp", "64-byte packets/s by number of replicas", "One service, from outside.");
+    let mut datagrams =
+        Table::new("replicas-udp", "64-byte packets/s by number of replicas", "One service, from outside.");
     for replicas in &scale.replicas {
         let entrants = enter(chosen(), 1, *replicas);
         let column = [Column::of(*replicas, "replicas", Unit::PerSecond)];

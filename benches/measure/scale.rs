@@ -25,7 +25,7 @@ pub struct Scale {
     pub watch: Duration,
     /// VIPs acquired from cold.
     pub leases: usize,
-    /// Leases that are renewed, and how long that is watched.
+    /// Leases that are renewed, if any, and how long that is watched.
     pub renewed: usize,
     pub renewing: Duration,
     /// How busy the machine is while nothing is measured, seconds a second.
@@ -37,7 +37,7 @@ impl Scale {
         Self {
             quick: false,
             rounds: 5,
-            time: Duration::from_millis(1000),
+            time: Duration::from_secs(1),
             services: vec![1, 10, 100, 1000, 5000],
             replicas: vec![3, 30, 300],
             connections: 1000,
@@ -67,8 +67,8 @@ impl Scale {
             endpoints: vec![10, 50],
             watch: Duration::from_secs(3),
             leases: 50,
-            renewed: 50,
-            renewing: Duration::from_secs(10),
+            renewed: 0,
+            renewing: Duration::from_secs(60),
             idle: 0.0,
         }
     }

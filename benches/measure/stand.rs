@@ -5,8 +5,8 @@ use std::net::SocketAddrV4;
 use anyhow::Result;
 
 use crate::contenders::Contender;
-use crate::results::{Column, Outcome, Table, interleaved};
 use crate::load::{Load, Server};
+use crate::results::{Column, Outcome, Table, interleaved};
 use crate::stage::{Ns, PodKind, World};
 
 use super::Scale;

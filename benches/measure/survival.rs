@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use super::Scale;
 use crate::contenders::{Contender, Ecmp, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
-use crate::results::{Chapter, Column, Table, Unit};
 use crate::load::{Flows, Server};
+use crate::results::{Chapter, Column, Table, Unit};
 use crate::stage::{PodKind, World};
 
 /// Pods that serve from the start, and one that is there to join. A rolling restart takes as many more.

@@ -36,9 +36,27 @@ impl Verdict {
 pub fn goals(tables: &[&Table]) -> Vec<Goal> {
     let tables = Tables(tables);
     let mut goals = vec![
-        tables.ratio("connections/s ≥ 1.0 × the pod's own address (0.97 is noise)", "data", "connections/s", DIRECT, 0.97),
-        tables.ratio("64-byte packets/s ≥ 1.0 × the pod's own address (0.97 is noise)", "data", "64-byte packets/s", DIRECT, 0.97),
-        tables.ratio("1,400-byte packets/s ≥ 1.0 × the pod's own address (0.97 is noise)", "data", "1,400-byte packets/s", DIRECT, 0.97),
+        tables.ratio(
+            "connections/s ≥ 1.0 × the pod's own address (0.97 is noise)",
+            "data",
+            "connections/s",
+            DIRECT,
+            0.97,
+        ),
+        tables.ratio(
+            "64-byte packets/s ≥ 1.0 × the pod's own address (0.97 is noise)",
+            "data",
+            "64-byte packets/s",
+            DIRECT,
+            0.97,
+        ),
+        tables.ratio(
+            "1,400-byte packets/s ≥ 1.0 × the pod's own address (0.97 is noise)",
+            "data",
+            "1,400-byte packets/s",
+            DIRECT,
+            0.97,
+        ),
         tables.flat("connections/s flat (±5 %) to the most services", "services"),
         tables.flat("packets/s flat (±5 %) to the most services", "services-udp"),
         tables.ratio_at_most_services("≥ 4 × kube-proxy's iptables rules at the most services", KUBE_IPTABLES, 4.0),

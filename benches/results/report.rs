@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::goals::{Goal, goals};
 use super::machine::Machine;
 use super::plot;
-use super::table::{Cell, Row, Table};
+use super::series::Series;
+use super::table::{Cell, Row, Table, Unit};
 
 /// Tables under one heading.
 #[derive(Clone, Debug, Serialize)]
@@ -57,7 +58,10 @@ impl Report {
 
     fn pictures(&self) -> Result<Vec<(String, String)>> {
         let tables = self.chapters.iter().flat_map(|chapter| &chapter.tables);
-        tables.filter_map(|table| Some((picture_name(table)?, table))).map(|(name, table)| Ok((name, plot::draw(table)?))).collect()
+        tables
+            .filter_map(|table| Some((picture_name(table)?, table)))
+            .map(|(name, table)| Ok((name, plot::draw(table)?)))
+            .collect()
     }
 
     fn markdown(&self, docs: &Path) -> Result<String> {
@@ -79,7 +83,10 @@ impl Report {
     fn write_head(&self, text: &mut String, docs: &Path) -> Result<()> {
         let Machine { date, command, processor, processors, memory, kernel, system, versions } = &self.machine;
         let minutes = self.seconds / 60.0;
-        writeln!(text, "Written by `{command}` on {date}, in {minutes:.0} minutes. Nothing here is typed by hand; the raw")?;
+        writeln!(
+            text,
+            "Written by `{command}` on {date}, in {minutes:.0} minutes. Nothing here is typed by hand; the raw"
+        )?;
         writeln!(text, "numbers, every round of them, are in [benchmarks.json](benchmarks.json).\n")?;
         writeln!(text, "{processors} × {processor}, {memory}, {kernel}, {system}.\n")?;
         let versions: Vec<_> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
@@ -117,14 +124,7 @@ fn write_table(text: &mut String, table: &Table) -> Result<()> {
     let mut reasons = Vec::new();
     for Row { name, cells } in &table.rows {
         let cells = cells.iter().zip(&table.columns).map(|(cell, column)| match cell {
-            Cell::Measured(series) => {
-                let mut cell = column.unit.text(series.median);
-                if series.samples.len() > 1 {
-                    let (low, high) = (column.unit.text(series.low), column.unit.text(series.high));
-                    cell += &format!(" ({low} – {high})");
-                }
-                series.ratio.map_or(cell.clone(), |ratio| format!("{cell} × {ratio:.2}"))
-            }
+            Cell::Measured(series) => measured(series, column.unit),
             Cell::NotRun(reason) => {
                 let at = reasons.iter().position(|known| known == reason).unwrap_or_else(|| {
                     reasons.push(reason.clone());
@@ -145,4 +145,12 @@ fn write_table(text: &mut String, table: &Table) -> Result<()> {
         write!(text, "\n![{}]({picture})\n", table.title)?;
     }
     Ok(())
+}
+
+/// `1,234 (1,200 – 1,300) × 0.98`
+fn measured(series: &Series, unit: Unit) -> String {
+    let spread = format!(" ({} – {})", unit.text(series.low), unit.text(series.high));
+    let spread = if series.samples.len() > 1 { spread } else { String::new() };
+    let ratio = series.ratio.map(|ratio| format!(" × {ratio:.2}")).unwrap_or_default();
+    format!("{}{spread}{ratio}", unit.text(series.median))
 }

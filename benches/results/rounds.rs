@@ -9,11 +9,7 @@ pub type Outcome = std::result::Result<Vec<Series>, String>;
 
 /// Calls `measure` for each of `count` contenders once to warm up and then `rounds` times in turn. It gives a number for each
 /// column. Who fails once is asked no more.
-pub fn interleaved(
-    count: usize,
-    rounds: usize,
-    mut measure: impl FnMut(usize) -> Result<Vec<f64>>,
-) -> Vec<Outcome> {
+pub fn interleaved(count: usize, rounds: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Vec<Outcome> {
     let mut samples: Vec<std::result::Result<Vec<Vec<f64>>, String>> = vec![Ok(Vec::new()); count];
     for round in 0..=rounds {
         for (at, samples) in samples.iter_mut().enumerate() {
@@ -25,10 +21,10 @@ pub fn interleaved(
             }
         }
     }
-    samples.into_iter().map(|samples| samples.and_then(by_column)).collect()
+    samples.into_iter().map(|samples| samples.and_then(|rounds| by_column(&rounds))).collect()
 }
 
-fn by_column(rounds: Vec<Vec<f64>>) -> Outcome {
+fn by_column(rounds: &[Vec<f64>]) -> Outcome {
     let columns = rounds.iter().map(Vec::len).min().unwrap_or(0);
     let column = |at| Series::of(rounds.iter().map(|round| round[at]).collect());
     let series: Option<Vec<Series>> = (0..columns).map(column).collect();

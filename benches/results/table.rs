@@ -105,14 +105,11 @@ impl Table {
         let before = self.columns.len();
         self.columns.extend_from_slice(columns);
         for (name, outcome) in outcomes {
-            let row = match self.rows.iter().position(|row| row.name == name) {
-                Some(at) => at,
-                None => {
-                    let cells = vec![Cell::NotRun("not measured here".into()); before];
-                    self.rows.push(Row { name, cells });
-                    self.rows.len() - 1
-                }
-            };
+            let known = self.rows.iter().position(|row| row.name == name);
+            let row = known.unwrap_or_else(|| {
+                self.rows.push(Row { name, cells: vec![Cell::NotRun("not measured here".into()); before] });
+                self.rows.len() - 1
+            });
             let cells = &mut self.rows[row].cells;
             match outcome {
                 Ok(series) => cells.extend(series.into_iter().map(Cell::Measured)),

@@ -80,5 +80,4 @@ impl Pod {
     pub fn name(&self) -> String {
         format!("p{}", self.number)
     }
-
 }

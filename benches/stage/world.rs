@@ -39,9 +39,7 @@ impl World {
         let (node, client) = (Ns::new(&format!("{name}-node"))?, Ns::new(&format!("{name}-client"))?);
         node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", client.name()))?;
         node.ip(&format!("addr add {NODE}/24 dev eth0\nlink set eth0 up\n"))?;
-        client.ip(&format!(
-            "addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"
-        ))?;
+        client.ip(&format!("addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"))?;
         node.ip(&format!("route add default via {GATEWAY}"))?;
         node.sysctl("ipv4/ip_forward", "1")?;
         let bystander = Pod::new(name, &node, BYSTANDER, PodKind::Connected)?;

@@ -50,7 +50,11 @@ pub fn time(command: &mut Command, stdin: &str) -> Result<Timed> {
     let status = child.wait()?;
     let seconds = start.elapsed().as_secs_f64();
     if !status.success() {
-        bail!("{} failed: {}", command.get_program().display(), stdout.split_whitespace().collect::<Vec<_>>().join(" "));
+        bail!(
+            "{} failed: {}",
+            command.get_program().display(),
+            stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+        );
     }
     Ok(Timed { seconds, stdout })
 }

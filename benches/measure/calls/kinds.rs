@@ -75,7 +75,7 @@ impl Site {
         let world = World::new(name, 0, PodKind::Bare)?;
         let bare = Pod::new(name, &world.node, 50_001, PodKind::Bare)?;
         let empty = Pod::new(name, &world.node, 50_002, PodKind::Empty)?;
-        let (plugin, agent) = (Plugin::on(&world)?, Agent::pool(&world)?);
+        let (plugin, agent) = (Plugin::on(&world), Agent::pool(&world)?);
         let mut site = Self { _agent: agent, plugin, bare, empty, world, joined: 0 };
         site.grow(replicas)?;
         Ok(site)
