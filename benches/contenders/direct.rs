@@ -15,6 +15,10 @@ impl Contender for Direct {
         DIRECT
     }
 
+    fn datagrams<'a>(&self, targets: &'a [SocketAddrV4]) -> std::result::Result<&'a [SocketAddrV4], &'static str> {
+        Ok(targets)
+    }
+
     fn serve(&mut self, world: &World, _services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {
         Ok(replicas.iter().map(|at| SocketAddrV4::new(world.pods[*at].address, PORT)).collect())
     }

@@ -69,8 +69,8 @@ impl Contender for Haproxy {
         HAPROXY
     }
 
-    fn no_udp(&self) -> Option<&'static str> {
-        Some("carries TCP only")
+    fn datagrams<'a>(&self, _: &'a [SocketAddrV4]) -> std::result::Result<&'a [SocketAddrV4], &'static str> {
+        Err("carries TCP only")
     }
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {

@@ -35,9 +35,10 @@ pub const HAPROXY: &str = "HAProxy (tcp)";
 pub trait Contender {
     fn name(&self) -> &'static str;
 
-    /// Why it carries no UDP, if it doesn't.
-    fn no_udp(&self) -> Option<&'static str> {
-        None
+    /// Where UDP goes of what [`Self::serve`] has given: to the first service, which is the only one that has it. `Err`: why
+    /// it carries none.
+    fn datagrams<'a>(&self, targets: &'a [SocketAddrV4]) -> std::result::Result<&'a [SocketAddrV4], &'static str> {
+        Ok(&targets[..1])
     }
 
     /// Puts `services` services in front of the world's pods `replicas`, in place of what stood; where clients connect. A

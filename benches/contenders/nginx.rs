@@ -98,8 +98,8 @@ impl Contender for Nginx {
         }
     }
 
-    fn no_udp(&self) -> Option<&'static str> {
-        Some("measured with TCP only")
+    fn datagrams<'a>(&self, _: &'a [SocketAddrV4]) -> std::result::Result<&'a [SocketAddrV4], &'static str> {
+        Err("measured with TCP only")
     }
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,6 +21,8 @@ use crate::load::PORT;
 use crate::stage::{CLIENT, Daemon, NODE, Ns, Pod, Run, World, program};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Calls at the same time; viprouted takes 256.
+const CALLERS: usize = 200;
 /// The VIPs.
 const VIPS: &str = "10.118.0.0/16";
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -129,7 +132,10 @@ pub struct Viproute {
     agent: Option<Agent>,
     /// By place in the world.
     joined: BTreeSet<usize>,
+    /// The VIPs' addresses, the first one's first.
     vips: Vec<Ipv4Addr>,
+    /// So many of them are recorded.
+    recorded: usize,
 }
 
 impl Viproute {
@@ -161,29 +167,39 @@ impl Viproute {
         })
     }
 
+    /// Addresses for as many VIPs, asked for as plugins do: many at once, since each is probed for 0.6 seconds.
+    pub fn acquire(&mut self, services: usize) -> Result<()> {
+        let socket = self.plugin()?.socket();
+        let places: Vec<usize> = (self.vips.len()..services).collect();
+        let some =
+            |places: &[usize]| places.iter().map(|place| acquire(&socket, &key(*place)?)).collect::<Result<Vec<_>>>();
+        let some = &some;
+        let acquired = thread::scope(|scope| {
+            let share = places.len().div_ceil(CALLERS).max(1);
+            let callers: Vec<_> = places.chunks(share).map(|places| scope.spawn(move || some(places))).collect();
+            callers.into_iter().map(|caller| caller.join().ok().context("a caller")?).collect::<Result<Vec<_>>>()
+        })?;
+        self.vips.extend(acquired.concat());
+        Ok(())
+    }
+
     /// More VIPs with the replicas of the first: what as many pods would have recorded, and the product's own way from
     /// there into the kernel. (A pod joins eight VIPs at most, so 5,000 VIPs would take 1,875 pods of three replicas each;
     /// here all of them share three.)
     fn add_vips(&mut self, world: &World, services: usize) -> Result<()> {
-        let have = self.vips.len();
-        if services <= have {
+        if services <= self.recorded {
             return Ok(());
         }
+        self.acquire(services)?;
         let registry = self.plugin()?.registry();
-        let socket = self.plugin()?.socket();
         let endpoints = endpoints(&registry)?;
         let record = registry.vip_record(&Self::first()?)?.context("the first VIP's record")?;
-        let added: Vec<Ipv4Addr> = world.node.run(|| {
+        world.node.run(|| {
             let node = NodeNet::open()?;
             let more = More { node: &node, registry: &registry, endpoints: &endpoints, model: &record };
-            (have..services)
-                .map(|place| {
-                    let address = acquire(&socket, &key(place)?, endpoints[0].1.address)?;
-                    more.add(&key(place)?, address).map(|()| address)
-                })
-                .collect()
+            (self.recorded..services).try_for_each(|place| more.add(&key(place)?, self.vips[place]))
         })?;
-        self.vips.extend(added);
+        self.recorded = services;
         // In a pod, in place of an address and a rule for each: no pod has more than eight.
         for pod in self.joined.iter().map(|at| &world.pods[*at]) {
             pod.ns.ip(&format!("route replace local {VIPS} dev vip0\n"))?;
@@ -204,7 +220,8 @@ pub fn endpoints(registry: &Registry) -> Result<Vec<(String, Endpoint)>> {
     endpoints.into_iter().map(|(name, endpoint)| Ok((name, endpoint?))).collect()
 }
 
-fn acquire(socket: &std::path::Path, vip: &VipKey, pod: Ipv4Addr) -> Result<Ipv4Addr> {
+fn acquire(socket: &std::path::Path, vip: &VipKey) -> Result<Ipv4Addr> {
+    let pod = Ipv4Addr::new(10, 1, 0, 2);
     let ask = AcquireRequest { vip: vip.to_string(), pod, node: NODE, gateway: Some(CLIENT) };
     Ok(client::acquire(socket, &ask, PATIENCE)?.address)
 }
@@ -246,6 +263,7 @@ impl Contender for Viproute {
         if self.vips.is_empty() {
             let record = self.plugin()?.registry().vip_record(&Self::first()?)?;
             self.vips.push(record.context("the first VIP's record")?.address);
+            self.recorded = 1;
         }
         self.add_vips(world, services)?;
         Ok(self.vips[..services].iter().map(|address| SocketAddrV4::new(*address, PORT)).collect())

@@ -22,7 +22,7 @@ pub fn flood(load: &Load<'_>, size: usize, server: &Server) -> Result<f64> {
             socket.connect(to).context("a datagram's way")?;
             Ok(socket)
         };
-        let sockets = load.to.iter().cycle().take(load.concurrency.max(load.to.len().min(256))).map(connect);
+        let sockets = load.to.iter().cycle().take(load.concurrency).map(connect);
         let sockets = sockets.collect::<Result<Vec<_>>>()?;
         let mut payload = vec![0_u8; size];
         // A first packet on each flow, so that what is made once a flow is made.

@@ -1,11 +1,11 @@
 //! One service over three replicas: what each path carries, and what it costs.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::Scale;
 use super::stand::{Entrant, Stand, enter, measure};
 use crate::contenders::{Contender, DIRECT, Direct, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
-use crate::load::{bulk, flood, paced};
+use crate::load::{Load, bulk, flood, paced};
 use crate::results::{Chapter, Column, Cpu, TRACKED, Table, Unit};
 use crate::stage::Ns;
 
@@ -81,10 +81,8 @@ fn outside(entrants: &[Entrant], scale: &Scale) -> Table {
 
 /// UDP packets a second from outside.
 pub fn packets(stand: &Stand, scale: &Scale, size: usize) -> Result<f64> {
-    if let Some(reason) = stand.contender.no_udp() {
-        bail!(reason);
-    }
-    flood(&stand.load(&stand.world.client, scale, FLOWS), size, &stand.servers)
+    let to = stand.contender.datagrams(&stand.targets).map_err(anyhow::Error::msg)?;
+    flood(&Load { to, ..stand.load(&stand.world.client, scale, FLOWS) }, size, &stand.servers)
 }
 
 fn latency(entrants: &[Entrant], scale: &Scale) -> Table {

@@ -15,8 +15,8 @@ use crate::contenders::Agent;
 use crate::results::{Chapter, Column, Table, Unit};
 use crate::stage::{CLIENT, Daemon, NODE, PodKind, World};
 
-/// Callers at the same time, as ADDs would be.
-const CALLERS: usize = 500;
+/// Callers at the same time, as ADDs would be; viprouted takes 256.
+const CALLERS: usize = 200;
 /// A plugin waits so long; then the runtime calls again.
 const CALL: Duration = Duration::from_secs(10);
 /// All of them must have an address within this.

@@ -16,8 +16,8 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut table = Table::new(
         "rebuild",
         "VIPs brought into the kernel",
-        "Three replicas each, by one thread of the product's own code (`vip::sync`). Anew: addresses from the pool, records, maps, \
-         groups, routes; what a node does after a reboot, pods apart. Again: the records and maps are there, the kernel has lost all \
+        "Three replicas each, by one thread of the product's own code (`vip::sync`). Anew: records, maps, \
+         groups, routes; what a node does after a reboot, pods and the search for addresses apart. Again: the records and maps are there, the kernel has lost all \
          groups, nexthops and the routes over them. At rest: everything is as it should be.",
     );
     let world = World::new("rebuild", 3, PodKind::Connected)?;
@@ -27,6 +27,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut before = 1;
     for count in scale.services.iter().filter(|count| **count > 1) {
         table.columns.push(Column::of(*count, "VIPs", Unit::Seconds));
+        viproute.acquire(*count)?;
         let start = Instant::now();
         viproute.serve(&world, *count, &[0, 1, 2])?;
         // What stands already is carried over: as many as there are take as much longer.

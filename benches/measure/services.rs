@@ -18,8 +18,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut datagrams = Table::new(
         "services-udp",
         "64-byte packets/s by number of services",
-        "To all services in turn, at most 256 of them, over flows that stay. kube-proxy's rules have UDP for the first service \
-         only, so they aren't measured here beyond one.",
+        "To the first service, over flows that stay: kube-proxy's rules have UDP for that one only.",
     );
     let mut entrants = enter(chosen(), 1, 3);
     for services in &scale.services {
