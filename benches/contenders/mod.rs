@@ -22,7 +22,7 @@ pub use haproxy::Haproxy;
 pub use kube_iptables::KubeIptables;
 pub use kube_nftables::KubeNftables;
 pub use nginx::Nginx;
-pub use viproute::{Agent, Plugin, Viproute, endpoints, environment, key};
+pub use viproute::{Agent, Plugin, Viproute, acquire, endpoints, environment, key};
 
 /// The name of the row that others are compared with.
 pub const DIRECT: &str = "pod's own address";

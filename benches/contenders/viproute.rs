@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use viproute::allocator::client;
 use viproute::allocator::protocol::AcquireRequest;
@@ -67,7 +67,7 @@ impl Plugin {
     }
 
     /// A call, not made yet: `program` (the plugin, or what runs it) with a runtime's environment.
-    pub fn command(&self, node: &Ns, program: impl AsRef<std::path::Path>, verb: &str, pod: &Pod) -> Result<Command> {
+    pub fn command(&self, node: &Ns, program: impl AsRef<Path>, verb: &str, pod: &Pod) -> Result<Command> {
         debug_assert_eq!(node.path(), self.node);
         let mut command = node.cmd(program)?;
         environment(&mut command, verb, pod);
@@ -171,8 +171,9 @@ impl Viproute {
     pub fn acquire(&mut self, services: usize) -> Result<()> {
         let socket = self.plugin()?.socket();
         let places: Vec<usize> = (self.vips.len()..services).collect();
-        let some =
-            |places: &[usize]| places.iter().map(|place| acquire(&socket, &key(*place)?)).collect::<Result<Vec<_>>>();
+        let some = |places: &[usize]| {
+            places.iter().map(|place| acquire(&socket, &key(*place)?, 6 * PATIENCE)).collect::<Result<Vec<_>>>()
+        };
         let some = &some;
         let acquired = thread::scope(|scope| {
             let share = places.len().div_ceil(CALLERS).max(1);
@@ -180,6 +181,14 @@ impl Viproute {
             callers.into_iter().map(|caller| caller.join().ok().context("a caller")?).collect::<Result<Vec<_>>>()
         })?;
         self.vips.extend(acquired.concat());
+        Ok(())
+    }
+
+    /// In each pod, one route and one rule in place of an address and a rule for each VIP: no pod has more than eight.
+    fn stand_in(&self, world: &World) -> Result<()> {
+        for pod in self.joined.iter().map(|at| &world.pods[*at]) {
+            pod.ns.ip(&format!("route add local {VIPS} dev vip0\nrule add from {VIPS} lookup 118 priority 119\n"))?;
+        }
         Ok(())
     }
 
@@ -199,12 +208,10 @@ impl Viproute {
             let more = More { node: &node, registry: &registry, endpoints: &endpoints, model: &record };
             (self.recorded..services).try_for_each(|place| more.add(&key(place)?, self.vips[place]))
         })?;
-        self.recorded = services;
-        // In a pod, in place of an address and a rule for each: no pod has more than eight.
-        for pod in self.joined.iter().map(|at| &world.pods[*at]) {
-            pod.ns.ip(&format!("route replace local {VIPS} dev vip0\n"))?;
-            pod.ns.ip(&format!("rule add from {VIPS} lookup 118 priority 119\n"))?;
+        if self.recorded == 1 {
+            self.stand_in(world)?;
         }
+        self.recorded = services;
         Ok(())
     }
 }
@@ -220,10 +227,18 @@ pub fn endpoints(registry: &Registry) -> Result<Vec<(String, Endpoint)>> {
     endpoints.into_iter().map(|(name, endpoint)| Ok((name, endpoint?))).collect()
 }
 
-fn acquire(socket: &std::path::Path, vip: &VipKey) -> Result<Ipv4Addr> {
+/// An address for a VIP, asked for as a runtime does it: again and again until there is one, `patience` long.
+pub fn acquire(socket: &Path, vip: &VipKey, patience: Duration) -> Result<Ipv4Addr> {
     let pod = Ipv4Addr::new(10, 1, 0, 2);
     let ask = AcquireRequest { vip: vip.to_string(), pod, node: NODE, gateway: Some(CLIENT) };
-    Ok(client::acquire(socket, &ask, PATIENCE)?.address)
+    let deadline = Instant::now() + patience;
+    loop {
+        match client::acquire(socket, &ask, PATIENCE) {
+            Ok(grant) => return Ok(grant.address),
+            Err(error) if Instant::now() > deadline => bail!("{vip}: {}", viproute::with_causes(&error)),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
 }
 
 /// VIPs over replicas that exist.

@@ -1,23 +1,20 @@
 //! Many VIPs from a DHCP server.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use viproute::allocator::client;
-use viproute::allocator::protocol::AcquireRequest;
 
 use super::Scale;
-use crate::contenders::Agent;
+use crate::contenders::{Agent, acquire, key};
 use crate::results::{Chapter, Column, Table, Unit};
-use crate::stage::{CLIENT, Daemon, NODE, PodKind, World};
+use crate::stage::{Daemon, PodKind, World};
 
 /// Callers at the same time, as ADDs would be; viprouted takes 256.
 const CALLERS: usize = 200;
-/// A plugin waits so long; then the runtime calls again.
+/// Longer than any answer takes.
 const CALL: Duration = Duration::from_secs(10);
 /// All of them must have an address within this.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -51,7 +48,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     };
     let row = row.into_iter().chain((1..table.columns.len()).map(|_| Err(later.to_owned())));
     table.note(&format!("{} VIPs from cold", Unit::Count.text(scale.leases as f64)), row.collect());
-    let name = format!("{} VIPs renewed", Unit::Count.text(scale.renewed as f64));
+    let name = format!("{} VIPs renewed", Unit::Count.text(Scale::full().renewed as f64));
     let renewed = match scale.renewed {
         0 => Err(anyhow::anyhow!("takes minutes, which a quick run hasn't")),
         _ => Site::new("renew").and_then(|site| renew(&site, scale)),
@@ -121,7 +118,7 @@ impl Site {
                     if number >= count {
                         return Ok(());
                     }
-                    acquire(&socket, number, start + PATIENCE)?;
+                    acquire(&socket, &key(number)?, PATIENCE)?;
                 }
             };
             let callers: Vec<_> = (0..CALLERS.min(count)).map(|_| scope.spawn(caller)).collect();
@@ -132,19 +129,5 @@ impl Site {
 
     fn acks(&self) -> usize {
         self.server.log().lines().filter(|line| line.contains("DHCPACK")).count()
-    }
-}
-
-/// As a runtime does it: again and again until there is an address.
-fn acquire(socket: &Path, number: usize, deadline: Instant) -> Result<Ipv4Addr> {
-    let vip = format!("bench/svc-{number}");
-    let pod = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 1, 0, 2)) + u32::try_from(number)?);
-    let ask = AcquireRequest { vip, pod, node: NODE, gateway: Some(CLIENT) };
-    loop {
-        match client::acquire(socket, &ask, CALL) {
-            Ok(grant) => return Ok(grant.address),
-            Err(error) if Instant::now() > deadline => bail!("{}: {}", ask.vip, viproute::with_causes(&error)),
-            Err(_) => thread::sleep(Duration::from_millis(100)),
-        }
     }
 }

@@ -34,12 +34,12 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         let share = *count as f64 / (*count - before) as f64;
         anew.push(Ok(vec![start.elapsed().as_secs_f64() * share]));
         before = *count;
-        again.push(Ok(rounds(scale, || {
+        again.push(Ok(rounds(scale, *count, || {
             // Groups, and with them the routes over them.
             world.node.cmd("ip")?.args(["nexthop", "flush", "proto", "118"]).output_of("")?;
             sync(&world, *count)
         })?));
-        at_rest.push(Ok(rounds(scale, || sync(&world, *count))?));
+        at_rest.push(Ok(rounds(scale, *count, || sync(&world, *count))?));
     }
     table.note("anew", anew);
     table.note("again", again);
@@ -47,8 +47,10 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     Ok(Chapter { title: "After a reboot".into(), text: String::new(), tables: vec![table] })
 }
 
-fn rounds(scale: &Scale, mut one: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
-    (0..scale.rounds.min(3)).map(|_| one()).collect()
+fn rounds(scale: &Scale, count: usize, mut one: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+    // Thousands take a minute a round.
+    let rounds = if count > 1000 { 1 } else { scale.rounds.min(3) };
+    (0..rounds).map(|_| one()).collect()
 }
 
 /// Brings the first `count` VIPs about.
