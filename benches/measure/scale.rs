@@ -13,6 +13,8 @@ pub struct Scale {
     pub replicas: Vec<usize>,
     /// Live connections.
     pub connections: usize,
+    /// How long after an event its live connections are looked at for the last time.
+    pub settled: Duration,
     /// Calls of a plugin, alone, in each round.
     pub calls: usize,
     /// Calls at once.
@@ -37,10 +39,11 @@ impl Scale {
         Self {
             quick: false,
             rounds: 5,
-            time: Duration::from_secs(1),
+            time: Duration::from_millis(800),
             services: vec![1, 10, 100, 1000, 5000],
             replicas: vec![3, 30, 300],
             connections: 1000,
+            settled: Duration::from_secs(2),
             calls: 20,
             at_once: 100,
             present: vec![0, 10, 100, 1000],
@@ -57,15 +60,16 @@ impl Scale {
         Self {
             quick: true,
             rounds: 3,
-            time: Duration::from_millis(250),
+            time: Duration::from_millis(150),
             services: vec![1, 100, 1000],
             replicas: vec![3, 30],
             connections: 200,
+            settled: Duration::from_millis(700),
             calls: 5,
             at_once: 20,
             present: vec![0, 10, 50],
             endpoints: vec![10, 50],
-            watch: Duration::from_secs(3),
+            watch: Duration::from_secs(1),
             leases: 50,
             renewed: 0,
             renewing: Duration::from_secs(60),

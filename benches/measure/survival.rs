@@ -15,8 +15,6 @@ use crate::stage::{PodKind, World};
 const REPLICAS: usize = 3;
 /// Long enough for TCP's retransmission time-out, more than once.
 const OUTAGE: Duration = Duration::from_millis(1500);
-/// A new group is even, and timers have run, after this.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// What happens to a service with live connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +67,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let rows = thread::scope(|scope| {
         let row = |(number, (_, make)): (usize, &Maker)| {
             let make = *make;
-            scope.spawn(move || survive_all(make, &format!("s{number}"), scale.connections))
+            scope.spawn(move || survive_all(make, &format!("s{number}"), scale))
         };
         let rows: Vec<_> = makers.iter().enumerate().map(row).collect();
         rows.into_iter().map(|row| row.join().ok().context("a contender's thread")).collect::<Result<Vec<_>>>()
@@ -85,9 +83,9 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
 }
 
 /// One contender's row; its worlds are called `name` and something.
-fn survive_all(make: fn() -> Box<dyn Contender>, name: &str, count: usize) -> Vec<Outcome> {
+fn survive_all(make: fn() -> Box<dyn Contender>, name: &str, scale: &Scale) -> Vec<Outcome> {
     let cell = |(number, (event, _)): (usize, (Event, &str))| {
-        let broken = survive(make(), event, &format!("{name}{number}"), count);
+        let broken = survive(make(), event, &format!("{name}{number}"), scale);
         broken.map_err(|error| format!("{error:#}"))?.map(|broken| vec![broken])
     };
     Event::ALL.into_iter().enumerate().map(cell).collect()
@@ -101,17 +99,17 @@ fn survive(
     contender: Box<dyn Contender>,
     event: Event,
     name: &str,
-    count: usize,
+    scale: &Scale,
 ) -> Result<std::result::Result<f64, String>> {
     let mut scene = Scene::new(contender, name)?;
     let to = *scene.contender.serve(&scene.world, 1, &scene.serving)?.first().context("a service")?;
-    let mut flows = Flows::open(&scene.world.client, to, count)?;
+    let mut flows = Flows::open(&scene.world.client, to, scale.connections)?;
     let own = flows.of(&scene.world.pods[0].name());
-    if let Some(reason) = scene.play(event, &mut flows)? {
+    if let Some(reason) = scene.play(event, &mut flows, scale.settled)? {
         return Ok(Err(reason.to_owned()));
     }
     // Twice: the first question may be what moves a connection.
-    for pause in [Duration::ZERO, SETTLED] {
+    for pause in [Duration::ZERO, scale.settled] {
         thread::sleep(pause);
         flows.ask();
         flows.hear()?;
@@ -146,7 +144,7 @@ impl Scene {
     }
 
     /// `Some`: why it can't happen to this contender.
-    fn play(&mut self, event: Event, flows: &mut Flows) -> Result<Option<&'static str>> {
+    fn play(&mut self, event: Event, flows: &mut Flows, settled: Duration) -> Result<Option<&'static str>> {
         match event {
             Event::Added => self.serve((0..=REPLICAS).collect())?,
             Event::Removed => {
@@ -173,7 +171,7 @@ impl Scene {
             Event::Rolled => {
                 for at in 0..REPLICAS {
                     self.serve((at + 1..=REPLICAS + at).collect())?;
-                    thread::sleep(SETTLED);
+                    thread::sleep(settled);
                     flows.ask();
                     flows.hear()?;
                 }
