@@ -10,8 +10,9 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
        ./install.sh uninstall [--force]      remove them again (--force: although pods are attached)
        ./install.sh demo [--backend pool]    show it in throw-away network namespaces; changes nothing else
        ./install.sh test                     formatting, lints, all tests
+       ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
-BINARIES=/some/dir   install and demo take the programs from there and build nothing
+BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
 EOF
 }
 
@@ -306,6 +307,18 @@ do_demo() {
     exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" bash demo/demo.sh "$@"
 }
 
+do_bench() {
+    need_root "makes network namespaces"
+    # The stream module is nginx-light's own in older releases.
+    packages iproute2 util-linux iptables nftables conntrack haproxy nginx-light libnginx-mod-stream \
+        containernetworking-plugins dnsmasq-base strace time
+    build --bins --example bench
+    # Thousands of connections, and a namespace's worth of descriptors for each of a thousand pods.
+    ulimit -n "$(ulimit -Hn)"
+    # As the demo: whatever ends it, the kernel clears it all away.
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" "$built/examples/bench" "$@"
+}
+
 do_test() {
     need_root "makes network namespaces"
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
@@ -347,6 +360,7 @@ case $verb in
     install) do_install "$@" ;;
     uninstall) do_uninstall "$@" ;;
     demo) do_demo "$@" ;;
+    bench) do_bench "$@" ;;
     test) do_test ;;
     *) usage >&2; exit 2 ;;
 esac

@@ -1,0 +1,61 @@
+//! What the sidecar costs while nothing happens.
+
+use std::thread;
+
+use anyhow::Result;
+use viproute::registry::{Endpoint, Registry};
+
+use super::Scale;
+use crate::contenders::{Agent, Plugin, endpoints, key};
+use crate::load::Server;
+use crate::results::{Chapter, Column, Table, Unit};
+use crate::stage::{PodKind, World};
+
+pub fn run(scale: &Scale) -> Result<Chapter> {
+    let text = format!(
+        "viprouted's processor time in {} s of rest, and the most memory it ever had. With checks: every endpoint's record asks \
+         for `health: \"listen\"`.",
+        scale.watch.as_secs()
+    );
+    let mut table = Table::new("agent", "The sidecar at rest, by number of endpoints", &text);
+    let names = ["processor time", "processor time with checks", "memory"];
+    let units = [Unit::Seconds, Unit::Seconds, Unit::Bytes];
+    table.columns = names.into_iter().zip(units).map(|(name, unit)| Column::new(name, unit)).collect();
+    let mut world = World::new("agent", 0, PodKind::Bare)?;
+    let (plugin, agent) = (Plugin::on(&world), Agent::pool(&world)?);
+    let mut servers = Vec::new();
+    for count in &scale.endpoints {
+        let before = world.pods.len();
+        world.grow(*count, PodKind::Bare)?;
+        servers.push(Server::start(&world.pods[before..])?);
+        for pod in &world.pods[before..] {
+            plugin.add(&world.node, pod, key(0)?.name())?;
+        }
+        set_health(&plugin.registry(), None)?;
+        let plain = watch(&agent, scale)?;
+        set_health(&plugin.registry(), Some("listen"))?;
+        let checked = watch(&agent, scale)?;
+        set_health(&plugin.registry(), None)?;
+        let memory = agent.0.peak_memory()?;
+        let name = format!("{} endpoints", Unit::Count.text(*count as f64));
+        table.note(&name, [plain, checked, memory].map(|number| Ok(vec![number])).into());
+    }
+    Ok(Chapter { title: "The sidecar".into(), text: String::new(), tables: vec![table] })
+}
+
+fn watch(agent: &Agent, scale: &Scale) -> Result<f64> {
+    // What the change itself has set off.
+    thread::sleep(scale.watch / 5);
+    let before = agent.0.cpu()?;
+    thread::sleep(scale.watch);
+    Ok(agent.0.cpu()? - before)
+}
+
+fn set_health(registry: &Registry, health: Option<&str>) -> Result<()> {
+    let endpoints = endpoints(registry)?;
+    let mut vip = registry.vip(&key(0)?)?;
+    for (name, endpoint) in endpoints {
+        vip.write_endpoint(&name, &Endpoint { health: health.map(str::to_owned), ..endpoint })?;
+    }
+    Ok(())
+}

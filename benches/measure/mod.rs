@@ -1,0 +1,34 @@
+//! The measurements, one file each.
+
+#![allow(clippy::unnecessary_wraps)] // one form for all, though some have nothing to fail
+
+mod agent;
+mod calls;
+mod data_path;
+mod dhcp;
+mod rebuild;
+mod replicas;
+mod scale;
+mod services;
+mod stand;
+mod survival;
+
+use anyhow::Result;
+
+use crate::results::Chapter;
+pub use scale::Scale;
+
+/// A measurement.
+type Measurement = fn(&Scale) -> Result<Chapter>;
+
+/// Every measurement by name, in the order of the report.
+pub const ALL: [(&str, Measurement); 8] = [
+    ("data-path", data_path::run),
+    ("services", services::run),
+    ("replicas", replicas::run),
+    ("survival", survival::run),
+    ("calls", calls::run),
+    ("rebuild", rebuild::run),
+    ("agent", agent::run),
+    ("dhcp", dhcp::run),
+];

@@ -1,0 +1,62 @@
+//! Rounds: A B C, A B C, …, so that whatever the machine does meanwhile it does to all of them.
+
+use anyhow::Result;
+
+use super::series::Series;
+
+/// A row's series, one a column; or why there are none.
+pub type Outcome = std::result::Result<Vec<Series>, String>;
+
+/// Calls `measure` for each of `count` contenders once to warm up and then `rounds` times in turn. It gives a number for each
+/// column. Who fails once is asked no more.
+pub fn interleaved(count: usize, rounds: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Vec<Outcome> {
+    let mut samples: Vec<std::result::Result<Vec<Vec<f64>>, String>> = vec![Ok(Vec::new()); count];
+    for round in 0..=rounds {
+        for (at, samples) in samples.iter_mut().enumerate() {
+            let Ok(so_far) = samples else { continue };
+            match measure(at) {
+                Ok(_) if round == 0 => {} // warm-up
+                Ok(numbers) => so_far.push(numbers),
+                Err(error) => *samples = Err(format!("{error:#}")),
+            }
+        }
+    }
+    samples.into_iter().map(|samples| samples.and_then(|rounds| by_column(&rounds))).collect()
+}
+
+fn by_column(rounds: &[Vec<f64>]) -> Outcome {
+    let columns = rounds.iter().map(Vec::len).min().unwrap_or(0);
+    let column = |at| Series::of(rounds.iter().map(|round| round[at]).collect());
+    let series: Option<Vec<Series>> = (0..columns).map(column).collect();
+    series.filter(|series| !series.is_empty()).ok_or_else(|| "no round".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_turn_with_a_warm_up_that_does_not_count() {
+        let mut order = Vec::new();
+        let outcomes = interleaved(2, 2, |at| {
+            order.push(at);
+            Ok(vec![order.len() as f64])
+        });
+        assert_eq!(order, [0, 1, 0, 1, 0, 1]);
+        assert_eq!(outcomes[0].as_ref().unwrap()[0].samples, [3.0, 5.0]);
+        assert_eq!(outcomes[1].as_ref().unwrap()[0].samples, [4.0, 6.0]);
+    }
+
+    #[test]
+    fn who_fails_is_asked_no_more_and_says_why() {
+        let mut calls = 0;
+        let outcomes = interleaved(2, 3, |at| {
+            anyhow::ensure!(at == 0, "no such path");
+            calls += 1;
+            Ok(vec![1.0, 2.0])
+        });
+        assert_eq!(calls, 4);
+        assert_eq!(outcomes[0].as_ref().unwrap().len(), 2);
+        assert_eq!(outcomes[1], Err("no such path".into()));
+    }
+}

@@ -1,0 +1,83 @@
+//! Pods: a namespace and the address a base plugin would have given it.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::namespace::Ns;
+use super::world::{GATEWAY_OF_PODS, POD_NET};
+
+/// How a pod is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodKind {
+    /// As `ptp` does it: a veth pair, routed on both sides.
+    Connected,
+    /// Not at all; `eth0` is a bridge of its own. For counting calls, where a thousand pods must be made quickly.
+    Bare,
+    /// Not even that: a base plugin is yet to come.
+    Empty,
+}
+
+pub struct Pod {
+    pub ns: Ns,
+    /// 1, 2, …
+    pub number: usize,
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// The host end of its pair.
+    pub host: String,
+}
+
+impl Pod {
+    /// Pod `number` of the world `world`, whose node is `node`.
+    pub fn new(world: &str, node: &Ns, number: usize, kind: PodKind) -> Result<Self> {
+        let ns = Ns::new(&format!("{world}-{number}"))?;
+        // .0.1 is the node's.
+        let offset = u32::try_from(number + 1)?;
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 1, 0, 0)) + offset);
+        let host = format!("pod{number}");
+        let pod = Self { ns, number, address, host };
+        match kind {
+            PodKind::Connected => pod.connect(node)?,
+            PodKind::Bare => drop(pod.ns.ip("link add eth0 type bridge")?),
+            PodKind::Empty => {}
+        }
+        Ok(pod)
+    }
+
+    fn connect(&self, node: &Ns) -> Result<()> {
+        let Self { host, address, ns, .. } = self;
+        node.ip(&format!(
+            "link add {host} type veth peer name eth0 netns {}\naddr add {GATEWAY_OF_PODS}/32 dev {host}\n\
+             link set {host} up\nroute add {address}/32 dev {host} scope host\n",
+            ns.name()
+        ))?;
+        ns.ip(&format!(
+            "addr add {address}/16 dev eth0 noprefixroute\nlink set eth0 up\n\
+             route add {GATEWAY_OF_PODS} dev eth0 scope link src {address}\n\
+             route add {POD_NET} via {GATEWAY_OF_PODS} dev eth0 src {address}\n\
+             route add default via {GATEWAY_OF_PODS} dev eth0\n"
+        ))?;
+        Ok(())
+    }
+
+    /// The container ID.
+    pub fn id(&self) -> String {
+        format!("bench-{}", self.ns.name())
+    }
+
+    /// What the base plugin has said of it.
+    pub fn base_result(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": "eth0", "sandbox": self.ns.path() }],
+            "ips": [{ "interface": 0, "address": format!("{}/16", self.address), "gateway": GATEWAY_OF_PODS }],
+        })
+    }
+
+    /// Its servers' name: what they answer.
+    pub fn name(&self) -> String {
+        format!("p{}", self.number)
+    }
+}

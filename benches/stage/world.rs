@@ -1,0 +1,76 @@
+//! A world: a client, a node, its pods. Each contender has one of its own, all of them alike, so that nobody's rules or
+//! hooks cost another anything.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::namespace::Ns;
+use super::pod::{Pod, PodKind};
+
+/// The node's address.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The client's, which is also the node's default gateway.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
+/// The node's gateway.
+pub const GATEWAY: Ipv4Addr = CLIENT;
+/// Where pods have their own addresses.
+pub const POD_NET: &str = "10.1.0.0/16";
+/// The node, as the pods see it.
+pub const GATEWAY_OF_PODS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// The number of the pod that calls and serves nothing.
+const BYSTANDER: usize = 60_000;
+
+pub struct World {
+    pub name: String,
+    pub pods: Vec<Pod>,
+    /// A pod that is no replica.
+    pub bystander: Pod,
+    pub client: Ns,
+    pub node: Ns,
+    /// Files of whatever runs on the node.
+    pub dir: PathBuf,
+}
+
+impl World {
+    pub fn new(name: &str, pods: usize, kind: PodKind) -> Result<Self> {
+        let (node, client) = (Ns::new(&format!("{name}-node"))?, Ns::new(&format!("{name}-client"))?);
+        node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", client.name()))?;
+        node.ip(&format!("addr add {NODE}/24 dev eth0\nlink set eth0 up\n"))?;
+        client.ip(&format!("addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"))?;
+        node.ip(&format!("route add default via {GATEWAY}"))?;
+        node.sysctl("ipv4/ip_forward", "1")?;
+        let bystander = Pod::new(name, &node, BYSTANDER, PodKind::Connected)?;
+        // A client that opens 100,000 connections in a few seconds needs its ports back.
+        for ns in [&client, &node, &bystander.ns] {
+            ns.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
+            ns.sysctl("ipv4/tcp_tw_reuse", "1")?;
+        }
+        let dir = Path::new("/run/bench").join(name);
+        fs::create_dir_all(&dir)?;
+        let mut world = Self { name: name.to_owned(), pods: Vec::new(), bystander, client, node, dir };
+        world.grow(pods, kind)?;
+        Ok(world)
+    }
+
+    /// More pods, `count` in all.
+    pub fn grow(&mut self, count: usize, kind: PodKind) -> Result<()> {
+        for number in self.pods.len() + 1..=count {
+            self.pods.push(Pod::new(&self.name, &self.node, number, kind)?);
+        }
+        Ok(())
+    }
+
+    /// A file of the node's.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
