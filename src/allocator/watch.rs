@@ -51,14 +51,11 @@ pub fn presence(registry: &Registry, vip: &VipKey) -> registry::Result<Presence>
         other => other?,
     };
     let former = record.iter().flat_map(VipRecord::former_addresses).collect();
-    let endpoints = registry.endpoints(vip)?;
-    let is_ready = |(_, endpoint): &&(String, registry::Result<registry::Endpoint>)| {
-        endpoint.as_ref().is_ok_and(|endpoint| endpoint.state == State::Ready)
-    };
+    let ready = registry.replicas(vip)?.values().filter(|replica| replica.state == State::Ready).count();
     Ok(Presence {
         address: record.filter(|record| !record.withdrawn).map(|record| record.address),
-        endpoints: endpoints.len(),
-        ready: endpoints.iter().filter(is_ready).count(),
+        endpoints: registry.endpoint_names(vip)?.len(),
+        ready,
         former,
     })
 }

@@ -39,6 +39,12 @@ pub struct Replica {
     /// Its UDP flows stay with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub udp_sticky: bool,
+    /// The check that says when it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+    /// Taken out by hand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 impl Replica {
@@ -52,6 +58,8 @@ impl Replica {
             mac: endpoint.mac.clone(),
             ports: endpoint.ports.clone(),
             udp_sticky: endpoint.udp_sticky,
+            health: endpoint.health.clone(),
+            drained: endpoint.drained,
         })
     }
 }

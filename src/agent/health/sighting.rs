@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use crate::health::Check;
-use crate::registry::{self, Endpoint, Netns, Port, Registry, State, VipKey, attachment_of, watch};
+use crate::registry::{self, Netns, Port, Registry, State, VipKey, attachment_of, watch};
 
 /// What is checked, and with whom. As long as it stays the same, earlier checks count.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,18 +46,26 @@ pub struct Batch {
     pub unread: Vec<VipKey>,
 }
 
-/// Reads the registry; a pod's namespace stands in another file, which is read once.
+/// Reads the registry: a VIP's index each time, of each replica's own files each once.
 #[derive(Debug)]
 pub struct Reader {
     registry: Registry,
     /// By attachment and host end: a name may come again, with another pair.
-    namespaces: HashMap<(String, u32), Netns>,
+    places: HashMap<(String, u32), Place>,
+}
+
+/// What never changes of a replica.
+#[derive(Clone, Debug)]
+struct Place {
+    netns: Netns,
+    device: String,
+    pod: String,
 }
 
 impl Reader {
     /// Nothing is known so far.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, namespaces: HashMap::new() }
+        Self { registry, places: HashMap::new() }
     }
 
     /// Reads what has changed.
@@ -74,7 +82,7 @@ impl Reader {
         }
         if batch.all && batch.unread.is_empty() {
             let known: HashSet<&String> = batch.vips.values().flat_map(BTreeMap::keys).collect();
-            self.namespaces.retain(|(name, _), _| known.contains(name));
+            self.places.retain(|(name, _), _| known.contains(name));
         }
         batch
     }
@@ -82,29 +90,25 @@ impl Reader {
     fn replicas(&mut self, vip: &VipKey) -> registry::Result<BTreeMap<String, Sighting>> {
         let Some(record) = self.registry.vip_record(vip)? else { return Ok(BTreeMap::new()) };
         let mut replicas = BTreeMap::new();
-        for (name, endpoint) in self.registry.endpoints(vip)? {
-            // A damaged one is told of by whoever looks at the VIP; one without its pair is an ADD's that is under way.
-            let Ok(endpoint) = endpoint else { continue };
-            if let (Some(text), Some(ifindex)) = (&endpoint.health, endpoint.ifindex)
-                && let Some(check) = check(&endpoint.pod_name(&name), text)
-                && let Some(netns) = self.netns((&name, ifindex))
+        for (name, replica) in self.registry.replicas(vip)? {
+            let Some(text) = &replica.health else { continue };
+            if let Some(Place { netns, device, pod }) = self.place(vip, (&name, replica.ifindex))
+                && let Some(check) = check(&pod, text)
             {
-                let ports = endpoint.ports.iter().filter_map(|text| text.parse().ok()).collect();
-                let pod = endpoint.pod_name(&name);
-                let Endpoint { state, drained, device, .. } = endpoint;
+                let ports = replica.ports.iter().filter_map(|text| text.parse().ok()).collect();
                 let subject = Subject { address: record.address, check, ports, netns, device, pod };
-                replicas.insert(name, Sighting { subject, state, drained });
+                replicas.insert(name, Sighting { subject, state: replica.state, drained: replica.drained });
             }
         }
         Ok(replicas)
     }
 
-    /// `None`: it has just been removed, or its record is damaged.
-    fn netns(&mut self, (name, ifindex): (&str, u32)) -> Option<Netns> {
-        match self.namespaces.entry((name.to_owned(), ifindex)) {
-            Entry::Occupied(netns) => Some(netns.get().clone()),
-            Entry::Vacant(place) => match self.registry.attachment_record(&attachment_of(name)?) {
-                Ok(attachment) => attachment.map(|attachment| place.insert(attachment.netns).clone()),
+    /// `None`: it has just been removed, or a record of it is damaged.
+    fn place(&mut self, vip: &VipKey, (name, ifindex): (&str, u32)) -> Option<Place> {
+        match self.places.entry((name.to_owned(), ifindex)) {
+            Entry::Occupied(place) => Some(place.get().clone()),
+            Entry::Vacant(free) => match read_place(&self.registry, vip, name) {
+                Ok(place) => place.map(|place| free.insert(place).clone()),
                 Err(error) => {
                     tracing::warn!(replica = name, error = &error as &dyn std::error::Error, "not checked");
                     None
@@ -112,6 +116,14 @@ impl Reader {
             },
         }
     }
+}
+
+fn read_place(registry: &Registry, vip: &VipKey, name: &str) -> registry::Result<Option<Place>> {
+    let Some(attachment) = attachment_of(name) else { return Ok(None) };
+    let Some(endpoint) = registry.endpoint(vip, name)? else { return Ok(None) };
+    let pod = endpoint.pod_name(name);
+    let attachment = registry.attachment_record(&attachment)?;
+    Ok(attachment.map(|attachment| Place { netns: attachment.netns, device: endpoint.device, pod }))
 }
 
 /// `None`: a later version's.

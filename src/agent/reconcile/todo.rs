@@ -106,6 +106,8 @@ mod tests {
             mac: String::new(),
             ports: Vec::new(),
             udp_sticky: false,
+            health: None,
+            drained: false,
         };
         let mut known = Known::default();
         let replicas = BTreeMap::from([("c1@eth0".to_owned(), replica)]);
