@@ -26,12 +26,12 @@ mod stage;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::measure::Scale;
-use crate::results::{Chapter, Cpu, Report};
+use crate::results::{Chapter, Report};
 use crate::stage::Run;
 
 const USAGE: &str = "usage: bench [--quick] [--only NAME,…] [--docs DIRECTORY]";
@@ -79,11 +79,10 @@ impl Arguments {
 }
 
 fn run() -> Result<()> {
-    let Arguments { mut scale, only, docs, text } = Arguments::parse(&std::env::args().skip(1).collect::<Vec<_>>())?;
+    let Arguments { scale, only, docs, text } = Arguments::parse(&std::env::args().skip(1).collect::<Vec<_>>())?;
     let docs = std::path::absolute(docs)?;
     own_machine()?;
     let start = Instant::now();
-    scale.idle = Cpu::idle(Duration::from_secs(1))?;
     let mut report = Report::new(format!("./install.sh bench {text}").trim().to_owned(), (scale.quick, scale.rounds));
     for (name, measure) in measure::ALL {
         if !only.is_empty() && !only.iter().any(|chosen| chosen == name) {

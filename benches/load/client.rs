@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use super::REQUEST;
 use super::connection::Connection;
 use super::poll::{Poll, alone};
+use crate::results::Cpu;
 use crate::stage::Ns;
 
 /// How long nothing may happen at all before a path counts as dead.
@@ -34,6 +35,8 @@ pub struct Tally {
     /// What the last of those ended with.
     pub error: String,
     pub seconds: f64,
+    /// What the whole machine's processors were busy in these seconds.
+    pub busy: f64,
 }
 
 impl Tally {
@@ -94,7 +97,7 @@ impl<'a> Hands<'a> {
         for slot in 0..self.connections.len() {
             self.begin(slot);
         }
-        let mut start = Instant::now();
+        let (mut start, mut cpu) = (Instant::now(), Cpu::now()?);
         let mut settled = !self.kind.keep;
         let mut last = start;
         while !settled || start.elapsed() < self.load.time {
@@ -122,11 +125,12 @@ impl<'a> Hands<'a> {
             // The first answers of all connections: from now on it is counted.
             if !settled && self.tally.done >= 2 * self.load.concurrency {
                 settled = true;
-                start = Instant::now();
+                (start, cpu) = (Instant::now(), Cpu::now()?);
                 self.tally.done = 0;
             }
         }
         self.tally.seconds = start.elapsed().as_secs_f64();
+        self.tally.busy = cpu.since()?;
         Ok(self.tally)
     }
 

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::client::Load;
+use super::client::{Load, Tally};
 use super::poll::alone;
 use super::server::Server;
+use crate::results::Cpu;
 
 /// Packets in one system call.
 const BATCH: usize = 32;
 
-/// Packets a second with `size` bytes of payload that arrive at `server`, over `load.concurrency` flows.
-pub fn flood(load: &Load<'_>, size: usize, server: &Server) -> Result<f64> {
+/// Packets with `size` bytes of payload that arrive at `server`, over `load.concurrency` flows.
+pub fn flood(load: &Load<'_>, size: usize, server: &Server) -> Result<Tally> {
     load.from.run(|| {
         alone()?;
         let connect = |to: &SocketAddrV4| -> Result<UdpSocket> {
@@ -27,14 +28,14 @@ pub fn flood(load: &Load<'_>, size: usize, server: &Server) -> Result<f64> {
         let mut payload = vec![0_u8; size];
         // A first packet on each flow, so that what is made once a flow is made.
         send(&sockets, &mut payload, Instant::now() + Duration::from_millis(20))?;
-        let (before, start) = (server.datagrams(), Instant::now());
+        let (before, start, cpu) = (server.datagrams(), Instant::now(), Cpu::now()?);
         send(&sockets, &mut payload, start + load.time)?;
-        let seconds = start.elapsed().as_secs_f64();
+        let (seconds, busy) = (start.elapsed().as_secs_f64(), cpu.since()?);
         // What is on its way arrives in a moment.
         std::thread::sleep(Duration::from_millis(20));
         let arrived = server.datagrams() - before;
         anyhow::ensure!(arrived > 0, "no packet arrived");
-        Ok(arrived as f64 / seconds)
+        Ok(Tally { done: usize::try_from(arrived)?, seconds, busy, ..Tally::default() })
     })
 }
 

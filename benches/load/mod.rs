@@ -10,7 +10,7 @@ mod poll;
 mod server;
 mod stream;
 
-pub use client::Load;
+pub use client::{Load, Tally};
 pub use datagrams::flood;
 pub use flows::Flows;
 pub use paced::paced;

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Scale;
 use super::stand::{Entrant, Stand, enter, measure};
 use crate::contenders::{Contender, DIRECT, Direct, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
-use crate::load::{Load, bulk, flood, paced};
+use crate::load::{Load, Tally, bulk, flood, paced};
 use crate::results::{Chapter, Column, Cpu, TRACKED, Table, Unit};
 use crate::stage::Ns;
 
@@ -70,7 +70,7 @@ fn outside(entrants: &[Entrant], scale: &Scale) -> Table {
     });
     for (name, size) in [("64-byte packets/s", 64), ("1,400-byte packets/s", 1400)] {
         measure(&mut table, entrants, scale.rounds, &[Column::new(name, Unit::PerSecond)], |stand| {
-            Ok(vec![packets(stand, scale, size)?])
+            Ok(vec![packets(stand, scale, size)?.rate()?])
         });
     }
     measure(&mut table, entrants, scale.rounds, &[Column::new("bulk", Unit::BytesPerSecond)], |stand| {
@@ -79,8 +79,8 @@ fn outside(entrants: &[Entrant], scale: &Scale) -> Table {
     table.beside(DIRECT)
 }
 
-/// UDP packets a second from outside.
-pub fn packets(stand: &Stand, scale: &Scale, size: usize) -> Result<f64> {
+/// UDP packets from outside.
+pub fn packets(stand: &Stand, scale: &Scale, size: usize) -> Result<Tally> {
     let to = stand.contender.datagrams(&stand.targets).map_err(anyhow::Error::msg)?;
     flood(&Load { to, ..stand.load(&stand.world.client, scale, FLOWS) }, size, &stand.servers)
 }
@@ -111,27 +111,28 @@ fn costs(entrants: &[Entrant], scale: &Scale) -> Table {
     let mut table = Table::new(
         "cost",
         "Processor time",
-        &format!(
-            "Of the whole machine (`/proc/stat`, less what it uses at rest: {:.3} s a second), client and servers included: the \
-             difference to the pod's own address is the path's.",
-            scale.idle
-        ),
+        "Of the whole machine while the work was done (`/proc/stat`, less what it uses at rest, looked at just before), client and \
+         servers included: the difference to the pod's own address is the path's.",
     );
     measure(&mut table, entrants, scale.rounds, &[Column::new("1,000 connections", Unit::Seconds)], |stand| {
-        let cpu = Cpu::now()?;
-        let tally = stand.load(&stand.world.client, scale, CONCURRENCY).connections()?;
-        let busy = cpu.since(scale.idle)?;
+        let cost = cost(|| stand.load(&stand.world.client, scale, CONCURRENCY).connections())?;
         stand.world.node.forget_tracked()?;
-        Ok(vec![busy / tally.done.max(1) as f64 * 1e3])
+        Ok(vec![cost * 1e3])
     });
     for (name, size) in [("1,000,000 packets of 64 bytes", 64), ("1,000,000 packets of 1,400 bytes", 1400)] {
         measure(&mut table, entrants, scale.rounds, &[Column::new(name, Unit::Seconds)], |stand| {
-            let cpu = Cpu::now()?;
-            let rate = packets(stand, scale, size)?;
-            Ok(vec![cpu.since(scale.idle)? / (rate * scale.time.as_secs_f64()) * 1e6])
+            Ok(vec![cost(|| packets(stand, scale, size))? * 1e6])
         });
     }
     table.beside(DIRECT)
+}
+
+/// Processor time for each one that was done, seconds.
+fn cost(work: impl FnOnce() -> Result<Tally>) -> Result<f64> {
+    let idle = Cpu::at_rest()?;
+    let tally = work()?;
+    tally.rate()?;
+    Ok((tally.busy - idle * tally.seconds) / tally.done as f64)
 }
 
 fn inside(entrants: &[Entrant], scale: &Scale) -> Table {

@@ -20,7 +20,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
             stand.world.node.forget_tracked()?;
             Ok(vec![rate])
         });
-        measure(&mut datagrams, &entrants, scale.rounds, &column, |stand| Ok(vec![packets(stand, scale, 64)?]));
+        measure(&mut datagrams, &entrants, scale.rounds, &column, |stand| Ok(vec![packets(stand, scale, 64)?.rate()?]));
     }
     let tables = vec![connections.beside(DIRECT), datagrams.beside(DIRECT)];
     Ok(Chapter { title: "Many replicas".into(), text: "All servers are one thread.".into(), tables })

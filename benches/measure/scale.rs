@@ -30,8 +30,6 @@ pub struct Scale {
     /// Leases that are renewed, if any, and how long that is watched.
     pub renewed: usize,
     pub renewing: Duration,
-    /// How busy the machine is while nothing is measured, seconds a second.
-    pub idle: f64,
 }
 
 impl Scale {
@@ -52,7 +50,6 @@ impl Scale {
             leases: 500,
             renewed: 5000,
             renewing: Duration::from_secs(60),
-            idle: 0.0,
         }
     }
 
@@ -73,7 +70,6 @@ impl Scale {
             leases: 50,
             renewed: 0,
             renewing: Duration::from_secs(60),
-            idle: 0.0,
         }
     }
 }

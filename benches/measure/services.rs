@@ -29,7 +29,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
             stand.world.node.forget_tracked()?;
             Ok(vec![rate])
         });
-        measure(&mut datagrams, &entrants, scale.rounds, &column, |stand| Ok(vec![packets(stand, scale, 64)?]));
+        measure(&mut datagrams, &entrants, scale.rounds, &column, |stand| Ok(vec![packets(stand, scale, 64)?.rate()?]));
     }
     Ok(Chapter {
         title: "Many services".into(),
