@@ -8,6 +8,7 @@ mod flows;
 mod paced;
 mod poll;
 mod server;
+mod strays;
 mod stream;
 
 pub use client::{Load, Tally};
@@ -15,6 +16,7 @@ pub use datagrams::flood;
 pub use flows::Flows;
 pub use paced::paced;
 pub use server::Server;
+pub use strays::{Strays, raw_socket};
 pub use stream::bulk;
 
 /// What servers listen on, TCP and UDP, and services as well.

@@ -6,6 +6,7 @@ mod agent;
 mod calls;
 mod data_path;
 mod dhcp;
+mod flood;
 mod rebuild;
 mod replicas;
 mod scale;
@@ -22,10 +23,11 @@ pub use scale::Scale;
 type Measurement = fn(&Scale) -> Result<Chapter>;
 
 /// Every measurement by name, in the order of the report.
-pub const ALL: [(&str, Measurement); 8] = [
+pub const ALL: [(&str, Measurement); 9] = [
     ("data-path", data_path::run),
     ("services", services::run),
     ("replicas", replicas::run),
+    ("flood", flood::run),
     ("survival", survival::run),
     ("calls", calls::run),
     ("rebuild", rebuild::run),
