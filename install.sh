@@ -335,6 +335,8 @@ do_test() {
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now
     trap "rm -f '$output'" EXIT
+    # Tests wait more than they work.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
     say "== cargo test"
     cargo test --no-fail-fast 2>&1 | tee "$output" || failures+=("cargo test")
     passed=$(total passed "$output")
