@@ -23,7 +23,7 @@ const USED: &str = "used_v1";
 
 /// Every map, by name: all are pinned, so that a program of another build takes over what it can.
 pub(super) const NAMES: [&str; 9] =
-    [ATTACHED, VIPS, "hints_v1", STICKY, "fragments_v1", COUNTS, SPOOFED, USED, "allowances_v1"];
+    [ATTACHED, VIPS, "hints_v1", STICKY, "fragments_v1", COUNTS, SPOOFED, USED, "allowances_v2"];
 
 /// `struct attached_key`. The address is in network order.
 #[repr(C)]

@@ -26,12 +26,14 @@
 #define MEMBERS 256
 // Ports a VIP may be limited to.
 #define PORTS 64
-// Questions put to sockets in searches, per CPU and second: one costs about 36 ns, so 7 % of a core. Retransmitted SYNs have
-// an allowance of their own, which a flood of them can't take away from connections.
-#define ASKS_PER_SECOND 2000000
-// A copy of a packet costs about as much as this many questions.
-#define COPY_COSTS 28
 #define SECOND 1000000000ULL
+// Searches may take one nanosecond of so many (7 % of each CPU), and up to a second's worth of it at once. Retransmitted SYNs
+// have an allowance of their own, which a flood of them can't take away from connections.
+#define ONE_IN 14
+// A replica's part of a search is never charged with more, in nanoseconds: an interrupt or a hypervisor may have come between.
+#define QUESTION_COSTS 2000
+// What a copy of a packet costs where it arrives.
+#define COPY_COSTS 1000
 // skb->mark of a copied ICMP error between the device it came by and the one it goes to.
 #define COPY 0x76567656
 
@@ -166,8 +168,8 @@ struct {
 enum { FOR_CONNECTIONS, FOR_SYNS, ALLOWANCES };
 
 struct allowance {
-	__u64 since;
-	__u64 left;
+	__u64 since;	// CLOCK_MONOTONIC, ns: when it was looked at last
+	__s64 left;	// ns; below 0: more was taken than there was
 };
 
 struct {
@@ -175,7 +177,7 @@ struct {
 	__uint(max_entries, ALLOWANCES);
 	__type(key, __u32);
 	__type(value, struct allowance);
-} allowances_v1 SEC(".maps");
+} allowances_v2 SEC(".maps");
 
 // A packet on its way to a replica, as far as it is read.
 struct packet {
@@ -227,21 +229,26 @@ static inline_always void used(const struct attached *replica, __u32 ifindex)
 		bpf_map_update_elem(&used_v1, &ifindex, &now, BPF_ANY);
 }
 
-// Takes so many questions from this CPU's allowance of this second. 0: there are not so many left.
-static inline_always int allow(__u32 which, __u64 questions)
+// This CPU's allowance, if anything is left of it; a search begins.
+static inline_always struct allowance *allowed(__u32 which)
 {
-	struct allowance *mine = bpf_map_lookup_elem(&allowances_v1, &which);
+	struct allowance *mine = bpf_map_lookup_elem(&allowances_v2, &which);
 	if (!mine)
 		return 0;
 	__u64 now = bpf_ktime_get_ns();
-	if (now - mine->since >= SECOND) {
-		mine->since = now;
-		mine->left = ASKS_PER_SECOND;
-	}
-	if (mine->left < questions)
-		return 0;
-	mine->left -= questions;
-	return 1;
+	mine->left += (now - mine->since) / ONE_IN;
+	if (mine->left > (__s64)(SECOND / ONE_IN))
+		mine->left = SECOND / ONE_IN;
+	mine->since = now;
+	return mine->left > 0 ? mine : 0;
+}
+
+// The search among so many replicas has ended.
+static inline_always void charge(struct allowance *mine, __u32 replicas)
+{
+	__u64 took = bpf_ktime_get_ns() - mine->since;
+	__u64 most = (__u64)replicas * QUESTION_COSTS;
+	mine->left -= took < most ? took : most;
 }
 
 // Sends the packet out by another replica's host end.
@@ -393,7 +400,8 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 		count(p->flow.vip, here ? CHOSEN : MISSED);
 		return TC_ACT_OK;
 	}
-	if (!allow(FOR_CONNECTIONS, v->count)) {
+	struct allowance *mine = allowed(FOR_CONNECTIONS);
+	if (!mine) {
 		// Not to the chosen replica: it would reset a connection that may well live in another one. TCP sends again,
 		// and what belongs to nobody is refused when it comes at a slower rate.
 		count(p->flow.vip, LIMITED);
@@ -401,7 +409,9 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 	}
 	struct found found = {};
 	__u32 there = search(skb, p, v, &found);
-	if (there == TIME_WAIT && found.waiting + here > 1 && allow(FOR_CONNECTIONS, (__u64)v->count * COPY_COSTS)) {
+	charge(mine, v->count);
+	if (there == TIME_WAIT && found.waiting + here > 1) {
+		mine->left -= (__s64)v->count * COPY_COSTS;
 		count(p->flow.vip, OWNED);
 		verdict = to_waiting(skb, p, v, chosen);
 		return here ? verdict : TC_ACT_STOLEN;
@@ -509,10 +519,15 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 	struct vip *v = bpf_map_lookup_elem(&vips_v1, &p->flow.vip);
 	if (!v || v->count < 2 || bpf_ktime_get_ns() >= v->unsettled_until)
 		return TC_ACT_OK;
-	if (ask(skb, p, chosen->netns) >= HALF_OPEN || !allow(FOR_SYNS, v->count))
+	if (ask(skb, p, chosen->netns) >= HALF_OPEN)
+		return TC_ACT_OK;
+	struct allowance *mine = allowed(FOR_SYNS);
+	if (!mine)
 		return TC_ACT_OK;
 	struct found found = {};
-	if (search(skb, p, v, &found) < HALF_OPEN)
+	__u32 there = search(skb, p, v, &found);
+	charge(mine, v->count);
+	if (there < HALF_OPEN)
 		return TC_ACT_OK;
 	count(p->flow.vip, OWNED);
 	return hand_over(skb, p, found.ifindex, found.mac);
@@ -580,8 +595,12 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 static inline_always int to_all(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v1, &p->flow.vip);
-	if (!v || v->count < 2 || !allow(FOR_CONNECTIONS, (__u64)v->count * COPY_COSTS))
+	if (!v || v->count < 2)
 		return TC_ACT_OK;
+	struct allowance *mine = allowed(FOR_CONNECTIONS);
+	if (!mine)
+		return TC_ACT_OK;
+	mine->left -= (__s64)v->count * COPY_COSTS;
 	__u32 mark = skb->mark;
 	skb->mark = COPY;	// or the program on the other host end would send copies in turn
 	for (__u32 i = 0; i < MEMBERS; i++) {
