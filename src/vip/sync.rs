@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use crate::cni::config::Group;
-use crate::net::nexthop::{Nexthop, Object, Resilience};
+use crate::net::nexthop::{Found, Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind, Route};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link, nexthop};
 use crate::registry::{LockedVip, Replica, VipRecord};
@@ -40,9 +40,10 @@ fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Synced> {
     let mut found = Vec::new();
     if let Some(record) = vip.record.clone() {
         let want = want(&record, vip.is_unused()?, vip.replicas()?);
-        let gone = gone(node, &want, vip.replicas()?)?;
+        let group = nexthop::get(node, want.group)?;
+        let gone = gone(node, group.as_ref(), vip.replicas()?)?;
         let owners = Owner::all(&record, &mut vip, &gone)?;
-        found = settle(node, &want, owners)?;
+        found = settle(node, &want, group, owners)?;
     }
     let vip = if vip.is_unused()? { vip.remove().map(|()| None)? } else { Some(vip) };
     Ok(Synced { vip, found })
@@ -64,8 +65,10 @@ pub fn drop_former(node: &NodeNet, record: &VipRecord, address: Ipv4Addr) -> Res
 pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
     let want = want(&record, vip.is_unused()?, vip.replicas()?);
-    let mut findings: Vec<String> = plan::difference(&read(node, &want)?, &want).iter().map(Op::finding).collect();
-    let gone = gone(node, &want, vip.replicas()?)?;
+    let group = nexthop::get(node, want.group)?;
+    let gone = gone(node, group.as_ref(), vip.replicas()?)?;
+    let have = read(node, &want, group)?;
+    let mut findings: Vec<String> = plan::difference(&have, &want).iter().map(Op::finding).collect();
     let owners = Owner::all(&record, vip, &gone)?;
     if owners.is_empty() && record.flow_owner.is_some() {
         findings.push("the flow owner isn't loaded".to_owned());
@@ -78,7 +81,7 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
 }
 
 /// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
-fn settle(node: &NodeNet, want: &Want, mut owners: Vec<Owner>) -> Result<Vec<String>> {
+fn settle(node: &NodeNet, want: &Want, group: Option<Object>, mut owners: Vec<Owner>) -> Result<Vec<String>> {
     let (mut found, mut later) = (Vec::new(), Vec::with_capacity(owners.len()));
     for owner in &mut owners {
         let (before, after) = owner.difference()?;
@@ -86,17 +89,18 @@ fn settle(node: &NodeNet, want: &Want, mut owners: Vec<Owner>) -> Result<Vec<Str
         owner.apply(before)?;
         later.push(after);
     }
-    found.extend(settle_tables(node, want, &mut owners)?);
+    found.extend(settle_tables(node, want, group, &mut owners)?);
     for (owner, after) in owners.iter_mut().zip(later) {
         owner.apply(after)?;
     }
     Ok(found)
 }
 
-fn settle_tables(node: &NodeNet, want: &Want, owners: &mut [Owner]) -> Result<Vec<String>> {
+/// `group` as it was read a moment ago: who has left it since makes a step fail, and then it is read anew.
+fn settle_tables(node: &NodeNet, want: &Want, mut group: Option<Object>, owners: &mut [Owner]) -> Result<Vec<String>> {
     let mut tries = 1;
     loop {
-        let ops = plan::difference(&read(node, want)?, want);
+        let ops = plan::difference(&read(node, want, group)?, want);
         if ops.iter().any(Op::moves_buckets) {
             owners.iter_mut().try_for_each(Owner::unsettle)?;
         }
@@ -104,7 +108,10 @@ fn settle_tables(node: &NodeNet, want: &Want, owners: &mut [Owner]) -> Result<Ve
         match ops.iter().try_for_each(|op| node.apply(&[op.request()])) {
             Ok(()) => return Ok(ops.iter().map(Op::finding).collect()),
             Err(e) if tries == TRIES => return Err(e.into()),
-            Err(_) => tries += 1,
+            Err(_) => {
+                tries += 1;
+                group = nexthop::get(node, want.group)?;
+            }
         }
     }
 }
@@ -136,8 +143,8 @@ fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) 
 
 /// Host ends that are no more: their pods are gone, and a DEL is yet to come. Their namespaces' ids may be others' by now,
 /// so nobody may be asked by them. One whose nexthop is in the group is there.
-fn gone(node: &NodeNet, want: &Want, replicas: &BTreeMap<String, Replica>) -> net::Result<BTreeSet<u32>> {
-    let in_group = members_of(nexthop::get(node, want.group)?.as_ref());
+fn gone(node: &NodeNet, group: Option<&Object>, replicas: &BTreeMap<String, Replica>) -> net::Result<BTreeSet<u32>> {
+    let in_group = members_of(group);
     let mut gone = BTreeSet::new();
     for index in replicas.values().map(|replica| replica.ifindex) {
         let is_member = ids::nexthop(index).is_some_and(|id| in_group.contains(&id));
@@ -191,8 +198,7 @@ impl Tables {
     }
 }
 
-fn read(node: &NodeNet, want: &Want) -> net::Result<Have> {
-    let group = nexthop::get(node, want.group)?;
+fn read(node: &NodeNet, want: &Want, group: Option<Object>) -> net::Result<Have> {
     let Routes { data, announced } = read_routes(node, want.address)?;
     let former = want.former.iter().map(|address| Ok((*address, read_routes(node, *address)?)));
     let former = former.collect::<net::Result<_>>()?;
@@ -212,10 +218,10 @@ fn read_nexthops(node: &NodeNet, want: &Want, group: Option<&Object>) -> net::Re
 }
 
 fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
-    Ok(match nexthop::get(node, wanted.id)? {
-        Some(Object::Single(found)) if found == wanted => HaveNexthop::Right,
-        Some(_) => HaveNexthop::Wrong,
-        None if nexthop::is_foreign(node, wanted.id)? => HaveNexthop::Impossible,
+    Ok(match nexthop::find(node, wanted.id)? {
+        Some(Found::Ours(Object::Single(found))) if found == wanted => HaveNexthop::Right,
+        Some(Found::Ours(_)) => HaveNexthop::Wrong,
+        Some(Found::Foreign) => HaveNexthop::Impossible,
         // A device that is down can't carry a nexthop.
         None if link::by_index(node, wanted.index)?.is_some_and(|link| link.up) => HaveNexthop::Missing,
         None => HaveNexthop::Impossible,

@@ -148,13 +148,29 @@ pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
     socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), decode)
 }
 
+/// What stands under an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// One of protocol 118.
+    Ours(Object),
+    /// Somebody else's.
+    Foreign,
+}
+
+/// The object of that id, whosever it is.
+pub fn find(socket: &Socket, id: u32) -> Result<Option<Found>> {
+    let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
+    socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), |kind, payload| {
+        decode(kind, payload).map(Found::Ours).or_else(|| {
+            let protocol = NexthopMessage::parse(payload).ok()?.header.protocol;
+            (protocol != RouteProtocol::Other(PROTOCOL)).then_some(Found::Foreign)
+        })
+    })
+}
+
 /// Whether the id is taken by a nexthop of somebody else's.
 pub fn is_foreign(socket: &Socket, id: u32) -> Result<bool> {
-    let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
-    let found = socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), |_, payload| {
-        Some(NexthopMessage::parse(payload).ok()?.header.protocol != RouteProtocol::Other(PROTOCOL))
-    })?;
-    Ok(found.unwrap_or(false))
+    Ok(find(socket, id)? == Some(Found::Foreign))
 }
 
 /// All nexthop objects of protocol 118.
