@@ -150,7 +150,9 @@ pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
     get(socket, &format!("link {index}"), LinkUnspec::new_with_index(index).build())
 }
 
-fn get(socket: &Socket, object: &str, message: LinkMessage) -> Result<Option<Link>> {
+fn get(socket: &Socket, object: &str, mut message: LinkMessage) -> Result<Option<Link>> {
+    // As with `list`: IPv6's own statistics are summed up over all processors, and nobody reads them.
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     socket.get(("get link", object), &Message::GetLink(message), |_, payload| decode(payload))
 }
 

@@ -29,6 +29,12 @@ const RECEIVE_BUFFER: usize = 128 * 1024;
 /// with a lock in hand.
 const ANSWER_WITHIN: i64 = 5;
 
+thread_local! {
+    /// What a thread receives into: a block so large, asked for anew for each answer, may be mapped and unmapped
+    /// each time.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 const HEADER_LEN: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -271,20 +277,26 @@ impl Socket {
         object: &str,
         mut each: impl FnMut(Reply<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-        loop {
+        // Taken out, so that whoever receives in between has one of its own.
+        let mut buffer = BUFFER.take();
+        buffer.clear();
+        buffer.reserve(RECEIVE_BUFFER);
+        let received = loop {
             match self.inner.recv(&mut buffer, 0) {
-                Ok(_) => break,
+                Ok(_) => break Ok(()),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(op, object, &e)),
+                Err(e) => break Err(Error::io(op, object, &e)),
+            }
+        };
+        if received.is_ok() {
+            for reply in messages(&buffer) {
+                if each(reply).is_break() {
+                    break;
+                }
             }
         }
-        for reply in messages(&buffer) {
-            if each(reply).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        BUFFER.set(buffer);
+        received
     }
 }
 
