@@ -221,10 +221,9 @@ fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
     Ok(match nexthop::find(node, wanted.id)? {
         Some(Found::Ours(Object::Single(found))) if found == wanted => HaveNexthop::Right,
         Some(Found::Ours(_)) => HaveNexthop::Wrong,
-        Some(Found::Foreign) => HaveNexthop::Impossible,
         // A device that is down can't carry a nexthop.
         None if link::by_index(node, wanted.index)?.is_some_and(|link| link.up) => HaveNexthop::Missing,
-        None => HaveNexthop::Impossible,
+        Some(Found::Foreign) | None => HaveNexthop::Impossible,
     })
 }
 
