@@ -205,7 +205,8 @@ impl Viproute {
         let record = registry.vip_record(&Self::first()?)?.context("the first VIP's record")?;
         world.node.run(|| {
             let node = NodeNet::open()?;
-            let more = More { node: &node, registry: &registry, endpoints: &endpoints, model: &record };
+            let tables = vip::Tables::read(&node)?;
+            let more = More { node: &node, registry: &registry, endpoints: &endpoints, model: &record, tables };
             (self.recorded..services).try_for_each(|place| more.add(&key(place)?, self.vips[place]))
         })?;
         if self.recorded == 1 {
@@ -248,6 +249,8 @@ pub struct More<'a> {
     pub endpoints: &'a [(String, Endpoint)],
     /// The VIP they are like.
     pub model: &'a VipRecord,
+    /// The node's, before the first of them.
+    pub tables: vip::Tables,
 }
 
 impl More<'_> {
@@ -259,7 +262,7 @@ impl More<'_> {
         for (name, endpoint) in self.endpoints {
             vip.write_endpoint(name, endpoint)?;
         }
-        vip::sync(self.node, vip)?;
+        vip::put_right_by(self.node, vip, &self.tables)?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut table = Table::new(
         "rebuild",
         "VIPs brought into the kernel",
-        "Three replicas each, by one thread of the product's own code (`vip::sync`). Anew: records, maps, \
+        "Three replicas each, by one thread of the product's own code (`vip::put_right_by`, as the agent does it). Anew: records, maps, \
          groups, routes; what a node does after a reboot, pods and the search for addresses apart. Again: the records and maps are there, the kernel has lost all \
          groups, nexthops and the routes over them. At rest: everything is as it should be.",
     );
@@ -59,8 +59,9 @@ fn sync(world: &World, count: usize) -> Result<f64> {
     let keys = (0..count).map(key).collect::<Result<Vec<VipKey>>>()?;
     world.node.run(|| {
         let (node, start) = (NodeNet::open()?, Instant::now());
+        let tables = vip::Tables::read(&node)?;
         for key in &keys {
-            vip::sync(&node, registry.vip(key)?)?;
+            vip::put_right_by(&node, registry.vip(key)?, &tables)?;
         }
         Ok(start.elapsed().as_secs_f64())
     })

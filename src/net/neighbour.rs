@@ -72,6 +72,15 @@ pub fn no_proxy_delay(index: u32) -> Request {
     Request::new("set proxy_delay", object, NLM_F_REPLACE, &Message::SetNeighbourTable(message))
 }
 
+/// The entry of that address on one device. Asked for alone: a dump goes through the entries of all namespaces of the machine
+/// (`neigh_dump_table`).
+pub fn get(socket: &Socket, index: u32, address: Ipv4Addr) -> Result<Option<Neighbour>> {
+    // `neigh_valid_get_req` takes nothing but device and address.
+    let query = bare(index, address);
+    let object = format!("{address} on link {index}");
+    socket.get(("get neighbour", &object), &Message::GetNeighbour(query), |_, payload| decode(payload))
+}
+
 /// The entries of one device.
 pub fn list(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
     dump(socket, index, NeighbourFlags::empty())
@@ -97,11 +106,16 @@ pub(super) fn decode(payload: &[u8]) -> Option<Neighbour> {
     read(&NeighbourMessage::parse(payload).ok()?)
 }
 
-fn message(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn bare(index: u32, address: Ipv4Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.ifindex = index;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    message
+}
+
+fn message(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = bare(index, address);
     message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
     message
 }

@@ -70,7 +70,7 @@ fn check_registry(registry: &Registry, attachment: &Attachment, record: &Attachm
 
 fn check_host_end(net: &NodeNet, joined: &Joined, endpoint: &Endpoint) -> Result<(), Error> {
     let names = &joined.names;
-    let Some(end) = HostEnd::read(net, names)? else {
+    let Some(end) = HostEnd::read(net, names, Some(endpoint.address))? else {
         return failed(format!("link {} is missing", names.host));
     };
     if endpoint.ifindex != Some(end.link.index) {

@@ -17,7 +17,7 @@ pub mod sweep;
 mod sync;
 mod timing;
 
-pub use sync::{Synced, Tables, differs, drop_former, put_right, sync};
+pub use sync::{Synced, Tables, differs, drop_former, put_right, put_right_by, sync};
 pub use timing::observe_syncs;
 
 use crate::{bpf, net, registry};

@@ -13,7 +13,7 @@ use crate::registry::{LockedVip, Port, Registry, Replica, State, VipRecord};
 
 use super::ids::{PairNames, mac_of};
 use super::pair::{self, HostEnd};
-use super::{Result, sync};
+use super::{Result, Tables, put_right_by};
 
 /// A SYN-ACK is repeated for about so long (`tcp_synack_retries` 5), seconds.
 const HANDSHAKE: u64 = 64;
@@ -253,16 +253,17 @@ pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Program
         return Ok(programs); // another call was faster
     }
     let programs = Programs::load(&pins)?;
+    let tables = Tables::read(node)?;
     for key in registry.vips()? {
         if let Some(vip) = registry.vip_if_present(&key)?
             && vip.record.as_ref().is_some_and(|record| record.flow_owner.as_deref() == Some(dir))
         {
-            sync(node, vip)?;
+            put_right_by(node, vip, &tables)?;
         }
     }
     for attachment in registry.attachments()? {
         // Only one that has programs: the others do without, or their ADD is not so far yet.
-        if let Some(host_end) = HostEnd::read(node, &PairNames::of(&attachment))?.filter(HostEnd::has_programs) {
+        if let Some(host_end) = HostEnd::read(node, &PairNames::of(&attachment), None)?.filter(HostEnd::has_programs) {
             pair::apply(node, host_end.filter_fixes(&programs)?)?;
         }
     }

@@ -60,7 +60,7 @@ pub struct HostEnd {
     /// The device.
     pub link: Link,
     addresses: Vec<Address>,
-    neighbours: Vec<Neighbour>,
+    neighbour: Option<Neighbour>,
     /// The programs on it: the flow owner's, the guard's.
     owner: Option<u32>,
     guard: Option<u32>,
@@ -69,18 +69,18 @@ pub struct HostEnd {
 impl HostEnd {
     /// A host end that was just made: nothing is on it.
     pub fn new(node: &NodeNet, names: &PairNames) -> net::Result<Option<Self>> {
-        let bare = |link| Self { link, addresses: Vec::new(), neighbours: Vec::new(), owner: None, guard: None };
+        let bare = |link| Self { link, addresses: Vec::new(), neighbour: None, owner: None, guard: None };
         Ok(link::by_name(node, &names.host)?.map(bare))
     }
 
-    /// A host end as it is.
-    pub fn read(node: &NodeNet, names: &PairNames) -> net::Result<Option<Self>> {
+    /// A host end as it is. Whoever doesn't ask for [`HostEnd::fixes`] needn't know the pod's address.
+    pub fn read(node: &NodeNet, names: &PairNames, pod_address: Option<Ipv4Addr>) -> net::Result<Option<Self>> {
         let Some(link) = link::by_name(node, &names.host)? else { return Ok(None) };
         let addresses = address::list(node, Some(link.index))?;
-        let neighbours = neighbour::list(node, link.index)?;
+        let neighbour = pod_address.map(|address| neighbour::get(node, link.index, address)).transpose()?.flatten();
         let owner = filter::program(node, link.index, Side::Egress)?;
         let guard = filter::program(node, link.index, Side::Ingress)?;
-        Ok(Some(Self { link, addresses, neighbours, owner, guard }))
+        Ok(Some(Self { link, addresses, neighbour, owner, guard }))
     }
 
     /// A flow owner's programs stand on it, of whatever build.
@@ -124,7 +124,7 @@ impl HostEnd {
         if !up {
             fixes.push(fix(format!("{name} is down"), link::set_up(index)));
         }
-        if !has_neighbour(&self.neighbours, pod_address, names.pod_mac) {
+        if !is_neighbour(self.neighbour.as_ref(), pod_address, names.pod_mac) {
             let finding = format!("neighbour {pod_address} on {name} is missing");
             fixes.push(fix(finding, neighbour::replace(index, pod_address, names.pod_mac)));
         }
@@ -139,8 +139,8 @@ impl HostEnd {
     }
 }
 
-fn has_neighbour(neighbours: &[Neighbour], address: Ipv4Addr, mac: link::Mac) -> bool {
-    neighbours.iter().any(|n| n.address == address && n.mac == Some(mac) && n.permanent)
+fn is_neighbour(have: Option<&Neighbour>, address: Ipv4Addr, mac: link::Mac) -> bool {
+    have.is_some_and(|n| n.address == address && n.mac == Some(mac) && n.permanent)
 }
 
 /// What a pod's namespace must have.
@@ -254,7 +254,7 @@ pub struct PodEnd {
     interface: Link,
     link: Link,
     addresses: BTreeSet<Ipv4Addr>,
-    neighbours: Vec<Neighbour>,
+    neighbour: Option<Neighbour>,
     rules: BTreeSet<Rule>,
     routes: BTreeSet<TableRoute>,
 }
@@ -266,7 +266,7 @@ impl PodEnd {
             interface,
             link,
             addresses: BTreeSet::new(),
-            neighbours: Vec::new(),
+            neighbour: None,
             rules: BTreeSet::new(),
             routes: BTreeSet::new(),
         };
@@ -282,7 +282,7 @@ impl PodEnd {
         Ok(Some(Self {
             interface,
             addresses: address::list(pod, Some(index))?.iter().map(|a| a.address).collect(),
-            neighbours: neighbour::list(pod, index)?,
+            neighbour: neighbour::get(pod, index, HOST_ADDRESS)?,
             rules: rule::list(pod)?.into_iter().collect(),
             routes: read_routes(pod)?,
             link,
@@ -314,7 +314,7 @@ impl PodEnd {
             fixes
                 .push(fix(format!("address {stale} on {POD_DEVICE} should not be there"), address::del(index, *stale)));
         }
-        if !has_neighbour(&self.neighbours, HOST_ADDRESS, want.names.host_mac) {
+        if !is_neighbour(self.neighbour.as_ref(), HOST_ADDRESS, want.names.host_mac) {
             let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
         }

@@ -85,7 +85,8 @@ impl Repair<'_> {
     /// The host end, with a new pair where there is none. `None`: without a pod there can't be one.
     fn host_end(&mut self, pod: Option<&PodNet>) -> Result<Option<HostEnd>> {
         let names = &self.joined.names;
-        let found = HostEnd::read(self.node, names)?;
+        let address = self.joined.vips.first().map(|member| member.endpoint.address);
+        let found = HostEnd::read(self.node, names, address)?;
         let Some(pod) = pod else { return Ok(found) };
         // One whose own interface is gone is about to go.
         let Some(before) = PodBefore::read(pod, self.joined.ifname())? else { return Ok(found) };

@@ -15,21 +15,23 @@ use crate::registry::{Registry, VipKey};
 
 use super::ids::{self, PairNames};
 use super::owner::Op;
-use super::{Error, Result, put_right};
+use super::{Error, Result, Tables, put_right_by};
 
 /// Removes what nobody explains, and brings every VIP in order. Goes on behind a failure and reports all of them.
 pub fn everything(node: &NodeNet, registry: &Registry, bpf_dir: &Path) -> Result<()> {
     let mut errors = Vec::new();
     registry.sweep_removed_vips().unwrap_or_else(|e| errors.push(e.into()));
+    let tables = Tables::read(node)?;
     for key in registry.vips()? {
-        errors.extend(vip(node, registry, &key).err());
+        errors.extend(vip(node, registry, &key, &tables).err());
     }
     errors.extend(objects(node, registry, [bpf_dir]).err());
     Error::several(errors)
 }
 
-/// Removes a VIP's endpoints without attachment, and brings the VIP in order. Returns what was amiss.
-pub fn vip(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Vec<String>> {
+/// Removes a VIP's endpoints without attachment, and brings the VIP in order, `tables` having been read a moment ago. Returns
+/// what was amiss.
+pub fn vip(node: &NodeNet, registry: &Registry, key: &VipKey, tables: &Tables) -> Result<Vec<String>> {
     let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(Vec::new()) };
     vip.remove_temporaries()?;
     // Looked at under the VIP's lock: an ADD records its attachment before its endpoint.
@@ -38,7 +40,7 @@ pub fn vip(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Vec<Stri
         vip.remove_endpoint(name)?;
     }
     let mut found: Vec<String> = orphans.iter().map(|name| format!("endpoint {name} has no attachment")).collect();
-    let synced = put_right(node, vip)?;
+    let synced = put_right_by(node, vip, tables)?;
     found.extend(synced.found);
     if let Some(vip) = synced.vip {
         Error::several(vip.damage()?.into_iter().map(Error::from).collect())?;

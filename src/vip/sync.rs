@@ -33,17 +33,30 @@ pub struct Synced {
 
 /// [`sync`] for those who want to know what it did.
 pub fn put_right(node: &NodeNet, vip: LockedVip) -> Result<Synced> {
-    timing::timed(|| bring(node, vip))
+    timing::timed(|| bring(node, vip, None))
 }
 
-fn bring(node: &NodeNet, mut vip: LockedVip) -> Result<Synced> {
+/// [`put_right`] for those who bring many VIPs in order: the kernel finds one prefix among its routes only by going through
+/// all of them (`inet_dump_fib`), so they were read once. What has changed since is found out where a step is refused: routes
+/// are added exclusively.
+pub fn put_right_by(node: &NodeNet, vip: LockedVip, tables: &Tables) -> Result<Synced> {
+    timing::timed(|| bring(node, vip, Some(tables)))
+}
+
+/// What is known of the tables before a VIP is brought in order.
+struct Seen<'a> {
+    group: Option<Object>,
+    tables: Option<&'a Tables>,
+}
+
+fn bring(node: &NodeNet, mut vip: LockedVip, tables: Option<&Tables>) -> Result<Synced> {
     let mut found = Vec::new();
     if let Some(record) = vip.record.clone() {
         let want = want(&record, vip.is_unused()?, vip.replicas()?);
         let group = nexthop::get(node, want.group)?;
         let gone = gone(node, group.as_ref(), vip.replicas()?)?;
         let owners = Owner::all(&record, &mut vip, &gone)?;
-        found = settle(node, &want, group, owners)?;
+        found = settle(node, &want, Seen { group, tables }, owners)?;
     }
     let vip = if vip.is_unused()? { vip.remove().map(|()| None)? } else { Some(vip) };
     Ok(Synced { vip, found })
@@ -67,7 +80,7 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let want = want(&record, vip.is_unused()?, vip.replicas()?);
     let group = nexthop::get(node, want.group)?;
     let gone = gone(node, group.as_ref(), vip.replicas()?)?;
-    let have = read(node, &want, group)?;
+    let have = read(node, &want, Seen { group, tables: None })?;
     let mut findings: Vec<String> = plan::difference(&have, &want).iter().map(Op::finding).collect();
     let owners = Owner::all(&record, vip, &gone)?;
     if owners.is_empty() && record.flow_owner.is_some() {
@@ -81,7 +94,7 @@ pub fn differs(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
 }
 
 /// Whoever comes is known to the flow owner before the group can choose it; whoever goes, until the group no longer can.
-fn settle(node: &NodeNet, want: &Want, group: Option<Object>, mut owners: Vec<Owner>) -> Result<Vec<String>> {
+fn settle(node: &NodeNet, want: &Want, seen: Seen<'_>, mut owners: Vec<Owner>) -> Result<Vec<String>> {
     let (mut found, mut later) = (Vec::new(), Vec::with_capacity(owners.len()));
     for owner in &mut owners {
         let (before, after) = owner.difference()?;
@@ -89,18 +102,18 @@ fn settle(node: &NodeNet, want: &Want, group: Option<Object>, mut owners: Vec<Ow
         owner.apply(before)?;
         later.push(after);
     }
-    found.extend(settle_tables(node, want, group, &mut owners)?);
+    found.extend(settle_tables(node, want, seen, &mut owners)?);
     for (owner, after) in owners.iter_mut().zip(later) {
         owner.apply(after)?;
     }
     Ok(found)
 }
 
-/// `group` as it was read a moment ago: who has left it since makes a step fail, and then it is read anew.
-fn settle_tables(node: &NodeNet, want: &Want, mut group: Option<Object>, owners: &mut [Owner]) -> Result<Vec<String>> {
+/// `seen` is a moment old: what has changed since makes a step fail, and then everything is read anew.
+fn settle_tables(node: &NodeNet, want: &Want, mut seen: Seen<'_>, owners: &mut [Owner]) -> Result<Vec<String>> {
     let mut tries = 1;
     loop {
-        let ops = plan::difference(&read(node, want, group)?, want);
+        let ops = plan::difference(&read(node, want, seen)?, want);
         if ops.iter().any(Op::moves_buckets) {
             owners.iter_mut().try_for_each(Owner::unsettle)?;
         }
@@ -110,7 +123,7 @@ fn settle_tables(node: &NodeNet, want: &Want, mut group: Option<Object>, owners:
             Err(e) if tries == TRIES => return Err(e.into()),
             Err(_) => {
                 tries += 1;
-                group = nexthop::get(node, want.group)?;
+                seen = Seen { group: nexthop::get(node, want.group)?, tables: None };
             }
         }
     }
@@ -191,16 +204,20 @@ impl Tables {
         };
         let nexthops = want.members.iter().map(|member| (member.nexthop.id, state(&member.nexthop))).collect();
         let group = self.objects.get(&want.group).cloned();
-        let routes = |address: &Ipv4Addr| self.routes.get(address).cloned().unwrap_or_default();
-        let Routes { data, announced } = routes(&want.address);
-        let former = want.former.iter().map(|address| (*address, routes(address))).collect();
+        let Routes { data, announced } = self.routes(want.address);
+        let former = want.former.iter().map(|address| (*address, self.routes(*address))).collect();
         plan::difference(&Have { group, nexthops, data, announced, former }, &want).is_empty()
+    }
+
+    fn routes(&self, address: Ipv4Addr) -> Routes {
+        self.routes.get(&address).cloned().unwrap_or_default()
     }
 }
 
-fn read(node: &NodeNet, want: &Want, group: Option<Object>) -> net::Result<Have> {
-    let Routes { data, announced } = read_routes(node, want.address)?;
-    let former = want.former.iter().map(|address| Ok((*address, read_routes(node, *address)?)));
+fn read(node: &NodeNet, want: &Want, Seen { group, tables }: Seen<'_>) -> net::Result<Have> {
+    let routes = |address| tables.map_or_else(|| read_routes(node, address), |tables| Ok(tables.routes(address)));
+    let Routes { data, announced } = routes(want.address)?;
+    let former = want.former.iter().map(|address| Ok((*address, routes(*address)?)));
     let former = former.collect::<net::Result<_>>()?;
     Ok(Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, data, announced, former })
 }

@@ -153,15 +153,15 @@ impl Reconciler {
             self.failed(Thing::Strays, None, "what was left of removed VIPs", &vip::Error::from(error));
         }
         match self.wrong_vips() {
-            Ok(wrong) => wrong.iter().for_each(|key| self.sweep_vip(key)),
+            Ok((wrong, tables)) => wrong.iter().for_each(|key| self.sweep_vip(key, &tables)),
             Err(error) => self.failed(Thing::Strays, None, "the node's tables", &error),
         }
         self.sweep_strays();
         self.look = Instant::now();
     }
 
-    /// The VIPs that need a closer look.
-    fn wrong_vips(&self) -> vip::Result<Vec<VipKey>> {
+    /// The VIPs that need a closer look, and the tables as they were.
+    fn wrong_vips(&self) -> vip::Result<(Vec<VipKey>, Tables)> {
         let tables = Tables::read(&self.node)?;
         let mut wrong = Vec::new();
         for key in self.registry.vips()? {
@@ -173,15 +173,15 @@ impl Reconciler {
                 wrong.push(key);
             }
         }
-        Ok(wrong)
+        Ok((wrong, tables))
     }
 
-    fn sweep_vip(&mut self, key: &VipKey) {
+    fn sweep_vip(&mut self, key: &VipKey, tables: &Tables) {
         let thing = Thing::Vip(key.clone());
         if !self.patience.allows(&thing, Instant::now()) {
             return;
         }
-        match sweep::vip(&self.node, &self.registry, key) {
+        match sweep::vip(&self.node, &self.registry, key, tables) {
             Ok(found) => self.repaired(thing, Some(key), &found, &key.to_string()),
             Err(error) => self.failed(thing, Some(key), &key.to_string(), &error),
         }

@@ -52,7 +52,7 @@ fn replica(scene: &Scene<'_>, attachment: &Attachment, record: &AttachmentRecord
     joined.vips.retain(|member| member.endpoint.ifindex.is_some());
     let Some(Member { vip, endpoint, .. }) = joined.vips.first() else { return Ok(Vec::new()) };
     let names = &joined.names;
-    let Some(end) = HostEnd::read(&scene.net, names)? else {
+    let Some(end) = HostEnd::read(&scene.net, names, Some(endpoint.address))? else {
         let what = format!("link {} of {} is missing", names.host, endpoint.pod_name(&name));
         let why = "This replica can't be reached, nor put right.";
         let cure = advice("Delete the pod; what its runtime makes in its place joins anew.");
