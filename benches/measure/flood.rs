@@ -1,39 +1,76 @@
 //! What good connections keep of their throughput in a flood of packets that are nobody's.
 
-use anyhow::Result;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result};
 
 use super::Scale;
 use super::data_path::CONCURRENCY;
 use super::stand::{enter, measure};
 use crate::contenders::{DIRECT, Direct, Viproute};
-use crate::load::{Strays, raw_socket};
-use crate::results::{Chapter, Column, Table, Unit};
+use crate::load::{Load, Strays, Tally, raw_socket};
+use crate::results::{Chapter, Column, KEPT, Table, Unit};
+use crate::stage::World;
 
 /// Each stray is looked for at all of them.
 const REPLICAS: usize = 100;
+/// The node drops what goes there: strays sent to it cost their sender and the link, and nothing else.
+const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 99, 0, 1), 80);
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     let entrants = enter(vec![Box::new(Direct), Box::new(Viproute::default())], 1, REPLICAS);
+    for entrant in &entrants {
+        if let Ok(stand) = &entrant.stand {
+            stand.world.node.ip(&format!("route add blackhole {}/32\n", NOBODY.ip()))?;
+        }
+    }
     let mut table = Table::new(
         "flood",
         "Requests/s in a flood",
-        "Over connections that stay, alone and beside ACKs of connections that nobody has. The sender of these takes its own \
-         share of the processors: what the pod's own address keeps is the limit.",
+        "Over connections that stay: alone; beside a sender of ACKs of connections that nobody has, to an address that the node \
+         drops, since the sender takes its own share of the processors; and beside the same sender to the service. Kept: of the \
+         second, in the third. Answered: resets that the pods have sent.",
     );
     let columns = [
         Column::new("alone", Unit::PerSecond),
+        Column::new("beside a flood to nobody", Unit::PerSecond),
         Column::new("in the flood", Unit::PerSecond),
-        Column::new("strays", Unit::PerSecond),
+        Column::new(KEPT, Unit::Count),
+        Column::new("strays sent", Unit::PerSecond),
+        Column::new("strays answered", Unit::PerSecond),
     ];
     measure(&mut table, &entrants, scale.rounds, &columns, |stand| {
         let load = stand.load(&stand.world.client, scale, CONCURRENCY);
         let alone = load.requests()?.rate()?;
-        let socket = stand.world.client.run(|| Ok(raw_socket()?))?;
-        let strays = Strays::start(socket, stand.targets[0]);
-        let flooded = load.requests()?;
-        let sent = strays.sent() as f64 / flooded.seconds;
-        Ok(vec![alone, flooded.rate()?, sent])
+        let (beside, _) = flooded(&load, &stand.world, NOBODY)?;
+        let before = resets(&stand.world)?;
+        let (flooded, sent) = flooded(&load, &stand.world, stand.targets[0])?;
+        let answered = (resets(&stand.world)? - before) / flooded.seconds;
+        let (beside, flooded) = (beside.rate()?, flooded.rate()?);
+        Ok(vec![alone, beside, flooded, flooded / beside * 100.0, sent, answered])
     });
     let text = format!("One service, {REPLICAS} replicas; 200,000 strays a second are tried.");
     Ok(Chapter { title: "A flood".into(), text, tables: vec![table.beside(DIRECT)] })
+}
+
+/// Requests while strays go to `to`; and how many of these a second.
+fn flooded(load: &Load<'_>, world: &World, to: SocketAddrV4) -> Result<(Tally, f64)> {
+    let socket = world.client.run(|| Ok(raw_socket()?))?;
+    let strays = Strays::start(socket, to);
+    let tally = load.requests()?;
+    let sent = strays.sent() as f64 / tally.seconds;
+    Ok((tally, sent))
+}
+
+/// Resets that the pods have sent so far.
+fn resets(world: &World) -> Result<f64> {
+    let of = |pod: &crate::stage::Pod| {
+        // The thread's own: `/proc/net` is that of the process's first thread.
+        let text = pod.ns.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+        let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+        let (names, numbers) = (lines.next().context("Tcp")?, lines.next().context("Tcp")?);
+        let mut pairs = names.split(' ').zip(numbers.split(' '));
+        Ok(pairs.find(|(name, _)| *name == "OutRsts").context("OutRsts")?.1.parse::<f64>()?)
+    };
+    world.pods.iter().map(of).sum()
 }

@@ -64,6 +64,7 @@ pub fn goals(tables: &[&Table]) -> Vec<Goal> {
         tables.ratio("≥ 3 × HAProxy's connections/s", "data", "connections/s", HAPROXY, 3.0),
         tables.zero("0 connections broken in every survival row, but a removed replica's own", "survival"),
         tables.none_tracked(),
+        tables.kept(),
     ];
     goals.extend(tables.control());
     goals
@@ -127,6 +128,11 @@ impl Tables<'_> {
         Goal { text, measured, verdict: verdict(left.map(|left| left == 0.0)) }
     }
 
+    fn kept(&self) -> Goal {
+        let kept = self.find("flood").and_then(|table| Some(table.at(VIPROUTE, KEPT)?.median / 100.0));
+        goal("≥ 0.8 × of good connections' requests/s kept in a flood of strays", kept, |kept| kept >= 0.8)
+    }
+
     fn control(&self) -> Vec<Goal> {
         let ptp = self.find("calls").and_then(|table| Some(table.at(PTP, ADD)?.median));
         let calls = |row: &str| self.find("calls").and_then(|table| Some(table.at(row, ADD)?.median));
@@ -147,6 +153,8 @@ impl Tables<'_> {
 pub const ADD: &str = "ADD";
 pub const PTP: &str = "ptp with host-local";
 pub const PASSED: &str = "viproute, a pod without a VIP";
+/// The column of what good connections keep in a flood.
+pub const KEPT: &str = "kept, %";
 /// The column of connections the kernel tracks afterwards.
 pub const TRACKED: &str = "tracked connections left, of 1,000";
 

@@ -10,7 +10,7 @@ mod series;
 mod table;
 
 pub use cpu::Cpu;
-pub use goals::{ADD, PASSED, PTP, TRACKED};
+pub use goals::{ADD, KEPT, PASSED, PTP, TRACKED};
 pub use report::{Chapter, Report};
 pub use rounds::{Outcome, interleaved};
 pub use table::{Column, Table, Unit};

@@ -1,4 +1,5 @@
-//! Rounds: A B C, A B C, …, so that whatever the machine does meanwhile it does to all of them.
+//! Rounds: A B C, B C A, …, so that whatever the machine does meanwhile it does to all of them, and a drift within a round
+//! isn't always the same one's.
 
 use anyhow::Result;
 
@@ -7,17 +8,19 @@ use super::series::Series;
 /// A row's series, one a column; or why there are none.
 pub type Outcome = std::result::Result<Vec<Series>, String>;
 
-/// Calls `measure` for each of `count` contenders once to warm up and then `rounds` times in turn. It gives a number for each
+/// Calls `measure` for each of `count` contenders once to warm up and then `rounds` times in turn, each round beginning
+/// with the next one. It gives a number for each
 /// column. Who fails once is asked no more.
 pub fn interleaved(count: usize, rounds: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Vec<Outcome> {
     let mut samples: Vec<std::result::Result<Vec<Vec<f64>>, String>> = vec![Ok(Vec::new()); count];
     for round in 0..=rounds {
-        for (at, samples) in samples.iter_mut().enumerate() {
-            let Ok(so_far) = samples else { continue };
+        for turn in 0..count {
+            let at = (round + turn) % count;
+            let Ok(so_far) = &mut samples[at] else { continue };
             match measure(at) {
                 Ok(_) if round == 0 => {} // warm-up
                 Ok(numbers) => so_far.push(numbers),
-                Err(error) => *samples = Err(format!("{error:#}")),
+                Err(error) => samples[at] = Err(format!("{error:#}")),
             }
         }
     }
@@ -42,9 +45,9 @@ mod tests {
             order.push(at);
             Ok(vec![order.len() as f64])
         });
-        assert_eq!(order, [0, 1, 0, 1, 0, 1]);
-        assert_eq!(outcomes[0].as_ref().unwrap()[0].samples, [3.0, 5.0]);
-        assert_eq!(outcomes[1].as_ref().unwrap()[0].samples, [4.0, 6.0]);
+        assert_eq!(order, [0, 1, 1, 0, 0, 1]);
+        assert_eq!(outcomes[0].as_ref().unwrap()[0].samples, [4.0, 5.0]);
+        assert_eq!(outcomes[1].as_ref().unwrap()[0].samples, [3.0, 6.0]);
     }
 
     #[test]
