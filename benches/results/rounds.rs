@@ -9,8 +9,7 @@ use super::series::Series;
 pub type Outcome = std::result::Result<Vec<Series>, String>;
 
 /// Calls `measure` for each of `count` contenders once to warm up and then `rounds` times in turn, each round beginning
-/// with the next one. It gives a number for each
-/// column. Who fails once is asked no more.
+/// with the next one. It gives a number for each column. Who fails once is asked no more.
 pub fn interleaved(count: usize, rounds: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Vec<Outcome> {
     let mut samples: Vec<std::result::Result<Vec<Vec<f64>>, String>> = vec![Ok(Vec::new()); count];
     for round in 0..=rounds {

@@ -46,15 +46,21 @@ impl Pod {
         Ok(pod)
     }
 
+    /// The neighbours are permanent on both sides: the kernel keeps 1,024 others (`gc_thresh3`) for all namespaces of the
+    /// machine together, and several worlds of hundreds of pods have more.
     fn connect(&self, node: &Ns) -> Result<()> {
         let Self { host, address, ns, .. } = self;
+        let [high, low] = u16::try_from(self.number)?.to_be_bytes();
+        let [host_mac, pod_mac] = ["02:b0", "02:b1"].map(|start| format!("{start}:00:00:{high:02x}:{low:02x}"));
         node.ip(&format!(
-            "link add {host} type veth peer name eth0 netns {}\naddr add {GATEWAY_OF_PODS}/32 dev {host}\n\
-             link set {host} up\nroute add {address}/32 dev {host} scope host\n",
+            "link add {host} address {host_mac} type veth peer name eth0 address {pod_mac} netns {}\n\
+             addr add {GATEWAY_OF_PODS}/32 dev {host}\nlink set {host} up\nroute add {address}/32 dev {host} scope host\n\
+             neigh add {address} lladdr {pod_mac} dev {host} nud permanent\n",
             ns.name()
         ))?;
         ns.ip(&format!(
             "addr add {address}/16 dev eth0 noprefixroute\nlink set eth0 up\n\
+             neigh add {GATEWAY_OF_PODS} lladdr {host_mac} dev eth0 nud permanent\n\
              route add {GATEWAY_OF_PODS} dev eth0 scope link src {address}\n\
              route add {POD_NET} via {GATEWAY_OF_PODS} dev eth0 src {address}\n\
              route add default via {GATEWAY_OF_PODS} dev eth0\n"
