@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! table ip viproute {
-//!     set vips { type ipv4_addr; elements = { 10.118.0.7, … } }
+//!     set vips { type ipv4_addr; size 16384; elements = { 10.118.0.7, … } }
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
-//!         ip daddr @vips notrack
-//!         ip saddr @vips notrack
+//!         ip daddr @vips notrack accept
+//!         ip saddr @vips notrack accept
 //!     }
 //!     chain output { … the same … }
 //! }
@@ -14,6 +14,9 @@
 //!
 //! Written in nft's own language and read as its JSON, by the program `nft`. A transaction is all or nothing. Changes of
 //! the set alone leave the chains standing, so that no packet passes between an old chain and a new one.
+//!
+//! `accept` ends this chain alone, other tables' go on: what has matched is not looked up a second time. A set that tells its size
+//! is the kernel's fixed hash table, faster than the one that grows (`net/netfilter/nft_set_hash.c`).
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -26,6 +29,8 @@ use serde_json::{Value, json};
 const PRIORITY: i32 = -300;
 /// Where packets from elsewhere (requests, and the replicas' replies) and the node's own pass.
 const HOOKS: [&str; 2] = ["prerouting", "output"];
+/// So many VIPs find room: as many as the flow owner has room for.
+const SIZE: u32 = 16384;
 /// Requests, replies.
 const FIELDS: [&str; 2] = ["daddr", "saddr"];
 
@@ -114,13 +119,13 @@ pub fn change(found: &Found, vips: &BTreeSet<Ipv4Addr>) -> Option<String> {
 
 /// Added before it is deleted: deleting one that isn't there would be refused.
 fn whole(vips: &BTreeSet<Ipv4Addr>) -> String {
-    let rules = FIELDS.map(|field| format!("  ip {field} @vips notrack\n")).concat();
+    let rules = FIELDS.map(|field| format!("  ip {field} @vips notrack accept\n")).concat();
     let chain =
         |hook| format!(" chain {hook} {{\n  type filter hook {hook} priority {PRIORITY}; policy accept;\n{rules} }}\n");
     let (vips, chains) = (listing(vips), HOOKS.map(chain).concat());
     format!(
         "add table ip viproute\ndelete table ip viproute\n\
-         table ip viproute {{\n set vips {{ type ipv4_addr; elements = {{ {vips} }}; }}\n{chains}}}\n"
+         table ip viproute {{\n set vips {{ type ipv4_addr; size {SIZE}; elements = {{ {vips} }}; }}\n{chains}}}\n"
     )
 }
 
@@ -138,7 +143,12 @@ fn understand(listed: &Value) -> Option<BTreeSet<Ipv4Addr>> {
         match kind.as_str() {
             "metainfo" => {}
             "table" if object["flags"].is_null() => {}
-            "set" if object["name"] == "vips" && object["type"] == "ipv4_addr" && object["flags"].is_null() => {
+            "set"
+                if object["name"] == "vips"
+                    && object["type"] == "ipv4_addr"
+                    && object["flags"].is_null()
+                    && object["size"] == SIZE =>
+            {
                 vips = Some(elements(&object["elem"])?);
             }
             "chain" => chains.push(["name", "type", "hook", "prio", "policy"].map(|key| object[key].clone())),
@@ -159,10 +169,10 @@ fn elements(listed: &Value) -> Option<BTreeSet<Ipv4Addr>> {
     }
 }
 
-/// `ip FIELD @vips notrack`
+/// `ip FIELD @vips notrack accept`
 fn expression(field: &str) -> Value {
     let left = json!({ "payload": { "protocol": "ip", "field": field } });
-    json!([{ "match": { "op": "==", "left": left, "right": "@vips" } }, { "notrack": null }])
+    json!([{ "match": { "op": "==", "left": left, "right": "@vips" } }, { "notrack": null }, { "accept": null }])
 }
 
 #[cfg(test)]
@@ -178,7 +188,7 @@ mod tests {
         let rule = |chain: &str, handle: u32, field: &str| {
             json!({ "rule": { "family": "ip", "table": "viproute", "chain": chain, "handle": handle, "expr": [
                 { "match": { "op": "==", "left": { "payload": { "protocol": "ip", "field": field } }, "right": "@vips" } },
-                { "notrack": null }
+                { "notrack": null }, { "accept": null }
             ] } })
         };
         let chain = |name: &str, handle: u32| {
@@ -188,7 +198,7 @@ mod tests {
         json!({ "nftables": [
             { "metainfo": { "version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1 } },
             { "table": { "family": "ip", "name": "viproute", "handle": 1 } },
-            { "set": { "family": "ip", "name": "vips", "table": "viproute", "type": "ipv4_addr", "handle": 1,
+            { "set": { "family": "ip", "name": "vips", "table": "viproute", "type": "ipv4_addr", "handle": 1, "size": 16384,
                 "elem": ["10.118.0.1", "10.118.0.2"] } },
             chain("prerouting", 2),
             chain("output", 5),
@@ -216,6 +226,7 @@ mod tests {
             ("/nftables/3/chain/prio", json!(0)),
             ("/nftables/4/chain/policy", json!("drop")),
             ("/nftables/5/rule/expr/1", json!({ "accept": null })),
+            ("/nftables/2/set/size", json!(4)),
             ("/nftables/2/set/elem/0", json!({ "prefix": { "addr": "10.0.0.0", "len": 8 } })),
         ];
         for (place, value) in changes {
