@@ -325,3 +325,18 @@ fn calls_under_way_are_left_alone() {
     assert_eq!(sidecar.daemon.log().matches("put right").count(), 0, "{}", sidecar.daemon.log());
     nothing_left(&node);
 }
+
+/// Without it pods aren't heard. It is said, and what is the node's own is put right as ever.
+#[test]
+fn without_the_capability_to_hear_pods() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let settings = format!("backend = \"pool\"\n[pool]\ncidr = \"{POOL}\"");
+    let sidecar = Sidecar::bounded(&node, &settings, "-net_broadcast");
+    let pod = node.joined(&web());
+    let healthy = node.snapshot(&[&pod]);
+    assert!(sidecar.daemon.log().contains("CAP_NET_BROADCAST is missing"), "{}", sidecar.daemon.log());
+    node.ns.ip(&format!("route del {} proto 118", pod.vip()));
+    assert_ne!(node.snapshot(&[&pod]), healthy);
+    until("the route is back", SOON, || (node.snapshot(&[&pod]) == healthy).then_some(()));
+}

@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::harness::{
-    Daemon, DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, ask, connect, serve_all, tool,
-    until,
+    Daemon, DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, ask, connect, nothing_left,
+    serve_all, tool, until,
 };
 
 fn web() -> Join {
@@ -304,4 +304,35 @@ fn the_units_capabilities_are_enough() {
             node.ns.ip(&format!("route show {vip} proto 118")).is_empty().then_some(())
         });
     }
+}
+
+/// As in a container that was given no more: what is set already is enough.
+#[test]
+fn where_settings_cannot_be_written() {
+    const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\"";
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let join = web().version("1.1.0");
+    let call = |verb: &str, pod: &Pod| {
+        let mut command = node.ns.cmd("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", READ_ONLY, env!("CARGO_BIN_EXE_viproute")]);
+        match verb {
+            "STATUS" => node.run(&mut command, &node.verb(verb), &node.conf(&join).to_string()),
+            _ => node.run(&mut command, &node.environment(verb, pod, &join), &node.stdin(verb, pod, &join).to_string()),
+        }
+    };
+    let pod = node.pod_of_version("1.0.0");
+    let unavailable = call("STATUS", &pod).error();
+    assert_eq!(unavailable.code, 50, "{unavailable:?}");
+    assert!(unavailable.text().contains("net.ipv4.fib_multipath_hash_policy is 0, must be 3"), "{unavailable:?}");
+    let refused = call("ADD", &pod).error();
+    assert!(refused.text().contains("net.ipv4.fib_multipath_hash_policy = 3"), "{refused:?}");
+    nothing_left(&node);
+
+    for (name, value) in viproute::vip::settings::SETTINGS {
+        node.ns.set_sysctl(&name.replace('.', "/"), &value.to_string());
+    }
+    call("STATUS", &pod).ok();
+    call("ADD", &pod).ok();
+    assert!(!node.ns.ip("route show proto 118").is_empty());
 }

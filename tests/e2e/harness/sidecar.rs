@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -31,14 +32,26 @@ impl Sidecar {
 
     /// The same with these variables in its environment.
     pub fn start_with(node: &Node, settings: &str, environment: &[(&str, &str)]) -> Self {
+        let mut command = node.ns.cmd(VIPROUTED);
+        command.envs(environment.iter().copied());
+        Self::run(node, settings, command)
+    }
+
+    /// The same without some capabilities, as setpriv(1) writes them: `-net_broadcast`.
+    pub fn bounded(node: &Node, settings: &str, bounds: &str) -> Self {
+        let mut command = node.ns.cmd("setpriv");
+        command.args(["--bounding-set", bounds, "--inh-caps", bounds, VIPROUTED]);
+        Self::run(node, settings, command)
+    }
+
+    fn run(node: &Node, settings: &str, mut command: Command) -> Self {
         let config = node.dir.file("viprouted.toml");
         let (socket, state, data) = (node.socket(), node.dir.file("state"), node.data());
         let metrics = node.metrics();
         let paths = format!("socket = {socket:?}\nstate_dir = {state:?}\ndata_dir = {data:?}\nmetrics = {metrics:?}");
         let text = format!("{paths}\n{settings}\n");
         fs::write(&config, text).expect("write viprouted.toml");
-        let mut command = node.ns.cmd(VIPROUTED);
-        command.arg("--config").arg(&config).envs(environment.iter().copied());
+        command.arg("--config").arg(&config);
         let mut daemon = Daemon::start("viprouted", &mut command, &node.dir);
         until("viprouted answers", Duration::from_secs(10), || {
             assert!(!daemon.ended(), "viprouted ended:\n{}", daemon.log());
