@@ -264,6 +264,12 @@ static inline_always void charge(struct allowance *mine, __u32 replicas)
 	mine->left -= took < most ? took : most;
 }
 
+// Copies go to so many replicas.
+static inline_always void charge_copies(struct allowance *mine, __u32 replicas)
+{
+	mine->left -= (__s64)replicas * COPY_COSTS;
+}
+
 // Sends the packet out by another replica's host end.
 static inline_always int hand_over(struct __sk_buff *skb, struct packet *p, __u32 ifindex, const __u8 *mac)
 {
@@ -424,7 +430,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 	__u32 there = search(skb, p, v, &found);
 	charge(mine, v->count);
 	if (there == TIME_WAIT && found.waiting + here > 1) {
-		mine->left -= (__s64)v->count * COPY_COSTS;
+		charge_copies(mine, v->count);
 		count(p->flow.vip, OWNED);
 		verdict = to_waiting(skb, p, v, chosen);
 		return here ? verdict : TC_ACT_STOLEN;
@@ -613,7 +619,7 @@ static inline_always int to_all(struct __sk_buff *skb, struct packet *p, struct 
 	struct allowance *mine = allowed(FOR_CONNECTIONS);
 	if (!mine)
 		return TC_ACT_OK;
-	mine->left -= (__s64)v->count * COPY_COSTS;
+	charge_copies(mine, v->count);
 	__u32 mark = skb->mark;
 	skb->mark = COPY;	// or the program on the other host end would send copies in turn
 	for (__u32 i = 0; i < MEMBERS; i++) {

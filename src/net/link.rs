@@ -1,5 +1,7 @@
 //! Network devices (`ip link`).
 
+use std::fmt::Display;
+
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
@@ -147,10 +149,10 @@ pub fn by_name(socket: &Socket, name: &str) -> Result<Option<Link>> {
 
 /// The device of that index, if there is one.
 pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
-    get(socket, &format!("link {index}"), LinkUnspec::new_with_index(index).build())
+    get(socket, format_args!("link {index}"), LinkUnspec::new_with_index(index).build())
 }
 
-fn get(socket: &Socket, object: &str, mut message: LinkMessage) -> Result<Option<Link>> {
+fn get(socket: &Socket, object: impl Display, mut message: LinkMessage) -> Result<Option<Link>> {
     // As with `list`: IPv6's own statistics are summed up over all processors, and nobody reads them.
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     socket.get(("get link", object), &Message::GetLink(message), |_, payload| decode(payload))

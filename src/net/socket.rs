@@ -2,6 +2,8 @@
 //! collected; dumps filtered by the kernel and repeated when the table changed meanwhile.
 
 use std::cell::Cell;
+use std::fmt::Display;
+use std::io;
 use std::ops::ControlFlow;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkSerializable, NlasIterator};
@@ -99,7 +101,7 @@ impl Socket {
 
     /// The same for another of netlink's protocols (`NETLINK_…`).
     pub(super) fn of_protocol(protocol: isize) -> Result<Self> {
-        let failed = |e: std::io::Error| Error::io("open", "netlink socket", &e);
+        let failed = |e: io::Error| Error::io("open", "netlink socket", &e);
         let mut inner = netlink_sys::Socket::new(protocol).map_err(failed)?;
         inner.bind_auto().map_err(failed)?;
         inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
@@ -121,8 +123,8 @@ impl Socket {
         const NLMSG_NOOP: u16 = 1;
         let mut bytes = Vec::with_capacity(HEADER_LEN);
         write_message(&mut bytes, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, self.next_sequence(1), &[]);
-        self.send(&bytes, "open", "netlink socket")?;
-        self.receive("open", "netlink socket", |_| ControlFlow::Break(()))
+        let done = self.send(&bytes).and_then(|()| self.receive(|_| ControlFlow::Break(())));
+        done.map_err(|e| Error::io("open", "netlink socket", &e))
     }
 
     /// Sends the requests in as few sends as possible and collects every acknowledgement. The kernel works through all
@@ -157,11 +159,12 @@ impl Socket {
             let flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
             write_message(&mut bytes, request.kind, flags, sequence, &request.payload);
         }
-        self.send(&bytes, first.op, &first.object)?;
+        let failed = |e: io::Error| Error::io(first.op, &first.object, &e);
+        self.send(&bytes).map_err(failed)?;
         let mut first_error: Option<(u32, Error)> = None;
         let mut waiting = requests.len();
         while waiting > 0 {
-            self.receive(first.op, &first.object, |reply| {
+            let received = self.receive(|reply| {
                 let index = reply.sequence.wrapping_sub(base);
                 let Some(request) = requests.get(index as usize) else {
                     return ControlFlow::Continue(()); // late acknowledgement of an aborted call
@@ -177,7 +180,8 @@ impl Socket {
                     first_error = Some((index, error));
                 }
                 ControlFlow::Continue(())
-            })?;
+            });
+            received.map_err(failed)?;
         }
         first_error.map_or(Ok(()), |(_, error)| Err(error))
     }
@@ -185,11 +189,11 @@ impl Socket {
     /// Asks for one object. `None`: it doesn't exist.
     pub fn get<M: NetlinkSerializable, T>(
         &self,
-        (op, object): (&'static str, &str),
+        (op, object): (&'static str, impl Display),
         message: &M,
         read: impl FnMut(u16, &[u8]) -> Option<T>,
     ) -> Result<Option<T>> {
-        match self.query((op, object), 0, message, read) {
+        match self.query((op, &object), 0, message, read) {
             Ok((mut found, _)) => Ok(found.pop()),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
@@ -200,25 +204,25 @@ impl Socket {
     /// Repeated when the table changed while it was read.
     pub fn dump<M: NetlinkSerializable, T>(
         &self,
-        (op, object): (&'static str, &str),
+        (op, object): (&'static str, impl Display),
         message: &M,
         mut read: impl FnMut(u16, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>> {
         for _ in 0..DUMP_TRIES {
-            match self.query((op, object), NLM_F_DUMP, message, &mut read) {
+            match self.query((op, &object), NLM_F_DUMP, message, &mut read) {
                 Ok((found, false)) => return Ok(found),
                 Ok((_, true)) => {}
                 Err(error) if error.errno == Errno::EINTR => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::new(op, object, Errno::EINTR))
+        Err(Error::new(op, object.to_string(), Errno::EINTR))
     }
 
     /// The replies to one question, and whether the kernel marked them as inconsistent.
     fn query<M: NetlinkSerializable, T>(
         &self,
-        (op, object): (&'static str, &str),
+        (op, object): (&'static str, &dyn Display),
         flags: u16,
         message: &M,
         mut read: impl FnMut(u16, &[u8]) -> Option<T>,
@@ -228,12 +232,13 @@ impl Socket {
         message.serialize(&mut payload);
         let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
         write_message(&mut bytes, message.message_type(), NLM_F_REQUEST | flags, sequence, &payload);
-        self.send(&bytes, op, object)?;
+        let failed = |e: io::Error| Error::io(op, object.to_string(), &e);
+        self.send(&bytes).map_err(failed)?;
         let mut found = Vec::new();
         let mut interrupted = false;
         let mut end: Option<Result<()>> = None;
         while end.is_none() {
-            self.receive(op, object, |reply| {
+            let received = self.receive(|reply| {
                 if reply.sequence != sequence {
                     return ControlFlow::Continue(());
                 }
@@ -251,7 +256,8 @@ impl Socket {
                     return ControlFlow::Break(());
                 }
                 ControlFlow::Continue(())
-            })?;
+            });
+            received.map_err(failed)?;
         }
         end.unwrap_or(Ok(())).map(|()| (found, interrupted))
     }
@@ -263,20 +269,12 @@ impl Socket {
         base
     }
 
-    fn send(&self, bytes: &[u8], op: &'static str, object: &str) -> Result<()> {
-        match self.inner.send(bytes, 0) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(Error::io(op, object, &e)),
-        }
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.inner.send(bytes, 0).map(drop)
     }
 
     /// Receives one datagram and hands its messages to `each`.
-    fn receive(
-        &self,
-        op: &'static str,
-        object: &str,
-        mut each: impl FnMut(Reply<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn receive(&self, mut each: impl FnMut(Reply<'_>) -> ControlFlow<()>) -> io::Result<()> {
         // Taken out, so that whoever receives in between has one of its own.
         let mut buffer = BUFFER.take();
         buffer.clear();
@@ -284,8 +282,8 @@ impl Socket {
         let received = loop {
             match self.inner.recv(&mut buffer, 0) {
                 Ok(_) => break Ok(()),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => break Err(Error::io(op, object, &e)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break Err(e),
             }
         };
         if received.is_ok() {
@@ -329,12 +327,12 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
 }
 
 /// The error that an `NLMSG_ERROR` or `NLMSG_DONE` carries; `None`: success (`struct nlmsgerr`, errno negated).
-fn refusal(op: &'static str, object: &str, reply: &Reply<'_>) -> Option<Error> {
+fn refusal(op: &'static str, object: impl Display, reply: &Reply<'_>) -> Option<Error> {
     let code = reply.payload.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
     if code == 0 {
         return None;
     }
-    let mut error = Error::new(op, object, Errno::from_raw(code.saturating_neg()));
+    let mut error = Error::new(op, object.to_string(), Errno::from_raw(code.saturating_neg()));
     // Behind the errno an error repeats the request's header, and the whole request unless capped.
     let attributes = match reply.kind {
         NLMSG_DONE => reply.payload.get(4..),

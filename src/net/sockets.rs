@@ -73,9 +73,9 @@ impl Sockets {
             cookie: [0xff; 8], // whichever socket it is
             ..SocketId::new_v4()
         };
-        let object = format!("{local} from {remote}");
+        let object = format_args!("{local} from {remote}");
         // Where there is no connection the kernel looks for a listener and shows that one.
-        let state = self.0.get(("get socket", &object), &Message::InetRequest(request), |_, payload| {
+        let state = self.0.get(("get socket", object), &Message::InetRequest(request), |_, payload| {
             Some(InetResponseHeader::parse(payload).ok()?.state)
         })?;
         Ok(state.is_some_and(|state| ![TCP_LISTEN, TCP_TIME_WAIT, TCP_CLOSE].contains(&state)))
@@ -110,7 +110,7 @@ impl Sockets {
     }
 
     fn state_of(&self, request: InetRequest, local: SocketAddrV4) -> Result<Option<u8>> {
-        self.0.get(("get socket", &local.to_string()), &Message::InetRequest(request), |_, payload| {
+        self.0.get(("get socket", local), &Message::InetRequest(request), |_, payload| {
             Some(InetResponseHeader::parse(payload).ok()?.state)
         })
     }

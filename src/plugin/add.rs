@@ -203,7 +203,7 @@ impl Opened {
 fn attach(request: &Request<'_>, opened: &Opened) -> Result<Vec<Ipv4Addr>, Error> {
     // Claimed first: a second ADD must find out before it looks at the pod, where it would find the first one's vip0.
     let locked = opened.registry.attach(request.attachment, request.record()?)?;
-    if request.before.taken {
+    if request.before.vip0.is_some() {
         locked.remove()?;
         return Err(Error::DeviceInTheWay);
     }

@@ -226,9 +226,14 @@ pub struct Former {
 }
 
 impl Netns {
+    /// Device and inode.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     /// The same namespace is still there: paths are used again.
     pub fn is_still_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode))
+        std::fs::metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity())
     }
 }
 

@@ -225,20 +225,20 @@ impl<'a> PodWant<'a> {
     }
 }
 
-/// The pod's own interface, and a `vip0` that is in our way.
+/// The pod's own interface, and the `vip0` there is.
 #[derive(Debug)]
 pub struct PodBefore {
     /// The pod's own interface.
     pub interface: Link,
     /// There is a `vip0` already.
-    pub taken: bool,
+    pub vip0: Option<Link>,
 }
 
 impl PodBefore {
     /// Looks at a pod before anything is made in it. `None`: it has no such interface.
     pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
-        let taken = link::by_name(pod, POD_DEVICE)?.is_some();
-        Ok(link::by_name(pod, ifname)?.map(|interface| Self { interface, taken }))
+        let vip0 = link::by_name(pod, POD_DEVICE)?;
+        Ok(link::by_name(pod, ifname)?.map(|interface| Self { interface, vip0 }))
     }
 
     /// What is to be put back when the attachment goes.
@@ -275,9 +275,13 @@ impl PodEnd {
 
     /// A pod end as it is. `None`: it, or the pod's own interface, is gone.
     pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
-        let (Some(interface), Some(link)) = (link::by_name(pod, ifname)?, link::by_name(pod, POD_DEVICE)?) else {
-            return Ok(None);
-        };
+        let Some(before) = PodBefore::read(pod, ifname)? else { return Ok(None) };
+        Self::around(pod, before)
+    }
+
+    /// The same where the devices have been looked at.
+    pub fn around(pod: &PodNet, before: PodBefore) -> net::Result<Option<Self>> {
+        let PodBefore { interface, vip0: Some(link) } = before else { return Ok(None) };
         let index = link.index;
         Ok(Some(Self {
             interface,

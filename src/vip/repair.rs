@@ -4,7 +4,7 @@
 use nix::errno::Errno;
 
 use crate::cni::env::Attachment;
-use crate::net::nexthop::{self, Object};
+use crate::net::nexthop::{self, Found, Object};
 use crate::net::{self, Netns, NodeNet, PodNet, link};
 use crate::registry::{AttachmentRecord, Attempt, Registry, VipKey, attachment_name};
 
@@ -40,9 +40,17 @@ pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) 
     }
     let mut repair = Repair { node, registry, attachment, record, joined, found: Vec::new() };
     let pod = repair.open_pod()?;
-    let Some(host_end) = repair.host_end(pod.as_ref())? else { return Ok(Outcome::Gone) };
+    let devices = match &pod {
+        Some(pod) => PodBefore::read(pod, repair.joined.ifname())?,
+        None => None,
+    };
+    let Some(host_end) = repair.host_end(pod.as_ref(), devices.as_ref())? else { return Ok(Outcome::Gone) };
     if let Some(pod) = &pod {
-        repair.pod_end(pod)?;
+        // A pair that was just made is another than was seen.
+        let devices = if repair.found.is_empty() { devices } else { PodBefore::read(pod, repair.joined.ifname())? };
+        if let Some(devices) = devices {
+            repair.pod_end(pod, devices)?;
+        }
     }
     repair.fix_host_end(&host_end)?;
     repair.nexthop(&host_end)?;
@@ -76,25 +84,24 @@ impl Repair<'_> {
         let recorded = &self.record.netns;
         let Some(netns) = Netns::open_if_alive(&recorded.path)? else { return Ok(None) };
         // Paths are used again.
-        if netns.identity()? != (recorded.device, recorded.inode) {
+        if netns.identity()? != recorded.identity() {
             return Ok(None);
         }
         Ok(Some(PodNet::open(netns)?))
     }
 
     /// The host end, with a new pair where there is none. `None`: without a pod there can't be one.
-    fn host_end(&mut self, pod: Option<&PodNet>) -> Result<Option<HostEnd>> {
+    fn host_end(&mut self, pod: Option<&PodNet>, devices: Option<&PodBefore>) -> Result<Option<HostEnd>> {
         let names = &self.joined.names;
         let address = self.joined.vips.first().map(|member| member.endpoint.address);
         let found = HostEnd::read(self.node, names, address)?;
-        let Some(pod) = pod else { return Ok(found) };
-        // One whose own interface is gone is about to go.
-        let Some(before) = PodBefore::read(pod, self.joined.ifname())? else { return Ok(found) };
-        match (found, before.taken) {
+        // A pod whose own interface is gone is about to go.
+        let (Some(pod), Some(devices)) = (pod, devices) else { return Ok(found) };
+        match (found, devices.vip0.is_some()) {
             (Some(found), true) => return Ok(Some(found)),
             // The other end of it is somewhere else, or has another name: a pair goes as a whole.
             (Some(_), false) => pair::remove(self.node, names)?,
-            (None, true) if is_ours(pod, names)? => pod.apply(&[link::del(POD_DEVICE)])?,
+            (None, true) if is_ours(devices, names) => pod.apply(&[link::del(POD_DEVICE)])?,
             (None, true) => {
                 let errno = Errno::EEXIST;
                 return Err(
@@ -104,12 +111,12 @@ impl Repair<'_> {
             (None, false) => {}
         }
         self.found.push(format!("the pair {} / {POD_DEVICE} was gone", names.host));
-        pair::create(self.node, names, self.record.mtu.unwrap_or(before.interface.mtu), pod.netns())?;
+        pair::create(self.node, names, self.record.mtu.unwrap_or(devices.interface.mtu), pod.netns())?;
         Ok(HostEnd::new(self.node, names)?)
     }
 
-    fn pod_end(&mut self, pod: &PodNet) -> Result<()> {
-        let Some(end) = PodEnd::read(pod, self.joined.ifname())? else { return Ok(()) };
+    fn pod_end(&mut self, pod: &PodNet, devices: PodBefore) -> Result<()> {
+        let Some(end) = PodEnd::around(pod, devices)? else { return Ok(()) };
         if let Some(finding) = pair::wrong_mac(POD_DEVICE, end.mac(), self.joined.names.pod_mac) {
             return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
         }
@@ -148,18 +155,19 @@ impl Repair<'_> {
     fn nexthop(&mut self, end: &HostEnd) -> Result<()> {
         let Some(first) = self.joined.vips.first() else { return Ok(()) };
         let wanted = end.nexthop(first.endpoint.address)?;
-        match nexthop::get(self.node, wanted.id)? {
-            Some(Object::Single(found)) if found == wanted => return Ok(()),
-            Some(_) => {
+        let found = nexthop::find(self.node, wanted.id)?;
+        match found {
+            Some(Found::Ours(Object::Single(found))) if found == wanted => return Ok(()),
+            Some(Found::Ours(_)) => {
                 self.found.push(format!("nexthop {} is not as it should be", wanted.id));
                 self.node.apply(&[nexthop::del(wanted.id)])?;
             }
-            None => self.found.push(format!("nexthop {} is missing", wanted.id)),
+            Some(Found::Foreign) | None => self.found.push(format!("nexthop {} is missing", wanted.id)),
         }
         link::by_index(self.node, wanted.index)?;
-        // Somebody may be bringing a VIP in order meanwhile, which takes the same nexthop.
         let add = nexthop::add(wanted);
-        let add = if nexthop::is_foreign(self.node, wanted.id)? { add } else { add.accept(&[Errno::EEXIST]) };
+        // Somebody may be bringing a VIP in order meanwhile, which takes the same nexthop. One of somebody else's stays.
+        let add = if found == Some(Found::Foreign) { add } else { add.accept(&[Errno::EEXIST]) };
         Ok(self.node.apply(&[add])?)
     }
 
@@ -186,6 +194,6 @@ impl Repair<'_> {
 }
 
 /// Whether the pod's `vip0` is this pair's.
-fn is_ours(pod: &PodNet, names: &super::ids::PairNames) -> net::Result<bool> {
-    Ok(link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac == Some(names.pod_mac)))
+fn is_ours(devices: &PodBefore, names: &super::ids::PairNames) -> bool {
+    devices.vip0.as_ref().is_some_and(|link| link.mac == Some(names.pod_mac))
 }

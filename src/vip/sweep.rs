@@ -21,9 +21,13 @@ use super::{Error, Result, Tables, put_right_by};
 pub fn everything(node: &NodeNet, registry: &Registry, bpf_dir: &Path) -> Result<()> {
     let mut errors = Vec::new();
     registry.sweep_removed_vips().unwrap_or_else(|e| errors.push(e.into()));
-    let tables = Tables::read(node)?;
-    for key in registry.vips()? {
-        errors.extend(vip(node, registry, &key, &tables).err());
+    match Tables::read(node) {
+        Ok(tables) => {
+            for key in registry.vips()? {
+                errors.extend(vip(node, registry, &key, &tables).err());
+            }
+        }
+        Err(e) => errors.push(e.into()),
     }
     errors.extend(objects(node, registry, [bpf_dir]).err());
     Error::several(errors)

@@ -12,9 +12,12 @@ use crate::registry::{self, Port, Transport};
 use super::sighting::Subject;
 use super::tally::Outcome;
 
-/// The socket tables of pods. A path may lead to another namespace by and by, so it alone doesn't name one.
+/// The socket tables of pods.
 #[derive(Debug, Default)]
-pub struct Tables(HashMap<registry::Netns, Table>);
+pub struct Tables(HashMap<Identity, Table>);
+
+/// Device and inode. A path may lead to another namespace by and by; an inode is nobody else's as long as a socket is in it.
+type Identity = (u64, u64);
 
 #[derive(Debug)]
 struct Table {
@@ -26,7 +29,7 @@ struct Table {
 impl Tables {
     /// Whether the table of a namespace is open.
     pub fn is_open(&self, netns: &registry::Netns) -> bool {
-        self.0.contains_key(netns)
+        self.0.contains_key(&netns.identity())
     }
 
     /// Whether a socket listens on each port of the replica, for its VIP. The namespace must be there still, unless its table
@@ -44,12 +47,12 @@ impl Tables {
 
     /// Lets go of a namespace, which would live on as long as a socket in it does.
     pub fn forget(&mut self, netns: &registry::Netns) {
-        self.0.remove(netns);
+        self.0.remove(&netns.identity());
     }
 
     /// Lets go of all others.
-    pub fn keep(&mut self, namespaces: &HashSet<&registry::Netns>) {
-        self.0.retain(|netns, _| namespaces.contains(netns));
+    pub fn keep(&mut self, namespaces: &HashSet<Identity>) {
+        self.0.retain(|identity, _| namespaces.contains(identity));
     }
 
     /// The first port on which nobody listens.
@@ -69,7 +72,7 @@ impl Tables {
     }
 
     fn table(&mut self, netns: &registry::Netns) -> net::Result<&mut Table> {
-        match self.0.entry(netns.clone()) {
+        match self.0.entry(netns.identity()) {
             Entry::Occupied(table) => Ok(table.into_mut()),
             Entry::Vacant(place) => {
                 let sockets = Sockets::open(&Netns::open(&netns.path)?)?;

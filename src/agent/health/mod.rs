@@ -127,7 +127,7 @@ impl Health {
         match event {
             Event::Read(batch) => {
                 self.roster.update(batch, Instant::now(), rand::random);
-                self.tables.keep(&self.roster.subjects().map(|subject| &subject.netns).collect());
+                self.tables.keep(&self.roster.subjects().map(|subject| subject.netns.identity()).collect());
             }
             Event::Probed(number, outcome) => self.record(number, &outcome),
             Event::Judged(judged) => self.roster.judged(&judged),

@@ -2,7 +2,7 @@
 //! what is to be done goes out.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::tally::{Outcome, Tally};
 #[derive(Debug, Default)]
 pub struct Roster {
     vips: BTreeMap<VipKey, BTreeMap<String, u64>>,
-    patients: BTreeMap<u64, Patient>,
+    patients: HashMap<u64, Patient>,
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     last_number: u64,
 }

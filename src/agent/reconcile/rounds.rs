@@ -12,8 +12,9 @@ use crate::vip::repair::{self, Outcome};
 use crate::vip::settings::SETTINGS;
 use crate::vip::{self, Tables, owner, pair, sweep};
 
-/// So many pods at most are asked for their settings each second: on a node that has more, their turn comes later.
-const PODS: usize = 200;
+/// So many pods at most are asked for their settings each second: all that kubelet lets a node have, unless told otherwise. On
+/// a node that has more, their turn comes later.
+const PODS: usize = 110;
 
 impl Reconciler {
     /// True: something was amiss, and its VIPs may be too.

@@ -145,7 +145,7 @@ fn group_message(group: &Group, buckets: Option<u16>) -> NexthopMessage {
 /// The object of that id, if it exists and is of protocol 118.
 pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
     let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
-    socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), decode)
+    socket.get(("get nexthop", format_args!("id {id}")), &Message::Get(query), decode)
 }
 
 /// What stands under an id.
@@ -160,17 +160,12 @@ pub enum Found {
 /// The object of that id, whosever it is.
 pub fn find(socket: &Socket, id: u32) -> Result<Option<Found>> {
     let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
-    socket.get(("get nexthop", &format!("id {id}")), &Message::Get(query), |kind, payload| {
+    socket.get(("get nexthop", format_args!("id {id}")), &Message::Get(query), |kind, payload| {
         decode(kind, payload).map(Found::Ours).or_else(|| {
             let protocol = NexthopMessage::parse(payload).ok()?.header.protocol;
             (protocol != RouteProtocol::Other(PROTOCOL)).then_some(Found::Foreign)
         })
     })
-}
-
-/// Whether the id is taken by a nexthop of somebody else's.
-pub fn is_foreign(socket: &Socket, id: u32) -> Result<bool> {
-    Ok(find(socket, id)? == Some(Found::Foreign))
 }
 
 /// All nexthop objects of protocol 118.
