@@ -7,14 +7,14 @@ use viproute::registry::{Endpoint, Registry};
 
 use super::Scale;
 use crate::contenders::{Agent, Plugin, endpoints, key};
-use crate::load::Server;
+use crate::load::{PORT, Server};
 use crate::results::{Chapter, Column, Table, Unit};
 use crate::stage::{PodKind, World};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     let text = format!(
         "viprouted's processor time in {} s of rest, and the most memory it ever had. With checks: every endpoint's record asks \
-         for `health: \"listen\"`.",
+         for `health: \"listen\"` each second and names the port its pod serves.",
         scale.watch.as_secs()
     );
     let mut table = Table::new("agent", "The sidecar at rest, by number of endpoints", &text);
@@ -31,11 +31,11 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         for pod in &world.pods[before..] {
             plugin.add(&world.node, pod, key(0)?.name())?;
         }
-        set_health(&plugin.registry(), None)?;
+        set_check(&plugin.registry(), None)?;
         let plain = watch(&agent, scale)?;
-        set_health(&plugin.registry(), Some("listen"))?;
+        set_check(&plugin.registry(), Some("listen"))?;
         let checked = watch(&agent, scale)?;
-        set_health(&plugin.registry(), None)?;
+        set_check(&plugin.registry(), None)?;
         let memory = agent.0.peak_memory()?;
         let name = format!("{} endpoints", Unit::Count.text(*count as f64));
         table.note(&name, [plain, checked, memory].map(|number| Ok(vec![number])).into());
@@ -51,11 +51,13 @@ fn watch(agent: &Agent, scale: &Scale) -> Result<f64> {
     Ok(agent.0.cpu()? - before)
 }
 
-fn set_health(registry: &Registry, health: Option<&str>) -> Result<()> {
+fn set_check(registry: &Registry, health: Option<&str>) -> Result<()> {
+    let ports: Vec<String> = health.map(|_| format!("{PORT}/tcp")).into_iter().collect();
     let endpoints = endpoints(registry)?;
     let mut vip = registry.vip(&key(0)?)?;
     for (name, endpoint) in endpoints {
-        vip.write_endpoint(&name, &Endpoint { health: health.map(str::to_owned), ..endpoint })?;
+        let health = health.map(str::to_owned);
+        vip.write_endpoint(&name, &Endpoint { health, ports: ports.clone(), ..endpoint })?;
     }
     Ok(())
 }

@@ -46,7 +46,8 @@ impl Scale {
             at_once: 100,
             present: vec![0, 10, 100, 1000],
             endpoints: vec![10, 100, 1000],
-            watch: Duration::from_secs(10),
+            // The agent looks at everything once a minute.
+            watch: Duration::from_secs(60),
             leases: 500,
             renewed: 5000,
             renewing: Duration::from_secs(60),

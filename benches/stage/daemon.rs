@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use super::command::until;
@@ -59,15 +60,10 @@ impl Daemon {
         ended.map(drop)
     }
 
-    /// Processor time it and its threads have used so far, seconds.
+    /// Processor time it has used so far, with all its threads, also those that have ended; seconds.
     pub fn cpu(&self) -> Result<f64> {
-        let mut nanoseconds = 0.0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-            // sum_exec_runtime, in nanoseconds, comes first.
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            nanoseconds += text.split(' ').next().and_then(|text| text.parse::<f64>().ok()).context("schedstat")?;
-        }
-        Ok(nanoseconds / 1e9)
+        let clock = clock_getcpuclockid(Pid::from_raw(self.pid().try_into()?)).context("its processor clock")?;
+        Ok(Duration::from(clock_gettime(clock)?).as_secs_f64())
     }
 
     /// The most memory it ever had, bytes.
