@@ -21,16 +21,15 @@ use super::{Error, Result, Tables, put_right_by};
 pub fn everything(node: &NodeNet, registry: &Registry, bpf_dir: &Path) -> Result<()> {
     let mut errors = Vec::new();
     registry.sweep_removed_vips().unwrap_or_else(|e| errors.push(e.into()));
-    match Tables::read(node) {
-        Ok(tables) => {
-            for key in registry.vips()? {
-                errors.extend(vip(node, registry, &key, &tables).err());
-            }
-        }
-        Err(e) => errors.push(e.into()),
-    }
+    errors.extend(vips(node, registry).err());
     errors.extend(objects(node, registry, [bpf_dir]).err());
     Error::several(errors)
+}
+
+fn vips(node: &NodeNet, registry: &Registry) -> Result<()> {
+    let tables = Tables::read(node)?;
+    let keys = registry.vips()?;
+    Error::several(keys.iter().filter_map(|key| vip(node, registry, key, &tables).err()).collect())
 }
 
 /// Removes a VIP's endpoints without attachment, and brings the VIP in order, `tables` having been read a moment ago. Returns
@@ -102,7 +101,9 @@ impl Seen {
         let mut nexthops = nexthop::list(node)?;
         nexthops.retain(|n| ids::is_ours(n.id()));
         let mut links = link::list(node)?;
-        let indices = links.iter().map(|l| l.index).collect();
+        let indices: BTreeSet<u32> = links.iter().map(|l| l.index).collect();
+        // One whose device has gone since went with it.
+        nexthops.retain(|object| !matches!(object, Object::Single(nexthop) if !indices.contains(&nexthop.index)));
         links.retain(|l| ids::is_host_end(&l.name));
         Ok(Self { entries, routes, nexthops, links, strays: Vec::new(), indices })
     }
