@@ -88,7 +88,9 @@ impl Serving {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
                 // The client has gone away again.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(_) => return false,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return false,
+                // Whoever connects would wait in vain, and nobody would say why.
+                Err(error) => panic!("accept: {error}"),
             }
         }
     }
