@@ -31,11 +31,10 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         for pod in &world.pods[before..] {
             plugin.add(&world.node, pod, key(0)?.name())?;
         }
-        set_check(&plugin.registry(), None)?;
+        check_all(&plugin.registry(), false)?;
         let plain = watch(&agent, scale)?;
-        set_check(&plugin.registry(), Some("listen"))?;
+        check_all(&plugin.registry(), true)?;
         let checked = watch(&agent, scale)?;
-        set_check(&plugin.registry(), None)?;
         let memory = agent.0.peak_memory()?;
         let name = format!("{} endpoints", Unit::Count.text(*count as f64));
         table.note(&name, [plain, checked, memory].map(|number| Ok(vec![number])).into());
@@ -51,13 +50,13 @@ fn watch(agent: &Agent, scale: &Scale) -> Result<f64> {
     Ok(agent.0.cpu()? - before)
 }
 
-fn set_check(registry: &Registry, health: Option<&str>) -> Result<()> {
-    let ports: Vec<String> = health.map(|_| format!("{PORT}/tcp")).into_iter().collect();
+fn check_all(registry: &Registry, checked: bool) -> Result<()> {
     let endpoints = endpoints(registry)?;
     let mut vip = registry.vip(&key(0)?)?;
     for (name, endpoint) in endpoints {
-        let health = health.map(str::to_owned);
-        vip.write_endpoint(&name, &Endpoint { health, ports: ports.clone(), ..endpoint })?;
+        let health = checked.then(|| "listen".to_owned());
+        let ports = checked.then(|| format!("{PORT}/tcp")).into_iter().collect();
+        vip.write_endpoint(&name, &Endpoint { health, ports, ..endpoint })?;
     }
     Ok(())
 }

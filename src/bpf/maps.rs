@@ -13,6 +13,8 @@ use super::{Error, Result};
 pub const MEMBERS: usize = 256;
 /// How many ports a VIP may be limited to.
 pub const PORTS: usize = 64;
+/// How many VIPs' addresses are known at most.
+pub const ADDRESSES: u32 = 16384;
 
 const ATTACHED: &str = "attached_v1";
 const VIPS: &str = "vips_v1";

@@ -19,7 +19,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-pub use maps::{Attached, CROWDED, Counts, GUARDED, MEMBERS, Maps, Member, PORTS, STICKY_UDP};
+pub use maps::{ADDRESSES, Attached, CROWDED, Counts, GUARDED, MEMBERS, Maps, Member, PORTS, STICKY_UDP};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
 /// Which build's programs these are.

@@ -6,8 +6,8 @@
 //                       is stored that could be wrong, nothing times out, nothing is lost on a restart.
 //   guard (tc ingress)  what comes out of the pod's vip0 has one of its VIPs as its source, or goes nowhere.
 //
-// Headers are copied to the stack before they are looked at (bpf_skb_load_bytes), so it doesn't matter whether they lie in the
-// linear part of the packet; what is too short to be read, or is no IPv4, is never guessed at. GSO packets carry the headers
+// Headers are copied to the stack before they are looked at (peek), so it doesn't matter whether they lie in the linear part
+// of the packet; what is too short to be read, or is no IPv4, is never guessed at. GSO packets carry the headers
 // of all their segments.
 //
 // The form of the maps is part of their names (…_v1): a program of another form never sees them. src/bpf/maps.rs has the same
@@ -193,8 +193,8 @@ struct packet {
 	__u8 first;		// first of several fragments
 };
 
-// Copies bytes of the packet: as a rule they are in its linear part, where looking is cheaper than asking.
-static inline_always int copy(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+// Bytes of the packet: as a rule they are in its linear part, where looking is cheaper than asking.
+static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
 {
 	const __u8 *from = (void *)(long)skb->data;
 	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
@@ -211,7 +211,7 @@ static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u
 	__u32 total = ntohs(p->ip.tot_len);
 	if (total && offset + len > ETH_HLEN + total)
 		return -1;
-	return copy(skb, offset, to, len);
+	return peek(skb, offset, to, len);
 }
 
 static inline_always void count(__be32 vip, __u32 what)
@@ -499,7 +499,7 @@ verified_alone int reset(struct __sk_buff *skb, struct packet *p)
 		struct tcphdr tcp;
 	} __attribute__((packed)) answer = {};
 	struct ethhdr eth;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+	if (peek(skb, 0, &eth, sizeof(eth)))
 		return TC_ACT_SHOT;
 	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
 	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
@@ -690,7 +690,7 @@ int owner(struct __sk_buff *skb)
 	}
 	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
 		return TC_ACT_OK;
-	if (copy(skb, ETH_HLEN, &p.ip, sizeof(p.ip)) || p.ip.version != 4 || p.ip.ihl < 5)
+	if (peek(skb, ETH_HLEN, &p.ip, sizeof(p.ip)) || p.ip.version != 4 || p.ip.ihl < 5)
 		return TC_ACT_OK;
 	p.self = skb->ifindex;
 	p.inner = ETH_HLEN + p.ip.ihl * 4;
@@ -727,7 +727,7 @@ int guard(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	__u32 self = skb->ifindex;
 	struct iphdr ip;
-	if (copy(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+	if (peek(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 		return TC_ACT_SHOT;
 	if (attached(self, ip.saddr))
 		return TC_ACT_OK;

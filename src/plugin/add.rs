@@ -23,7 +23,7 @@ use crate::registry::{
     attachment_name,
 };
 use crate::vip::ids::{POD_DEVICE, PairNames, mac_text};
-use crate::vip::pair::{self, HostEnd, PodBefore, PodEnd, PodWant, Served};
+use crate::vip::pair::{self, HostEnd, PodDevices, PodEnd, PodWant, Served};
 use crate::vip::{owner, settings, sweep, sync};
 use crate::with_causes;
 
@@ -65,7 +65,7 @@ struct Request<'a> {
     pod_address: Ipv4Addr,
     names: PairNames,
     pod: PodNet,
-    before: PodBefore,
+    before: PodDevices,
 }
 
 impl<'a> Request<'a> {
@@ -80,7 +80,7 @@ impl<'a> Request<'a> {
         let pod_address = result.pod_address(&attachment.ifname).ok_or_else(no_address)?;
         let pod = open_pod(netns)?;
         let before =
-            PodBefore::read(&pod, &attachment.ifname)?.ok_or_else(|| Error::NoInterface(attachment.ifname.clone()))?;
+            PodDevices::read(&pod, &attachment.ifname)?.ok_or_else(|| Error::NoInterface(attachment.ifname.clone()))?;
         let names = PairNames::of(attachment);
         Ok(Self { config, call, attachment, membership, result, pod_address, names, pod, before })
     }

@@ -225,17 +225,17 @@ impl<'a> PodWant<'a> {
     }
 }
 
-/// The pod's own interface, and the `vip0` there is.
+/// The devices of a pod that matter here.
 #[derive(Debug)]
-pub struct PodBefore {
+pub struct PodDevices {
     /// The pod's own interface.
     pub interface: Link,
-    /// There is a `vip0` already.
+    /// The `vip0` there is, whosever it is.
     pub vip0: Option<Link>,
 }
 
-impl PodBefore {
-    /// Looks at a pod before anything is made in it. `None`: it has no such interface.
+impl PodDevices {
+    /// As they are. `None`: the pod has no such interface.
     pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
         let vip0 = link::by_name(pod, POD_DEVICE)?;
         Ok(link::by_name(pod, ifname)?.map(|interface| Self { interface, vip0 }))
@@ -275,13 +275,13 @@ impl PodEnd {
 
     /// A pod end as it is. `None`: it, or the pod's own interface, is gone.
     pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
-        let Some(before) = PodBefore::read(pod, ifname)? else { return Ok(None) };
-        Self::around(pod, before)
+        let Some(devices) = PodDevices::read(pod, ifname)? else { return Ok(None) };
+        Self::around(pod, devices)
     }
 
     /// The same where the devices have been looked at.
-    pub fn around(pod: &PodNet, before: PodBefore) -> net::Result<Option<Self>> {
-        let PodBefore { interface, vip0: Some(link) } = before else { return Ok(None) };
+    pub fn around(pod: &PodNet, devices: PodDevices) -> net::Result<Option<Self>> {
+        let PodDevices { interface, vip0: Some(link) } = devices else { return Ok(None) };
         let index = link.index;
         Ok(Some(Self {
             interface,

@@ -10,7 +10,7 @@ use crate::registry::{AttachmentRecord, Attempt, Registry, VipKey, attachment_na
 
 use super::ids::POD_DEVICE;
 use super::joined::Joined;
-use super::pair::{self, HostEnd, PodBefore, PodEnd};
+use super::pair::{self, HostEnd, PodDevices, PodEnd};
 use super::{Result, owner, put_right};
 
 /// What came of a look at an attachment.
@@ -39,18 +39,10 @@ pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) 
         return Ok(Outcome::Nothing);
     }
     let mut repair = Repair { node, registry, attachment, record, joined, found: Vec::new() };
-    let pod = repair.open_pod()?;
-    let devices = match &pod {
-        Some(pod) => PodBefore::read(pod, repair.joined.ifname())?,
-        None => None,
-    };
-    let Some(host_end) = repair.host_end(pod.as_ref(), devices.as_ref())? else { return Ok(Outcome::Gone) };
-    if let Some(pod) = &pod {
-        // A pair that was just made is another than was seen.
-        let devices = if repair.found.is_empty() { devices } else { PodBefore::read(pod, repair.joined.ifname())? };
-        if let Some(devices) = devices {
-            repair.pod_end(pod, devices)?;
-        }
+    let mut pod = repair.open_pod()?;
+    let Some(host_end) = repair.host_end(&mut pod)? else { return Ok(Outcome::Gone) };
+    if let Some(Opened { pod, devices }) = pod {
+        repair.pod_end(&pod, devices)?;
     }
     repair.fix_host_end(&host_end)?;
     repair.nexthop(&host_end)?;
@@ -69,6 +61,12 @@ pub fn vip(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Vec<Stri
     Ok(put_right(node, vip)?.found)
 }
 
+/// A pod that lives.
+struct Opened {
+    pod: PodNet,
+    devices: PodDevices,
+}
+
 struct Repair<'a> {
     node: &'a NodeNet,
     registry: &'a Registry,
@@ -79,43 +77,45 @@ struct Repair<'a> {
 }
 
 impl Repair<'_> {
-    /// `None`: the pod is gone, or its namespace doesn't show where we are.
-    fn open_pod(&self) -> Result<Option<PodNet>> {
+    /// `None`: the pod is gone, its namespace doesn't show where we are, or it is about to go: its own interface is gone.
+    fn open_pod(&self) -> Result<Option<Opened>> {
         let recorded = &self.record.netns;
         let Some(netns) = Netns::open_if_alive(&recorded.path)? else { return Ok(None) };
         // Paths are used again.
         if netns.identity()? != recorded.identity() {
             return Ok(None);
         }
-        Ok(Some(PodNet::open(netns)?))
+        let pod = PodNet::open(netns)?;
+        let devices = PodDevices::read(&pod, self.joined.ifname())?;
+        Ok(devices.map(|devices| Opened { pod, devices }))
     }
 
     /// The host end, with a new pair where there is none. `None`: without a pod there can't be one.
-    fn host_end(&mut self, pod: Option<&PodNet>, devices: Option<&PodBefore>) -> Result<Option<HostEnd>> {
+    fn host_end(&mut self, opened: &mut Option<Opened>) -> Result<Option<HostEnd>> {
         let names = &self.joined.names;
         let address = self.joined.vips.first().map(|member| member.endpoint.address);
         let found = HostEnd::read(self.node, names, address)?;
-        // A pod whose own interface is gone is about to go.
-        let (Some(pod), Some(devices)) = (pod, devices) else { return Ok(found) };
-        match (found, devices.vip0.is_some()) {
-            (Some(found), true) => return Ok(Some(found)),
+        let Some(Opened { pod, devices }) = opened else { return Ok(found) };
+        match (found, &devices.vip0) {
+            (Some(found), Some(_)) => return Ok(Some(found)),
             // The other end of it is somewhere else, or has another name: a pair goes as a whole.
-            (Some(_), false) => pair::remove(self.node, names)?,
-            (None, true) if is_ours(devices, names) => pod.apply(&[link::del(POD_DEVICE)])?,
-            (None, true) => {
+            (Some(_), None) => pair::remove(self.node, names)?,
+            (None, Some(vip0)) if vip0.mac == Some(names.pod_mac) => pod.apply(&[link::del(POD_DEVICE)])?,
+            (None, Some(_)) => {
                 let errno = Errno::EEXIST;
                 return Err(
                     net::Error::new("add link", format!("{POD_DEVICE} in the pod: another is there"), errno).into()
                 );
             }
-            (None, false) => {}
+            (None, None) => {}
         }
         self.found.push(format!("the pair {} / {POD_DEVICE} was gone", names.host));
         pair::create(self.node, names, self.record.mtu.unwrap_or(devices.interface.mtu), pod.netns())?;
+        devices.vip0 = link::by_name(pod, POD_DEVICE)?;
         Ok(HostEnd::new(self.node, names)?)
     }
 
-    fn pod_end(&mut self, pod: &PodNet, devices: PodBefore) -> Result<()> {
+    fn pod_end(&mut self, pod: &PodNet, devices: PodDevices) -> Result<()> {
         let Some(end) = PodEnd::around(pod, devices)? else { return Ok(()) };
         if let Some(finding) = pair::wrong_mac(POD_DEVICE, end.mac(), self.joined.names.pod_mac) {
             return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
@@ -191,9 +191,4 @@ impl Repair<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether the pod's `vip0` is this pair's.
-fn is_ours(devices: &PodBefore, names: &super::ids::PairNames) -> bool {
-    devices.vip0.as_ref().is_some_and(|link| link.mac == Some(names.pod_mac))
 }

@@ -37,8 +37,8 @@ pub fn put_right(node: &NodeNet, vip: LockedVip) -> Result<Synced> {
 }
 
 /// [`put_right`] for those who bring many VIPs in order: the kernel finds one prefix among its routes only by going through
-/// all of them (`inet_dump_fib`), so they were read once. What has changed since makes a step fail, and everything is read anew;
-/// or it makes none, since replacing what is right already changes nothing.
+/// all of them (`inet_dump_fib`), so they were read once. What has changed since makes a step fail, and everything is read
+/// anew; or it makes none, since replacing what is right already changes nothing.
 pub fn put_right_by(node: &NodeNet, vip: LockedVip, tables: &Tables) -> Result<Synced> {
     timing::timed(|| bring(node, vip, Some(tables)))
 }

@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::harness::{
-    Daemon, DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, ask, connect, nothing_left,
-    serve_all, tool, until,
+    DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, connect, nothing_left, serve_all, tool,
+    until,
 };
 
 fn web() -> Join {
@@ -265,27 +265,14 @@ fn the_units_capabilities_are_enough() {
         } else {
             "allow = [\"192.0.2.0/24\"]".into()
         };
-        let paths = format!(
-            "socket = {:?}\nmetrics = {:?}\nstate_dir = {:?}\ndata_dir = {:?}\nbackend = \"dhcp\"\n{settings}\n",
-            node.socket(),
-            node.metrics(),
-            node.dir.file("state"),
-            node.data()
-        );
-        fs::write(node.dir.file("bounded.toml"), paths).unwrap();
         let mut bounds: Vec<_> = unit_capabilities().iter().map(|name| format!("+{name}")).collect();
         // This test's bpffs is reached by way of the test's own /proc, which takes a capability of its own: so one form
         // is tried with it and the flow owner, the other with neither.
         let join = if relay { web() } else { web().key("flowOwner", json!("off")) };
         bounds.extend(relay.then(|| "+sys_ptrace".into()));
-        let mut command = node.ns.cmd("setpriv");
-        command.arg(format!("--bounding-set=-all,{}", bounds.join(","))).args(["--inh-caps=-all", "--no-new-privs"]);
-        command.arg(env!("CARGO_BIN_EXE_viprouted")).arg("--config").arg(node.dir.file("bounded.toml"));
-        let mut daemon = Daemon::start("bounded", &mut command, &node.dir);
-        until("viprouted answers", std::time::Duration::from_secs(20), || {
-            assert!(!daemon.ended(), "viprouted ended:\n{}", daemon.log());
-            ask(&node.socket(), &json!({ "status": {} }).to_string()).ok()
-        });
+        let bounds = format!("--bounding-set=-all,{}", bounds.join(","));
+        let options = [bounds.as_str(), "--inh-caps=-all", "--no-new-privs"];
+        let _sidecar = Sidecar::bounded(&node, &format!("backend = \"dhcp\"\n{settings}"), &options);
         let pod = node.joined(&join);
         let vip = pod.vip();
         until("the nftables table is made", std::time::Duration::from_secs(20), || {

@@ -16,7 +16,8 @@ use super::tally::Outcome;
 #[derive(Debug, Default)]
 pub struct Tables(HashMap<Identity, Table>);
 
-/// Device and inode. A path may lead to another namespace by and by; an inode is nobody else's as long as a socket is in it.
+/// Device and inode. A path may lead to another namespace by and by; an inode is nobody else's as long as a socket is in
+/// it.
 type Identity = (u64, u64);
 
 #[derive(Debug)]

@@ -23,8 +23,8 @@ use crate::net::unix::{self, SocketFile};
 use collector::Collector;
 use http::Service;
 
-/// Between two looks at the traffic of the VIPs. What a device counted in the end is heard of when it goes; a look tells whose
-/// it was.
+/// Between two looks at the traffic of the VIPs. What a device counted in the end is heard of when it goes; a look tells
+/// whose it was.
 const SAMPLE: Duration = Duration::from_secs(15);
 
 /// Why there are no metrics.

@@ -15,8 +15,9 @@
 //! Written in nft's own language and read as its JSON, by the program `nft`. A transaction is all or nothing. Changes of
 //! the set alone leave the chains standing, so that no packet passes between an old chain and a new one.
 //!
-//! `accept` ends this chain alone, other tables' go on: what has matched is not looked up a second time. A set that tells its size
-//! is the kernel's fixed hash table, faster than the one that grows (`net/netfilter/nft_set_hash.c`).
+//! `accept` ends this chain alone, other tables' go on: what has matched is not looked up a second time. A set that tells
+//! its size, here what the flow owner has room for, is the kernel's fixed hash table, faster than the one that grows
+//! (`net/netfilter/nft_set_hash.c`).
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -25,12 +26,12 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::bpf::ADDRESSES;
+
 /// Before connection tracking looks at a packet (-200): `raw`.
 const PRIORITY: i32 = -300;
 /// Where packets from elsewhere (requests, and the replicas' replies) and the node's own pass.
 const HOOKS: [&str; 2] = ["prerouting", "output"];
-/// So many VIPs find room: as many as the flow owner has room for.
-const SIZE: u32 = 16384;
 /// Requests, replies.
 const FIELDS: [&str; 2] = ["daddr", "saddr"];
 
@@ -125,7 +126,7 @@ fn whole(vips: &BTreeSet<Ipv4Addr>) -> String {
     let (vips, chains) = (listing(vips), HOOKS.map(chain).concat());
     format!(
         "add table ip viproute\ndelete table ip viproute\n\
-         table ip viproute {{\n set vips {{ type ipv4_addr; size {SIZE}; elements = {{ {vips} }}; }}\n{chains}}}\n"
+         table ip viproute {{\n set vips {{ type ipv4_addr; size {ADDRESSES}; elements = {{ {vips} }}; }}\n{chains}}}\n"
     )
 }
 
@@ -147,7 +148,7 @@ fn understand(listed: &Value) -> Option<BTreeSet<Ipv4Addr>> {
                 if object["name"] == "vips"
                     && object["type"] == "ipv4_addr"
                     && object["flags"].is_null()
-                    && object["size"] == SIZE =>
+                    && object["size"] == ADDRESSES =>
             {
                 vips = Some(elements(&object["elem"])?);
             }

@@ -12,8 +12,8 @@ use crate::vip::repair::{self, Outcome};
 use crate::vip::settings::SETTINGS;
 use crate::vip::{self, Tables, owner, pair, sweep};
 
-/// So many pods at most are asked for their settings each second: all that kubelet lets a node have, unless told otherwise. On
-/// a node that has more, their turn comes later.
+/// So many pods at most are asked for their settings each second: all that kubelet lets a node have, unless told otherwise.
+/// On a node that has more, their turn comes later.
 const PODS: usize = 110;
 
 impl Reconciler {

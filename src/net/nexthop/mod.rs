@@ -144,8 +144,10 @@ fn group_message(group: &Group, buckets: Option<u16>) -> NexthopMessage {
 
 /// The object of that id, if it exists and is of protocol 118.
 pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
-    let query = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
-    socket.get(("get nexthop", format_args!("id {id}")), &Message::Get(query), decode)
+    Ok(match find(socket, id)? {
+        Some(Found::Ours(object)) => Some(object),
+        Some(Found::Foreign) | None => None,
+    })
 }
 
 /// What stands under an id.

@@ -37,10 +37,10 @@ impl Sidecar {
         Self::run(node, settings, command)
     }
 
-    /// The same without some capabilities, as setpriv(1) writes them: `-net_broadcast`.
-    pub fn bounded(node: &Node, settings: &str, bounds: &str) -> Self {
+    /// The same, as setpriv(1) runs it with these options.
+    pub fn bounded(node: &Node, settings: &str, options: &[&str]) -> Self {
         let mut command = node.ns.cmd("setpriv");
-        command.args(["--bounding-set", bounds, "--inh-caps", bounds, VIPROUTED]);
+        command.args(options).arg(VIPROUTED);
         Self::run(node, settings, command)
     }
 
