@@ -75,9 +75,11 @@ impl Serving {
         }
     }
 
-    /// False: the listener was shut down.
+    /// Takes some of those that wait; epoll tells of the rest again. False: the listener was shut down.
     fn accept(&mut self) -> bool {
-        loop {
+        // Clients that never stop coming would have each connection kept open that has ended meanwhile.
+        const AT_ONCE: usize = 64;
+        for _ in 0..AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, client)) => {
                     stream.set_nonblocking(true).expect("a stream that doesn't block");
@@ -93,6 +95,7 @@ impl Serving {
                 Err(error) => panic!("accept: {error}"),
             }
         }
+        true
     }
 
     fn answer(&mut self, id: u64) {
