@@ -1,5 +1,5 @@
-//! Compiles the flow owner's programs (`src/bpf/owner.bpf.c`) with clang and tells the library their version: a hash of
-//! the object, so that another build's programs are known as such.
+//! Compiles the programs in `src/bpf` with clang and tells the library the version of the flow owner's: a hash of the
+//! object, so that another build's are known as such.
 
 use std::env;
 use std::fs;
@@ -8,12 +8,21 @@ use std::process::{Command, exit};
 
 use sha2::{Digest, Sha256};
 
-const SOURCE: &str = "src/bpf/owner.bpf.c";
-
 fn main() {
     println!("cargo::rerun-if-changed=src/bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
-    let object = Path::new(&variable("OUT_DIR")).join("owner.bpf.o");
+    compile("listen");
+    let owner = compile("owner");
+    let bytes = fs::read(&owner).unwrap_or_else(|e| fail(&format!("read {}: {e}", owner.display())));
+    let hash = Sha256::digest(bytes);
+    let version = hash.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    println!("cargo::rustc-env=VIPROUTE_OWNER_VERSION={version:012x}");
+}
+
+/// Makes `NAME.bpf.o` of `src/bpf/NAME.bpf.c`.
+fn compile(name: &str) -> PathBuf {
+    let source = format!("src/bpf/{name}.bpf.c");
+    let object = Path::new(&variable("OUT_DIR")).join(format!("{name}.bpf.o"));
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
     let mut command = Command::new(&clang);
     // v3: 32-bit arithmetic, since Linux 5.1.
@@ -23,17 +32,13 @@ fn main() {
     if let Some(headers) = machine_headers() {
         command.arg("-idirafter").arg(headers);
     }
-    match command.args(["-c", SOURCE, "-o"]).arg(&object).status() {
-        Ok(status) if status.success() => {}
+    match command.args(["-c", &source, "-o"]).arg(&object).status() {
+        Ok(status) if status.success() => object,
         Ok(status) => {
-            fail(&format!("{clang} could not compile {SOURCE} ({status}); it needs linux-libc-dev's headers"))
+            fail(&format!("{clang} could not compile {source} ({status}); it needs linux-libc-dev's headers"))
         }
         Err(e) => fail(&format!("{clang} can't be run ({e}): install the package clang, or set CLANG")),
     }
-    let bytes = fs::read(&object).unwrap_or_else(|e| fail(&format!("read {}: {e}", object.display())));
-    let hash = Sha256::digest(bytes);
-    let version = hash.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-    println!("cargo::rustc-env=VIPROUTE_OWNER_VERSION={version:012x}");
 }
 
 /// The byte order is the target machine's.

@@ -1,7 +1,9 @@
-// The kernel's helper functions that owner.bpf.c calls, by their numbers in linux/bpf.h (their meaning is written there), and
+// The kernel's helper functions that the programs here call, by their numbers in linux/bpf.h (their meaning is written there), and
 // how a map is declared. All are in Linux 5.14. Written out so that nothing but the UAPI headers is needed to compile.
 #ifndef VIPROUTE_HELPERS_H
 #define VIPROUTE_HELPERS_H
+
+struct tcphdr;
 
 #define SEC(name) __attribute__((section(name), used))
 #define __uint(name, value) int(*name)[value]
@@ -36,6 +38,10 @@ static long (*const bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __
 	(void *)BPF_FUNC_clone_redirect;
 static struct bpf_sock *(*const bpf_skc_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
 						   __u64 flags) = (void *)BPF_FUNC_skc_lookup_tcp;
+static struct bpf_sock *(*const bpf_sk_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+						  __u64 flags) = (void *)BPF_FUNC_sk_lookup_tcp;
+static struct bpf_sock *(*const bpf_sk_lookup_udp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+						  __u64 flags) = (void *)BPF_FUNC_sk_lookup_udp;
 static long (*const bpf_sk_release)(void *sock) = (void *)BPF_FUNC_sk_release;
 static long (*const bpf_tcp_check_syncookie)(void *sk, void *iph, __u32 iph_len, struct tcphdr *th, __u32 th_len) =
 	(void *)BPF_FUNC_tcp_check_syncookie;

@@ -1,8 +1,10 @@
-//! The flow owner: two programs on every host end (`owner.bpf.c`), loaded once per boot and pinned with their maps.
+//! The flow owner: two programs on every host end (`owner.bpf.c`), loaded once per boot and pinned with their maps. And a
+//! program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
 
+mod listening;
 mod maps;
 
 use std::cell::OnceCell;
@@ -19,6 +21,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+pub use listening::{Listening, Question};
 pub use maps::{ADDRESSES, Attached, CROWDED, Counts, GUARDED, MEMBERS, Maps, Member, PORTS, STICKY_UDP};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
@@ -51,6 +54,9 @@ pub enum Error {
     /// The kernel doesn't take the programs.
     #[error("load the flow owner")]
     Load(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Nobody can be asked who listens.
+    #[error("ask who listens by a BPF program")]
+    Listening(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A map.
     #[error("{op} map entry {object}")]
     Map {

@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use netlink_packet_core::Parseable;
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 
@@ -99,6 +102,21 @@ impl Netns {
     pub fn identity(&self) -> Result<(u64, u64)> {
         let failed = |e: std::io::Error| Error::io("look at network namespace", self.path.display().to_string(), &e);
         self.file.metadata().map(|m| (m.dev(), m.ino())).map_err(failed)
+    }
+
+    /// Its id in the node's namespace (`ip netns list-id`), where it has one: a pair between the two gives it one, and it
+    /// keeps that to its end.
+    pub fn id(&self, node: &NodeNet) -> Result<Option<u32>> {
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(self.fd().cast_unsigned()));
+        let found = node.get(("get id", self.path.display()), &Message::GetNsId(message), |_, payload| {
+            let message = NsidMessage::parse(payload).ok()?;
+            message.attributes.iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(id) => Some(*id),
+                _ => None,
+            })
+        })?;
+        Ok(found.and_then(|id| u32::try_from(id).ok()))
     }
 
     /// Whether it is the calling thread's own.

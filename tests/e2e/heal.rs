@@ -332,8 +332,8 @@ fn without_the_capability_to_hear_pods() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let settings = format!("backend = \"pool\"\n[pool]\ncidr = \"{POOL}\"");
-    let sidecar =
-        Sidecar::bounded(&node, &settings, &["--bounding-set", "-net_broadcast", "--inh-caps", "-net_broadcast"]);
+    let without = ["--bounding-set", "-net_broadcast", "--inh-caps", "-net_broadcast"];
+    let sidecar = Sidecar::run_by("setpriv", &without, &node, &settings);
     let pod = node.joined(&web());
     let healthy = node.snapshot(&[&pod]);
     assert!(sidecar.daemon.log().contains("CAP_NET_BROADCAST is missing"), "{}", sidecar.daemon.log());

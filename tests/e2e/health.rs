@@ -293,6 +293,27 @@ fn many_replicas_are_ready_together_and_stay_so() {
         used.as_secs_f64() / rest.as_secs_f64() * 100.0
     );
     assert_eq!(ready(), Some(many));
-    assert!(!sidecar.daemon.log().contains("draining"), "a replica that listens has drained");
+    let log = sidecar.daemon.log();
+    assert!(!log.contains("draining"), "a replica that listens has drained");
+    assert!(!log.contains(ONE_BY_ONE), "all are asked for together");
     drop(first);
+}
+
+/// What is logged where no program can ask for all at once.
+const ONE_BY_ONE: &str = "each pod that is to listen is asked by itself";
+
+#[test]
+fn pods_are_asked_one_by_one_where_bpf_is_not_permitted() {
+    let mut scene = Scene::new();
+    drop(scene.sidecar.take());
+    let settings = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"";
+    let refused = ["-D", "-f", "-o", "/dev/null", "-e", "inject=bpf:error=EPERM"];
+    scene.sidecar = Some(Sidecar::run_by("strace", &refused, &scene.node, settings));
+    let join = web("listen interval=100ms").key("flowOwner", json!("off"));
+    let (server, pod) = scene.ready(&join, 1).remove(0);
+    scene.stays(&pod, "ready");
+    drop(server);
+    scene.becomes(&pod, "draining");
+    let log = scene.sidecar.as_ref().expect("a sidecar").daemon.log();
+    assert_eq!(log.matches(ONE_BY_ONE).count(), 1, "{log}");
 }

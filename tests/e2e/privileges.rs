@@ -272,7 +272,7 @@ fn the_units_capabilities_are_enough() {
         bounds.extend(relay.then(|| "+sys_ptrace".into()));
         let bounds = format!("--bounding-set=-all,{}", bounds.join(","));
         let options = [bounds.as_str(), "--inh-caps=-all", "--no-new-privs"];
-        let _sidecar = Sidecar::bounded(&node, &format!("backend = \"dhcp\"\n{settings}"), &options);
+        let _sidecar = Sidecar::run_by("setpriv", &options, &node, &format!("backend = \"dhcp\"\n{settings}"));
         let pod = node.joined(&join);
         let vip = pod.vip();
         until("the nftables table is made", std::time::Duration::from_secs(20), || {

@@ -1,4 +1,4 @@
-//! What the flow owner's programs ask of a kernel: nothing that is newer than Linux 5.14, and a fraction of the verifier's patience.
+//! What the BPF programs ask of a kernel: nothing that is newer than Linux 5.14, and a fraction of the verifier's patience.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,10 @@ use aya_obj::generated::bpf_insn;
 use crate::corpus::pinned;
 use crate::harness::{Join, Lan, Node};
 
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
+static OBJECTS: [&[u8]; 2] = [
+    include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/listen.bpf.o")),
+];
 
 /// Resilient nexthop groups have been there since then, so no older kernel will do anyway.
 const OLDEST: (u32, u32) = (5, 14);
@@ -23,6 +26,8 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (23, "redirect", (4, 4)),
     (26, "skb_load_bytes", (4, 5)),
     (38, "skb_change_tail", (4, 9)),
+    (84, "sk_lookup_tcp", (4, 20)),
+    (85, "sk_lookup_udp", (4, 20)),
     (86, "sk_release", (4, 20)),
     (99, "skc_lookup_tcp", (5, 2)),
     (100, "tcp_check_syncookie", (5, 2)),
@@ -40,13 +45,13 @@ const MAPS: &[(u32, &str, (u32, u32))] = &[
 /// Instructions that a verifier looks at before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).
 const PATIENCE: u32 = 1_000_000;
 
-fn object() -> Object {
-    Object::parse(OBJECT).expect("the programs' object")
+fn objects() -> [Object; 2] {
+    OBJECTS.map(|object| Object::parse(object).expect("an object of programs"))
 }
 
-fn instructions(object: &Object) -> Vec<bpf_insn> {
+fn instructions() -> Vec<bpf_insn> {
     let mut all = Vec::new();
-    for function in object.functions.values() {
+    for function in objects().iter().flat_map(|object| object.functions.values()) {
         let mut rest = function.instructions.as_slice();
         while let Some((first, others)) = rest.split_first() {
             all.push(*first);
@@ -68,8 +73,7 @@ fn assert_listed<N: Copy + Ord + std::fmt::Debug>(used: &BTreeSet<N>, listed: &[
 #[test]
 fn helpers_are_as_old_as_the_oldest_kernel() {
     const CALL: u8 = 0x85;
-    let object = object();
-    let calls: Vec<_> = instructions(&object).into_iter().filter(|instruction| instruction.code == CALL).collect();
+    let calls: Vec<_> = instructions().into_iter().filter(|instruction| instruction.code == CALL).collect();
     // 0: a helper; 1: a function of the program's own; 2: one of the kernel's, which promises nobody to stay.
     assert!(calls.iter().all(|call| call.src_reg() <= 1), "a call to a kernel function");
     assert_listed(&calls.iter().filter(|call| call.src_reg() == 0).map(|call| call.imm).collect(), HELPERS);
@@ -77,14 +81,14 @@ fn helpers_are_as_old_as_the_oldest_kernel() {
 
 #[test]
 fn maps_are_as_old_as_the_oldest_kernel() {
-    assert_listed(&object().maps.values().map(aya_obj::Map::map_type).collect(), MAPS);
+    let maps = objects().into_iter().flat_map(|object| object.maps);
+    assert_listed(&maps.map(|(_, map)| map.map_type()).collect(), MAPS);
 }
 
 /// The instructions of -mcpu=v4 (Linux 6.6) and what atomic ones do beyond adding (5.12) are left out.
 #[test]
 fn instructions_are_as_old_as_the_oldest_kernel() {
-    let object = object();
-    let all = instructions(&object);
+    let all = instructions();
     assert!(all.len() > 500, "only {} instructions", all.len());
     let newer = all.into_iter().filter(|instruction| match instruction.code {
         // A far jump, a swap of bytes on any machine, loads that extend the sign.

@@ -16,6 +16,7 @@ mod sighting;
 mod tally;
 
 use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -34,8 +35,8 @@ use roster::Roster;
 use sighting::{Batch, Reader, Subject};
 use tally::Outcome;
 
-/// Checks that are due within this time are made together: waking up costs more than a look at a socket table.
-const TOGETHER: Duration = Duration::from_millis(20);
+/// Checks that are due within this time are made together: waking up costs more than a check.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// Without anything to check.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -136,28 +137,31 @@ impl Health {
 
     fn check_due(&mut self) {
         let now = Instant::now();
-        while let Some((number, subject)) = self.roster.take(now, rand::random) {
-            if let Some(outcome) = self.check(number, &subject) {
-                self.record(number, &outcome);
-            }
+        let due = iter::from_fn(|| self.roster.take(now, rand::random));
+        let (listeners, others): (Vec<_>, Vec<_>) = due.partition(|(_, subject)| subject.check.probe == Probe::Listen);
+        let known = self.tables.know(listeners.iter().map(|(_, subject)| &**subject));
+        for ((number, subject), listens) in listeners.into_iter().zip(known) {
+            let outcome = if listens { Outcome::Up } else { self.look(&subject) };
+            self.record(number, &outcome);
+        }
+        for (number, subject) in others {
+            self.order(number, subject);
         }
     }
 
-    /// `None`: the outcome is still to come.
-    fn check(&mut self, number: u64, subject: &Arc<Subject>) -> Option<Outcome> {
-        if subject.check.probe == Probe::Listen {
-            return Some(self.look(subject));
+    /// What comes of it is told later.
+    fn order(&mut self, number: u64, subject: Arc<Subject>) {
+        if subject.netns.is_still_there() {
+            // The thread that takes orders ends with the process.
+            let _ = self.orders.send((number, subject));
+        } else {
+            let outcome = self.without_netns(&subject);
+            self.record(number, &outcome);
         }
-        if !subject.netns.is_still_there() {
-            return Some(self.without_netns(subject));
-        }
-        // The thread that takes orders ends with the process.
-        let _ = self.orders.send((number, subject.clone()));
-        None
     }
 
     fn look(&mut self, subject: &Subject) -> Outcome {
-        let seen = self.tables.is_open(&subject.netns).then(|| self.tables.check(subject));
+        let seen = self.tables.is_open(&subject.netns).then(|| self.tables.check(&self.node, subject));
         // Where somebody listens there is a namespace: one look less for those that are up, which is most.
         if seen == Some(Outcome::Up) {
             return Outcome::Up;
@@ -166,7 +170,7 @@ impl Health {
             self.tables.forget(&subject.netns);
             return self.without_netns(subject);
         }
-        seen.unwrap_or_else(|| self.tables.check(subject))
+        seen.unwrap_or_else(|| self.tables.check(&self.node, subject))
     }
 
     /// With the namespace goes its pair. While that is there, it is only its path that can't be seen from here.

@@ -37,9 +37,9 @@ impl Sidecar {
         Self::run(node, settings, command)
     }
 
-    /// The same, as setpriv(1) runs it with these options.
-    pub fn bounded(node: &Node, settings: &str, options: &[&str]) -> Self {
-        let mut command = node.ns.cmd("setpriv");
+    /// The same, as that tool runs it with these options: setpriv(1), strace(1).
+    pub fn run_by(tool: &str, options: &[&str], node: &Node, settings: &str) -> Self {
+        let mut command = node.ns.cmd(tool);
         command.args(options).arg(VIPROUTED);
         Self::run(node, settings, command)
     }

@@ -5,8 +5,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
 };
+use viproute::bpf::{Listening, Question};
+use viproute::net::NodeNet;
 use viproute::net::sockets::Sockets;
 
 use crate::harness::Netns;
@@ -15,21 +17,43 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 7);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
 const TO: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
-struct Scene(Netns, Sockets);
+/// A pod's namespace, and the node's, which a pair connects.
+struct Scene {
+    pod: Netns,
+    sockets: Sockets,
+    node: Netns,
+    /// The pod's id on the node.
+    id: u32,
+    program: Listening,
+}
 
 impl Scene {
     fn new() -> Self {
-        let ns = Netns::new();
-        ns.ip(&format!("addr add {VIP}/32 dev lo"));
-        ns.ip(&format!("addr add {OTHER}/32 dev lo"));
-        let sockets = Sockets::open(&viproute::net::Netns::open(Path::new(&ns.path())).unwrap()).unwrap();
-        Self(ns, sockets)
+        let (node, pod) = (Netns::new(), Netns::new());
+        node.ip(&format!("link add v0 type veth peer name v1 netns {}", pod.path()));
+        pod.ip(&format!("addr add {VIP}/32 dev lo"));
+        pod.ip(&format!("addr add {OTHER}/32 dev lo"));
+        let opened = viproute::net::Netns::open(Path::new(&pod.path())).expect("a namespace");
+        let sockets = Sockets::open(&opened).expect("its sockets");
+        let id =
+            node.run(|| opened.id(&NodeNet::open().expect("a netlink socket"))).expect("an answer").expect("an id");
+        let program = Listening::load().expect("the program that asks who listens");
+        Self { pod, sockets, node, id, program }
     }
 
-    /// Whether connections and datagrams to the VIP are taken while `what` is there.
+    /// Whether connections and datagrams to the VIP are taken while `what` is there: one answer, whoever is asked.
     fn with<T: Send>(&self, what: impl FnOnce() -> T + Send) -> (bool, bool) {
-        let _there = self.0.run(what);
-        (self.1.takes_connections(TO).unwrap(), self.1.takes_datagrams(TO).unwrap())
+        let _there = self.pod.run(what);
+        let found = (self.sockets.takes_connections(TO).unwrap(), self.sockets.takes_datagrams(TO).unwrap());
+        let questions = [libc::IPPROTO_TCP, libc::IPPROTO_UDP].map(|protocol| self.question(protocol));
+        let program = &self.program;
+        let answers = self.node.run(|| program.ask(&questions)).expect("answers");
+        assert_eq!(answers, [found.0, found.1], "by the program");
+        found
+    }
+
+    fn question(&self, protocol: libc::c_int) -> Question {
+        Question { netns: self.id, to: TO, protocol: protocol.try_into().expect("eight bits") }
     }
 }
 
@@ -78,4 +102,46 @@ fn connections_and_connected_sockets_do_not_count() {
         socket
     });
     assert_eq!(connected, (false, false));
+}
+
+/// What comes for the VIP comes by vip0, and one that is tied to another device doesn't get it.
+#[test]
+fn a_socket_that_is_tied_to_a_device_does_not_count() {
+    let scene = Scene::new();
+    let tied = |device: &'static str| {
+        move || {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            setsockopt(&fd, sockopt::BindToDevice, &device.into()).unwrap();
+            bind(fd.as_raw_fd(), &SockaddrIn::from(TO)).unwrap();
+            listen(&fd, Backlog::new(8).unwrap()).unwrap();
+            fd
+        }
+    };
+    // The one that the question itself comes by, in its own namespace, has the same index.
+    assert_eq!(scene.with(tied("lo")), (false, false));
+    assert_eq!(scene.with(tied("v1")), (false, false));
+}
+
+/// More than go into one run, in order; and of a namespace that isn't there nobody listens.
+#[test]
+fn many_questions_have_their_own_answers() {
+    const QUESTIONS: u16 = 1000;
+    let scene = Scene::new();
+    let is_open = |port: u16| port.is_multiple_of(7);
+    let _servers: Vec<_> = scene.pod.run(|| {
+        let open = (1..=QUESTIONS).filter(|port| is_open(*port));
+        open.map(|port| TcpListener::bind((VIP, port)).unwrap()).collect()
+    });
+    let question = |port| Question { to: SocketAddrV4::new(VIP, port), ..scene.question(libc::IPPROTO_TCP) };
+    let mut questions: Vec<_> = (1..=QUESTIONS).map(question).collect();
+    let program = &scene.program;
+    let answers = scene.node.run(|| program.ask(&questions)).expect("answers");
+    let wanted: Vec<_> = (1..=QUESTIONS).map(is_open).collect();
+    assert_eq!(answers, wanted);
+    for question in &mut questions {
+        question.netns = 4711;
+    }
+    let answers = scene.node.run(|| program.ask(&questions)).expect("answers");
+    assert_eq!(answers, [false; QUESTIONS as usize]);
+    assert_eq!(program.ask(&[]).expect("no answers"), [false; 0]);
 }
