@@ -17,6 +17,8 @@ use crate::with_causes;
 
 /// How often the connections by a former address are looked at, while there is one.
 const LOOK: Duration = Duration::from_secs(1);
+/// Without any.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Starts it.
 pub fn start(context: &Context) -> io::Result<()> {
@@ -43,7 +45,7 @@ impl Part {
     fn run(mut self, changes: &Receiver<watch::Changes>) {
         let mut last = Instant::now();
         loop {
-            let mut due = match changes.recv_timeout(LOOK) {
+            let mut due = match changes.recv_timeout(if self.vips.is_empty() { IDLE } else { LOOK }) {
                 Ok(changes) => changes.vips,
                 Err(RecvTimeoutError::Timeout) => BTreeSet::new(),
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NlasIterator, Parseable};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
@@ -159,34 +159,11 @@ fn get(socket: &Socket, object: impl Display, mut message: LinkMessage) -> Resul
 }
 
 /// The settings of the device of that name in another namespace, by the id that namespace has here; without entering it.
-/// Made to be asked often: nothing else of the answer is read.
 pub fn settings_in(socket: &Socket, netns: u32, name: &str) -> Result<Option<Settings>> {
     let mut message = LinkUnspec::new_with_name(name).build();
     message.attributes.push(LinkAttribute::IfNetnsId(netns.cast_signed()));
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    socket.get(("get link", name), &Message::GetLink(message), |_, payload| decode_settings(payload))
-}
-
-/// `IFLA_AF_SPEC`, in it `AF_INET`, in it `IFLA_INET_CONF`: an array by the numbers of [`Setting`], from 1.
-fn decode_settings(payload: &[u8]) -> Option<Settings> {
-    const HEADER: usize = 16; // struct ifinfomsg
-    const PATH: [u16; 3] = [26, 2, 1];
-    let mut found = payload.get(HEADER..)?;
-    for kind in PATH {
-        let nla = NlasIterator::new(found).map_while(std::result::Result::ok).find(|nla| nla.kind() == kind)?;
-        let length = usize::from(nla.length());
-        found = nla.into_inner().get(4..length)?;
-    }
-    let value = |setting: Setting| {
-        let bytes = found.get(4 * (setting as usize - 1)..)?.first_chunk()?;
-        Some(i32::from_ne_bytes(*bytes))
-    };
-    Some(Settings {
-        forwarding: value(Setting::Forwarding)?,
-        rp_filter: value(Setting::RpFilter)?,
-        arp_ignore: value(Setting::ArpIgnore)?,
-        arp_announce: value(Setting::ArpAnnounce)?,
-    })
+    socket.get(("get link", name), &Message::GetLink(message), |_, payload| Some(decode(payload)?.settings))
 }
 
 /// All devices of the namespace.
@@ -197,52 +174,73 @@ pub fn list(socket: &Socket) -> Result<Vec<Link>> {
     socket.dump(("list", "links"), &Message::GetLink(query), |_, payload| decode(payload))
 }
 
+/// What matters of a `struct ifinfomsg` and the attributes behind it. By hand: a device has some sixty, the agent reads
+/// those of thousands again and again, and a `LinkMessage` makes an object of each.
 pub(super) fn decode(payload: &[u8]) -> Option<Link> {
-    LinkMessage::parse(payload).ok().as_ref().map(read)
-}
-
-fn read(message: &LinkMessage) -> Link {
+    const HEADER: usize = 16;
+    const ADDRESS: u16 = 1;
+    const NAME: u16 = 3;
+    const MTU: u16 = 4;
+    const STATS64: u16 = 23;
+    const AF_SPEC: u16 = 26;
+    const LINK_NETNSID: u16 = 37;
+    let flags = LinkFlags::from_bits_retain(number(payload, 8)?);
     let mut link = Link {
-        index: message.header.index,
+        index: number(payload, 4)?,
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
-        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
         peer_netns: None,
         packets: Traffic::default(),
         bytes: Traffic::default(),
         settings: Settings::default(),
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::LinkNetNsId(id) => link.peer_netns = u32::try_from(*id).ok(),
-            LinkAttribute::Stats64(stats) => {
-                link.packets = Traffic { received: stats.rx_packets, sent: stats.tx_packets };
-                link.bytes = Traffic { received: stats.rx_bytes, sent: stats.tx_bytes };
-            }
-            LinkAttribute::AfSpecUnspec(families) => link.settings = read_settings(families),
+    for (kind, value) in attributes(payload.get(HEADER..)?) {
+        match kind {
+            NAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut link.name),
+            ADDRESS => link.mac = value.try_into().ok(),
+            MTU => link.mtu = number(value, 0)?,
+            LINK_NETNSID => link.peer_netns = number(value, 0).filter(|id| id.cast_signed() >= 0),
+            STATS64 => (link.packets, link.bytes) = (traffic(value, 0)?, traffic(value, 16)?),
+            AF_SPEC => link.settings = decode_settings(value).unwrap_or_default(),
             _ => {}
         }
     }
-    link
+    Some(link)
 }
 
-fn read_settings(families: &[AfSpecUnspec]) -> Settings {
-    let conf = families.iter().find_map(|family| match family {
-        AfSpecUnspec::Inet(attributes) => attributes.iter().find_map(|a| match a {
-            AfSpecInet::DevConf(conf) => Some(conf),
-            _ => None,
-        }),
-        _ => None,
-    });
-    conf.map_or_else(Settings::default, |conf| Settings {
-        forwarding: conf.forwarding,
-        rp_filter: conf.rp_filter,
-        arp_ignore: conf.arp_ignore,
-        arp_announce: conf.arp_announce,
+/// Of `IFLA_AF_SPEC`: in it `AF_INET`, in that `IFLA_INET_CONF`, an array by the numbers of [`Setting`], from 1.
+fn decode_settings(value: &[u8]) -> Option<Settings> {
+    const INET: u16 = 2;
+    const CONF: u16 = 1;
+    let (_, inet) = attributes(value).find(|(kind, _)| *kind == INET)?;
+    let (_, conf) = attributes(inet).find(|(kind, _)| *kind == CONF)?;
+    let setting = |setting: Setting| Some(number(conf, 4 * (setting as usize - 1))?.cast_signed());
+    Some(Settings {
+        forwarding: setting(Setting::Forwarding)?,
+        rp_filter: setting(Setting::RpFilter)?,
+        arp_ignore: setting(Setting::ArpIgnore)?,
+        arp_announce: setting(Setting::ArpAnnounce)?,
     })
+}
+
+/// Kinds, without flags, and values. What is cut off ends them.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const HEADER: usize = 4;
+    NlasIterator::new(bytes).map_while(std::result::Result::ok).filter_map(|nla| {
+        let (kind, length) = (nla.kind(), usize::from(nla.length()));
+        Some((kind, nla.into_inner().get(HEADER..length)?))
+    })
+}
+
+/// Of `struct rtnl_link_stats64`: received, then sent.
+fn traffic(stats: &[u8], at: usize) -> Option<Traffic> {
+    let counter = |at: usize| Some(u64::from_ne_bytes(*stats.get(at..)?.first_chunk()?));
+    Some(Traffic { received: counter(at)?, sent: counter(at + 8)? })
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }

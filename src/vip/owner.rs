@@ -35,13 +35,28 @@ impl Want {
         let attached = replicas.values().filter_map(|replica| Some((replica.ifindex, wanted(replica, crowded)?)));
         Self { attached: attached.collect() }
     }
+
+    /// Whether these are the replicas to be asked: all of them, or where they are too many as many as there is room for.
+    fn is_met_by(&self, members: Option<&[Member]>) -> bool {
+        let Some(members) = members else { return self.attached.is_empty() };
+        let is_wanted = |member: &Member| {
+            let wanted = self.attached.get(&member.ifindex);
+            wanted.is_some_and(|wanted| Member::new(member.ifindex, wanted.netns, wanted.mac) == *member)
+        };
+        let once = members.is_sorted_by(|one, next| one < next);
+        once && members.len() == self.attached.len().clamp(1, MEMBERS) && members.iter().all(is_wanted)
+    }
 }
 
-/// Whether the maps have what a VIP must have. A few system calls, one a replica.
-pub fn is_right(maps: &Maps, vip: Ipv4Addr, want: &Want) -> Result<bool> {
-    let have = read(maps, vip, want, &[])?;
-    let (before, after) = difference(&have, want, |ifindex| maps.used(ifindex).unwrap_or_default());
-    Ok(before.is_empty() && after.is_empty())
+/// Whether the maps have what a VIP must have, as far as it is looked at: `is_due` is asked for the VIP's own entry and for
+/// each replica's. A system call an entry.
+pub fn is_right(maps: &Maps, vip: Ipv4Addr, want: &Want, mut is_due: impl FnMut() -> bool) -> Result<bool> {
+    // Where nobody is asked but those that are wanted, nobody else can have an entry that is known of.
+    let mut right = !is_due() || want.is_met_by(maps.members(vip)?.as_deref());
+    for (ifindex, wanted) in &want.attached {
+        right &= !is_due() || maps.attached(*ifindex, vip)?.as_ref() == Some(wanted);
+    }
+    Ok(right)
 }
 
 fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, departed: &[u32]) -> Result<Have> {
@@ -102,10 +117,10 @@ pub fn difference(have: &Have, want: &Want, recent: impl Fn(u32) -> u64) -> (Vec
             before.push(Op::Attach(*ifindex, Box::new(*wanted)));
         }
     }
-    let wanted: BTreeSet<Member> = want.attached.iter().map(|(index, a)| Member::new(*index, a.netns, a.mac)).collect();
-    let known: BTreeSet<Member> = have.members.iter().flatten().copied().collect();
-    let complete = known.is_subset(&wanted) && known.len() == wanted.len().min(MEMBERS);
-    if !wanted.is_empty() && !complete {
+    if !want.attached.is_empty() && !want.is_met_by(have.members.as_deref()) {
+        let wanted: BTreeSet<Member> =
+            want.attached.iter().map(|(index, a)| Member::new(*index, a.netns, a.mac)).collect();
+        let known: BTreeSet<Member> = have.members.iter().flatten().copied().collect();
         // Those that go are still asked until the group has let go of them.
         let grown = choose(wanted.union(&known).copied().collect(), &recent);
         let wanted = choose(wanted.into_iter().collect(), &recent);

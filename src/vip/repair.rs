@@ -33,7 +33,7 @@ pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) 
         Attempt::Busy => return Ok(Outcome::Busy),
         Attempt::Absent => return Ok(Outcome::Nothing),
     };
-    let Some(record) = registry.attachment_record(attachment)? else { return Ok(Outcome::Nothing) };
+    let record = locked.record?;
     let joined = Joined::read(registry, attachment, &record)?;
     if !joined.complete {
         return Ok(Outcome::Nothing);
@@ -47,7 +47,6 @@ pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) 
     repair.fix_host_end(&host_end)?;
     repair.nexthop(&host_end)?;
     repair.endpoints(&host_end)?;
-    drop(locked);
     Ok(Outcome::Done(repair.found))
 }
 

@@ -49,7 +49,7 @@ pub fn start(context: &Context) -> io::Result<()> {
     } else {
         drop(sender);
     }
-    let part = Part { registry, journal, vips: BTreeMap::new(), settled: None, trouble: None };
+    let part = Part { registry, journal, generation: None, vips: BTreeMap::new(), settled: None, trouble: None };
     // Switched off it ends in order.
     let at_work = notrack.then(|| context.parts.begin("notrack"));
     let work = move || {
@@ -62,6 +62,8 @@ pub fn start(context: &Context) -> io::Result<()> {
 struct Part {
     registry: Registry,
     journal: Journal,
+    /// While it can be read.
+    generation: Option<Generation>,
     /// The addresses of each VIP of the node.
     vips: BTreeMap<VipKey, BTreeSet<Ipv4Addr>>,
     /// The table was right at this generation of the kernel's rules; `None`: it has to be looked at.
@@ -132,7 +134,13 @@ impl Part {
     }
 
     fn try_settle(&mut self) -> Result<(), Error> {
-        let generation = Generation::open().map_err(Error::Kernel)?;
+        let generation = self.generation.take().map_or_else(Generation::open, Ok).map_err(Error::Kernel)?;
+        self.settle_by(&generation)?;
+        self.generation = Some(generation);
+        Ok(())
+    }
+
+    fn settle_by(&mut self, generation: &Generation) -> Result<(), Error> {
         if self.settled.is_some_and(|settled| generation.get().is_ok_and(|now| now == settled)) {
             return Ok(());
         }

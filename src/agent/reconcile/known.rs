@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use crate::registry::{self, Registry, Replica, VipKey, VipRecord, attachment_of};
@@ -160,9 +161,12 @@ impl Known {
         self.attached.keys()
     }
 
-    /// Each attachment's pod: its namespace, as an id of the node's, and its own interface.
-    pub fn pods(&self) -> impl Iterator<Item = (&str, u32, &str)> {
-        self.attached.iter().filter_map(|(name, attached)| {
+    /// Each attachment's pod: its namespace, as an id of the node's, and its own interface. From the attachment behind this
+    /// one on, around to this one.
+    pub fn pods_behind(&self, last: &str) -> impl Iterator<Item = (&str, u32, &str)> {
+        let behind = self.attached.range::<str, _>((Bound::Excluded(last), Bound::Unbounded));
+        let around = behind.chain(self.attached.range::<str, _>((Bound::Unbounded, Bound::Included(last))));
+        around.filter_map(|(name, attached)| {
             let (_, ifname) = name.split_once('@')?;
             Some((name.as_str(), attached.netns_id?, ifname))
         })
@@ -206,5 +210,29 @@ impl Known {
     /// The VIP of this group.
     pub fn by_group(&self, id: u32) -> Option<&VipKey> {
         self.by_group.get(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_come_round() {
+        let key: VipKey = "shop/web".parse().unwrap();
+        let mut known = Known::default();
+        for (netns, name) in [(1, "a@eth0"), (2, "b@eth0"), (3, "c@net1")] {
+            let replica = serde_json::json!({
+                "address": "10.1.1.2", "ifindex": 10 + netns, "state": "ready", "weight": 1, "netns_id": netns,
+                "mac": "06:76:00:00:00:01", "ports": []
+            });
+            known.join(&key, name, &serde_json::from_value(replica).unwrap());
+        }
+        let behind = |last| known.pods_behind(last).collect::<Vec<_>>();
+        let all = [("a@eth0", 1, "eth0"), ("b@eth0", 2, "eth0"), ("c@net1", 3, "net1")];
+        assert_eq!(behind(""), all);
+        assert_eq!(behind("b@eth0"), [all[2], all[0], all[1]]);
+        assert_eq!(behind("bb@eth0"), [all[2], all[0], all[1]], "one that is gone by now");
+        assert_eq!(behind("c@net1"), all);
     }
 }

@@ -70,6 +70,7 @@ pub fn start(context: &Context) -> Result<(), Error> {
         started: false,
         ensured: false,
         turn: 0,
+        last_pod: String::new(),
         look: now + LOOK,
         full: now + FULL,
         begun: None,
@@ -102,8 +103,10 @@ struct Reconciler {
     started: bool,
     /// This build's programs have been brought in.
     ensured: bool,
-    /// Counts the looks, so that all pods have their turn.
+    /// Counts the looks, so that all entries of the maps have their turn.
     turn: usize,
+    /// The attachment whose pod was asked last.
+    last_pod: String,
     look: Instant,
     full: Instant,
     /// When the last look at everything began.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::patience::Thing;
-use super::{FULL, Reconciler};
+use super::{FULL, Reconciler, Vip};
 use crate::bpf::Maps;
 use crate::net::{link, sysctl};
 use crate::registry::{VipKey, attachment_of};
@@ -15,6 +15,8 @@ use crate::vip::{self, Tables, owner, pair, sweep};
 /// So many pods at most are asked for their settings each second: all that kubelet lets a node have, unless told otherwise.
 /// On a node that has more, their turn comes later.
 const PODS: usize = 110;
+/// So many entries of the flow owner's maps at most are looked at each second, likewise: one a replica and one a VIP.
+const ENTRIES: usize = 256;
 
 impl Reconciler {
     /// True: something was amiss, and its VIPs may be too.
@@ -79,10 +81,11 @@ impl Reconciler {
             let settings = link::settings_in(&self.node, netns, ifname).ok().flatten()?;
             (!pair::has_arp_settings(&settings)).then(|| name.to_owned())
         };
-        let step = self.known.pods().count().div_ceil(PODS).max(1);
+        let asked: Vec<_> = self.known.pods_behind(&self.last_pod).take(PODS).collect();
+        let last = asked.last().map(|(name, ..)| (*name).to_owned());
+        self.todo.attachments.extend(asked.into_iter().filter_map(wrong));
+        self.last_pod = last.unwrap_or_default();
         self.turn = self.turn.wrapping_add(1);
-        let wrong: Vec<String> = self.known.pods().skip(self.turn % step).step_by(step).filter_map(wrong).collect();
-        self.todo.attachments.extend(wrong);
     }
 
     fn setting(&mut self, name: &str, value: i64) {
@@ -121,14 +124,16 @@ impl Reconciler {
         }
     }
 
-    /// The VIPs whose entries in the maps aren't right.
+    /// The VIPs whose entries in the maps aren't right, as far as it is their turn.
     fn wrong_in_maps(&self, dir: &Path) -> vip::Result<Vec<VipKey>> {
         // Another build's may have another form: they are that build's to fill.
         let Some(maps) = Maps::open(dir)? else { return Ok(Vec::new()) };
+        let entries = |(_, vip): (&VipKey, &Vip)| vip.record.addresses().count() * (1 + vip.want.attached.len());
+        let mut share = Share::new(self.known.vips_in(dir).map(entries).sum(), ENTRIES, self.turn);
         let mut wrong = Vec::new();
         for (key, vip) in self.known.vips_in(dir) {
             for address in vip.record.addresses() {
-                if !owner::is_right(&maps, address, &vip.want)? {
+                if !owner::is_right(&maps, address, &vip.want, || share.has_next())? {
                     wrong.push(key.clone());
                 }
             }
@@ -205,6 +210,26 @@ impl Reconciler {
     }
 }
 
+/// One in so many of a long row, others each time.
+struct Share {
+    step: usize,
+    place: usize,
+}
+
+impl Share {
+    /// Of so many, and no more than that; all have had their turn when as many turns have been as it takes.
+    fn new(all: usize, most: usize, turn: usize) -> Self {
+        let step = all.div_ceil(most).max(1);
+        Self { step, place: turn % step }
+    }
+
+    /// Whether the next one in the row is among them.
+    fn has_next(&mut self) -> bool {
+        self.place += 1;
+        self.place.is_multiple_of(self.step)
+    }
+}
+
 /// The first few of the findings, and how many more there are.
 fn summary(found: &[String]) -> String {
     const SHOWN: usize = 3;
@@ -217,7 +242,24 @@ fn summary(found: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::summary;
+    use super::{Share, summary};
+
+    #[test]
+    fn all_have_their_turn() {
+        for (all, most, turns) in [(0, 3, 1), (1, 3, 1), (3, 3, 1), (4, 3, 2), (10, 3, 4)] {
+            let mut seen = vec![0; all];
+            for turn in 0..turns {
+                let mut share = Share::new(all, most, turn);
+                let mut chosen = 0;
+                for times in seen.iter_mut().filter(|_| share.has_next()) {
+                    *times += 1;
+                    chosen += 1;
+                }
+                assert!(chosen <= most, "{chosen} of {all} in one turn");
+            }
+            assert_eq!(seen, vec![1; all], "{most} of {all}, {turns} times");
+        }
+    }
 
     #[test]
     fn a_summary_is_short() {
