@@ -12,8 +12,8 @@ const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(5);
 /// After so long without it a repair counts as a new one.
 const FORGET: Duration = Duration::from_secs(30);
-/// Until somebody who was busy with it is looked for again: a CHECK is done in milliseconds, and mends nothing.
-const BUSY: Duration = Duration::from_millis(200);
+/// Until somebody who was busy with it is done.
+const BUSY: Duration = Duration::from_secs(1);
 /// From so many times on it is "again and again".
 const OFTEN: u32 = 4;
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_busy_is_left_for_a_moment() {
+    fn who_is_busy_is_left_for_a_second() {
         let (mut patience, now) = (Patience::default(), Instant::now());
         patience.busy(web(), now);
         assert!(!patience.allows(&web(), now));

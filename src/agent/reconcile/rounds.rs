@@ -25,7 +25,13 @@ impl Reconciler {
         let now = Instant::now();
         let Some(attachment) = attachment_of(name).filter(|_| self.patience.allows(&thing, now)) else { return false };
         match repair::attachment(&self.node, &self.registry, &attachment) {
-            Ok(Outcome::Busy) => self.patience.busy(thing, now),
+            Ok(Outcome::Busy) => {
+                // Its VIPs wait for it: without a pair that it is to get again its connections would be nobody's.
+                for key in self.known.vips_of(name) {
+                    self.patience.busy(Thing::Vip(key.clone()), now);
+                }
+                self.patience.busy(thing, now);
+            }
             Ok(Outcome::Nothing) => self.patience.well(&thing, now),
             Ok(Outcome::Gone) => {
                 self.known.is_gone(name);
