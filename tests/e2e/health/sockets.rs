@@ -1,8 +1,10 @@
 //! Who takes what comes for an address, as the kernel's own lookup says it.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
@@ -11,7 +13,7 @@ use viproute::bpf::{Listening, Question};
 use viproute::net::NodeNet;
 use viproute::net::sockets::Sockets;
 
-use crate::harness::Netns;
+use crate::harness::{Netns, until};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 7);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
@@ -57,11 +59,21 @@ impl Scene {
     }
 }
 
+/// Binds as soon as the port is free: a program that another test is starting may hold a socket that was closed here, until
+/// it has become that program.
+fn free<T>(bind: impl Fn() -> io::Result<T>) -> T {
+    until("the port is free", Duration::from_secs(5), || match bind() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        other => Some(other.expect("a socket")),
+    })
+}
+
 /// A listener of both families, or of IPv6 alone.
 fn dual(only_v6: bool) -> std::os::fd::OwnedFd {
     let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&fd, sockopt::Ipv6V6Only, &only_v6).unwrap();
-    bind(fd.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 80, 0, 0))).unwrap();
+    let any = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 80, 0, 0));
+    free(|| Ok(bind(fd.as_raw_fd(), &any)?));
     listen(&fd, Backlog::new(8).unwrap()).unwrap();
     fd
 }
@@ -70,8 +82,8 @@ fn dual(only_v6: bool) -> std::os::fd::OwnedFd {
 fn those_bound_to_the_vip_or_to_any_address_count() {
     let scene = Scene::new();
     let any = Ipv4Addr::UNSPECIFIED;
-    let tcp = |address: Ipv4Addr, port| move || TcpListener::bind((address, port)).unwrap();
-    let udp = |address: Ipv4Addr, port| move || UdpSocket::bind((address, port)).unwrap();
+    let tcp = |address: Ipv4Addr, port| move || free(|| TcpListener::bind((address, port)));
+    let udp = |address: Ipv4Addr, port| move || free(|| UdpSocket::bind((address, port)));
     assert_eq!(scene.with(|| ()), (false, false));
     assert_eq!(scene.with(tcp(any, 80)), (true, false));
     assert_eq!(scene.with(tcp(VIP, 80)), (true, false));
@@ -83,7 +95,7 @@ fn those_bound_to_the_vip_or_to_any_address_count() {
     assert_eq!(scene.with(udp(any, 81)), (false, false));
     assert_eq!(scene.with(|| dual(false)), (true, false));
     assert_eq!(scene.with(|| dual(true)), (false, false));
-    assert_eq!(scene.with(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap()), (false, true));
+    assert_eq!(scene.with(|| free(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 80)))), (false, true));
 }
 
 /// Nobody who calls for the first time reaches these.
@@ -91,13 +103,13 @@ fn those_bound_to_the_vip_or_to_any_address_count() {
 fn connections_and_connected_sockets_do_not_count() {
     let scene = Scene::new();
     let connected = scene.with(|| {
-        let listener = TcpListener::bind((VIP, 80)).unwrap();
+        let listener = free(|| TcpListener::bind((VIP, 80)));
         let client = TcpStream::connect(SocketAddr::V4(TO)).unwrap();
         (listener.accept().unwrap(), client)
     });
     assert_eq!(connected, (false, false), "a connection whose listener is closed");
     let connected = scene.with(|| {
-        let socket = UdpSocket::bind((VIP, 80)).unwrap();
+        let socket = free(|| UdpSocket::bind((VIP, 80)));
         socket.connect((OTHER, 5000)).unwrap();
         socket
     });
@@ -112,7 +124,7 @@ fn a_socket_that_is_tied_to_a_device_does_not_count() {
         move || {
             let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
             setsockopt(&fd, sockopt::BindToDevice, &device.into()).unwrap();
-            bind(fd.as_raw_fd(), &SockaddrIn::from(TO)).unwrap();
+            free(|| Ok(bind(fd.as_raw_fd(), &SockaddrIn::from(TO))?));
             listen(&fd, Backlog::new(8).unwrap()).unwrap();
             fd
         }
