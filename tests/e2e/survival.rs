@@ -1,8 +1,8 @@
 //! Whatever happens to the VIP, a live TCP connection stays with the replica it began with: 1,000 from an outside client,
 //! 1,000 from a pod, 1,000 from the node itself.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,15 @@ struct Live {
     /// Replicas that were removed: their connections are lost.
     gone: Vec<String>,
     service: Service,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Both ends of all connections are this process's files, of which there is a limit: two at a time.
+fn turn() -> MutexGuard<'static, ()> {
+    static PLACES: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let place = &PLACES[NEXT.fetch_add(1, Ordering::Relaxed) % PLACES.len()];
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Live {
@@ -31,13 +40,14 @@ impl Live {
     }
 
     fn with_spares(spares: usize) -> Self {
+        let turn = turn();
         let service = Service::new(3, spares);
         let flows = service.flows(FLOWS);
         // Else nothing here would tell a replica from another.
         for flows in &flows {
             assert_eq!(flows.live().len(), 3, "each replica has connections from {}", flows.from);
         }
-        Self { flows, gone: Vec::new(), service }
+        Self { flows, gone: Vec::new(), service, _turn: turn }
     }
 
     /// Asks all connections, at once and again when their buckets were idle for a while.
@@ -214,7 +224,7 @@ fn connections_survive_everything_at_once() {
     let length = churn(TUMULT);
     let over = AtomicBool::new(false);
     let events = Mutex::new(Vec::new());
-    let Live { flows, gone, service } = &mut live;
+    let Live { flows, gone, service, .. } = &mut live;
     let members = thread::scope(|scope| {
         for flows in flows {
             scope.spawn(|| ask_until(flows, &over));
