@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Scale;
-use super::stand::{Entrant, Stand, enter, measure};
+use super::stand::{Entrant, Stand, enter, measure, slowest};
 use crate::contenders::{Contender, DIRECT, Direct, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
 use crate::load::{Load, Tally, bulk, flood, paced};
 use crate::results::{Chapter, Column, Cpu, TRACKED, Table, Unit};
@@ -87,13 +87,8 @@ pub fn packets(stand: &Stand, scale: &Scale, size: usize) -> Result<Tally> {
 
 fn latency(entrants: &[Entrant], scale: &Scale) -> Table {
     let mut table = Table::new("latency", "Latency at a fixed rate", "");
-    // What the slowest can carry, measured just before: half of it is what all are asked.
-    let able = |entrant: &Entrant| {
-        let stand = entrant.stand.as_ref().ok()?;
-        stand.load(&stand.world.client, scale, CONCURRENCY).requests().ok()?.rate().ok()
-    };
-    let slowest = entrants.iter().filter_map(able).reduce(f64::min).unwrap_or(2.0);
-    let rate = slowest / 2.0;
+    // Half of what the slowest can carry is what all are asked.
+    let rate = slowest(entrants, scale, CONCURRENCY).unwrap_or(2.0) / 2.0;
     table.text = format!(
         "{} requests/s over {CONCURRENCY} connections, the same for all: half of what the slowest path carries. Measured from \
          when a request was due, so that a stall counts for all that had to wait.",

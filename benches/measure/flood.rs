@@ -8,9 +8,9 @@ use hdrhistogram::Histogram;
 
 use super::Scale;
 use super::data_path::CONCURRENCY;
-use super::stand::{Entrant, enter, measure};
+use super::stand::{Entrant, enter, measure, slowest};
 use crate::contenders::{DIRECT, Direct, Viproute};
-use crate::load::{Load, Strays, Tally, paced, raw_socket};
+use crate::load::{Strays, paced, raw_socket};
 use crate::results::{Chapter, Column, KEPT, Table, Unit};
 use crate::stage::World;
 
@@ -44,12 +44,12 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     measure(&mut table, &entrants, scale.rounds, &columns, |stand| {
         let load = stand.load(&stand.world.client, scale, CONCURRENCY);
         let alone = load.requests()?.rate()?;
-        let (beside, _) = flooded(&load, &stand.world, NOBODY)?;
+        let (aside, _) = beside(&stand.world, NOBODY, || load.requests())?;
         let before = resets(&stand.world)?;
-        let (flooded, sent) = flooded(&load, &stand.world, stand.targets[0])?;
+        let (flooded, sent) = beside(&stand.world, stand.targets[0], || load.requests())?;
         let answered = (resets(&stand.world)? - before) / flooded.seconds;
-        let (beside, flooded) = (beside.rate()?, flooded.rate()?);
-        Ok(vec![alone, beside, flooded, flooded / beside * 100.0, sent, answered])
+        let (aside, flooded) = (aside.rate()?, flooded.rate()?);
+        Ok(vec![alone, aside, flooded, flooded / aside * 100.0, sent, answered])
     });
     let text = format!("One service, {REPLICAS} replicas; 200,000 strays a second are tried.");
     let tables = vec![table.beside(DIRECT), at_fixed_rate(&entrants, scale).beside(DIRECT)];
@@ -58,11 +58,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
 
 /// What clients who don't take all there is to have notice of a flood.
 fn at_fixed_rate(entrants: &[Entrant], scale: &Scale) -> Table {
-    let able = |entrant: &Entrant| {
-        let stand = entrant.stand.as_ref().ok()?;
-        stand.load(&stand.world.client, scale, CONCURRENCY).requests().ok()?.rate().ok()
-    };
-    let rate = entrants.iter().filter_map(able).reduce(f64::min).unwrap_or(4.0) / 4.0;
+    let rate = slowest(entrants, scale, CONCURRENCY).unwrap_or(4.0) / 4.0;
     let text = format!(
         "{} requests/s over connections that stay, a quarter of what the slower path carries alone. Answered: of a hundred that \
          were due. Latency from when a request was due.",
@@ -79,25 +75,19 @@ fn at_fixed_rate(entrants: &[Entrant], scale: &Scale) -> Table {
         let load = stand.load(&stand.world.client, scale, CONCURRENCY);
         let p99 = |latencies: &Histogram<u64>| latencies.value_at_quantile(0.99) as f64 / 1e9;
         let alone = paced(&load, rate)?;
-        let (flooded, sent, seconds) = beside(&stand.world, stand.targets[0], || paced(&load, rate))?;
+        let (flooded, sent) = beside(&stand.world, stand.targets[0], || paced(&load, rate))?;
         let due = rate * scale.time.as_secs_f64();
-        Ok(vec![flooded.len() as f64 / due * 100.0, p99(&alone), p99(&flooded), sent / seconds])
+        Ok(vec![flooded.len() as f64 / due * 100.0, p99(&alone), p99(&flooded), sent])
     });
     table
 }
 
-/// Requests while strays go to `to`; and how many of these a second.
-fn flooded(load: &Load<'_>, world: &World, to: SocketAddrV4) -> Result<(Tally, f64)> {
-    let (tally, sent, seconds) = beside(world, to, || load.requests())?;
-    Ok((tally, sent / seconds))
-}
-
-/// Does something while strays go to `to`; also how many of these were sent, and in how many seconds.
-fn beside<T>(world: &World, to: SocketAddrV4, work: impl FnOnce() -> Result<T>) -> Result<(T, f64, f64)> {
+/// Does something while strays go to `to`; and how many of these were sent a second.
+fn beside<T>(world: &World, to: SocketAddrV4, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let socket = world.client.run(|| Ok(raw_socket()?))?;
     let (start, strays) = (Instant::now(), Strays::start(socket, to));
     let done = work()?;
-    Ok((done, strays.sent() as f64, start.elapsed().as_secs_f64()))
+    Ok((done, strays.sent() as f64 / start.elapsed().as_secs_f64()))
 }
 
 /// Resets that the pods have sent so far.

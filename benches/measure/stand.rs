@@ -58,6 +58,15 @@ pub fn enter(contenders: Vec<Box<dyn Contender>>, services: usize, pods: usize) 
     contenders.into_iter().enumerate().map(entrant).collect()
 }
 
+/// Requests/s that the slowest of them carries, just now; `None`: none of them any.
+pub fn slowest(entrants: &[Entrant], scale: &Scale, concurrency: usize) -> Option<f64> {
+    let able = |entrant: &Entrant| {
+        let stand = entrant.stand.as_ref().ok()?;
+        stand.load(&stand.world.client, scale, concurrency).requests().ok()?.rate().ok()
+    };
+    entrants.iter().filter_map(able).reduce(f64::min)
+}
+
 /// Does `change` on every stand; one that fails is none any more.
 pub fn change_all(entrants: &mut [Entrant], change: impl Fn(&mut Stand) -> Result<()>) {
     for entrant in entrants {
