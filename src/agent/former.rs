@@ -45,7 +45,8 @@ impl Part {
     fn run(mut self, changes: &Receiver<watch::Changes>) {
         let mut last = Instant::now();
         loop {
-            let mut due = match changes.recv_timeout(if self.vips.is_empty() { IDLE } else { LOOK }) {
+            let wait = if self.vips.is_empty() { IDLE } else { LOOK };
+            let mut due = match changes.recv_timeout(wait) {
                 Ok(changes) => changes.vips,
                 Err(RecvTimeoutError::Timeout) => BTreeSet::new(),
                 Err(RecvTimeoutError::Disconnected) => return,

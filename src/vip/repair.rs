@@ -33,6 +33,7 @@ pub fn attachment(node: &NodeNet, registry: &Registry, attachment: &Attachment) 
         Attempt::Busy => return Ok(Outcome::Busy),
         Attempt::Absent => return Ok(Outcome::Nothing),
     };
+    // What else `locked` has is the lock, which is held to the end.
     let record = locked.record?;
     let joined = Joined::read(registry, attachment, &record)?;
     if !joined.complete {
