@@ -17,7 +17,7 @@ use crate::harness::{
 };
 
 /// Designed for a second; machines are noisy.
-const SOON: Duration = Duration::from_secs(6);
+const SOON: Duration = Duration::from_secs(3);
 const POOL: &str = "10.118.0.0/24";
 
 fn web() -> Join {
@@ -107,7 +107,7 @@ impl Scene {
         let start = Instant::now();
         until(what, SOON, || {
             // A CHECK has the attachment to itself: with one after the other the agent would have to wait for its turn.
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(200));
             self.complaint().is_none().then_some(())
         });
         eprintln!("{what}: {:?}", start.elapsed());
