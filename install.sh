@@ -7,24 +7,33 @@ usage() {
     cat <<'EOF'
 usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, configuration; join the node's pod
                                              network (--no-chain: leave /etc/cni/net.d alone)
-       ./install.sh uninstall [--force]      remove them again (--force: although pods are attached)
+       ./install.sh uninstall [--detach|--force]
+                                             remove them again (--detach: take attached pods out of their VIPs first;
+                                             --force: although pods are attached)
        ./install.sh demo [--backend pool]    show it in throw-away network namespaces; changes nothing else
        ./install.sh test                     formatting, lints, all tests
+       ./install.sh test --kernels [KERNEL…]
+                                             a part of the tests under other kernels: 6.1, 6.12, uml (all, if none is named)
        ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
 BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
 EOF
 }
 
+# Unpacked from a release's archive: the programs lie beside this script, and nothing is built.
+release=''
+if [ -x bin/viproutectl ] && [ ! -e Cargo.toml ]; then release=yes BINARIES=${BINARIES:-$PWD/bin}; fi
 root=${DESTDIR:-}
-built=${BINARIES:-$PWD/target/release}
+built=${BINARIES:-$PWD/dist/bin-$(uname -m)}
 plugins=$root/opt/cni/bin
 binaries=$root/usr/local/bin
 share=$root/usr/local/share
 settings=$root/etc/viproute
 chains=$root/etc/cni/net.d
 unit=$root/etc/systemd/system/viprouted.service
-registry=$root/var/lib/cni/viproute
+# Where viprouted's configuration says, or its default.
+registry=$(sed -n 's/^data_dir *= *"\([^"]*\)".*/\1/p' "$settings/viprouted.toml" 2>/dev/null || true)
+registry=$root${registry:-/var/lib/cni/viproute}
 pins=$root/sys/fs/bpf/viproute
 # What joins a chain.
 entry='{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }'
@@ -36,17 +45,20 @@ need_root() {
     [ "$(id -u)" = 0 ] || die "run it as root: it $1"
 }
 
+# Asked before any package is installed: without cargo none of them is of use.
 need_cargo() {
+    [ -z "${BINARIES:-}" ] || return 0
     command -v cargo >/dev/null || die "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer (https://rustup.rs)"
-    # clang: the flow owner's programs, for the kernel's own processor.
-    packages gcc libc6-dev clang linux-libc-dev
 }
 
-# What cargo is told; nothing is built where the programs were brought along.
+# Debian packages that cargo needs. clang: the flow owner's programs, for the kernel's own processor.
+compilers() {
+    [ -n "${BINARIES:-}" ] || say gcc libc6-dev clang linux-libc-dev
+}
+
+# All programs, and what is named; nothing is built where they were brought along.
 build() {
-    [ -z "${BINARIES:-}" ] || return 0
-    need_cargo
-    cargo build --release "$@"
+    [ -n "${BINARIES:-}" ] || packaging/build.sh "$(uname -m)" "$@"
 }
 
 # Installs those of the named Debian packages that are missing, and says so first.
@@ -59,23 +71,24 @@ packages() {
     command -v apt-get >/dev/null || die "missing, and there is no apt-get: ${missing[*]}"
     [ "$(id -u)" = 0 ] || die "missing: apt-get install ${missing[*]}"
     say "Installing Debian packages: ${missing[*]}"
-    apt_quietly "${missing[@]}"
+    apt_quietly "${missing[@]}" || die "apt-get could not install: ${missing[*]}"
 }
 
-# A DHCP server must not start on this machine just because a test wants its program: policy-rc.d forbids it meanwhile.
-apt_quietly() {
-    local policy=/usr/sbin/policy-rc.d ours=
+# A DHCP server must not start on this machine just because a test wants its program: policy-rc.d forbids it meanwhile. In a
+# shell of its own, whose trap takes the file away however apt-get, or this script, ends.
+apt_quietly() (
+    policy=/usr/sbin/policy-rc.d
     if [ ! -e $policy ]; then
+        trap 'rm -f $policy' EXIT
+        trap 'exit 130' INT
+        trap 'exit 143' TERM HUP
         printf '#!/bin/sh\nexit 101\n' >$policy
         chmod 755 $policy
-        ours=yes
     fi
-    local status=0
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" ||
-        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"; } || status=$?
-    [ -z "$ours" ] || rm -f $policy
-    [ $status = 0 ] || die "apt-get could not install: $*"
-}
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -q --no-install-recommends "$@" ||
+        { apt-get update -q && apt-get install -y -q --no-install-recommends "$@"; }
+)
 
 # With DESTDIR this is somebody's packaging: the unit belongs to it, and nothing is started.
 wants_unit() { [ -n "$root" ] || [ -d /run/systemd/system ]; }
@@ -83,187 +96,215 @@ systemd() { [ -n "$root" ] || systemctl "$@"; }
 
 do_install() {
     need_root "writes to /opt/cni/bin, /usr/local/bin and /etc"
-    local join=yes chain=
+    local join=yes chain='' own='' joins='' loopback='' lacking='' staged
     case "$*" in
         "") ;;
         --no-chain) join= ;;
         *) usage >&2; exit 2 ;;
     esac
+    need_cargo
+    # shellcheck disable=SC2046  # a list of packages
+    packages $(compilers)
+    build
     if [ -n "$join" ]; then find_chain; fi
-    local started=", enabled and started"
-    [ -z "$root" ] || started=
+    if [ -n "$own" ]; then base_plugins; fi
+    staged=$(mktemp -d)
+    # shellcheck disable=SC2064  # the name is known now
+    trap "rm -rf '$staged'" EXIT
+    stage "$staged"
+    put_in_place "$staged"
+}
+
+# The network that is installed where there is none calls others' plugins. A release installs no packages: without them no network is made.
+base_plugins() {
+    if [ -z "$release" ]; then packages containernetworking-plugins
+    elif [ ! -x "$plugins/ptp" ] && [ ! -x "$root/usr/lib/cni/ptp" ]; then own='' lacking=yes; fi
+}
+
+# Everything that is to be installed, in a directory that stands for the root.
+stage() {
+    install -D -m 755 -t "$1/opt/cni/bin" "$built/viproute"
+    install -D -m 755 -t "$1/usr/local/bin" "$built/viprouted" "$built/viproutectl"
+    stage_documentation "$1/usr/local/share"
+    if wants_unit; then install -D -m 644 conf/viprouted.service "$1/etc/systemd/system/viprouted.service"; fi
+    [ -e "$settings/viprouted.toml" ] || install -D -m 644 conf/viprouted.toml "$1/etc/viproute/viprouted.toml"
+    [ -z "$own" ] || install -D -m 644 conf/10-viproute.conflist "$1/etc/cni/net.d/10-viproute.conflist"
+}
+
+# What of the staged files is not here yet, or another.
+differing() {
+    find "$1" -type f -printf '%P\n' | LC_ALL=C sort | while read -r file; do
+        if ! cmp -s "$1/$file" "$root/$file" || [ "$(mode "$1/$file")" != "$(mode "$root/$file")" ]; then say "$file"; fi
+    done
+}
+
+mode() { if [ -x "$1" ]; then say 755; else say 644; fi }
+
+put_in_place() {
+    local files links file dir restart=
+    files=$(differing "$1")
+    links=$(missing_links)
+    if [ -n "$root" ] || ! wants_unit; then :
+    elif ! systemctl -q is-enabled viprouted 2>/dev/null || grep -qE '/viprouted(\.service)?$' <<<"$files"; then restart=yes; fi
+    if [ -z "$files$links$restart$joins" ]; then
+        say "Nothing was done: all of viproute is installed already.$(state_of_chain)"
+        return
+    fi
     say "This installs:"
-    say "  $plugins/viproute (the CNI plugin; a link to it in /usr/lib/cni if that directory exists)"
-    say "  $binaries/viprouted, $binaries/viproutectl, their manual pages and shell completions below $share"
-    say "  $settings/viprouted.toml, unless there is one"
-    if wants_unit; then say "  $unit$started"; fi
-    if [ -n "$chain" ]; then
-        say "  viproute as the last plugin of $chain; the original is kept in $settings"
-    elif [ -n "$join" ]; then
-        say "  $chains/10-viproute.conflist, as there is no pod network yet"
+    for file in $files; do say "  $root/$file"; done
+    for dir in $links; do say "  $root$dir/viproute, a link to the plugin: a runtime looks for it there"; done
+    if [ -n "$joins" ]; then say "  viproute as the last plugin of $chain; the original is kept in $settings"; fi
+    if [ -n "$restart" ]; then say "  viprouted, enabled and started by systemd"; fi
+    for file in $files; do
+        install -D -m "$(mode "$1/$file")" "$1/$file" "$root/$file.viproute-new"
+        # Renamed into place: a runtime may call the old one at this moment.
+        mv "$root/$file.viproute-new" "$root/$file"
+    done
+    for dir in $links; do
+        install -d "$root$dir"
+        ln -sfn /opt/cni/bin/viproute "$root$dir/viproute"
+    done
+    if [ -n "$restart" ]; then
+        systemctl daemon-reload
+        systemctl enable viprouted
+        systemctl restart viprouted
     fi
-    build --bins
-    install -D -m 755 "$built/viproute" "$plugins/viproute.new"
-    # Renamed into place: a runtime may call the old one at this moment.
-    mv "$plugins/viproute.new" "$plugins/viproute"
-    if [ -d "$root/usr/lib/cni" ]; then ln -sf /opt/cni/bin/viproute "$root/usr/lib/cni/viproute"; fi
-    install -D -m 755 -t "$binaries" "$built/viprouted" "$built/viproutectl"
-    install_documentation
-    if [ -e "$settings/viprouted.toml" ]; then
-        say "Kept: $settings/viprouted.toml"
-    else
-        install -D -m 644 conf/viprouted.toml "$settings/viprouted.toml"
-    fi
-    install_unit
-    install_chain
-    command -v nft >/dev/null || say "The program nft is missing (apt-get install nftables): VIP traffic will be tracked."
+    # Last: from now on the runtime calls the plugin.
+    if [ -n "$joins" ]; then "$built/viproutectl" node join --root "${root:-/}"; fi
+    advise
     say "Installed. Try: viproutectl status"
+}
+
+# viproutectl as it is to be installed, or as it is.
+tool() {
+    if [ -x "$built/viproutectl" ]; then say "$built/viproutectl"; else say "$binaries/viproutectl"; fi
+}
+
+# The runtimes of this machine and where each looks for plugins, a line each: NAME, tab, DIRECTORY.
+runtimes() {
+    "$(tool)" runtimes "${root:-/}" 2>/dev/null || true
+    # Debian's own place for plugins, whoever looks there.
+    [ ! -d "$root/usr/lib/cni" ] || printf 'Debian\t/usr/lib/cni\n'
+}
+
+plugin_dirs() { runtimes | cut -f 2- | LC_ALL=C sort -u; }
+
+# Where a runtime would look in vain.
+missing_links() {
+    plugin_dirs | while read -r dir; do
+        [ "$dir" = /opt/cni/bin ] || [ "$root$dir" -ef "$plugins" ] ||
+            [ "$(readlink "$root$dir/viproute" || true)" = /opt/cni/bin/viproute ] || say "$dir"
+    done
 }
 
 # Where viproutectl's completions go, by shell.
 completions() {
-    say "bash $share/bash-completion/completions/viproutectl"
-    say "zsh $share/zsh/site-functions/_viproutectl"
-    say "fish $share/fish/vendor_completions.d/viproutectl.fish"
+    say "bash $1/bash-completion/completions/viproutectl"
+    say "zsh $1/zsh/site-functions/_viproutectl"
+    say "fish $1/fish/vendor_completions.d/viproutectl.fish"
 }
 
-# Made by the program itself, so that they are this version's.
-install_documentation() {
-    install -d "$share/man/man8"
-    "$built/viproutectl" man "$share/man/man8"
+# Made by the program itself, so that they are this version's. $1: in place of `share`.
+stage_documentation() {
+    install -d "$1/man/man8" "$1/man/man5"
+    "$built/viproutectl" man "$1/man/man8"
+    mv "$1"/man/man8/*.5 "$1/man/man5"
     local shell file
-    completions | while read -r shell file; do
+    completions "$1" | while read -r shell file; do
         install -d "${file%/*}"
         "$built/viproutectl" completions "$shell" >"$file"
     done
 }
 
-install_unit() {
-    wants_unit || { say "No systemd here: start $binaries/viprouted yourself."; return 0; }
-    install -D -m 644 conf/viprouted.service "$unit"
-    systemd daemon-reload
-    systemd enable viprouted
-    systemd restart viprouted
-}
-
-# The files of a directory whose names match, in order; none if there is no such directory.
-files_in() {
-    [ ! -d "$1" ] || find "$1" -maxdepth 1 -type f -regex "$2" | sort
-}
-
-# The network configurations a runtime sees, in its order: containerd and CRI-O use the first one.
+# The network configurations a runtime sees, in its order: containerd and CRI-O use the first one. The directory may be a
+# link (MicroK8s, k3s), and a file's name may begin with a dot: runtimes take both.
 networks() {
-    [ ! -d "$chains" ] || find "$chains" -maxdepth 1 ! -type d -regex '.*\.\(conflist\|conf\|json\)' | LC_ALL=C sort
+    [ ! -d "$chains/" ] || find "$chains/" -maxdepth 1 ! -type d -regex '.*\.\(conflist\|conf\|json\)' | sed 's|//*|/|g' | LC_ALL=C sort
 }
 
-# Sets `chain` to the one that viproute joins. What isn't understood is refused before anything is changed: a wrong edit
-# takes the node's network away.
+# Sets `chain` to the one that viproute joins (`joins`) or has joined, or `own` where there is none. What isn't understood is refused before
+# anything is changed: a wrong edit takes the node's network away.
 find_chain() {
-    chain=$(networks | head -n 1)
-    [ -n "$chain" ] || return 0
-    packages jq
-    local wrong
-    if [ -L "$chain" ]; then
-        wrong="it is a symbolic link, so somebody else keeps it"
-    else
-        wrong=$(wrong_with "$chain" 2>&1) || wrong="it is not valid JSON: $wrong"
-    fi
-    [ -z "$wrong" ] || die "$chain: $wrong. Nothing was changed.
+    local plan line
+    plan=$("$built/viproutectl" node join --dry-run --root "${root:-/}") || die "nothing was changed.
 Put that right, or use --no-chain and add this as the last of the network's \"plugins\":
     $entry"
+    while read -r line; do
+        case $line in
+            "join "*) chain=${line#join } joins=yes ;;
+            "has "*) chain=${line#has } ;;
+            no-network) own=yes ;;
+            "loopback "*) loopback=${line#loopback } ;;
+        esac
+    done <<<"$plan"
 }
 
-# Why viproute can't join that network; nothing if it can.
-wrong_with() {
-    if [ "${1%.conflist}" = "$1" ]; then
-        say 'it is no .conflist: runtimes read a single plugin from it. Put that into the "plugins" of a .conflist'
-        return
-    fi
-    # A chain of another version would be refused by the plugin, at every pod.
-    jq -rs '
-        if length != 1 or (.[0] | type) != "object" then "it is not one JSON object"
-        else .[0] | (.cniVersion // "missing") as $version |
-            if (.plugins | type) != "array" or .plugins == [] then "it has no list of \"plugins\""
-            elif any(.plugins[]; type != "object" or (.type | type) != "string") then "one of its plugins has no \"type\""
-            elif any(.plugins[]; .type == "viproute") then empty
-            elif any("0.4.0", "1.0.0", "1.1.0"; . == $version) then empty
-            else "its cniVersion is \($version); viproute needs 0.4.0, 1.0.0 or 1.1.0 (most plugins take 1.0.0)" end
-        end' "$1"
+state_of_chain() {
+    [ -z "$chain" ] || say " $chain has viproute."
 }
 
-install_chain() {
+# What is left to people.
+advise() {
     if [ -z "$join" ]; then
         say "Left alone: $chains. viproute is to be the last of a network's \"plugins\" there:"
         say "    $entry"
-    elif [ -z "$chain" ]; then
-        packages containernetworking-plugins
-        install -D -m 644 conf/10-viproute.conflist "$chains/10-viproute.conflist"
+    elif [ -n "$own" ]; then
         say "The pod network of $chains/10-viproute.conflist uses ptp and host-local: the runtime must find them"
         say "beside viproute (Debian's are in /usr/lib/cni). Give each node its own subnet there."
-    elif jq -e 'any(.plugins[]; .type == "viproute")' "$chain" >/dev/null; then
-        say "Kept: $chain has viproute already."
-    else
-        join_chain
+    elif [ -n "$lacking" ]; then
+        say "No pod network was made: none is in $chains, and the plugins for one (ptp, host-local, portmap; Debian's package"
+        say "containernetworking-plugins) are missing. Once there is one: viproutectl node join"
+    elif [ -z "$chain" ]; then
+        say "podman is the only runtime here. It passes no annotations to plugins: containers join by the name of a network"
+        say "that has \"vips\", and no network of a package's is changed. To have one, named web, with the VIP default/web:"
+        say "    install -m 644 $PWD/conf/podman-web.conflist $chains/"
+        say "    podman run --network web ..."
+        say "(podman 4 with network_backend = \"cni\" in containers.conf; podman 5 calls no CNI plugins.)"
     fi
-}
-
-# The original and what became of it stay outside net.d, where a runtime would take them for networks.
-join_chain() {
-    local name=${chain##*/}
-    cp -p "$chain" "$settings/$name.orig"
-    jq --argjson entry "$entry" '.plugins += [$entry]' "$chain" >"$settings/$name.joined"
-    replace "$chain" "$settings/$name.joined"
-    say "Joined: $chain. As it was: $settings/$name.orig"
-}
-
-# replace FILE NEW: in one step and with the owner and mode it has. A runtime that watches the directory must see neither
-# half a file nor another network: it ignores names that end like this.
-replace() {
-    local new
-    new=$(dirname "$1")/.$(basename "$1").viproute-new
-    cp -p "$1" "$new"
-    cat "$2" >"$new"
-    sync "$new"
-    mv "$new" "$1"
+    if [ -n "$loopback" ]; then
+        say "$loopback comes first and gives pods nothing but a loopback: a runtime that takes the first file uses it. Rename it."
+    fi
+    if ! wants_unit; then say "No systemd here: start $binaries/viprouted yourself."; fi
+    command -v nft >/dev/null || say "The program nft is missing (apt-get install nftables): VIP traffic will be tracked."
 }
 
 # Takes viproute out of the chain it joined, unless somebody has worked on that since.
 leave_chain() {
-    local original name chain
-    for original in "$settings"/*.orig; do
-        [ -e "$original" ] || continue
-        name=$(basename "$original" .orig)
-        chain=$chains/$name
-        if cmp -s "$chain" "$settings/$name.joined"; then
-            replace "$chain" "$original"
-            say "Restored: $chain"
-        elif [ ! -e "$chain" ] || grep -q '"viproute"' "$chain"; then
-            say "Kept, as it was changed: $chain. As it was before viproute joined: $original"
-            continue
-        fi
-        rm -f "$original" "$settings/$name.joined"
-    done
+    # Names may begin with a dot.
+    [ -n "$(find "$settings" -maxdepth 1 -name '*.orig' 2>/dev/null)" ] || return 0
+    "$(tool)" node leave --root "${root:-/}" || die "the network was left as it is, and nothing is removed"
 }
 
 do_uninstall() {
     need_root "removes files from /opt/cni/bin, /usr/local/bin and /etc"
-    local attached
-    attached=$(files_in "$registry/attachments" '.*\.json' | wc -l)
-    if [ "$attached" -gt 0 ] && [ "${1:-}" != --force ]; then
-        die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or --force"
+    case "$*" in
+        "" | --detach | --force) ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    local attached dirs
+    attached=$(live_attachments | wc -l)
+    if [ "$attached" -gt 0 ] && [ -z "${1:-}" ]; then
+        die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or
+--detach: they are taken out of their VIPs and live on (--force: they are left as they are)"
     fi
     # First: with the chain gone nobody calls the plugin any more.
     leave_chain
+    if [ "${1:-}" = --detach ]; then detach_all; attached=0; fi
     if [ -e "$unit" ]; then
         systemd stop viprouted
         systemd disable viprouted
     fi
     remove_table
+    remove_programs
+    dirs=$(plugin_dirs)
+    local dir
+    for dir in $dirs; do
+        if [ "$(readlink "$root$dir/viproute" || true)" = /opt/cni/bin/viproute ]; then remove "$root$dir/viproute"; fi
+    done
     remove "$unit" "$binaries/viprouted" "$binaries/viproutectl" "$plugins/viproute"
-    if [ -L "$root/usr/lib/cni/viproute" ]; then remove "$root/usr/lib/cni/viproute"; fi
-    remove "$share"/man/man8/viprouted.8 "$share"/man/man8/viproutectl.8 "$share"/man/man8/viproutectl-*.8
+    remove "$share"/man/man5/viprouted.toml.5 "$share"/man/man8/viproute.8 "$share"/man/man8/viprouted.8 "$share"/man/man8/viproutectl.8 "$share"/man/man8/viproutectl-*.8
     local shell file
-    completions | while read -r shell file; do remove "$file"; done
+    completions "$share" | while read -r shell file; do remove "$file"; done
     # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
     if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
@@ -271,18 +312,51 @@ do_uninstall() {
     rmdir "$settings" 2>/dev/null || true
     if wants_unit; then systemd daemon-reload; fi
     local other
-    for other in "$chains"/*; do
-        if [ -f "$other" ] && grep -q '"viproute"' "$other"; then
+    networks | while read -r other; do
+        if grep -q '"viproute"' "$other"; then
             say "Take the entry with \"type\": \"viproute\" out of $other yourself: pods can't start while it is there."
         fi
     done
-    say "Leases stay in /var/lib/viproute, the registry in /var/lib/cni/viproute."
+    say "Leases stay in /var/lib/viproute, the registry in $registry."
+}
+
+# The attachments whose pods are alive: the namespace that was recorded is still at its path. What can't be read counts.
+live_attachments() {
+    local file netns
+    [ -d "$registry/attachments" ] || return 0
+    find "$registry/attachments" -maxdepth 1 -type f -name '*.json' | while read -r file; do
+        netns=$(sed -n 's/.*"netns":{"path":"\([^"]*\)","device":\([0-9]*\),"inode":\([0-9]*\)}.*/\2:\3 \1/p' "$file")
+        if [ -z "$netns" ] || [ "$(stat -L -c %d:%i "${netns#* }" 2>/dev/null)" = "${netns%% *}" ]; then say "$file"; fi
+    done
+}
+
+# Takes each pod out of its VIPs, as its runtime's DEL would: the pod lives on without them.
+detach_all() {
+    local file name failed=
+    for file in "$registry"/attachments/*.json; do
+        [ -e "$file" ] || continue
+        name=$(basename "$file" .json)
+        if printf '{"cniVersion":"1.0.0","name":"viproute","type":"viproute","dataDir":"%s"}' "$registry" |
+            CNI_COMMAND=DEL CNI_CONTAINERID=${name%%@*} CNI_IFNAME=${name#*@} CNI_PATH=$plugins "$plugins/viproute"; then
+            say "Detached: $name"
+        else
+            failed="$failed $name"
+        fi
+    done
+    [ -z "$failed" ] || die "could not take out of their VIPs:$failed. The programs are still installed, the network no longer has viproute"
 }
 
 # The kernel keeps it until somebody removes it; with DESTDIR it isn't this kernel's that is meant.
 remove_table() {
     if [ -z "$root" ] && command -v nft >/dev/null && nft list table ip viproute >/dev/null 2>&1; then
         nft delete table ip viproute && say "Removed: the nftables table viproute"
+    fi
+}
+
+# Those that a viprouted which was killed has left on uplinks; it takes them off itself when it ends.
+remove_programs() {
+    if [ -z "$root" ] && [ -x "$binaries/viproutectl" ]; then
+        "$binaries/viproutectl" unload || say "That is left to you: a reboot takes them off, too."
     fi
 }
 
@@ -301,42 +375,64 @@ remove_unchanged() {
 
 do_demo() {
     need_root "makes network namespaces"
-    packages iproute2 util-linux containernetworking-plugins dnsmasq-base jq
-    build --bins --example peer
-    # Its own process, mount and network namespace: whatever ends the demo, the kernel clears it all away.
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" bash demo/demo.sh "$@"
+    need_cargo
+    # shellcheck disable=SC2046  # a list of packages
+    packages iproute2 util-linux containernetworking-plugins dnsmasq-base $(compilers)
+    build --example demo
+    # Its own process, mount and network namespace: whatever ends the demo, the kernel clears it all away. A process
+    # namespace's first process has no default signal handlers: without these Ctrl-C would do nothing.
+    # shellcheck disable=SC2016  # for that shell to expand
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" TMPDIR=/run bash -c '
+        trap "exit 130" INT; trap "exit 143" TERM
+        mount -t tmpfs demo /run
+        "$0" "$@" &
+        wait $!' "$built/examples/demo" "$@"
 }
 
 do_bench() {
     need_root "makes network namespaces"
+    need_cargo
     # The stream module is nginx-light's own in older releases.
+    # shellcheck disable=SC2046  # a list of packages
     packages iproute2 util-linux iptables nftables conntrack haproxy nginx-light libnginx-mod-stream \
-        containernetworking-plugins dnsmasq-base strace time
-    build --bins --example bench
+        containernetworking-plugins dnsmasq-base strace time $(compilers)
+    build --example bench
     # Thousands of connections, and a namespace's worth of descriptors for each of a thousand pods.
     ulimit -n "$(ulimit -Hn)"
     # As the demo: whatever ends it, the kernel clears it all away.
-    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" "$built/examples/bench" "$@"
+    exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" TMPDIR=/run "$built/examples/bench" "$@"
 }
 
 do_test() {
     need_root "makes network namespaces"
+    need_cargo
+    case ${1:-} in
+        "") ;;
+        --kernels) test_kernels "${@:2}"; return ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    # shellcheck disable=SC2046  # a list of packages
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
         util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq \
-        busybox-static podman procps prometheus
+        busybox-static podman procps prometheus bird2 frr $(compilers)
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
-    need_cargo
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }
-    check shellcheck install.sh demo/demo.sh .ci/run
+    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh packaging/build.sh packaging/tarball.sh .ci/run
+    # The programs that the upgrade test begins with.
+    check tests/previous.sh
+    # A runtime that calls STATUS.
+    check tests/containerd2.sh
+    # The programs that are installed, as they are installed.
+    check packaging/build.sh "$(uname -m)"
     check cargo fmt --check
     check cargo clippy --all-targets -- -D warnings
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now
     trap "rm -f '$output'" EXIT
-    # Tests wait more than they work.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+    # Tests wait more than they work. As many share a processor, what they wait for may take its time.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
     say "== cargo test"
     cargo test --no-fail-fast 2>&1 | tee "$output" || failures+=("cargo test")
     passed=$(total passed "$output")
@@ -351,6 +447,14 @@ do_test() {
     [ ${#failures[@]} = 0 ]
 }
 
+# In guests, which see this machine's files: what the tests need must be here.
+test_kernels() {
+    # shellcheck disable=SC2046  # a list of packages
+    packages iproute2 containernetworking-plugins dnsmasq-base util-linux tcpdump conntrack nftables iptables procps $(compilers)
+    cargo build --all-targets
+    exec tests/kernels.sh "$@"
+}
+
 # The sum over all of cargo's result lines: `test result: ok. 12 passed; 0 failed; …`
 total() {
     sed -n "s/^test result: .* \([0-9]*\) $1;.*/\1/p" "$2" | awk '{ sum += $1 } END { print sum + 0 }'
@@ -358,11 +462,14 @@ total() {
 
 verb=${1:-}
 [ $# = 0 ] || shift
+if [ -n "$release" ]; then
+    case $verb in demo | bench | test) die "$verb needs the sources: this is a release's archive" ;; esac
+fi
 case $verb in
     install) do_install "$@" ;;
     uninstall) do_uninstall "$@" ;;
     demo) do_demo "$@" ;;
     bench) do_bench "$@" ;;
-    test) do_test ;;
+    test) do_test "$@" ;;
     *) usage >&2; exit 2 ;;
 esac

@@ -3,10 +3,10 @@
 //! ```text
 //! bench [--quick] [--only NAME,…] [--docs DIRECTORY]
 //! ```
-//! Writes `benchmarks.md`, its pictures and `benchmarks.json` to the directory (`docs`). Run by `./install.sh bench`, which starts
-//! it in namespaces of its own; whatever ends it, nothing of it is left.
+//! Writes `benchmarks.md` and its pictures to the directory (`docs`), and every number to `target/benchmarks.json`. Run by
+//! `./install.sh bench`, which starts it in namespaces of its own; whatever ends it, nothing of it is left.
 //!
-//! - `stage/`: namespaces, programs, nodes with pods and a client;
+//! - `stage/`: nodes with pods and a client, on the bed that the tests have (`tests/bed/`);
 //! - `load/`: servers and clients;
 //! - `contenders/`: one file a way to a pod;
 //! - `measure/`: one file a measurement;
@@ -23,7 +23,6 @@ mod measure;
 mod results;
 mod stage;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -100,7 +99,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// A `/run` of our own, with a BPF filesystem in it: what is named there is nobody else's and goes with this mount.
+/// A `/run` of our own, where `TMPDIR` is too: what is named there goes with this mount.
 fn own_machine() -> Result<()> {
     let outside = Path::new("/proc/1/ns/mnt").read_link()? != Path::new("/proc/self/ns/mnt").read_link()?;
     if outside || std::process::id() != 1 {
@@ -108,7 +107,5 @@ fn own_machine() -> Result<()> {
     }
     let mount = |arguments: &[&str]| Command::new("mount").args(arguments).output_of("").map(drop);
     mount(&["--make-rprivate", "/"])?;
-    mount(&["-t", "tmpfs", "bench", "/run"])?;
-    fs::create_dir_all("/run/bench/bpf")?;
-    mount(&["-t", "bpf", "bench", "/run/bench/bpf"])
+    mount(&["-t", "tmpfs", "bench", "/run"])
 }

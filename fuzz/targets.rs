@@ -7,12 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use serde_json::value::RawValue;
-use viproute::allocator::decode_lease_file;
-use viproute::allocator::protocol::{self, Events, Grant, Leases, Status};
-use viproute::cni::result::Interface;
-use viproute::cni::{Call, Config, PrevResult};
-use viproute::plugin::membership;
-use viproute::registry::{AttachmentRecord, Endpoint, VipRecord, file};
+use viproute::cni::annotations;
+use viproute::cni::protocol::result::Interface;
+use viproute::cni::protocol::{Call, Config, PrevResult};
+use viproute::internals::api::protocol::{self, Events, Grant, Leases, Status};
+use viproute::internals::lease::decode_lease_file;
+use viproute::internals::registry::{AttachmentRecord, Endpoint, VipRecord, file};
 
 /// Lines of `NAME=VALUE`, an empty line, and what comes on stdin.
 pub fn cni_request(data: &[u8]) {
@@ -33,10 +33,10 @@ pub fn cni_request(data: &[u8]) {
     let _ = Config::parse_for_removal(stdin);
     let Ok(config) = Config::parse(stdin) else { return };
     assert!(config.data_dir.is_absolute() && config.allocator.is_absolute());
-    let Ok(Some(membership)) = membership::read(&call, &config) else { return };
-    assert!((1..=8).contains(&membership.vips.len()) && membership.weight > 0);
-    for vip in &membership.vips {
-        let name = vip.dir_name();
+    let Ok(Some(wants)) = annotations::read(&call, &config) else { return };
+    assert!((1..=8).contains(&wants.len()) && wants.iter().all(|want| want.weight > 0));
+    for want in &wants {
+        let name = want.vip.dir_name();
         assert!(name.len() < 256 && !name.starts_with('.') && !name.contains(['/', '\0']), "{name:?}");
     }
     if let Some(result) = config.prev_result {
@@ -48,19 +48,30 @@ pub fn cni_request(data: &[u8]) {
 pub fn prev_result(data: &[u8]) {
     let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(data) else { return };
     let Ok(mut result) = PrevResult::parse(&raw) else { return };
-    let _ = result.pod_address("eth0");
-    let before = result.interfaces().count();
+    let _ = result.addresses("eth0");
+    let before = interfaces(data);
     let index = result.add_interface(&Interface { name: "vip0".into(), mac: String::new(), sandbox: "/x".into() });
-    result.add_address("1.0.0", Ipv4Addr::LOCALHOST, index);
-    let text = result.to_json().expect("a result can be written");
-    let again = serde_json::from_str::<Box<RawValue>>(&text).expect("what was written is JSON");
-    let again = PrevResult::parse(&again).expect("what was written is a result");
-    assert_eq!(again.interfaces().count(), before + 1);
+    result.add_address("1.0.0", Ipv4Addr::LOCALHOST.into(), index);
+    for version in ["0.3.1", "1.0.0"] {
+        let text = result.to_json(version).expect("a result can be written");
+        let again = serde_json::from_str::<Box<RawValue>>(&text).expect("what was written is JSON");
+        PrevResult::parse(&again).expect("what was written is a result");
+        assert_eq!(interfaces(text.as_bytes()), before + 1);
+    }
+}
+
+fn interfaces(result: &[u8]) -> usize {
+    #[derive(serde::Deserialize)]
+    struct Only {
+        #[serde(default)]
+        interfaces: Option<Vec<Box<RawValue>>>,
+    }
+    serde_json::from_slice::<Only>(result).ok().and_then(|only| only.interfaces).map_or(0, |list| list.len())
 }
 
 /// A frame, or a message to a relay.
 pub fn dhcp_packet(data: &[u8]) {
-    viproute::dhcp::read_anything(data);
+    viproute::internals::dhcp::read_anything(data);
 }
 
 /// A file of the registry, or a lease file.
@@ -95,7 +106,12 @@ pub fn allocator_line(data: &[u8]) {
     let _ = protocol::decode_reply::<Events>(data);
 }
 
+/// A datagram of another node: as it comes, and as the message of one that has the key.
+pub fn gossip(data: &[u8]) {
+    viproute::node::peers::read_anything(data);
+}
+
 /// A datagram from the kernel.
 pub fn netlink_reply(data: &[u8]) {
-    viproute::net::socket::read_anything(data);
+    viproute::internals::net::socket::read_anything(data);
 }

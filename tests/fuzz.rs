@@ -94,8 +94,9 @@ fn run(target: &str, read: impl Fn(&[u8])) {
 /// Seeds that nothing can be made of would fuzz nothing.
 #[test]
 fn the_seeds_are_understood() {
-    assert!(seeds("netlink_reply").iter().all(|seed| viproute::net::socket::read_anything(seed) > 0));
-    assert!(seeds("dhcp_packet").iter().filter(|seed| viproute::dhcp::read_anything(seed)).count() >= 9);
+    assert!(seeds("netlink_reply").iter().all(|seed| viproute::internals::net::socket::read_anything(seed) > 0));
+    assert!(seeds("dhcp_packet").iter().filter(|seed| viproute::internals::dhcp::read_anything(seed)).count() >= 9);
+    assert!(seeds("gossip").iter().filter(|seed| viproute::node::peers::read_anything(seed)).count() >= 11);
 }
 
 #[test]
@@ -121,6 +122,11 @@ fn registry_file() {
 #[test]
 fn allocator_line() {
     run("allocator_line", targets::allocator_line);
+}
+
+#[test]
+fn gossip() {
+    run("gossip", targets::gossip);
 }
 
 #[test]

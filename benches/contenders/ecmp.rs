@@ -1,24 +1,24 @@
-//! A plain multipath route to the pods, which have the service's address on their loopback. What a network does that has
-//! no more than this: for comparison where live connections are counted.
+//! A plain multipath route to the pods, which have the service's address on their loopback. What routing alone does: for comparison
+//! where live connections are counted.
 
 use std::fmt::Write;
 use std::net::SocketAddrV4;
 
 use anyhow::Result;
 
-use super::{Contender, service, targets};
+use super::{Contender, ECMP, service, targets};
 use crate::stage::World;
 
 pub struct Ecmp;
 
 impl Contender for Ecmp {
     fn name(&self) -> &'static str {
-        "plain multipath route"
+        ECMP
     }
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {
-        // Addresses and ports, as everybody sets it who balances like this.
-        world.node.sysctl("ipv4/fib_multipath_hash_policy", "1")?;
+        // By addresses and ports, as it is usually set.
+        world.node.set_sysctl("net/ipv4/fib_multipath_hash_policy", "1");
         let mut routes = String::new();
         for place in 0..services {
             write!(routes, "route replace {}/32", service(place))?;
@@ -29,9 +29,9 @@ impl Contender for Ecmp {
         }
         for pod in replicas.iter().map(|at| &world.pods[*at]) {
             let addresses = (0..services).map(|place| format!("addr replace {}/32 dev lo\n", service(place)));
-            pod.ns.ip(&addresses.collect::<Vec<_>>().concat())?;
+            pod.ns.ip_lines(&addresses.collect::<Vec<_>>().concat())?;
         }
-        world.node.ip(&routes)?;
+        world.node.ip_lines(&routes)?;
         Ok(targets(services))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Contender, HAPROXY, service, targets};
+use super::{Contender, HAPROXY, family, service, targets};
 use crate::load::PORT;
 use crate::stage::{Daemon, World};
 
@@ -19,31 +19,41 @@ pub const RELOAD: Duration = Duration::from_millis(1500);
 pub struct Haproxy {
     daemon: Option<Daemon>,
     services: usize,
+    /// Servers are checked each second, and a connection that one refuses goes to another.
+    checked: bool,
 }
 
 impl Haproxy {
-    fn configure(world: &World, services: usize, replicas: &[usize]) -> Result<()> {
+    /// As it is set up where servers come and go.
+    pub fn checked() -> Self {
+        Self { checked: true, ..Self::default() }
+    }
+
+    fn configure(&self, world: &World, services: usize, replicas: &[usize]) -> Result<()> {
         let socket = world.file("haproxy.sock");
         let mut text = format!(
             "global\n  maxconn 4000\n  stats socket {} mode 600 level admin expose-fd listeners\ndefaults\n  mode tcp\n  \
              timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  balance roundrobin\n",
             socket.display()
         );
+        if self.checked {
+            text.push_str("  option redispatch 1\n  default-server check inter 1s fall 1 rise 1\n");
+        }
         for place in 0..services {
             writeln!(text, "listen svc-{place}\n  bind {}:{PORT}", service(place))?;
             for pod in replicas.iter().map(|at| &world.pods[*at]) {
                 writeln!(text, "  server {} {}:{PORT}", pod.name(), pod.address)?;
             }
         }
-        #[allow(clippy::disallowed_methods)] // HAProxy reads it when it is told to
+        #[allow(clippy::disallowed_methods)] // HAProxy reads it when it starts or reloads
         std::fs::write(world.file("haproxy.cfg"), text).context("HAProxy's configuration")
     }
 
     fn start(&mut self, world: &World) -> Result<()> {
         self.daemon = None;
-        let mut command = world.node.cmd("haproxy")?;
+        let mut command = world.node.cmd("haproxy");
         command.args(["-W", "-db", "-f"]).arg(world.file("haproxy.cfg"));
-        let mut daemon = Daemon::start(&mut command, &world.file("haproxy.log"))?;
+        let mut daemon = Daemon::try_start("haproxy", &mut command, world.dir.path())?;
         let listening = format!("-Hltn sport = :{PORT}");
         daemon.ready("HAProxy listens", Duration::from_secs(60), || listeners(world, &listening) >= self.services)?;
         self.daemon = Some(daemon);
@@ -54,14 +64,14 @@ impl Haproxy {
 /// How many sockets listen on the services' port on the node.
 pub fn listeners(world: &World, filter: &str) -> usize {
     use crate::stage::Run;
-    let output = world.node.cmd("ss").and_then(|mut ss| ss.args(filter.split(' ')).output_of(""));
+    let output = world.node.cmd("ss").args(filter.split(' ')).output_of("");
     output.map_or(0, |text| text.lines().count())
 }
 
 /// The node has the services' addresses: a proxy listens on them.
 pub fn addresses(world: &World, services: usize) -> Result<()> {
     let lines: Vec<_> = (0..services).map(|place| format!("addr replace {}/32 dev lo\n", service(place))).collect();
-    world.node.ip(&lines.concat()).map(drop)
+    world.node.ip_lines(&lines.concat()).map(drop)
 }
 
 impl Contender for Haproxy {
@@ -75,7 +85,7 @@ impl Contender for Haproxy {
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {
         addresses(world, services)?;
-        Self::configure(world, services, replicas)?;
+        self.configure(world, services, replicas)?;
         if self.daemon.is_some() && self.services == services {
             self.reload(world)?;
         } else {
@@ -85,12 +95,16 @@ impl Contender for Haproxy {
         Ok(targets(services))
     }
 
+    fn processes(&self) -> Vec<i32> {
+        self.daemon.as_ref().map(|daemon| family(daemon.pid())).unwrap_or_default()
+    }
+
     fn restart(&mut self, world: &World) -> Result<Option<&'static str>> {
         self.start(world).map(|()| None)
     }
 
     fn reload(&mut self, _world: &World) -> Result<Option<&'static str>> {
-        self.daemon.as_ref().context("HAProxy runs")?.signal(Signal::SIGUSR2)?;
+        self.daemon.as_ref().context("HAProxy runs")?.signal(Signal::SIGUSR2);
         thread::sleep(RELOAD);
         Ok(None)
     }

@@ -1,4 +1,4 @@
-//! What both of kube-proxy's modes have in common: names, and the numbers that stand in its rules.
+//! What both of kube-proxy's modes have in common: names, and the numbers in its rules.
 
 use std::net::Ipv4Addr;
 
@@ -9,7 +9,7 @@ use crate::stage::{POD_NET, World};
 
 /// The bit that says "masquerade this".
 pub const MASQUERADE: &str = "0x4000";
-/// What kube-proxy is told is the pods' network (`--cluster-cidr`): whoever calls from outside is masqueraded.
+/// The pods' network in kube-proxy's configuration (`--cluster-cidr`): clients outside of it are masqueraded.
 pub const CLUSTER: &str = POD_NET;
 
 /// A port of a service and the pods behind it.
@@ -35,7 +35,7 @@ pub fn ports(world: &World, services: usize, replicas: &[usize]) -> Vec<ServiceP
     ports
 }
 
-/// 16 characters that stand for `text` in a chain's name.
+/// 16 characters for `text` in a chain's name.
 pub fn hash(text: &str) -> String {
     let digest = Sha256::digest(text);
     let first = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));

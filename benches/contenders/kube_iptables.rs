@@ -18,7 +18,7 @@ pub struct KubeIptables {
 
 impl KubeIptables {
     fn load(&self, world: &World) -> Result<()> {
-        world.node.cmd("iptables-restore")?.output_of(&self.rules).context("kube-proxy's rules").map(drop)
+        world.node.cmd("iptables-restore").output_of(&self.rules).context("kube-proxy's rules").map(drop)
     }
 }
 
@@ -31,6 +31,10 @@ impl Contender for KubeIptables {
         self.rules = rules(&ports(world, services, replicas))?;
         self.load(world)?;
         Ok(targets(services))
+    }
+
+    fn has_kube_rules(&self) -> bool {
+        true
     }
 
     /// A new kube-proxy writes all rules anew; connections are in the kernel's table.

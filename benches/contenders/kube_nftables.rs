@@ -1,7 +1,7 @@
 //! kube-proxy's nftables mode: its table, chains, sets and verdict maps, loaded in one transaction as it does on a full sync.
 
 use std::fmt::{Result as Written, Write};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 
@@ -17,7 +17,7 @@ pub struct KubeNftables {
 
 impl KubeNftables {
     fn load(&self, world: &World) -> Result<()> {
-        world.node.cmd("nft")?.args(["-f", "-"]).output_of(&self.rules).context("kube-proxy's rules").map(drop)
+        world.node.cmd("nft").args(["-f", "-"]).output_of(&self.rules).context("kube-proxy's rules").map(drop)
     }
 }
 
@@ -32,13 +32,31 @@ impl Contender for KubeNftables {
         Ok(targets(services))
     }
 
+    fn has_kube_rules(&self) -> bool {
+        true
+    }
+
     /// A new kube-proxy writes all rules anew; connections are in the kernel's table.
     fn restart(&mut self, world: &World) -> Result<Option<&'static str>> {
         self.load(world).map(|()| None)
     }
 }
 
-/// All but the services'. The first two lines: whatever stood there goes in the same transaction.
+/// What a Kubernetes node has beside any other path: these rules, for services that aren't measured, and with them connection
+/// tracking of all that passes.
+pub fn track_connections(world: &World) -> Result<()> {
+    let replicas: Vec<usize> = (0..world.pods.len()).collect();
+    let mut ports = ports(world, OTHERS, &replicas);
+    for port in &mut ports {
+        port.address = Ipv4Addr::from(u32::from(port.address) + (1 << 16));
+    }
+    KubeNftables { rules: rules(&ports)? }.load(world)
+}
+
+/// How many services those are.
+const OTHERS: usize = 10;
+
+/// All but the services'. The first two lines delete what was there, in the same transaction.
 const BASE: &str = "add table ip kube-proxy
 delete table ip kube-proxy
 table ip kube-proxy {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::haproxy::{RELOAD, addresses, listeners};
-use super::{Contender, service, targets};
+use super::{Contender, NGINX_HTTP, NGINX_STREAM, family, service, targets};
 use crate::load::PORT;
 use crate::stage::{Daemon, World};
 
@@ -40,7 +40,7 @@ impl Nginx {
     }
 
     fn configure(&self, world: &World, services: usize, replicas: &[usize]) -> Result<()> {
-        let dir = world.dir.display();
+        let dir = world.dir.path().display();
         let mut text = String::new();
         if self.mode == Mode::Stream && Path::new(STREAM_MODULE).exists() {
             writeln!(text, "load_module {STREAM_MODULE};")?;
@@ -71,18 +71,18 @@ impl Nginx {
             writeln!(text, "{keep}}}\nserver {{ listen {}:{PORT}; {proxied} }}", service(place))?;
         }
         text.push_str("}\n");
-        #[allow(clippy::disallowed_methods)] // nginx reads it when it is told to
+        #[allow(clippy::disallowed_methods)] // nginx reads it when it starts or reloads
         std::fs::write(world.file("nginx.conf"), text).context("nginx's configuration")
     }
 
     fn start(&mut self, world: &World) -> Result<()> {
-        // Told to stop first: its workers would outlive a master that is killed, and keep the port.
+        // SIGTERM: its workers would outlive a master that is killed, and keep the port.
         if let Some(daemon) = self.daemon.take() {
-            daemon.stop()?;
+            daemon.stop();
         }
-        let mut command = world.node.cmd("nginx")?;
-        command.arg("-p").arg(&world.dir).arg("-c").arg(world.file("nginx.conf")).args(["-g", "daemon off;"]);
-        let mut daemon = Daemon::start(&mut command, &world.file("nginx.log"))?;
+        let mut command = world.node.cmd("nginx");
+        command.arg("-p").arg(world.dir.path()).arg("-c").arg(world.file("nginx.conf")).args(["-g", "daemon off;"]);
+        let mut daemon = Daemon::try_start("nginx", &mut command, world.dir.path())?;
         let listening = format!("-Hltn sport = :{PORT}");
         daemon.ready("nginx listens", Duration::from_secs(60), || listeners(world, &listening) >= self.services)?;
         self.daemon = Some(daemon);
@@ -93,8 +93,8 @@ impl Nginx {
 impl Contender for Nginx {
     fn name(&self) -> &'static str {
         match self.mode {
-            Mode::Stream => "nginx (stream)",
-            Mode::Http => "nginx (http)",
+            Mode::Stream => NGINX_STREAM,
+            Mode::Http => NGINX_HTTP,
         }
     }
 
@@ -114,12 +114,16 @@ impl Contender for Nginx {
         Ok(targets(services))
     }
 
+    fn processes(&self) -> Vec<i32> {
+        self.daemon.as_ref().map(|daemon| family(daemon.pid())).unwrap_or_default()
+    }
+
     fn restart(&mut self, world: &World) -> Result<Option<&'static str>> {
         self.start(world).map(|()| None)
     }
 
     fn reload(&mut self, _world: &World) -> Result<Option<&'static str>> {
-        self.daemon.as_ref().context("nginx runs")?.signal(Signal::SIGHUP)?;
+        self.daemon.as_ref().context("nginx runs")?.signal(Signal::SIGHUP);
         thread::sleep(RELOAD);
         Ok(None)
     }

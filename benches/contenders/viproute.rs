@@ -1,49 +1,51 @@
 //! viproute as a node has it: the plugin called for each pod, the sidecar beside it.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use viproute::allocator::client;
-use viproute::allocator::protocol::AcquireRequest;
-use viproute::net::NodeNet;
-use viproute::registry::{Endpoint, Registry, VipKey, VipRecord};
-use viproute::vip;
+use serde_json::Value;
+use viproute::internals::api::client;
+use viproute::internals::api::protocol::AcquireRequest;
+use viproute::internals::dataplane;
+use viproute::internals::ebpf::Maps;
+use viproute::internals::model::VipKey;
+use viproute::internals::model::address::ipv4;
+use viproute::internals::net::NodeNet;
+use viproute::internals::registry::{Endpoint, Registry, VipRecord};
 
-use super::{Contender, VIPROUTE};
+use super::{Contender, EXPRESS_SWITCHED, VIPROUTE, WITHOUT_EXPRESS};
 use crate::load::PORT;
-use crate::stage::{CLIENT, Daemon, NODE, Ns, Pod, Run, World, program};
+use crate::stage::{CLIENT, Join, NODE, Netns, Pod, Run, Sidecar, World, conf, program};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at the same time; viprouted takes 256.
 const CALLERS: usize = 200;
+/// In viprouted.toml.
+const EXPRESS_OFF: &str = "express = \"off\"\n";
+/// Longer than a bucket of the group that isn't in use waits to move (`idleTimer`).
+const IDLE: Duration = Duration::from_secs(3);
+/// More VIPs than are measured.
+pub const LIMITS: &str = "[limits]\nvips_per_namespace = 10000\nvips = 10000\n";
 /// The VIPs.
 const VIPS: &str = "10.118.0.0/16";
-const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// Calls of the plugin on one node.
 pub struct Plugin {
     dir: PathBuf,
-    node: PathBuf,
-    /// What the conflist entry has besides.
-    pub entry: Value,
+    bpf_dir: String,
 }
 
 impl Plugin {
     pub fn on(world: &World) -> Self {
-        // On the BPF filesystem that the bench has mounted; it makes its own directory there.
-        let entry = json!({ "bpfDir": format!("/run/bench/bpf/{}", world.name) });
-        Self { dir: world.dir.clone(), node: world.node.path(), entry }
+        Self { dir: world.dir.path().into(), bpf_dir: world.bpf.path() + "/viproute" }
     }
 
     pub fn registry(&self) -> Registry {
-        Registry::new(self.dir.join("registry"))
+        Registry::new(self.dir.join("data"))
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -52,93 +54,98 @@ impl Plugin {
 
     /// stdin of a call for a pod that joins these VIPs, as libcni completes it.
     pub fn stdin(&self, pod: &Pod, vips: &str, previous: &Value) -> String {
-        let mut conf = json!({
-            "cniVersion": "1.0.0", "name": "bench", "type": "viproute",
-            "dataDir": self.dir.join("registry"), "allocator": self.socket(),
-            "capabilities": { ANNOTATIONS: true }, "prevResult": previous,
-        });
-        if !vips.is_empty() {
-            conf["runtimeConfig"] = json!({ ANNOTATIONS: { "viproute.io/vip": vips, "bench/pod": pod.name() } });
-        }
-        for (key, value) in self.entry.as_object().into_iter().flatten() {
-            conf[key] = value.clone();
-        }
+        let join = if vips.is_empty() { Join { annotations: None, ..Join::nothing() } } else { Join::annotated(vips) };
+        let join = if vips.is_empty() { join } else { join.annotation("bench/pod", &pod.name()) };
+        let mut conf = conf(&self.dir, &self.bpf_dir, &join);
+        conf["prevResult"] = previous.clone();
         conf.to_string()
     }
 
-    /// A call, not made yet: `program` (the plugin, or what runs it) with a runtime's environment.
-    pub fn command(&self, node: &Ns, program: impl AsRef<Path>, verb: &str, pod: &Pod) -> Result<Command> {
-        debug_assert_eq!(node.path(), self.node);
-        let mut command = node.cmd(program)?;
-        environment(&mut command, verb, pod);
-        Ok(command)
-    }
-
     /// ADD; its result.
-    pub fn add(&self, node: &Ns, pod: &Pod, vips: &str) -> Result<Value> {
-        let stdin = self.stdin(pod, vips, &pod.base_result());
-        let output = self.command(node, program("viproute"), "ADD", pod)?.output_of(&stdin)?;
-        serde_json::from_str(&output).context("ADD's result")
+    pub fn add(&self, node: &Netns, pod: &Pod, vips: &str) -> Result<Value> {
+        serde_json::from_str(&self.call(node, "ADD", pod, vips)?).context("ADD's result")
     }
 
     /// DEL.
-    pub fn del(&self, node: &Ns, pod: &Pod, vips: &str) -> Result<()> {
-        let stdin = self.stdin(pod, vips, &pod.base_result());
-        self.command(node, program("viproute"), "DEL", pod)?.output_of(&stdin).map(drop)
+    pub fn del(&self, node: &Netns, pod: &Pod, vips: &str) -> Result<()> {
+        self.call(node, "DEL", pod, vips).map(drop)
+    }
+
+    fn call(&self, node: &Netns, verb: &str, pod: &Pod, vips: &str) -> Result<String> {
+        let mut command = node.cmd(program("viproute"));
+        pod.environment(verb).apply(&mut command);
+        command.output_of(&self.stdin(pod, vips, &pod.base_result()))
     }
 }
 
-/// A runtime's variables.
-pub fn environment(command: &mut Command, verb: &str, pod: &Pod) {
-    command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", pod.id()).env("CNI_NETNS", pod.ns.path());
-    command.env("CNI_IFNAME", "eth0").env("CNI_PATH", "/usr/lib/cni:/opt/cni/bin");
-    command.env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={}", pod.name()));
+/// viprouted on a node, with `settings` (TOML) over the world's own paths.
+pub fn sidecar(world: &World, settings: &str) -> Result<Sidecar> {
+    Sidecar::try_run(world.dir.path(), settings, world.node.cmd(program("viprouted")))
 }
 
-/// viprouted on a node.
-pub struct Agent(pub Daemon);
+/// With VIPs from a pool.
+pub fn pool(world: &World) -> Result<Sidecar> {
+    pool_with(world, "")
+}
 
-impl Agent {
-    /// Starts it with `settings` (TOML) over the world's own paths, and waits until it answers.
-    pub fn start(world: &World, settings: &str) -> Result<Self> {
-        let config = world.file("viprouted.toml");
-        let socket = world.file("viprouted.sock");
-        let (state, data) = (world.file("state"), world.file("registry"));
-        let text = format!(
-            "socket = \"{}\"\nstate_dir = \"{}\"\ndata_dir = \"{}\"\n{settings}\n",
-            socket.display(),
-            state.display(),
-            data.display()
-        );
-        #[allow(clippy::disallowed_methods)] // its reader isn't there yet
-        fs::write(&config, text).context("viprouted.toml")?;
-        let mut command = world.node.cmd(program("viprouted"))?;
-        command.arg("--config").arg(&config);
-        let mut daemon = Daemon::start(&mut command, &world.file("viprouted.log"))?;
-        let answers = || client::status(&socket, PATIENCE).is_ok();
-        daemon.ready("viprouted answers", PATIENCE, answers)?;
-        Ok(Self(daemon))
-    }
-
-    /// With VIPs from a pool.
-    pub fn pool(world: &World) -> Result<Self> {
-        Self::start(world, &format!("backend = \"pool\"\n[pool]\ncidr = \"{VIPS}\""))
-    }
+fn pool_with(world: &World, settings: &str) -> Result<Sidecar> {
+    sidecar(world, &format!("{settings}backend = \"pool\"\n[pool]\ncidr = \"{VIPS}\"\n{LIMITS}"))
 }
 
 #[derive(Default)]
 pub struct Viproute {
     plugin: Option<Plugin>,
-    agent: Option<Agent>,
+    agent: Option<Sidecar>,
     /// By place in the world.
     joined: BTreeSet<usize>,
     /// The VIPs' addresses, the first one's first.
     vips: Vec<Ipv4Addr>,
     /// So many of them are recorded.
     recorded: usize,
+    /// When the replicas changed last.
+    changed: Option<Instant>,
+    express: Express,
+}
+
+/// What viprouted.toml says of express.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Express {
+    #[default]
+    Default,
+    Off,
+    /// One, then the other.
+    Switched {
+        off: bool,
+    },
 }
 
 impl Viproute {
+    /// With every packet on the kernel's own way.
+    pub fn without_express() -> Self {
+        Self { express: Express::Off, ..Self::default() }
+    }
+
+    /// Express goes off and on while connections live.
+    pub fn express_switched() -> Self {
+        Self { express: Express::Switched { off: false }, ..Self::default() }
+    }
+
+    fn start(&self, world: &World) -> Result<Sidecar> {
+        let off = matches!(self.express, Express::Off | Express::Switched { off: true });
+        match pool_with(world, if off { EXPRESS_OFF } else { "" }) {
+            Err(error) if off && format!("{error:#}").contains("express: no such key") => {
+                bail!("not measured: this viprouted has no `express` in its configuration")
+            }
+            started => started,
+        }
+    }
+
+    /// The maps that say until when a SYN is searched for at all replicas.
+    fn maps(&self) -> Result<Maps> {
+        let dir = PathBuf::from(&self.plugin()?.bpf_dir);
+        Maps::open(&dir)?.with_context(|| format!("no maps in {}", dir.display()))
+    }
+
     fn plugin(&self) -> Result<&Plugin> {
         self.plugin.as_ref().context("viproute is on no node yet")
     }
@@ -148,7 +155,7 @@ impl Viproute {
         key(0)
     }
 
-    /// Brings the pods' membership about: ADD for who is new, drained for who is no longer wanted.
+    /// ADD for each new replica; those that are no longer wanted are drained.
     fn join(&mut self, world: &World, replicas: &[usize]) -> Result<()> {
         for at in replicas {
             if self.joined.insert(*at) {
@@ -157,11 +164,16 @@ impl Viproute {
         }
         let registry = self.plugin()?.registry();
         let joined = &self.joined;
-        world.node.run(|| {
+        world.node.try_run(|| {
             let node = NodeNet::open()?;
             for at in joined {
-                let name = format!("{}@eth0", world.pods[*at].id());
-                vip::admission::drain(&node, &registry, (&Self::first()?, &name), !replicas.contains(at))?;
+                let name = format!("{}@eth0", world.pods[*at].id);
+                viproute::internals::membership::admission::drain(
+                    &node,
+                    &registry,
+                    (&Self::first()?, &name),
+                    !replicas.contains(at),
+                )?;
             }
             Ok(())
         })
@@ -172,7 +184,7 @@ impl Viproute {
         let socket = self.plugin()?.socket();
         let places: Vec<usize> = (self.vips.len()..services).collect();
         let some = |places: &[usize]| {
-            places.iter().map(|place| acquire(&socket, &key(*place)?, 6 * PATIENCE)).collect::<Result<Vec<_>>>()
+            places.iter().map(|place| acquire(&socket, &key(*place)?, 6 * TIMEOUT)).collect::<Result<Vec<_>>>()
         };
         let some = &some;
         let acquired = thread::scope(|scope| {
@@ -187,7 +199,9 @@ impl Viproute {
     /// In each pod, one route and one rule in place of an address and a rule for each VIP: no pod has more than eight.
     fn stand_in(&self, world: &World) -> Result<()> {
         for pod in self.joined.iter().map(|at| &world.pods[*at]) {
-            pod.ns.ip(&format!("route add local {VIPS} dev vip0\nrule add from {VIPS} lookup 118 priority 119\n"))?;
+            pod.ns.ip_lines(&format!(
+                "route add local {VIPS} dev vip0\nrule add from {VIPS} lookup 118 priority 119\n"
+            ))?;
         }
         Ok(())
     }
@@ -203,9 +217,9 @@ impl Viproute {
         let registry = self.plugin()?.registry();
         let endpoints = endpoints(&registry)?;
         let record = registry.vip_record(&Self::first()?)?.context("the first VIP's record")?;
-        world.node.run(|| {
+        world.node.try_run(|| {
             let node = NodeNet::open()?;
-            let tables = vip::Tables::read(&node)?;
+            let tables = dataplane::Tables::read(&node, &registry)?;
             let more = More { node: &node, registry: &registry, endpoints: &endpoints, model: &record, tables };
             (self.recorded..services).try_for_each(|place| more.add(&key(place)?, self.vips[place]))
         })?;
@@ -228,14 +242,14 @@ pub fn endpoints(registry: &Registry) -> Result<Vec<(String, Endpoint)>> {
     endpoints.into_iter().map(|(name, endpoint)| Ok((name, endpoint?))).collect()
 }
 
-/// An address for a VIP, asked for as a runtime does it: again and again until there is one, `patience` long.
-pub fn acquire(socket: &Path, vip: &VipKey, patience: Duration) -> Result<Ipv4Addr> {
-    let pod = Ipv4Addr::new(10, 1, 0, 2);
-    let ask = AcquireRequest { vip: vip.to_string(), pod, node: NODE, gateway: Some(CLIENT) };
-    let deadline = Instant::now() + patience;
+/// An address for a VIP, asked for as a runtime does it: again and again until there is one, `timeout` long.
+pub fn acquire(socket: &Path, vip: &VipKey, timeout: Duration) -> Result<Ipv4Addr> {
+    let pod = [10, 1, 0, 2].into();
+    let ask = AcquireRequest { vip: vip.to_string(), pod, node: NODE.into(), gateway: Some(CLIENT.into()) };
+    let deadline = Instant::now() + timeout;
     loop {
-        match client::acquire(socket, &ask, PATIENCE) {
-            Ok(grant) => return Ok(grant.address),
+        match client::acquire_all(socket, std::slice::from_ref(&ask), TIMEOUT).remove(0) {
+            Ok(grant) => return ipv4(grant.address).context("an IPv4 address"),
             Err(error) if Instant::now() > deadline => bail!("{vip}: {}", viproute::with_causes(&error)),
             Err(_) => thread::sleep(Duration::from_millis(100)),
         }
@@ -250,44 +264,88 @@ pub struct More<'a> {
     /// The VIP they are like.
     pub model: &'a VipRecord,
     /// The node's, before the first of them.
-    pub tables: vip::Tables,
+    pub tables: dataplane::Tables,
 }
 
 impl More<'_> {
-    /// Records one and brings it into the kernel.
+    /// Records one and reconciles it.
     pub fn add(&self, key: &VipKey, address: Ipv4Addr) -> Result<()> {
         let mut vip = self.registry.vip(key)?;
-        let slot = vip.slot()?;
-        vip.write_record(VipRecord { key: key.to_string(), address, slot, ..self.model.clone() })?;
+        let record = |slot| VipRecord {
+            key: key.to_string(),
+            addresses: IpAddr::V4(address).into(),
+            slot,
+            ..self.model.clone()
+        };
+        vip.record_in_slot(|_| anyhow::Ok(true), record)?;
         for (name, endpoint) in self.endpoints {
             vip.write_endpoint(name, endpoint)?;
         }
-        vip::put_right_by(self.node, vip, &self.tables)?;
+        dataplane::reconcile_vip(self.node, vip, Some(&self.tables))?;
         Ok(())
     }
 }
 
 impl Contender for Viproute {
     fn name(&self) -> &'static str {
-        VIPROUTE
+        match self.express {
+            Express::Default => VIPROUTE,
+            Express::Off => WITHOUT_EXPRESS,
+            Express::Switched { .. } => EXPRESS_SWITCHED,
+        }
+    }
+
+    /// For two minutes after a change a SYN may be the second one of a handshake with another replica. Here nothing has used
+    /// the VIPs meanwhile: once the buckets have moved, no handshake can be between replicas, and what time does to the maps
+    /// is done at once.
+    fn settle(&mut self) -> Result<()> {
+        let since = self.changed.map(|changed| changed.elapsed()).unwrap_or_default();
+        thread::sleep(IDLE.saturating_sub(since));
+        let mut maps = self.maps()?;
+        for vip in &self.vips {
+            let known = maps.known(*vip)?.with_context(|| format!("{vip} has no entry"))?;
+            maps.set(*vip, &known, 0)?;
+        }
+        Ok(())
+    }
+
+    fn is_settled(&self) -> Result<bool> {
+        let now = Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?).as_nanos();
+        let maps = self.maps()?;
+        let until = self.vips.iter().map(|vip| Ok(maps.syn_search_until(*vip)?));
+        Ok(until.collect::<Result<Vec<u64>>>()?.into_iter().all(|until| u128::from(until) <= now))
+    }
+
+    fn switch(&mut self, world: &World) -> Result<()> {
+        if let Express::Switched { off } = &mut self.express {
+            *off = !*off;
+            self.restart(world)?;
+        }
+        Ok(())
+    }
+
+    fn joins_at_start(&self) -> bool {
+        true
     }
 
     fn serve(&mut self, world: &World, services: usize, replicas: &[usize]) -> Result<Vec<SocketAddrV4>> {
         if self.plugin.is_none() {
             self.plugin = Some(Plugin::on(world));
-            self.agent = Some(Agent::pool(world)?);
+            self.agent = Some(self.start(world)?);
         }
+        self.changed = Some(Instant::now());
         self.join(world, replicas)?;
         if self.vips.is_empty() {
             let record = self.plugin()?.registry().vip_record(&Self::first()?)?;
-            self.vips.push(record.context("the first VIP's record")?.address);
+            let address = record.context("the first VIP's record")?.address();
+            self.vips.push(ipv4(address).context("an IPv4 address")?);
             self.recorded = 1;
         }
         self.add_vips(world, services)?;
         Ok(self.vips[..services].iter().map(|address| SocketAddrV4::new(*address, PORT)).collect())
     }
 
-    fn gone(&mut self, world: &World, pod: usize) -> Result<()> {
+    fn pod_removed(&mut self, world: &World, pod: usize) -> Result<()> {
         if self.joined.remove(&pod) {
             self.plugin()?.del(&world.node, &world.pods[pod], Self::first()?.name())?;
         }
@@ -296,7 +354,7 @@ impl Contender for Viproute {
 
     fn restart(&mut self, world: &World) -> Result<Option<&'static str>> {
         self.agent = None;
-        self.agent = Some(Agent::pool(world)?);
+        self.agent = Some(self.start(world)?);
         Ok(None)
     }
 }

@@ -89,7 +89,7 @@ impl Connection {
         }
         match self.stream.read(&mut self.heard) {
             Ok(0) => Err(io::Error::other("closed by the other side")),
-            Ok(_) => Err(io::Error::other("an answer nobody asked for")),
+            Ok(_) => Err(io::Error::other("an answer without a request")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error),
         }

@@ -8,10 +8,10 @@ use anyhow::{Result, bail};
 use super::REQUEST;
 use super::connection::{Connection, Phase};
 use super::poll::Poll;
-use crate::stage::Ns;
+use crate::stage::Netns;
 
 /// An answer that takes longer doesn't come any more. After an outage of two seconds TCP sends again within four.
-const PATIENCE: Duration = Duration::from_secs(8);
+const TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections begun at the same time, so that no queue of unaccepted ones overflows.
 const WINDOW: usize = 100;
 
@@ -22,16 +22,16 @@ pub struct Flows {
 
 struct Flow {
     connection: Connection,
-    /// Who answered first; empty until then.
+    /// The replica that answered first; empty until then.
     replica: String,
     broken: bool,
 }
 
 impl Flows {
     /// Opens `count` connections; each must be answered.
-    pub fn open(from: &Ns, to: SocketAddrV4, count: usize) -> Result<Self> {
+    pub fn open(from: &Netns, to: SocketAddrV4, count: usize) -> Result<Self> {
         // Made inside, used outside: a socket stays in the namespace it was made in.
-        from.run(|| {
+        from.try_run(|| {
             let mut flows = Self { poll: Poll::new()?, flows: Vec::with_capacity(count) };
             while flows.flows.len() < count {
                 for slot in flows.flows.len()..count.min(flows.flows.len() + WINDOW) {
@@ -56,7 +56,7 @@ impl Flows {
 
     /// Waits for the answers. A connection without one, or with another replica's, is broken for good.
     pub fn hear(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let open = |flow: &Flow| !flow.broken && flow.connection.phase != Phase::Idle;
         let mut left = self.flows.iter().filter(|flow| open(flow)).count();
         while left > 0 && Instant::now() < deadline {
@@ -76,9 +76,9 @@ impl Flows {
         self.flows.iter().filter(|flow| flow.broken).count()
     }
 
-    /// So many are broken that began with others than `gone`.
-    pub fn broken_without(&self, gone: &str) -> usize {
-        self.flows.iter().filter(|flow| flow.broken && flow.replica != gone).count()
+    /// So many are broken that began with others than `removed`.
+    pub fn broken_without(&self, removed: &str) -> usize {
+        self.flows.iter().filter(|flow| flow.broken && flow.replica != removed).count()
     }
 
     /// So many began with that replica.

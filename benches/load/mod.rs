@@ -1,22 +1,27 @@
 //! Servers and clients: both of our own, so that one processor's worth of client meets one processor's worth of servers on
-//! every path. Each is one thread with one epoll; HTTP/1.1 in its plainest form, so that proxies understand it.
+//! every path. Each is one thread with one epoll, or both are one thread where CPU time is measured; HTTP/1.1 in its plainest
+//! form, so that proxies understand it.
 
+mod arrivals;
 mod client;
 mod connection;
 mod datagrams;
 mod flows;
+mod misplaced;
+mod one_thread;
 mod paced;
 mod poll;
 mod server;
-mod strays;
 mod stream;
 
-pub use client::{Load, Tally};
+pub use arrivals::Arrivals;
+pub use client::{Load, Work};
 pub use datagrams::flood;
 pub use flows::Flows;
+pub use misplaced::{Misplaced, raw_socket};
+pub use one_thread::{Path, Slices, Transaction, carried};
 pub use paced::paced;
 pub use server::Server;
-pub use strays::{Strays, raw_socket};
 pub use stream::bulk;
 
 /// What servers listen on, TCP and UDP, and services as well.

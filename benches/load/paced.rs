@@ -10,18 +10,18 @@ use hdrhistogram::Histogram;
 use super::REQUEST;
 use super::client::Load;
 use super::connection::Connection;
-use super::poll::{Poll, alone};
+use super::poll::{Poll, unshare_descriptors};
 
 /// How long stragglers are waited for at the end.
 const GRACE: Duration = Duration::from_secs(2);
 /// Connections are made before anything is asked; they must come about within this time.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_NANOSECONDS: u64 = 60_000_000_000;
 
 /// Latencies in nanoseconds of `rate` requests a second over `load`'s connections.
 pub fn paced(load: &Load<'_>, rate: f64) -> Result<Histogram<u64>> {
-    load.from.run(|| {
-        alone()?;
+    load.from.try_run(|| {
+        unshare_descriptors()?;
         let mut paced = Paced::connect(load)?;
         paced.run(load.time, Duration::from_secs_f64(1.0 / rate))?;
         Ok(paced.latencies)
@@ -45,7 +45,7 @@ impl Paced {
         let mut idle = VecDeque::new();
         let start = Instant::now();
         while idle.len() < connections.len() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TIMEOUT {
                 bail!("{} of {} connections came about", idle.len(), connections.len());
             }
             for ready in poll.wait(Duration::from_millis(10))?.iter().filter(|ready| ready.writable) {

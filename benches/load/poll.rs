@@ -1,4 +1,4 @@
-//! epoll, edge-triggered, and threads that share nothing with the rest of the program.
+//! epoll, edge-triggered, and threads that share no descriptors with the rest of the program.
 
 use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
@@ -31,9 +31,9 @@ impl Poll {
         Ok(self.epoll.add(what, EpollEvent::new(both, token as u64))?)
     }
 
-    /// What has become ready; waits `patience` at most.
-    pub fn wait(&mut self, patience: Duration) -> Result<Vec<Ready>> {
-        let timeout = TimeSpec::from_duration(patience);
+    /// What has become ready; waits `timeout` at most.
+    pub fn wait(&mut self, timeout: Duration) -> Result<Vec<Ready>> {
+        let timeout = TimeSpec::from_duration(timeout);
         let room = self.events.len().try_into()?;
         // Not epoll_wait, which knows milliseconds only: a client at a fixed rate would always be late.
         // SAFETY: the buffer is as long as is said, EpollEvent is a transparent epoll_event, the timeout outlives the call.
@@ -65,7 +65,7 @@ impl Poll {
 
 /// Gives the calling thread a table of descriptors of its own, empty but for the standard ones: opening and closing sockets
 /// then waits for no other thread. What the caller has open is closed *here*, and open elsewhere as before.
-pub fn alone() -> Result<()> {
+pub fn unshare_descriptors() -> Result<()> {
     const FIRST: RawFd = 3;
     // SAFETY: descriptors that this thread goes on to use are opened after this; the other threads keep their table.
     let done = unsafe { libc::close_range(FIRST.cast_unsigned(), u32::MAX, libc::CLOSE_RANGE_UNSHARE.cast_signed()) };

@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
-use super::poll::{Poll, Ready, alone};
+use super::poll::{Poll, Ready, unshare_descriptors};
 use super::{ENDLESS, PORT, head};
 use crate::stage::Pod;
 
@@ -41,11 +40,11 @@ impl Server {
         let shared = Arc::<Shared>::default();
         let places: Vec<_> = pods.into_iter().map(|pod| (pod.ns.path(), pod.name())).collect();
         let (started, result) = mpsc::channel();
-        let theirs = Arc::clone(&shared);
-        let thread = thread::spawn(move || match Hands::open(&places, theirs) {
-            Ok(mut hands) => {
+        let of_thread = Arc::clone(&shared);
+        let thread = thread::spawn(move || match EventLoop::open(&places, of_thread) {
+            Ok(mut event_loop) => {
                 let _ = started.send(Ok(()));
-                hands.run();
+                event_loop.run();
             }
             Err(error) => drop(started.send(Err(error))),
         });
@@ -80,31 +79,31 @@ struct Connection {
     endless: bool,
 }
 
-struct Hands {
+struct EventLoop {
     poll: Poll,
     /// By descriptor.
     sockets: Vec<Option<Socket>>,
     shared: Arc<Shared>,
-    datagrams: Datagrams,
+    datagrams: Received,
 }
 
-impl Hands {
-    fn open(places: &[(PathBuf, String)], shared: Arc<Shared>) -> Result<Self> {
-        alone()?;
-        let mut hands = Self { poll: Poll::new()?, sockets: Vec::new(), shared, datagrams: Datagrams::default() };
+impl EventLoop {
+    fn open(places: &[(String, String)], shared: Arc<Shared>) -> Result<Self> {
+        unshare_descriptors()?;
+        let mut event_loop = Self { poll: Poll::new()?, sockets: Vec::new(), shared, datagrams: Received::default() };
         for (path, name) in places {
             enter(path)?;
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
             listener.set_nonblocking(true)?;
             listen(&listener, Backlog::new(4096)?)?;
             let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
-            hands.keep(listener.as_raw_fd(), Socket::Listener(listener, answer.into_bytes().into()))?;
+            event_loop.keep(listener.as_raw_fd(), Socket::Listener(listener, answer.into_bytes().into()))?;
             let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
             datagrams.set_nonblocking(true)?;
             setsockopt(&datagrams, sockopt::RcvBufForce, &DATAGRAM_BUFFER)?;
-            hands.keep(datagrams.as_raw_fd(), Socket::Datagrams(datagrams))?;
+            event_loop.keep(datagrams.as_raw_fd(), Socket::Datagrams(datagrams))?;
         }
-        Ok(hands)
+        Ok(event_loop)
     }
 
     fn keep(&mut self, fd: RawFd, socket: Socket) -> Result<()> {
@@ -202,14 +201,15 @@ impl Connection {
     }
 }
 
-/// Room for a batch of datagrams, whose contents nobody looks at.
+/// Room for a batch of datagrams, whose contents are not read.
 #[derive(Default)]
-struct Datagrams {
+pub struct Received {
     rooms: Vec<[u8; 2048]>,
 }
 
-impl Datagrams {
-    fn receive(&mut self, socket: &UdpSocket) -> u64 {
+impl Received {
+    /// How many were there.
+    pub fn receive(&mut self, socket: &UdpSocket) -> u64 {
         self.rooms.resize(BATCH, [0; 2048]);
         let part = |room: &mut [u8; 2048]| libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
         let mut parts: Vec<libc::iovec> = self.rooms.iter_mut().map(part).collect();
@@ -233,9 +233,9 @@ impl Datagrams {
     }
 }
 
-fn enter(namespace: &PathBuf) -> Result<()> {
-    let file = std::fs::File::open(namespace).with_context(|| format!("open {}", namespace.display()))?;
-    // SAFETY: a system call on a descriptor that is open. The thread is the server's own and goes nowhere else.
+fn enter(namespace: &str) -> Result<()> {
+    let file = std::fs::File::open(namespace).with_context(|| format!("open {namespace}"))?;
+    // SAFETY: a system call on a descriptor that is open. The thread is the server's own.
     match unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()).context("enter a pod"),

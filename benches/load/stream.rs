@@ -11,12 +11,12 @@ use anyhow::{Context, Result};
 use super::ENDLESS;
 use super::client::Load;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Bytes a second over `load`'s connections.
 pub fn bulk(load: &Load<'_>) -> Result<f64> {
     let (received, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    load.from.run(|| {
+    load.from.try_run(|| {
         thread::scope(|scope| {
             let (received, stop) = (&received, &stop);
             let one = |number: usize| {
@@ -39,8 +39,8 @@ pub fn bulk(load: &Load<'_>) -> Result<f64> {
 }
 
 fn download(from: SocketAddr, received: &AtomicU64, stop: &AtomicBool) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&from, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&from, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(ENDLESS)?;
     let mut buffer = vec![0; 1 << 18];
     while !stop.load(Ordering::Relaxed) {

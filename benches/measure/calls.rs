@@ -11,10 +11,10 @@ use call::{Cycle, median, memory, system_calls};
 use kinds::{Kind, Site};
 
 use super::Scale;
-use crate::contenders::{Agent, Plugin};
+use crate::contenders::{Plugin, pool};
 use crate::load::{PORT, Server};
 use crate::results::{ADD, Chapter, Column, Table, Unit, interleaved};
-use crate::stage::{PodKind, World, base_plugin, program};
+use crate::stage::{PodKind, World, program, try_base_plugin};
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
     Ok(Chapter {
@@ -109,17 +109,17 @@ fn first_packet(scale: &Scale) -> Result<Table> {
     );
     table.columns = vec![Column::new("answered after", Unit::Seconds)];
     let world = World::new("first", 1, PodKind::Connected)?;
-    let (plugin, _agent) = (Plugin::on(&world), Agent::pool(&world)?);
+    let (plugin, _agent) = (Plugin::on(&world), pool(&world)?);
     let _server = Server::start(&world.pods)?;
     let pod = &world.pods[0];
     let (mut through, mut own) = (Vec::new(), Vec::new());
     for _ in 0..scale.rounds * scale.calls.min(4) {
         plugin.add(&world.node, pod, "web")?;
         let returned = Instant::now();
-        let record = plugin.registry().vip_record(&viproute::registry::VipKey::new("bench", "web")?)?;
-        let vip = record.context("the VIP's record")?.address;
+        let record = plugin.registry().vip_record(&viproute::internals::model::VipKey::new("bench", "web")?)?;
+        let vip = record.context("the VIP's record")?.address();
         through.push(answered(&world, vip, returned)?);
-        own.push(answered(&world, pod.address, Instant::now())?);
+        own.push(answered(&world, pod.address.into(), Instant::now())?);
         plugin.del(&world.node, pod, "web")?;
     }
     table.note("the VIP", vec![Ok(through)]);
@@ -127,9 +127,9 @@ fn first_packet(scale: &Scale) -> Result<Table> {
     Ok(table)
 }
 
-fn answered(world: &World, to: std::net::Ipv4Addr, since: Instant) -> Result<f64> {
+fn answered(world: &World, to: std::net::IpAddr, since: Instant) -> Result<f64> {
     use std::io::{Read, Write};
-    world.client.run(|| {
+    world.client.try_run(|| {
         let deadline = since + Duration::from_secs(5);
         loop {
             let tried = std::net::TcpStream::connect_timeout(&(to, PORT).into(), Duration::from_secs(1));
@@ -150,7 +150,7 @@ fn sizes() -> Table {
     let mut table = Table::new("sizes", "Size of the programs", "As they are built for a release, in bytes on disk.");
     table.columns = vec![Column::new("size", Unit::Bytes)];
     let own = ["viproute", "viprouted", "viproutectl"].map(|name| (name, Ok(program(name))));
-    let others = ["ptp", "host-local", "bridge", "portmap"].map(|name| (name, base_plugin(name)));
+    let others = ["ptp", "host-local", "bridge", "portmap"].map(|name| (name, try_base_plugin(name)));
     for (name, path) in own.into_iter().chain(others) {
         let size = path.and_then(|path| Ok(std::fs::metadata(path)?.len() as f64));
         table.note(name, vec![size.map(|size| vec![size]).map_err(|error| format!("{error:#}"))]);

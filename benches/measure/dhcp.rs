@@ -5,19 +5,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use viproute::allocator::client;
+use viproute::internals::api::client;
 
 use super::Scale;
-use crate::contenders::{Agent, acquire, key};
+use crate::contenders::{LIMITS, acquire, key, sidecar};
 use crate::results::{Chapter, Column, Table, Unit};
-use crate::stage::{Daemon, PodKind, World};
+use crate::stage::{Daemon, PodKind, Sidecar, World};
 
 /// Callers at the same time, as ADDs would be; viprouted takes 256.
 const CALLERS: usize = 200;
 /// Longer than any answer takes.
 const CALL: Duration = Duration::from_secs(10);
 /// All of them must have an address within this.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// dnsmasq's shortest lease; it is renewed after half of it.
 const LEASE: Duration = Duration::from_secs(120);
 
@@ -64,7 +64,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
 fn renew(site: &Site, scale: &Scale) -> Result<Vec<f64>> {
     let acquired = site.acquire(scale.renewed)?;
     thread::sleep((LEASE / 2).saturating_sub(Duration::from_secs_f64(acquired)));
-    let (acks, cpu) = (site.acks(), site.agent.0.cpu()?);
+    let (acks, cpu) = (site.acks(), seconds(site));
     thread::sleep(scale.renewing);
     let minutes = scale.renewing.as_secs_f64() / 60.0;
     let renewed = (site.acks() - acks) as f64 / minutes;
@@ -73,12 +73,16 @@ fn renew(site: &Site, scale: &Scale) -> Result<Vec<f64>> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
     let live = leases.iter().filter(|lease| lease.expires.is_none_or(|at| at > now)).count();
     let lost = scale.renewed.saturating_sub(live);
-    Ok(vec![acquired, renewed, due, (site.agent.0.cpu()? - cpu) / minutes, lost as f64])
+    Ok(vec![acquired, renewed, due, (seconds(site) - cpu) / minutes, lost as f64])
+}
+
+fn seconds(site: &Site) -> f64 {
+    site.agent.daemon.cpu_time().as_secs_f64()
 }
 
 /// A node on a link with a DHCP server. Fields are dropped in this order.
 struct Site {
-    agent: Agent,
+    agent: Sidecar,
     server: Daemon,
     world: World,
 }
@@ -86,8 +90,8 @@ struct Site {
 impl Site {
     fn new(name: &str) -> Result<Self> {
         let world = World::new(name, 0, PodKind::Bare)?;
-        world.client.ip("addr add 10.119.255.254/16 dev eth0\n")?;
-        world.node.ip("addr add 10.119.0.1/16 dev eth0\n")?;
+        world.client.ip_lines("addr add 10.119.255.254/16 dev eth0\n")?;
+        world.node.ip_lines("addr add 10.119.0.1/16 dev eth0\n")?;
         let conf = format!(
             "port=0\ninterface=eth0\nbind-interfaces\ndhcp-authoritative\nno-ping\nuser=root\ndhcp-lease-max=20000\n\
              dhcp-range=10.119.16.0,10.119.250.250,255.255.0.0,{}s\nleasefile-ro\n",
@@ -96,14 +100,16 @@ impl Site {
         let path = world.file("dnsmasq.conf");
         #[allow(clippy::disallowed_methods)] // its reader isn't there yet
         std::fs::write(&path, conf)?;
-        let mut command = world.client.cmd("dnsmasq")?;
+        let mut command = world.client.cmd("dnsmasq");
         command.args(["-k", "--log-facility=-", "--pid-file=", "-C"]).arg(&path);
+        let mut server = Daemon::try_start("dnsmasq", &mut command, world.dir.path())?;
         let log = world.file("dnsmasq.log");
-        let mut server = Daemon::start(&mut command, &log)?;
         let bound = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("sockets bound"));
         server.ready("dnsmasq listens", CALL, bound)?;
-        let agent =
-            Agent::start(&world, "backend = \"dhcp\"\nallow = [\"10.119.0.0/16\"]\n[dhcp]\ninterface = \"eth0\"")?;
+        let agent = sidecar(
+            &world,
+            &format!("backend = \"dhcp\"\nallow = [\"10.119.0.0/16\"]\n[dhcp]\ninterface = \"eth0\"\n{LIMITS}"),
+        )?;
         Ok(Self { agent, server, world })
     }
 
@@ -118,7 +124,7 @@ impl Site {
                     if number >= count {
                         return Ok(());
                     }
-                    acquire(&socket, &key(number)?, PATIENCE)?;
+                    acquire(&socket, &key(number)?, TIMEOUT)?;
                 }
             };
             let callers: Vec<_> = (0..CALLERS.min(count)).map(|_| scope.spawn(caller)).collect();

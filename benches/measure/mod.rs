@@ -1,9 +1,12 @@
 //! The measurements, one file each.
 
-#![allow(clippy::unnecessary_wraps)] // one form for all, though some have nothing to fail
+#![allow(clippy::unnecessary_wraps)] // one form for all, though some can't fail
 
 mod agent;
 mod calls;
+mod changes;
+mod counters;
+mod cpu_time;
 mod data_path;
 mod dhcp;
 mod flood;
@@ -11,7 +14,7 @@ mod rebuild;
 mod replicas;
 mod scale;
 mod services;
-mod stand;
+mod setup;
 mod survival;
 
 use anyhow::Result;
@@ -23,7 +26,9 @@ pub use scale::Scale;
 type Measurement = fn(&Scale) -> Result<Chapter>;
 
 /// Every measurement by name, in the order of the report.
-pub const ALL: [(&str, Measurement); 9] = [
+pub const ALL: [(&str, Measurement); 11] = [
+    ("cpu-time", cpu_time::run),
+    ("changes", changes::run),
     ("data-path", data_path::run),
     ("services", services::run),
     ("replicas", replicas::run),

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use viproute::net::NodeNet;
-use viproute::registry::VipKey;
-use viproute::vip;
+use viproute::internals::dataplane;
+use viproute::internals::model::VipKey;
+use viproute::internals::net::NodeNet;
 
 use super::Scale;
 use crate::contenders::{Contender, Plugin, Viproute, key};
@@ -16,9 +16,9 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut table = Table::new(
         "rebuild",
         "VIPs brought into the kernel",
-        "Three replicas each, by one thread of the product's own code (`vip::put_right_by`, as the agent does it). Anew: records, maps, \
-         groups, routes; what a node does after a reboot, pods and the search for addresses apart. Again: the records and maps are there, the kernel has lost all \
-         groups, nexthops and the routes over them. At rest: everything is as it should be.",
+        "Three replicas each, reconciled by one thread of the product's own code (`reconcile_vip`, as the agent does it). Anew: \
+         records, maps, groups, routes; what a node does after a reboot, pods and the search for addresses apart. Again: the records \
+         and maps exist, the kernel has lost all groups, nexthops and the routes over them. At rest: nothing differs.",
     );
     let world = World::new("rebuild", 3, PodKind::Connected)?;
     let mut viproute = Viproute::default();
@@ -30,16 +30,16 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         viproute.acquire(*count)?;
         let start = Instant::now();
         viproute.serve(&world, *count, &[0, 1, 2])?;
-        // What stands already is carried over: as many as there are take as much longer.
+        // Those made before are carried over: as many as there are take as much longer.
         let share = *count as f64 / (*count - before) as f64;
         anew.push(Ok(vec![start.elapsed().as_secs_f64() * share]));
         before = *count;
         again.push(Ok(rounds(scale, *count, || {
             // Groups, and with them the routes over them.
-            world.node.cmd("ip")?.args(["nexthop", "flush", "proto", "118"]).output_of("")?;
-            sync(&world, *count)
+            world.node.cmd("ip").args(["nexthop", "flush", "proto", "118"]).output_of("")?;
+            reconcile(&world, *count)
         })?));
-        at_rest.push(Ok(rounds(scale, *count, || sync(&world, *count))?));
+        at_rest.push(Ok(rounds(scale, *count, || reconcile(&world, *count))?));
     }
     table.note("anew", anew);
     table.note("again", again);
@@ -53,15 +53,15 @@ fn rounds(scale: &Scale, count: usize, mut one: impl FnMut() -> Result<f64>) -> 
     (0..rounds).map(|_| one()).collect()
 }
 
-/// Brings the first `count` VIPs about.
-fn sync(world: &World, count: usize) -> Result<f64> {
+/// Reconciles the first `count` VIPs.
+fn reconcile(world: &World, count: usize) -> Result<f64> {
     let registry = Plugin::on(world).registry();
     let keys = (0..count).map(key).collect::<Result<Vec<VipKey>>>()?;
-    world.node.run(|| {
+    world.node.try_run(|| {
         let (node, start) = (NodeNet::open()?, Instant::now());
-        let tables = vip::Tables::read(&node)?;
+        let tables = dataplane::Tables::read(&node, &registry)?;
         for key in &keys {
-            vip::put_right_by(&node, registry.vip(key)?, &tables)?;
+            dataplane::reconcile_vip(&node, registry.vip(key)?, Some(&tables))?;
         }
         Ok(start.elapsed().as_secs_f64())
     })

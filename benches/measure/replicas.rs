@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::Scale;
 use super::data_path::{CONCURRENCY, chosen, packets};
-use super::stand::{enter, measure};
+use super::setup::{measure, set_up};
 use crate::contenders::DIRECT;
 use crate::results::{Chapter, Column, Table, Unit};
 
@@ -13,14 +13,16 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     let mut datagrams =
         Table::new("replicas-udp", "64-byte packets/s by number of replicas", "One service, from outside.");
     for replicas in &scale.replicas {
-        let entrants = enter(chosen(), 1, *replicas);
+        let candidates = set_up(chosen(), 1, *replicas);
         let column = [Column::of(*replicas, "replicas", Unit::PerSecond)];
-        measure(&mut connections, &entrants, scale.rounds, &column, |stand| {
-            let rate = stand.load(&stand.world.client, scale, CONCURRENCY).connections()?.rate()?;
-            stand.world.node.forget_tracked()?;
+        measure(&mut connections, &candidates, scale.rounds, &column, |setup| {
+            let rate = setup.load(&setup.world.client, scale, CONCURRENCY).connections()?.rate()?;
+            setup.world.forget_tracked()?;
             Ok(vec![rate])
         });
-        measure(&mut datagrams, &entrants, scale.rounds, &column, |stand| Ok(vec![packets(stand, scale, 64)?.rate()?]));
+        measure(&mut datagrams, &candidates, scale.rounds, &column, |setup| {
+            Ok(vec![packets(setup, scale, 64)?.rate()?])
+        });
     }
     let tables = vec![connections.beside(DIRECT), datagrams.beside(DIRECT)];
     Ok(Chapter { title: "Many replicas".into(), text: "All servers are one thread.".into(), tables })

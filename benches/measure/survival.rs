@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Scale;
-use crate::contenders::{Contender, Ecmp, Haproxy, KubeIptables, KubeNftables, Nginx, Viproute};
+use crate::contenders::{
+    Contender, ECMP, EXPRESS_SWITCHED, Ecmp, HAPROXY, Haproxy, KUBE_IPTABLES, KUBE_NFTABLES, KubeIptables,
+    KubeNftables, NGINX_STREAM, Nginx, VIPROUTE, Viproute, WITHOUT_EXPRESS,
+};
 use crate::load::{Flows, Server};
 use crate::results::{Chapter, Column, Table, Unit};
 use crate::stage::{PodKind, World};
@@ -46,13 +49,15 @@ impl Event {
 type Maker = (&'static str, fn() -> Box<dyn Contender>);
 
 pub fn run(scale: &Scale) -> Result<Chapter> {
-    let makers: [Maker; 6] = [
-        ("viproute", || Box::new(Viproute::default())),
-        ("plain multipath route", || Box::new(Ecmp)),
-        ("kube-proxy's iptables rules", || Box::new(KubeIptables::default())),
-        ("kube-proxy's nftables rules", || Box::new(KubeNftables::default())),
-        ("HAProxy (tcp)", || Box::new(Haproxy::default())),
-        ("nginx (stream)", || Box::new(Nginx::stream())),
+    let makers: [Maker; 8] = [
+        (VIPROUTE, || Box::new(Viproute::default())),
+        (WITHOUT_EXPRESS, || Box::new(Viproute::without_express())),
+        (EXPRESS_SWITCHED, || Box::new(Viproute::express_switched())),
+        (ECMP, || Box::new(Ecmp)),
+        (KUBE_IPTABLES, || Box::new(KubeIptables::default())),
+        (KUBE_NFTABLES, || Box::new(KubeNftables::default())),
+        (HAPROXY, || Box::new(Haproxy::default())),
+        (NGINX_STREAM, || Box::new(Nginx::stream())),
     ];
     let mut table = Table::new(
         "survival",
@@ -60,7 +65,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
         "Connections from outside, all asked before, across and after the event; one that isn't answered by the replica it began \
          with is broken. Drained: no new connections, the pod lives on. Rolling restart: for each replica a new pod joins and the \
          old one is drained. Time-out: what the client sends is lost for 1.5 s, every connection's request with it. A proxy or \
-         agent is killed and started again; kube-proxy's part of that is writing all its rules anew.",
+         agent is killed and started again; kube-proxy's part of that is writing all its rules anew. Express switched: off before the event, on again after it.",
     );
     table.columns = Event::ALL.iter().map(|(_, name)| Column::new(*name, Unit::Count)).collect();
     // Side by side: nothing here is timed, and most of it is waiting.
@@ -101,13 +106,17 @@ fn survive(
     name: &str,
     scale: &Scale,
 ) -> Result<std::result::Result<f64, String>> {
-    let mut scene = Scene::new(contender, name)?;
-    let to = *scene.contender.serve(&scene.world, 1, &scene.serving)?.first().context("a service")?;
-    let mut flows = Flows::open(&scene.world.client, to, scale.connections)?;
-    let own = flows.of(&scene.world.pods[0].name());
-    if let Some(reason) = scene.play(event, &mut flows, scale.settled)? {
+    let mut deployment = Deployment::new(contender, name)?;
+    let to = *deployment.contender.serve(&deployment.world, 1, &deployment.serving)?.first().context("a service")?;
+    let mut flows = Flows::open(&deployment.world.client, to, scale.connections)?;
+    let own = flows.of(&deployment.world.pods[0].name());
+    deployment.contender.switch(&deployment.world)?;
+    if let Some(reason) = deployment.trigger(event, &mut flows, scale.settled)? {
         return Ok(Err(reason.to_owned()));
     }
+    flows.ask();
+    flows.hear()?;
+    deployment.contender.switch(&deployment.world)?;
     // Twice: the first question may be what moves a connection.
     for pause in [Duration::ZERO, scale.settled] {
         thread::sleep(pause);
@@ -115,7 +124,7 @@ fn survive(
         flows.hear()?;
     }
     let broken = match event {
-        Event::Removed => flows.broken_without(&scene.world.pods[0].name()),
+        Event::Removed => flows.broken_without(&deployment.world.pods[0].name()),
         _ => flows.broken(),
     };
     anyhow::ensure!(event != Event::Removed || own > 0, "the removed replica had no connections");
@@ -123,7 +132,7 @@ fn survive(
 }
 
 /// A service while something happens to it. Fields are dropped in this order.
-struct Scene {
+struct Deployment {
     contender: Box<dyn Contender>,
     /// One each, so that one can end.
     servers: Vec<Option<Server>>,
@@ -131,7 +140,7 @@ struct Scene {
     serving: Vec<usize>,
 }
 
-impl Scene {
+impl Deployment {
     fn new(contender: Box<dyn Contender>, name: &str) -> Result<Self> {
         let world = World::new(name, 2 * REPLICAS, PodKind::Connected)?;
         let servers = world.pods.iter().map(|pod| Server::start([pod]).map(Some)).collect::<Result<_>>()?;
@@ -144,26 +153,26 @@ impl Scene {
     }
 
     /// `Some`: why it can't happen to this contender.
-    fn play(&mut self, event: Event, flows: &mut Flows, settled: Duration) -> Result<Option<&'static str>> {
+    fn trigger(&mut self, event: Event, flows: &mut Flows, settled: Duration) -> Result<Option<&'static str>> {
         match event {
             Event::Added => self.serve((0..=REPLICAS).collect())?,
             Event::Removed => {
                 // As a runtime does it: the processes end, then the network is taken away.
                 self.servers[0] = None;
-                self.contender.gone(&self.world, 0)?;
-                self.world.node.ip(&format!("link del {}\n", self.world.pods[0].host))?;
+                self.contender.pod_removed(&self.world, 0)?;
+                self.world.node.ip_lines(&format!("link del {}\n", self.world.pods[0].host))?;
                 self.serve((1..REPLICAS).collect())?;
             }
             Event::Drained => self.serve((1..REPLICAS).collect())?,
             Event::RouteChanged => {
-                self.world.node.ip("route add 203.0.113.0/24 dev eth0\nroute del 203.0.113.0/24 dev eth0\n")?;
+                self.world.node.ip_lines("route add 203.0.113.0/24 dev eth0\nroute del 203.0.113.0/24 dev eth0\n")?;
             }
             Event::TimeOut => {
                 // Lost without a word, as on a bad link: the client must not notice that its own device is down.
-                self.world.node.ip("rule add iif eth0 priority 1 blackhole\n")?;
+                self.world.node.ip_lines("rule add iif eth0 priority 1 blackhole\n")?;
                 flows.ask();
                 thread::sleep(OUTAGE);
-                self.world.node.ip("rule del iif eth0 priority 1 blackhole\n")?;
+                self.world.node.ip_lines("rule del iif eth0 priority 1 blackhole\n")?;
                 flows.hear()?;
             }
             Event::Restarted => return self.contender.restart(&self.world),

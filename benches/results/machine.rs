@@ -49,7 +49,7 @@ fn versions() -> Vec<(String, String)> {
         ("dnsmasq", "dnsmasq", &["-v"]),
         ("CNI plugins", "dpkg-query", &["-W", "-f", "${Version}", "containernetworking-plugins"]),
     ];
-    let own = ("viproute".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    let own = ("viproute".to_owned(), viproute::RELEASE.to_owned());
     let others = programs.map(|(name, program, arguments)| (name.to_owned(), version(&said(program, arguments))));
     std::iter::once(own).chain(others).collect()
 }

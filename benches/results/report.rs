@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`, its pictures, and the raw numbers.
+//! `docs/benchmarks.md`, its pictures, and the raw numbers in `target/`.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::goals::{Goal, goals};
 use super::machine::Machine;
 use super::plot;
-use super::series::Series;
-use super::table::{Cell, Row, Table, Unit};
+use super::series::{Series, Spread};
+use super::summary::summary;
+use super::table::{Cell, Row, Table, Tables, Unit};
 
 /// Tables under one heading.
 #[derive(Clone, Debug, Serialize)]
@@ -43,17 +44,16 @@ impl Report {
         self.seconds = seconds;
         let tables: Vec<&Table> = self.chapters.iter().flat_map(|chapter| &chapter.tables).collect();
         self.goals = goals(&tables);
-        let write = |name: &str, text: String| -> Result<()> {
-            let path = docs.join(name);
+        let write = |path: &Path, text: String| -> Result<()> {
+            fs::create_dir_all(path.parent().context("a directory")?)?;
             #[allow(clippy::disallowed_methods)] // read when the bench is done
-            fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+            fs::write(path, text).with_context(|| format!("write {}", path.display()))
         };
-        fs::create_dir_all(docs)?;
         for (name, picture) in self.pictures()? {
-            write(&name, picture)?;
+            write(&docs.join(name), picture)?;
         }
-        write("benchmarks.json", serde_json::to_string_pretty(self)? + "\n")?;
-        write("benchmarks.md", self.markdown(docs)?)
+        write(Path::new(RAW), serde_json::to_string_pretty(self)? + "\n")?;
+        write(&docs.join("benchmarks.md"), self.markdown(docs)?)
     }
 
     fn pictures(&self) -> Result<Vec<(String, String)>> {
@@ -66,13 +66,21 @@ impl Report {
 
     fn markdown(&self, docs: &Path) -> Result<String> {
         let mut text = String::from("# Benchmarks\n\n");
+        let tables: Vec<&Table> = self.chapters.iter().flat_map(|chapter| &chapter.tables).collect();
+        for sentence in summary(Tables(&tables)) {
+            writeln!(text, "- {sentence}")?;
+        }
+        text.push('\n');
         self.write_head(&mut text, docs)?;
         text.push_str("\n## Goals\n\n| goal | measured | |\n|---|---|---|\n");
         for goal in &self.goals {
             writeln!(text, "| {} | {} | {} |", goal.text, goal.measured, goal.verdict.text())?;
         }
         for chapter in &self.chapters {
-            write!(text, "\n## {}\n\n{}\n", chapter.title, chapter.text)?;
+            writeln!(text, "\n## {}", chapter.title)?;
+            if !chapter.text.is_empty() {
+                write!(text, "\n{}\n", chapter.text)?;
+            }
             for table in &chapter.tables {
                 write_table(&mut text, table)?;
             }
@@ -87,15 +95,16 @@ impl Report {
             text,
             "Written by `{command}` on {date}, in {minutes:.0} minutes. Nothing here is typed by hand; the raw"
         )?;
-        writeln!(text, "numbers, every round of them, are in [benchmarks.json](benchmarks.json).\n")?;
+        writeln!(text, "numbers, every round of them, are in `{RAW}` after a run.\n")?;
         writeln!(text, "{processors} × {processor}, {memory}, {kernel}, {system}.\n")?;
         let versions: Vec<_> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         writeln!(text, "{}.\n", versions.join(" · "))?;
         writeln!(
             text,
             "Client, node and pods are network namespaces of this one machine; client and servers are threads of the bench, \
-             one each.\nContenders are measured in turn, {} rounds after one to warm up. A cell is the median (smallest – \
-             largest); × is\nthe median of the rounds' ratios to the pod's own address.",
+             one each,\nor one together where CPU time is measured. Contenders are measured in turn, {} rounds after one to warm up \
+             (more of CPU\ntime). A cell is the median (lower – upper quartile); × is the median of the rounds' ratios to the \
+             pod's own address\n[lower – upper quartile].",
             self.rounds
         )?;
         if self.quick {
@@ -107,6 +116,9 @@ impl Report {
         Ok(())
     }
 }
+
+/// The numbers as they were measured: too many for git.
+const RAW: &str = "target/benchmarks.json";
 
 /// Written by people, about these numbers.
 const READING: &str = "reading-the-benchmarks.md";
@@ -147,10 +159,35 @@ fn write_table(text: &mut String, table: &Table) -> Result<()> {
     Ok(())
 }
 
-/// `1,234 (1,200 – 1,300) × 0.98`
+/// `1,234 (1,200 – 1,300) × 0.98 [0.96 – 0.99]`
 fn measured(series: &Series, unit: Unit) -> String {
-    let spread = format!(" ({} – {})", unit.text(series.low), unit.text(series.high));
+    let Spread { median, lower, upper } = series.spread;
+    let spread = format!(" ({} – {})", unit.text(lower), unit.text(upper));
     let spread = if series.samples.len() > 1 { spread } else { String::new() };
-    let ratio = series.ratio.map(|ratio| format!(" × {ratio:.2}")).unwrap_or_default();
-    format!("{}{spread}{ratio}", unit.text(series.median))
+    let ratio = series.ratio.map(|Spread { median, lower, upper }| match series.samples.len() {
+        1 => format!(" × {median:.2}"),
+        _ => format!(" × {median:.2} [{lower:.2} – {upper:.2}]"),
+    });
+    format!("{}{spread}{}", unit.text(median), ratio.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_has_quartiles_and_a_ratio() {
+        let base = Series::of(vec![100.0, 200.0, 300.0]).unwrap();
+        let own = Series::of(vec![110.0, 220.0, 330.0]).unwrap().beside(&base);
+        assert_eq!(measured(&own, Unit::PerSecond), "220 (165 – 275) × 1.10 [1.10 – 1.10]");
+        assert_eq!(measured(&Series::of(vec![3.0]).unwrap(), Unit::Count), "3");
+    }
+
+    #[test]
+    fn the_page_begins_with_six_sentences() {
+        let report = Report::new("./install.sh bench".into(), (false, 5));
+        let text = report.markdown(Path::new("/nonexistent")).unwrap();
+        let first: Vec<&str> = text.lines().skip(2).take(7).collect();
+        assert!(first[..6].iter().all(|line| line.starts_with("- **")) && first[6].is_empty(), "{text}");
+    }
 }

@@ -26,6 +26,16 @@ pub fn interleaved(count: usize, rounds: usize, mut measure: impl FnMut(usize) -
     samples.into_iter().map(|samples| samples.and_then(|rounds| by_column(&rounds))).collect()
 }
 
+/// The samples of several runs of the same measurement; a row that one of them hasn't has none.
+pub fn pooled(runs: Vec<Vec<Outcome>>) -> Vec<Outcome> {
+    let two = |(one, other): (Outcome, Outcome)| {
+        let (one, other) = (one?, other?);
+        let columns = one.into_iter().zip(other).map(|(one, other)| Series::of([one.samples, other.samples].concat()));
+        columns.collect::<Option<Vec<Series>>>().ok_or_else(|| "no round".to_owned())
+    };
+    runs.into_iter().reduce(|sum, run| sum.into_iter().zip(run).map(two).collect()).unwrap_or_default()
+}
+
 fn by_column(rounds: &[Vec<f64>]) -> Outcome {
     let columns = rounds.iter().map(Vec::len).min().unwrap_or(0);
     let column = |at| Series::of(rounds.iter().map(|round| round[at]).collect());
@@ -47,6 +57,14 @@ mod tests {
         assert_eq!(order, [0, 1, 1, 0, 0, 1]);
         assert_eq!(outcomes[0].as_ref().unwrap()[0].samples, [4.0, 5.0]);
         assert_eq!(outcomes[1].as_ref().unwrap()[0].samples, [3.0, 6.0]);
+    }
+
+    #[test]
+    fn runs_are_pooled_where_all_have_samples() {
+        let run = |value: f64| vec![Ok(vec![Series::of(vec![value]).unwrap()]), Err("not here".to_owned())];
+        let pooled = pooled(vec![run(1.0), run(2.0), run(3.0)]);
+        assert_eq!(pooled[0].as_ref().unwrap()[0].samples, [1.0, 2.0, 3.0]);
+        assert_eq!(pooled[1], Err("not here".into()));
     }
 
     #[test]

@@ -17,7 +17,23 @@ pub enum Unit {
     Count,
 }
 
+/// Which of two numbers is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    Higher,
+    Lower,
+}
+
 impl Unit {
+    /// `None`: neither.
+    pub fn better(self) -> Option<Better> {
+        match self {
+            Self::PerSecond | Self::PerMinute | Self::BytesPerSecond => Some(Better::Higher),
+            Self::Seconds | Self::Bytes => Some(Better::Lower),
+            Self::Count => None,
+        }
+    }
+
     /// A number as people read it.
     pub fn text(self, value: f64) -> String {
         match self {
@@ -56,16 +72,25 @@ pub struct Column {
     /// Of how many of something this column tells, where the columns differ by that: a picture's axis.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
+    /// It says how something was measured, and is in no picture.
+    #[serde(skip)]
+    pub aside: bool,
 }
 
 impl Column {
     pub fn new(name: impl Into<String>, unit: Unit) -> Self {
-        Self { name: name.into(), unit, count: None }
+        Self { name: name.into(), unit, count: None, aside: false }
     }
 
     /// A column for `count` of them: `1,000 services`.
     pub fn of(count: usize, what: &str, unit: Unit) -> Self {
-        Self { name: format!("{} {what}", grouped(count as f64)), unit, count: Some(count) }
+        Self { name: format!("{} {what}", grouped(count as f64)), unit, count: Some(count), aside: false }
+    }
+
+    /// As one that says how something was measured.
+    pub fn aside(mut self) -> Self {
+        self.aside = true;
+        self
     }
 }
 
@@ -154,9 +179,30 @@ impl Table {
     }
 }
 
+/// All tables of a run.
+#[derive(Clone, Copy)]
+pub struct Tables<'a>(pub &'a [&'a Table]);
+
+impl<'a> Tables<'a> {
+    pub fn find(self, id: &str) -> Option<&'a Table> {
+        self.0.iter().copied().find(|table| table.id == id)
+    }
+
+    pub fn at(self, table: &str, row: &str, column: &str) -> Option<&'a Series> {
+        self.find(table)?.at(row, column)
+    }
+
+    /// A row's number over another one's: the median of the rounds' ratios.
+    pub fn ratio(self, table: &str, column: &str, (row, other): (&str, &str)) -> Option<f64> {
+        let (own, other) = (self.at(table, row, column)?, self.at(table, other, column)?);
+        Some(own.clone().beside(other).ratio?.median)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::series::Spread;
 
     #[test]
     fn numbers_as_people_read_them() {
@@ -177,7 +223,7 @@ mod tests {
         table.add(&column("b"), vec![("direct".into(), one(4.0)), ("y".into(), one(2.0))]);
         let table = table.beside("direct");
         assert!(table.rows.iter().all(|row| row.cells.len() == 2));
-        assert_eq!(table.at("y", "b").unwrap().ratio, Some(0.5));
+        assert_eq!(table.at("y", "b").unwrap().ratio, Spread::of(&[0.5]));
         assert!(table.at("x", "a").is_none() && table.at("y", "a").is_none());
     }
 }

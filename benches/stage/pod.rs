@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::namespace::Ns;
+use super::bed::cni::{Container, Environment};
+use super::bed::join::Join;
+use super::bed::netns::Netns;
 use super::world::{GATEWAY_OF_PODS, POD_NET};
 
 /// How a pod is connected.
@@ -20,27 +22,29 @@ pub enum PodKind {
 }
 
 pub struct Pod {
-    pub ns: Ns,
+    pub ns: Netns,
+    /// The container ID.
+    pub id: String,
     /// 1, 2, …
     pub number: usize,
     /// Its own address.
     pub address: Ipv4Addr,
-    /// The host end of its pair.
+    /// The host veth of its pair.
     pub host: String,
 }
 
 impl Pod {
     /// Pod `number` of the world `world`, whose node is `node`.
-    pub fn new(world: &str, node: &Ns, number: usize, kind: PodKind) -> Result<Self> {
-        let ns = Ns::new(&format!("{world}-{number}"))?;
+    pub fn new(world: &str, node: &Netns, number: usize, kind: PodKind) -> Result<Self> {
+        let (ns, id) = (Netns::new(), format!("bench-{world}-{number}"));
         // .0.1 is the node's.
         let offset = u32::try_from(number + 1)?;
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 1, 0, 0)) + offset);
         let host = format!("pod{number}");
-        let pod = Self { ns, number, address, host };
+        let pod = Self { ns, id, number, address, host };
         match kind {
             PodKind::Connected => pod.connect(node)?,
-            PodKind::Bare => drop(pod.ns.ip("link add eth0 type bridge")?),
+            PodKind::Bare => drop(pod.ns.ip_lines("link add eth0 type bridge")?),
             PodKind::Empty => {}
         }
         Ok(pod)
@@ -48,17 +52,17 @@ impl Pod {
 
     /// The neighbours are permanent on both sides: the kernel keeps 1,024 others (`gc_thresh3`) for all namespaces of the
     /// machine together, and several worlds of hundreds of pods have more.
-    fn connect(&self, node: &Ns) -> Result<()> {
+    fn connect(&self, node: &Netns) -> Result<()> {
         let Self { host, address, ns, .. } = self;
         let [high, low] = u16::try_from(self.number)?.to_be_bytes();
         let [host_mac, pod_mac] = ["02:b0", "02:b1"].map(|start| format!("{start}:00:00:{high:02x}:{low:02x}"));
-        node.ip(&format!(
+        node.ip_lines(&format!(
             "link add {host} address {host_mac} type veth peer name eth0 address {pod_mac} netns {}\n\
              addr add {GATEWAY_OF_PODS}/32 dev {host}\nlink set {host} up\nroute add {address}/32 dev {host} scope host\n\
              neigh add {address} lladdr {pod_mac} dev {host} nud permanent\n",
-            ns.name()
+            ns.path()
         ))?;
-        ns.ip(&format!(
+        ns.ip_lines(&format!(
             "addr add {address}/16 dev eth0 noprefixroute\nlink set eth0 up\n\
              neigh add {GATEWAY_OF_PODS} lladdr {host_mac} dev eth0 nud permanent\n\
              route add {GATEWAY_OF_PODS} dev eth0 scope link src {address}\n\
@@ -68,9 +72,10 @@ impl Pod {
         Ok(())
     }
 
-    /// The container ID.
-    pub fn id(&self) -> String {
-        format!("bench-{}", self.ns.name())
+    /// A runtime's variables for a call about it.
+    pub fn environment(&self, verb: &str) -> Environment {
+        let container = Container { id: &self.id, pod: &self.name(), netns: self.ns.path() };
+        Environment::about(verb, container, &Join::nothing().namespace("bench"))
     }
 
     /// What the base plugin has said of it.

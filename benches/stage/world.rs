@@ -1,13 +1,15 @@
-//! A world: a client, a node, its pods. Each contender has one of its own, all of them alike, so that nobody's rules or
-//! hooks cost another anything.
+//! A world: a client, a node, its pods. Each contender has one of its own, all of them alike, so that no contender's
+//! rules or hooks cost another anything.
 
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::namespace::Ns;
+use super::bed::bpffs::BpfFs;
+use super::bed::command::Run;
+use super::bed::netns::Netns;
+use super::bed::tempdir::TempDir;
 use super::pod::{Pod, PodKind};
 
 /// The node's address.
@@ -28,30 +30,32 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// A pod that is no replica.
     pub bystander: Pod,
-    pub client: Ns,
-    pub node: Ns,
+    pub client: Netns,
+    pub node: Netns,
     /// Files of whatever runs on the node.
-    pub dir: PathBuf,
+    pub dir: TempDir,
+    /// Where its programs are pinned.
+    pub bpf: BpfFs,
 }
 
 impl World {
     pub fn new(name: &str, pods: usize, kind: PodKind) -> Result<Self> {
-        let (node, client) = (Ns::new(&format!("{name}-node"))?, Ns::new(&format!("{name}-client"))?);
-        node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", client.name()))?;
-        node.ip(&format!("addr add {NODE}/24 dev eth0\nlink set eth0 up\n"))?;
-        client.ip(&format!("addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"))?;
-        node.ip(&format!("route add default via {GATEWAY}"))?;
-        node.sysctl("ipv4/ip_forward", "1")?;
+        let (node, client) = (Netns::new(), Netns::new());
+        node.ip_lines(&format!("link add eth0 type veth peer name eth0 netns {}", client.path()))?;
+        node.ip_lines(&format!("addr add {NODE}/24 dev eth0\nlink set eth0 up\n"))?;
+        client
+            .ip_lines(&format!("addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"))?;
+        node.ip_lines(&format!("route add default via {GATEWAY}"))?;
+        node.set_sysctl("net/ipv4/ip_forward", "1");
         let bystander = Pod::new(name, &node, BYSTANDER, PodKind::Connected)?;
         // A client that opens 100,000 connections in a few seconds needs its ports back, all at once: those it must wait for
         // would slow down who asks one address (a service's) more than who asks many (the pods' own), and no path is to blame.
         for ns in [&client, &node, &bystander.ns] {
-            ns.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
-            ns.sysctl("ipv4/tcp_max_tw_buckets", "0")?;
+            ns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+            ns.set_sysctl("net/ipv4/tcp_max_tw_buckets", "0");
         }
-        let dir = Path::new("/run/bench").join(name);
-        fs::create_dir_all(&dir)?;
-        let mut world = Self { name: name.to_owned(), pods: Vec::new(), bystander, client, node, dir };
+        let (dir, bpf) = (TempDir::new(), BpfFs::new());
+        let mut world = Self { name: name.to_owned(), pods: Vec::new(), bystander, client, node, dir, bpf };
         world.grow(pods, kind)?;
         Ok(world)
     }
@@ -66,12 +70,21 @@ impl World {
 
     /// A file of the node's.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.dir.path().join(name)
     }
-}
 
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
+    /// The connections the node's kernel tracks.
+    pub fn tracked(&self) -> Result<u32> {
+        // Absent where the module isn't loaded: then there are none.
+        let count = self.node.sysctls(&["net/netfilter/nf_conntrack_count".to_owned()]).remove(0);
+        Ok(count.map_or(Ok(0), |count| count.parse())?)
+    }
+
+    /// Forgets them, so that the next measurement begins like the first.
+    pub fn forget_tracked(&self) -> Result<()> {
+        if self.tracked()? == 0 {
+            return Ok(());
+        }
+        self.node.cmd("conntrack").arg("-F").output_of("").map(drop)
     }
 }

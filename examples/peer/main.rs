@@ -7,9 +7,11 @@
 //! `serve` answers each line it reads with `<name> <client ip:port>`. `connect` opens connections, asks each once,
 //! and prints who answered how often.
 
-// The two modules serve the tests as well; not every item is used in both places.
+// The tests' own; not every item is used here.
+#[path = "../../tests/bed/load.rs"]
 #[allow(dead_code)]
 mod load;
+#[path = "../../tests/bed/serve.rs"]
 #[allow(dead_code)]
 mod serve;
 

@@ -4,24 +4,25 @@
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use viproute::plugin::{self, Answer};
+use viproute::cni::{self, Answer};
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
         let told = writeln!(std::io::stdout().lock(), "viproute {}", viproute::VERSION);
         return if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    cni::stderr::warn();
     let mut stdin = Vec::new();
     let answer = match std::io::stdin().lock().read_to_end(&mut stdin) {
-        Ok(_) => plugin::run(|name| std::env::var_os(name), &stdin),
-        Err(error) => plugin::stdin_failed(error),
+        Ok(_) => cni::run(|name| std::env::var_os(name), &stdin),
+        Err(error) => cni::stdin_failed(error),
     };
     let Answer { stdout, ok } = answer;
     // One write of the whole: never half a result.
     let written = std::io::stdout().lock().write_all(stdout.as_bytes()).is_ok();
     if ok && !written && std::env::var_os("CNI_COMMAND").is_some_and(|command| command == "ADD") {
-        // Nobody has heard that the pod is attached, so it isn't.
-        plugin::run(|name| if name == "CNI_COMMAND" { Some("DEL".into()) } else { std::env::var_os(name) }, &stdin);
+        // The runtime has not received the result: for it the ADD has failed, so it is undone.
+        cni::run(|name| if name == "CNI_COMMAND" { Some("DEL".into()) } else { std::env::var_os(name) }, &stdin);
     }
     if ok && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,17 +1,26 @@
-//! The tool for people: looks at VIPs on this node, takes replicas out of them, finds what is wrong.
+//! The administrator's tool: shows the VIPs of this node, drains replicas, finds faults.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use serde::Serialize;
-use viproute::ctl::arguments::{Arguments, Doctor, Drain, Events, Form, Output, Status, Verb, Where};
-use viproute::ctl::doctor::{self, Places, Severity};
-use viproute::ctl::locate::{self, Flow};
-use viproute::ctl::{drain, events, manual, status, watch};
-use viproute::registry::{Registry, Transport};
+use viproute::ctl::arguments::{
+    Action, Announce, Arguments, Bundle, Doctor, Drain, Events, Form, Health, Identity, Join, Key, KeyOrder, Leave,
+    Node, Nodes, NodesOrder, Output, Probe, Status, UdpReply, Verb, Where, default,
+};
+use viproute::ctl::bundle::{self, Written};
+use viproute::ctl::chain;
+use viproute::ctl::doctor::{self, Severity};
+use viproute::ctl::join::{self, Left, Options, Places};
+use viproute::ctl::trace::{self, Flow};
+use viproute::ctl::{announce, drain, events, identity, manual, nodes, probe, runtimes, status, unload, watch};
+use viproute::internals::model::Transport;
+use viproute::internals::registry::{Registry, State};
+use viproute::node::config::Config;
+use viproute::node::peers::key;
 use viproute::with_causes;
 
 /// drain: connections are left. doctor: there are warnings.
@@ -24,14 +33,26 @@ type Outcome = Result<ExitCode, String>;
 
 fn main() -> ExitCode {
     let Arguments { data_dir, allocator, verb } = Arguments::parse();
-    let registry = Registry::new(data_dir);
+    let registry = Registry::new(data_dir.clone().unwrap_or_else(|| default::DATA_DIR.into()));
+    let socket = allocator.clone().unwrap_or_else(|| default::ALLOCATOR.into());
     let outcome = match verb {
-        Verb::Status(question) => show_status(&registry, &allocator, &question),
+        Verb::Status(question) => show_status(&registry, &socket, &question),
         Verb::Where(question) => show_where(&registry, &question),
-        Verb::Events(question) => show_events(&allocator, question),
+        Verb::Identity(question) => show_identity(&socket, &question),
+        Verb::Events(question) => show_events(&socket, question),
         Verb::Drain(order) => take_out(&registry, &order),
         Verb::Undrain(order) => bring_back(&registry, &order.pod),
-        Verb::Doctor(question) => examine(registry, allocator, question),
+        Verb::Join(order) => join_vip(Places { registry: &registry, allocator: &socket }, order),
+        Verb::Leave(order) => leave_vip(Places { registry: &registry, allocator: &socket }, &order),
+        Verb::Announce(question) => write_announcement(&question),
+        Verb::Nodes(question) => nodes_of(&socket, &question),
+        Verb::Key(Key { order: KeyOrder::New { path } }) => new_key(&path),
+        Verb::Doctor(question) => examine(data_dir, allocator, question),
+        Verb::Bundle(order) => bundle(data_dir, allocator, order),
+        Verb::Node(order) => join_or_leave(order),
+        Verb::Probe(question) => probe(&question),
+        Verb::Runtimes { root } => Ok(print_lines(&runtimes::Lines(&root, &runtimes::find(&root)))),
+        Verb::Unload => unload(),
         Verb::Completions { shell } => Ok(print(manual::completions(shell).trim_end())),
         Verb::Man { dir } => written(manual::write(&dir).map_err(|e| format!("write manual pages: {e}"))),
     };
@@ -41,10 +62,26 @@ fn main() -> ExitCode {
     })
 }
 
+fn unload() -> Outcome {
+    let removed = unload::unload().map_err(|e| format!("take programs off devices: {}", with_causes(&e)))?;
+    for what in removed {
+        print(&format!("Removed: {what}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn print(text: &str) -> ExitCode {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE, // nobody reads
+        Err(_) => ExitCode::FAILURE, // the reader has closed stdout
+    }
+}
+
+/// Each with its newline; perhaps none.
+fn print_lines(lines: &impl std::fmt::Display) -> ExitCode {
+    match write!(std::io::stdout(), "{lines}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -53,7 +90,7 @@ fn written(result: Result<(), String>) -> Outcome {
 }
 
 fn show_status(registry: &Registry, allocator: &Path, question: &Status) -> Outcome {
-    let look = || status::read(registry, allocator).map_err(|e| with_causes(&e));
+    let look = || status::read(registry, allocator, question.vip.as_ref()).map_err(|e| with_causes(&e));
     let frame = || match question.output {
         Output::Table => look().map(|report| status::table(&report)),
         Output::Json if question.watch => serde_json::to_string(&look()?).map_err(|e| e.to_string()),
@@ -65,11 +102,35 @@ fn show_status(registry: &Registry, allocator: &Path, question: &Status) -> Outc
 fn show_where(registry: &Registry, question: &Where) -> Outcome {
     let transport = if question.udp { Transport::Udp } else { Transport::Tcp };
     let flow = Flow { client: question.client, vip: question.vip, transport };
-    let place = locate::find(registry, flow).map_err(|e| with_causes(&e))?;
+    let place = trace::find(registry, flow).map_err(|e| with_causes(&e))?;
     Ok(match question.output {
         Form::Text => print(&place.to_string()),
         Form::Json => print(&json(&place)?),
     })
+}
+
+fn show_identity(allocator: &Path, question: &Identity) -> Outcome {
+    let identity = identity::ask(allocator, &question.vip).map_err(|e| with_causes(&e))?;
+    Ok(match question.output {
+        Form::Text => print(&identity::text(&identity)),
+        Form::Json => print(&json(&identity)?),
+    })
+}
+
+fn nodes_of(allocator: &Path, question: &Nodes) -> Outcome {
+    if let Some(NodesOrder::Leave) = question.order {
+        return nodes::leave(allocator).map(print).map_err(|e| with_causes(&e));
+    }
+    let found = nodes::ask(allocator).map_err(|e| with_causes(&e))?;
+    Ok(match question.output {
+        Output::Table => print(&nodes::table(&found)),
+        Output::Json => print(&json(&found)?),
+    })
+}
+
+fn new_key(path: &Path) -> Outcome {
+    key::write_new(path).map_err(|e| with_causes(&e))?;
+    Ok(print(&format!("{} is a new key: copy it to the other nodes, mode 0600", path.display())))
 }
 
 /// As they come, so not as one text.
@@ -102,9 +163,52 @@ fn bring_back(registry: &Registry, pod: &str) -> Outcome {
     Ok(print(&format!("{} gets new connections to {} again{when}", replica.name, replica.vips())))
 }
 
-fn examine(registry: Registry, allocator: std::path::PathBuf, question: Doctor) -> Outcome {
+fn join_vip(places: Places<'_>, order: Join) -> Outcome {
+    let Join { pod, vip, ports, health, weight, udp_reply, udp_sticky, conf_dir } = order;
+    let (health, udp_reply) = (health.map(|Health(check)| check), udp_reply.map(|UdpReply::Vip| true));
+    let options = Options { ports, health, weight, udp_reply, udp_sticky };
+    let joined = join::join(places, &conf_dir, (&pod, &vip), &options).map_err(|e| with_causes(&e))?;
+    let state = match joined.state {
+        State::Ready => "",
+        State::Pending => ", and gets connections once its check finds that it can answer",
+        State::Draining => ", and gets no new connections until its check, or undrain, says so",
+    };
+    Ok(print(&format!("{} is a replica of {vip} at {}{state}", joined.name, joined.address)))
+}
+
+fn leave_vip(places: Places<'_>, order: &Leave) -> Outcome {
+    let vip = &order.vip;
+    let left = join::leave(places, &order.pod, vip).map_err(|e| with_causes(&e))?;
+    Ok(print(&match left {
+        Left { name, was_replica: false, .. } => format!("{name} is no replica of {vip}"),
+        Left { name, connections: 0, .. } => format!("{name} has left {vip}"),
+        Left { name, connections, .. } => {
+            format!(
+                "{name} has left {vip}, and {connections} of its connections end: `drain --wait` before spares them"
+            )
+        }
+    }))
+}
+
+fn write_announcement(question: &Announce) -> Outcome {
+    let text = announce::write(question).map_err(|e| with_causes(&e))?;
+    Ok(print(text.trim_end()))
+}
+
+/// Paths that the command line doesn't name are those of viprouted's configuration.
+fn examine(data_dir: Option<PathBuf>, allocator: Option<PathBuf>, question: Doctor) -> Outcome {
     let Doctor { conf_dir, bin_dir, config, output } = question;
-    let places = Places { registry, allocator, conf_dir, bin_dirs: bin_dir, config };
+    let theirs = Config::load(&config).ok();
+    let data_dir = data_dir.or_else(|| theirs.as_ref().map(|theirs| theirs.data_dir.clone()));
+    let allocator = allocator.or_else(|| theirs.map(|theirs| theirs.socket));
+    let places = doctor::Places {
+        registry: Registry::new(data_dir.unwrap_or_else(|| default::DATA_DIR.into())),
+        allocator: allocator.unwrap_or_else(|| default::ALLOCATOR.into()),
+        conf_dir,
+        bin_dirs: bin_dir,
+        runtimes: runtimes::find(Path::new("/")),
+        config,
+    };
     let report = doctor::examine(&places).map_err(|e| with_causes(&e))?;
     let printed = match output {
         Form::Text => print(&report.to_string()),
@@ -115,6 +219,40 @@ fn examine(registry: Registry, allocator: std::path::PathBuf, question: Doctor) 
         Some(Severity::Warning) => ExitCode::from(LEFT),
         Some(Severity::Hint) | None => printed,
     })
+}
+
+fn bundle(data_dir: Option<PathBuf>, allocator: Option<PathBuf>, order: Bundle) -> Outcome {
+    let Bundle { file, conf_dir, config } = order;
+    let places = bundle::Places { data_dir, allocator, conf_dir, config };
+    let Written { path, files, missing } = bundle::write(&places, file).map_err(|e| with_causes(&e))?;
+    Ok(print(&format!(
+        "{}: {files} files. {missing} things could not be had: missing.txt in it says which, and why.\n\
+         Secrets are blanked as far as they can be known as such: read it before you send it.",
+        path.display()
+    )))
+}
+
+fn join_or_leave(order: Node) -> Outcome {
+    let Node { action, root, conf_dir, dry_run } = order;
+    let places = chain::Places { root, conf_dir };
+    let said = match action {
+        Action::Join if dry_run => {
+            let plan = places.plan().map(|plan| plan.to_string());
+            let first = places.first_is_loopback().map(|path| format!("loopback {}", path.display()));
+            plan.map(|plan| std::iter::once(plan).chain(first).collect())
+        }
+        Action::Join => places.join().map(|sentence| vec![sentence]),
+        Action::Leave => places.leave(),
+    };
+    let lines: Vec<String> = said.map_err(|e| with_causes(&e))?;
+    Ok(print_lines(&lines.iter().map(|line| line.clone() + "\n").collect::<String>()))
+}
+
+fn probe(question: &Probe) -> Outcome {
+    let config = Config::load(&question.config).map_err(|e| with_causes(&e))?;
+    let socket = config.metrics.socket.ok_or_else(|| probe::Error::NoSocket(question.config.clone()).to_string())?;
+    let answer = probe::ask(&socket, question.question.path()).map_err(|e| with_causes(&e))?;
+    if answer.ok { Ok(print(&answer.text)) } else { Err(answer.text) }
 }
 
 fn json(value: &impl Serialize) -> Result<String, String> {

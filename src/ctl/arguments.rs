@@ -1,6 +1,6 @@
 //! viproutectl's command line.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,22 +8,28 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::allocator::config::{DEFAULT_PATH, HOLD, duration};
-use crate::registry::VipKey;
+use crate::model::address::is_unicast;
+use crate::model::{CheckSpec, Port, VipKey, check};
+use crate::node::config::{DEFAULT_PATH, HOLD, duration};
 
-/// Looks at the VIPs of this node, and takes replicas out of them.
+mod machine;
+
+pub use machine::{Action, Bundle, Node};
+
+/// Shows the VIPs of this node, and changes which pods serve them.
 ///
 /// The exit status is 0 where all is well, 1 where something couldn't be done (a sentence on stderr says what), 2 where the
 /// command line is wrong. 3 and 4 are drain's and doctor's own.
 #[derive(Debug, Parser)]
 #[command(name = "viproutectl", version = crate::VERSION)]
 pub struct Arguments {
-    /// The registry ("dataDir" of the conflist).
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/cni/viproute")]
-    pub data_dir: PathBuf,
-    /// viprouted's socket ("allocator" of the conflist).
-    #[arg(long, global = true, value_name = "PATH", default_value = "/run/viproute/viprouted.sock")]
-    pub allocator: PathBuf,
+    /// The registry ("dataDir" of the conflist); doctor takes it from --config [default: /var/lib/cni/viproute]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// viprouted's socket ("allocator" of the conflist); doctor takes it from --config [default:
+    /// /run/viproute/viprouted.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub allocator: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -36,6 +42,8 @@ pub enum Verb {
     Status(Status),
     /// Which replica has a flow, or would get it.
     Where(Where),
+    /// Who a VIP is to the DHCP server: what a reservation for it has to name.
+    Identity(Identity),
     /// What has happened on this node lately: leases, replicas, calls, repairs.
     Events(Events),
     /// Takes a pod out of its VIPs: it gets no new connection and keeps those it has.
@@ -45,16 +53,59 @@ pub enum Verb {
     Drain(Drain),
     /// Brings a pod back that was taken out.
     Undrain(Undrain),
+    /// Makes a running pod a replica of a VIP, whatever its annotations say.
+    ///
+    /// Nothing is asked of the pod's runtime, and no other connection is touched. A pod that is a replica already is changed
+    /// to what the options say now; what they don't mention stays. The pod's DEL ends it as any other.
+    Join(Join),
+    /// Takes a running pod out of a VIP, whatever made it a replica: an annotation, the conflist or join.
+    ///
+    /// Its connections to the VIP end with that: `drain --wait` before lets them end by themselves.
+    Leave(Leave),
+    /// Writes a routing daemon's configuration that announces this node's VIPs to routers, to standard output.
+    ///
+    /// Everything in it is this node's own: its address, the VIPs' prefixes of viprouted's configuration, a weight for each
+    /// number of ready replicas. It takes no VIP of another node.
+    Announce(Announce),
+    /// The nodes that serve the same VIPs: this one and those that it knows of.
+    ///
+    /// `nodes leave` tells them that this one leaves: its replicas get no new connections by way of other nodes, until viprouted
+    /// starts again.
+    Nodes(Nodes),
+    /// The key that nodes know each other by.
+    Key(Key),
     /// What is wrong on this node, why it matters, and the command that cures it.
     ///
     /// It changes nothing. The exit status is 0 where nothing but hints was found, 3 where there are warnings, 4 where there
     /// are errors, and 1 where it couldn't look.
     Doctor(Doctor),
+    /// Gathers what a bug report needs of this node in one tar, without secrets.
+    ///
+    /// It changes nothing, asks nobody but this node and ends within 20 seconds, whatever hangs. Secrets are known by their keys' names and
+    /// their form: read it before you send it. What could not be had is listed in missing.txt.
+    Bundle(Bundle),
+    /// Puts viproute into the chain of plugins that this machine's runtime uses, or takes it out again.
+    ///
+    /// join makes it the last plugin of the network that containerd and CRI-O use, the first one by name, in one step; the original is kept
+    /// in /etc/viproute. A network that it doesn't understand is refused, and nothing is changed. leave puts the original back, unless
+    /// somebody has worked on the network since. Done twice, either does nothing.
+    Node(Node),
+    /// Asks viprouted whether it is alive or ready, for a kubelet's exec probe: exit status 0, or 1 and why not.
+    Probe(Probe),
     /// What a shell has to know to complete viproutectl's command line.
     Completions {
         /// Which shell.
         shell: Shell,
     },
+    /// Where this machine's runtimes look for plugins, for install.sh: a line for each, NAME, tab, DIRECTORY.
+    #[command(hide = true)]
+    Runtimes {
+        /// In place of /.
+        root: PathBuf,
+    },
+    /// Takes the express path's programs off all devices, for install.sh: a viprouted that was killed has left them.
+    #[command(hide = true)]
+    Unload,
     /// Writes the manual pages, for install.sh.
     #[command(hide = true)]
     Man {
@@ -66,6 +117,9 @@ pub enum Verb {
 /// `status`
 #[derive(Debug, Args)]
 pub struct Status {
+    /// This VIP alone, `<namespace>/<name>`.
+    #[arg(long)]
+    pub vip: Option<VipKey>,
     /// How to print it.
     #[arg(long, value_enum, default_value = "table")]
     pub output: Output,
@@ -109,6 +163,16 @@ pub enum Form {
     Json,
 }
 
+/// `identity`
+#[derive(Debug, Args)]
+pub struct Identity {
+    /// The VIP, `<namespace>/<name>`; it needn't exist yet.
+    pub vip: VipKey,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Form,
+}
+
 /// `events`
 #[derive(Debug, Args)]
 pub struct Events {
@@ -145,14 +209,140 @@ pub struct Undrain {
     pub pod: String,
 }
 
+/// `join`
+#[derive(Debug, Args)]
+pub struct Join {
+    /// The pod as NAMESPACE/NAME, a container by its ID or the beginning of it, or any running pod by its IPv4 address.
+    ///
+    /// By its name where it has a VIP or is registered ("register": true in viproute's entry of the conflist).
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub pod: String,
+    /// The VIP as NAMESPACE/NAME.
+    pub vip: VipKey,
+    /// What the pod serves there, as viproute.io/ports has it: 80/tcp,53/udp. Without it: everything.
+    #[arg(long, value_name = "PORT/PROTOCOL", value_delimiter = ',')]
+    pub ports: Option<Vec<Port>>,
+    /// What makes it ready, as viproute.io/health has it: none, listen, tcp or `http:PORT/PATH`, with options.
+    #[arg(long, value_name = "CHECK", value_parser = health)]
+    pub health: Option<Health>,
+    /// Its share beside the other replicas', from 1 to 255, as viproute.io/weight has it.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub weight: Option<u8>,
+    /// Its unbound UDP sockets answer from the VIP, as viproute.io/udp-reply has it.
+    #[arg(long, value_enum)]
+    pub udp_reply: Option<UdpReply>,
+    /// Whether its UDP flows keep their replica, as viproute.io/udp-sticky has it.
+    #[arg(long, value_name = "BOOL")]
+    pub udp_sticky: Option<bool>,
+    /// Where the runtime's networks are: how to make a VIP for a pod that viproute has never been called for.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+}
+
+/// `--health`; none is a check too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health(pub Option<CheckSpec>);
+
+/// `--udp-reply`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UdpReply {
+    /// From the VIP.
+    Vip,
+}
+
+/// `leave`
+#[derive(Debug, Args)]
+pub struct Leave {
+    /// The pod as NAMESPACE/NAME, a container by its ID or the beginning of it, or any running pod by its IPv4 address.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub pod: String,
+    /// The VIP as NAMESPACE/NAME.
+    pub vip: VipKey,
+}
+
+/// `announce`
+#[derive(Debug, Args)]
+pub struct Announce {
+    /// Which daemon runs on this node.
+    #[arg(value_enum)]
+    pub daemon: RoutingDaemon,
+    /// This node's AS number. The same on all nodes keeps each from taking the others' VIPs.
+    #[arg(long, value_name = "N", value_parser = asn)]
+    pub asn: u32,
+    /// A router, as ADDRESS or ADDRESS:ASN; of this node's AS without ASN. May be given more than once.
+    #[arg(long, value_name = "ADDRESS[:ASN]", required = true, value_parser = router)]
+    pub router: Vec<Router>,
+    /// The routers are on no network of this node, but so many hops away at most.
+    #[arg(long, value_name = "HOPS", value_parser = clap::value_parser!(u8).range(1..))]
+    pub multihop: Option<u8>,
+    /// viprouted's configuration, which says what addresses VIPs may have.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+/// A daemon that speaks BGP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoutingDaemon {
+    /// BIRD 2.
+    Bird,
+    /// FRR, 8 or newer.
+    Frr,
+}
+
+/// `--router`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Router {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its AS number; none: the node's own.
+    pub asn: Option<u32>,
+}
+
+/// `nodes`
+#[derive(Debug, Args)]
+pub struct Nodes {
+    /// What to do; without it they are shown.
+    #[command(subcommand)]
+    pub order: Option<NodesOrder>,
+    /// How to print them.
+    #[arg(long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// What `nodes` can do beside showing them.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum NodesOrder {
+    /// Tells the others that this node leaves.
+    Leave,
+}
+
+/// `key`
+#[derive(Debug, Args)]
+pub struct Key {
+    /// What to do.
+    #[command(subcommand)]
+    pub order: KeyOrder,
+}
+
+/// What `key` can do.
+#[derive(Debug, Subcommand)]
+pub enum KeyOrder {
+    /// Makes a new key; a file that exists is not written over.
+    New {
+        /// Where to, such as /etc/viproute/membership.key
+        path: PathBuf,
+    },
+}
+
 /// `doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Where the runtime's networks are.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// Where the runtime looks for plugins; may be given more than once.
-    #[arg(long, value_name = "DIR", default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
+    /// Where the runtime looks for plugins; may be given more than once. Without it, where the configurations of containerd,
+    /// CRI-O, podman and others say.
+    #[arg(long, value_name = "DIR")]
     pub bin_dir: Vec<PathBuf>,
     /// viprouted's configuration.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
@@ -162,10 +352,65 @@ pub struct Doctor {
     pub output: Form,
 }
 
+/// `probe`
+#[derive(Debug, Args)]
+pub struct Probe {
+    /// What is asked.
+    #[arg(value_enum)]
+    pub question: Question,
+    /// viprouted's configuration, which says where its metrics' socket is.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+/// A question to viprouted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Question {
+    /// Is it alive? Restart it where it isn't.
+    Healthz,
+    /// Could a pod join a VIP now?
+    Readyz,
+}
+
+impl Question {
+    /// Where it is answered.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Healthz => "/healthz",
+            Self::Readyz => "/readyz",
+        }
+    }
+}
+
+/// Where something is that the command line doesn't say.
+pub mod default {
+    /// `--data-dir`
+    pub const DATA_DIR: &str = "/var/lib/cni/viproute";
+    /// `--allocator`
+    pub const ALLOCATOR: &str = "/run/viproute/viprouted.sock";
+}
+
 fn socket(text: &str) -> Result<SocketAddrV4, &'static str> {
     text.parse().ok().filter(|socket: &SocketAddrV4| socket.port() != 0).ok_or("expected an IPv4 address and a port")
 }
 
+/// Numbers that can be an AS's: not those that RFC 7607, RFC 6793 and RFC 7300 keep for other purposes.
+fn asn(text: &str) -> Result<u32, &'static str> {
+    let usable = |asn: &u32| !matches!(*asn, 0 | 23456 | 65535 | u32::MAX);
+    text.parse().ok().filter(usable).ok_or("expected an AS number from 1 to 4294967294, but 23456 and 65535")
+}
+
+fn router(text: &str) -> Result<Router, String> {
+    let (address, number) = text.split_once(':').map_or((text, None), |(address, asn)| (address, Some(asn)));
+    let address = address.parse().ok().filter(|address: &Ipv4Addr| is_unicast((*address).into()));
+    let address = address.ok_or("expected a router's IPv4 address, or ADDRESS:ASN")?;
+    Ok(Router { address, asn: number.map(asn).transpose()? })
+}
+
 fn time(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| format!("expected {HOLD}"))
+}
+
+fn health(text: &str) -> Result<Health, String> {
+    check::parse(text).map(Health).map_err(|bad| bad.to_string())
 }

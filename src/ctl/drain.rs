@@ -1,22 +1,24 @@
 //! `viproutectl drain` and `undrain`: takes a pod out of its VIPs' groups and brings it back, by the registry and
-//! `vip::admission` alone.
+//! `dataplane::admission` alone.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::dataplane;
+use crate::membership::admission;
+use crate::model::VipKey;
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet};
-use crate::registry::{self, Endpoint, Registry, State, VipKey, attachment_of};
-use crate::vip::{self, admission};
+use crate::registry::{self, Endpoint, Registry, State, attachment_of};
 
-/// How often a pod's sockets are looked at.
+/// How often a pod's sockets are listed.
 const PACE: Duration = Duration::from_millis(200);
 
 /// A pod that was taken out or brought back.
 #[derive(Debug)]
 pub struct Replica {
-    /// As it was named.
+    /// The name that the caller gave.
     pub name: String,
     /// It gets connections once its check finds that it can answer.
     pub waits: bool,
@@ -27,7 +29,7 @@ pub struct Replica {
 /// Why it couldn't be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody of that name.
+    /// No replica has that name.
     #[error(
         "no replica on this node is {0}: expected the <namespace>/<name> of a pod, or a container's ID, as \
          `viproutectl status` shows them"
@@ -44,7 +46,7 @@ pub enum Error {
     /// Its ADD isn't finished, or its DEL is under way.
     #[error("{0} is being attached or removed at this moment: try again")]
     Fleeting(String),
-    /// Somebody else thinks otherwise.
+    /// Another caller has undrained it.
     #[error("{0} was brought back meanwhile")]
     BroughtBack(String),
     /// The kernel.
@@ -52,14 +54,14 @@ pub enum Error {
     Net(#[from] net::Error),
     /// The VIP's tables.
     #[error(transparent)]
-    Vip(#[from] vip::Error),
+    Vip(#[from] dataplane::Error),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
 }
 
 /// Takes a pod (`<namespace>/<name>`, or a container by its ID or the beginning of it) out of the groups of all its VIPs on
-/// this node, or brings it back. Twice is as good as once.
+/// this node, or brings it back. A second call changes nothing.
 pub fn set(registry: &Registry, name: &str, drained: bool) -> Result<Replica, Error> {
     let node = NodeNet::open()?;
     // Of another boot's replicas nothing is left but the record.
@@ -109,10 +111,10 @@ fn find(registry: &Registry, name: &str) -> Result<Replica, Error> {
 
 /// Container IDs have no `/`, names of pods always.
 fn is_named(name: &str, attachment: &str, endpoint: &Endpoint) -> bool {
-    match name.split_once('/') {
-        Some(pod) => pod == (endpoint.pod.namespace.as_str(), endpoint.pod.name.as_str()),
-        None => attachment.starts_with(name),
+    if name.contains('/') {
+        return endpoint.pod.label().is_some_and(|label| label == name);
     }
+    attachment.starts_with(name)
 }
 
 impl Replica {
@@ -146,7 +148,7 @@ impl Replica {
             let Some(record) = registry.vip_record(key)? else { continue };
             let Some(netns) = Netns::open_if_alive(&endpoint.netns)? else { continue };
             let sockets = Sockets::open(&netns)?;
-            for address in record.addresses() {
+            for address in record.all_addresses() {
                 number += sockets.connections(address)?.len();
             }
         }

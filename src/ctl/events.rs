@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::allocator::client;
-use crate::allocator::protocol::EventEntry;
-use crate::registry::VipKey;
+use crate::api::client;
+use crate::api::protocol::EventEntry;
+use crate::ctl::ANSWER;
+use crate::model::VipKey;
 
-/// viprouted answers from memory.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two questions for what is new.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -22,7 +21,7 @@ pub enum Error {
     /// viprouted can't be asked.
     #[error(transparent)]
     Allocator(#[from] client::Error),
-    /// Nobody reads.
+    /// The reader has closed the output.
     #[error("print events")]
     Print(#[from] io::Error),
 }
@@ -48,12 +47,12 @@ struct Line<'a> {
     text: &'a str,
 }
 
-/// Prints them; where it follows, until nobody reads any more.
+/// Prints them; where it follows, until the reader closes the output.
 pub fn print(allocator: &Path, question: &Question, out: &mut impl Write) -> Result<(), Error> {
     let mut last = 0;
     let mut reached = false;
     loop {
-        match client::events(allocator, last, TIMEOUT) {
+        match client::events(allocator, last, ANSWER) {
             Ok(found) => {
                 reached = true;
                 last = found.events.last().map_or(last, |event| event.number);
@@ -62,7 +61,7 @@ pub fn print(allocator: &Path, question: &Question, out: &mut impl Write) -> Res
                 }
                 out.flush()?;
             }
-            // Who follows does so over a restart.
+            // `--follow` continues over a restart.
             Err(client::Error::Unreachable { .. } | client::Error::TimedOut { .. }) if question.follow && reached => {}
             Err(error) => return Err(error.into()),
         }

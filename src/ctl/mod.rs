@@ -1,10 +1,27 @@
-//! `viproutectl`'s work: what a person asks, answered from the registry, the kernel and the allocator.
+//! The verbs of `viproutectl`, which read the registry, the kernel and the allocator.
 
+use std::time::Duration;
+
+/// How long viprouted may take for an answer that it gives from memory.
+const ANSWER: Duration = Duration::from_secs(2);
+
+pub mod announce;
 pub mod arguments;
+pub mod bundle;
+pub mod chain;
 pub mod doctor;
 pub mod drain;
 pub mod events;
-pub mod locate;
+pub mod identity;
+pub mod join;
 pub mod manual;
+pub mod networks;
+pub mod nodes;
+pub mod pods;
+pub mod probe;
+pub mod runtimes;
 pub mod status;
+pub mod trace;
+pub mod unload;
 pub mod watch;
+pub mod way;

@@ -1,29 +1,35 @@
 //! `viproutectl status`: each VIP, its address and lease, its replicas and what reaches them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::allocator::client;
-use crate::allocator::protocol::{LeaseState, VipStatus};
-use crate::bpf::Counts;
+use crate::api::client;
+use crate::api::protocol::{Express, LeaseState, VipStatus};
+use crate::ctl::ANSWER;
+use crate::dataplane::{self, ids};
+use crate::ebpf::{self, Counts, ExpressCounts, LinkDrops};
+use crate::model::{Source, VipKey};
 use crate::net::{NodeNet, link, nexthop};
-use crate::registry::{Endpoint, LockedVip, Registry, State, VipKey, VipRecord};
-use crate::vip::{self, ids};
+use crate::registry::{Endpoint, LockedVip, Registry, State, VipRecord};
 use crate::with_causes;
 
-/// viprouted answers from memory.
-const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(2);
+use super::way::{Causes, RouteQuery, shown};
+
+mod table;
+
+pub use table::table;
 
 /// Everything `status` shows.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The VIPs of this node, by name.
     pub vips: Vec<Vip>,
+    /// The express path as viprouted has it; none while it doesn't answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub express: Option<Express>,
     /// What could not be read or asked, a sentence each.
     pub problems: Vec<String>,
 }
@@ -34,8 +40,8 @@ pub struct Vip {
     /// `<namespace>/<name>`.
     pub vip: String,
     /// Its address; none while there is only a lease being asked for.
-    pub address: Option<Ipv4Addr>,
-    /// How its lease stands; none where the allocator knows nothing of it or can't be asked.
+    pub address: Option<IpAddr>,
+    /// Its lease; none where the allocator knows nothing of it or can't be reached.
     pub lease: Option<Lease>,
     /// How it is served here.
     pub state: VipState,
@@ -51,21 +57,29 @@ pub struct Vip {
 #[derive(Debug, Serialize)]
 pub struct Flows {
     /// Belonged to a connection of the replica the route had chosen.
-    pub chosen: u64,
+    pub local_hit: u64,
     /// Were brought to another replica, which has their connection.
-    pub owned: u64,
-    /// Were nobody's and so refused.
-    pub missed: u64,
-    /// Were dropped unasked, because too many a second were nobody's.
-    pub limited: u64,
-    /// Were refused: their port isn't served.
-    pub refused: u64,
+    pub steered: u64,
+    /// Had no owner, and were refused.
+    pub no_owner: u64,
+    /// Were dropped without a search, because the allowance for searches was used up.
+    pub search_throttled: u64,
+    /// Were denied: their port isn't served.
+    pub port_denied: u64,
     /// Came from a replica and had a source that isn't its own (of all its VIPs).
     pub spoofed: u64,
+    /// Came from a replica, with the VIP as their source, and would have begun a flow.
+    pub egress_denied: u64,
+    /// Resets of a replica that had just closed its port, withheld while another one listens.
+    pub reset_withheld: u64,
+    /// Were dropped on their way to a replica: they came from one of its pod's own addresses.
+    pub own_source: u64,
+    /// Were dropped on their way to a replica: they were for no VIP of its pod's.
+    pub misrouted: u64,
 }
 
 /// A VIP's lease.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Lease {
     /// See [`LeaseState`].
     pub state: LeaseState,
@@ -73,13 +87,17 @@ pub struct Lease {
     pub expires: Option<u64>,
     /// The last thing that went wrong with it, until it goes right again.
     pub error: Option<String>,
+    /// Unix seconds at which it is given up, since no replica is here; none while there is one.
+    pub held_until: Option<u64>,
+    /// The Ethernet address of another host that says the address is its own.
+    pub claimed_by: Option<String>,
 }
 
 /// How a VIP is served on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VipState {
-    /// By at least one replica, and the kernel is as it should be.
+    /// By at least one replica, and the kernel's state equals the registry's.
     Serving,
     /// By none: requests are refused.
     Unserved,
@@ -87,6 +105,8 @@ pub enum VipState {
     Withdrawn,
     /// The kernel's tables are not what the registry wants.
     Degraded,
+    /// They are, and something else goes before its route.
+    Diverted,
     /// It has a lease and no replica here.
     Idle,
 }
@@ -97,32 +117,141 @@ pub struct Replica {
     /// `<namespace>/<name>` of the pod where the runtime names it, else the container.
     pub pod: String,
     /// The pod's address.
-    pub address: Ipv4Addr,
-    /// The host end of its pair.
+    pub address: IpAddr,
+    /// The host veth of its pair.
     pub device: String,
     /// Whether it gets connections.
     pub state: State,
     /// The check that decides on that, if it has one.
     pub health: Option<String>,
+    /// What made it one: `annotation`, `conflist`, `person`, …
+    pub source: Source,
     /// Its share as configured.
     pub weight: u8,
     /// Its share of the VIP's buckets, 0 to 1.
     pub buckets: f64,
-    /// Packets to the pod by this pair (of all its VIPs).
-    pub packets_in: u64,
-    /// Packets from the pod by this pair (of all its VIPs).
-    pub packets_out: u64,
+    /// Packets to the pod by this pair (of all its VIPs); none of another node, which shares a device with all others.
+    pub packets_in: Option<u64>,
+    /// Packets from the pod by this pair (of all its VIPs), likewise.
+    pub packets_out: Option<u64>,
+    /// Of those to the pod the ones that took the express path, which the pair's host veth doesn't show.
+    pub express_in: u64,
+    /// Of those from the pod.
+    pub express_out: u64,
 }
 
-/// Looks at everything.
-pub fn read(registry: &Registry, allocator: &Path) -> Result<Report, vip::Error> {
-    let net = NodeNet::open()?;
-    let mut report = Report { vips: Vec::new(), problems: Vec::new() };
-    let mut leases = read_leases(allocator, &mut report.problems);
-    for key in registry.vips()? {
-        let lease = leases.remove(&key.to_string());
-        report.vips.extend(read_vip(&net, registry, &key, lease, &mut report.problems)?);
+/// The table's columns and what they mean.
+pub const COLUMNS: [(&str, &str); 11] = [
+    ("VIP", "<namespace>/<name>."),
+    ("ADDRESS", "Its address; - while it has none."),
+    ("LEASE", "How long its lease runs, or a state of the lease; - where viprouted knows nothing of it."),
+    ("STATE", "How it is served on this node."),
+    (
+        "REPLICA",
+        "The pod, <namespace>/<name>; where the runtime names none, its attachment. Another node with its replicas: node and its \
+         address.",
+    ),
+    ("POD ADDRESS", "The pod's own address."),
+    ("REPLICA STATE", "Whether it gets connections; in parentheses the health check it waits for."),
+    ("WEIGHT", "Its share as configured, 1 to 255."),
+    ("BUCKETS", "Its share of the VIP's flows on this node, as the kernel has it now."),
+    ("IN", "Packets to the pod by its VIPs' interface; - for another node."),
+    ("OUT", "Packets from the pod by that."),
+];
+
+/// The same of the second table: packets of a VIP's connections, counted since the flow owner was loaded.
+pub const PACKETS: [(&str, &str); 11] = [
+    ("PACKETS", "The VIP."),
+    ("LOCAL", "They belonged to a connection of the replica that the route had chosen."),
+    (
+        "STEERED",
+        "They were brought to another replica, which has their connection or listens where the chosen one doesn't.",
+    ),
+    ("NO OWNER", "No replica had their connection: they were refused."),
+    ("THROTTLED", "They were dropped without a search: too many a second had no owner."),
+    ("DENIED", "Their port isn't served."),
+    ("SPOOFED", "They came from a replica and had a source that isn't its own (of all its VIPs)."),
+    ("EGRESS", "A replica would have begun a flow with them from the VIP, which only answers."),
+    ("WITHHELD", "They were resets of a replica that had just closed its port, while another one listens."),
+    ("OWN", "They came to a replica from one of its pod's own addresses."),
+    ("MISROUTED", "They came to a replica's host veth, and are not for a VIP of its pod."),
+];
+
+/// The same of the third table: the devices by which clients are reached.
+pub const UPLINKS: [(&str, &str); 2] = [
+    ("UPLINK", "A device that routes to clients name."),
+    ("EXPRESS", "Whether packets of connections take the express path there, and if not, why."),
+];
+
+/// What a state of a lease means.
+pub fn of_lease(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Selecting => "An address is being asked for.",
+        LeaseState::Probing => "An address was offered, and is searched for conflicts.",
+        LeaseState::Bound => "In order (the table shows its time in its place).",
+        LeaseState::Expired => "It was taken away by the server, or ran out; another is being asked for.",
+        LeaseState::Failed => "No address was to be had; it is tried again from time to time.",
     }
+}
+
+/// What a state of a replica means.
+pub fn of_replica(state: State) -> &'static str {
+    match state {
+        State::Pending => "It has not been ready yet: no connections.",
+        State::Ready => "It gets connections.",
+        State::Draining => "It keeps the connections it has and gets no new one.",
+    }
+}
+
+impl VipState {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Serving, Self::Unserved, Self::Withdrawn, Self::Degraded, Self::Diverted, Self::Idle];
+
+    /// As JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Unserved => "unserved",
+            Self::Withdrawn => "withdrawn",
+            Self::Degraded => "degraded",
+            Self::Diverted => "diverted",
+            Self::Idle => "idle",
+        }
+    }
+
+    /// What it means.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Serving => "By at least one replica, and the kernel has what the registry says.",
+            Self::Unserved => "By none: requests are refused.",
+            Self::Withdrawn => "Its address was lost, and is no longer used.",
+            Self::Degraded => "The kernel's tables are not what the registry says; viproutectl doctor says in what.",
+            Self::Diverted => {
+                "A rule, an address or another route of the node's goes before its route; viproutectl doctor has the cure."
+            }
+            Self::Idle => "It has a lease and no replica on this node.",
+        }
+    }
+}
+
+/// Reads all VIPs, or one of them.
+pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Result<Report, dataplane::Error> {
+    let net = NodeNet::open()?;
+    let mut report = Report { vips: Vec::new(), express: None, problems: Vec::new() };
+    let mut leases = read_leases(allocator, &mut report);
+    if let Some(only) = only.map(ToString::to_string) {
+        leases.retain(|vip, _| *vip == only);
+    }
+    let mut ways = Ways { query: RouteQuery::new(&net)?, causes: Causes::default() };
+    for key in registry.vips()?.into_iter().filter(|key| only.is_none_or(|only| only == key)) {
+        let mut vip = read_vip(&net, registry, &key, &mut report.problems, &mut ways)?;
+        if let Some(vip) = &mut vip {
+            vip.lease = leases.remove(&vip.vip).map(Lease::from);
+        }
+        report.vips.extend(vip);
+    }
+    report.problems.extend(ways.causes.0.iter().map(|(cause, vips)| format!("{}: {cause}", shown(vips))));
     // Leases without a replica here: still asked for, or held for a while.
     report.vips.extend(leases.into_values().map(|lease| Vip {
         vip: lease.vip.clone(),
@@ -137,10 +266,13 @@ pub fn read(registry: &Registry, allocator: &Path) -> Result<Report, vip::Error>
     Ok(report)
 }
 
-fn read_leases(allocator: &Path, problems: &mut Vec<String>) -> BTreeMap<String, VipStatus> {
-    match client::status(allocator, ALLOCATOR_TIMEOUT) {
+fn read_leases(allocator: &Path, report: &mut Report) -> BTreeMap<String, VipStatus> {
+    let problems = &mut report.problems;
+    match client::status(allocator, ANSWER) {
         Ok(status) => {
+            report.express = status.express;
             problems.extend(status.problems);
+            problems.extend(status.obstacles.iter().map(|why| format!("a new VIP would get no address now: {why}")));
             status.vips.into_iter().map(|vip| (vip.vip.clone(), vip)).collect()
         }
         Err(e) => {
@@ -152,69 +284,110 @@ fn read_leases(allocator: &Path, problems: &mut Vec<String>) -> BTreeMap<String,
 
 impl From<VipStatus> for Lease {
     fn from(status: VipStatus) -> Self {
-        Self { state: status.state, expires: status.expires, error: status.error }
+        let VipStatus { state, expires, error, held_until, claimed_by, .. } = status;
+        Self { state, expires, error, held_until, claimed_by }
     }
 }
 
+/// What goes before VIPs' routes.
+struct Ways<'a> {
+    query: RouteQuery<'a>,
+    causes: Causes,
+}
+
+/// Without its lease.
 fn read_vip(
     net: &NodeNet,
     registry: &Registry,
     key: &VipKey,
-    lease: Option<VipStatus>,
     problems: &mut Vec<String>,
-) -> Result<Option<Vip>, vip::Error> {
+    ways: &mut Ways<'_>,
+) -> Result<Option<Vip>, dataplane::Error> {
     let Some(mut locked) = registry.vip_if_present(key)? else { return Ok(None) };
     problems.extend(locked.damage()?.iter().map(ToString::to_string));
     let Some(record) = locked.record.clone() else { return Ok(None) };
-    let in_order = vip::differs(net, &mut locked)?.is_empty();
+    let in_order = dataplane::differs(net, &mut locked)?.is_empty();
     let buckets = nexthop::buckets(net, ids::group(record.slot)).unwrap_or_default();
     let mut replicas = Vec::new();
     for (name, endpoint) in registry.endpoints(key)? {
-        // A damaged one was told of above.
+        // A damaged one is reported above.
         if let Ok(endpoint) = endpoint {
-            replicas.push(read_replica(net, &name, &endpoint, &buckets)?);
+            replicas.push(read_replica(net, &name, &endpoint, (&buckets, &record))?);
         }
     }
     replicas.sort_by_key(|replica| replica.address);
     let ready = replicas.iter().filter(|r| r.state == State::Ready).count();
+    let diverted = ways.causes.add(&ways.query, &record, ready > 0)?;
     let state = match (record.withdrawn, in_order, ready) {
         (true, ..) => VipState::Withdrawn,
         (_, false, _) => VipState::Degraded,
         (_, _, 0) => VipState::Unserved,
+        _ if diverted => VipState::Diverted,
         _ => VipState::Serving,
     };
-    let lease = lease.map(Lease::from);
     let flows = read_flows(&record, &mut locked)?;
-    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address), lease, state, ready, flows, replicas }))
+    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address()), lease: None, state, ready, flows, replicas }))
 }
 
-fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, vip::Error> {
-    let host_ends: Vec<u32> = vip.replicas()?.values().map(|replica| replica.ifindex).collect();
-    let counted = vip::owner::counts(record, &host_ends)?;
-    Ok(counted.map(|(Counts { chosen, owned, missed, limited, refused }, spoofed)| Flows {
-        chosen,
-        owned,
-        missed,
-        limited,
-        refused,
-        spoofed,
+fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, dataplane::Error> {
+    let host_veths: Vec<u32> = vip.replicas()?.values().map(|replica| replica.ifindex).collect();
+    let counted = dataplane::owner::counts(record, &host_veths)?;
+    Ok(counted.map(|(counts, LinkDrops { spoofed, misrouted })| {
+        let Counts {
+            local_hit,
+            steered,
+            no_owner,
+            search_throttled,
+            port_denied,
+            egress_denied,
+            reset_withheld,
+            own_source,
+        } = counts;
+        Flows {
+            local_hit,
+            steered,
+            no_owner,
+            search_throttled,
+            port_denied,
+            spoofed,
+            egress_denied,
+            reset_withheld,
+            own_source,
+            misrouted,
+        }
     }))
 }
 
-fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32]) -> Result<Replica, vip::Error> {
-    let link = link::by_name(net, &endpoint.device)?;
-    let packets = link.map(|link| link.packets).unwrap_or_default();
+fn read_replica(
+    net: &NodeNet,
+    name: &str,
+    endpoint: &Endpoint,
+    (buckets, vip): (&[u32], &VipRecord),
+) -> Result<Replica, dataplane::Error> {
+    let is_local = endpoint.backend.is_local();
+    // The device that leads to other nodes has the packets of all of them.
+    let link = if is_local { link::by_name(net, &endpoint.device)? } else { None };
+    let express = match (&link, &vip.flow_owner) {
+        (Some(link), Some(dir)) => {
+            ebpf::express_counts(dir, &[link.index].into())?.remove(&link.index).unwrap_or_default()
+        }
+        _ => ExpressCounts::default(),
+    };
+    let packets = is_local.then(|| link.map(|link| link.packets).unwrap_or_default());
     let mine = buckets.iter().filter(|id| Some(**id) == endpoint.nexthop).count();
     Ok(Replica {
         pod: endpoint.pod_name(name),
-        address: endpoint.address,
+        address: endpoint.address(),
         device: endpoint.device.clone(),
         state: endpoint.state,
-        health: endpoint.health.clone(),
+        health: endpoint.health.as_ref().map(ToString::to_string),
+        source: endpoint.source.clone(),
         weight: endpoint.weight,
         buckets: share(mine, buckets.len()),
-        packets_in: packets.sent,
-        packets_out: packets.received,
+        packets_in: packets.map(|packets| packets.sent + express.in_packets),
+        packets_out: packets.map(|packets| packets.received),
+        express_in: express.in_packets,
+        express_out: express.out_packets,
     })
 }
 
@@ -222,98 +395,4 @@ fn read_replica(net: &NodeNet, name: &str, endpoint: &Endpoint, buckets: &[u32])
 #[allow(clippy::cast_precision_loss)]
 fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-/// The report as a table, a line per replica.
-pub fn table(report: &Report) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "VIP",
-        "ADDRESS",
-        "LEASE",
-        "STATE",
-        "REPLICA",
-        "POD ADDRESS",
-        "REPLICA STATE",
-        "WEIGHT",
-        "BUCKETS",
-        "IN",
-        "OUT",
-    ]);
-    for vip in &report.vips {
-        let mut cells = vec![
-            vip.vip.clone(),
-            vip.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
-            lease_text(vip.lease.as_ref(), SystemTime::now()),
-            word(&vip.state),
-        ];
-        if vip.replicas.is_empty() {
-            table.add_row(cells.iter());
-        }
-        for replica in &vip.replicas {
-            cells.extend(replica_cells(replica));
-            table.add_row(cells);
-            cells = vec![String::new(); 4]; // the VIP's own columns once
-        }
-    }
-    let mut text = table.trim_fmt();
-    if report.vips.iter().any(|vip| vip.flows.is_some()) {
-        text.push_str("\n\n");
-        text.push_str(&flows_table(&report.vips));
-    }
-    for problem in &report.problems {
-        text.push_str("\n! ");
-        text.push_str(problem);
-    }
-    text
-}
-
-/// Packets of connections, a line per VIP.
-fn flows_table(vips: &[Vip]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["PACKETS", "CHOSEN", "OWNED", "MISSED", "LIMITED", "REFUSED", "SPOOFED"]);
-    for vip in vips {
-        let Some(Flows { chosen, owned, missed, limited, refused, spoofed }) = &vip.flows else { continue };
-        let counts = [chosen, owned, missed, limited, refused, spoofed].map(u64::to_string);
-        table.add_row(std::iter::once(vip.vip.clone()).chain(counts));
-    }
-    table.trim_fmt()
-}
-
-fn replica_cells(replica: &Replica) -> [String; 7] {
-    [
-        replica.pod.clone(),
-        replica.address.to_string(),
-        state_text(replica),
-        replica.weight.to_string(),
-        format!("{:.1} %", replica.buckets * 100.0),
-        replica.packets_in.to_string(),
-        replica.packets_out.to_string(),
-    ]
-}
-
-/// With the check that a replica waits for.
-fn state_text(replica: &Replica) -> String {
-    let state = word(&replica.state);
-    match &replica.health {
-        Some(check) if replica.state == State::Pending => format!("{state} ({check})"),
-        _ => state,
-    }
-}
-
-fn lease_text(lease: Option<&Lease>, now: SystemTime) -> String {
-    let Some(lease) = lease else { return "-".to_owned() };
-    let now = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    match (lease.state, lease.expires) {
-        (LeaseState::Held, Some(expires)) => format!("{} s", expires.saturating_sub(now)),
-        (LeaseState::Held, None) => "for ever".to_owned(),
-        (state, _) => word(&state),
-    }
-}
-
-/// A state's name as JSON spells it.
-fn word(state: &impl Serialize) -> String {
-    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// How often.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Shows what `frame` gives, each second, until nobody reads any more or it fails. A terminal is drawn over in place, and
+/// Shows what `frame` gives, each second, until the reader closes the output or it fails. A terminal is drawn over in place, and
 /// nothing of it is changed that would have to be put back; anything else gets one text after the other.
 pub fn watch(stdout: &Stdout, mut frame: impl FnMut() -> Result<String, String>) -> Result<(), String> {
     let mut cleared = false;
@@ -15,13 +15,13 @@ pub fn watch(stdout: &Stdout, mut frame: impl FnMut() -> Result<String, String>)
         let text = frame()?;
         let shown = if stdout.is_terminal() { draw(stdout, &text, &mut cleared) } else { write_line(stdout, &text) };
         if shown.is_err() {
-            return Ok(()); // nobody reads
+            return Ok(()); // the reader has closed the output
         }
         thread::sleep(PACE);
     }
 }
 
-/// Each line over what stood there, then nothing below: without a blank screen in between, which would flicker.
+/// Overwrites each line, then clears what is below: without a blank screen in between, which would flicker.
 fn draw(mut stdout: &Stdout, text: &str, cleared: &mut bool) -> io::Result<()> {
     const HOME: &str = "\x1b[H";
     const REST_OF_LINE: &str = "\x1b[K";

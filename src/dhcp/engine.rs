@@ -1,7 +1,8 @@
 //! The task that runs every machine over one socket.
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time;
@@ -10,11 +11,12 @@ use super::fleet::{Fleet, Outlet};
 use super::machine::Event;
 use super::transport::Transport;
 use super::wire::{Answer, Kind, Message, Reply, WireError};
-use super::{Change, Counters, Error, Identity, Lease, Notice, TransportConfig};
+use super::{Change, Clock, Counters, Error, Identity, Lease, Notice, Settings, Trouble};
 
-/// The longest sleep. Leases go by the wall clock and the sleep by another: neither a suspended machine nor a clock
-/// set is noticed while asleep.
+/// The longest sleep. Leases go by a clock that goes on while the machine is suspended, and the sleep by another.
 const NAP: Duration = Duration::from_secs(5);
+/// A server that has replied within this time is running.
+const LATELY: Duration = Duration::from_secs(60);
 /// How long a socket that reports an error is left alone, so that one that does so for ever doesn't take a CPU.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
@@ -24,7 +26,9 @@ enum Command {
     Acquire { key: String, identity: Identity, remembered: Option<Lease> },
     Decline(String),
     Restart(String),
+    Release(String),
     Forget(String),
+    Rebind(String),
 }
 
 /// A DHCP client for many identities.
@@ -33,31 +37,35 @@ pub struct Engine;
 
 impl Engine {
     /// Opens the socket and starts the task in the current tokio runtime. It runs until the last handle is dropped.
-    pub fn start(config: TransportConfig) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error> {
+    pub fn start(settings: Settings) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let transport = Transport::open(config)?;
+        let Settings { transport, servers, clock } = settings;
+        let transport = Transport::open(transport)?;
         let (commands, asked) = mpsc::unbounded_channel();
         let (notices, told) = mpsc::unbounded_channel();
         let (counters, count) = watch::channel(Counters::default());
-        let fleet = Fleet::new(rand::random(), SystemTime::now());
-        let way = Way { transport, notices, counters, outage: false };
-        runtime.spawn(Task { fleet, way, commands: asked }.run());
+        let fleet = Fleet::new(rand::random(), clock());
+        let way = Way { transport, notices, counters, outage: None, heard: None };
+        runtime.spawn(Task { fleet, way, commands: asked, servers, clock }.run());
         Ok((Handle { commands, counters: count }, told))
     }
 }
 
-/// What runs.
+/// The task.
 struct Task {
     fleet: Fleet,
     way: Way,
     commands: mpsc::UnboundedReceiver<Command>,
+    /// Those that count; empty: all.
+    servers: Vec<Ipv4Addr>,
+    clock: Clock,
 }
 
 impl Task {
     async fn run(mut self) {
         loop {
-            self.fleet.tick(SystemTime::now(), &mut self.way);
-            let rest = self.fleet.rest(SystemTime::now()).map_or(NAP, |rest| rest.min(NAP));
+            self.fleet.tick((self.clock)(), &mut self.way);
+            let rest = self.fleet.rest((self.clock)()).map_or(NAP, |rest| rest.min(NAP));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
@@ -70,35 +78,42 @@ impl Task {
     }
 
     fn obey(&mut self, command: Command) {
-        let now = SystemTime::now();
+        let now = (self.clock)();
         match command {
             Command::Acquire { key, identity, remembered } => {
-                if let Err(change) = self.fleet.acquire(&key, identity, remembered, now) {
-                    self.way.notify(&key, change);
+                if let Err(why) = self.fleet.acquire(&key, identity, remembered, now) {
+                    self.way.notify(&key, Change::Failed { tries: 0, why });
                 }
             }
             Command::Decline(key) => self.fleet.step(&key, Event::Decline, now, &mut self.way),
             Command::Restart(key) => self.fleet.step(&key, Event::Restart, now, &mut self.way),
+            Command::Release(key) => self.fleet.release(&key, now, &mut self.way),
             Command::Forget(key) => self.fleet.forget(&key),
+            Command::Rebind(interface) => self.way.transport.rebind(interface),
         }
     }
 
     fn take(&mut self, packet: io::Result<Result<Reply, WireError>>) {
         match packet {
             Ok(Ok(reply)) => {
-                let ours = self.fleet.reply(&reply, SystemTime::now(), &mut self.way);
+                let counts = self.servers.is_empty() || reply.server().is_some_and(|at| self.servers.contains(&at));
+                if let Some(server) = reply.server().filter(|_| counts) {
+                    self.way.heard = Some((server, Instant::now()));
+                }
+                let ours = counts && self.fleet.reply(&reply, (self.clock)(), &mut self.way);
                 self.way.count(|counters| match reply.answer {
                     _ if !ours => &mut counters.foreign,
                     Answer::Offer { .. } => &mut counters.offer,
                     Answer::Ack(_) => &mut counters.ack,
                     Answer::Nak { .. } => &mut counters.nak,
+                    Answer::Unfit { .. } => &mut counters.unfit,
                 });
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no DHCP reply");
                 self.way.count(|counters| &mut counters.malformed);
             }
-            // ENETDOWN when the interface goes down: the socket receives again when it is up. Sending says so aloud.
+            // ENETDOWN when the interface goes down: the socket receives again when it is up. The next send reports the error.
             Err(error) => tracing::debug!(%error, "the DHCP socket"),
         }
     }
@@ -113,18 +128,29 @@ async fn receive(transport: &Transport) -> io::Result<Result<Reply, WireError>> 
     packet
 }
 
-/// The way out of the task: to the servers and to the owner.
+/// The output of the task: to the servers and to the owner.
 struct Way {
     transport: Transport,
     notices: mpsc::UnboundedSender<Notice>,
     counters: watch::Sender<Counters>,
-    /// The last message couldn't be sent.
-    outage: bool,
+    /// Why the last message couldn't be sent.
+    outage: Option<String>,
+    /// The last server that replied to any client, and when.
+    heard: Option<(Ipv4Addr, Instant)>,
 }
 
 impl Way {
     fn count(&self, which: impl FnOnce(&mut Counters) -> &mut u64) {
         self.counters.send_modify(|counters| *which(counters) += 1);
+    }
+
+    /// What a single identity takes for silence, with what is known of the others.
+    fn explain(&self, why: Trouble) -> Trouble {
+        match (why, &self.outage, self.heard) {
+            (Trouble::Silence, Some(why), _) => Trouble::Unsent { why: why.clone() },
+            (Trouble::Silence, None, Some((server, at))) if at.elapsed() < LATELY => Trouble::NothingOffered { server },
+            (why, ..) => why,
+        }
     }
 }
 
@@ -132,36 +158,41 @@ impl Outlet for Way {
     fn send(&mut self, message: &Message, identity: &Identity) {
         match self.transport.send(message, identity) {
             Ok(()) => {
-                if self.outage {
+                if self.outage.take().is_some() {
                     tracing::info!("DHCP messages leave again");
                 }
-                self.outage = false;
                 self.count(|counters| match message.kind {
                     Kind::Discover => &mut counters.discover,
                     Kind::Select { .. } => &mut counters.request,
                     Kind::Reboot { .. } => &mut counters.reboot,
+                    Kind::Rebind { .. } => &mut counters.rebind,
+                    Kind::Release { .. } => &mut counters.release,
                     Kind::Decline { .. } => &mut counters.decline,
                 });
             }
             Err(error) => {
                 // Once per outage: every identity goes on trying.
-                if !self.outage {
-                    let cause = std::error::Error::source(&error).map(tracing::field::display);
-                    tracing::warn!(%error, cause, "DHCP messages don't leave");
+                let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                if self.outage.is_none() {
+                    tracing::warn!(error = why, "DHCP messages don't leave");
                 }
-                self.outage = true;
+                self.outage = Some(why);
                 self.count(|counters| &mut counters.unsent);
             }
         }
     }
 
     fn notify(&mut self, key: &str, change: Change) {
+        let change = match change {
+            Change::Failed { tries, why } => Change::Failed { tries, why: self.explain(why) },
+            other => other,
+        };
         // An owner that no longer listens has dropped its handles too, or is about to.
         let _ = self.notices.send(Notice { key: key.to_owned(), change });
     }
 }
 
-/// Tells a running [`Engine`] what to do. Commands are carried out in order; none of them waits.
+/// Sends commands to a running [`Engine`], which executes them in order; none of them waits.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
@@ -176,20 +207,30 @@ impl Handle {
         self.tell(Command::Acquire { key, identity, remembered });
     }
 
-    /// Tells the server that the address held is somebody else's (DECLINE), and asks for another at once. Does
+    /// Declines the address held, which another host has (DECLINE), and asks for another at once. Does
     /// nothing while none is held. The owner limits how often. No `Lost` follows.
     pub fn decline(&self, key: &str) {
         self.tell(Command::Decline(key.to_owned()));
     }
 
-    /// Gives the address held up without a word to the server, and asks again by DISCOVER at once. No `Lost` follows.
+    /// Drops the address held without a message to the server, and asks again by DISCOVER at once. No `Lost` follows.
     pub fn restart(&self, key: &str) {
         self.tell(Command::Restart(key.to_owned()));
+    }
+
+    /// Stops, and releases the address held (RELEASE). Only for an identity that no other node uses.
+    pub fn release(&self, key: &str) {
+        self.tell(Command::Release(key.to_owned()));
     }
 
     /// Stops. Nothing is sent: no RELEASE, since others may use the address in this identity's name.
     pub fn forget(&self, key: &str) {
         self.tell(Command::Forget(key.to_owned()));
+    }
+
+    /// Sends and receives on the link of that name from now on, as it is now; a relay's messages find their way by themselves.
+    pub fn rebind(&self, interface: String) {
+        self.tell(Command::Rebind(interface));
     }
 
     /// Messages sent and received so far.

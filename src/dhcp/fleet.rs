@@ -1,4 +1,4 @@
-//! All machines of an engine: which of them is due, and whose a reply is. Without socket or clock.
+//! All machines of an engine: which of them is due, and which one a reply is for. Without socket or clock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,16 +10,13 @@ use rand::{RngExt, SeedableRng};
 use super::machine::{Action, Event, Machine};
 use super::pace::Pace;
 use super::wire::{Message, Reply};
-use super::{Change, Identity, Lease};
-
-/// A clock this much behind what it was has been set back, not adjusted.
-const SET_BACK: Duration = Duration::from_secs(1);
+use super::{Change, Identity, Lease, Trouble};
 
 /// Where a fleet's messages and changes go.
 pub trait Outlet {
     /// Sends a message; one that can't be sent is a lost packet.
     fn send(&mut self, message: &Message, identity: &Identity);
-    /// Tells the owner of `key`.
+    /// Notifies the owner of `key`.
     fn notify(&mut self, key: &str, change: Change);
 }
 
@@ -46,7 +43,6 @@ pub struct Fleet {
     ends: Agenda,
     pace: Pace,
     seeds: StdRng,
-    seen: SystemTime,
 }
 
 impl Fleet {
@@ -59,7 +55,6 @@ impl Fleet {
             ends: Agenda::new(),
             pace: Pace::new(now),
             seeds: StdRng::seed_from_u64(seed),
-            seen: now,
         }
     }
 
@@ -70,14 +65,13 @@ impl Fleet {
         identity: Identity,
         remembered: Option<Lease>,
         now: SystemTime,
-    ) -> Result<(), Change> {
+    ) -> Result<(), Trouble> {
         if self.members.contains_key(key) {
             return Ok(());
         }
         if let Some(other) = self.by_chaddr.get(&identity.chaddr) {
             // Replies couldn't be told apart, and udhcpd would give both the same address.
-            let why = format!("{other:?} has the same hardware address");
-            return Err(Change::Failed { tries: 0, why });
+            return Err(Trouble::SameAddress { other: other.to_string() });
         }
         let key = Key::from(key);
         self.by_chaddr.insert(identity.chaddr, key.clone());
@@ -96,6 +90,12 @@ impl Fleet {
         }
     }
 
+    /// Removes a machine, which releases the address held.
+    pub fn release(&mut self, key: &str, now: SystemTime, outlet: &mut impl Outlet) {
+        self.step(key, Event::Release, now, outlet);
+        self.forget(key);
+    }
+
     /// Gives a reply to the machine it is for; false if there is none.
     pub fn reply(&mut self, reply: &Reply, now: SystemTime, outlet: &mut impl Outlet) -> bool {
         let Some(key) = self.by_chaddr.get(&reply.chaddr).cloned() else { return false };
@@ -104,7 +104,7 @@ impl Fleet {
         true
     }
 
-    /// Gives an event to the machine of `key`, if there is one, and does what it says.
+    /// Gives an event to the machine of `key`, if there is one, and executes its actions.
     pub fn step(&mut self, key: &str, event: Event<'_>, now: SystemTime, outlet: &mut impl Outlet) {
         let Some(member) = self.members.get_mut(key) else { return };
         for action in member.machine.step(event, now) {
@@ -121,7 +121,6 @@ impl Fleet {
 
     /// Lets every machine that is due go on: as many as may send, and all whose lease has run out.
     pub fn tick(&mut self, now: SystemTime, outlet: &mut impl Outlet) {
-        self.check_clock(now);
         while let Some(key) = first(&self.ends, now) {
             self.step(&key, Event::Timer, now, outlet);
         }
@@ -140,21 +139,6 @@ impl Fleet {
             Ok(rest) if !rest.is_zero() => Some(rest),
             _ => Some(self.pace.wait(now)),
         }
-    }
-
-    /// After the clock was set back, deadlines lie too far ahead and leases seem to last longer than they do: what is
-    /// next for each machine, a renewal for one that is bound, is made due now.
-    fn check_clock(&mut self, now: SystemTime) {
-        if now + SET_BACK < self.seen {
-            let keys: Vec<Key> = self.members.keys().cloned().collect();
-            for key in keys {
-                if let Some(member) = self.members.get_mut(&key) {
-                    member.machine.hurry(now);
-                }
-                self.schedule(&key);
-            }
-        }
-        self.seen = now;
     }
 
     /// Brings a machine's entries in `due` and `ends` up to date.

@@ -1,5 +1,7 @@
 //! Ethernet, IPv4 and UDP around a DHCP message, for a packet socket.
 
+use crate::net::checksum::{fold, sum};
+
 use super::wire::{self, Reply, WireError};
 
 /// The port servers send to. The packet socket's filter checks it, and so does [`parse_frame`].
@@ -84,7 +86,7 @@ fn ip_payload(packet: &[u8]) -> Result<&[u8], WireError> {
     packet.get(header_length..total).ok_or(SHORT)
 }
 
-/// What a UDP datagram carries, if it is for a DHCP client. Its checksum isn't looked at: a sender on this machine
+/// What a UDP datagram carries, if it is for a DHCP client. Its checksum isn't verified: a sender on this machine
 /// leaves it to the hardware, and a packet socket sees the datagram before that.
 fn udp_payload(datagram: &[u8]) -> Result<&[u8], WireError> {
     const SHORT: WireError = WireError::Short("UDP datagram");
@@ -94,18 +96,6 @@ fn udp_payload(datagram: &[u8]) -> Result<&[u8], WireError> {
     }
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     datagram.get(UDP..length).ok_or(SHORT)
-}
-
-/// The sum of the 16-bit words, the last one padded (RFC 1071). Datagrams are too short for it to overflow.
-fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]))).sum()
-}
-
-/// The checksum from a sum: carries folded in, complemented.
-fn fold(sum: u32) -> u16 {
-    let carried = (sum & 0xffff) + (sum >> 16);
-    let carried = (carried & 0xffff) + (carried >> 16);
-    !u16::try_from(carried & 0xffff).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -12,10 +12,9 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::frame;
 use super::socket::{BUFFER, SendError, enlarge, errno};
 use super::wire::{self, Message, Reply, WireError};
-use super::{Error, Identity};
+use super::{Error, Identity, frame};
 
 /// Lets through what [`frame::parse_frame`] would read on: IPv4, UDP, no fragment but a first one, port 68. As
 /// `tcpdump -dd "udp dst port 68"` without its IPv6 half.
@@ -77,6 +76,14 @@ impl Link {
         };
         let length = self.socket.async_io(Interest::READABLE, read).await?;
         Ok(frame::parse_frame(&buffer[..length]))
+    }
+
+    /// Goes over another interface, or over the same one, which has another index or address. Until it can be bound to, each
+    /// `send` tries it first.
+    pub fn rebind_to(&mut self, interface: String) {
+        self.interface = interface;
+        self.stale = true;
+        self.rebind();
     }
 
     /// Binds to the interface of the name as it is now. An interface made anew has another index (the kernel answers

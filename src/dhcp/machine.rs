@@ -1,9 +1,13 @@
 //! One identity's state machine (RFC 2131 section 4.4), without socket or clock: time and packets go in, messages and
 //! changes come out.
 //!
-//! It differs from the RFC's where real servers do: renewing is an INIT-REBOOT by broadcast from T1 on, so RENEWING
-//! and REBINDING are one state and T2 only sets the pace; an address got by DISCOVER is confirmed by an INIT-REBOOT
-//! soon after, because Kea grants two nodes that ask at once two addresses, of which only the later is theirs.
+//! It differs from the RFC's where real servers do: renewing is an INIT-REBOOT by broadcast from T1 on, so T2 only sets
+//! the pace; an address got by DISCOVER is confirmed by an INIT-REBOOT soon after, because Kea grants two nodes that ask
+//! at once two addresses, of which only the later is theirs.
+//!
+//! A NAK counts from the server that lent the address (or made the offer) and from no other: each authoritative server of a
+//! LAN refuses what another one has given. Before a confirmed lease is given up for it, REBINDING is tried: Kea grants then
+//! what it refuses to an INIT-REBOOT after it has lost its leases.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
@@ -11,46 +15,48 @@ use std::time::{Duration, SystemTime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::timing;
 use super::wire::{Answer, Grant, Kind, Message, Reply};
-use super::{Change, Identity, Lease, Reason};
+use super::{Change, Identity, Lease, Reason, Trouble, timing};
 
 /// The waits of an INIT-REBOOT burst; when the last is over the server counts as silent.
 const REBOOT_WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2)];
+/// The waits of a REBINDING burst after a NAK.
+const REBIND_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(1)];
 /// How often an offer is accepted before it counts as withdrawn (RFC 2131 section 3.1, 5).
 const SELECT_TRIES: u32 = 4;
-/// So many tries without success are worth a word to the owner.
-const PATIENCE: u32 = 3;
+/// After so many tries without success the owner is notified.
+const REPORT_AFTER: u32 = 3;
 /// Between losing an address and asking for one: the owner stops using it meanwhile. A server that pings before it
-/// offers would take its own client's answer for somebody else's.
+/// offers would take its own client's answer for another host's.
 const HANDS_OFF: Duration = Duration::from_millis(300);
 /// An address got by DISCOVER is confirmed after so many seconds: when other nodes' first ACKs are through, and not by
 /// all of them at once.
 const CONFIRM_AFTER: std::ops::Range<f64> = 1.0..3.0;
 
-/// What happens to a machine.
+/// An event of a machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// Time has passed.
     Timer,
     /// A reply has come, perhaps not for this machine.
     Reply(&'a Reply),
-    /// The owner says the address held is somebody else's.
+    /// The owner has found that another host has the address held.
     Decline,
     /// The owner doesn't want the address held; others may.
     Restart,
+    /// The owner needs the address held no longer, and no other node uses it under this identity.
+    Release,
 }
 
-/// What a machine wants done.
+/// An action that a machine requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send this.
     Send(Message),
-    /// Tell the owner.
+    /// Notify the owner.
     Notify(Change),
 }
 
-/// Where the machine is. `Rebooting`, `Bound` and `Renewing` may have a lease held, the others never.
+/// Where the machine is. `Rebooting`, `Rebinding`, `Bound` and `Renewing` may have a lease held, the others never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Asks for any address, or waits to do so.
@@ -59,6 +65,8 @@ enum State {
     Requesting { address: Ipv4Addr, server: Ipv4Addr },
     /// Asks for an address again, in a short burst: at a start, after a loss, to confirm a new lease.
     Rebooting { address: Ipv4Addr },
+    /// Its server has refused the address: any server is asked for it, in a short burst.
+    Rebinding { address: Ipv4Addr },
     /// Has an address and nothing to do, until it is to be confirmed or renewed.
     Bound { address: Ipv4Addr, confirm: bool },
     /// Asks for longer.
@@ -72,6 +80,14 @@ pub struct Machine {
     rng: StdRng,
     state: State,
     held: Option<Lease>,
+    /// Whether an INIT-REBOOT has confirmed the lease held.
+    confirmed: bool,
+    /// The server that lent the address known last; none where only the address is known.
+    server: Option<Ipv4Addr>,
+    /// The NAK that REBINDING is to answer.
+    nak: Option<(Ipv4Addr, String)>,
+    /// What the last answer that couldn't be used lacked, and whose it was.
+    unfit: Option<Trouble>,
     xid: u32,
     /// When the present attempt began: what `secs` counts from.
     began: SystemTime,
@@ -97,6 +113,10 @@ impl Machine {
             identity,
             rng: StdRng::seed_from_u64(seed),
             state,
+            confirmed: true,
+            server: remembered.as_ref().and_then(|lease| lease.server),
+            nak: None,
+            unfit: None,
             held: remembered.filter(|lease| lease.expires.is_none_or(|end| now < end)),
             xid: 0,
             began: now,
@@ -123,12 +143,7 @@ impl Machine {
         self.held.as_ref().and_then(|lease| lease.expires)
     }
 
-    /// Makes the next thing to do due now: the clock was set back, and the deadlines are from before.
-    pub fn hurry(&mut self, now: SystemTime) {
-        self.deadline = Some(now);
-    }
-
-    /// Takes an event and says what to do. Afterwards the deadline is later than `now`. Sends nothing on expiry: many
+    /// Takes an event and returns the actions. Afterwards the deadline is later than `now`. Sends nothing on expiry: many
     /// leases may expire at once.
     pub fn step(&mut self, event: Event<'_>, now: SystemTime) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -140,6 +155,7 @@ impl Machine {
             Event::Reply(reply) => self.on_reply(reply, now, &mut actions),
             Event::Decline => self.decline(now, &mut actions),
             Event::Restart => self.restart(now),
+            Event::Release => self.release(&mut actions),
         }
         if self.deadline.is_some_and(|at| at <= now) {
             self.on_timer(now, &mut actions);
@@ -151,13 +167,13 @@ impl Machine {
         match self.state {
             State::Selecting => self.discover(now, actions),
             State::Requesting { address, server } if self.tries >= SELECT_TRIES => {
-                let why = format!("{server} offers {address} and then doesn't answer the REQUEST");
-                actions.push(failed(self.tries, why));
+                actions.push(failed(self.tries, Trouble::Withdrawn { server, address }));
                 self.enter(State::Selecting, now);
                 self.discover(now, actions);
             }
             State::Requesting { address, server } => self.select(address, server, now, actions),
             State::Rebooting { address } => self.reboot(address, now, actions),
+            State::Rebinding { address } => self.rebind(address, now, actions),
             State::Bound { address, confirm: true } => {
                 self.enter(State::Rebooting { address }, now);
                 self.reboot(address, now, actions);
@@ -172,12 +188,21 @@ impl Machine {
 
     fn on_reply(&mut self, reply: &Reply, now: SystemTime, actions: &mut Vec<Action>) {
         let same_id = |id: &Vec<u8>| *id == self.identity.client_id;
-        let ours = self.tries > 0
-            && reply.xid == self.xid
+        let ours = reply.xid == self.xid
             && reply.chaddr == self.identity.chaddr
             && reply.client_id.as_ref().is_none_or(same_id);
         if !ours {
             return;
+        }
+        // Reported whenever it comes: which of two servers answers first is chance.
+        if let (Answer::Nak { server, why }, Some(_)) = (&reply.answer, &self.held)
+            && self.server.is_some_and(|own| own != *server)
+        {
+            actions.push(Action::Notify(Change::Refused { server: *server, why: why.clone() }));
+            return;
+        }
+        if self.tries == 0 {
+            return; // late or repeated: the transaction is over
         }
         match (self.state, &reply.answer) {
             (State::Selecting, &Answer::Offer { address, server }) => {
@@ -185,11 +210,37 @@ impl Machine {
                 self.tries = 0;
                 self.select(address, server, now, actions);
             }
-            // A late or repeated answer: the transaction is over.
+            (_, &Answer::Unfit { server, flaw }) => self.unfit = Some(Trouble::Unfit { server, flaw }),
             (State::Selecting | State::Bound { .. }, _) | (_, Answer::Offer { .. }) => {}
-            (_, Answer::Ack(grant)) => self.bind(grant, now, actions),
-            // From whichever server: if two disagree, the one that says no isn't contradicted by an ACK.
-            (_, Answer::Nak { why }) => self.refuse(why, now, actions),
+            (_, Answer::Ack(grant)) if self.expects(grant) => self.bind(grant, now, actions),
+            (_, Answer::Ack(_)) => {}
+            (_, Answer::Nak { server, why }) => self.on_nak(*server, why, now, actions),
+        }
+    }
+
+    /// Whether an ACK is for the address asked for and, after an offer, from who made it.
+    fn expects(&self, grant: &Grant) -> bool {
+        match self.state {
+            State::Requesting { address, server } => (grant.address, grant.server) == (address, server),
+            State::Rebooting { address } | State::Rebinding { address } | State::Renewing { address } => {
+                grant.address == address
+            }
+            State::Selecting | State::Bound { .. } => false,
+        }
+    }
+
+    fn on_nak(&mut self, server: Ipv4Addr, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
+        match self.state {
+            State::Requesting { server: selected, .. } if selected != server => {}
+            State::Rebooting { address } | State::Renewing { address } if self.held.is_some() && self.confirmed => {
+                self.nak = Some((server, why.to_owned()));
+                // Under the same transaction's id: an ACK of what was refused by one server may be on its way from another.
+                self.enter(State::Rebinding { address }, now);
+            }
+            // Whose lease it is isn't known: the burst decides.
+            State::Rebinding { .. } if self.server.is_none() => {}
+            State::Rebooting { .. } if self.server.is_some_and(|own| own != server) => {}
+            _ => self.refuse(server, why, now, actions),
         }
     }
 
@@ -197,9 +248,10 @@ impl Machine {
         if self.tries == 0 {
             self.began = now;
             self.xid = self.rng.random();
+            self.unfit = None;
         }
-        if self.tries >= PATIENCE {
-            actions.push(failed(self.tries, "no server answers DISCOVER".to_owned()));
+        if self.tries >= REPORT_AFTER {
+            actions.push(self.unanswered());
         }
         self.clock(now);
         self.send(Kind::Discover, actions);
@@ -242,7 +294,29 @@ impl Machine {
             return self.enter(State::Rebooting { address }, now + Duration::from_secs(1));
         };
         self.deadline = Some(now + timing::renewal_wait(lease, now, &mut self.rng));
+        if self.tries >= REPORT_AFTER {
+            actions.push(self.unanswered());
+        }
         self.ask_for(address, true, now, actions);
+    }
+
+    /// Sends the next REBINDING request of the burst after a NAK. When that is over, the NAK counts.
+    fn rebind(&mut self, address: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
+        let wait = usize::try_from(self.tries).ok().and_then(|tries| REBIND_WAITS.get(tries));
+        match (wait, self.nak.take()) {
+            (Some(&wait), nak) => {
+                self.nak = nak;
+                self.clock(now);
+                self.send(Kind::Rebind { address }, actions);
+                self.deadline = Some(now + timing::about(wait, &mut self.rng));
+            }
+            (None, Some((server, why))) => self.refuse(server, &why, now, actions),
+            (None, None) => self.enter(State::Rebooting { address }, now + REBIND_WAITS[0]),
+        }
+    }
+
+    fn unanswered(&self) -> Action {
+        failed(self.tries, self.unfit.clone().unwrap_or(Trouble::Silence))
     }
 
     /// Sends an INIT-REBOOT, as the first of a transaction or as its repetition.
@@ -258,50 +332,47 @@ impl Machine {
         self.send(Kind::Reboot { address }, actions);
     }
 
-    /// An ACK: the address is held, whether or not it is the one asked for.
+    /// An ACK for the address asked for.
     fn bind(&mut self, grant: &Grant, now: SystemTime, actions: &mut Vec<Action>) {
         let lease = timing::lease(grant, self.asked, &mut self.rng);
         if lease.expires.is_some_and(|end| end <= now) {
             return; // came too late to be of use
         }
         let address = lease.address;
-        // Only an INIT-REBOOT's ACK for the very address shows that no other node was given another one since.
-        let confirmed = matches!(self.state,
-            State::Rebooting { address: wanted } | State::Renewing { address: wanted } if wanted == address);
-        let change = match self.held.take() {
-            Some(held) if held.address == address => Change::Renewed(lease.clone()),
-            held => {
-                let lost = |lease| Action::Notify(Change::Lost { lease, reason: Reason::Moved });
-                actions.extend(held.map(lost));
-                Change::Bound(lease.clone())
-            }
-        };
+        // Only an INIT-REBOOT's ACK shows that no other node was given another address since; REBINDING would take it back
+        // from a node that was.
+        self.confirmed = matches!(self.state, State::Rebooting { .. } | State::Renewing { .. });
+        let change = if self.held.is_some() { Change::Renewed(lease.clone()) } else { Change::Bound(lease.clone()) };
         actions.push(Action::Notify(change));
+        (self.server, self.nak, self.unfit) = (Some(grant.server), None, None);
         self.deadline = lease.renew;
-        if confirmed {
+        if self.confirmed {
             self.refusals = 0;
         } else {
             let soon = now + Duration::from_secs_f64(self.rng.random_range(CONFIRM_AFTER));
             self.deadline = Some(lease.renew.map_or(soon, |renew| renew.min(soon)));
         }
-        self.state = State::Bound { address, confirm: !confirmed };
+        self.state = State::Bound { address, confirm: !self.confirmed };
         self.tries = 0;
         self.held = Some(lease);
     }
 
     /// A NAK: DISCOVER at once, or after a while if this isn't the first.
-    fn refuse(&mut self, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
-        let lost = |lease| Action::Notify(Change::Lost { lease, reason: Reason::Nak });
+    fn refuse(&mut self, server: Ipv4Addr, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
         let held = self.held.is_some();
-        actions.extend(self.held.take().map(lost));
+        if let Some(lease) = self.held.take() {
+            let reason = Reason::Nak { server, why: why.to_owned() };
+            actions.push(Action::Notify(Change::Lost { lease, reason }));
+        }
+        self.nak = None;
         let wait = match self.refusals {
             0 if held => HANDS_OFF,
             0 => Duration::ZERO,
-            before => timing::backoff(before, &mut self.rng),
+            before => timing::backoff(before + 1, &mut self.rng),
         };
         self.refusals = self.refusals.saturating_add(1);
-        if self.refusals >= PATIENCE {
-            actions.push(failed(self.refusals, format!("refused by the server: {why:?}")));
+        if self.refusals >= REPORT_AFTER {
+            actions.push(failed(self.refusals, Trouble::Refused { server, why: why.to_owned() }));
         }
         self.enter(State::Selecting, now + wait);
     }
@@ -318,8 +389,22 @@ impl Machine {
         let Some(lease) = self.held.take() else { return };
         self.xid = self.rng.random();
         self.secs = 0;
-        self.send(Kind::Decline { address: lease.address, server: lease.server }, actions);
+        if let Some(server) = lease.server {
+            self.send(Kind::Decline { address: lease.address, server }, actions);
+        }
         self.enter(State::Selecting, now);
+    }
+
+    /// The lease names the server to send it to: one of which only the address is known runs out by itself.
+    fn release(&mut self, actions: &mut Vec<Action>) {
+        self.deadline = None;
+        let Some(lease) = self.held.take() else { return };
+        self.xid = self.rng.random();
+        self.secs = 0;
+        if let Some(server) = lease.server {
+            self.send(Kind::Release { address: lease.address, server }, actions);
+        }
+        self.state = State::Selecting;
     }
 
     fn restart(&mut self, now: SystemTime) {
@@ -349,7 +434,7 @@ impl Machine {
     }
 }
 
-fn failed(tries: u32, why: String) -> Action {
+fn failed(tries: u32, why: Trouble) -> Action {
     Action::Notify(Change::Failed { tries, why })
 }
 

@@ -1,10 +1,12 @@
 //! A `DHCPv4` client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
 //! each with its own state machine. Knows nothing of VIPs.
 //!
-//! [`Engine::start`] opens the socket and runs a task; a [`Handle`] tells it which identities to acquire an
-//! address for, and [`Notice`]s tell the owner what became of them. An address is asked for by DISCOVER once; from
+//! [`Engine::start`] opens the socket and runs a task; a [`Handle`] commands it to acquire addresses for
+//! identities, and [`Notice`]s report the results to the owner. An address is asked for by DISCOVER once; from
 //! then on every renewal and every restart is an INIT-REBOOT (REQUEST with option 50, without option 54, `ciaddr`
 //! zero): the only form that all servers answer by broadcast and none checks by a ping first.
+//!
+//! All times are read off the clock that the owner gives ([`Clock`]).
 //!
 //! ```text
 //! engine   the task: socket, clock, commands
@@ -26,12 +28,14 @@ mod timing;
 mod transport;
 mod wire;
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 
 pub use engine::{Engine, Handle};
+pub use wire::Flaw;
 
 /// Reads bytes as a server's frame, and as its message to a relay; whether either makes sense. For property tests and
 /// fuzzing: must never panic.
@@ -55,8 +59,8 @@ pub struct Identity {
 pub struct Lease {
     /// The address.
     pub address: Ipv4Addr,
-    /// The server that granted it (option 54).
-    pub server: Ipv4Addr,
+    /// The server that granted it (option 54); none: only the address is known.
+    pub server: Option<Ipv4Addr>,
     /// When it was granted: the instant the REQUEST was first sent (RFC 2131 section 4.4.1).
     pub granted: SystemTime,
     /// T1, the instant renewal begins; `None` for an infinite lease.
@@ -65,6 +69,22 @@ pub struct Lease {
     pub rebind: Option<SystemTime>,
     /// When the address must no longer be used; `None` for an infinite lease.
     pub expires: Option<SystemTime>,
+    /// The link's routers and name servers, as the server has them.
+    pub infrastructure: Vec<Ipv4Addr>,
+}
+
+/// Reads the time. One that is never set: a lease must not end, or last longer, because the wall clock was.
+pub type Clock = fn() -> SystemTime;
+
+/// What an engine is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How the servers are reached.
+    pub transport: TransportConfig,
+    /// Servers that count; answers of others are ignored. Empty: all do.
+    pub servers: Vec<Ipv4Addr>,
+    /// The time.
+    pub clock: Clock,
 }
 
 /// How the servers are reached.
@@ -75,12 +95,11 @@ pub enum TransportConfig {
         /// The interface's name.
         interface: String,
     },
-    /// Unicast to one server in the form a relay agent uses (RFC 2131 section 4.1, RFC 3527, RFC 3011).
+    /// Unicast to one server in the form a relay agent uses (RFC 2131 section 4.1, RFC 3527, RFC 3011). Answers come to port 67
+    /// of this machine's address on the way there.
     Relay {
         /// The server.
         server: Ipv4Addr,
-        /// An address of this machine that the server can reach: answers come to its port 67.
-        giaddr: Ipv4Addr,
         /// The subnet the addresses are to come from.
         subnet: Ipv4Addr,
     },
@@ -101,28 +120,105 @@ pub enum Change {
         /// Why.
         reason: Reason,
     },
-    /// No address, and none obtained after so many tries. The engine goes on trying, and says this again with
-    /// every further try.
+    /// A server other than the one that lent the address refuses it (NAK), which changes nothing.
+    Refused {
+        /// That server.
+        server: Ipv4Addr,
+        /// What it says (option 56).
+        why: String,
+    },
+    /// No address, or none for longer, after so many tries. The engine goes on trying, and says this again with every
+    /// further try.
     Failed {
         /// Messages sent without success since the last address, of the kind `why` names.
         tries: u32,
-        /// One sentence.
-        why: String,
+        /// The cause.
+        why: Trouble,
     },
 }
 
-/// Why an address was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A server said the address is not (or no longer) this identity's.
-    Nak,
-    /// The lease ran out, nobody having renewed it.
-    Expired,
-    /// A server granted another address than the one asked for; a `Bound` with that one follows.
-    Moved,
+/// Why there is no address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No server answers.
+    Silence,
+    /// Servers answer others, and not this one: there is nothing left to offer, most likely.
+    NothingOffered {
+        /// A server that answered another client lately.
+        server: Ipv4Addr,
+    },
+    /// The messages don't leave.
+    Unsent {
+        /// What the kernel says.
+        why: String,
+    },
+    /// What answers there are can't be used.
+    Unfit {
+        /// Whose, where they say so.
+        server: Option<Ipv4Addr>,
+        /// What is wrong with them.
+        flaw: Flaw,
+    },
+    /// An offer that isn't kept.
+    Withdrawn {
+        /// Whose.
+        server: Ipv4Addr,
+        /// Which.
+        address: Ipv4Addr,
+    },
+    /// The server refuses again and again what it has given.
+    Refused {
+        /// The server.
+        server: Ipv4Addr,
+        /// What it says (option 56).
+        why: String,
+    },
+    /// Another identity has the same hardware address.
+    SameAddress {
+        /// Its key.
+        other: String,
+    },
 }
 
-/// A [`Change`] and whose it is.
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silence => f.write_str("no DHCP server answers"),
+            Self::NothingOffered { server } => {
+                write!(
+                    f,
+                    "the DHCP server {server} answers others and offers nothing here: its pool is empty, or not for us"
+                )
+            }
+            Self::Unsent { why } => write!(f, "DHCP messages don't leave: {why}"),
+            Self::Unfit { server: Some(server), flaw } => {
+                write!(f, "answers of the DHCP server {server} are unfit: {flaw}")
+            }
+            Self::Unfit { server: None, flaw } => write!(f, "answers of a DHCP server are unfit: {flaw}"),
+            Self::Withdrawn { server, address } => {
+                write!(f, "the DHCP server {server} offers {address} and doesn't answer the REQUEST for it")
+            }
+            Self::Refused { server, why } => write!(f, "refused by the DHCP server {server} (NAK {why:?})"),
+            Self::SameAddress { other } => write!(f, "{other:?} has the same hardware address"),
+        }
+    }
+}
+
+/// Why an address was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The server said the address is not (or no longer) this identity's.
+    Nak {
+        /// The server.
+        server: Ipv4Addr,
+        /// What it says (option 56).
+        why: String,
+    },
+    /// The lease ran out before it was renewed.
+    Expired,
+}
+
+/// A [`Change`] and the key of its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The key given to [`Handle::acquire`].
@@ -140,8 +236,12 @@ pub struct Counters {
     pub request: u64,
     /// REQUESTs sent to renew or take up an address again (INIT-REBOOT).
     pub reboot: u64,
+    /// REQUESTs sent to any server after its own has refused the address (REBINDING).
+    pub rebind: u64,
     /// DECLINEs sent.
     pub decline: u64,
+    /// RELEASEs sent.
+    pub release: u64,
     /// Messages the kernel would not send; they count as lost packets.
     pub unsent: u64,
     /// OFFERs received for one of the identities, in time or late.
@@ -150,8 +250,10 @@ pub struct Counters {
     pub ack: u64,
     /// NAKs received, likewise.
     pub nak: u64,
-    /// Replies to nobody here (another client's broadcast).
+    /// Replies to another client (by broadcast), or of a server that doesn't count.
     pub foreign: u64,
+    /// Replies that lack what they must have.
+    pub unfit: u64,
     /// Packets that are no DHCP reply.
     pub malformed: u64,
 }
@@ -175,6 +277,14 @@ pub enum Error {
         /// What the kernel said.
         #[source]
         errno: Errno,
+    },
+    /// There is no way to the server.
+    #[error("no route to the DHCP server {server} (dhcp.relay.server)")]
+    NoRoute {
+        /// The server.
+        server: Ipv4Addr,
+        /// What the kernel said.
+        source: std::io::Error,
     },
     /// Started outside a tokio runtime with I/O and time enabled.
     #[error("a DHCP engine needs a tokio runtime")]

@@ -21,10 +21,11 @@ pub fn about(wait: Duration, rng: &mut StdRng) -> Duration {
     wait.mul_f64(rng.random_range(0.8..1.2))
 }
 
-/// The wait after the `tries`th message without an answer: 1 s, 2 s, 4 s … 64 s. It starts shorter than the 4 s of
-/// RFC 2131 section 4.1, since a pod waits for the address.
+/// The wait after the `tries`th message without an answer: 1 s, 1 s, 2 s, 4 s … 64 s. It starts shorter than the 4 s of
+/// RFC 2131 section 4.1, since a pod waits for the address: what the third shows, silence or an empty pool, is known after 5 s
+/// at most, and half of an ADD's time is left to act on it. A server that pings before it offers takes 3 s.
 pub fn backoff(tries: u32, rng: &mut StdRng) -> Duration {
-    let seconds = 1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
+    let seconds = 1u32.checked_shl(tries.saturating_sub(2)).unwrap_or(BACKOFF_MAX).min(BACKOFF_MAX);
     about(Duration::from_secs(seconds.into()), rng)
 }
 
@@ -54,11 +55,12 @@ pub fn lease(grant: &Grant, asked: SystemTime, rng: &mut StdRng) -> Lease {
     let finite = grant.lease != u32::MAX;
     Lease {
         address: grant.address,
-        server: grant.server,
+        server: Some(grant.server),
         granted: asked,
         renew: finite.then(|| after(t1 * rng.random_range(0.9..1.0))),
         rebind: finite.then(|| after(t2)),
         expires: finite.then(|| after(1.0)),
+        infrastructure: grant.infrastructure.clone(),
     }
 }
 
@@ -73,7 +75,8 @@ mod tests {
 
     fn granted(lease: u32, t1: Option<u32>, t2: Option<u32>) -> Lease {
         let address = Ipv4Addr::new(10, 77, 0, 100);
-        let grant = Grant { address, server: Ipv4Addr::new(10, 77, 0, 1), lease, t1, t2 };
+        let server = Ipv4Addr::new(10, 77, 0, 1);
+        let grant = Grant { address, server, lease, t1, t2, infrastructure: Vec::new() };
         super::lease(&grant, SystemTime::UNIX_EPOCH, &mut StdRng::seed_from_u64(1))
     }
 
@@ -102,7 +105,7 @@ mod tests {
     #[test]
     fn the_wait_doubles_to_a_minute() {
         let mut rng = StdRng::seed_from_u64(1);
-        for (tries, about) in [(1, 1.0), (2, 2.0), (3, 4.0), (7, 64.0), (8, 64.0), (40, 64.0)] {
+        for (tries, about) in [(1, 1.0), (2, 1.0), (3, 2.0), (4, 4.0), (8, 64.0), (9, 64.0), (40, 64.0)] {
             let wait = backoff(tries, &mut rng).as_secs_f64();
             assert!((0.8 * about..1.2 * about).contains(&wait), "{tries}: {wait}");
         }

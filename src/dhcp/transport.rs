@@ -22,7 +22,14 @@ impl Transport {
     pub fn open(config: TransportConfig) -> Result<Self, Error> {
         match config {
             TransportConfig::Link { interface } => Ok(Self::Link(Link::open(interface)?)),
-            TransportConfig::Relay { server, giaddr, subnet } => Ok(Self::Relay(Relay::open(server, giaddr, subnet)?)),
+            TransportConfig::Relay { server, subnet } => Ok(Self::Relay(Relay::open(server, subnet)?)),
+        }
+    }
+
+    /// See [`super::Handle::rebind`].
+    pub fn rebind(&mut self, interface: String) {
+        if let Self::Link(link) = self {
+            link.rebind_to(interface);
         }
     }
 

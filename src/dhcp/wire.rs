@@ -1,5 +1,6 @@
-//! DHCP messages: what this client says, and what it reads out of the answers.
+//! DHCP messages: what this client sends, and what it reads out of the answers.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo};
@@ -7,7 +8,7 @@ use dhcproto::v4::{self, DhcpOption, Encodable, Encoder, Flags, MessageType, Opt
 
 use super::Identity;
 
-/// What servers are told to be able to send at most (option 57): the least any client must take, and never a
+/// The largest message that servers may send (option 57): the least any client must take, and never a
 /// fragment. It counts the IP and UDP headers (RFC 2132 section 9.10).
 const MAX_MESSAGE: u16 = 576;
 
@@ -26,18 +27,12 @@ pub enum WireError {
     /// Another protocol, version or port.
     #[error("not {0}")]
     Not(&'static str),
-    /// A part of a datagram. Servers were told a size that needs no fragments.
+    /// A part of a datagram. The size in option 57 needs no fragments.
     #[error("a fragment")]
     Fragment,
     /// The IPv4 header's checksum is wrong.
     #[error("bad IP header checksum")]
     Checksum,
-    /// An option that RFC 2131 table 3 requires is absent or has the wrong length.
-    #[error("option {0} absent or malformed")]
-    Option(u8),
-    /// An address no host can have was offered or granted.
-    #[error("{0} is no host's address")]
-    Address(Ipv4Addr),
     /// The message can't be written.
     #[error("can't encode")]
     Encode(#[source] v4::EncodeError),
@@ -71,7 +66,20 @@ pub enum Kind {
         /// Option 50.
         address: Ipv4Addr,
     },
-    /// The address granted is somebody else's.
+    /// REQUEST in the REBINDING form: this address for longer, from whichever server. Kea grants it after it has lost its
+    /// leases, where it refuses an INIT-REBOOT.
+    Rebind {
+        /// `ciaddr`.
+        address: Ipv4Addr,
+    },
+    /// The address is no longer used.
+    Release {
+        /// `ciaddr`.
+        address: Ipv4Addr,
+        /// Option 54.
+        server: Ipv4Addr,
+    },
+    /// Another host has the address granted.
     Decline {
         /// Option 50.
         address: Ipv4Addr,
@@ -80,7 +88,7 @@ pub enum Kind {
     },
 }
 
-/// The relay agent this client pretends to be.
+/// The relay agent that this client acts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayAgent {
     /// Where answers go.
@@ -102,6 +110,17 @@ pub struct Reply {
     pub answer: Answer,
 }
 
+impl Reply {
+    /// The server that says it (option 54), where it says who it is.
+    pub fn server(&self) -> Option<Ipv4Addr> {
+        match &self.answer {
+            Answer::Offer { server, .. } | Answer::Nak { server, .. } => Some(*server),
+            Answer::Ack(grant) => Some(grant.server),
+            Answer::Unfit { server, .. } => *server,
+        }
+    }
+}
+
 /// What a server says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -116,13 +135,45 @@ pub enum Answer {
     Ack(Grant),
     /// The address asked for is not to be used.
     Nak {
+        /// Option 54.
+        server: Ipv4Addr,
         /// Option 56, or empty.
         why: String,
     },
+    /// Something of its type's that this client can't use.
+    Unfit {
+        /// Option 54, where it has one.
+        server: Option<Ipv4Addr>,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+}
+
+/// What makes an answer unfit for use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// An option that RFC 2131 table 3 requires is absent or has the wrong length.
+    Option {
+        /// Its number.
+        code: u8,
+        /// Its name in RFC 2132.
+        name: &'static str,
+    },
+    /// An address no host can have was offered or granted.
+    Address(Ipv4Addr),
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Option { code, name } => write!(f, "option {code} ({name}) is absent or malformed"),
+            Self::Address(address) => write!(f, "{address} is no host's address"),
+        }
+    }
 }
 
 /// The terms of an ACK; times in seconds from the REQUEST.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// `yiaddr`.
     pub address: Ipv4Addr,
@@ -134,6 +185,8 @@ pub struct Grant {
     pub t1: Option<u32>,
     /// Option 59.
     pub t2: Option<u32>,
+    /// The link's routers and name servers (options 3 and 6).
+    pub infrastructure: Vec<Ipv4Addr>,
 }
 
 /// The bytes of a message, without IP and UDP headers.
@@ -142,6 +195,9 @@ pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>
     head.set_xid(message.xid).set_secs(message.secs).set_chaddr(&identity.chaddr);
     // For DECLINE as for the rest: servers answer nothing to it, and relays pass it either way.
     head.set_flags(Flags::default().set_broadcast());
+    if let Kind::Rebind { address } | Kind::Release { address, .. } = message.kind {
+        head.set_ciaddr(address);
+    }
     if let Some(relay) = relay {
         head.set_giaddr(relay.giaddr).set_hops(1);
     }
@@ -159,16 +215,18 @@ fn options(kind: Kind, identity: &Identity, relay: Option<&RelayAgent>) -> Vec<D
         Kind::Discover => (MessageType::Discover, None, None),
         Kind::Select { address, server } => (MessageType::Request, Some(address), Some(server)),
         Kind::Reboot { address } => (MessageType::Request, Some(address), None),
+        Kind::Rebind { .. } => (MessageType::Request, None, None),
+        Kind::Release { server, .. } => (MessageType::Release, None, Some(server)),
         Kind::Decline { address, server } => (MessageType::Decline, Some(address), Some(server)),
     };
     let mut options = vec![DhcpOption::MessageType(name)];
     options.extend(address.map(DhcpOption::RequestedIpAddress));
     options.extend(server.map(DhcpOption::ServerIdentifier));
     options.push(DhcpOption::ClientIdentifier(identity.client_id.clone()));
-    if name == MessageType::Decline {
-        options.push(DhcpOption::Message("address in use".to_owned()));
-    } else {
-        options.extend(wishes(identity));
+    match kind {
+        Kind::Decline { .. } => options.push(DhcpOption::Message("address in use".to_owned())),
+        Kind::Release { .. } => {}
+        _ => options.extend(wishes(identity)),
     }
     if let Some(relay) = relay {
         let mut agent = RelayAgentInformation::default();
@@ -179,7 +237,7 @@ fn options(kind: Kind, identity: &Identity, relay: Option<&RelayAgent>) -> Vec<D
     options
 }
 
-/// The options that DECLINE must not carry and all else does: a server forgets the name of a client whose REQUEST
+/// The options that DECLINE and RELEASE must not carry and all else does: a server forgets the name of a client whose REQUEST
 /// lacks it.
 fn wishes(identity: &Identity) -> Vec<DhcpOption> {
     let wanted = vec![
@@ -210,6 +268,7 @@ struct Raw {
     t1: Option<u32>,
     t2: Option<u32>,
     client_id: Option<Vec<u8>>,
+    infrastructure: Vec<Ipv4Addr>,
     why: String,
 }
 
@@ -228,6 +287,7 @@ impl Raw {
                 OptionCode::Renewal => raw.t1 = number(),
                 OptionCode::Rebinding => raw.t2 = number(),
                 OptionCode::ClientIdentifier => raw.client_id = Some(data.to_vec()),
+                OptionCode::Router | OptionCode::DomainNameServer => raw.infrastructure.extend(addresses(data)),
                 OptionCode::Message => raw.why = String::from_utf8_lossy(data).into_owned(),
                 _ => {}
             }
@@ -236,20 +296,41 @@ impl Raw {
     }
 
     fn answer(self, yiaddr: Ipv4Addr) -> Result<Answer, WireError> {
-        let kind = self.kind.ok_or(WireError::Option(53))?;
-        if kind == u8::from(MessageType::Nak) {
-            return Ok(Answer::Nak { why: self.why });
-        }
-        let server = self.server.ok_or(WireError::Option(54))?;
-        if kind == u8::from(MessageType::Offer) {
-            return Ok(Answer::Offer { address: host(yiaddr)?, server });
-        }
-        if kind != u8::from(MessageType::Ack) {
-            return Err(WireError::Not("an OFFER, ACK or NAK"));
-        }
-        let lease = self.lease.filter(|&seconds| seconds > 0).ok_or(WireError::Option(51))?;
-        Ok(Answer::Ack(Grant { address: host(yiaddr)?, server, lease, t1: self.t1, t2: self.t2 }))
+        let kind = self.kind.ok_or(WireError::Not("a DHCP message"))?;
+        let server = self.server;
+        let read = match kind {
+            _ if kind == u8::from(MessageType::Nak) => self.nak(),
+            _ if kind == u8::from(MessageType::Offer) => self.offer(yiaddr),
+            _ if kind == u8::from(MessageType::Ack) => self.ack(yiaddr),
+            _ => return Err(WireError::Not("an OFFER, ACK or NAK")),
+        };
+        Ok(read.unwrap_or_else(|flaw| Answer::Unfit { server, flaw }))
     }
+
+    fn server(&self) -> Result<Ipv4Addr, Flaw> {
+        self.server.ok_or(Flaw::Option { code: 54, name: "server identifier" })
+    }
+
+    fn nak(self) -> Result<Answer, Flaw> {
+        Ok(Answer::Nak { server: self.server()?, why: self.why })
+    }
+
+    fn offer(self, yiaddr: Ipv4Addr) -> Result<Answer, Flaw> {
+        Ok(Answer::Offer { address: host(yiaddr)?, server: self.server()? })
+    }
+
+    fn ack(self, yiaddr: Ipv4Addr) -> Result<Answer, Flaw> {
+        let server = self.server()?;
+        let lease = self.lease.filter(|&seconds| seconds > 0);
+        let lease = lease.ok_or(Flaw::Option { code: 51, name: "lease time" })?;
+        let Self { t1, t2, infrastructure, .. } = self;
+        Ok(Answer::Ack(Grant { address: host(yiaddr)?, server, lease, t1, t2, infrastructure }))
+    }
+}
+
+/// The addresses an option's value is a list of.
+fn addresses(data: &[u8]) -> impl Iterator<Item = Ipv4Addr> {
+    data.as_chunks::<4>().0.iter().copied().map(Ipv4Addr::from)
 }
 
 /// Reads a server's message, from its first octet on (without IP and UDP headers). Never panics.
@@ -268,10 +349,10 @@ pub fn parse(bytes: &[u8]) -> Result<Reply, WireError> {
 }
 
 /// `address`, unless no single host can have it.
-fn host(address: Ipv4Addr) -> Result<Ipv4Addr, WireError> {
+fn host(address: Ipv4Addr) -> Result<Ipv4Addr, Flaw> {
     let [first, ..] = address.octets();
     if first == 0 || first == 127 || first >= 224 {
-        return Err(WireError::Address(address));
+        return Err(Flaw::Address(address));
     }
     Ok(address)
 }

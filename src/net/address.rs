@@ -1,50 +1,66 @@
-//! IPv4 addresses of a device (`ip address`).
+//! Addresses of a device (`ip address`).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use rtnetlink::AddressMessageBuilder;
 
-type Builder = AddressMessageBuilder<Ipv4Addr>;
+use crate::model::Family;
 
-use super::{Request, Result, Socket};
+use super::{Request, Result, Socket, address_family};
 
-/// An address and where it stands.
+/// An address and its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_field_names)] // the kernel calls both so (IFA_ADDRESS)
 pub struct Address {
     /// The device's index.
     pub index: u32,
     /// The address itself.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its prefix length.
     pub prefix: u8,
     /// Known beyond this link and host (`scope global`).
     pub global: bool,
 }
 
-/// `ip address add ADDRESS/32 dev INDEX`.
-pub fn add(index: u32, address: Ipv4Addr) -> Request {
-    let message = Builder::new().index(index).address(address, 32).build();
-    let object = format!("{address}/32 on link {index}");
+/// `ip address add ADDRESS dev INDEX`, with a prefix of that address alone.
+pub fn add(index: u32, address: IpAddr) -> Request {
+    let message = message(index, address);
+    let object = object(index, address);
     Request::new("add address", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewAddress(message))
 }
 
-/// `ip address del ADDRESS/32 dev INDEX`.
-pub fn del(index: u32, address: Ipv4Addr) -> Request {
-    let message = Builder::new().index(index).address(address, 32).build();
-    let object = format!("{address}/32 on link {index}");
+/// `ip address del ADDRESS dev INDEX`, as [`add`].
+pub fn del(index: u32, address: IpAddr) -> Request {
+    let message = message(index, address);
+    let object = object(index, address);
     Request::new("delete address", object, 0, &Message::DelAddress(message))
 }
 
-/// The IPv4 addresses of one device (`index`), or of all (`None`).
-pub fn list(socket: &Socket, index: Option<u32>) -> Result<Vec<Address>> {
+fn object(index: u32, address: IpAddr) -> String {
+    format!("{address}/{} on link {index}", Family::of(address).bits())
+}
+
+fn message(index: u32, address: IpAddr) -> AddressMessage {
+    let family = Family::of(address);
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(family);
+    message.header.index = index;
+    message.header.prefix_len = family.bits();
+    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    message
+}
+
+/// The addresses of a family on one device (`index`), or on all (`None`).
+pub fn list(socket: &Socket, family: Family, index: Option<u32>) -> Result<Vec<Address>> {
     let mut query = AddressMessage::default();
-    query.header.family = AddressFamily::Inet;
+    query.header.family = address_family(family);
     query.header.index = index.unwrap_or(0);
-    socket.dump(("list addresses", "IPv4"), &Message::GetAddress(query), |_, payload| decode(payload))
+    // A kernel without that family lists those of all (`rtnetlink_rcv_msg`).
+    socket.dump(("list addresses", format_args!("{family:?}")), &Message::GetAddress(query), |_, payload| {
+        decode(payload).filter(|found| Family::of(found.address) == family)
+    })
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<Address> {
@@ -52,14 +68,34 @@ pub(super) fn decode(payload: &[u8]) -> Option<Address> {
 }
 
 fn read(message: &AddressMessage) -> Option<Address> {
-    let address = message.attributes.iter().find_map(|a| match a {
-        AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
-        _ => None,
-    })?;
+    let (mut local, mut other) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => other = Some(*address),
+            _ => {}
+        }
+    }
+    // The own one of a point-to-point link; elsewhere IPv6 says `IFA_ADDRESS` alone.
+    let address = local.or(other)?;
     Some(Address {
         index: message.header.index,
         address,
         prefix: message.header.prefix_len,
         global: message.header.scope == AddressScope::Universe,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_are_read_as_they_are_written() {
+        for (address, prefix) in [("10.118.0.7", 32), ("2001:db8::7", 128)] {
+            let address = address.parse().unwrap();
+            let expected = Address { index: 3, address, prefix, global: true };
+            assert_eq!(read(&message(3, address)), Some(expected));
+        }
+    }
 }

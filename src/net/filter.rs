@@ -4,11 +4,12 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption};
 use nix::errno::Errno;
+use std::fmt;
 use std::os::fd::RawFd;
 
-use super::{PROTOCOL, Request, Result, Socket};
+use super::{Module, PROTOCOL, Request, Result, Socket};
 
-/// Where a program stands.
+/// The hook of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// What the device receives.
@@ -25,18 +26,22 @@ impl Side {
         };
         TcHandle { major: TcHandle::CLSACT.major, minor }
     }
+}
 
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        }
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "tc ingress",
+            Self::Egress => "tc egress",
+        })
     }
 }
 
 /// Of ours there is one a side, at this preference and handle.
 const PREFERENCE: u32 = PROTOCOL as u32;
 const HANDLE: u32 = 1;
+/// What the kernel says of a filter that isn't there.
+const NO_FILTER: &[Errno] = &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL];
 /// `ETH_P_ALL` (`linux/if_ether.h`).
 const ANY_PROTOCOL: u16 = 3;
 
@@ -48,6 +53,7 @@ pub fn add_clsact(index: u32) -> Request {
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     Request::new("add qdisc", format!("clsact on link {index}"), flags, &Message::NewQueueDiscipline(message))
         .accept(&[Errno::EEXIST])
+        .of_module(Module::SchIngress)
 }
 
 /// `tc filter replace dev INDEX SIDE pref 118 handle 1 bpf da fd PROGRAM`: in one step, no packet meets neither.
@@ -64,11 +70,75 @@ pub fn replace(index: u32, side: Side, program: RawFd) -> Request {
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]),
     ];
-    let object = format!("{} of link {index}", side.word());
+    let object = format!("{side} of link {index}");
     Request::new("set filter", object, NLM_F_CREATE | NLM_F_REPLACE, &Message::NewTrafficFilter(message))
+        .of_module(Module::ClsBpf)
 }
 
-/// The id of the program that stands there by [`replace`].
+/// `tc filter del dev INDEX SIDE pref 118 handle 1 bpf`: what [`replace`] attached.
+pub fn delete(index: u32, side: Side) -> Request {
+    let mut message = message(index, side.parent());
+    message.header.handle = TcHandle::from(HANDLE);
+    message.header.info = PREFERENCE << 16 | u32::from(ANY_PROTOCOL.to_be());
+    message.attributes = vec![TcAttribute::Kind("bpf".to_owned())];
+    let object = format!("{side} of link {index}");
+    // Without clsact the kernel says EINVAL.
+    Request::new("delete filter", object, 0, &Message::DelTrafficFilter(message)).accept(NO_FILTER)
+}
+
+/// A filter as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// `pref`.
+    pub preference: u32,
+    /// `bpf`, `flower`, …
+    pub kind: String,
+    /// The name of a BPF program.
+    pub name: Option<String>,
+    /// Its id.
+    pub program: Option<u32>,
+}
+
+impl Filter {
+    /// [`replace`] attached it.
+    pub fn is_ours(&self) -> bool {
+        self.preference == PREFERENCE && self.kind == "bpf"
+    }
+}
+
+/// All filters there, those of other programs too. A kind without options stands for the whole preference, which the
+/// kernel shows before its filters.
+pub fn list(socket: &Socket, index: u32, side: Side) -> Result<Vec<Filter>> {
+    let query = Message::GetTrafficFilter(message(index, side.parent()));
+    let found = socket.dump(("list", "filters"), &query, |_, payload| shown(&TcMessage::parse(payload).ok()?));
+    match found {
+        Err(e) if e.is_absent() || e.errno == Errno::EINVAL => Ok(Vec::new()), // no clsact there
+        other => other,
+    }
+}
+
+fn shown(message: &TcMessage) -> Option<Filter> {
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    })?;
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options.as_slice()),
+        _ => None,
+    });
+    let options = options.unwrap_or_default();
+    let name = options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
+        _ => None,
+    });
+    let program = options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    });
+    Some(Filter { preference: message.header.info >> 16, kind, name, program })
+}
+
+/// The id of the program that [`replace`] attached there.
 pub fn program(socket: &Socket, index: u32, side: Side) -> Result<Option<u32>> {
     let query = Message::GetTrafficFilter(message(index, side.parent()));
     let found = socket.dump(("list", "filters"), &query, |_, payload| read(&TcMessage::parse(payload).ok()?));

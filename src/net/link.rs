@@ -5,32 +5,39 @@ use std::fmt::Display;
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkMessage,
 };
 use nix::errno::Errno;
-use rtnetlink::{LinkUnspec, LinkVeth};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
-use super::{Netns, Request, Result, Socket};
+use crate::model::Mac;
 
-/// An Ethernet address.
-pub type Mac = [u8; 6];
+use super::{Module, Netns, Request, Result, Socket};
 
 /// A device as the kernel shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Its index, unique in its namespace and not used again there.
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// The kind of its packets' header (`ARPHRD_…`): [`ETHERNET`], or another.
+    pub header: u16,
     /// Its Ethernet address, where it has one.
     pub mac: Option<Mac>,
     /// Bytes.
     pub mtu: u32,
     /// `IFF_UP`.
     pub up: bool,
+    /// `IFF_LOWER_UP`: it has a carrier.
+    pub carrier: bool,
+    /// The index of the bridge, bond or the like whose port it is: that takes what comes in by it. A VRF does not.
+    pub master: Option<u32>,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
+    /// A VXLAN device's port, where each packet says itself where it goes (`external`).
+    pub external_vxlan: Option<u16>,
     /// The namespace its other end is in, as an id of this one's (`link-netnsid`); none where that is this one.
     pub peer_netns: Option<u32>,
     /// Packets sent and received over the device.
@@ -40,6 +47,9 @@ pub struct Link {
     /// The per-device IPv4 settings that matter here (`net.ipv4.conf.<dev>.…`).
     pub settings: Settings,
 }
+
+/// `ARPHRD_ETHER` (`linux/if_arp.h`).
+pub const ETHERNET: u16 = 1;
 
 /// A counter of a device, each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +71,8 @@ pub struct Settings {
     pub arp_ignore: i32,
     /// `arp_announce`
     pub arp_announce: i32,
+    /// `accept_local`
+    pub accept_local: i32,
 }
 
 /// A setting of [`Settings`] to be written; the numbers are `IPV4_DEVCONF_…` of linux/ip.h.
@@ -75,6 +87,8 @@ pub enum Setting {
     ArpAnnounce = 18,
     /// `arp_ignore`
     ArpIgnore = 19,
+    /// `accept_local`
+    AcceptLocal = 23,
 }
 
 /// One end of a veth pair.
@@ -88,14 +102,35 @@ pub struct End<'a> {
 
 /// `ip link add HOST address … mtu … type veth peer name POD address … mtu … netns …`: the peer is born in `netns`.
 pub fn add_veth(host: End<'_>, pod: End<'_>, mtu: u32, netns: &Netns) -> Request {
-    let peer = LinkUnspec::new_with_name(pod.name).address(pod.mac.to_vec()).mtu(mtu).setns_by_fd(netns.fd()).build();
+    let peer = LinkUnspec::new_with_name(pod.name).address(pod.mac.0.to_vec()).mtu(mtu).setns_by_fd(netns.fd()).build();
     let message = LinkVeth::new(host.name, pod.name)
-        .address(host.mac.to_vec())
+        .address(host.mac.0.to_vec())
         .mtu(mtu)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
     let object = format!("{} type veth peer {} netns {}", host.name, pod.name, netns.path().display());
-    Request::new("add link", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewLink(message))
+    Request::new("add link", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewLink(message)).of_module(Module::Veth)
+}
+
+/// `ip link add NAME address MAC mtu MTU type vxlan external dstport PORT`, without ARP. Of each packet a program says where it
+/// goes; without one it is dropped.
+pub fn add_vxlan(end: End<'_>, mtu: u32, port: u16) -> Request {
+    let message = LinkMessageBuilder::<LinkVxlan>::new(end.name)
+        .address(end.mac.0.to_vec())
+        .mtu(mtu)
+        .arp(false)
+        .append_info_data(InfoVxlan::CollectMetadata(true))
+        .append_info_data(InfoVxlan::Learning(false))
+        .append_info_data(InfoVxlan::Port(port))
+        .build();
+    let object = format!("{} type vxlan external dstport {port}", end.name);
+    Request::new("add link", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewLink(message)).of_module(Module::Vxlan)
+}
+
+/// `ip link set dev INDEX mtu MTU`.
+pub fn set_mtu(index: u32, mtu: u32) -> Request {
+    let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+    Request::new("set mtu", format!("{mtu} of link {index}"), 0, &Message::SetLink(message))
 }
 
 /// `ip link set dev INDEX up`.
@@ -153,7 +188,7 @@ pub fn by_index(socket: &Socket, index: u32) -> Result<Option<Link>> {
 }
 
 fn get(socket: &Socket, object: impl Display, mut message: LinkMessage) -> Result<Option<Link>> {
-    // As with `list`: IPv6's own statistics are summed up over all processors, and nobody reads them.
+    // As with `list`: the kernel sums up IPv6's own statistics over all processors, and no caller reads them.
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     socket.get(("get link", object), &Message::GetLink(message), |_, payload| decode(payload))
 }
@@ -181,6 +216,8 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
     const ADDRESS: u16 = 1;
     const NAME: u16 = 3;
     const MTU: u16 = 4;
+    const MASTER: u16 = 10;
+    const LINKINFO: u16 = 18;
     const STATS64: u16 = 23;
     const AF_SPEC: u16 = 26;
     const LINK_NETNSID: u16 = 37;
@@ -188,27 +225,50 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
     let mut link = Link {
         index: number(payload, 4)?,
         name: String::new(),
+        header: u16::from_ne_bytes(*payload.get(2..4)?.first_chunk()?),
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
-        peer_netns: None,
-        packets: Traffic::default(),
-        bytes: Traffic::default(),
-        settings: Settings::default(),
+        ..Link::default()
     };
+    let mut is_routed = false;
     for (kind, value) in attributes(payload.get(HEADER..)?) {
         match kind {
             NAME => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut link.name),
-            ADDRESS => link.mac = value.try_into().ok(),
+            ADDRESS => link.mac = value.try_into().ok().map(Mac),
             MTU => link.mtu = number(value, 0)?,
+            MASTER => link.master = number(value, 0),
+            LINKINFO => (is_routed, link.external_vxlan) = (is_port_of_vrf(value), external_vxlan(value)),
             LINK_NETNSID => link.peer_netns = number(value, 0).filter(|id| id.cast_signed() >= 0),
             STATS64 => (link.packets, link.bytes) = (traffic(value, 0)?, traffic(value, 16)?),
             AF_SPEC => link.settings = decode_settings(value).unwrap_or_default(),
             _ => {}
         }
     }
+    link.master = link.master.filter(|_| !is_routed);
     Some(link)
+}
+
+/// Of `IFLA_LINKINFO`: `IFLA_INFO_SLAVE_KIND`.
+fn is_port_of_vrf(value: &[u8]) -> bool {
+    const SLAVE_KIND: u16 = 4;
+    attributes(value).any(|(kind, value)| kind == SLAVE_KIND && value.starts_with(b"vrf"))
+}
+
+/// Of `IFLA_LINKINFO`: `IFLA_INFO_DATA` of a VXLAN device, in it `IFLA_VXLAN_PORT` and `IFLA_VXLAN_COLLECT_METADATA`.
+fn external_vxlan(value: &[u8]) -> Option<u16> {
+    const KIND: u16 = 1;
+    const DATA: u16 = 2;
+    const PORT: u16 = 15;
+    const COLLECT_METADATA: u16 = 25;
+    let of = |wanted| attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    of(KIND).filter(|kind| kind.starts_with(b"vxlan"))?;
+    let data = of(DATA)?;
+    let field = |wanted| attributes(data).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    field(COLLECT_METADATA).filter(|value| value.first() == Some(&1))?;
+    Some(u16::from_be_bytes(*field(PORT)?.first_chunk()?))
 }
 
 /// Of `IFLA_AF_SPEC`: in it `AF_INET`, in that `IFLA_INET_CONF`, an array by the numbers of [`Setting`], from 1.
@@ -223,6 +283,7 @@ fn decode_settings(value: &[u8]) -> Option<Settings> {
         rp_filter: setting(Setting::RpFilter)?,
         arp_ignore: setting(Setting::ArpIgnore)?,
         arp_announce: setting(Setting::ArpAnnounce)?,
+        accept_local: setting(Setting::AcceptLocal)?,
     })
 }
 

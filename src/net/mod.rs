@@ -5,24 +5,44 @@
 //! can't be swapped.
 
 pub mod address;
-pub mod departures;
+#[cfg(feature = "node")]
+pub mod arp;
+#[cfg(feature = "node")]
+pub mod changes;
+#[cfg(feature = "node")]
+pub mod checksum;
+pub mod conntrack;
+#[cfg(feature = "node")]
+pub mod echo;
 pub mod error;
 pub mod filter;
 pub mod link;
+pub mod module;
 pub mod monitor;
 pub mod neighbour;
 pub mod netns;
 pub mod nexthop;
 pub mod nftables;
+pub mod removed_links;
 pub mod route;
 pub mod rule;
 pub mod socket;
+#[cfg(feature = "node")]
 pub mod sockets;
 pub mod sysctl;
+#[cfg(feature = "node")]
+pub mod tcx;
 pub mod unix;
 
+use netlink_packet_core::NlasIterator;
+use netlink_packet_route::AddressFamily;
+
+use crate::model::Family;
+
 pub use error::Error;
-pub use monitor::Monitor;
+pub use module::Module;
+#[cfg(feature = "node")]
+pub use netns::Visitor;
 pub use netns::{Netns, NodeNet, PodNet};
 pub use socket::{Request, Socket};
 
@@ -31,3 +51,35 @@ pub const PROTOCOL: u8 = 118;
 
 /// What a call on the kernel gives.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// A family as netlink's headers have it.
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// The family that a header's first byte says; `None`: neither of the two (the multicast tables have families of their own).
+fn family_of(byte: u8) -> Option<Family> {
+    Family::ALL.into_iter().find(|family| u8::from(address_family(*family)) == byte)
+}
+
+/// The value of the first attribute of a kind, where there is one.
+fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut nlas = NlasIterator::new(attributes).map_while(std::result::Result::ok);
+    let nla = nlas.find(|nla| nla.kind() == wanted)?;
+    let length = usize::from(nla.length());
+    nla.into_inner().get(4..length)
+}
+
+/// An attribute as [`attribute`] reads it.
+#[cfg(test)]
+fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).expect("a short value");
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}

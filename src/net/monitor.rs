@@ -1,20 +1,22 @@
-//! What changes in the kernel's tables, as it tells those who listen (netlink's multicast groups): by hand, by another
+//! What changes in the kernel's tables, as it notifies its listeners (netlink's multicast groups): by hand, by another
 //! program, by itself. Also in namespaces that have an id here, a node's pods say, so that one socket does for all, and
 //! no pod's namespace is kept alive by it.
 
 use std::io::IoSliceMut;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
-use ipnetwork::Ipv4Network;
-use netlink_packet_core::{NLM_F_REPLACE, NlasIterator};
+use ipnetwork::IpNetwork;
+use netlink_packet_core::NLM_F_REPLACE;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
+use crate::model::Family;
+
 use super::socket::messages;
-use super::{Error, PROTOCOL, Result};
+use super::{Error, PROTOCOL, Result, attribute};
 
 /// Bytes. The kernel doubles it and counts about 1 KiB a message: several thousand changes may wait.
 const RECEIVE_BUFFER: usize = 2 << 20;
@@ -36,9 +38,9 @@ const BUCKETS: [u16; 2] = [116, 117];
 /// `RTNLGRP_…` (linux/rtnetlink.h): links, neighbours, tc, IPv4 addresses, routes, rules and settings, nexthops.
 const GROUPS: [u32; 8] = [1, 3, 4, 5, 7, 8, 24, 32];
 
-/// Lets through what [`decode`] has a use for, so that a routing daemon's hundred thousand routes wake nobody: of routes
-/// those of protocol 118, and those that take the place of a route to one address or of a default route (which may have
-/// been of protocol 118); of neighbours the IPv4 ones; no moves of buckets, of which each group makes hundreds a second.
+/// Lets through what [`decode`] uses, so that a routing daemon's hundred thousand routes don't wake the reader: of routes
+/// those of protocol 118, default routes, and those that take the place of a route to one address (which may have been of
+/// protocol 118); of neighbours the IPv4 ones; no moves of buckets, of which each group makes hundreds a second.
 const FILTER: [libc::sock_filter; 19] = [
     code(0x28, 0, 0, 4),                  // ldh [4]     the message's type
     code(0x15, 6, 0, swapped(ROUTES[0])), // jeq         to the routes
@@ -50,11 +52,11 @@ const FILTER: [libc::sock_filter; 19] = [
     code(0x05, 0, 0, 10),                     // ja  accept
     code(0x30, 0, 0, 21),                     // ldb [21]    rtm_protocol
     code(0x15, 8, 0, PROTOCOL as u32),        // jeq         accept
-    code(0x28, 0, 0, 6),                      // ldh [6]     the message's flags
-    code(0x45, 0, 5, swapped(NLM_F_REPLACE)), // jset        else drop
     code(0x30, 0, 0, 17),                     // ldb [17]    rtm_dst_len
-    code(0x15, 4, 0, 32),                     // jeq         accept
-    code(0x15, 3, 2, 0),                      // jeq         accept, else drop
+    code(0x15, 6, 0, 0),                      // jeq         accept
+    code(0x15, 0, 4, 32),                     // jeq         else drop
+    code(0x28, 0, 0, 6),                      // ldh [6]     the message's flags
+    code(0x45, 3, 2, swapped(NLM_F_REPLACE)), // jset        accept, else drop
     code(0x30, 0, 0, 16),                     // ldb [16]    ndm_family
     code(0x15, 1, 0, libc::AF_INET as u32),   // jeq         accept
     code(0x06, 0, 0, 0),                      // ret 0
@@ -89,12 +91,19 @@ pub enum Change {
         /// Its name.
         name: String,
     },
-    /// Something on a device: an address, a neighbour, a filter, a setting.
+    /// An address came or went.
+    Address {
+        /// The device's index.
+        index: u32,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Something else on a device: a neighbour, a filter, a setting.
     OnLink(u32),
     /// A route to this prefix in this table.
     Route {
         /// Its destination.
-        prefix: Ipv4Network,
+        prefix: IpNetwork,
         /// Its table.
         table: u32,
     },
@@ -135,12 +144,12 @@ impl Monitor {
         Ok(Self { socket, hears_others })
     }
 
-    /// Whether it hears of other namespaces too: not without `CAP_NET_BROADCAST`.
+    /// Whether it receives events of other namespaces too: not without `CAP_NET_BROADCAST`.
     pub fn hears_others(&self) -> bool {
         self.hears_others
     }
 
-    /// Hands on what has changed since the last call; doesn't wait.
+    /// Returns what has changed since the last call; doesn't wait.
     pub fn read(&self, mut each: impl FnMut(Event)) -> Result<()> {
         let mut buffer = vec![0; MESSAGE];
         loop {
@@ -204,8 +213,13 @@ pub(super) fn decode(kind: u16, payload: &[u8]) -> Option<Change> {
     let is = |kinds: [u16; 2]| kinds.contains(&kind);
     Some(match kind {
         _ if is(LINKS) => Change::Link { index: number(payload.get(4..)?)?, name: link_name(payload)? },
-        // struct ifaddrmsg, ndmsg and tcmsg all have the index there.
-        _ if is(ADDRESSES) || is(NEIGHBOURS) || is(QUEUES) || is(FILTERS) => Change::OnLink(number(payload.get(4..)?)?),
+        _ if is(ADDRESSES) => {
+            const IFA_LOCAL: u16 = 2;
+            let address = attribute(payload.get(8..)?, IFA_LOCAL)?.first_chunk::<4>().copied()?;
+            Change::Address { index: number(payload.get(4..)?)?, address: address.into() }
+        }
+        // struct ndmsg and tcmsg have the index there.
+        _ if is(NEIGHBOURS) || is(QUEUES) || is(FILTERS) => Change::OnLink(number(payload.get(4..)?)?),
         _ if is(SETTINGS) => {
             const NETCONFA_IFINDEX: u16 = 1;
             Change::OnLink(number(attribute(payload.get(4..)?, NETCONFA_IFINDEX)?)?)
@@ -227,22 +241,20 @@ fn link_name(payload: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(name.split(|byte| *byte == 0).next()?).into_owned())
 }
 
-/// struct rtmsg: the prefix's length is its second byte, the table its fifth, where it is below 256.
+/// struct rtmsg: the family is its first byte, the prefix's length its second, the table its fifth, where it is below 256.
 fn route(payload: &[u8]) -> Option<Change> {
     const RTA_DST: u16 = 1;
     const RTA_TABLE: u16 = 15;
     let attributes = payload.get(12..)?;
-    let destination = attribute(attributes, RTA_DST).map_or(Some([0; 4]), |value| value.first_chunk().copied())?;
-    let prefix = Ipv4Network::new(Ipv4Addr::from(destination), payload[1]).ok()?;
+    let family = super::family_of(payload[0])?;
+    let destination = match (attribute(attributes, RTA_DST), family) {
+        (None, family) => family.unspecified(),
+        (Some(value), Family::V4) => IpAddr::from(*value.first_chunk::<4>()?),
+        (Some(value), Family::V6) => IpAddr::from(*value.first_chunk::<16>()?),
+    };
+    let prefix = IpNetwork::new(destination, payload[1]).ok()?;
     let table = attribute(attributes, RTA_TABLE).and_then(number).unwrap_or_else(|| payload[4].into());
     Some(Change::Route { prefix, table })
-}
-
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut nlas = NlasIterator::new(attributes).map_while(std::result::Result::ok);
-    let nla = nlas.find(|nla| nla.kind() == wanted)?;
-    let length = usize::from(nla.length());
-    nla.into_inner().get(4..length)
 }
 
 fn number(bytes: &[u8]) -> Option<u32> {
@@ -252,14 +264,7 @@ fn number(bytes: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = u16::try_from(4 + value.len()).unwrap().to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
+    use crate::net::nla;
 
     /// A message of zeros but for the bytes given, and attributes behind it.
     fn message(length: usize, bytes: &[(usize, u8)], attributes: &[Vec<u8>]) -> Vec<u8> {
@@ -277,15 +282,21 @@ mod tests {
         let at_four: Vec<_> = (4..).zip(index).collect();
         let link = message(16, &at_four, &[nla(3, b"vip0\0")]);
         assert_eq!(decode(17, &link), Some(Change::Link { index: 7, name: "vip0".into() }));
-        for kind in [20, 29, 36, 45] {
+        let address = message(8, &at_four, &[nla(2, &[192, 0, 2, 1])]);
+        assert_eq!(decode(21, &address), Some(Change::Address { index: 7, address: [192, 0, 2, 1].into() }));
+        for kind in [29, 36, 45] {
             assert_eq!(decode(kind, &message(12, &at_four, &[])), Some(Change::OnLink(7)), "{kind}");
         }
         assert_eq!(decode(80, &message(4, &[], &[nla(1, &index)])), Some(Change::OnLink(7)));
         let table = nla(15, &300u32.to_ne_bytes());
-        let route = message(12, &[(1, 32), (4, 252)], &[table, nla(1, &[10, 118, 0, 7])]);
+        let route = message(12, &[(0, 2), (1, 32), (4, 252)], &[table.clone(), nla(1, &[10, 118, 0, 7])]);
         let prefix = "10.118.0.7/32".parse().unwrap();
         assert_eq!(decode(25, &route), Some(Change::Route { prefix, table: 300 }));
-        let default = message(12, &[(4, 118)], &[]);
+        let v6: std::net::Ipv6Addr = "2001:db8::7".parse().unwrap();
+        let route = message(12, &[(0, 10), (1, 128), (4, 252)], &[table, nla(1, &v6.octets())]);
+        let prefix = "2001:db8::7/128".parse().unwrap();
+        assert_eq!(decode(25, &route), Some(Change::Route { prefix, table: 300 }));
+        let default = message(12, &[(0, 2), (4, 118)], &[]);
         assert_eq!(decode(25, &default), Some(Change::Route { prefix: "0.0.0.0/0".parse().unwrap(), table: 118 }));
         assert_eq!(decode(33, &[]), Some(Change::Rules));
         assert_eq!(decode(105, &message(8, &[], &[nla(1, &index)])), Some(Change::Nexthop(7)));
@@ -327,7 +338,7 @@ mod tests {
             assert!(!passes(&datagram(kind, 0, &[(length, 32), (protocol, 4)])));
             assert!(!passes(&datagram(kind, replace, &[(length, 24), (protocol, 4)])));
             assert!(passes(&datagram(kind, replace, &[(length, 32), (protocol, 4)])));
-            assert!(passes(&datagram(kind, replace, &[(length, 0), (protocol, 4)])));
+            assert!(passes(&datagram(kind, 0, &[(length, 0), (protocol, 4)])));
         }
         for kind in NEIGHBOURS {
             assert!(passes(&datagram(kind, 0, &[(0, 2)])));

@@ -1,6 +1,6 @@
 //! Neighbour entries (`ip neigh`).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::AddressFamily;
@@ -11,8 +11,9 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter};
 use netlink_packet_route::route::RouteProtocol;
 
-use super::link::Mac;
-use super::{PROTOCOL, Request, Result, Socket};
+use crate::model::{Family, Mac};
+
+use super::{PROTOCOL, Request, Result, Socket, address_family};
 
 /// An entry of the neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,27 +21,27 @@ pub struct Neighbour {
     /// The device it is behind.
     pub index: u32,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its Ethernet address, where known.
     pub mac: Option<Mac>,
-    /// Set by hand for ever (`nud permanent`).
+    /// Permanent (`nud permanent`).
     pub permanent: bool,
     /// Who made it (`proto`); ours is [`PROTOCOL`].
     pub protocol: u8,
 }
 
 /// `ip neigh replace ADDRESS lladdr MAC dev INDEX nud permanent proto 118`.
-pub fn replace(index: u32, address: Ipv4Addr, mac: Mac) -> Request {
+pub fn replace(index: u32, address: IpAddr, mac: Mac) -> Request {
     let mut message = message(index, address);
     message.header.state = NeighbourState::Permanent;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     let object = format!("{address} on link {index}");
     let flags = NLM_F_CREATE | NLM_F_REPLACE;
     Request::new("add neighbour", object, flags, &Message::NewNeighbour(message))
 }
 
 /// `ip neigh replace proxy ADDRESS dev INDEX proto 118`: the node answers ARP for the address on that link.
-pub fn replace_proxy(index: u32, address: Ipv4Addr) -> Request {
+pub fn replace_proxy(index: u32, address: IpAddr) -> Request {
     let mut message = message(index, address);
     message.header.flags = NeighbourFlags::Proxy;
     let object = format!("{address} on link {index}");
@@ -49,7 +50,7 @@ pub fn replace_proxy(index: u32, address: Ipv4Addr) -> Request {
 }
 
 /// `ip neigh del proxy ADDRESS dev INDEX`.
-pub fn del_proxy(index: u32, address: Ipv4Addr) -> Request {
+pub fn del_proxy(index: u32, address: IpAddr) -> Request {
     let mut message = message(index, address);
     message.header.flags = NeighbourFlags::Proxy;
     let object = format!("{address} on link {index}");
@@ -74,47 +75,56 @@ pub fn no_proxy_delay(index: u32) -> Request {
 
 /// The entry of that address on one device. Asked for alone: a dump goes through the entries of all namespaces of the machine
 /// (`neigh_dump_table`).
-pub fn get(socket: &Socket, index: u32, address: Ipv4Addr) -> Result<Option<Neighbour>> {
+pub fn get(socket: &Socket, index: u32, address: IpAddr) -> Result<Option<Neighbour>> {
     // `neigh_valid_get_req` takes nothing but device and address.
     let query = bare(index, address);
     let object = format!("{address} on link {index}");
     socket.get(("get neighbour", &object), &Message::GetNeighbour(query), |_, payload| decode(payload))
 }
 
-/// The entries of one device.
-pub fn list(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
-    dump(socket, index, NeighbourFlags::empty())
+/// A family's entries of one device.
+pub fn list(socket: &Socket, family: Family, index: u32) -> Result<Vec<Neighbour>> {
+    dump(socket, family, index, NeighbourFlags::empty())
+}
+
+/// The addresses that the node answers ARP for, on all devices.
+pub fn list_all_proxies(socket: &Socket) -> Result<Vec<Neighbour>> {
+    let mut query = NeighbourMessage::default();
+    query.header.family = AddressFamily::Inet;
+    query.header.flags = NeighbourFlags::Proxy;
+    socket.dump(("list proxy neighbours", "IPv4"), &Message::GetNeighbour(query), |_, payload| decode(payload))
 }
 
 /// The addresses that the node answers ARP for on one device.
 pub fn list_proxies(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
-    dump(socket, index, NeighbourFlags::Proxy)
+    // IPv6's are answered by neighbour discovery.
+    dump(socket, Family::V4, index, NeighbourFlags::Proxy)
 }
 
-fn dump(socket: &Socket, index: u32, flags: NeighbourFlags) -> Result<Vec<Neighbour>> {
+fn dump(socket: &Socket, family: Family, index: u32, flags: NeighbourFlags) -> Result<Vec<Neighbour>> {
     let mut query = NeighbourMessage::default();
-    query.header.family = AddressFamily::Inet;
+    query.header.family = address_family(family);
     query.header.flags = flags;
     query.attributes.push(NeighbourAttribute::IfIndex(index));
     let object = format!("on link {index}");
     let found =
         socket.dump(("list neighbours", &object), &Message::GetNeighbour(query), |_, payload| decode(payload))?;
-    Ok(found.into_iter().filter(|n| n.index == index).collect())
+    Ok(found.into_iter().filter(|n| n.index == index && Family::of(n.address) == family).collect())
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<Neighbour> {
     read(&NeighbourMessage::parse(payload).ok()?)
 }
 
-fn bare(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn bare(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(address));
     message.header.ifindex = index;
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
     message
 }
 
-fn message(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn message(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = bare(index, address);
     message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
     message
@@ -124,19 +134,34 @@ fn read(message: &NeighbourMessage) -> Option<Neighbour> {
     let mut address = None;
     let mut neighbour = Neighbour {
         index: message.header.ifindex,
-        address: Ipv4Addr::UNSPECIFIED,
+        address: Family::V4.unspecified(),
         mac: None,
         permanent: message.header.state == NeighbourState::Permanent,
         protocol: 0,
     };
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(*a),
-            NeighbourAttribute::LinkLayerAddress(bytes) => neighbour.mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => neighbour.mac = bytes.as_slice().try_into().ok().map(Mac),
             NeighbourAttribute::Protocol(protocol) => neighbour.protocol = u8::from(*protocol),
             _ => {}
         }
     }
     neighbour.address = address?;
     Some(neighbour)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_both_families_are_read_as_they_are_written() {
+        for address in ["10.118.0.7", "2001:db8::7"] {
+            let address = address.parse().unwrap();
+            let expected = Neighbour { index: 3, address, mac: None, permanent: false, protocol: PROTOCOL };
+            assert_eq!(read(&message(3, address)), Some(expected));
+        }
+    }
 }

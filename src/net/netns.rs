@@ -5,6 +5,8 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "node")]
+use std::sync::mpsc;
 
 use netlink_packet_core::Parseable;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -136,8 +138,8 @@ impl Netns {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` inside. On a thread that ends afterwards: a failed way back can't leave anybody in the wrong
-    /// namespace.
+    /// Runs `work` inside. On a thread that ends afterwards: a failed way back can't leave the caller in the
+    /// wrong namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let failed = |errno| Error::new("enter network namespace", self.path.display().to_string(), errno);
         #[allow(clippy::disallowed_methods)] // the one place
@@ -148,5 +150,49 @@ impl Netns {
                 thread.map_err(|e| Error::io("enter network namespace", self.path.display().to_string(), &e))?;
             thread.join().map_err(|_| failed(Errno::ECANCELED))?.map_err(failed)
         })
+    }
+}
+
+/// A job that a [`Visitor`] runs inside; it sends its own result.
+#[cfg(feature = "node")]
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that runs jobs in other network namespaces, one after the other, for callers that would otherwise start a
+/// thread for each ([`Netns::run`]). Between two jobs it is back in its own namespace, so that it keeps no other alive.
+#[cfg(feature = "node")]
+#[derive(Debug)]
+pub struct Visitor(mpsc::Sender<(Netns, Job)>);
+
+#[cfg(feature = "node")]
+impl Visitor {
+    /// Starts the thread.
+    pub fn start() -> std::io::Result<Self> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        let (sender, jobs) = mpsc::channel::<(Netns, Job)>();
+        let work = move || {
+            #[allow(clippy::disallowed_methods)] // this thread does nothing else
+            let enter = |file: &File| nix::sched::setns(file.as_fd(), CloneFlags::CLONE_NEWNET).is_ok();
+            for (netns, job) in jobs {
+                if enter(&netns.file) {
+                    job();
+                }
+                // In a wrong namespace nothing more may be done: the next caller gets the error that the thread has ended.
+                if !enter(&home) {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("visitor".into()).spawn(work)?;
+        Ok(Self(sender))
+    }
+
+    /// Runs `work` inside `netns` and waits for it. `ECANCELED`: the namespace can't be entered, or the thread has ended.
+    pub fn run<T: Send + 'static>(&self, netns: Netns, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let path = netns.path.display().to_string();
+        let (reply, answer) = mpsc::channel();
+        let job: Job = Box::new(move || drop(reply.send(work())));
+        let failed = || Error::new("enter network namespace", &path, Errno::ECANCELED);
+        self.0.send((netns, job)).map_err(|_| failed())?;
+        answer.recv().map_err(|_| failed())
     }
 }

@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::IpProtocol;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 
-use super::{PROTOCOL, Request, Result, Socket};
+use crate::model::Family;
+
+use super::{PROTOCOL, Request, Result, Socket, address_family};
 
 /// `iif` of what a namespace sends itself.
 const LOOPBACK: &str = "lo";
@@ -29,11 +30,53 @@ pub struct Rule {
 /// Which packets a rule of ours speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Selector {
-    /// `from SOURCE/32`.
-    Source(Ipv4Addr),
+    /// `from SOURCE`, that address alone.
+    Source(IpAddr),
     /// `iif lo from 0.0.0.0/32 ipproto udp sport PORT`: what a local UDP socket on that port sends while its source isn't
     /// chosen yet. The route found becomes the one to choose it (`src`).
     UnboundUdp(u16),
+    /// `iif DEVICE`: what comes in by it.
+    Device(Name),
+}
+
+/// A device's name, as the kernel has it: with zeros behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name([u8; 16]);
+
+impl Name {
+    /// Names are shorter than 16 bytes; what is longer is cut off.
+    pub const fn new(name: &str) -> Self {
+        let (mut bytes, mut place) = ([0; 16], 0);
+        while place < name.len() && place < bytes.len() - 1 {
+            bytes[place] = name.as_bytes()[place];
+            place += 1;
+        }
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(String::from_utf8_lossy(&self.0).trim_end_matches('\0'))
+    }
+}
+
+impl Selector {
+    /// The family of the packets it speaks of.
+    fn family(self) -> Family {
+        match self {
+            Self::Source(source) => Family::of(source),
+            Self::UnboundUdp(_) | Self::Device(_) => Family::V4,
+        }
+    }
+
+    /// How much of the source it speaks of.
+    fn source_bits(self) -> u8 {
+        match self {
+            Self::Source(_) | Self::UnboundUdp(_) => self.family().bits(),
+            Self::Device(_) => 0,
+        }
+    }
 }
 
 impl fmt::Display for Rule {
@@ -41,6 +84,7 @@ impl fmt::Display for Rule {
         match self.selector {
             Selector::Source(source) => write!(f, "from {source}")?,
             Selector::UnboundUdp(port) => write!(f, "iif {LOOPBACK} from 0.0.0.0/32 ipproto udp sport {port}")?,
+            Selector::Device(name) => write!(f, "iif {name}")?,
         }
         write!(f, " lookup {}", self.table)
     }
@@ -57,12 +101,42 @@ pub fn del(rule: Rule) -> Request {
     Request::new("delete rule", rule.to_string(), 0, &Message::DelRule(message(rule))).absent_is_ok()
 }
 
-/// The namespace's IPv4 rules of protocol 118.
-pub fn list(socket: &Socket) -> Result<Vec<Rule>> {
+/// The namespace's rules of a family and protocol 118.
+pub fn list(socket: &Socket, family: Family) -> Result<Vec<Rule>> {
     let mut query = RuleMessage::default();
-    query.header.family = AddressFamily::Inet;
+    query.header.family = address_family(family);
     // The kernel has no filter for rules.
-    socket.dump(("list", "rules"), &Message::GetRule(query), |_, payload| decode(payload))
+    socket.dump(("list", "rules"), &Message::GetRule(query), |_, payload| {
+        decode(payload).filter(|rule| rule.selector.family() == family)
+    })
+}
+
+/// A rule of the namespace, of any origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnyRule {
+    /// `pref PRIORITY`.
+    pub priority: u32,
+    /// `lookup TABLE`; none: it does something else (`prohibit`, say).
+    pub table: Option<u32>,
+}
+
+/// All IPv4 rules.
+pub fn list_all(socket: &Socket) -> Result<Vec<AnyRule>> {
+    let mut query = RuleMessage::default();
+    query.header.family = address_family(Family::V4);
+    socket.dump(("list", "rules"), &Message::GetRule(query), |_, payload| {
+        let message = RuleMessage::parse(payload).ok()?;
+        let mut rule = AnyRule { priority: 0, table: Some(message.header.table.into()) };
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Table(table) => rule.table = Some(*table),
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                _ => {}
+            }
+        }
+        rule.table = rule.table.filter(|_| message.header.action == RuleAction::ToTable);
+        Some(rule)
+    })
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<Rule> {
@@ -71,8 +145,9 @@ pub(super) fn decode(payload: &[u8]) -> Option<Rule> {
 
 fn message(rule: Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.src_len = 32;
+    let family = rule.selector.family();
+    message.header.family = address_family(family);
+    message.header.src_len = rule.selector.source_bits();
     message.header.action = RuleAction::ToTable;
     message.attributes = vec![
         RuleAttribute::Table(rule.table),
@@ -80,13 +155,14 @@ fn message(rule: Rule) -> RuleMessage {
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
     ];
     message.attributes.extend(match rule.selector {
-        Selector::Source(source) => vec![RuleAttribute::Source(source.into())],
+        Selector::Source(source) => vec![RuleAttribute::Source(source)],
         Selector::UnboundUdp(port) => vec![
             RuleAttribute::Source(Ipv4Addr::UNSPECIFIED.into()),
             RuleAttribute::Iifname(LOOPBACK.to_owned()),
             RuleAttribute::IpProtocol(IpProtocol::Udp),
             RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
         ],
+        Selector::Device(name) => vec![RuleAttribute::Iifname(name.to_string())],
     });
     message
 }
@@ -94,11 +170,11 @@ fn message(rule: Rule) -> RuleMessage {
 /// `None`: not a rule we would make.
 fn read(message: &RuleMessage) -> Option<Rule> {
     let (mut table, mut priority, mut ours) = (u32::from(message.header.table), 0, false);
-    let (mut source, mut from_here, mut udp, mut port) = (None, false, false, None);
+    let (mut source, mut device, mut udp, mut port) = (None, None, false, None);
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Source(IpAddr::V4(address)) => source = Some(*address),
-            RuleAttribute::Iifname(name) => from_here = name == LOOPBACK,
+            RuleAttribute::Source(address) => source = Some(*address),
+            RuleAttribute::Iifname(name) => device = Some(name.as_str()),
             RuleAttribute::IpProtocol(protocol) => udp = *protocol == IpProtocol::Udp,
             RuleAttribute::SourcePortRange(range) => port = (range.start == range.end).then_some(range.start),
             RuleAttribute::Table(number) => table = *number,
@@ -107,12 +183,14 @@ fn read(message: &RuleMessage) -> Option<Rule> {
             _ => {}
         }
     }
-    let selector = match (source?, from_here, udp, port) {
-        (Ipv4Addr::UNSPECIFIED, true, true, Some(port)) => Selector::UnboundUdp(port),
-        (Ipv4Addr::UNSPECIFIED, ..) => return None,
-        (source, ..) => Selector::Source(source),
+    let selector = match (source, device, udp, port) {
+        (Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), Some(LOOPBACK), true, Some(port)) => Selector::UnboundUdp(port),
+        (Some(source), ..) if source.is_unspecified() => return None,
+        (Some(source), ..) => Selector::Source(source),
+        (None, Some(device), false, None) => Selector::Device(Name::new(device)),
+        (None, ..) => return None,
     };
-    (ours && message.header.src_len == 32).then_some(Rule { selector, table, priority })
+    (ours && message.header.src_len == selector.source_bits()).then_some(Rule { selector, table, priority })
 }
 
 #[cfg(test)]
@@ -121,7 +199,12 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_are_written() {
-        for selector in [Selector::Source([10, 118, 0, 7].into()), Selector::UnboundUdp(53)] {
+        for selector in [
+            Selector::Source([10, 118, 0, 7].into()),
+            Selector::Source("2001:db8::7".parse().unwrap()),
+            Selector::UnboundUdp(53),
+            Selector::Device(Name::new("tunnel0")),
+        ] {
             let rule = Rule { selector, table: 1180, priority: 118 };
             assert_eq!(read(&message(rule)), Some(rule));
         }

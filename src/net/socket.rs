@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::Result;
 use super::error::{ABSENT, Error};
+use super::{Module, Result};
 
 /// How often a dump is repeated that the kernel marks as interrupted (`NLM_F_DUMP_INTR`). On a node where thousands of
 /// routes change a second a dump may be unlucky several times in a row.
@@ -27,8 +27,8 @@ const SEND_COUNT: usize = 100;
 /// attribute's length has 16 bits.
 const RECEIVE_BUFFER: usize = 128 * 1024;
 
-/// Seconds. The kernel has answered when a send returns; what isn't there then never comes, and nobody should wait for it
-/// with a lock in hand.
+/// Seconds. The kernel has answered when a send returns; what isn't there then never comes, and a caller that holds a
+/// lock must not wait for it.
 const ANSWER_WITHIN: i64 = 5;
 
 thread_local! {
@@ -53,6 +53,7 @@ pub struct Request {
     flags: u16,
     payload: Vec<u8>,
     accept: &'static [Errno],
+    module: Option<Module>,
 }
 
 impl Request {
@@ -60,13 +61,20 @@ impl Request {
     pub fn new(op: &'static str, object: String, flags: u16, message: &impl NetlinkSerializable) -> Self {
         let mut payload = vec![0; message.buffer_len()];
         message.serialize(&mut payload);
-        Self { op, object, kind: message.message_type(), flags, payload, accept: &[] }
+        Self { op, object, kind: message.message_type(), flags, payload, accept: &[], module: None }
     }
 
-    /// A thing that isn't there counts as deleted.
+    /// An object that doesn't exist counts as deleted.
     #[must_use]
     pub fn absent_is_ok(mut self) -> Self {
         self.accept = ABSENT;
+        self
+    }
+
+    /// The kernel's module that it needs.
+    #[must_use]
+    pub fn of_module(mut self, module: Module) -> Self {
+        self.module = Some(module);
         self
     }
 
@@ -177,6 +185,10 @@ impl Socket {
                     && !request.accept.contains(&error.errno)
                     && first_error.as_ref().is_none_or(|(at, _)| index < *at)
                 {
+                    let error = match request.module {
+                        Some(module) => error.of(module),
+                        None => error,
+                    };
                     first_error = Some((index, error));
                 }
                 ControlFlow::Continue(())
@@ -275,7 +287,7 @@ impl Socket {
 
     /// Receives one datagram and hands its messages to `each`.
     fn receive(&self, mut each: impl FnMut(Reply<'_>) -> ControlFlow<()>) -> io::Result<()> {
-        // Taken out, so that whoever receives in between has one of its own.
+        // Taken out, so that a nested receive has a buffer of its own.
         let mut buffer = BUFFER.take();
         buffer.clear();
         buffer.reserve(RECEIVE_BUFFER);

@@ -1,6 +1,6 @@
 //! Sockets of a network namespace (`ss`), by socket diagnostics.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_packet_core::{NlasIterator, Parseable};
 use netlink_packet_sock_diag::SockDiagMessage as Message;
@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::constants::{
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-use super::{Netns, Result, Socket};
+use super::{Module, Netns, Result, Socket};
 
 /// The table of sockets of one network namespace.
 #[derive(Debug)]
@@ -21,23 +21,14 @@ pub struct Sockets(Socket);
 pub struct Connection {
     /// The local port.
     pub port: u16,
-    /// Who is at the other end.
-    pub remote: SocketAddrV4,
-}
-
-/// A socket that takes connections, or datagrams from anybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Listener {
-    /// The address it is bound to; `None`: any.
-    pub address: Option<Ipv4Addr>,
-    /// Its port.
-    pub port: u16,
+    /// The address and port at the other end.
+    pub remote: SocketAddr,
 }
 
 /// A socket as the kernel shows it.
 struct Shown {
-    local: (Ipv4Addr, u16),
-    remote: (Ipv4Addr, u16),
+    local: (IpAddr, u16),
+    remote: (IpAddr, u16),
 }
 
 /// The states of a TCP socket that has a connection. One in `TIME_WAIT` has had it; `SYN_SENT` is a client's.
@@ -63,15 +54,15 @@ impl Sockets {
 
     /// Whether there is a TCP connection between exactly these two, or one being made. Neither a listener is one nor what
     /// lingers in `TIME_WAIT`.
-    pub fn has_connection(&self, local: SocketAddrV4, remote: SocketAddrV4) -> Result<bool> {
-        let mut request = request(AF_INET, IPPROTO_TCP, StateFlags::all());
+    pub fn has_connection(&self, local: SocketAddr, remote: SocketAddr) -> Result<bool> {
+        let mut request = request(family(local), IPPROTO_TCP, StateFlags::all());
         request.socket_id = SocketId {
             source_port: local.port(),
-            source_address: IpAddr::V4(*local.ip()),
+            source_address: local.ip(),
             destination_port: remote.port(),
-            destination_address: IpAddr::V4(*remote.ip()),
+            destination_address: remote.ip(),
             cookie: [0xff; 8], // whichever socket it is
-            ..SocketId::new_v4()
+            ..socket_id(family(local))
         };
         let object = format_args!("{local} from {remote}");
         // Where there is no connection the kernel looks for a listener and shows that one.
@@ -83,16 +74,16 @@ impl Sockets {
 
     /// Whether a SYN to this address and port would find a socket that takes it: the kernel's own lookup, in which sockets
     /// bound to any address count, IPv6 ones that take IPv4 too. One that is tied to a device is not seen.
-    pub fn takes_connections(&self, local: SocketAddrV4) -> Result<bool> {
-        let mut request = request(AF_INET, IPPROTO_TCP, StateFlags::all());
-        request.socket_id = from_nobody(local);
+    pub fn takes_connections(&self, local: SocketAddr) -> Result<bool> {
+        let mut request = request(family(local), IPPROTO_TCP, StateFlags::all());
+        request.socket_id = from_any(local);
         Ok(self.state_of(request, local)? == Some(TCP_LISTEN))
     }
 
-    /// The same for a datagram from anybody.
-    pub fn takes_datagrams(&self, local: SocketAddrV4) -> Result<bool> {
-        let mut request = request(AF_INET, IPPROTO_UDP, StateFlags::all());
-        let id = from_nobody(local);
+    /// The same for a datagram from any sender.
+    pub fn takes_datagrams(&self, local: SocketAddr) -> Result<bool> {
+        let mut request = request(family(local), IPPROTO_UDP, StateFlags::all());
+        let id = from_any(local);
         // Source and destination change places for UDP ("for historical reasons", udp_dump_one).
         request.socket_id = SocketId {
             source_port: id.destination_port,
@@ -109,33 +100,22 @@ impl Sockets {
         self.list(AF_INET, IPPROTO_UDP, StateFlags::empty()).map(drop)
     }
 
-    fn state_of(&self, request: InetRequest, local: SocketAddrV4) -> Result<Option<u8>> {
+    fn state_of(&self, request: InetRequest, local: SocketAddr) -> Result<Option<u8>> {
         self.0.get(("get socket", local), &Message::InetRequest(request), |_, payload| {
             Some(InetResponseHeader::parse(payload).ok()?.state)
         })
     }
 
     /// The TCP connections to an address of the namespace.
-    pub fn connections(&self, local: Ipv4Addr) -> Result<Vec<Connection>> {
+    pub fn connections(&self, local: IpAddr) -> Result<Vec<Connection>> {
         let all = self.list_both(IPPROTO_TCP, &connected())?;
         let ours = all.into_iter().filter(|shown| shown.local.0 == local);
         Ok(ours
             .map(|Shown { local, remote, .. }| Connection {
                 port: local.1,
-                remote: SocketAddrV4::new(remote.0, remote.1),
+                remote: SocketAddr::new(remote.0, remote.1),
             })
             .collect())
-    }
-
-    /// The TCP sockets that take connections by IPv4.
-    pub fn tcp_listeners(&self) -> Result<Vec<Listener>> {
-        Ok(self.list_both(IPPROTO_TCP, &StateFlags::LISTEN)?.iter().map(Listener::of).collect())
-    }
-
-    /// The UDP sockets that take datagrams from anybody by IPv4.
-    pub fn udp_listeners(&self) -> Result<Vec<Listener>> {
-        // UDP has no states of its own: a socket that isn't connected is shown as closed.
-        Ok(self.list_both(IPPROTO_UDP, &StateFlags::CLOSE)?.iter().map(Listener::of).collect())
     }
 
     /// Of both families: an IPv6 socket may take IPv4 too.
@@ -150,48 +130,63 @@ impl Sockets {
         match self.0.dump(("list", "sockets"), &request, |_, payload| read(payload)) {
             // A kernel without IPv6 has no such sockets.
             Err(error) if error.is_absent() && family == AF_INET6 => Ok(Vec::new()),
-            other => other,
+            other => other.map_err(|error| error.of(module_of(protocol))),
         }
     }
 }
 
-impl Listener {
-    fn of(shown: &Shown) -> Self {
-        let (address, port) = shown.local;
-        Self { address: (!address.is_unspecified()).then_some(address), port }
-    }
+/// Lists sockets of each protocol, in the calling thread's namespace.
+pub(super) fn try_out() -> Result<[Result<()>; 2]> {
+    let sockets = Sockets(Socket::of_protocol(NETLINK_SOCK_DIAG)?);
+    Ok([IPPROTO_TCP, IPPROTO_UDP].map(|protocol| sockets.list(AF_INET, protocol, StateFlags::empty()).map(drop)))
+}
+
+/// What knows the sockets.
+fn module_of(protocol: u8) -> Module {
+    if protocol == IPPROTO_UDP { Module::UdpDiag } else { Module::TcpDiag }
 }
 
 /// A packet's own lookup, without a sender.
-fn from_nobody(local: SocketAddrV4) -> SocketId {
+fn from_any(local: SocketAddr) -> SocketId {
     SocketId {
         source_port: local.port(),
-        source_address: IpAddr::V4(*local.ip()),
+        source_address: local.ip(),
         cookie: [0xff; 8], // whichever socket it is
-        ..SocketId::new_v4()
+        ..socket_id(family(local))
     }
 }
 
-fn request(family: u8, protocol: u8, states: StateFlags) -> InetRequest {
-    InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id: SocketId::new_v4() }
+fn family(address: SocketAddr) -> u8 {
+    match address {
+        SocketAddr::V4(_) => AF_INET,
+        SocketAddr::V6(_) => AF_INET6,
+    }
 }
 
-/// `None`: a socket that has nothing to do with IPv4.
+/// One that the kernel fills in.
+fn socket_id(family: u8) -> SocketId {
+    if family == AF_INET6 { SocketId::new_v6() } else { SocketId::new_v4() }
+}
+
+fn request(family: u8, protocol: u8, states: StateFlags) -> InetRequest {
+    InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id: socket_id(family) }
+}
+
 fn read(payload: &[u8]) -> Option<Shown> {
     let header = InetResponseHeader::parse(payload).ok()?;
     let only_v6 = only_v6(payload);
     let SocketId { source_address, source_port, destination_address, destination_port, .. } = header.socket_id;
     Some(Shown {
-        local: (v4(source_address, only_v6)?, source_port),
-        remote: (v4(destination_address, only_v6)?, destination_port),
+        local: (plain(source_address, only_v6), source_port),
+        remote: (plain(destination_address, only_v6), destination_port),
     })
 }
 
-fn v4(address: IpAddr, only_v6: bool) -> Option<Ipv4Addr> {
+/// An IPv6 socket that takes IPv4 too is shown with addresses of IPv4 in IPv6's form, or bound to `::`.
+fn plain(address: IpAddr, only_v6: bool) -> IpAddr {
     match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => (!only_v6).then_some(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(address) => address.to_ipv4_mapped(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if !only_v6 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        other => other.to_canonical(),
     }
 }
 

@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, fchmod};
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody answers there.
+    /// Another process listens there.
     #[error("{} is served by another process", path.display())]
     InUse {
         /// The socket.
@@ -59,7 +59,7 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
 }
 
 /// Its file has mode 0600 from the start: the kernel takes the mode of the unbound socket (`unix_bind`); a chmod
-/// afterwards would leave a moment in which anybody may connect.
+/// afterwards would leave a moment in which any user may connect.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -69,7 +69,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(fd.into())
 }
 
-/// Makes way for a new socket: removes one that nobody listens on.
+/// Removes a socket that no process listens on, in whose place a new one is bound.
 fn clear(path: &Path) -> Result<(), Error> {
     let failed = |op| move |source| Error::Io { op, path: path.into(), source };
     match fs::symlink_metadata(path) {

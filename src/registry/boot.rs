@@ -1,21 +1,20 @@
 //! The boot a registry belongs to. Routes and devices don't outlive a boot, so what is recorded of another one is
 //! discarded before anything else is done.
 
-use std::io::{Read, Seek, Write};
+use std::fs::{File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
 
 use super::file::{self, Durability};
 use super::lock::{Lock, Missing, of_dir};
-use super::{Error, Registry, Result};
-
-/// Slots are the lower 24 bits of a group's id.
-const SLOTS: u32 = 1 << 24;
+use super::{Error, Registry, Result, nodes, schema};
 
 const BOOT_ID: &str = "boot-id";
 /// The kernel's has 36 characters.
 const MAX_BOOT_ID: u64 = 64;
-/// Bytes of the lock file's text that are looked at.
-const MAX_SLOT: u64 = 32;
 
 /// What the file says.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +23,7 @@ enum Recorded {
     Nothing,
     /// A boot's id.
     Boot(String),
-    /// Something else: nobody can tell which boot this is the state of.
+    /// Something else: it doesn't say which boot this is the state of.
     Unusable,
 }
 
@@ -45,16 +44,36 @@ pub enum Boot {
     Discarded,
 }
 
-/// While this is held nobody gets a slot, so no VIP is made that isn't there yet.
+/// While this is held no call gets a slot, so none makes a VIP that isn't there yet.
 #[derive(Debug)]
 pub struct SlotsHeld {
     _lock: Lock,
 }
 
 impl Registry {
-    /// Waits for whoever is making a VIP, and keeps others from it. No other lock may be taken meanwhile.
+    /// Waits for a call that is making a VIP, and keeps others from it. The caller may take no other lock meanwhile.
     pub fn hold_slots(&self) -> Result<SlotsHeld> {
         Ok(SlotsHeld { _lock: self.lock()? })
+    }
+
+    /// Takes the directory from all but its owner, where it is this user's and holds nothing but a registry: what makes it before
+    /// viproute does (Kubernetes' `DirectoryOrCreate`) lets everybody read it. Whether that was so.
+    pub fn close_to_others(&self) -> Result<bool> {
+        let failed = |e| Error::io("restrict", self.dir())(e);
+        let dir = match File::options().read(true).custom_flags(libc::O_DIRECTORY).open(self.dir()) {
+            Ok(dir) => dir,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(failed(e)),
+        };
+        let metadata = dir.metadata().map_err(failed)?;
+        // A directory of others' files is no registry, whatever the configuration says.
+        let ours = [BOOT_ID, "lock", schema::FILE, nodes::FILE, "vips", "attachments"];
+        let is_registry = || Ok::<_, Error>(file::list(self.dir())?.iter().all(|name| ours.contains(&name.as_str())));
+        if metadata.uid() != Uid::effective().as_raw() || metadata.mode().trailing_zeros() >= 6 || !is_registry()? {
+            return Ok(false);
+        }
+        dir.set_permissions(Permissions::from_mode(0o700)).map_err(failed)?;
+        Ok(true)
     }
 
     /// Must come first: makes the directories, and discards the state of another boot.
@@ -71,24 +90,49 @@ impl Registry {
         if recorded == Recorded::Boot(boot.clone()) {
             return Ok(Boot::Same);
         }
-        let path = self.dir().join(BOOT_ID);
-        if recorded == Recorded::Unusable && self.has_living_pods()? {
-            eprintln!("viproute: {} is damaged; pods recorded here are alive, so it is written anew", path.display());
-            write_text(&path, &boot)?;
-            return Ok(Boot::Same);
+        if recorded != Recorded::Nothing && self.has_living_pods()? {
+            return self.keep(&recorded, &boot);
         }
+        let (attachments, vips) = (self.attachments()?.len(), self.vips()?.len());
         for dir in [self.vips_dir(), self.attachments_dir()] {
             file::remove_tree(&dir)?;
             file::make_dir(&dir)?;
         }
+        nodes::store(self, None)?;
         // Last: a crash before this line and the next caller discards again.
-        write_text(&path, &boot)?;
-        Ok(if recorded == Recorded::Nothing { Boot::Same } else { Boot::Discarded })
+        write_text(&self.dir().join(BOOT_ID), &boot)?;
+        if recorded == Recorded::Nothing {
+            return Ok(Boot::Same);
+        }
+        let dir = self.dir().display();
+        tracing::warn!(%dir, attachments, vips, ?recorded, boot, "the registry of another boot is discarded");
+        Ok(Boot::Discarded)
+    }
+
+    /// A network namespace doesn't outlive a boot. What differs is the id that is shown: a service manager in a system container
+    /// may see another one than the runtime. It stays as it was recorded, so that the two don't take turns in writing it.
+    fn keep(&self, recorded: &Recorded, boot: &str) -> Result<Boot> {
+        let path = self.dir().join(BOOT_ID);
+        let text = path.display();
+        tracing::warn!(path = %text, ?recorded, boot, "not the boot id seen here, but pods recorded here are alive: the registry is kept");
+        if *recorded == Recorded::Unusable {
+            write_text(&path, boot)?;
+        }
+        Ok(Boot::Same)
     }
 
     /// Whether what is recorded is of this boot. Of another's nothing is left in the kernel, and the next call discards it.
     pub fn is_of_this_boot(&self) -> Result<bool> {
-        Ok(self.recorded_boot()? == Recorded::Boot(current_boot()?))
+        Ok(self.recorded_boot()? == Recorded::Boot(current_boot()?) || self.has_living_pods()?)
+    }
+
+    /// The boot id that is recorded and the one seen here, where they differ.
+    pub fn other_boot(&self) -> Result<Option<(String, String)>> {
+        let boot = current_boot()?;
+        Ok(match self.recorded_boot()? {
+            Recorded::Boot(recorded) if recorded != boot => Some((recorded, boot)),
+            _ => None,
+        })
     }
 
     /// Whether there is a registry at all.
@@ -113,45 +157,20 @@ impl Registry {
         Ok(records.flatten().flatten().any(|record| record.netns.is_still_there()))
     }
 
-    fn lock(&self) -> Result<Lock> {
+    pub(super) fn lock(&self) -> Result<Lock> {
         let path = of_dir(self.dir());
-        Lock::take(&path, Missing::Create)?.ok_or_else(|| Error::io("lock", &path)(std::io::ErrorKind::NotFound.into()))
-    }
-
-    /// A slot no VIP of this node has. The lock file's text is the next one; where it can't be read, or all have been
-    /// handed out once, the VIPs are asked.
-    pub(super) fn take_slot(&self) -> Result<u32> {
-        let lock = self.lock()?;
-        let path = of_dir(self.dir());
-        let mut file = lock.file();
-        let mut text = Vec::new();
-        file.take(MAX_SLOT).read_to_end(&mut text).map_err(Error::io("read", &path))?;
-        let slot = match String::from_utf8_lossy(&text).trim().parse() {
-            Ok(next) if (1..SLOTS).contains(&next) => next,
-            _ => self.free_slot()?,
-        };
-        file.rewind().map_err(Error::io("write", &path))?;
-        file.set_len(0).map_err(Error::io("write", &path))?;
-        writeln!(file, "{}", slot + 1).map_err(Error::io("write", &path))?;
-        Ok(slot)
-    }
-
-    fn free_slot(&self) -> Result<u32> {
-        let mut taken = std::collections::BTreeSet::new();
-        for key in self.vips()? {
-            taken.extend(self.vip_record(&key)?.map(|record| record.slot));
-        }
-        (1..SLOTS).find(|slot| !taken.contains(slot)).ok_or(Error::NoSlot)
+        Lock::take(&path, Missing::Create, &self.waits)?
+            .ok_or_else(|| Error::io("lock", &path)(std::io::ErrorKind::NotFound.into()))
     }
 }
 
-fn current_boot() -> Result<String> {
+pub(super) fn current_boot() -> Result<String> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
     Ok(text.trim().to_owned())
 }
 
-fn write_text(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write_text(path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("tmp");
     file::write_new(&temporary, format!("{text}\n").as_bytes(), Durability::Boot)
         .and_then(|()| std::fs::rename(&temporary, path))

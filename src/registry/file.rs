@@ -3,19 +3,41 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::record::SCHEMA;
 use super::{Error, Result};
 
 /// No file of ours comes near this; something that does is not read into memory.
 const MAX_SIZE: u64 = 16 << 20;
 
+/// A file's keys.
+pub type Fields = serde_json::Map<String, Value>;
+
+/// What a kind of file says, in the schema that this version has for it, and how it was said in the one before.
+pub trait Form: Serialize + DeserializeOwned {
+    /// The schema. Others below it are read, those above are not.
+    const SCHEMA: u64;
+
+    /// Rewrites the keys of the schema before. Nothing is checked here: what isn't as it must be then fails to decode.
+    fn upgrade(_fields: &mut Fields) {}
+
+    /// The reverse, for the version before. Error: what its schema can't say.
+    fn downgrade(_fields: &mut Fields) -> std::result::Result<(), &'static str> {
+        Ok(())
+    }
+}
+
 /// Reads a record. `None`: there is no such file.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub fn read<T: Form>(path: &Path) -> Result<Option<T>> {
+    read_text(path)?.map(|text| decode(path, &text)).transpose()
+}
+
+/// Reads a file. `None`: there is no such file.
+pub(super) fn read_text(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut file = match open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -24,21 +46,53 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let size = file.metadata().map_err(Error::io("read", path))?.len().min(MAX_SIZE);
     let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64); // room for the read that finds the end
     Read::by_ref(&mut file).take(MAX_SIZE).read_to_end(&mut text).map_err(Error::io("read", path))?;
-    decode(path, &text).map(Some)
+    Ok(Some(text))
 }
 
 /// Decodes a record's text; `path` is for the error.
-pub fn decode<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T> {
-    #[derive(serde::Deserialize)]
-    struct Schema {
-        schema: Option<u64>,
-    }
+pub fn decode<T: Form>(path: &Path, text: &[u8]) -> Result<T> {
     let torn = |source| Error::Torn { path: path.to_owned(), source };
     match serde_json::from_slice::<Schema>(text).map_err(torn)?.schema {
         None => Err(Error::Foreign { path: path.to_owned() }),
-        Some(schema) if schema > SCHEMA => Err(Error::Newer { path: path.to_owned(), schema }),
+        Some(schema) if schema > T::SCHEMA => Err(Error::Newer { path: path.to_owned(), schema, known: T::SCHEMA }),
+        Some(schema) if schema < T::SCHEMA => {
+            let mut fields: Fields = serde_json::from_slice(text).map_err(torn)?;
+            T::upgrade(&mut fields);
+            fields.insert("schema".to_owned(), T::SCHEMA.into());
+            serde_json::from_value(Value::Object(fields)).map_err(torn)
+        }
         Some(_) => serde_json::from_slice(text).map_err(torn),
     }
+}
+
+/// As every file begins.
+#[derive(serde::Deserialize)]
+struct Schema {
+    schema: Option<u64>,
+}
+
+/// The schema that a file says it has; `None`: there is none, or nothing that says so.
+pub fn schema_of(path: &Path) -> Option<u64> {
+    let mut text = Vec::new();
+    open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut text)).ok()?;
+    serde_json::from_slice::<Schema>(&text).ok()?.schema
+}
+
+/// A record's text in a schema: this version's, or the one before.
+pub fn encode<T: Form>(path: &Path, record: &T, schema: u64) -> Result<Vec<u8>> {
+    let torn = |source| Error::Torn { path: path.to_owned(), source };
+    let mut text = if schema >= T::SCHEMA {
+        serde_json::to_vec(record).map_err(torn)?
+    } else {
+        let Value::Object(mut fields) = serde_json::to_value(record).map_err(torn)? else {
+            return Err(Error::Foreign { path: path.to_owned() });
+        };
+        T::downgrade(&mut fields).map_err(|what| Error::Older { path: path.to_owned(), schema, what })?;
+        fields.insert("schema".to_owned(), schema.into());
+        serde_json::to_vec(&fields).map_err(torn)?
+    };
+    text.push(b'\n');
+    Ok(text)
 }
 
 /// Opens for reading; a symbolic link in a file's place is refused (`ELOOP`), and a FIFO isn't waited for.
@@ -57,14 +111,12 @@ pub enum Durability {
 
 /// Replaces a file as a whole: a reader sees the old text or the new one. The temporary file has a fixed name, so that
 /// a crash leaves at most one, which the next write takes; the caller holds the lock that makes it the only writer.
-pub fn write_atomic(path: &Path, record: &impl Serialize, durability: Durability) -> Result<()> {
-    let mut text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
-    text.push(b'\n');
-    let Some((dir, name)) = path.parent().zip(path.file_name()) else {
+pub fn write_atomic(path: &Path, text: &[u8], durability: Durability) -> Result<()> {
+    let Some(dir) = path.parent() else {
         return Err(Error::io("write", path)(std::io::ErrorKind::InvalidInput.into()));
     };
-    let temporary = dir.join(temporary_name(&name.to_string_lossy()));
-    let written = write_new(&temporary, &text, durability)
+    let temporary = temporary(path);
+    let written = write_new(&temporary, text, durability)
         .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| if durability == Durability::Disk { File::open(dir)?.sync_all() } else { Ok(()) });
     written.map_err(|e| {
@@ -75,8 +127,10 @@ pub fn write_atomic(path: &Path, record: &impl Serialize, durability: Durability
 
 const TEMPORARY: &str = ".tmp";
 
-fn temporary_name(name: &str) -> String {
-    format!(".{name}{TEMPORARY}")
+/// Where the text of a record is written before it takes the record's place.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}{TEMPORARY}"))
 }
 
 /// Removes the temporary files that crashes have left in a directory. The caller holds the lock that makes it the only
@@ -105,10 +159,9 @@ pub(super) fn write_new(path: &Path, text: &[u8], durability: Durability) -> std
     if durability == Durability::Disk { file.sync_all() } else { Ok(()) }
 }
 
-/// Overwrites a file where it stands, for what may be torn by a crash because it can be derived again.
-pub fn write_in_place(path: &Path, record: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec(record).map_err(|source| Error::Torn { path: path.to_owned(), source })?;
-    write_new(path, &text, Durability::Boot).map_err(Error::io("write", path))
+/// Overwrites a file in place: a crash may tear it, because it can be derived again.
+pub fn write_in_place(path: &Path, text: &[u8]) -> Result<()> {
+    write_new(path, text, Durability::Boot).map_err(Error::io("write", path))
 }
 
 /// Empties a file; it needn't exist.
@@ -159,9 +212,7 @@ pub fn check_own_dir(path: &Path) -> Result<()> {
 
 /// Removes a record, and what a crash in writing it has left; neither needs to be there.
 pub fn remove_record(path: &Path) -> Result<()> {
-    if let Some(name) = path.file_name() {
-        remove(&path.with_file_name(temporary_name(&name.to_string_lossy())))?;
-    }
+    remove(&temporary(path))?;
     remove(path).map(drop)
 }
 
@@ -207,10 +258,18 @@ pub fn list(path: &Path) -> Result<Vec<String>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::Value;
 
-    fn verdict(text: &str) -> std::result::Result<Value, &'static str> {
-        decode::<Value>(Path::new("/r/x.json"), text.as_bytes()).map_err(|e| match e {
+    #[derive(Debug, Serialize, serde::Deserialize)]
+    struct Any {
+        schema: u64,
+    }
+
+    impl Form for Any {
+        const SCHEMA: u64 = 1;
+    }
+
+    fn verdict(text: &str) -> std::result::Result<(), &'static str> {
+        decode::<Any>(Path::new("/r/x.json"), text.as_bytes()).map(drop).map_err(|e| match e {
             Error::Torn { .. } => "torn",
             Error::Foreign { .. } => "foreign",
             Error::Newer { .. } => "newer",

@@ -1,22 +1,26 @@
 //! The registry as processes use it: side by side, and after crashes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::record::{Former, Pod, SCHEMA};
+use crate::model::{AttachmentId, Backend, NetworkSpec, Source};
+
+use proptest::strategy::Strategy;
+
+use super::record::{Pod, SCHEMA};
 use super::*;
-use crate::cni::env::Attachment;
 
 /// A registry of its own, removed with it.
-struct Scratch(Registry);
+pub(super) struct Scratch(pub(super) Registry);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("viproute-registry-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let registry = Registry::new(std::env::temp_dir().join(name));
+        let registry = Registry::for_daemon(std::env::temp_dir().join(name));
         registry.begin().unwrap();
         Self(registry)
     }
@@ -32,40 +36,38 @@ fn key(name: &str) -> VipKey {
     VipKey::new("shop", name).unwrap()
 }
 
-fn attachment(n: u32) -> Attachment {
-    Attachment { container_id: format!("c{n}"), ifname: "eth0".into() }
+fn attachment(n: u32) -> AttachmentId {
+    AttachmentId { container_id: format!("c{n}"), ifname: "eth0".into() }
 }
 
 fn attachment_record() -> AttachmentRecord {
-    AttachmentRecord {
-        schema: SCHEMA,
-        network: "net".into(),
-        vips: vec!["shop/web".into()],
-        netns: Netns { path: "/run/netns/x".into(), device: 4, inode: 7 },
-        mtu: None,
-        former: Former { arp_ignore: 0, arp_announce: 0 },
-        other: BTreeMap::new(),
-    }
+    let netns = Netns { path: "/run/netns/x".into(), device: 4, inode: 7 };
+    let network = NetworkSpec { name: "net".into(), ..NetworkSpec::default() };
+    AttachmentRecord { vips: vec![key("web").into()], ..AttachmentRecord::new(network, netns) }
 }
 
 fn endpoint(n: u32, state: State) -> Endpoint {
     Endpoint {
         schema: SCHEMA,
         network: "net".into(),
-        address: [10, 1, 0, 1].into(),
+        addresses: IpAddr::from([10, 1, 0, 1]).into(),
+        backend: Backend::Local,
         node: [192, 0, 2, 1].into(),
         gateway: None,
         pod: Pod::default(),
         netns: "/run/netns/x".into(),
         device: "vip00000000000".into(),
         ifindex: Some(n),
-        mac: String::new(),
+        mac: None,
         nexthop: Some(n),
         netns_id: Some(n),
         ports: Vec::new(),
+        source: Source::Annotation,
         udp_reply: false,
-        asked_from: None,
+        place: None,
+        node_source_address: None,
         udp_sticky: false,
+        egress: crate::model::Egress::Answer.into(),
         state,
         health: None,
         drained: false,
@@ -78,13 +80,13 @@ fn vip_record(slot: u32) -> VipRecord {
     VipRecord {
         schema: SCHEMA,
         key: "shop/web".into(),
-        address: [10, 118, 0, 7].into(),
+        addresses: IpAddr::from([10, 118, 0, 7]).into(),
         slot,
         node: [192, 0, 2, 1].into(),
-        group: crate::cni::config::Group::default(),
+        group: crate::model::GroupSpec::default(),
         flow_owner: None,
         withdrawn: false,
-        former: Vec::new(),
+        previous_addresses: Vec::new(),
         other: BTreeMap::new(),
     }
 }
@@ -108,7 +110,7 @@ fn the_index_says_what_the_endpoints_say() {
     let scratch = Scratch::new();
     let registry = &scratch.0;
     let mut vip = registry.vip(&key("web")).unwrap();
-    vip.enrol("a", &endpoint(1, State::Pending)).unwrap();
+    vip.insert_pending("a", &endpoint(1, State::Pending)).unwrap();
     assert!(!vip.is_unused().unwrap());
     vip.write_endpoint("b", &endpoint(2, State::Ready)).unwrap();
     vip.write_endpoint("c", &endpoint(3, State::Ready)).unwrap();
@@ -163,7 +165,7 @@ fn a_damaged_record_is_not_written_over() {
     spoil(&path, r#"{"schema":9}"#);
     let mut vip = registry.vip(&key("web")).unwrap();
     assert!(vip.record.is_none());
-    assert!(matches!(vip.slot(), Err(Error::Newer { schema: 9, .. })));
+    assert!(matches!(record(&mut vip, |_| true), Err(Error::Newer { schema: 9, .. })));
 }
 
 #[test]
@@ -192,6 +194,45 @@ fn an_attachment_is_claimed_once() {
     assert_eq!(registry.attachments().unwrap(), [attachment(1)]);
 }
 
+/// The lock is on the file that is replaced: a caller that waits for it, or tries, gets it with the last record and alone.
+#[test]
+fn a_record_is_replaced_under_its_lock() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    drop(registry.attach(&attachment(1), attachment_record()).unwrap());
+    let (at_work, rounds) = (AtomicU32::new(0), 50_usize);
+    std::thread::scope(|scope| {
+        for n in 0..4 {
+            let at_work = &at_work;
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    let mut locked = match (round + n) % 2 {
+                        0 => registry.attachment(&attachment(1)).unwrap().expect("a record"),
+                        _ => loop {
+                            match registry.try_attachment(&attachment(1)).unwrap() {
+                                Attempt::Taken(locked) => break locked,
+                                Attempt::Busy => std::thread::yield_now(),
+                                Attempt::Absent => panic!("there is always a record"),
+                            }
+                        },
+                    };
+                    assert_eq!(at_work.fetch_add(1, Ordering::SeqCst), 0, "the lock is exclusive");
+                    let mut record = locked.record.as_ref().unwrap().clone();
+                    record.vips.push(key("web").into());
+                    locked.replace(registry, record).unwrap();
+                    at_work.fetch_sub(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let record = registry.attachment_record(&attachment(1)).unwrap().unwrap();
+    assert_eq!(record.vips.len(), 1 + 4 * rounds, "no rewriting is lost");
+    let locked = registry.attachment(&attachment(1)).unwrap().unwrap();
+    locked.remove().unwrap();
+    let left: Vec<_> = std::fs::read_dir(registry.attachments_dir()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 #[test]
 fn another_boots_state_is_discarded() {
     let scratch = Scratch::new();
@@ -204,68 +245,157 @@ fn another_boots_state_is_discarded() {
     assert!(registry.attachments().unwrap().is_empty() && registry.vips().unwrap().is_empty());
 }
 
+/// Records a VIP in a slot of which the kernel says whether it is free; the slot.
+fn record(vip: &mut LockedVip, is_free: impl Fn(u32) -> bool) -> Result<u32> {
+    vip.record_in_slot::<Error>(|slot| Ok(is_free(slot)), vip_record)?;
+    Ok(vip.record.as_ref().unwrap().slot)
+}
+
+fn recorded(registry: &Registry, name: &str) -> u32 {
+    record(&mut registry.vip(&key(name)).unwrap(), |_| true).unwrap()
+}
+
 #[test]
 fn slots_are_handed_out_once() {
     let scratch = Scratch::new();
     let registry = &scratch.0;
     let names: Vec<String> = (0..40).map(|n| format!("v{n}")).collect();
-    let slots: Vec<u32> = std::thread::scope(|scope| {
-        let take = |name: &str| {
-            let mut vip = registry.vip(&key(name)).unwrap();
-            let slot = vip.slot().unwrap();
-            vip.write_record(vip_record(slot)).unwrap();
-            slot
-        };
-        let threads: Vec<_> = names.iter().map(|name| scope.spawn(move || take(name))).collect();
+    let slots: BTreeSet<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = names.iter().map(|name| scope.spawn(move || recorded(registry, name))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let distinct: std::collections::BTreeSet<_> = slots.iter().collect();
-    assert_eq!(distinct.len(), slots.len());
-    spoil(&registry.dir().join("lock"), "nonsense");
-    let slot = registry.vip(&key("late")).unwrap().slot().unwrap();
-    assert!(!slots.contains(&slot), "with a lock file that can't be read the VIPs are asked");
+    assert_eq!(slots.len(), names.len());
+    // One that has a slot keeps it.
+    assert!(slots.contains(&recorded(registry, "v7")));
+    assert_eq!(registry.vip_record(&key("v7")).unwrap().unwrap().slot, recorded(registry, "v7"));
 }
 
-/// Joining and leaving at random, a VIP's directory vanishing with its last endpoint: nobody ever works in a directory
-/// that is being removed, and what is left at the end is right.
+/// What a record that can't be read has is known to the kernel alone; a later version's record is read as far as this.
 #[test]
-fn a_vip_that_comes_and_goes_loses_nobody() {
+fn slots_of_damaged_and_newer_records_are_not_handed_out() {
     let scratch = Scratch::new();
     let registry = &scratch.0;
-    std::thread::scope(|scope| {
-        for n in 0..8 {
-            scope.spawn(move || {
-                let name = format!("e{n}");
-                for round in 0..60 {
-                    let mut vip = registry.vip(&key("web")).unwrap();
-                    vip.write_endpoint(&name, &endpoint(n, State::Ready)).unwrap();
-                    drop(vip);
-                    if round == 59 && n % 2 == 0 {
-                        break;
-                    }
-                    let mut vip = registry.vip_if_present(&key("web")).unwrap().expect("it has our endpoint");
-                    assert!(vip.replicas().unwrap().contains_key(&name));
-                    vip.remove_endpoint(&name).unwrap();
-                    if vip.is_unused().unwrap() {
-                        vip.remove().unwrap();
-                    }
-                }
-            });
+    let (torn, newer) = (recorded(registry, "torn"), recorded(registry, "newer"));
+    spoil(&registry.vips_dir().join("shop_torn/vip.json"), "{");
+    spoil(&registry.vips_dir().join("shop_newer/vip.json"), &format!(r#"{{"schema":9,"slot":{newer}}}"#));
+    spoil(&registry.dir().join("lock"), "1\n");
+    let slot = record(&mut registry.vip(&key("web")).unwrap(), |slot| slot != torn).unwrap();
+    assert!(slot != torn && slot != newer, "{slot} is not {torn}, {newer}");
+}
+
+#[test]
+fn one_of_two_vips_in_one_slot_gets_another() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    for name in ["a", "b"] {
+        registry.vip(&key(name)).unwrap().write_record(vip_record(5)).unwrap();
+    }
+    assert_eq!(registry.vip(&key("a")).unwrap().other_in_slot(5).unwrap(), Some(key("b")));
+    assert_ne!(recorded(registry, "a"), 5);
+    assert_eq!(recorded(registry, "b"), 5);
+    assert_eq!(registry.vip(&key("b")).unwrap().other_in_slot(5).unwrap(), None);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Whatever the lock file says, and whichever VIPs there are: each has a slot of its own.
+    #[test]
+    fn any_lock_file_and_any_vips_give_distinct_slots(
+        text in proptest::prop_oneof![
+            proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
+            proptest::prelude::any::<u32>().prop_map(|number| number.to_string().into_bytes()),
+            (0_u32..12).prop_map(|number| format!("{number}\n").into_bytes()),
+        ],
+        live in proptest::collection::btree_set(1_u32..10, 0..6),
+        in_the_kernel in proptest::collection::btree_set(1_u32..10, 0..6),
+    ) {
+        let scratch = Scratch::new();
+        let registry = &scratch.0;
+        for slot in &live {
+            registry.vip(&key(&format!("live{slot}"))).unwrap().write_record(vip_record(*slot)).unwrap();
         }
-    });
-    assert_eq!(ready(registry), ["e0", "e2", "e4", "e6"]);
-    registry.sweep_removed_vips().unwrap();
-    let left: Vec<_> = std::fs::read_dir(registry.vips_dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left, ["shop_web"]);
+        std::fs::File::create(registry.dir().join("lock")).unwrap().write_all(&text).unwrap();
+        let mut taken = live;
+        for name in ["x", "y", "z"] {
+            let mut vip = registry.vip(&key(name)).unwrap();
+            let slot = record(&mut vip, |slot| !in_the_kernel.contains(&slot)).unwrap();
+            assert!(slot > 0 && slot < 1 << 24 && !in_the_kernel.contains(&slot), "{slot}");
+            assert!(taken.insert(slot), "{slot} is taken");
+        }
+    }
 }
 
 #[test]
-fn a_symbolic_link_is_not_followed() {
+fn who_gets_the_lock_makes_all_changes_that_wait() {
     let scratch = Scratch::new();
     let registry = &scratch.0;
-    let target = registry.dir().join("elsewhere");
-    spoil(&target, r#"{"schema":1}"#);
-    drop(registry.vip(&key("web")).unwrap());
-    std::os::unix::fs::symlink(&target, registry.vips_dir().join("shop_web/vip.json")).unwrap();
-    assert!(matches!(registry.vip_record(&key("web")), Err(Error::Io { .. })));
+    let mut vip = registry.vip(&key("web")).unwrap();
+    vip.write_record(vip_record(1)).unwrap();
+    for (number, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        vip.write_endpoint(name, &endpoint(number, State::Ready)).unwrap();
+    }
+    drop(vip);
+    let served = vec![IpAddr::from([10, 118, 0, 7])];
+    assert!(registry.hand_in(&key("web"), "a", &Intent::Leave));
+    assert!(registry.hand_in(&key("web"), "b", &Intent::Leave));
+    assert!(registry.hand_in(&key("web"), "d", &Intent::Join(&endpoint(4, State::Ready), served.clone())));
+    // The address it was given is not the VIP's any more: its own ADD finds that out.
+    assert!(registry.hand_in(&key("web"), "e", &Intent::Join(&endpoint(5, State::Ready), Vec::new())));
+    let mut vip = registry.vip(&key("web")).unwrap();
+    assert!(vip.has_intent("b") && vip.has_intent("d"));
+    vip.carry_out_intents().unwrap();
+    assert_eq!(vip.removed(), [1, 2]);
+    drop(vip);
+    assert_eq!(ready(registry), ["c", "d"]);
+    // The kernel doesn't have them yet: the next one records them once more.
+    let mut vip = registry.vip(&key("web")).unwrap();
+    assert!(vip.has_intent("a"));
+    vip.carry_out_intents().unwrap();
+    vip.intents_done();
+    drop(vip);
+    let vip = registry.vip(&key("web")).unwrap();
+    assert!(!vip.has_intent("a") && vip.has_intent("e"), "that of e waits for its own ADD");
+    drop(vip);
+    assert_eq!(ready(registry), ["c", "d"]);
+}
+
+#[test]
+fn a_change_that_is_made_twice_takes_no_verdict_back() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    drop(registry.vip(&key("web")).unwrap().write_record(vip_record(1)));
+    let joining = endpoint(1, State::Pending);
+    assert!(registry.hand_in(&key("web"), "a", &Intent::Join(&joining, vec![IpAddr::from([10, 118, 0, 7])])));
+    let mut vip = registry.vip(&key("web")).unwrap();
+    vip.carry_out_intents().unwrap();
+    vip.write_endpoint("a", &endpoint(1, State::Ready)).unwrap();
+    // The kernel refused it, so the intent is still there; and the ADD comes to its own turn.
+    vip.carry_out_intents().unwrap();
+    vip.join("a", &joining).unwrap();
+    drop(vip);
+    assert_eq!(ready(registry), ["a"]);
+}
+
+#[test]
+fn the_last_word_of_an_attachment_counts() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    assert!(!registry.hand_in(&key("none"), "a", &Intent::Leave));
+    assert!(registry.vips().unwrap().is_empty(), "an intent makes no VIP");
+    drop(registry.vip(&key("web")).unwrap().write_record(vip_record(1)));
+    let served = vec![IpAddr::from([10, 118, 0, 7])];
+    let joining = endpoint(1, State::Ready);
+    for (intent, expected) in [
+        (Intent::Join(&joining, served.clone()), vec!["a".to_owned()]),
+        (Intent::Leave, Vec::new()),
+        (Intent::Join(&joining, served.clone()), vec!["a".to_owned()]),
+    ] {
+        assert!(registry.hand_in(&key("web"), "a", &intent));
+        let mut vip = registry.vip(&key("web")).unwrap();
+        assert!(vip.has_intent("a"));
+        vip.carry_out_intents().unwrap();
+        drop(vip);
+        assert_eq!(ready(registry), expected);
+    }
 }

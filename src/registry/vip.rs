@@ -1,29 +1,38 @@
 //! One VIP's directory under its lock.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{self, Durability};
+use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, Port, Recorded, VipKey};
+
+use super::file::{self, Durability, Fields, Form};
 use super::lock::{Lock, Missing, of_dir};
-use super::record::{Endpoint, SCHEMA, State, VipRecord};
-use super::{Error, Registry, Result, VipKey};
+use super::record::{self, Endpoint, SCHEMA, State, Unknown, VipRecord};
+use super::schema1::Names;
+use super::{Error, Registry, Result};
 
 pub(super) const RECORD: &str = "vip.json";
 const INDEX: &str = "index.json";
 const ENDPOINTS: &str = "endpoints";
+/// What the names of other nodes' endpoints are made of.
+const PEER: &str = "node-";
+const PEERS_DEVICE: &str = "@peer";
 /// What the name of a directory under removal ends in.
 const GONE: &str = ".gone";
 
 /// An endpoint that has its pair, in short: what the kernel's tables and maps need of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
-    /// The pod's address.
-    pub address: Ipv4Addr,
-    /// The host end's index.
+    /// The pod's addresses.
+    pub addresses: Addresses,
+    /// What the group's member leads to.
+    #[serde(default, skip_serializing_if = "Backend::is_local")]
+    pub backend: Backend,
+    /// The index of the device that leads there: the host veth, or the tunnel's device.
     pub ifindex: u32,
     /// Whether it gets connections.
     pub state: State,
@@ -31,17 +40,21 @@ pub struct Replica {
     pub weight: u8,
     /// Its network namespace, as an id of the node's.
     pub netns_id: Option<u32>,
-    /// The pod end's Ethernet address.
-    pub mac: String,
+    /// The container veth's Ethernet address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Recorded<Mac>>,
     /// What it serves; empty: everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<String>,
+    pub ports: Vec<Recorded<Port>>,
     /// Its UDP flows stay with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub udp_sticky: bool,
+    /// What may leave it with the VIP as the source.
+    #[serde(default, skip_serializing_if = "Recorded::<Egress>::is_default")]
+    pub egress: Recorded<Egress>,
     /// The check that says when it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<String>,
+    pub health: Option<Recorded<CheckSpec>>,
     /// Taken out by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
@@ -50,7 +63,8 @@ pub struct Replica {
 impl Replica {
     fn of(endpoint: &Endpoint) -> Option<Self> {
         Some(Self {
-            address: endpoint.address,
+            addresses: endpoint.addresses.clone(),
+            backend: endpoint.backend,
             ifindex: endpoint.ifindex?,
             state: endpoint.state,
             weight: endpoint.weight,
@@ -58,9 +72,20 @@ impl Replica {
             mac: endpoint.mac.clone(),
             ports: endpoint.ports.clone(),
             udp_sticky: endpoint.udp_sticky,
+            egress: endpoint.egress.clone(),
             health: endpoint.health.clone(),
             drained: endpoint.drained,
         })
+    }
+
+    /// The host veth's index; `None`: it is on another node.
+    pub fn host_veth(&self) -> Option<u32> {
+        self.backend.is_local().then_some(self.ifindex)
+    }
+
+    /// What a later version wrote that this one doesn't understand.
+    pub fn unknown(&self) -> Vec<Unknown> {
+        record::unknown(self.mac.as_ref(), &self.ports, &self.egress, self.health.as_ref())
     }
 }
 
@@ -72,22 +97,49 @@ struct Index {
     replicas: BTreeMap<String, Replica>,
 }
 
+impl Form for Index {
+    const SCHEMA: u64 = SCHEMA;
+
+    fn upgrade(fields: &mut Fields) {
+        for replica in replicas_of(fields) {
+            REPLICA.upgrade(replica);
+        }
+    }
+
+    fn downgrade(fields: &mut Fields) -> std::result::Result<(), &'static str> {
+        replicas_of(fields).try_for_each(|replica| REPLICA.downgrade(replica))
+    }
+}
+
+const REPLICA: Names = Names { renamed: &[], has_address: true };
+
+fn replicas_of(fields: &mut Fields) -> impl Iterator<Item = &mut Fields> {
+    let replicas = fields.get_mut("replicas").and_then(serde_json::Value::as_object_mut);
+    replicas.into_iter().flat_map(Fields::values_mut).filter_map(serde_json::Value::as_object_mut)
+}
+
 /// A VIP and the lock on it.
 #[derive(Debug)]
 pub struct LockedVip {
-    registry: Registry,
+    pub(super) registry: Registry,
     key: VipKey,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     _lock: Lock,
+    /// What its files are written in.
+    schema: u64,
     /// Its record, if it has one.
     pub record: Option<VipRecord>,
-    record_damage: Option<Error>,
+    pub(super) record_damage: Option<Error>,
     /// The endpoints that have their pair; `None`: not read so far.
     replicas: Option<BTreeMap<String, Replica>>,
-    /// Host ends of endpoints that were removed, or got another one, by this holder of the lock.
-    departed: Vec<u32>,
+    /// Host veths of endpoints that were removed, or got another one, by this holder of the lock.
+    removed: Vec<u32>,
     /// The index was emptied and must be written again.
     index_is_due: bool,
+    /// The nodes that this one knows, once they were asked for.
+    pub(super) cluster: OnceCell<Option<Cluster>>,
+    /// Files of intents that are recorded, and that the kernel doesn't have yet.
+    pub(super) intents: Vec<String>,
 }
 
 impl Registry {
@@ -138,7 +190,7 @@ impl Registry {
                 other => other?,
             }
         }
-        let Some(lock) = Lock::take(&of_dir(&dir), missing)? else {
+        let Some(lock) = Lock::take(&of_dir(&dir), missing, &self.waits)? else {
             return Ok(None);
         };
         let (record, record_damage) = match file::read(&dir.join(RECORD)) {
@@ -146,9 +198,22 @@ impl Registry {
             Err(e) if e.is_damage() => (None, Some(e)),
             Err(e) => return Err(e),
         };
-        let (registry, key) = (self.clone(), key.clone());
-        let (replicas, departed, index_is_due) = (None, Vec::new(), false);
-        Ok(Some(LockedVip { registry, key, dir, _lock: lock, record, record_damage, replicas, departed, index_is_due }))
+        let (registry, key, schema) = (self.clone(), key.clone(), self.schema()?);
+        let (replicas, removed, index_is_due) = (None, Vec::new(), false);
+        Ok(Some(LockedVip {
+            registry,
+            key,
+            dir,
+            _lock: lock,
+            schema,
+            record,
+            record_damage,
+            replicas,
+            removed,
+            index_is_due,
+            cluster: OnceCell::new(),
+            intents: Vec::new(),
+        }))
     }
 }
 
@@ -182,6 +247,17 @@ pub(super) fn endpoint_names(dir: &Path) -> Result<Vec<String>> {
     Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
 }
 
+/// The name of the endpoint that stands for another node's replicas.
+pub fn peer_endpoint(number: u32) -> String {
+    format!("{PEER}{number}{PEERS_DEVICE}")
+}
+
+/// Whether an endpoint's name is such a one.
+pub fn is_peer_endpoint(name: &str) -> bool {
+    let number = name.strip_prefix(PEER).and_then(|rest| rest.strip_suffix(PEERS_DEVICE));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// The replicas of a VIP's directory by attachment name, and whether the index lacks them and could have them.
 pub(super) fn read_replicas(dir: &Path) -> Result<(BTreeMap<String, Replica>, bool)> {
     if let Ok(Some(Index { replicas, .. })) = file::read(&dir.join(INDEX)) {
@@ -208,9 +284,9 @@ impl LockedVip {
         Ok(self.replicas.insert(replicas))
     }
 
-    /// Host ends of endpoints that were removed, or got another one, since the lock was taken.
-    pub fn departed(&self) -> &[u32] {
-        &self.departed
+    /// Host veths of endpoints that were removed, or got another one, since the lock was taken.
+    pub fn removed(&self) -> &[u32] {
+        &self.removed
     }
 
     fn read_replicas(&mut self) -> Result<BTreeMap<String, Replica>> {
@@ -222,6 +298,11 @@ impl LockedVip {
     /// The names of all its endpoints, whatever their state.
     pub fn names(&self) -> Result<Vec<String>> {
         endpoint_names(&self.dir)
+    }
+
+    /// No endpoint of this node is recorded, usable or not.
+    pub fn is_unused_here(&self) -> Result<bool> {
+        Ok(self.names()?.iter().all(|name| is_peer_endpoint(name)))
     }
 
     /// No endpoint is recorded, usable or not.
@@ -240,18 +321,9 @@ impl LockedVip {
         Ok(damage)
     }
 
-    /// A slot for a record to be written. A damaged record is not written over.
-    pub fn slot(&mut self) -> Result<u32> {
-        match (&self.record, self.record_damage.take()) {
-            (Some(record), _) => Ok(record.slot),
-            (None, Some(damage)) => Err(damage),
-            (None, None) => self.registry.take_slot(),
-        }
-    }
-
     /// Writes the VIP's record.
     pub fn write_record(&mut self, record: VipRecord) -> Result<()> {
-        file::write_atomic(&self.dir.join(RECORD), &record, Durability::Boot)?;
+        self.write(&self.dir.join(RECORD), &record)?;
         self.record = Some(record);
         Ok(())
     }
@@ -262,21 +334,21 @@ impl LockedVip {
     }
 
     /// Records an endpoint that isn't there yet and gets no connections yet: nothing the index says changes.
-    pub fn enrol(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
-        file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)
+    pub fn insert_pending(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
+        self.write(&self.endpoint_path(name), endpoint)
     }
 
     /// Records an endpoint, new or changed.
     pub fn write_endpoint(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
         self.before_change()?;
-        file::write_atomic(&self.endpoint_path(name), endpoint, Durability::Boot)?;
+        self.write(&self.endpoint_path(name), endpoint)?;
         let replicas = self.replicas.get_or_insert_default();
-        let former = match Replica::of(endpoint) {
+        let before = match Replica::of(endpoint) {
             Some(replica) => replicas.insert(name.to_owned(), replica),
             None => replicas.remove(name),
         };
-        let former = former.map(|former| former.ifindex);
-        self.departed.extend(former.filter(|former| Some(*former) != endpoint.ifindex));
+        let left = before.filter(|before| Some(before.ifindex) != endpoint.ifindex);
+        self.removed.extend(left.and_then(|before| before.host_veth()));
         Ok(())
     }
 
@@ -285,14 +357,45 @@ impl LockedVip {
         self.before_change()?;
         file::remove_record(&self.endpoint_path(name))?;
         let removed = self.replicas.get_or_insert_default().remove(name);
-        self.departed.extend(removed.map(|replica| replica.ifindex));
+        self.removed.extend(removed.and_then(|replica| replica.host_veth()));
         Ok(())
     }
 
     /// Removes what crashes in writing have left.
     pub fn remove_temporaries(&self) -> Result<()> {
         file::remove_temporaries(&self.dir)?;
-        file::remove_temporaries(&self.dir.join(ENDPOINTS))
+        file::remove_temporaries(&self.dir.join(ENDPOINTS))?;
+        file::remove_temporaries(&self.intents_dir())
+    }
+
+    /// Writes what of it is still in an earlier schema in this version's. The VIP's record first: from then on the version
+    /// before leaves all of the VIP alone, instead of taking its other files for all there are. What is damaged stays.
+    pub fn rewrite(&mut self) -> Result<()> {
+        let known = self.schema;
+        let is_earlier = |path: &Path| file::schema_of(path).is_some_and(|schema| schema < known);
+        if is_earlier(&self.dir.join(RECORD))
+            && let Some(record) = self.record.clone()
+        {
+            self.write_record(record)?;
+        }
+        let names = self.names()?;
+        let earlier: Vec<String> = names.into_iter().filter(|name| is_earlier(&self.endpoint_path(name))).collect();
+        if !earlier.is_empty() || is_earlier(&self.dir.join(INDEX)) {
+            self.before_change()?;
+        }
+        for name in earlier {
+            match self.endpoint(&name) {
+                Ok(Some(endpoint)) => self.write(&self.endpoint_path(&name), &endpoint)?,
+                Ok(None) => {}
+                Err(e) if e.is_damage() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, path: &Path, record: &impl Form) -> Result<()> {
+        file::write_atomic(path, &file::encode(path, record, self.schema)?, Durability::Boot)
     }
 
     fn before_change(&mut self) -> Result<()> {
@@ -304,12 +407,14 @@ impl LockedVip {
         Ok(())
     }
 
-    /// Removes the VIP's directory and all in it, its slot with it. Renamed first, so that who waits for the lock, or
+    /// Removes the VIP's directory and all in it, its slot with it. Renamed first, so that a call that waits for the lock, or
     /// makes the VIP anew, never works in a directory that is being emptied.
     pub fn remove(mut self) -> Result<()> {
         self.index_is_due = false;
         if let Some(damage) = &self.record_damage {
-            eprintln!("viproute: removing a record that can't be used: {damage}");
+            let path = self.dir.join(RECORD);
+            let path = path.display();
+            tracing::warn!(%path, error = damage as &dyn std::error::Error, "removing an unusable record");
         }
         // By its inode, since several removed ones may exist.
         let inode = std::fs::metadata(&self.dir).map_err(Error::io("remove", &self.dir))?.ino();
@@ -328,7 +433,8 @@ impl Drop for LockedVip {
     /// holder of the lock who changed something, also on the way out of a failure.
     fn drop(&mut self) {
         if let Some(replicas) = self.replicas.take().filter(|_| self.index_is_due) {
-            let _ = file::write_in_place(&self.dir.join(INDEX), &Index { schema: SCHEMA, replicas });
+            let (path, index) = (self.dir.join(INDEX), Index { schema: SCHEMA, replicas });
+            let _ = file::encode(&path, &index, self.schema).and_then(|text| file::write_in_place(&path, &text));
         }
     }
 }

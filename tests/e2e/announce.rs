@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::harness::{DhcpServer, Join, Lan, Node, RANGE, Sidecar, attempt, connect, serve_all, until};
+use crate::harness::{DhcpServer, Join, Lan, Node, RANGE, SOON, Sidecar, attempt, connect, serve_all, until};
 
 fn web() -> Join {
     Join::annotated("web")
@@ -19,9 +19,7 @@ fn a_client_on_the_lan_needs_no_route() {
     let pods = [node.joined(&web()), node.joined(&web())];
     let vip = pods[0].vip();
     let servers = serve_all(&pods);
-    until("the node answers ARP for the VIP", Duration::from_secs(5), || {
-        (attempt(&client, vip, 1).failed == 0).then_some(())
-    });
+    until("the node answers ARP for the VIP", SOON, || (attempt(&client, vip, 1).failed == 0).then_some(()));
     assert_eq!(connect(&client, vip, 100).names.len(), 2);
     for server in &servers {
         assert_eq!(server.clients(), ["192.0.2.50".parse::<std::net::IpAddr>().unwrap()]);
@@ -32,12 +30,12 @@ fn a_client_on_the_lan_needs_no_route() {
     sleep(Duration::from_millis(300));
     assert!(proxied(vip), "a replica is left");
     node.remove(&pods[1], &web());
-    until("the node stops answering", Duration::from_secs(5), || (!proxied(vip)).then_some(()));
+    until("the node stops answering", SOON, || (!proxied(vip)).then_some(()));
     client.ip("neigh flush all");
     assert_eq!(attempt(&client, vip, 1).failed, 1);
 }
 
-/// Who still has another address of the link for the VIP hears at once where it is now.
+/// A neighbour that still has another link address for the VIP is notified at once.
 #[test]
 fn neighbours_are_told_when_it_begins() {
     let lan = Lan::new();
@@ -49,15 +47,13 @@ fn neighbours_are_told_when_it_begins() {
     let vip = pod.vip();
     let ours = node.ns.ip_json("link show dev eth0")[0]["address"].clone();
     node.remove(&pod, &web());
-    until("the node stops answering", Duration::from_secs(5), || {
-        node.ns.ip("neigh show proxy").is_empty().then_some(())
-    });
+    until("the node stops answering", SOON, || node.ns.ip("neigh show proxy").is_empty().then_some(()));
     client.ip(&format!("neigh replace {vip} lladdr 02:00:00:00:00:99 dev eth0 nud stale"));
-    // An entry holds for a second against whatever is heard (`locktime`).
+    // An entry isn't replaced within a second (`locktime`).
     sleep(Duration::from_millis(1200));
     let pod = node.joined(&web());
     assert_eq!(pod.vip(), vip);
-    until("the client has heard", Duration::from_secs(5), || {
+    until("the client has heard", SOON, || {
         let entries = client.ip_json("neigh show dev eth0");
         let entry = entries.iter().find(|entry| entry["dst"] == vip.to_string())?;
         (entry["lladdr"] == ours).then_some(())

@@ -1,12 +1,11 @@
 //! viproute in the company of the plugins people run: after each base plugin, before and after each chained one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Environment, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Reply, Run, Server, Sidecar, VIPROUTE,
+    Environment, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Reply, Run, SOON, Server, Sidecar, VIPROUTE,
     base_plugin, connect, until,
 };
 
@@ -15,6 +14,8 @@ struct Network<'a> {
     node: &'a Node,
     plugins: Vec<Value>,
     join: Join,
+    /// `CNI_ARGS` of a runtime that names pods in another way than Kubernetes'.
+    args: Option<String>,
 }
 
 impl Network<'_> {
@@ -54,7 +55,8 @@ impl Network<'_> {
         if let Some(result) = pod.result.lock().unwrap().clone() {
             conf["prevResult"] = result;
         }
-        let environment: Environment = self.node.environment(verb, pod, &self.join);
+        let mut environment: Environment = self.node.environment(verb, pod, &self.join);
+        environment.args = self.args.clone().or(environment.args);
         self.node.run(&mut self.node.ns.cmd(&program), &environment, &conf.to_string())
     }
 }
@@ -101,7 +103,18 @@ impl Scene {
     }
 
     fn network(&self, plugins: Vec<Value>) -> Network<'_> {
-        Network { node: &self.node, plugins, join: Join::annotated("web") }
+        Network { node: &self.node, plugins, join: Join::annotated("web"), args: None }
+    }
+
+    /// conf/nomad.conflist, called for an allocation of the namespace shop whose job has these arguments.
+    fn nomad(&self, arguments: &str) -> Network<'_> {
+        let network: Value = serde_json::from_str(include_str!("../../conf/nomad.conflist")).unwrap();
+        let mut plugins = network["plugins"].as_array().unwrap().clone();
+        plugins[1]["ipam"]["dataDir"] = json!(self.node.dir.file("host-local"));
+        let of_allocation = "NOMAD_REGION=global;NOMAD_NAMESPACE=shop;NOMAD_JOB_ID=web;NOMAD_GROUP_NAME=api;\
+                             NOMAD_ALLOC_ID=5b3e7c1a-3c1e-4b57-9a52-0f2d6c1b8f10";
+        let args = Some(format!("IgnoreUnknown=true;{arguments};{of_allocation}"));
+        Network { plugins, join: Join::nothing(), args, ..self.network(Vec::new()) }
     }
 
     /// Two pods of the chain serve the VIP, to the client and to the node, by their own addresses and the client's own;
@@ -155,7 +168,7 @@ fn after_a_bridge() {
     scene.serves(vec![bridge(&scene.node), json!({ "type": "viproute" })], |_| ());
 }
 
-/// The node can't talk to a pod by the macvlan on its own link; VIPs come by our own pair and don't need it.
+/// The node can't talk to a pod by the macvlan on its own link; VIP traffic takes our own veth pair and doesn't need it.
 #[test]
 fn after_macvlan() {
     let scene = Scene::new();
@@ -202,7 +215,7 @@ fn beside_tuning() {
     });
 }
 
-/// It limits the pod's own interface, whichever host ends the result names. VIP traffic has a pair of its own and isn't
+/// It limits the pod's own interface, whichever host veths the result names. VIP traffic has a veth pair of its own and isn't
 /// limited by it.
 #[test]
 fn beside_bandwidth() {
@@ -212,7 +225,7 @@ fn beside_bandwidth() {
     scene.serves_beside(&bandwidth, |pod| {
         let (peer, queues) = (pod.ns.ip_json("link show eth0")[0]["link_index"].clone(), shaped(&scene.node.ns));
         let links = scene.node.ns.ip_json("link");
-        let of_the_pod = links.iter().find(|link| link["ifindex"] == peer).expect("the host end of eth0");
+        let of_the_pod = links.iter().find(|link| link["ifindex"] == peer).expect("the host veth of eth0");
         assert!(queues.contains(&of_the_pod["ifname"].as_str().unwrap().to_string()), "{queues:?}, {of_the_pod}");
         assert!(queues.iter().all(|device| !device.starts_with("vip")), "{queues:?}");
     });
@@ -249,8 +262,8 @@ fn a_pod_that_calls(scene: &Scene, base: &Value) {
     network.add(&replica);
 
     let tally = connect(&caller.ns, replica.vip(), 20);
-    let host_end = IpAddr::V4(Ipv4Addr::new(169, 254, 118, 1));
-    assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&host_end], "whom ipMasq shows for {}", caller.address());
+    let host_veth = IpAddr::V4(Ipv4Addr::new(169, 254, 118, 1));
+    assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&host_veth], "whom ipMasq shows for {}", caller.address());
     scene.iptables("-t nat -I POSTROUTING -d 10.118.0.0/16 -j ACCEPT");
     let tally = connect(&caller.ns, replica.vip(), 20);
     assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(caller.address())], "with README's rule");
@@ -290,9 +303,7 @@ fn a_masqueraded_pod_calls_a_vip_that_is_not_tracked() {
         let _server = PodServer::start(&replica);
         network.add(&replica);
         let in_set = || scene.node.ns.cmd("nft").args(["list", "set", "ip", "viproute", "vips"]).finish("").stdout;
-        until("the VIP is not tracked", Duration::from_secs(10), || {
-            in_set().contains(&replica.vip().to_string()).then_some(())
-        });
+        until("the VIP is not tracked", SOON, || in_set().contains(&replica.vip().to_string()).then_some(()));
         let tally = connect(&caller.ns, replica.vip(), 20);
         assert_eq!(tally.clients.iter().collect::<Vec<_>>(), [&IpAddr::V4(caller.address())], "of the VIP");
         let elsewhere = scene
@@ -307,4 +318,49 @@ fn a_masqueraded_pod_calls_a_vip_that_is_not_tracked() {
         network.del(&replica);
         passed_through.del(&caller);
     }
+}
+
+/// The job says what a pod's annotations say, and the other plugins of the chain take it.
+#[test]
+fn a_nomad_job_names_its_vip() {
+    let scene = Scene::new();
+    let arguments =
+        format!("VIPROUTE_VIP=web;VIPROUTE_PORTS=web:{PORT}/tcp;VIPROUTE_HEALTH=tcp fall:2;VIPROUTE_WEIGHT=7");
+    let (network, pod) = (scene.nomad(&arguments), Pod::new(1));
+    network.add(&pod);
+    let records = ["vips/shop_web/endpoints", "attachments"]
+        .map(|dir| format!("{}/{dir}/{}@eth0.json", scene.node.data(), pod.id));
+    let [endpoint, _]: [Value; 2] =
+        records.clone().map(|path| serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap());
+    assert_eq!((&endpoint["health"], &endpoint["weight"]), (&json!("tcp fall=2"), &json!(7)), "{endpoint}");
+    assert!(endpoint.to_string().contains("api-5b3e7c1a"), "{endpoint}");
+    network.call("CHECK", network.plugins.last().unwrap(), &pod).ok();
+    network.del(&pod);
+    assert!(records.iter().all(|path| !std::path::Path::new(path).exists()));
+}
+
+#[test]
+fn a_nomad_job_names_no_other_namespaces_vip() {
+    let scene = Scene::new();
+    let before = scene.node.records();
+    for (arguments, said) in [
+        ("VIPROUTE_VIP=bank/web", "VIPROUTE_VIP is \"bank/web\": expected"),
+        ("K8S_POD_NAMESPACE=bank;VIPROUTE_VIP=web;VIPROUTE_PORT=80/tcp", "\"VIPROUTE_PORT\" is none of viproute's"),
+        ("VIPROUTE_VIP=web;NOMAD_NAMESPACE=bank", "expected no key twice with two values"),
+    ] {
+        let (network, pod) = (scene.nomad(arguments), Pod::new(1));
+        let [base @ .., viproute] = &network.plugins[..] else { panic!("a chain") };
+        for plugin in base {
+            *pod.result.lock().unwrap() = Some(network.call("ADD", plugin, &pod).ok());
+        }
+        let refused = network.call("ADD", viproute, &pod).error();
+        assert!(refused.text().contains(said), "{arguments}: {}", refused.text());
+        network.del(&pod);
+        assert_eq!(scene.node.records(), before);
+    }
+    // Kubernetes' key in a job's arguments moves nothing.
+    let (network, pod) = (scene.nomad("K8S_POD_NAMESPACE=bank;VIPROUTE_VIP=web"), Pod::new(2));
+    network.add(&pod);
+    let records = scene.node.records().join(" ");
+    assert!(records.contains("shop_web") && !records.contains("bank"), "{records}");
 }

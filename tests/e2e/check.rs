@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::harness::{Join, Lan, Node, Pod};
+use crate::harness::{Join, Lan, Node, Pod, Run};
 
 /// A pod that has joined a VIP, and CHECK content with it.
 struct Attached {
@@ -23,11 +23,11 @@ impl Attached {
         attached
     }
 
-    /// The host end's name, by its prefix.
-    fn host_end(&self) -> String {
+    /// The host veth's name, by its prefix.
+    fn host_veth(&self) -> String {
         let links = self.node.ns.ip_json("link");
         let mut names = links.iter().filter_map(|link| link["ifname"].as_str());
-        names.find(|name| name.starts_with("vip")).expect("a host end").into()
+        names.find(|name| name.starts_with("vip")).expect("a host veth").into()
     }
 
     /// The id of our nexthop object with, or without, members.
@@ -54,44 +54,44 @@ impl Attached {
 #[test]
 fn names_the_host_end() {
     let attached = Attached::new();
-    let host_end = attached.host_end();
-    attached.node.ns.ip(&format!("link del {host_end}"));
-    attached.names(&host_end);
+    let host_veth = attached.host_veth();
+    attached.node.ns.ip(&format!("link del {host_veth}"));
+    attached.names(&host_veth);
 }
 
 #[test]
 fn names_a_host_end_that_is_down() {
     let attached = Attached::new();
-    let host_end = attached.host_end();
-    attached.node.ns.ip(&format!("link set {host_end} down"));
-    attached.names(&host_end);
+    let host_veth = attached.host_veth();
+    attached.node.ns.ip(&format!("link set {host_veth} down"));
+    attached.names(&host_veth);
 }
 
 #[test]
 fn names_the_host_ends_address() {
     let attached = Attached::new();
-    attached.node.ns.ip(&format!("addr del 169.254.118.1/32 dev {}", attached.host_end()));
+    attached.node.ns.ip(&format!("addr del 169.254.118.1/32 dev {}", attached.host_veth()));
     attached.names("169.254.118.1");
 }
 
 #[test]
 fn names_the_host_ends_neighbour() {
     let attached = Attached::new();
-    attached.node.ns.ip(&format!("neigh del {} dev {}", attached.pod.address(), attached.host_end()));
+    attached.node.ns.ip(&format!("neigh del {} dev {}", attached.pod.address(), attached.host_veth()));
     attached.names(&attached.pod.address().to_string());
 }
 
 #[test]
 fn names_the_host_ends_reverse_path_filter() {
     let attached = Attached::new();
-    attached.node.ns.set_sysctl(&format!("net/ipv4/conf/{}/rp_filter", attached.host_end()), "1");
+    attached.node.ns.set_sysctl(&format!("net/ipv4/conf/{}/rp_filter", attached.host_veth()), "1");
     attached.names("rp_filter");
 }
 
 #[test]
 fn names_the_host_ends_forwarding() {
     let attached = Attached::new();
-    attached.node.ns.set_sysctl(&format!("net/ipv4/conf/{}/forwarding", attached.host_end()), "0");
+    attached.node.ns.set_sysctl(&format!("net/ipv4/conf/{}/forwarding", attached.host_veth()), "0");
     attached.names("forwarding");
 }
 
@@ -113,15 +113,17 @@ fn names_the_group() {
 }
 
 #[test]
-fn names_a_member_that_left_the_group() {
+fn names_the_group_it_left() {
     let attached = Attached::new();
     let second = attached.node.joined(&Join::annotated("web"));
-    let (group, member) = (attached.nexthop(true), attached.nexthop(false));
-    attached.node.ns.ip(&format!(
-        "nexthop replace id {group} group {member} type resilient buckets 1024 idle_timer 1 unbalanced_timer 10 proto 118"
-    ));
+    let (group, own) = (attached.nexthop(true), attached.nexthop(false));
+    let objects = attached.node.ns.ip_json("nexthop show proto 118");
+    let ids = objects.iter().filter(|object| object.get("group").is_none()).map(|object| object["id"].to_string());
+    let other = ids.into_iter().find(|id| *id != own).expect("the other one's");
+    let resilient = "type resilient buckets 1024 idle_timer 1 unbalanced_timer 10 proto 118";
+    attached.node.ns.ip(&format!("nexthop replace id {group} group {other} {resilient}"));
     attached.names(&group);
-    assert_ne!(attached.node.check(&second, &Join::annotated("web")).error().code, 0);
+    attached.node.check(&second, &Join::annotated("web")).ok();
 }
 
 #[test]
@@ -156,11 +158,19 @@ fn names_the_nodes_settings() {
 #[test]
 fn names_vip0() {
     let attached = Attached::new();
-    attached.pod.ns.ip("link set vip0 name elsewhere");
-    attached.names("vip0");
+    let id = attached.nexthop(false);
+    let rename = ["link", "set", "vip0", "name", "elsewhere"];
+    if attached.pod.ns.cmd("ip").args(rename).finish("").status.success() {
+        attached.names("vip0");
+    } else {
+        // Before Linux 6.2 a device that is up can't be renamed; of one that isn't, the nexthop is reported first.
+        attached.pod.ns.ip("link set vip0 down");
+        attached.pod.ns.cmd("ip").args(rename).finish("").ok();
+        attached.names(&id);
+    }
 }
 
-/// The host end loses its carrier with it, and the kernel deletes a nexthop of such a device: that is missed first.
+/// The host veth loses its carrier with it, and the kernel deletes a nexthop of such a device: that is reported first.
 #[test]
 fn names_the_nexthop_of_a_vip0_that_is_down() {
     let attached = Attached::new();
@@ -209,16 +219,6 @@ fn names_the_pods_arp_settings() {
 }
 
 #[test]
-fn names_prev_results_interface() {
-    let attached = Attached::new();
-    let result = attached.pod.result.lock().unwrap().clone().unwrap();
-    let veth = result["interfaces"][0]["name"].as_str().unwrap().to_string();
-    attached.node.ns.ip(&format!("link set {veth} down"));
-    attached.node.ns.ip(&format!("link set {veth} name elsewhere"));
-    attached.names(&veth);
-}
-
-#[test]
 fn names_the_attachments_record() {
     let attached = Attached::new();
     fs::remove_file(attached.file("/attachments/")).unwrap();
@@ -259,10 +259,10 @@ fn names_a_record_of_a_newer_version() {
     let attached = Attached::new();
     let file = attached.file("/vip.json");
     let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    record["schema"] = json!(2);
+    record["schema"] = json!(3);
     fs::write(&file, record.to_string()).unwrap();
     attached.names(&file);
-    assert!(fs::read_to_string(&file).unwrap().contains("\"schema\":2"));
+    assert!(fs::read_to_string(&file).unwrap().contains("\"schema\":3"));
 }
 
 /// Without the pod's namespace there is nothing left to check in it.

@@ -1,4 +1,5 @@
-//! An address that somebody else has is not used: claim 3's search of the routing information and of the link.
+//! An address that is in use elsewhere is not used: the conflict search asks the routing information and the
+//! link.
 
 use std::net::Ipv4Addr;
 

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::thread;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Containerd, Lan, Netns, Node, POOL, Pod, Run, connect, serve_all, until};
-
-const LIMIT: Duration = Duration::from_secs(30);
+use crate::harness::{Containerd, Lan, Netns, Node, PATIENCE, POOL, Pod, Run, connect, serve_all, until};
 
 /// A node that runs containerd, and a client on its LAN that routes to the VIPs through it.
 struct Scene {
@@ -56,6 +53,14 @@ impl Scene {
                 self.containerd.machine.sh(finding["cure"]["command"].as_str().expect("a command"));
             }
         }
+        doctor().ok();
+        // containerd looks for plugins where Debian's configuration says, and there only.
+        self.containerd.machine.sh("rm /usr/lib/cni/viproute");
+        let report: Value = serde_json::from_str(&doctor().stdout).expect("doctor's JSON");
+        let missing = "there is no plugin viproute in /usr/lib/cni, where containerd looks for it";
+        let findings = report["findings"].as_array().expect("findings");
+        let found = findings.iter().find(|finding| finding["what"] == missing).unwrap_or_else(|| panic!("{report}"));
+        self.containerd.machine.sh(found["cure"]["command"].as_str().expect("a command"));
         doctor().ok();
     }
 }
@@ -160,7 +165,7 @@ fn containerd_is_killed_while_pods_start() {
                 let _ = containerd.cri.run("shop", &format!("p{number}"), &[("viproute.io/vip", "web")]);
             });
         }
-        until("a few have joined", LIMIT, || (containerd.machine.attachments() >= 3).then_some(()));
+        until("a few have joined", PATIENCE, || (containerd.machine.attachments() >= 3).then_some(()));
         containerd.kill();
     });
     scene.containerd.start_again();
@@ -168,11 +173,11 @@ fn containerd_is_killed_while_pods_start() {
         scene.containerd.cri.stop(&id);
         scene.containerd.cri.remove(&id);
     }
-    // containerd 1.6 doesn't call GC; newer ones do, and so can whoever runs a node.
+    // containerd 1.6 doesn't call GC; newer ones do, and so can a node's administrator.
     let machine = &scene.containerd.machine;
     let gc = json!({ "cniVersion": "1.1.0", "name": "pods", "type": "viproute", "cni.dev/valid-attachments": [] });
     machine.write("/root/gc", &gc.to_string());
-    until("GC has found everything", LIMIT, || {
+    until("GC has found everything", PATIENCE, || {
         machine.sh("CNI_COMMAND=GC CNI_PATH=/opt/cni/bin /opt/cni/bin/viproute </root/gc");
         (machine.attachments() == 0).then_some(())
     });
@@ -186,7 +191,7 @@ fn containerd_is_killed_while_pods_start() {
     scene.serves(pod.vip(), &[&pod]);
 }
 
-/// A network of somebody's, as it came with a runtime.
+/// Another program's network, as it came with a runtime.
 const THEIRS: &str = r#"{
  "cniVersion": "0.4.0", "name": "theirs", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
@@ -207,7 +212,7 @@ fn install_and_uninstall_on_a_running_node() {
 
     scene.containerd.machine.install(POOL);
     // containerd sees the new network by inotify, in its own time.
-    let web = until("a pod joins", LIMIT, || {
+    let web = until("a pod joins", PATIENCE, || {
         let pod = scene.containerd.pod(&format!("p{}", scene.containerd.cri.list().len()), Some("web"));
         if pod.vips().is_empty() {
             scene.containerd.remove(&pod);
@@ -226,7 +231,7 @@ fn install_and_uninstall_on_a_running_node() {
     scene.containerd.machine.sh("\"$SOURCE/install.sh\" uninstall");
     assert!(!pins.exists(), "the flow owner outlives the plugin");
     assert_eq!(scene.containerd.machine.read(NETWORK), THEIRS);
-    until("a pod starts without the plugin", LIMIT, || scene.containerd.cri.run("shop", "new", &[]).ok());
+    until("a pod starts without the plugin", PATIENCE, || scene.containerd.cri.run("shop", "new", &[]).ok());
 }
 
 /// What the plugin refuses is the runtime's error, in the plugin's words; nothing of the pod stays.

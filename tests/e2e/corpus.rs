@@ -4,23 +4,23 @@ mod fuzz;
 mod stage;
 mod text;
 
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use viproute::bpf::{MEMBERS, Member};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+use viproute::internals::ebpf::{Attached, Known, Member};
 
-use crate::harness::until;
-pub use stage::pinned;
-use stage::{Bench, Input, Outcome, Stage, Wire};
+use crate::harness::{SOON, scaled, until};
+use stage::{Bench, Input, Outcome, Stage};
+pub use stage::{Wire, pinned};
 use text::{Case, Program, Verdict};
 
 /// Verdicts of a tc program (`linux/pkt_cls.h`).
 const PASS: u32 = 0;
 const DROP: u32 = 2;
 const REDIRECT: u32 = 7;
-
-/// skb->mark of a copy (owner.bpf.c).
-const COPY: u32 = 0x7656_7656;
 
 macro_rules! packets {
     ($($name:literal),*) => {
@@ -53,10 +53,7 @@ fn expected(stage: &Stage, case: &Case) -> Outcome {
         Verdict::To(pod) => (REDIRECT, addressed(&case.packet, &stage.replicas[pod].mac)),
         Verdict::Reset(answer) => (REDIRECT, answer.clone()),
     };
-    // The mark of a copy is between the programs, and ends with the second.
-    let is_owner = case.program == Program::Owner;
-    let mark = if is_owner && case.mark == COPY { 0 } else { case.mark };
-    Outcome { verdict, mark, packet }
+    Outcome { verdict, mark: case.mark, packet }
 }
 
 /// The packet with another destination.
@@ -74,6 +71,7 @@ fn fault_when_sent(stage: &Stage, case: &Case) -> Option<String> {
     let by = Wire::to(&stage.node.ns, replica.ifindex);
     let is_right = match (case.program, &case.verdict) {
         (Program::Owner, Verdict::Pass) => stage.comes_through(&case.pod, &by, &case.packet),
+        (Program::Owner, Verdict::Drop) => stage.is_dropped(&case.pod, &by, &case.packet),
         (Program::Guard, Verdict::Drop) => stage.is_dropped(&case.pod, &replica.wire, &case.packet),
         _ => panic!("{}: too short for that", case.title),
     };
@@ -99,6 +97,7 @@ fn fault(stage: &Stage, bench: &Bench, case: &Case) -> Option<String> {
 fn every_type_of_packet_comes_to_what_it_must() {
     let mut stage = Stage::new();
     let cases = cases(&stage);
+    let _sockets = stage.serve_udp();
     let sent = cases.iter().filter(|case| is_sent(case));
     let mut faults: Vec<_> = sent.filter_map(|case| fault_when_sent(&stage, case)).collect();
     for moving in [true, false] {
@@ -110,7 +109,7 @@ fn every_type_of_packet_comes_to_what_it_must() {
     assert_copied(&stage, &cases);
 }
 
-/// Each other replica of the VIP got each packet that was to be copied, and nobody got anything else.
+/// Each other replica of the VIP got each packet that was to be copied, and nothing else was delivered.
 fn assert_copied(stage: &Stage, cases: &[Case]) {
     let mut copies = 0;
     for (name, replica) in &stage.replicas {
@@ -119,7 +118,7 @@ fn assert_copied(stage: &Stage, cases: &[Case]) {
         let due = cases.iter().filter(is_copied).filter(|case| replica.vips.contains(&vip_of(case)));
         let due: Vec<_> = due.map(|case| addressed(&case.packet, &replica.mac)).collect();
         let mut came = Vec::new();
-        until(&format!("{} copies for {name}", due.len()), Duration::from_secs(10), || {
+        until(&format!("{} copies for {name}", due.len()), SOON, || {
             came.extend(replica.wire.receive().filter(|frame| !is_conversation(stage, frame)));
             (came.len() >= due.len()).then_some(())
         });
@@ -131,10 +130,9 @@ fn assert_copied(stage: &Stage, cases: &[Case]) {
     assert!(copies >= 8, "only {copies} copies");
 }
 
-/// Belongs to the real connections from the client or the node's own SYNs.
+/// Belongs to the real connections from the client or those that the stage has made up.
 fn is_conversation(stage: &Stage, frame: &[u8]) -> bool {
-    let client = stage.address("client").octets();
-    frame[23] == 6 && (frame[26..30] == client || frame[46] == 0x60 && frame[47] == 2)
+    frame[23] == 6 && ["client", "far"].iter().any(|from| frame[26..30] == stage.address(from).octets())
 }
 
 #[test]
@@ -142,6 +140,7 @@ fn twenty_thousand_mutants_are_survived() {
     const SEED: u64 = 118;
     let stage = Stage::new();
     let cases = cases(&stage);
+    let _sockets = stage.serve_udp();
     stage.run(|bench| fuzz::run(&stage, bench, &cases, SEED, 20_000));
 }
 
@@ -151,7 +150,7 @@ fn fragments_meet_at_the_replica_that_has_the_flow() {
     let stage = Stage::new();
     let (d, e) = (&stage.replicas["d"], &stage.replicas["e"]);
     let server = e.pod.ns.run(|| std::net::UdpSocket::bind((stage.address("guarded"), 53))).expect("a UDP server");
-    server.set_read_timeout(Some(Duration::from_secs(10))).expect("a time limit");
+    server.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
     let text = "== first\nby e: pass\neth {e} {e.host} 0800\n\
         ip 45 00 {length} 0301 4000 40 11 {sum} {client} {guarded}\nudp 0900 0035 {length} {sum} 68656c6c6f\n\
         == a fragment\nby d: pass\neth {d} {d.host} 0800\n\
@@ -185,34 +184,150 @@ fn tagged_packets_come_from_no_pod() {
     assert!(stage.is_dropped("a", &a.wire, &case.packet), "let out");
 }
 
-/// Nobody's packets for a VIP with as many replicas as are asked: past so many questions in a second they are dropped
+/// The list of whom to ask may be older than a replica's own entry: who has none any more gets nothing.
+#[test]
+fn a_replica_that_has_left_is_handed_nothing() {
+    let mut stage = Stage::new();
+    let cases = cases(&stage);
+    let stray = titled(&cases, "An ACK of a connection that another replica has");
+    let (b, open) = (stage.replicas["b"].ifindex, stage.address("open"));
+    stage.set_moving(false);
+    assert_eq!(stage.run(|bench| put(&stage, bench, stray, 1)), REDIRECT);
+    let entry = stage.maps.attached(b, open).unwrap().expect("its entry");
+    stage.maps.detach(b, open).unwrap();
+    assert_eq!(stage.run(|bench| put(&stage, bench, stray, 1)), PASS, "no entry");
+    // Its namespace's id is another one's by now.
+    stage.maps.attach(b, open, &Attached { netns: entry.netns + 1000, ..entry }).unwrap();
+    assert_eq!(stage.run(|bench| put(&stage, bench, stray, 1)), PASS, "another one's entry");
+}
+
+fn titled<'a>(cases: &'a [Case], title: &str) -> &'a Case {
+    cases.iter().find(|case| case.title.ends_with(title)).expect(title)
+}
+
+/// The verdict on a packet, the last of so many.
+fn put(stage: &Stage, bench: &Bench, case: &Case, times: u32) -> u32 {
+    let (program, mark, segment) = (case.program, case.mark, case.segment);
+    let ifindex = stage.replicas[&case.pod].ifindex;
+    bench.put_often(&Input { program, ifindex, mark, segment, packet: &case.packet }, times).verdict
+}
+
+/// Makes a VIP's replicas as many as are asked, none of which has a connection.
+fn make_many(stage: &mut Stage, vip: Ipv4Addr) {
+    let real = stage.maps.known(vip).unwrap().expect("the VIP is known");
+    let copies = (1_000_000..).take(stage.maps.limit()).map(|ifindex| Member { ifindex, ..real.members[0] });
+    let known = Known { members: copies.collect(), ..real };
+    stage.maps.set(vip, &known, 0).unwrap();
+}
+
+/// Allowances are each CPU's own.
+fn stay_on_this_cpu() {
+    let mut this = CpuSet::new();
+    this.set(sched_getcpu().expect("a CPU")).expect("a CPU's number");
+    sched_setaffinity(Pid::from_raw(0), &this).expect("stay here");
+}
+
+/// Puts the packet through until it is dropped unasked. So many at once that it is searches that take the time, and not the
+/// system calls around them.
+fn exhaust(stage: &Stage, bench: &Bench, stray: &Case) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while put(stage, bench, stray, 1000) != DROP {
+        assert!(Instant::now() < end, "every stray was looked for");
+    }
+}
+
+/// Misplaced packets for a VIP with as many replicas as are asked: past so many questions in a second they are dropped
 /// unasked. A packet of a connection of the chosen replica's goes on.
 #[test]
 fn too_many_strays_are_dropped_unasked() {
     let mut stage = Stage::new();
     let cases = cases(&stage);
-    let titled = |title: &str| cases.iter().find(|case| case.title.ends_with(title)).expect(title);
-    let stray = titled("An ACK of nobody's connection");
-    let good = titled("An ACK of a connection that the chosen replica has");
-    let vip = stage.address("open");
-    let real = stage.maps.members(vip).unwrap().expect("the VIP is known");
-    let copies = (1_000_000..).take(MEMBERS).map(|link| Member::new(link, real[0].netns, real[0].mac));
-    let copies: Vec<_> = copies.collect();
-    stage.maps.set_members(vip, &copies, 0).unwrap();
-    let limited = || stage.counters()["limited"];
-    let before = limited();
+    let stray = titled(&cases, "An ACK of nobody's connection");
+    let good = titled(&cases, "An ACK of a connection that the chosen replica has");
+    let open = stage.address("open");
+    make_many(&mut stage, open);
+    let throttled = || stage.counters()["search_throttled"];
+    let before = throttled();
     stage.run(|bench| {
-        let put = |case: &Case, times| {
-            let (program, mark, segment) = (case.program, case.mark, case.segment);
-            let ifindex = stage.replicas[&case.pod].ifindex;
-            bench.put_often(&Input { program, ifindex, mark, segment, packet: &case.packet }, times).verdict
-        };
-        let end = Instant::now() + Duration::from_secs(60);
-        // So many at once that it is searches that take the time, and not the system calls around them.
-        while put(stray, 1000) != DROP {
-            assert!(Instant::now() < end, "every stray was looked for");
-        }
-        assert_eq!(put(good, 1), PASS);
+        exhaust(&stage, bench, stray);
+        assert_eq!(put(&stage, bench, good, 1), PASS);
     });
-    assert!(limited() > before, "the dropped one is counted");
+    assert!(throttled() > before, "the dropped one is counted");
+}
+
+/// SYNs for a port that none of as many replicas as are asked listens on: past so many questions in a second they are dropped
+/// unasked, and one for a replica that listens goes on. Another VIP's are searched for all the same.
+#[test]
+fn too_many_syns_that_nobody_listens_for_are_dropped_unasked() {
+    let mut stage = Stage::new();
+    let cases = cases(&stage);
+    let flood = titled(&cases, "A SYN to a port that nobody listens on: the chosen replica refuses it");
+    let good = titled(&cases, "A SYN: to the chosen replica");
+    let open = stage.address("open");
+    stage.set_moving(false);
+    make_many(&mut stage, open);
+    let before = stage.counters()["search_throttled"];
+    stage.run(|bench| {
+        stay_on_this_cpu();
+        exhaust(&stage, bench, flood);
+        assert_eq!(put(&stage, bench, good, 1), PASS);
+    });
+    assert!(stage.counters()["search_throttled"] > before, "the dropped one is counted");
+    // The other VIP's replica stops listening where it was chosen.
+    let others = titled(&cases, "A SYN to a port that is served");
+    let address = stage.address("guarded");
+    let deaf = stage.replicas.remove("d").expect("a replica");
+    drop(deaf.listener);
+    let input = |ifindex| Input { program: others.program, ifindex, mark: 0, segment: 0, packet: &others.packet };
+    let verdicts: Vec<u32> = stage.run(|bench| {
+        stay_on_this_cpu();
+        let flooded = || {
+            exhaust(&stage, bench, flood);
+            bench.put_often(&input(deaf.ifindex), 1).verdict
+        };
+        (0..20).map(|_| flooded()).collect()
+    });
+    assert!(verdicts.iter().all(|verdict| *verdict == REDIRECT), "{address}: {verdicts:?}");
+}
+
+/// While one VIP's misplaced packets have used up what searches may take, another VIP's connection is
+/// searched for by that one's share.
+#[test]
+fn a_flood_of_one_vips_leaves_another_its_share() {
+    let mut stage = Stage::new();
+    let cases = cases(&stage);
+    let stray = titled(&cases, "An ACK of nobody's connection");
+    let others = titled(&cases, "Data of another replica's connection");
+    let open = stage.address("open");
+    stage.set_moving(false);
+    make_many(&mut stage, open);
+    let verdicts: Vec<u32> = stage.run(|bench| {
+        stay_on_this_cpu();
+        let flooded = || {
+            exhaust(&stage, bench, stray);
+            put(&stage, bench, others, 1)
+        };
+        (0..20).map(|_| flooded()).collect()
+    });
+    assert!(verdicts.iter().all(|verdict| *verdict == REDIRECT), "{verdicts:?}");
+}
+
+/// ICMP errors about UDP take nothing from connections: their copies have an allowance of their own.
+#[test]
+fn a_flood_of_udp_errors_leaves_connections_their_searches() {
+    let mut stage = Stage::new();
+    let cases = cases(&stage);
+    let _sockets = stage.serve_udp();
+    let error = titled(&cases, "About UDP, which any replica may have sent");
+    let stray = titled(&cases, "An ACK of a connection that another replica has");
+    stage.set_moving(false);
+    let verdicts: Vec<u32> = stage.run(|bench| {
+        stay_on_this_cpu();
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            put(&stage, bench, error, 10_000);
+        }
+        (0..20).map(|_| put(&stage, bench, stray, 1)).collect()
+    });
+    assert!(verdicts.iter().all(|verdict| *verdict == REDIRECT), "{verdicts:?}");
 }

@@ -80,6 +80,26 @@ fn status_tells_what_is_wrong() {
     assert!(problems.contains(&node.socket()), "the allocator that can't be asked: {problems}");
 }
 
+/// Its routes are as they are to be, and nobody gets there.
+#[test]
+fn status_names_what_goes_before_a_vips_route() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let pods = ["web", "api", "dns", "ldap"].map(|name| node.joined(&Join::annotated(name)));
+    node.ns.ip("route add default via 192.0.2.254 table 4711");
+    node.ns.ip("rule add to 10.118.0.0/16 lookup 4711 priority 100");
+    let found = report(&node);
+    let states: Vec<_> = found["vips"].as_array().unwrap().iter().map(|vip| vip["state"].clone()).collect();
+    assert_eq!(states, ["diverted"; 4]);
+    let problems: Vec<_> = found["problems"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let [problem] = problems[..] else { panic!("one cause: {problems:?}") };
+    assert!(problem.contains("and 1 more VIPs: rule 100 takes their packets to table 4711"), "{problem}");
+    assert!(pods.iter().any(|pod| problem.contains(&pod.vip().to_string())), "{problem}");
+    node.ns.ip("rule del priority 100");
+    let found = report(&node);
+    assert_eq!((&found["vips"][0]["state"], &found["problems"]), (&json!("serving"), &json!([])));
+}
+
 #[test]
 fn status_of_a_node_without_vips() {
     let lan = Lan::new();
@@ -95,13 +115,17 @@ fn status_shows_leases() {
     let _sidecar = Sidecar::pool(&node, "10.118.0.0/24");
     let web = Join::annotated("web");
     let pod = node.joined(&web);
-    let lease = |state: &str| json!({ "state": state, "expires": null, "error": null });
-    let served = report(&node);
-    assert_eq!(served["vips"][0]["lease"], lease("held"));
+    let lease =
+        |report: &Value| ["state", "expires", "error", "claimed_by"].map(|key| report["vips"][0]["lease"][key].clone());
+    let bound = [json!("bound"), Value::Null, Value::Null, Value::Null];
+    assert_eq!(lease(&report(&node)), bound);
     node.remove(&pod, &web);
     let held = report(&node);
-    assert_eq!((&held["vips"][0]["state"], &held["vips"][0]["lease"]), (&json!("idle"), &lease("held")));
-    assert!(status(&node, "table").contains("for ever"));
+    assert_eq!((&held["vips"][0]["state"], lease(&held)), (&json!("idle"), bound));
+    assert!(held["vips"][0]["lease"]["held_until"].is_u64(), "for nobody: {held}");
+    // Of the ten that `hold` is by default.
+    let table = status(&node, "table");
+    assert!(table.contains("held 9 min") || table.contains("held 10 min"), "{table}");
 }
 
 fn watching(node: &Node, output: &str) -> Command {
@@ -111,7 +135,7 @@ fn watching(node: &Node, output: &str) -> Command {
     command
 }
 
-/// For programs: an object a line. It ends when nobody reads any more.
+/// For programs: an object a line. It ends when its reader does.
 #[test]
 fn status_again_and_again() {
     let lan = Lan::new();
@@ -136,7 +160,7 @@ fn status_on_a_terminal() {
     // SAFETY: both descriptors are on this stack; no name, settings or size is asked for.
     let opened = unsafe { libc::openpty(&raw mut main, &raw mut terminal, null_mut(), null(), null()) };
     assert_eq!(opened, 0, "openpty: {}", std::io::Error::last_os_error());
-    // SAFETY: the descriptors have just been made, and are nobody else's.
+    // SAFETY: the descriptors have just been made, and belong to nothing else.
     let (mut main, terminal) = unsafe { (File::from_raw_fd(main), File::from_raw_fd(terminal)) };
     let mut child = watching(&node, "table").stdout(terminal).spawn().expect("start viproutectl");
     let mut shown = String::new();
@@ -157,17 +181,36 @@ fn status_on_a_terminal() {
 fn all_binaries_are_of_one_version() {
     let version = |program: &str| Command::new(program).arg("--version").finish("").ok();
     let of = |name: &str| version(VIPROUTE).replacen("viproute", name, 1);
-    assert!(version(VIPROUTE).starts_with(concat!("viproute ", env!("CARGO_PKG_VERSION"), " (flow owner ")));
+    assert!(version(VIPROUTE).starts_with(&format!("viproute {} (flow owner ", viproute::RELEASE)));
     assert_eq!(version(VIPROUTECTL), of("viproutectl"));
     assert_eq!(version(env!("CARGO_BIN_EXE_viprouted")), of("viprouted"));
+}
+
+/// Two builds of one release are told apart by their commits.
+#[test]
+fn a_version_names_its_commit() {
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        let safe = concat!("safe.directory=", env!("CARGO_MANIFEST_DIR"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-c", safe]).args(arguments).finish("")
+    };
+    let number = env!("CARGO_PKG_VERSION");
+    let tagged = git(&["describe", "--exact-match", "--tags", "--match", &format!("v{number}")]).status.success();
+    let id = git(&["rev-parse", "HEAD"]);
+    if id.status.success() && !tagged {
+        assert_eq!(viproute::RELEASE, format!("{number}+g{}", &id.stdout[..12]));
+    } else {
+        // Sources that were unpacked, or a release.
+        assert_eq!(viproute::RELEASE.split('+').next(), Some(number));
+    }
 }
 
 #[test]
 fn a_shell_completes_verbs() {
     let script = r#"
         eval "$("$1" completions bash)"
-        COMP_WORDS=(viproutectl un) COMP_CWORD=1
-        _viproutectl viproutectl un viproutectl
+        COMP_WORDS=(viproutectl und) COMP_CWORD=1
+        _viproutectl viproutectl und viproutectl
         echo "${COMPREPLY[@]}"
     "#;
     let said = Command::new(tool("bash")).args(["-euc", script, "bash", VIPROUTECTL]).finish("").ok();
@@ -188,8 +231,61 @@ fn manual_pages_say_what_the_program_does() {
         ("viproutectl.8", "viproutectl\\-undrain(8)"),
         ("viproutectl-drain.8", "Wait until its last connection"),
         ("viproutectl-doctor.8", "3 where there are warnings, 4"),
+        ("viproutectl-probe.8", "healthz"),
+        ("viproutectl-status.8", "\\fBPOD ADDRESS\\fR\nThe pod's own address."),
+        ("viproutectl-status.8", "\\fBdraining\\fR\nIt keeps the connections it has"),
+        ("viproutectl-status.8", "\\fBselecting\\fR\nAn address is being asked for."),
+        ("viprouted.8", "\\fBSIGTERM, SIGINT\\fR\n"),
+        ("viprouted.8", "\\fB/var/lib/viproute\\fR\nLeases (state_dir)"),
     ] {
         assert!(page(name).starts_with(".ie") && page(name).contains(text), "{name}: {}", page(name));
     }
     assert!(!dir.path().join("viproutectl-man.8").exists(), "it is nobody's business");
+    for (name, text) in [
+        ("viproute.8", "\\fBviproute.io/vip, VIPROUTE_VIP\\fR\nThe VIP's name"),
+        ("viprouted.toml.5", "viprouted.toml \\- the configuration of viprouted"),
+    ] {
+        assert!(page(name).starts_with(".TH") && page(name).contains(text), "{name}: {}", page(name));
+    }
+}
+
+/// Every key of the configuration is in viprouted's manual page, and man reads the pages without a complaint.
+#[test]
+fn the_manual_has_the_configuration() {
+    let dir = TempDir::new();
+    Command::new(VIPROUTECTL).arg("man").arg(dir.path()).finish("").ok();
+    let page = std::fs::read_to_string(dir.file("viprouted.8")).unwrap();
+    let conf = include_str!("../../conf/viprouted.toml");
+    let keys = conf.lines().filter_map(|line| line.trim_start_matches("#: ").split_once('='));
+    for key in keys.map(|(key, _)| key.trim()).filter(|key| !key.is_empty() && !key.contains(' ')) {
+        assert!(page.contains(key), "{key} is not in the manual page");
+    }
+    let written = page.lines().filter(|line| line.starts_with('.')).all(|line| {
+        [".TH", ".SH", ".TP", ".PP", ".nf", ".fi", ".br", ".ie", ".el", ".RS", ".RE"]
+            .iter()
+            .any(|m| line.starts_with(m))
+    });
+    assert!(written, "a line that man would take for a request: {page}");
+}
+
+/// What conf/daemonset.yaml has the kubelet call.
+#[test]
+fn a_probe_asks_on_the_unix_socket() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let sidecar = Sidecar::pool(&node, "10.118.0.0/24");
+    let probe = |question: &str| {
+        let mut command = node.ns.cmd(VIPROUTECTL);
+        command.args(["probe", question, "--config", &node.dir.file("viprouted.toml")]).finish("")
+    };
+    assert_eq!(probe("healthz").ok(), "ok\n");
+    assert_eq!(probe("readyz").ok(), "ok\n");
+    sidecar.stop();
+    let dead = probe("healthz");
+    assert!(dead.status.code() == Some(1) && dead.stderr.contains(&node.metrics()), "{dead:?}");
+    let yaml = include_str!("../../conf/daemonset.yaml");
+    for question in ["healthz", "readyz"] {
+        assert!(yaml.contains(&format!("exec: {{ command: [/usr/local/bin/viproutectl, probe, {question}] }}")));
+    }
+    assert!(!yaml.contains("httpGet"));
 }

@@ -1,10 +1,13 @@
 //! `viproutectl doctor`: each fault is named with its cure, and the cure, where it is a command, cures it.
 
 mod agent;
+mod express;
 mod firewall;
+mod modules;
 mod network;
 mod node;
 mod registry;
+mod routing;
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +21,7 @@ struct Patient {
     pods: Vec<Pod>,
     client: Netns,
     node: Node,
-    _lan: Lan,
+    lan: Lan,
     /// `net.d` and `bin` are in it.
     dir: TempDir,
 }
@@ -33,7 +36,7 @@ struct Found {
 }
 
 impl Patient {
-    /// The allocator is a stub: nobody puts anything right meanwhile.
+    /// The allocator is a stub: nothing is reconciled meanwhile.
     fn new(pods: usize) -> Self {
         let lan = Lan::new();
         let node = Node::new(&lan, 1);
@@ -43,7 +46,7 @@ impl Patient {
     fn on(lan: Lan, node: Node, pods: usize) -> Self {
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let pods = (0..pods).map(|_| node.joined(&Join::annotated("web"))).collect();
-        let patient = Self { pods, client, node, _lan: lan, dir: TempDir::new() };
+        let patient = Self { pods, client, node, lan, dir: TempDir::new() };
         for dir in ["net.d", "bin"] {
             fs::create_dir(patient.dir.path().join(dir)).expect("a directory");
         }
@@ -122,7 +125,7 @@ impl Patient {
         self.is_well();
     }
 
-    /// Runs the cure, as it stands, in root's shell on the node.
+    /// Runs the cure, as it is printed, in root's shell on the node.
     fn take(&self, found: &Found) {
         let cure = found.cure.as_ref().unwrap_or_else(|| panic!("no command: {found:?}"));
         // There is no systemd here.
@@ -130,10 +133,10 @@ impl Patient {
         self.node.ns.cmd("sh").args(["-euc", cure]).finish("").ok();
     }
 
-    fn host_end(&self) -> String {
+    fn host_veth(&self) -> String {
         let links = self.node.ns.ip_json("link");
         let mut names = links.iter().filter_map(|link| link["ifname"].as_str());
-        names.find(|name| name.starts_with("vip")).expect("a host end").to_owned()
+        names.find(|name| name.starts_with("vip")).expect("a host veth").to_owned()
     }
 
     fn endpoint(&self, pod: &Pod) -> std::path::PathBuf {

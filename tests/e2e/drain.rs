@@ -3,13 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Finished, Flows, Join, Lan, Node, Pod, Run, Service, Storm, VIPROUTECTL, until};
-
-const SOON: Duration = Duration::from_secs(30);
+use crate::harness::{Finished, Flows, Join, Lan, Node, PATIENCE, Pod, Run, Service, Storm, VIPROUTECTL, until};
 
 fn viproutectl(node: &Node, arguments: &[&str]) -> Command {
     let mut command = node.ns.cmd(VIPROUTECTL);
@@ -68,7 +65,13 @@ fn a_drained_replica_gets_no_new_connection_and_breaks_none() {
     assert!(storm.next(200).of(&pod.name) > 0, "it takes its share before");
 
     let mut waiting = Waiting::start(node, &name);
-    until("the replica is out of the group", SOON, || (state(node, pod) == "draining").then_some(()));
+    // The record comes first.
+    let nexthop = record(node, pod)["nexthop"].clone();
+    until("the replica is out of the group", PATIENCE, || {
+        let objects = node.ns.ip_json("nexthop");
+        let mut members = objects.iter().flat_map(|object| object["group"].as_array().into_iter().flatten());
+        (state(node, pod) == "draining" && members.all(|member| member["id"] != nexthop)).then_some(())
+    });
     storm.next(100); // those that had begun before
     let after = storm.next(800);
     assert_eq!((after.of(&pod.name), after.failed), (0, Vec::<String>::new()));
@@ -88,18 +91,18 @@ fn a_drained_replica_gets_no_new_connection_and_breaks_none() {
     let last: Flows = flows.pop().expect("flows");
     let rest = last.live()[pod.name.as_str()];
     drop(flows);
-    until("the others' connections are closed", SOON, || {
+    until("the others' connections are closed", PATIENCE, || {
         let left = run(node, &["drain", &name, "--wait", "--timeout", "0s"]).stderr;
         left.contains(&format!(" {rest} connections")).then_some(())
     });
     assert_eq!(waiting.ended(), None, "{rest} connections are left");
     drop(last);
-    assert_eq!(until("drain --wait returns", SOON, || waiting.ended()), 0);
+    assert_eq!(until("drain --wait returns", PATIENCE, || waiting.ended()), 0);
 
     run(node, &["undrain", &name]).ok();
     assert_eq!(state(node, pod), "ready");
     let storm = Storm::start(&service.client, service.vip, 400);
-    until("it has its share again", SOON, || (storm.next(100).of(&pod.name) > 0).then_some(()));
+    until("it has its share again", PATIENCE, || (storm.next(100).of(&pod.name) > 0).then_some(()));
 }
 
 /// A container that no pod is known of, as podman's; and without the sidecar.
@@ -162,7 +165,7 @@ fn a_replica_with_a_health_check_comes_back_by_its_check() {
     assert_eq!(state(&node, &pod), "pending");
 }
 
-/// Every VIP of the pod; and one that is deleted while somebody waits.
+/// Every VIP of the pod; and one that is deleted while a `--wait` runs.
 #[test]
 fn all_its_vips_and_a_pod_that_goes() {
     let lan = Lan::new();
@@ -173,12 +176,12 @@ fn all_its_vips_and_a_pod_that_goes() {
     let server = crate::harness::PodServer::start(&pod);
     let flows: Vec<_> = pod.vips().into_iter().map(|vip| Flows::open("the client", &client, vip, 3)).collect();
     let mut waiting = Waiting::start(&node, &format!("default/{}", pod.name));
-    until("it is out of both groups", SOON, || {
+    until("it is out of both groups", PATIENCE, || {
         let routes = node.ns.ip_json("route show proto 118");
         routes.iter().all(|route| route["type"] == "unreachable").then_some(())
     });
     assert_eq!(waiting.ended(), None, "six connections are open");
     node.remove(&pod, &both);
-    assert_eq!(until("drain --wait returns", SOON, || waiting.ended()), 0);
+    assert_eq!(until("drain --wait returns", PATIENCE, || waiting.ended()), 0);
     drop((flows, server));
 }

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, DhcpServer, Join, KEA_POOL, Lan, Node, Run, Sidecar, until};
+use crate::harness::{Daemon, DhcpServer, Join, KEA_POOL, Lan, Node, PATIENCE, Run, SOON, Sidecar, until};
 
 const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
-const SOON: Duration = Duration::from_secs(10);
 
 fn web() -> Join {
     Join::annotated("web").namespace("shop")
@@ -100,7 +99,7 @@ fn a_lease_that_is_lost_and_another_that_is_granted() {
     let _server = DhcpServer::kea(&lan, 600, Some("192.0.2.120 - 192.0.2.130"));
     sidecar.stop();
     let _sidecar = Sidecar::dhcp(&node, "");
-    let now = until("the VIP has moved", Duration::from_secs(30), || {
+    let now = until("the VIP has moved", PATIENCE, || {
         let vips = pod.vips();
         (vips.len() == 1 && vips[0] != former).then(|| vips[0])
     });

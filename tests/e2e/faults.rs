@@ -119,12 +119,16 @@ impl Trace {
             self.0.iter().position(|(_, call)| call.contains(namespace)).expect("the pod's namespace is opened");
         let mut seen = std::collections::BTreeMap::<&str, usize>::new();
         let mut calls = Vec::new();
+        // strace counts each thread's calls: who makes another thread's first one fail makes the dynamic loader's fail, too.
+        let mut early = BTreeSet::new();
         for (at, (process, call)) in self.0.iter().enumerate() {
             // A call that another thread's interrupts is counted where it begins.
             if call.strip_prefix(name).is_some_and(|rest| rest.starts_with('(')) {
                 let number = seen.entry(process).or_default();
                 *number += 1;
-                if at >= start && !call.starts_with("write(1,") {
+                if at < start {
+                    early.insert(*number);
+                } else if !call.starts_with("write(1,") && !early.contains(number) {
                     calls.push((*number, call.as_str()));
                 }
             }
@@ -289,7 +293,7 @@ fn killed_at_any_point() {
     scene.assert_no_trouble();
 }
 
-/// Something foreign stands where an object of a VIP has to go.
+/// A foreign object is where an object of a VIP has to be.
 fn in_the_way(place: impl FnOnce(&Scene) -> (&Netns, String), step: &str) {
     let scene = Scene::new();
     let (ns, object) = place(&scene);

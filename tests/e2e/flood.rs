@@ -1,4 +1,4 @@
-//! Packets of connections that nobody has, as many as a thread can send, to a VIP with 100 replicas: each has to be looked
+//! Packets of connections that no replica has, as many as a thread can send, to a VIP with 100 replicas: each is searched
 //! for at all of them, within limits, and good connections go on. How much of their throughput they keep is a benchmark's
 //! to say.
 
@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Flows, PORT, Service, Storm};
 
-#[path = "../../benches/load/strays.rs"]
+#[path = "../../benches/load/misplaced.rs"]
 mod sender;
 
 const REPLICAS: usize = 100;
 
-fn strays(service: &Service) -> sender::Strays {
+/// Live connections from each caller.
+const LIVE: usize = 100;
+
+fn strays(service: &Service) -> sender::Misplaced {
     let socket = service.client.run(|| sender::raw_socket().expect("a raw socket"));
-    sender::Strays::start(socket, SocketAddrV4::new(service.vip, PORT))
+    sender::Misplaced::start(socket, SocketAddrV4::new(service.vip, PORT))
 }
 
 /// 100 replicas whose buckets have found their places.
@@ -25,26 +28,40 @@ fn service() -> Service {
     service
 }
 
+/// Answers that each live connection has to get while the flood lasts.
+const ROUNDS: usize = 8;
+
+/// New connections that are answered while it lasts.
+const NEW: usize = 500;
+
+/// Misplaced packets for each packet of a good connection: what is less is no flood.
+const FLOOD: usize = 10;
+
 #[test]
 fn good_connections_go_on_in_a_flood() {
     let service = service();
-    let mut flows = service.flows(100);
+    let mut flows = service.flows(LIVE);
     let storm = Storm::start(&service.client, service.vip, 200);
-    let before = service.counter("missed");
+    let before = service.counter("no_owner");
     let flood = strays(&service);
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(8) {
+    for _ in 0..ROUNDS {
         flows.iter_mut().for_each(Flows::ask);
         flows.iter_mut().for_each(Flows::hear);
     }
+    let seen = storm.next(NEW);
     // How many are too many for a second is a matter of the machine: the corpus has that.
-    let (missed, limited) = (service.counter("missed") - before, service.counter("limited"));
-    eprintln!("{} strays in {:?}, {missed} nobody's, {limited} not looked for", flood.sent(), start.elapsed());
-    assert!(missed > 0, "strays are looked for");
+    let (missed, limited) = (service.counter("no_owner") - before, service.counter("search_throttled"));
+    let sent = flood.sent();
+    eprintln!("{sent} strays in {:?}, {missed} nobody's, {limited} not looked for", start.elapsed());
     drop(flood);
+    assert!(missed > 0, "strays are looked for");
+    let good = ROUNDS * flows.len() * LIVE + NEW;
+    assert!(sent > FLOOD * good, "{sent} strays beside {good} answers are no flood");
     let complaints: Vec<_> = flows.iter().filter_map(|flows| flows.complaint(&[])).collect();
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
-    let seen = storm.seen();
     assert_eq!(seen.failed, [""; 0]);
-    assert!(seen.answers() > 0, "new connections are answered");
+    assert!(seen.answers() >= NEW, "new connections are answered: {seen:?}");
+    let live: usize = flows.iter().map(|flows| flows.live().values().sum::<usize>()).sum();
+    assert_eq!(live, LIVE * flows.len(), "live connections");
 }

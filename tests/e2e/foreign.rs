@@ -1,4 +1,4 @@
-//! Objects of somebody else's where ADD wants to put its own: what isn't ours stays, whatever becomes of the ADD.
+//! Foreign objects where ADD wants to put its own: what isn't ours stays, whatever becomes of the ADD.
 
 use crate::harness::{Join, Lan, Node, Pod};
 

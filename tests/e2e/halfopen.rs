@@ -12,12 +12,9 @@ use nix::sys::socket::{
 };
 use serde_json::json;
 
-use crate::harness::{Join, Netns, PORT, Run, Service, Storm, connect, hear, until};
+use crate::harness::{Join, LONG, Netns, PORT, Run, Service, Storm, connect, deadline, hear, until};
 
 const HANDSHAKES: usize = 200;
-
-/// More than any handshake needs: what is lost is sent again after 1, 3, 7 and 15 seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
 
 /// First nothing comes back from the servers; a SYN that is sent again may open the connection a second time, elsewhere.
 const HOLD_ANSWERS: &str = "table ip hold { chain answers {
@@ -39,7 +36,7 @@ const TURN: Duration = Duration::from_millis(6300);
 
 /// A socket that connects to the VIP without waiting for it; from `port` if there is one, though it was used just now.
 fn begin(ns: &Netns, vip: Ipv4Addr, port: Option<u16>) -> TcpStream {
-    until("a free port", PATIENCE, || {
+    until("a free port", LONG, || {
         let fd: OwnedFd = ns.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket")
@@ -84,8 +81,9 @@ fn service(joined: usize, spare: usize) -> Service {
 /// Handshakes from `ns` under way, then `change`, then they may go on: each must come to an answer.
 fn complete_after(service: &Service, ns: &Netns, change: impl FnOnce()) {
     // Newer kernels send the first SYNs each second, which would leave no bucket idle.
-    if !ns.sysctl("net/ipv4/tcp_syn_linear_timeouts").is_empty() {
-        ns.set_sysctl("net/ipv4/tcp_syn_linear_timeouts", "0");
+    let linear = "net/ipv4/tcp_syn_linear_timeouts";
+    if ns.sysctls(&[linear.to_owned()])[0].is_some() {
+        ns.set_sysctl(linear, "0");
     }
     let rules = |rules: &str| ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
     rules(HOLD_ANSWERS);
@@ -96,7 +94,7 @@ fn complete_after(service: &Service, ns: &Netns, change: impl FnOnce()) {
     change();
     thread::sleep(TURN.saturating_sub(start.elapsed()));
     rules(HOLD_REQUESTS);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = deadline(LONG);
     let answers: Vec<_> = streams.iter_mut().map(|stream| complete(stream, deadline)).collect();
     let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
     assert!(failed.is_empty(), "{} of {HANDSHAKES} failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
@@ -164,15 +162,15 @@ fn a_port_is_used_again_after_the_server_has_closed() {
     let client = &service.client;
     let open = |port| {
         let mut stream = begin(client, service.vip, Some(port));
-        let replica = complete(&mut stream, Instant::now() + PATIENCE);
+        let replica = complete(&mut stream, deadline(LONG));
         (stream, replica.unwrap_or_else(|error| panic!("port {port}: {error}")))
     };
     let mut live: Vec<_> = PORTS.map(open).collect();
     for joining in &service.pods[2..] {
         for (port, (stream, replica)) in PORTS.zip(&mut live) {
-            let answer = question(stream, b"bye\n", Instant::now() + PATIENCE);
+            let answer = question(stream, b"bye\n", deadline(LONG));
             assert_eq!(answer.as_ref(), Ok(&*replica), "port {port}, before it is closed");
-            assert!(hear(stream, Instant::now() + PATIENCE).is_err(), "the server closes");
+            assert!(hear(stream, deadline(LONG)).is_err(), "the server closes");
         }
         drop(live);
         live = PORTS.map(open).collect();
@@ -180,7 +178,7 @@ fn a_port_is_used_again_after_the_server_has_closed() {
         // Buckets move once they were idle.
         thread::sleep(Duration::from_secs(2));
         for (port, (stream, replica)) in PORTS.zip(&mut live) {
-            let answer = question(stream, b"who\n", Instant::now() + PATIENCE);
+            let answer = question(stream, b"who\n", deadline(LONG));
             assert_eq!(answer.as_ref(), Ok(&*replica), "port {port}, after {} has joined", joining.name);
         }
     }

@@ -1,6 +1,7 @@
 //! Readiness: a replica gets connections while its check says that it can answer, and not before; when it no longer can
 //! it keeps those it has.
 
+mod flapping;
 mod restart;
 mod rolling;
 mod sockets;
@@ -12,12 +13,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Flows, HttpServer, Join, Lan, Netns, Node, PORT, Pod, PodServer, Run, SILENCE, Sidecar, Storm, allow_many_files,
-    bare_pod, connect, for_each, status, tool, until,
+    Flows, HttpServer, Join, Lan, Netns, Node, PATIENCE, PORT, Page, Pod, PodServer, Run, SILENCE, SOON, Sidecar,
+    Storm, allow_many_files, bare_pod, connect, for_each, status, tool, until,
 };
-
-/// Longer than any check takes to come to a verdict, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The port of pods' HTTP servers.
 const HTTP: u16 = 8081;
@@ -49,7 +47,7 @@ impl Scene {
     fn vip(&self) -> Ipv4Addr {
         let record = std::fs::read(self.node.data() + "/vips/default_web/vip.json").expect("the VIP's record");
         let record: Value = serde_json::from_slice(&record).expect("a record is JSON");
-        record["address"].as_str().and_then(|text| text.parse().ok()).expect("the VIP's address")
+        record["addresses"][0].as_str().and_then(|text| text.parse().ok()).expect("the VIP's address")
     }
 
     /// What status says of a replica; read under the VIP's lock, so that the kernel is as the state says.
@@ -80,6 +78,19 @@ impl Scene {
             self.becomes(pod, "ready");
         }
         pods
+    }
+
+    /// How many replicas of the VIP a check has brought to `state`, since the agent's start.
+    fn transitions(&self, state: &str) -> i64 {
+        let labels = [("namespace", "default"), ("to", state), ("vip", "web")];
+        Page::of(&self.node).value("viproute_health_transitions_total", &labels)
+    }
+
+    /// So many have come to `ready` and to `draining`. A change is counted just after it was made.
+    fn has_transitions(&self, ready: i64, draining: i64) {
+        let counted = || (self.transitions("ready"), self.transitions("draining"));
+        until("transitions are counted", SOON, || (counted() >= (ready, draining)).then_some(()));
+        assert_eq!(counted(), (ready, draining), "replicas that became ready, and draining");
     }
 
     /// Its state stays the same while its check is made a few times.
@@ -121,6 +132,7 @@ fn a_replica_whose_listener_closes_keeps_its_connections_and_gets_no_new_ones() 
     let (server, leaving) = pods.remove(0);
     drop(server);
     scene.becomes(&leaving, "draining");
+    scene.has_transitions(2, 1);
     assert_eq!(connect(&scene.client, scene.vip(), 100).names.get(&leaving.name), None);
     flows.ask();
     flows.hear();
@@ -195,7 +207,7 @@ fn tcp_connects_to_the_vip_in_the_pod() {
     assert_eq!(pod.ns.cmd("ss").args(["-tanH", "state", "time-wait"]).finish("").ok(), "");
 }
 
-/// One that says nothing delays nobody else's check.
+/// One that says nothing delays no other check.
 #[test]
 fn slow_servers_delay_nobody() {
     let scene = Scene::new();
@@ -269,7 +281,8 @@ const MANY: usize = 60;
 /// With 1,000 it is a measurement: what the checks cost is printed.
 #[test]
 fn many_replicas_are_ready_together_and_stay_so() {
-    let many = std::env::var("VIPROUTE_HEALTH_REPLICAS").ok().and_then(|text| text.parse().ok()).unwrap_or(MANY);
+    let many =
+        std::env::var("VIPROUTE_HEALTH_REPLICAS").map_or(MANY, |text| text.parse().expect("a number of replicas"));
     let scene = Scene::new();
     let join = web("listen");
     let add = |number| {
@@ -283,7 +296,7 @@ fn many_replicas_are_ready_together_and_stay_so() {
     let ready = || status(&scene.node, scene.vip())["ready"].as_u64().and_then(|ready| usize::try_from(ready).ok());
     until("all are ready", PATIENCE, || (ready() == Some(many)).then_some(()));
     let sidecar = scene.sidecar.as_ref().unwrap();
-    // A full look at the registry, every 30 s, belongs to it.
+    // A full read of the registry, every 30 s, belongs to it.
     let rest = if many > MANY { Duration::from_secs(60) } else { Duration::from_secs(2) };
     let before = sidecar.daemon.cpu_time();
     std::thread::sleep(rest);
@@ -293,8 +306,8 @@ fn many_replicas_are_ready_together_and_stay_so() {
         used.as_secs_f64() / rest.as_secs_f64() * 100.0
     );
     assert_eq!(ready(), Some(many));
+    scene.has_transitions(i64::try_from(many).expect("a small number"), 0);
     let log = sidecar.daemon.log();
-    assert!(!log.contains("draining"), "a replica that listens has drained");
     assert!(!log.contains(ONE_BY_ONE), "all are asked for together");
     drop(first);
 }

@@ -320,6 +320,7 @@ fn no_prev_result() {
 #[test]
 fn a_pod_without_ipv4() {
     let scene = Scene::new();
+    scene.pod.ns.ip("addr flush dev eth0");
     let mut stdin = scene.stdin();
     stdin["prevResult"]["ips"] = json!([{ "address": "2001:db8::2/64", "interface": 1 }]);
     scene.refused_stdin(&stdin, 104, "IPv4");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{
-    Daemon, DhcpServer, Join, KEA_POOL, Lan, Node, Pod, PodServer, Sidecar, Snapshot, VIPROUTE, ask, connect,
+    Daemon, DhcpServer, Join, KEA_POOL, Lan, Node, Pod, PodServer, SOON, Sidecar, Snapshot, VIPROUTE, ask, connect,
     killed_after, until,
 };
 
@@ -36,7 +36,7 @@ struct Scene {
     node: Node,
     before: Snapshot,
     brief: Vec<String>,
-    /// How long an ADD and a DEL take here that nobody kills.
+    /// How long an ADD and a DEL take here that are not killed.
     add: Duration,
     del: Duration,
     _lan: Lan,
@@ -72,7 +72,7 @@ impl Scene {
 
     /// Nothing of the pod is left, and the survivor serves.
     fn clean(&self, what: &str, round: u32) {
-        // Everything takes two dozen programs to see: the node's own is looked at each time, the rest at times.
+        // Everything takes two dozen programs to see: the node's own is read each time, the rest at times.
         if round.is_multiple_of(8) || self.node.brief() != self.brief {
             self.before.assert_same(&self.node.snapshot(&[&self.survivor, &self.pod]), what);
             self.node.check(&self.survivor, &web()).ok();
@@ -213,7 +213,7 @@ impl Granted<'_> {
     }
 }
 
-/// Asks until somebody answers, for `limit` at most.
+/// Asks until a replica answers, for `limit` at most.
 fn persistent(socket: &str, vip: &str, limit: Duration) -> Option<Ipv4Addr> {
     let request = json!({ "acquire": { "vip": vip, "pod": "10.1.1.2", "node": "192.0.2.1" } }).to_string();
     let start = Instant::now();
@@ -256,12 +256,12 @@ fn the_sidecar_while_it_acquires_and_renews() {
     let mut granted = Granted { node: &node, addresses: BTreeMap::new() };
     for round in 0..20 {
         granted.round(round, Duration::from_millis(if round % 3 == 0 { 2500 } else { 400 }));
-        // Nobody takes its routes away meanwhile.
+        // Its routes are not deleted meanwhile.
         connect(&node.ns, pod.vip(), 1);
     }
     let sidecar = granted.verify(settings);
-    until("the replica's lease is in order", Duration::from_secs(10), || {
-        (sidecar.status("default/web")?["state"] == "held").then_some(())
+    until("the replica's lease is in order", SOON, || {
+        (sidecar.status("default/web")?["state"] == "bound").then_some(())
     });
     connect(&node.ns, pod.vip(), 5);
     node.check(&pod, &web()).ok();

@@ -2,14 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, Join, Lan, Node, Sidecar, until};
+use crate::harness::{Daemon, Join, Lan, Node, SOON, Sidecar, until};
 
 const POOL: &str = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"";
-const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn json_is_an_object_a_line() {
@@ -66,4 +64,15 @@ fn the_journal_gets_priorities() {
     until("the third one has ended", SOON, || third.ended().then_some(()));
     assert!(third.log().starts_with("20"), "{}", third.log());
     drop(sidecar);
+}
+
+/// Its disk is full: what was to be logged is lost, and nothing else.
+#[test]
+fn a_log_that_cant_be_written_ends_nothing() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let sidecar = Sidecar::run_by("sh", &["-c", "exec \"$0\" \"$@\" 2>/dev/full"], &node, POOL);
+    let pod = node.joined(&Join::annotated("web"));
+    node.del(&pod, &Join::annotated("web")).ok();
+    sidecar.stop();
 }

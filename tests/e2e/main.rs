@@ -3,16 +3,19 @@
 //! Run as root: `cargo test`. Nothing outside the namespaces a test makes for itself is touched, and they vanish with
 //! the test process, however it ends. A tool that is missing fails the test that needs it and names its Debian package.
 
-// A test stops at the first thing that is not as it should be: panicking is its way of saying so.
+// A test stops at the first difference from what it expects, by a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 // Files here are for one reader, who waits until the writer is done.
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod bgp;
+mod bundle;
 mod chains;
 mod check;
 mod claim3;
 mod containerd;
+mod containerd2;
 mod corpus;
 mod ctl;
 mod damage;
@@ -22,36 +25,53 @@ mod doctor;
 mod drain;
 mod evenness;
 mod events;
+mod express;
+mod far;
 mod faults;
 mod flood;
 mod foreign;
+mod gateways;
 mod guard;
 mod halfopen;
 mod harness;
 mod heal;
 mod health;
+mod inotify;
 mod input;
 mod install;
 mod kills;
+mod leases;
+mod listener;
+mod locks;
 mod logs;
+mod membership;
 mod metrics;
+mod node_changes;
+mod nodes;
 mod notrack;
+mod own_source;
 mod owner;
+mod packaging;
 mod passthrough;
 mod pmtu;
 mod podman;
 mod privileges;
 mod program;
 mod races;
+mod remote;
 mod renumber;
+mod runtimes;
 mod scale;
 mod selftest;
 mod servers;
 mod sidecar;
+mod slots;
 mod survival;
 mod traffic;
 mod udp_reply;
 mod udp_sticky;
+mod upgrade;
+mod uplinks;
 mod verbs;
 mod vips;
 mod where_;

@@ -1,4 +1,4 @@
-//! What Prometheus is told, and the health pages.
+//! What Prometheus scrapes, and the health pages.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -6,18 +6,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, listen};
 use serde_json::Value;
 
 use crate::harness::{
-    Answer, DhcpServer, Join, Lan, Node, Page, RANGE, Run, Sidecar, connect, get, serve_all, tool, until,
+    Answer, DhcpServer, Join, Lan, Node, Page, RANGE, Run, SOON, Sidecar, connect, get, serve_all, tool, until,
 };
 
 const WEB: [(&str, &str); 2] = [("namespace", "shop"), ("vip", "web")];
-const SOON: Duration = Duration::from_secs(10);
 
 fn web() -> Join {
     Join::annotated("web").namespace("shop")
@@ -30,7 +28,7 @@ fn labelled(label: &'static str, value: &'static str) -> Vec<(&'static str, &'st
     labels
 }
 
-/// Calls are told without waiting, so they are counted a moment later.
+/// Calls are reported without waiting, so they are counted a moment later.
 fn counted(node: &Node, verb: &str, code: &str, count: i64) -> Page {
     until(&format!("{count} calls of {verb} are counted"), SOON, || {
         let page = Page::of(node);
@@ -52,7 +50,7 @@ fn counts_move_as_they_should() {
     assert_eq!(before.value("viproute_vip_buckets", &WEB), 1024);
     assert_eq!(before.value("viproute_vip_replica_buckets_min", &WEB), 512);
     assert_eq!(before.value("viproute_vip_replica_buckets_max", &WEB), 512);
-    assert_eq!(before.value("viproute_leases", &[("state", "held")]), 1);
+    assert_eq!(before.value("viproute_leases", &[("state", "bound")]), 1);
     assert_eq!(before.value("viproute_scrape_problems", &[]), 0);
     assert_eq!(before.value("viproute_plugin_call_duration_seconds_count", &[("verb", "ADD")]), 2);
     assert!(before.value("viproute_sync_duration_seconds_count", &[("by", "plugin")]) >= 2);
@@ -65,10 +63,10 @@ fn counts_move_as_they_should() {
         let bytes = of(&after, "viproute_vip_bytes_total") - of(&before, "viproute_vip_bytes_total");
         assert!(packets >= 300 && bytes >= 300 * 60, "100 connections {way}: {packets} packets, {bytes} bytes");
     }
-    let owned = |page: &Page| page.value("viproute_flow_owner_packets_total", &labelled("outcome", "chosen"));
+    let owned = |page: &Page| page.value("viproute_flow_owner_packets_total", &labelled("outcome", "local_hit"));
     assert!(owned(&after) > owned(&before));
 
-    // One that has never joined; it takes nobody's route away, which would be put right.
+    // One that has never joined; no route is deleted with it, which would be repaired.
     let stranger = node.pod();
     *stranger.result.lock().unwrap() = Some(stranger.base.lock().unwrap().clone());
     assert_eq!(node.check(&stranger, &web()).error().code, 106);
@@ -81,7 +79,7 @@ fn counts_move_as_they_should() {
     let left = counted(&node, "DEL", "0", 1);
     assert_eq!(left.value("viproute_vip_replicas", &labelled("state", "ready")), 1);
     let packets = |page: &Page| page.value("viproute_vip_packets_total", &labelled("direction", "in"));
-    // As many as before, of which one pod had about half; nobody looked at it between these and its end.
+    // As many as before, of which one pod had about half; it was not scraped between these and its end.
     let (first, second) = (packets(&after) - packets(&before), packets(&left) - packets(&after));
     assert!(second >= first * 3 / 4, "what a replica counted in the end is missing: {second} after {first}");
     for (name, value) in after.counters() {
@@ -109,7 +107,7 @@ fn the_page_is_accepted_and_has_what_the_dashboard_shows() {
     let page = counted(&node, "ADD", "0", 2);
     let verdict = Command::new(tool("promtool")).args(["check", "metrics"]).finish(&page.text);
     assert!(verdict.status.success() && verdict.stdout.is_empty() && verdict.stderr.is_empty(), "{verdict:?}");
-    assert_eq!(page.value("viproute_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
+    assert_eq!(page.value("viproute_build_info", &[("version", viproute::RELEASE)]), 1);
     assert!(page.value("viproute_dhcp_messages_total", &[("direction", "received"), ("type", "ack")]) >= 1);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let expiry = page.value("viproute_lease_expiry_timestamp_seconds", &WEB) - i64::try_from(now).unwrap();
@@ -153,7 +151,7 @@ fn health_pages_say_what_is_wrong() {
     node.ns.ip("link set eth0 down");
     let answer = get(&node, "/readyz");
     assert_eq!(answer.status, 503, "{answer:?}");
-    assert!(answer.body.contains("eth0 is down or gone"), "{answer:?}");
+    assert!(answer.body.contains("no address can be asked for: eth0 is down"), "{answer:?}");
     assert_eq!(get(&node, "/healthz").status, 200, "that is nothing a restart cures");
     node.ns.ip("link set eth0 up");
     assert_eq!(get(&node, "/readyz").status, 200);
@@ -180,7 +178,14 @@ fn bad_clients_disturb_nobody() {
         assert_eq!(Answer::of(unix(), "GET", path).status, 404, "{path}");
     }
 
+    // A scrape that has just begun, and a hundred newcomers behind it.
+    let (mut early_tcp, mut early_unix) = (tcp(), unix());
+    early_tcp.write_all(b"GET /metr").expect("the beginning of a request");
+    early_unix.write_all(b"GET /metr").expect("the beginning of a request");
     let silent: Vec<_> = (0..100).map(|_| (tcp(), unix())).collect();
+    for early in [rest_of(&mut early_tcp), rest_of(&mut early_unix)] {
+        assert!(early.starts_with("HTTP/1.1 200"), "{early}");
+    }
     for (tcp, unix) in &silent[..50] {
         let _ = { tcp }.write_all(b"GET /metrics HT");
         let _ = { unix }.write_all(b"GET /metrics HT");
@@ -190,12 +195,28 @@ fn bad_clients_disturb_nobody() {
     let mut rest = Vec::new();
     let _ = nonsense.read_to_end(&mut rest);
     assert!(!String::from_utf8_lossy(&rest).contains(" 200 "), "{rest:?}");
-    assert_eq!(Answer::of(tcp(), "GET", "/metrics").status, 200);
+    // Newcomers are let in again as soon as those before them have had a second.
+    until("a page by TCP", SOON, || has_page(tcp()).then_some(()));
+    until("a page by the socket", SOON, || has_page(unix()).then_some(()));
     assert_eq!(get(&node, "/readyz").status, 200);
     node.joined(&web());
     // Those that were there first have had their time: each is closed, by and by.
     let (tcp, unix) = &silent[0];
     assert_eq!(({ tcp }.read(&mut [0; 1]).unwrap_or(0), { unix }.read(&mut [0; 1]).unwrap_or(0)), (0, 0));
+}
+
+/// Ends a request that begins with `GET /metr`.
+fn rest_of(stream: &mut (impl Read + Write)) -> String {
+    let _ = stream.write_all(b"ics HTTP/1.1\r\nHost: node\r\n\r\n");
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text
+}
+
+/// Whether a page is given, or the connection closed.
+fn has_page(mut stream: impl Read + Write) -> bool {
+    let _ = stream.write_all(b"GET /metr");
+    rest_of(&mut stream).starts_with("HTTP/1.1 200")
 }
 
 /// A socket whose owner hangs, its queue full: the plugin doesn't even wait to be let in.

@@ -2,7 +2,7 @@
 
 use crate::harness::{Join, Lan, Node, VIPROUTE, tool};
 
-/// Odd but valid: spaces, key order, numbers a parser might rewrite, keys nobody knows.
+/// Odd but valid: spaces, key order, numbers a parser might rewrite, unknown keys.
 const ODD: &str = r#"{"zeta": 1.0, "cniVersion":"1.0.0",  "big":12345678901234567890123,"ips":[ {"address":"10.1.1.2/24"} ],
   "alpha":{"b":1,"a":1e2,"escaped":"\u00e9\/"},"dns":{}}"#;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 
-use crate::harness::{Join, Netns, PORT, Pod, Service};
+use crate::harness::{Join, Netns, PORT, Pod, SOON, Service, scaled};
 
 const DOWNLOADS: usize = 30;
 const SIZE: usize = 10_000_000;
@@ -17,7 +17,7 @@ const SIZE: usize = 10_000_000;
 /// The far client, behind two routers with the small link between them.
 const CLIENT: &str = "198.51.100.2";
 
-/// A pod's server that sends [`SIZE`] bytes to whoever connects.
+/// A pod's server that sends [`SIZE`] bytes to each client.
 struct Source {
     listener: TcpListener,
     thread: Option<JoinHandle<()>>,
@@ -70,7 +70,7 @@ impl Far {
         }
         for ns in [near, &router] {
             ns.set_sysctl("net/ipv4/ip_forward", "1");
-            // Each of the pods' senders is told at once, not one of them a second.
+            // Each of the pods' senders gets its ICMP error at once, not one of them a second.
             ns.set_sysctl("net/ipv4/icmp_ratelimit", "0");
         }
         near.ip("route add 198.51.100.0/24 via 203.0.113.2");
@@ -83,7 +83,7 @@ impl Far {
     /// Downloads at once; the bytes that came of each before nothing came for so long.
     fn download(&self, vip: Ipv4Addr, patience: Duration) -> Vec<usize> {
         let one = || -> io::Result<usize> {
-            let mut stream = TcpStream::connect_timeout(&(vip, Source::PORT).into(), Duration::from_secs(10))?;
+            let mut stream = TcpStream::connect_timeout(&(vip, Source::PORT).into(), scaled(SOON))?;
             assert_eq!(stream.local_addr()?.ip().to_string(), CLIENT);
             stream.set_read_timeout(Some(patience))?;
             let (mut buffer, mut total) = (vec![0; 1 << 16], 0);

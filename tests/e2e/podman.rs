@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::Duration;
 
-use crate::harness::{Lan, Machine, Netns, Node, Pod, Run, VIPROUTE, connect, share, tool, until};
+use crate::harness::{Lan, Machine, Netns, Node, PATIENCE, Pod, Run, VIPROUTE, connect, share, tool, until};
 
 /// Debian's podman prefers netavark where it is installed; the rest is for machines with less than all capabilities, or with
 /// cgroups of both versions.
@@ -79,9 +78,7 @@ impl Scene {
         arguments.extend(["--volume", "/usr:/usr:ro", "--volume", &peer, "--rootfs", "/srv/root"]);
         arguments.extend(["/peer", "serve", "--name", name, "--port", "8080"]);
         let id = self.podman(&arguments).trim().to_string();
-        until("the server listens", Duration::from_secs(20), || {
-            self.podman(&["logs", name]).contains("ready").then_some(())
-        });
+        until("the server listens", PATIENCE, || self.podman(&["logs", name]).contains("ready").then_some(()));
         let netns = self.podman(&["inspect", "--format", "{{.NetworkSettings.SandboxKey}}", name]);
         let ns = self.machine.netns(netns.trim());
         Pod { ns, id, name: name.into(), base: Mutex::default(), result: Mutex::default() }
@@ -105,13 +102,13 @@ fn three_containers_share_a_vip() {
 
     // One dies: podman's monitor takes it out by itself.
     scene.podman(&["kill", "p1"]);
-    until("the dead container's DEL", Duration::from_secs(30), || (scene.machine.attachments() == 2).then_some(()));
+    until("the dead container's DEL", PATIENCE, || (scene.machine.attachments() == 2).then_some(()));
     let tally = connect(&scene.client, vip, 100);
     assert_eq!(tally.names.keys().collect::<Vec<_>>(), ["p2", "p3"]);
 
     // It is started again, and joins again.
     scene.podman(&["start", "p1"]);
-    until("the server listens again", Duration::from_secs(20), || {
+    until("the server listens again", PATIENCE, || {
         (scene.podman(&["logs", "p1"]).matches("ready").count() == 2).then_some(())
     });
     assert_eq!(connect(&scene.client, vip, 200).names.len(), 3);

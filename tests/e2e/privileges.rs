@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::harness::{
-    DhcpServer, Join, Lan, Node, Pod, RELAYED, Run, Sidecar, Software, TempDir, connect, nothing_left, serve_all, tool,
-    until,
+    DhcpServer, Join, LONG, Lan, Node, PATIENCE, Pod, RELAYED, Run, SOON, Sidecar, Software, TempDir, connect,
+    nothing_left, serve_all, tool, until,
 };
 
 fn web() -> Join {
@@ -35,7 +35,7 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Whatever the umask is that a runtime hands down.
+/// Whatever umask a runtime passes on.
 #[test]
 fn nobody_else_can_read_registry_leases_and_socket() {
     let lan = Lan::new();
@@ -58,7 +58,7 @@ fn nobody_else_can_read_registry_leases_and_socket() {
     }
 }
 
-/// A node with two replicas, whose registry somebody has been at.
+/// A node with two replicas, whose registry has been tampered with.
 struct Scene {
     pods: [Pod; 2],
     late: Pod,
@@ -275,19 +275,17 @@ fn the_units_capabilities_are_enough() {
         let _sidecar = Sidecar::run_by("setpriv", &options, &node, &format!("backend = \"dhcp\"\n{settings}"));
         let pod = node.joined(&join);
         let vip = pod.vip();
-        until("the nftables table is made", std::time::Duration::from_secs(20), || {
+        until("the nftables table is made", PATIENCE, || {
             let table = node.ns.cmd("nft").args(["list", "table", "ip", "viproute"]).finish("").stdout;
             table.contains(&vip.to_string()).then_some(())
         });
         if !relay {
-            until("it answers ARP", std::time::Duration::from_secs(10), || {
-                node.ns.ip("neigh show proxy").contains(&vip.to_string()).then_some(())
-            });
+            until("it answers ARP", SOON, || node.ns.ip("neigh show proxy").contains(&vip.to_string()).then_some(()));
         }
         std::thread::sleep(std::time::Duration::from_secs(9));
         assert!(!node.ns.ip(&format!("route show {vip} proto 118")).is_empty(), "kept past its time");
         server.stop();
-        until("the routes are taken away", std::time::Duration::from_secs(40), || {
+        until("the routes are taken away", LONG, || {
             node.ns.ip(&format!("route show {vip} proto 118")).is_empty().then_some(())
         });
     }
@@ -299,7 +297,7 @@ fn where_settings_cannot_be_written() {
     const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\"";
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
-    let join = web().version("1.1.0");
+    let join = web().version("1.1.0").strict();
     let call = |verb: &str, pod: &Pod| {
         let mut command = node.ns.cmd("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", READ_ONLY, env!("CARGO_BIN_EXE_viproute")]);
@@ -316,7 +314,7 @@ fn where_settings_cannot_be_written() {
     assert!(refused.text().contains("net.ipv4.fib_multipath_hash_policy = 3"), "{refused:?}");
     nothing_left(&node);
 
-    for (name, value) in viproute::vip::settings::SETTINGS {
+    for (name, value) in viproute::internals::dataplane::settings::SETTINGS {
         node.ns.set_sysctl(&name.replace('.', "/"), &value.to_string());
     }
     call("STATUS", &pod).ok();

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use aya::EbpfLoader;
+use aya::programs::SchedClassifier;
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 
 use crate::corpus::pinned;
 use crate::harness::{Join, Lan, Node};
 
-static OBJECTS: [&[u8]; 2] = [
+static OBJECTS: [&[u8]; 4] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/owner.without-btf.bpf.o")),
     include_bytes!(concat!(env!("OUT_DIR"), "/listen.bpf.o")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/listen.without-btf.bpf.o")),
 ];
 
 /// Resilient nexthop groups have been there since then, so no older kernel will do anyway.
@@ -20,9 +24,12 @@ const OLDEST: (u32, u32) = (5, 14);
 const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (1, "map_lookup_elem", (3, 19)),
     (2, "map_update_elem", (3, 19)),
+    (3, "map_delete_elem", (3, 19)),
     (5, "ktime_get_ns", (4, 1)),
     (9, "skb_store_bytes", (4, 1)),
     (13, "clone_redirect", (4, 2)),
+    (20, "skb_get_tunnel_key", (4, 3)),
+    (21, "skb_set_tunnel_key", (4, 3)),
     (23, "redirect", (4, 4)),
     (26, "skb_load_bytes", (4, 5)),
     (38, "skb_change_tail", (4, 9)),
@@ -31,21 +38,25 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (86, "sk_release", (4, 20)),
     (99, "skc_lookup_tcp", (5, 2)),
     (100, "tcp_check_syncookie", (5, 2)),
+    (155, "redirect_peer", (5, 10)),
+    (160, "ktime_get_coarse_ns", (5, 11)),
+    (163, "check_mtu", (5, 12)),
 ];
 
 /// The same of the types of maps.
 const MAPS: &[(u32, &str, (u32, u32))] = &[
     (1, "hash", (3, 19)),
+    (2, "array", (3, 19)),
     (5, "percpu_hash", (4, 6)),
     (6, "percpu_array", (4, 6)),
     (9, "lru_hash", (4, 10)),
     (10, "lru_percpu_hash", (4, 10)),
 ];
 
-/// Instructions that a verifier looks at before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).
+/// Instructions that a verifier checks before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).
 const PATIENCE: u32 = 1_000_000;
 
-fn objects() -> [Object; 2] {
+fn objects() -> [Object; 4] {
     OBJECTS.map(|object| Object::parse(object).expect("an object of programs"))
 }
 
@@ -74,7 +85,7 @@ fn assert_listed<N: Copy + Ord + std::fmt::Debug>(used: &BTreeSet<N>, listed: &[
 fn helpers_are_as_old_as_the_oldest_kernel() {
     const CALL: u8 = 0x85;
     let calls: Vec<_> = instructions().into_iter().filter(|instruction| instruction.code == CALL).collect();
-    // 0: a helper; 1: a function of the program's own; 2: one of the kernel's, which promises nobody to stay.
+    // 0: a helper; 1: a function of the program's own; 2: one of the kernel's, which may change.
     assert!(calls.iter().all(|call| call.src_reg() <= 1), "a call to a kernel function");
     assert_listed(&calls.iter().filter(|call| call.src_reg() == 0).map(|call| call.imm).collect(), HELPERS);
 }
@@ -107,12 +118,27 @@ fn the_verifier_is_done_long_before_its_limit() {
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
     let _pod = node.joined(&Join::annotated("web"));
-    for name in ["owner_", "guard_"] {
+    for name in ["owner_", "guard_", "express_in_", "express_seen_", "outward_", "inward_"] {
         let info = pinned(&node.bpf_dir(), name).info().expect("what the kernel knows of a program");
         // Linux 5.16 and later tell.
         if let Some(count) = info.verified_instruction_count() {
             assert!(count > 20, "{name}: {count} instructions can't be all");
-            assert!(count < PATIENCE / 4, "{name}: the verifier looked at {count} instructions");
+            assert!(count < PATIENCE / 2, "{name}: the verifier looked at {count} instructions");
+        }
+    }
+}
+
+/// This kernel may have BTF: what the verifier takes without knowing it, it takes here too.
+#[test]
+fn the_objects_for_kernels_without_btf_are_verified_too() {
+    for bytes in [OBJECTS[1], OBJECTS[3]] {
+        let mut object = EbpfLoader::new().load(bytes).expect("its maps");
+        for (name, program) in object.programs_mut() {
+            let program: &mut SchedClassifier = program.try_into().expect("a program of tc's");
+            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Some(count) = program.info().expect("what the kernel knows of it").verified_instruction_count() {
+                assert!(count > 20 && count < PATIENCE / 2, "{name}: the verifier looked at {count} instructions");
+            }
         }
     }
 }

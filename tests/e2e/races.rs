@@ -1,6 +1,7 @@
 //! Calls at the same time: about one attachment, and about hundreds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Join, Lan, Node, Pod, PodServer, VIPROUTE, bare_pod, churn, connect, for_each, killed_after, nothing_left,
+    Daemon, Join, Lan, Node, Pod, PodServer, SOON, VIPROUTE, bare_pod, churn, connect, for_each, killed_after,
+    nothing_left, until,
 };
 
 /// How long the churn lasts.
@@ -17,7 +19,7 @@ const ATTACHMENTS: usize = 200;
 const VIPS: usize = 20;
 const PROCESSES: usize = 16;
 
-/// Two ADDs and a DEL of one attachment: whoever wins, it is attached whole or not at all.
+/// Two ADDs and a DEL of one attachment: whichever wins, it is attached whole or not at all.
 #[test]
 fn two_adds_and_a_del_of_one_attachment() {
     let lan = Lan::new();
@@ -139,7 +141,7 @@ fn turn(node: &Node, churned: &Churned, attached: bool, kills: &AtomicUsize) -> 
         let delay = Duration::from_micros(rand::random_range(0..40_000));
         let killed = killed_after(&mut command, &node.stdin(verb, pod, join).to_string(), delay);
         kills.fetch_add(usize::from(killed), Ordering::Relaxed);
-        // As a runtime that has heard nothing.
+        // As a runtime that got no answer.
         node.del(pod, join).ok();
         *pod.result.lock().unwrap() = None;
         return false;
@@ -156,7 +158,7 @@ fn turn(node: &Node, churned: &Churned, attached: bool, kills: &AtomicUsize) -> 
 /// Exactly these are attached, whole, and each serves its VIP.
 fn assert_exact(node: &Node, attached: &[&Churned]) {
     let links = node.ns.ip("-brief link").matches("vip").count();
-    assert_eq!(links, attached.len(), "host ends");
+    assert_eq!(links, attached.len(), "host veths");
     for_each(0..attached.len(), |at| node.check(&attached[at].pod, &attached[at].join).ok());
     let mut vips = BTreeMap::<Ipv4Addr, BTreeSet<&String>>::new();
     for churned in attached {
@@ -170,4 +172,47 @@ fn assert_exact(node: &Node, attached: &[&Churned]) {
         assert!(strangers.is_empty(), "{strangers:?} answer for {vip} of {replicas:?}");
         assert!(replicas.len() < 2 || answering.len() > 1, "one of {replicas:?} answers alone: {answering:?}");
     }
+}
+
+/// So many leave one VIP at once.
+const LEAVING: usize = 24;
+
+/// Calls that wait for a VIP's lock are carried out together: the group is written a few times, not once for each.
+#[test]
+fn many_that_leave_at_once_are_one_change_of_the_group() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let join = Join::annotated("web");
+    let stays = node.joined(&join);
+    let _server = PodServer::start(&stays);
+    let pods: Vec<_> = (0..LEAVING).map(|_| node.joined(&join)).collect();
+    let directory = std::path::Path::new(&node.data()).join("vips/default_web");
+    let mut monitor = node.ns.cmd("ip");
+    let monitor = Daemon::start("monitor", monitor.args(["monitor", "nexthop"]), &node.dir);
+    let lock = File::open(directory.join("lock")).expect("the VIP's lock file");
+    lock.lock().expect("the VIP's lock");
+    thread::scope(|scope| {
+        let calls: Vec<_> = pods.iter().map(|pod| scope.spawn(|| node.del(pod, &join))).collect();
+        until("all calls wait", SOON, || {
+            let waiting = directory.join(".intents").read_dir().map_or(0, Iterator::count);
+            (waiting == LEAVING).then_some(())
+        });
+        drop(lock);
+        for call in calls {
+            call.join().expect("a call").ok();
+        }
+    });
+    let vip = stays.vip();
+    connect(&node.ns, vip, 20);
+    // A group is a line with its members; the last one has one member.
+    let log = until("the last change is told", SOON, || {
+        let log = monitor.log();
+        log.lines().rev().find(|line| line.contains(" group ")).is_some_and(|line| !line.contains('/')).then_some(log)
+    });
+    let changes = log.lines().filter(|line| line.contains(" group ")).count();
+    assert!(changes <= LEAVING / 4, "{changes} changes of the group for {LEAVING} that left:\n{log}");
+    assert_eq!(directory.join(".intents").read_dir().map_or(0, Iterator::count), 0);
+    node.check(&stays, &join).ok();
+    node.remove(&stays, &join);
+    nothing_left(&node);
 }

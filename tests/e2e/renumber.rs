@@ -9,14 +9,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Crowd, DhcpServer, Flows, Join, Lan, Netns, Node, Pod, Run, Sidecar, Software, allow_many_files, connect, until,
+    Crowd, DhcpServer, Flows, Join, LONG, Lan, Netns, Node, Pod, Run, Sidecar, Software, allow_many_files, connect,
+    until,
 };
 
 const OLD: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 9);
 const NEW: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 20);
 const FLOWS: usize = 300;
-/// Taking addresses out of pods waits for the kernel, which other tests keep busy with the removal of namespaces.
-const SOON: Duration = Duration::from_secs(60);
 
 fn web() -> Join {
     Join::annotated("web")
@@ -71,7 +70,7 @@ impl Scene {
     /// Until the VIP is served by its new address.
     fn move_to_new(&mut self) {
         self.restart(&pinned(NEW));
-        until("the VIP moves", SOON, || (route(&self.node, NEW).len() == 2).then_some(()));
+        until("the VIP moves", LONG, || (route(&self.node, NEW).len() == 2).then_some(()));
     }
 
     fn question(&mut self) {
@@ -96,7 +95,7 @@ impl Scene {
 
     /// Until connection tracking leaves exactly these alone.
     fn untracked(&self, vips: &str) {
-        until("the nftables set follows", SOON, || {
+        until("the nftables set follows", LONG, || {
             let set = self.node.ns.cmd("nft").args(["list", "set", "ip", "viproute", "vips"]).finish("").stdout;
             set.contains(&format!("{{ {vips} }}")).then_some(())
         });
@@ -104,9 +103,9 @@ impl Scene {
 
     /// Until the old address is nowhere.
     fn old_is_gone(&self) {
-        until("the old address is gone", SOON, || {
+        until("the old address is gone", LONG, || {
             let gone = route(&self.node, OLD).is_empty() && self.pods.iter().all(|pod| pod.vips() == [NEW]);
-            (gone && record(&self.node)["former"].is_null()).then_some(())
+            (gone && record(&self.node)["previous_addresses"].is_null()).then_some(())
         });
         let pods: Vec<&Pod> = self.pods.iter().collect();
         self.check(&pods);
@@ -140,20 +139,20 @@ fn open_connections_survive_and_the_old_address_goes_with_the_last() {
     scene.question();
     scene.serves();
     let old = route(&scene.node, OLD);
-    // Neither FRR (no `unreachable`) nor BIRD (no `cwnd`) announces it.
+    // Neither FRR (no `unreachable`) nor BIRD (no `cwnd`) advertises it.
     assert!(old.len() == 1 && old[0].contains("nhid") && !old[0].contains("cwnd"), "{old:?}");
     assert!(route(&scene.node, NEW).iter().any(|route| route.contains("cwnd 3")));
     assert_eq!(scene.pods[0].vips(), [OLD, NEW]);
     scene.untracked(&format!("{OLD}, {NEW}"));
     scene.check(&scene.pods.iter().collect::<Vec<_>>());
-    // Whoever comes by the old one is let in as well: nobody can tell.
+    // Clients of the old one are let in as well: they can't be told apart.
     connect(&scene.client, OLD, 10);
     // A replica more: a connection by the old address may be brought to it.
     scene.node.add(&scene.spare, &web()).ok();
     scene.check(&[&scene.spare, &scene.pods[0]]);
     thread::sleep(Duration::from_millis(2500));
     scene.question();
-    // Nobody else gets it meanwhile, also after a restart, and nothing is forgotten by that.
+    // It is given to no other VIP meanwhile, also after a restart, which loses nothing.
     scene.restart(&pinned(NEW));
     assert_eq!(scene.sidecar().acquire("default/api").unwrap(), Ipv4Addr::new(10, 118, 0, 10));
     scene.question();
@@ -165,7 +164,7 @@ fn open_connections_survive_and_the_old_address_goes_with_the_last() {
     scene.flows.clear();
     scene.old_is_gone();
     assert_eq!(scene.spare.vips(), [NEW]);
-    assert!(scene.sidecar().daemon.log().contains("nobody uses it any more"));
+    assert!(scene.sidecar().daemon.log().contains("no connection uses it any more"));
     assert_eq!(scene.sidecar().acquire("default/late").unwrap(), OLD, "free again");
 }
 
@@ -179,10 +178,10 @@ fn a_connection_that_lingers_is_cut() {
         let lock = File::open(dir.join("lock")).expect("the VIP's lock");
         lock.lock().expect("lock the VIP");
         let mut record = record(&scene.node);
-        let until = record["former"][0]["until"].as_u64().expect("a time");
+        let until = record["previous_addresses"][0]["until"].as_u64().expect("a time");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         assert!((now + 30..=now + 60).contains(&until), "{record}");
-        record["former"][0]["until"] = json!(now);
+        record["previous_addresses"][0]["until"] = json!(now);
         fs::write(dir.join("vip.json"), record.to_string()).expect("write vip.json");
     }
     scene.old_is_gone();
@@ -202,8 +201,8 @@ fn the_last_replica_takes_a_former_address_along() {
     assert!(!record_path(&scene.node, "default_web").exists());
 }
 
-/// The server has given the address to somebody else (NAK): nothing goes to it until there is another one, then open
-/// connections go on, though nobody answers ARP for it any more.
+/// The server has given the address to another client (NAK): nothing goes to it until there is another one, then open
+/// connections go on, though the node no longer answers ARP for it.
 #[test]
 fn after_a_refusal_of_the_server() {
     let lan = Lan::new();
@@ -214,7 +213,7 @@ fn after_a_refusal_of_the_server() {
     let pods = [node.joined(&web()), node.joined(&web())];
     let _servers: Vec<_> = pods.iter().map(Crowd::start).collect();
     let old = pods[0].vip();
-    until("the VIP is announced", SOON, || node.ns.ip("neigh show proxy").contains(&old.to_string()).then_some(()));
+    until("the VIP is announced", LONG, || node.ns.ip("neigh show proxy").contains(&old.to_string()).then_some(()));
     let mut flows = Flows::open("the client", &client, old, 100);
     // A first lease is confirmed a moment after; the server must have written that.
     thread::sleep(Duration::from_secs(4));
@@ -223,10 +222,10 @@ fn after_a_refusal_of_the_server() {
     server.give_away();
     server.start_again(&lan);
     sidecar = Sidecar::dhcp(&node, "");
-    let new = until("the VIP moves", Duration::from_secs(60), || {
-        record(&node)["address"].as_str()?.parse().ok().filter(|new: &Ipv4Addr| *new != old)
+    let new = until("the VIP moves", LONG, || {
+        record(&node)["addresses"][0].as_str()?.parse().ok().filter(|new: &Ipv4Addr| *new != old)
     });
-    until("the new address is announced", SOON, || {
+    until("the new address is announced", LONG, || {
         let proxied = node.ns.ip("neigh show proxy");
         let announced = proxied.contains(&new.to_string()) && !proxied.contains(&old.to_string());
         (announced && route(&node, old).len() == 1).then_some(())
@@ -239,7 +238,7 @@ fn after_a_refusal_of_the_server() {
         node.check(pod, &web()).ok();
     }
     drop(flows);
-    until("the old address is gone", SOON, || {
+    until("the old address is gone", LONG, || {
         (route(&node, old).is_empty() && pods.iter().all(|pod| pod.vips() == [new])).then_some(())
     });
 }

@@ -1,4 +1,4 @@
-//! The harness itself: what every other test stands on.
+//! The harness itself, which every other test relies on.
 
 use std::time::Duration;
 

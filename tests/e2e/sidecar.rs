@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Lan, Node, Sidecar, ask, connect, serve_all, until};
+use crate::harness::{Join, LONG, Lan, Node, PATIENCE, SOON, Sidecar, ask, connect, scaled, serve_all, until};
 
 const POOL: &str = "10.118.0.0/24";
 
@@ -34,7 +34,7 @@ fn pods_get_addresses_of_the_pool_and_requests_reach_them() {
     assert_ne!(pods[0].vip(), api.vip());
     let _servers = serve_all(&pods);
     assert_eq!(connect(&client, pods[0].vip(), 100).names.len(), 2);
-    node.status(&web()).ok();
+    node.status(&web().strict()).ok();
 }
 
 #[test]
@@ -49,14 +49,15 @@ fn the_same_vip_gets_the_same_address_and_others_get_others() {
     let names: Vec<_> = entries.iter().map(|lease| lease["vip"].as_str().unwrap()).collect();
     assert_eq!(names, ["blog/web", "shop/web"]);
     assert_eq!(entries[1]["address"], json!(first.to_string()));
-    assert_eq!(sidecar.status("shop/web").unwrap()["state"], "held");
+    assert_eq!(sidecar.status("shop/web").unwrap()["state"], "bound");
 }
 
 #[test]
 fn two_hundred_vips_at_once() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
-    let sidecar = Sidecar::pool(&node, POOL);
+    let limits = "[limits]\nvips_per_namespace = 200";
+    let sidecar = Sidecar::start(&node, &format!("backend = \"pool\"\n[pool]\ncidr = \"{POOL}\"\n{limits}"));
     let addresses: BTreeSet<_> = thread::scope(|scope| {
         let ask = |number| sidecar.acquire(&format!("default/vip-{number}"));
         let asking: Vec<_> = (0..200).map(|number| scope.spawn(move || ask(number))).collect();
@@ -139,7 +140,7 @@ fn a_lease_ends_after_its_last_replica() {
         (node.joined(&web()), node.joined(&Join::annotated("untold")), node.joined(&Join::annotated("kept")));
     let start = Instant::now();
     node.remove(&told, &web());
-    until("the end of the last replica is noticed", Duration::from_secs(5), || {
+    until("the end of the last replica is noticed", SOON, || {
         let entry = leases(&sidecar).into_iter().find(|lease| lease["vip"] == "default/web")?;
         (!entry["left"].is_null()).then_some(())
     });
@@ -147,7 +148,7 @@ fn a_lease_ends_after_its_last_replica() {
     node.remove(&untold, &Join::annotated("untold"));
     let sidecar = Sidecar::start(&node, settings);
     // However short `hold` is: a lease stays for a minute after a call for it, as its replica registers only then.
-    until("leases nobody uses are gone", Duration::from_secs(75), || {
+    until("leases nobody uses are gone", LONG, || {
         let names: Vec<_> = leases(&sidecar).iter().map(|lease| lease["vip"].clone()).collect();
         (names == ["default/kept"]).then_some(())
     });
@@ -159,11 +160,11 @@ fn a_lease_ends_after_its_last_replica() {
 fn status_is_50_while_it_is_stopped() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
-    assert_eq!(node.status(&web()).error().code, 50);
+    assert_eq!(node.status(&web().strict()).error().code, 50);
     let sidecar = Sidecar::pool(&node, POOL);
-    node.status(&web()).ok();
+    node.status(&web().strict()).ok();
     sidecar.stop();
-    assert_eq!(node.status(&web()).error().code, 50);
+    assert_eq!(node.status(&web().strict()).error().code, 50);
 }
 
 #[test]
@@ -186,7 +187,7 @@ fn a_second_one_on_the_same_socket_gives_up() {
         node.ns.cmd(env!("CARGO_BIN_EXE_viprouted")).arg("--config").arg(node.dir.file("viprouted.toml")),
         &node.dir,
     );
-    until("the second one has ended", Duration::from_secs(5), || second.ended().then_some(()));
+    until("the second one has ended", SOON, || second.ended().then_some(()));
     assert!(!second.log().is_empty(), "it says why");
     sidecar.acquire("default/web").unwrap();
 }
@@ -212,7 +213,7 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     let mut idle = Vec::new();
     for bytes in [b"{\"acq".to_vec(), vec![0xff, 0xfe, 0, 1], vec![b'x'; 1 << 20]] {
         let mut stream = UnixStream::connect(&socket).unwrap();
-        // It may hang up on whoever sends a megabyte without a line's end.
+        // It may close the connection of a client that sends a megabyte without a line's end.
         let _ = stream.write_all(&bytes);
         idle.push(stream);
     }
@@ -222,7 +223,7 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     node.joined(&web());
     assert!(start.elapsed() < Duration::from_secs(5), "nobody waits for the others: {:?}", start.elapsed());
     let mut huge = UnixStream::connect(&socket).unwrap();
-    huge.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    huge.set_read_timeout(Some(scaled(SOON))).unwrap();
     let _ = huge.write_all(format!("{{\"status\": \"{}\"}}\n", "y".repeat(1 << 20)).as_bytes());
     let mut reply = String::new();
     let _ = huge.read_to_string(&mut reply);
@@ -249,7 +250,7 @@ fn clients_that_send_too_much_or_nothing_disturb_nobody() {
             let (socket, chunk) = (node.socket(), vec![byte; 1 << 16]);
             scope.spawn(move || {
                 let mut stream = UnixStream::connect(socket).unwrap();
-                stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+                stream.set_write_timeout(Some(scaled(PATIENCE))).unwrap();
                 let taken = (0..1600).take_while(|_| stream.write_all(&chunk).is_ok()).count();
                 assert!(taken < 1600, "100 MB were taken");
             })
@@ -276,7 +277,7 @@ fn a_connection_serves_for_more_than_one_request() {
     let node = Node::without_allocator(&lan, 1);
     let _sidecar = Sidecar::pool(&node, POOL);
     let mut stream = UnixStream::connect(node.socket()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(scaled(SOON))).unwrap();
     stream.write_all(b"{\"leases\":{}}\n{\"status\":{}}\nrubbish\n{\"leases\":{}}\n").unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut replies = String::new();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::{
-    Daemon, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Run, Tally, connect, serve_all, share, until,
+    Daemon, Join, Lan, Load, Netns, Node, PORT, Pod, PodServer, Run, SOON, Tally, connect, serve_all, share, until,
 };
 
 /// A node, a client that routes to it, and pods with servers that have joined "web".
@@ -87,12 +87,12 @@ fn the_vip_is_the_destination_on_vip0() {
     let arguments =
         ["-i", "vip0", "-n", "-l", "-Z", "root", "tcp[tcpflags] & tcp-syn != 0 and tcp[tcpflags] & tcp-ack == 0"];
     let tcpdump = Daemon::start("tcpdump", web.pods[0].ns.cmd("tcpdump").args(arguments), &web.node.dir);
-    until("tcpdump listens", Duration::from_secs(5), || tcpdump.log().contains("listening on").then_some(()));
+    until("tcpdump listens", SOON, || tcpdump.log().contains("listening on").then_some(()));
     connect(&web.client, web.vip(), 3);
     let to_the_vip = format!(" > {}.{PORT}: Flags [S]", web.vip());
     let seen =
         || tcpdump.log().lines().filter(|line| line.contains(&to_the_vip) && line.contains("IP 192.0.2.50.")).count();
-    until("three SYNs for the VIP on vip0", Duration::from_secs(5), || (seen() == 3).then_some(()));
+    until("three SYNs for the VIP on vip0", SOON, || (seen() == 3).then_some(()));
 }
 
 /// From an outside client, a process of the node and a pod that is no replica, whatever `rp_filter` of `all` is.
@@ -155,7 +155,7 @@ fn a_replica_that_left_gets_nothing() {
     assert_eq!(tally.names.keys().collect::<Vec<_>>(), ["p2", "p3"]);
 }
 
-/// With the last replica the VIP is gone, at once and for good: no connection hangs on its way to a default gateway.
+/// With the last replica the VIP is withdrawn, at once and for good: no connection hangs on its way to a default gateway.
 #[test]
 fn the_last_replica_takes_the_vip_with_it() {
     let web = Web::new(2);

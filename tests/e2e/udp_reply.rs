@@ -13,15 +13,13 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Lan, Netns, Node, Pod, Sidecar, until};
+use crate::harness::{Join, Lan, Netns, Node, PATIENCE, Pod, SOON, Sidecar, scaled, until};
 
 const PORT: u16 = 5300;
 const OTHER_PORT: u16 = 5301;
 const COUNT: usize = 300;
 /// In one packet, and in seven.
 const SIZES: [usize; 2] = [64, 9000];
-/// For what must come.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server that sends back what it gets, until it is dropped.
 struct Echo {
@@ -44,7 +42,7 @@ impl Echo {
         let stopped = stop.clone();
         let thread = pod.ns.run(|| {
             // A program that another test is starting has the former server's socket until it runs.
-            let socket = until("the port is free", PATIENCE, || UdpSocket::bind((address, port)).ok());
+            let socket = until("the port is free", SOON, || UdpSocket::bind((address, port)).ok());
             socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             if matches!(manner, Manner::PacketInfo) {
                 setsockopt(&socket, sockopt::Ipv4PacketInfo, &true).unwrap();
@@ -102,7 +100,7 @@ fn answered(ns: &Netns, to: (Ipv4Addr, u16), size: usize, count: usize) -> usize
     ns.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(scaled(SOON))).unwrap();
         let mut buffer = vec![0; 65536];
         let mut is_answered = |number: usize| {
             let question = vec![u8::try_from(number % 251).unwrap(); size];
@@ -116,18 +114,18 @@ fn answered(ns: &Netns, to: (Ipv4Addr, u16), size: usize, count: usize) -> usize
 
 #[track_caller]
 fn assert_all_answered(ns: &Netns, to: (Ipv4Addr, u16)) {
-    answerer(ns, to); // a pair just made drops what comes before the kernel has noticed that both ends are up
+    answerer(ns, to); // a new veth pair drops what comes before the kernel has noticed that both ends are up
     for size in SIZES {
         assert_eq!(answered(ns, to, size, COUNT), COUNT, "datagrams of {size} bytes to {to:?} answered");
     }
 }
 
-/// Who answers, whoever was asked.
+/// The source of the answer, whichever address was asked.
 fn answerer(ns: &Netns, to: (Ipv4Addr, u16)) -> SocketAddr {
     ns.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        until(&format!("an answer of {to:?}"), PATIENCE, || {
+        until(&format!("an answer of {to:?}"), SOON, || {
             socket.send_to(b"who", to).unwrap();
             Some(socket.recv_from(&mut [0; 8]).ok()?.1)
         })
@@ -170,7 +168,7 @@ fn an_unbound_server_answers_from_the_vip() {
     scene.node.check(&scene.pod, &dns()).ok();
 }
 
-/// What the tests above are worth: without the annotation the same client hears nothing.
+/// What the tests above are worth: without the annotation the same client gets no answer.
 #[test]
 fn without_the_annotation_it_answers_from_the_pods_address() {
     let scene = Scene::new(&Join::annotated("dns"));
@@ -238,7 +236,7 @@ fn broadcast_and_multicast_go_out_by_the_pods_own_interface() {
     let gateway = Ipv4Addr::new(10, 1, 1, 1);
     let heard = scene.node.ns.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(scaled(SOON))).unwrap();
         // By the address of the other end of the pod's eth0: on that device alone.
         socket.join_multicast_v4(&group, &gateway).unwrap();
         socket
@@ -349,7 +347,7 @@ fn del_of_a_pod_that_lives_on_leaves_nothing() {
     node.check(&pod, &dns()).ok();
 }
 
-/// As above by GC, and where somebody has taken vip0 away before.
+/// As above by GC, and where vip0 was deleted before.
 #[test]
 fn gc_leaves_nothing_either() {
     let lan = Lan::new();
@@ -379,9 +377,9 @@ fn a_renumbered_vip_is_answered_from() {
     sidecar.stop();
     let _sidecar = Sidecar::start(&node, &format!("{pool}\"10.118.0.99\""));
     let log = Ipv4Addr::new(10, 118, 0, 99);
-    until("the VIP has its new address", Duration::from_secs(20), || pod.vips().contains(&log).then_some(()));
-    until("CHECK is content", Duration::from_secs(20), || node.check(&pod, &join).succeeded().then_some(()));
-    // Who uses the former address by UDP nobody can tell: the pod has it for a minute.
+    until("the VIP has its new address", PATIENCE, || pod.vips().contains(&log).then_some(()));
+    until("CHECK is content", PATIENCE, || node.check(&pod, &join).succeeded().then_some(()));
+    // Which clients use the previous address by UDP is unknown: the pod keeps it for a minute.
     assert_eq!(pod.vips(), [dns, Ipv4Addr::new(10, 118, 0, 77), log]);
     let _servers = [PORT, OTHER_PORT].map(|port| Echo::start(&pod, Ipv4Addr::UNSPECIFIED, port, Manner::Plain));
     assert_all_answered(&client, (dns, PORT));

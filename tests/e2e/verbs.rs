@@ -15,7 +15,7 @@ fn version_lists_what_is_spoken() {
     let versions = node.raw(&node.verb("VERSION"), r#"{"cniVersion":"1.0.0"}"#).ok();
     assert_eq!(versions["cniVersion"], "1.0.0");
     let supported = versions["supportedVersions"].as_array().unwrap();
-    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         assert!(supported.contains(&json!(version)), "{versions}");
     }
 }
@@ -238,11 +238,24 @@ fn without_an_address_add_fails_and_leaves_nothing() {
 fn status_says_whether_an_add_could_work() {
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
-    node.status(&web()).ok();
+    node.status(&web().strict()).ok();
     node.stop_allocator();
-    let error = node.status(&web()).error();
+    let error = node.status(&web().strict()).error();
     assert_eq!(error.code, 50, "{error:?}");
     assert!(error.text().contains(&node.socket()), "the reason: {error:?}");
+    assert!(error.text().contains("systemctl start viprouted"), "the cure: {error:?}");
+}
+
+/// A configuration that each ADD of a pod with a VIP refuses is told as that ADD tells it: waiting cures nothing.
+#[test]
+fn a_strict_status_names_a_bad_key_as_add_does() {
+    let lan = Lan::new();
+    let node = Node::new(&lan, 1);
+    let bad = |join: Join| join.key("mtu", json!("big"));
+    node.status(&bad(web())).ok();
+    let (status, add) = (node.status(&bad(web()).strict()).error(), node.add(&node.pod(), &bad(web())).error());
+    assert_eq!((status.code, status.text()), (7, add.text()));
+    assert!(status.text().contains("\"mtu\" is \"big\""), "{status:?}");
 }
 
 #[test]
@@ -253,7 +266,7 @@ fn gc_keeps_the_valid_and_removes_the_rest() {
     let api = other.vip();
     node.gc(&[&kept], &Join::nothing()).ok();
     node.check(&kept, &web()).ok();
-    assert!(gone.ns.ip_json("link show dev vip0").is_empty(), "the devices of a pod that is gone");
+    assert!(!gone.ns.has_device("vip0"), "the devices of a pod that is gone");
     assert!(node.ns.ip(&format!("route show {api}")).is_empty(), "a VIP without a replica");
     let members = members_of(&node);
     assert_eq!(members, [1], "one group, one member");
@@ -310,9 +323,10 @@ fn del_after_a_reboot() {
     let lan = Lan::new();
     let mut node = Node::new(&lan, 1);
     let pod = node.joined(&web());
-    node.reboot(&lan);
     let mut environment = node.environment("DEL", &pod, &web());
     environment.netns = Some(String::new());
+    drop(pod);
+    node.reboot(&lan);
     node.raw(&environment, &node.conf(&web()).to_string()).ok();
     assert_eq!(node.records(), Vec::<String>::new());
 }
@@ -321,7 +335,7 @@ fn del_after_a_reboot() {
 fn replicas_of_another_boot_are_discarded() {
     let lan = Lan::new();
     let mut node = Node::new(&lan, 1);
-    let (_old, _older) = (node.joined(&web()), node.joined(&Join::annotated("api")));
+    drop((node.joined(&web()), node.joined(&Join::annotated("api"))));
     node.reboot(&lan);
     let pod = node.joined(&web());
     assert_eq!(members_of(&node), [1], "one VIP, and the new pod alone in it");

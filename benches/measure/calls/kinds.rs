@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::call::{Cycle, Timed, time};
-use crate::contenders::{Agent, Plugin, environment};
+use crate::contenders::{Plugin, pool};
 use crate::results::{PASSED, PTP};
-use crate::stage::{Pod, PodKind, World, base_plugin, program};
+use crate::stage::{Pod, PodKind, Sidecar, World, program, try_base_plugin};
 
 /// The VIP that pods join.
 const VIP: &str = "web";
@@ -49,9 +49,9 @@ impl Kind {
 
     fn command(self) -> Result<Command> {
         Ok(Command::new(match self {
-            Self::Ptp => base_plugin("ptp")?,
-            Self::Bridge => base_plugin("bridge")?,
-            Self::Portmap => base_plugin("portmap")?,
+            Self::Ptp => try_base_plugin("ptp")?,
+            Self::Bridge => try_base_plugin("bridge")?,
+            Self::Portmap => try_base_plugin("portmap")?,
             Self::Viproute | Self::Passed => program("viproute"),
         }))
     }
@@ -59,7 +59,7 @@ impl Kind {
 
 /// A node where plugins are called. Fields are dropped in this order.
 pub struct Site {
-    _agent: Agent,
+    _agent: Sidecar,
     plugin: Plugin,
     /// Those the calls are about: with an `eth0` and without.
     bare: Pod,
@@ -75,7 +75,7 @@ impl Site {
         let world = World::new(name, 0, PodKind::Bare)?;
         let bare = Pod::new(name, &world.node, 50_001, PodKind::Bare)?;
         let empty = Pod::new(name, &world.node, 50_002, PodKind::Empty)?;
-        let (plugin, agent) = (Plugin::on(&world), Agent::pool(&world)?);
+        let (plugin, agent) = (Plugin::on(&world), pool(&world)?);
         let mut site = Self { _agent: agent, plugin, bare, empty, world, joined: 0 };
         site.grow(replicas)?;
         Ok(site)
@@ -101,10 +101,10 @@ impl Site {
         let pod = if kind.pod() == PodKind::Empty { &self.empty } else { &self.bare };
         let call = |verb: &str, previous: &Value| -> Result<Timed> {
             let mut command = kind.command()?;
-            environment(&mut command, verb, pod);
+            pod.environment(verb).apply(&mut command);
             time(&mut wrap(command, verb), &self.stdin(kind, pod, previous))
         };
-        self.world.node.run(|| {
+        self.world.node.try_run(|| {
             let add = call("ADD", &pod.base_result())?;
             let result: Value = serde_json::from_str(&add.stdout).context("ADD's result")?;
             let check = call("CHECK", &result).map(|timed| timed.seconds).map_err(|error| format!("{error:#}"));
@@ -148,8 +148,8 @@ impl Site {
         let call = |pod: &Pod| {
             let stdin = self.stdin(kind, pod, &pod.base_result());
             let mut command = kind.command()?;
-            environment(&mut command, verb, pod);
-            self.world.node.run(|| {
+            pod.environment(verb).apply(&mut command);
+            self.world.node.try_run(|| {
                 start.wait();
                 time(&mut command, &stdin)
             })

@@ -2,32 +2,56 @@
 
 use std::path::Path;
 
-use crate::bpf::{self, Programs};
-use crate::{vip, with_causes};
+use crate::ebpf::{self, Maps, Programs};
+use crate::{dataplane, with_causes};
 
 use super::scene::Scene;
-use super::{Finding, advice, command};
+use super::{Finding, advice, command, vips};
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let Some(dir) = scene.bpf_dir() else { return Ok(Vec::new()) };
-    if let Err(error) = bpf::check_available(&dir) {
+    if let Err(error) = ebpf::check_available(&dir) {
         let why = "No pod can join a VIP; where pods have, their connections move when replicas come and go.";
         let cure = match &error {
-            bpf::Error::NotMounted(_) => command("mount -t bpf bpf /sys/fs/bpf"),
+            ebpf::Error::NotMounted(_) => command("mount -t bpf bpf /sys/fs/bpf"),
+            ebpf::Error::UnsafeDir { .. } => {
+                advice("Set \"bpfDir\" in viproute's entry of the conflist to a directory that only root can write to.")
+            }
             _ => advice("Allow it, or do without: \"flowOwner\": \"off\" in viproute's entry of the conflist."),
         };
         return Ok(vec![Finding::error(with_causes(&error), why, cure)]);
     }
     let is_used = scene.vips.iter().any(|vip| vip.record.flow_owner.as_deref() == Some(&dir));
     if !is_used || Programs::open(&dir)?.is_some() {
-        return Ok(Vec::new());
+        return Ok(too_many(scene, &dir)?.into_iter().collect());
     }
-    if !dir.exists() || !bpf::has_anothers(&dir)? {
+    if ebpf::other_versions(&dir)?.is_empty() {
         return Ok(vec![not_loaded(&dir)]);
     }
     let what = format!("the flow owner in {} is of another build than viproutectl", dir.display());
     let why = "viproutectl can't see what it does. The next ADD of the plugin replaces it by that plugin's.";
     Ok(vec![Finding::warning(what, why, command("./install.sh install"))])
+}
+
+/// VIPs with more replicas than are asked where the kernel has no BTF.
+fn too_many(scene: &Scene<'_>, dir: &Path) -> dataplane::Result<Option<Finding>> {
+    let Some(limit) = Maps::open(dir)?.map(|maps| maps.limit()).filter(|limit| *limit < ebpf::MEMBERS) else {
+        return Ok(None);
+    };
+    let names: Vec<_> =
+        scene.vips.iter().filter(|vip| vip.endpoints.len() > limit).map(|vip| vip.key.to_string()).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let what = format!(
+        "the kernel has no BTF, so no more than {limit} replicas of a VIP are asked for a misplaced connection, and more have {}",
+        vips(&names)
+    );
+    let why = "A connection of one that isn't asked breaks when replicas come and go.";
+    let cure = advice(
+        "Boot a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux), or spread the replicas over nodes.",
+    );
+    Ok(Some(Finding::warning(what, why, cure)))
 }
 
 fn not_loaded(dir: &Path) -> Finding {

@@ -1,24 +1,29 @@
 //! `viproutectl doctor`: what is wrong on this node, why it matters, and the command that cures it. It changes nothing.
 //!
-//! One file per group of findings. Nothing found is an answer: each looks only for what is known to do harm.
+//! One file per group of findings. No finding is a result too: each group searches only for what is known to do harm.
 
 mod agent;
 mod chain;
+mod express;
 mod firewall;
 mod flow_owner;
 mod node;
+mod nodes;
 mod plugin;
 mod registry;
 mod replicas;
+mod routing;
 mod scene;
+mod way;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::ctl::runtimes::Runtime;
 use crate::registry::Registry;
-use crate::{net, vip, with_causes};
+use crate::{dataplane, net, with_causes};
 
 use scene::Scene;
 
@@ -31,8 +36,10 @@ pub struct Places {
     pub allocator: PathBuf,
     /// The runtime's networks.
     pub conf_dir: PathBuf,
-    /// Where the runtime looks for plugins.
+    /// Where the runtime looks for plugins; none: where the configurations of this machine's runtimes say.
     pub bin_dirs: Vec<PathBuf>,
+    /// This machine's runtimes.
+    pub runtimes: Vec<Runtime>,
     /// viprouted's configuration.
     pub config: PathBuf,
 }
@@ -40,7 +47,7 @@ pub struct Places {
 /// Why nothing can be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Most of it only root can see.
+    /// Only root can read most of the state.
     #[error("doctor must be run as root")]
     NotRoot,
     /// The kernel.
@@ -114,7 +121,7 @@ fn sysctl(name: &str, value: i64) -> Cure {
     command(format!("sysctl -w {name}={value}"))
 }
 
-/// Starting it again reads configuration and registry anew, and puts right what it finds.
+/// A restart reads configuration and registry anew, and repairs the kernel's state.
 fn restart() -> Cure {
     command("systemctl restart viprouted")
 }
@@ -127,6 +134,18 @@ fn quoted(path: &Path) -> String {
 /// Paths and JSON have no NUL, the one thing a shell can't be given.
 fn quoted_text(text: &str) -> String {
     shlex::try_quote(text).map_or_else(|_| text.to_owned(), std::borrow::Cow::into_owned)
+}
+
+/// `shop/web`, or `150 VIPs (shop/a, shop/b, shop/c and 147 more)`: many with one cause are one finding.
+fn vips(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    match &names[..] {
+        [name] => name.clone(),
+        names if names.len() <= SHOWN => names.join(", "),
+        names => format!("{} VIPs ({} and {} more)", names.len(), names[..SHOWN].join(", "), names.len() - SHOWN),
+    }
 }
 
 /// All that was found.
@@ -147,20 +166,24 @@ pub struct Grouped {
 }
 
 /// Looks for one group of findings.
-type Look = fn(&Scene<'_>) -> vip::Result<Vec<Finding>>;
+type Look = fn(&Scene<'_>) -> dataplane::Result<Vec<Finding>>;
 
-const GROUPS: [(&str, Look); 8] = [
+const GROUPS: [(&str, Look); 12] = [
     ("node", node::look),
     ("firewall", |scene| Ok(firewall::look(scene))),
     ("network", |scene| Ok(chain::look(scene))),
     ("plugin", |scene| Ok(plugin::look(scene))),
     ("viprouted", |scene| Ok(agent::look(scene))),
+    ("nodes", |scene| Ok(nodes::look(scene))),
     ("flow owner", flow_owner::look),
+    ("express", |scene| Ok(express::look(scene))),
     ("registry", registry::look),
     ("replicas", replicas::look),
+    ("way", way::look),
+    ("routing", |scene| Ok(routing::look(scene))),
 ];
 
-/// Looks at everything.
+/// Runs all checks.
 pub fn examine(places: &Places) -> Result<Report, Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);

@@ -1,22 +1,23 @@
 //! Findings about the kernel and its settings.
 
+use crate::membership::node::{Node, check_kernel};
 use crate::net::route::{self, DEFAULT, Filter, Kind};
-use crate::net::{link, neighbour, sysctl as setting};
-use crate::plugin::{Node, check_kernel};
-use crate::{vip, with_causes};
+use crate::net::{Module, link, neighbour, sysctl as setting};
+use crate::{dataplane, net, with_causes};
 
 use super::scene::Scene;
-use super::{Finding, advice, sysctl};
+use super::{Finding, advice, command, sysctl};
 
 /// From about so many replicas on, the routes over a group are too long to be listed with all their hops.
 const MANY_REPLICAS: usize = 300;
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     if let Err(error) = check_kernel() {
         let why = "Without resilient groups and hash policy 3 no pod can join a VIP.";
         findings.push(Finding::error(error.to_string(), why, advice("Boot Linux 5.14 or newer.")));
     }
+    findings.extend(net::module::missing()?.into_iter().map(|module| without(scene, module)));
     findings.extend(addresses(scene));
     findings.extend(settings(scene)?);
     findings.extend(uplinks(scene)?);
@@ -25,19 +26,41 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// The kernel has said that it can't do what the module does.
+fn without(scene: &Scene<'_>, module: Module) -> Finding {
+    let name = module.name();
+    let what = format!("the kernel's module {name} isn't loaded, and the kernel can't load it by itself");
+    let cure = command(format!("modprobe {name}"));
+    match module {
+        Module::SchIngress | Module::ClsBpf if scene.bpf_dir().is_some() => {
+            Finding::error(what, "The flow owner's programs can't be attached: no pod can join a VIP.", cure)
+        }
+        Module::SchIngress | Module::ClsBpf => {
+            Finding::hint(what, "The flow owner, which is off, can't be switched on.", cure)
+        }
+        Module::Veth => Finding::error(what, "No pod can join a VIP.", cure),
+        Module::Vxlan => Finding::hint(what, "Nodes can't serve VIPs together.", cure),
+        Module::TcpDiag | Module::UdpDiag => {
+            let why = "Nobody can see which sockets a pod has: health checks of the kind listen fail, and `viproutectl where` \
+                       and `drain --wait` too.";
+            Finding::warning(what, why, cure)
+        }
+    }
+}
+
 /// Each VIP's route has the node's address as its source.
 fn addresses(scene: &Scene<'_>) -> Option<Finding> {
     let mut configs = scene.networks.iter().filter_map(|network| network.entry()?.config.as_ref().ok());
-    let error = configs.find_map(|config| Node::find(&scene.net, config).err())?;
+    let error = configs.find_map(|config| Node::find(&scene.net, &config.network()).err())?;
     let cure =
         advice("Give the node a default route, or name its address: \"nodeIP\" in viproute's entry of the conflist.");
     Some(Finding::error(with_causes(&error), "No pod can join a VIP.", cure))
 }
 
 /// The first ADD after a boot sets them: before that, any value is good that can be changed.
-fn settings(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+fn settings(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    for (name, wanted) in crate::vip::settings::SETTINGS {
+    for (name, wanted) in crate::dataplane::settings::SETTINGS {
         let have = setting::get(name)?;
         if have == wanted || (scene.vips.is_empty() && setting::is_writable(name)) {
             continue;
@@ -62,13 +85,13 @@ fn is_strict(device: i32, all: i64) -> bool {
 }
 
 /// Where the whole node doesn't, that is the finding, and no device of it is another.
-pub fn forwards() -> vip::Result<bool> {
+pub fn forwards() -> dataplane::Result<bool> {
     Ok(setting::get("net.ipv4.ip_forward")? != 0)
 }
 
 /// A strict check drops requests that come in by another uplink than their answers would leave by.
-fn uplinks(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
-    let filter = Filter { table: Some(route::MAIN), protocol: None, prefix: Some(DEFAULT) };
+fn uplinks(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
+    let filter = Filter { table: Some(route::MAIN), prefix: Some(DEFAULT), ..Filter::default() };
     let mut defaults = route::list(&scene.net, filter)?;
     defaults.sort_by_key(|route| route.metric);
     let (all, best) = (setting::get("net.ipv4.conf.all.rp_filter")?, defaults.first().map_or(0, |route| route.metric));
@@ -97,11 +120,11 @@ fn uplinks(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
 }
 
 /// Where VIPs are answered for on a LAN.
-fn proxy_delay(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+fn proxy_delay(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for device in link::list(&scene.net)?.iter().filter(|link| !link.loopback && link.up) {
         let proxies = neighbour::list_proxies(&scene.net, device.index)?;
-        if !proxies.iter().any(|proxy| scene.vips.iter().any(|vip| vip.record.address == proxy.address)) {
+        if !proxies.iter().any(|proxy| scene.vips.iter().any(|vip| vip.record.addresses.contains(proxy.address))) {
             continue;
         }
         let name = format!("net.ipv4.neigh.{}.proxy_delay", device.name.replace('.', "/"));
@@ -119,7 +142,7 @@ fn compat_mode(scene: &Scene<'_>) -> Option<Finding> {
     let largest = scene.vips.iter().max_by_key(|vip| vip.endpoints.len())?;
     let replicas = largest.endpoints.len();
     // A kernel that has no such setting is none of ours.
-    if replicas < MANY_REPLICAS || setting::get(NAME).ok()? == 0 {
+    if replicas < MANY_REPLICAS || setting::get(NAME).ok()? == 0 || scene.has_bird() {
         return None;
     }
     let what = format!("{} has {replicas} replicas here and {NAME} is 1", largest.key);

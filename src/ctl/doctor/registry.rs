@@ -1,13 +1,16 @@
 //! Findings about the registry's files and the disks they are on.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
-use crate::cni::env::Attachment;
+use crate::dataplane::ids;
+use crate::model::AttachmentId;
+use crate::registry::record::Unknown;
 use crate::registry::{Error, attachment_name};
-use crate::{vip, with_causes};
+use crate::{dataplane, with_causes};
 
 use super::scene::Scene;
 use super::{Finding, advice, command, quoted, quoted_text};
@@ -15,7 +18,7 @@ use super::{Finding, advice, command, quoted, quoted_text};
 /// A record is a few hundred bytes; so much is soon used up.
 const FULL: u64 = 1 << 20;
 
-pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let dir = scene.places.registry.dir();
     let mut findings: Vec<Finding> = disk(dir).into_iter().collect();
     findings.extend(scene.good_config().and_then(|config| disk(&config.state_dir)));
@@ -23,6 +26,7 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
         return Ok(findings); // no pod has joined so far
     }
     findings.extend(access(dir));
+    findings.extend(boot(scene)?);
     if scene.places.registry.is_of_this_boot()? {
         findings.extend(vips(scene)?);
         findings.extend(attachments(scene)?);
@@ -30,7 +34,22 @@ pub fn look(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Who can write there decides where packets go, and reads who talks to whom.
+/// In a system container a service may see another boot id than a runtime's plugin does.
+fn boot(scene: &Scene<'_>) -> dataplane::Result<Option<Finding>> {
+    let registry = &scene.places.registry;
+    let Some((recorded, here)) = registry.other_boot()?.filter(|_| registry.is_of_this_boot().unwrap_or(false)) else {
+        return Ok(None);
+    };
+    let what = format!(
+        "the registry is of boot {recorded}, and the boot seen here is {here}, but pods recorded in it are alive"
+    );
+    let why =
+        "While none of them is alive, each program that sees another boot id discards what the others have recorded.";
+    let cure = "Let viprouted and the runtime see the same /proc/sys/kernel/random/boot_id.";
+    Ok(Some(Finding::warning(what, why, advice(cure))))
+}
+
+/// A user who can write there decides where packets go, and can read which hosts talk.
 fn access(dir: &Path) -> Option<Finding> {
     let metadata = std::fs::metadata(dir).ok()?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
@@ -65,35 +84,71 @@ fn disk(dir: &Path) -> Option<Finding> {
     ))
 }
 
-fn vips(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+fn vips(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for key in scene.places.registry.vips()? {
         let Some(locked) = scene.places.registry.vip_if_present(&key)? else { continue };
         findings.extend(locked.damage()?.iter().map(|error| unusable(scene, error)));
+        for (name, endpoint) in scene.places.registry.endpoints(&key)? {
+            // A damaged one is reported above.
+            let Ok(endpoint) = endpoint else { continue };
+            let of = format!("{key}, {}", endpoint.pod_name(&name));
+            findings.extend(endpoint.unknown().iter().map(|unknown| later(&of, unknown)));
+        }
     }
+    findings.extend(shared_groups(scene));
     Ok(findings)
 }
 
-fn attachments(scene: &Scene<'_>) -> vip::Result<Vec<Finding>> {
+/// Two VIPs with one group: a build before this one could hand a slot out twice.
+fn shared_groups(scene: &Scene<'_>) -> Vec<Finding> {
+    let mut by_slot: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for vip in &scene.vips {
+        by_slot.entry(vip.record.slot).or_default().push(vip.key.to_string());
+    }
+    let finding = |(slot, keys): (u32, Vec<String>)| {
+        let what = format!("{} are recorded with the same nexthop group ({})", keys.join(" and "), ids::group(slot));
+        let why = "All but one of them are not reachable on this node.";
+        let cure =
+            format!("Delete the pods of all but {}; what their runtime makes in their place gets another.", keys[0]);
+        Finding::error(what, why, advice(cure))
+    };
+    by_slot.into_iter().filter(|(_, keys)| keys.len() > 1).map(finding).collect()
+}
+
+fn attachments(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for attachment in scene.places.registry.attachments()? {
         match scene.places.registry.attachment_record(&attachment) {
-            Ok(Some(record)) if !record.netns.is_still_there() => {
+            Ok(Some(record)) if !record.is_idle() && !record.netns.is_still_there() => {
                 let what = format!("the pod of {} is gone: its network namespace is", attachment_name(&attachment));
                 let why = "The runtime has not told the plugin: it still counts as a replica until a DEL or GC.";
                 findings.push(Finding::warning(what, why, removal(scene, &attachment, &record.network)));
             }
-            Ok(_) => {}
+            Ok(Some(record)) => {
+                let of = attachment_name(&attachment);
+                findings.extend(record.unknown().iter().map(|unknown| later(&of, unknown)));
+            }
+            Ok(None) => {}
             Err(error) => findings.push(unusable(scene, &error)),
         }
     }
     Ok(findings)
 }
 
-/// The call that the runtime has left out.
-fn removal(scene: &Scene<'_>, attachment: &Attachment, network: &str) -> super::Cure {
+/// What isn't understood is recorded and left out: a port isn't served, a check isn't made, a VIP isn't left.
+fn later(of: &str, Unknown { what, text }: &Unknown) -> Finding {
+    let what = format!("{of}: want a {what} that this version knows, found {text:?}");
+    let why = "A later version of viproute wrote it. This one leaves it out: what else is recorded is served.";
+    let cure =
+        advice("Upgrade viproute on this node to the version that the pod was attached with, or delete the pod.");
+    Finding::warning(what, why, cure)
+}
+
+/// The DEL call that the runtime has not made.
+fn removal(scene: &Scene<'_>, attachment: &AttachmentId, network: &str) -> super::Cure {
     let plugin = scene.plugin().unwrap_or_else(|| "/opt/cni/bin/viproute".into());
-    let Attachment { container_id, ifname } = attachment;
+    let AttachmentId { container_id, ifname } = attachment;
     let mut conf = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": network,

@@ -1,19 +1,18 @@
-//! What every group of findings looks at, read once.
+//! The state that every group of findings examines, read once.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::allocator::client;
-use crate::allocator::config::{self, Config};
-use crate::allocator::protocol::Status;
+use crate::api::client;
+use crate::api::protocol::Status;
+use crate::ctl::ANSWER;
+use crate::ctl::networks::Network;
+use crate::lease::settings::{Gateway, RoutingDaemon};
+use crate::model::VipKey;
 use crate::net::{self, NodeNet, link, route};
-use crate::registry::{Endpoint, VipKey, VipRecord};
+use crate::node::config::{self, Config};
+use crate::registry::{Endpoint, VipRecord};
 
 use super::Places;
-use super::chain::Network;
-
-/// viprouted answers from memory.
-const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The node as it is.
 pub struct Scene<'a> {
@@ -52,7 +51,7 @@ impl<'a> Scene<'a> {
             vips: vips(places),
             networks: Network::read_all(&places.conf_dir),
             config: places.config.exists().then(|| Config::load(&places.config)),
-            agent: client::status(&places.allocator, TIMEOUT),
+            agent: client::status(&places.allocator, ANSWER),
             net,
         })
     }
@@ -67,9 +66,26 @@ impl<'a> Scene<'a> {
         self.config.as_ref()?.as_ref().ok()
     }
 
-    /// The plugin, where a runtime finds it.
+    /// Whether viprouted asks a BIRD, which can be this node's own.
+    pub fn has_bird(&self) -> bool {
+        let is_bird = |gateway: &Gateway| gateway.daemon == RoutingDaemon::Bird;
+        self.good_config().is_some_and(|config| config.lease.gateways.iter().any(is_bird))
+    }
+
+    /// Who looks for the plugin, and where: the first directory that has it.
+    pub fn lookups(&self) -> Vec<(&'static str, Vec<PathBuf>)> {
+        const USUAL: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+        let Places { bin_dirs, runtimes, .. } = self.places;
+        match (&bin_dirs[..], &runtimes[..]) {
+            ([], []) => vec![("a runtime", USUAL.map(PathBuf::from).into())],
+            ([], runtimes) => runtimes.iter().map(|runtime| (runtime.name, runtime.plugin_dirs.clone())).collect(),
+            (given, _) => vec![("a runtime", given.to_vec())],
+        }
+    }
+
+    /// The plugin, where any runtime finds it.
     pub fn plugin(&self) -> Option<PathBuf> {
-        self.places.bin_dirs.iter().map(|dir| dir.join("viproute")).find(|path| path.is_file())
+        self.lookups().iter().find_map(|(_, dirs)| in_dirs(dirs))
     }
 
     /// Where the flow owner is pinned; none where every network does without it.
@@ -77,7 +93,7 @@ impl<'a> Scene<'a> {
         let recorded = self.vips.iter().find_map(|vip| vip.record.flow_owner.clone());
         recorded.or_else(|| {
             let entries: Vec<_> = self.networks.iter().filter_map(Network::entry).collect();
-            let with = |config: &&crate::cni::Config| config.flow_owner;
+            let with = |config: &&crate::cni::protocol::Config| config.flow_owner;
             match entries.iter().filter_map(|entry| entry.config.as_ref().ok()).find(with) {
                 Some(config) => Some(config.bpf_dir.clone()),
                 None if entries.is_empty() => Some(Path::new("/sys/fs/bpf/viproute").to_owned()),
@@ -85,6 +101,11 @@ impl<'a> Scene<'a> {
             }
         })
     }
+}
+
+/// The plugin, as a runtime finds it.
+pub fn in_dirs(dirs: &[PathBuf]) -> Option<PathBuf> {
+    dirs.iter().map(|dir| dir.join("viproute")).find(|path| path.is_file())
 }
 
 /// Files that can't be used are `registry`'s business.

@@ -1,7 +1,8 @@
 use std::net::Ipv4Addr;
 
-use super::*;
 use crate::dhcp::wire::{Answer, Grant, Kind};
+
+use super::*;
 
 const T0: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -36,7 +37,8 @@ fn start(count: u8) -> (Fleet, Kept) {
 
 fn grant(n: u8, lease: u32) -> Grant {
     let address = Ipv4Addr::new(10, 77, 0, n);
-    Grant { address, server: Ipv4Addr::new(10, 77, 0, 254), lease, t1: None, t2: None }
+    let server = Ipv4Addr::new(10, 77, 0, 254);
+    Grant { address, server, lease, t1: None, t2: None, infrastructure: Vec::new() }
 }
 
 fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
@@ -121,7 +123,7 @@ fn a_key_runs_once_and_a_hardware_address_too() {
     let (mut fleet, mut kept) = start(1);
     fleet.acquire("0", identity(0), None, T0).unwrap();
     let refused = fleet.acquire("other", identity(0), None, T0);
-    assert!(matches!(refused, Err(Change::Failed { tries: 0, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Trouble::SameAddress { .. })), "{refused:?}");
     fleet.tick(T0, &mut kept);
     assert_eq!(kept.sent.len(), 1);
 }
@@ -153,19 +155,16 @@ fn expiry_waits_for_no_pace() {
 }
 
 #[test]
-fn a_clock_set_back_renews_all() {
-    let hour = Duration::from_secs(3600);
-    let mut fleet = Fleet::new(1, T0 + hour);
-    let mut kept = Kept::default();
-    for n in 0..3 {
-        fleet.acquire(&n.to_string(), identity(n), None, T0 + hour).unwrap();
-    }
-    serve(&mut fleet, &mut kept, T0 + hour, T0 + hour + Duration::from_secs(10), 600);
-    kept.told.clear();
-    serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(1), 600);
-    assert_eq!(kept.told.len(), 3);
-    for (_, change) in &kept.told {
-        let Change::Renewed(lease) = change else { panic!("{change:?}") };
-        assert_eq!(lease.expires, Some(T0 + Duration::from_secs(600)));
-    }
+fn what_is_released_is_told_to_its_server_and_forgotten() {
+    let (mut fleet, mut kept) = start(1);
+    let now = serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(10), 600);
+    fleet.release("0", now, &mut kept);
+    let address = grant(0, 600).address;
+    let server = grant(0, 600).server;
+    assert_eq!(kept.sent.pop().map(|(message, _)| message.kind), Some(Kind::Release { address, server }));
+    assert_eq!(fleet.rest(now), None);
+    // Nothing held, nothing to release.
+    fleet.acquire("0", identity(0), None, now).unwrap();
+    fleet.release("0", now, &mut kept);
+    assert!(kept.sent.is_empty());
 }

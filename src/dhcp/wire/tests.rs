@@ -5,11 +5,13 @@ use super::*;
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 6] = [
     Kind::Discover,
     Kind::Select { address: A, server: SERVER },
     Kind::Reboot { address: A },
     Kind::Decline { address: A, server: SERVER },
+    Kind::Rebind { address: A },
+    Kind::Release { address: A, server: SERVER },
 ];
 
 fn identity() -> Identity {
@@ -32,11 +34,13 @@ fn codes(message: &v4::Message) -> Vec<u8> {
 
 #[test]
 fn each_kind_carries_what_rfc_2131_table_5_allows() {
-    let cases: [(Kind, &[u8]); 4] = [
+    let cases: [(Kind, &[u8]); 6] = [
         (KINDS[0], &[12, 53, 55, 57, 61]),
         (KINDS[1], &[12, 50, 53, 54, 55, 57, 61]),
         (KINDS[2], &[12, 50, 53, 55, 57, 61]),
         (KINDS[3], &[50, 53, 54, 56, 61]),
+        (KINDS[4], &[12, 53, 55, 57, 61]),
+        (KINDS[5], &[53, 54, 61]),
     ];
     for (kind, want) in cases {
         assert_eq!(codes(&sent(kind, None)), want, "{kind:?}");
@@ -44,12 +48,14 @@ fn each_kind_carries_what_rfc_2131_table_5_allows() {
 }
 
 #[test]
-fn the_header_says_broadcast_and_no_address() {
+fn the_header_says_broadcast_and_only_of_an_address_in_use_which() {
     for kind in KINDS {
         let message = sent(kind, None);
         assert_eq!((message.xid(), message.secs(), message.chaddr()), (0x1234_5678, 9, &identity().chaddr[..]));
         assert!(message.flags().broadcast(), "{kind:?}");
-        for address in [message.ciaddr(), message.yiaddr(), message.giaddr()] {
+        let used = matches!(kind, Kind::Rebind { .. } | Kind::Release { .. });
+        assert_eq!(message.ciaddr(), if used { A } else { Ipv4Addr::UNSPECIFIED }, "{kind:?}");
+        for address in [message.yiaddr(), message.giaddr()] {
             assert!(address.is_unspecified(), "{kind:?}");
         }
         assert_eq!(message.hops(), 0);
@@ -104,24 +110,30 @@ fn options(parts: &[&[u8]]) -> Vec<u8> {
 
 #[test]
 fn replies_are_read() {
-    let ack = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88], &[58, 4, 0, 0, 1, 44], &[61, 2, 255, 7]]);
+    let link = [3, 4, 10, 77, 0, 1, 6, 8, 10, 77, 0, 2, 10, 77, 0, 3];
+    let ack = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88], &[58, 4, 0, 0, 1, 44], &[61, 2, 255, 7], &link]);
     let read = parse(&reply(A, &ack)).unwrap();
     assert_eq!((read.xid, read.chaddr, read.client_id), (0x1234_5678, identity().chaddr, Some(vec![255, 7])));
-    assert_eq!(read.answer, Answer::Ack(Grant { address: A, server: SERVER, lease: 600, t1: Some(300), t2: None }));
+    let infrastructure = [1, 2, 3].map(|last| Ipv4Addr::new(10, 77, 0, last)).into();
+    let grant = Grant { t1: Some(300), infrastructure, ..granted() };
+    assert_eq!(read.answer, Answer::Ack(grant));
 
     let offer = options(&[&[53, 1, 2], &SID]);
     assert_eq!(parse(&reply(A, &offer)).unwrap().answer, Answer::Offer { address: A, server: SERVER });
 
-    let nak = options(&[&[53, 1, 6], &[56, 2, b'n', b'o']]);
+    let nak = options(&[&[53, 1, 6], &SID, &[56, 2, b'n', b'o']]);
     let none = Ipv4Addr::UNSPECIFIED;
-    assert_eq!(parse(&reply(none, &nak)).unwrap().answer, Answer::Nak { why: "no".to_owned() });
+    assert_eq!(parse(&reply(none, &nak)).unwrap().answer, Answer::Nak { server: SERVER, why: "no".to_owned() });
+}
+
+fn granted() -> Grant {
+    Grant { address: A, server: SERVER, lease: 600, t1: None, t2: None, infrastructure: Vec::new() }
 }
 
 #[test]
 fn a_malformed_option_that_does_not_matter_costs_nothing() {
     let ack = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88], &[58, 2, 1, 1], &[3, 3, 1, 2, 3], &[15, 0]]);
-    let want = Answer::Ack(Grant { address: A, server: SERVER, lease: 600, t1: None, t2: None });
-    assert_eq!(parse(&reply(A, &ack)).unwrap().answer, want);
+    assert_eq!(parse(&reply(A, &ack)).unwrap().answer, Answer::Ack(granted()));
 }
 
 #[test]
@@ -129,14 +141,8 @@ fn what_is_no_reply_is_refused() {
     let good = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88]]);
     let refused = |yiaddr, options: &[u8]| parse(&reply(yiaddr, options)).unwrap_err().to_string();
     assert!(parse(&reply(A, &good)).is_ok());
-    assert!(refused(A, &[]).contains("option 53"));
-    assert!(refused(A, &options(&[&[53, 1, 5], &[51, 4, 0, 0, 2, 88]])).contains("option 54"));
-    assert!(refused(A, &options(&[&[53, 1, 5], &SID])).contains("option 51"));
-    assert!(refused(A, &options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 0, 0]])).contains("option 51"));
+    assert!(refused(A, &[]).contains("not a DHCP message"));
     assert!(refused(A, &options(&[&[53, 1, 1], &SID])).contains("not an OFFER"));
-    for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
-        assert!(refused(address.into(), &good).contains("no host's"), "{address:?}");
-    }
     let mut request = reply(A, &good);
     request[0] = 1;
     assert!(parse(&request).unwrap_err().to_string().contains("BOOTREPLY"));
@@ -144,6 +150,27 @@ fn what_is_no_reply_is_refused() {
         let mut other = reply(A, &good);
         other[2] = length;
         assert!(parse(&other).unwrap_err().to_string().contains("Ethernet"), "{length}");
+    }
+}
+
+/// They are read as far as that: the error names what is wrong with the answers.
+#[test]
+fn an_answer_that_lacks_something_says_what() {
+    let flaw = |yiaddr, options: &[u8]| match parse(&reply(yiaddr, options)).unwrap().answer {
+        Answer::Unfit { server, flaw } => (server, flaw.to_string()),
+        fit => panic!("{fit:?}"),
+    };
+    let lease = [51, 4, 0, 0, 2, 88];
+    for kind in [2, 5, 6] {
+        let (server, what) = flaw(A, &options(&[&[53, 1, kind], &lease]));
+        assert_eq!((server, &what[..]), (None, "option 54 (server identifier) is absent or malformed"), "{kind}");
+    }
+    let no_time = "option 51 (lease time) is absent or malformed".to_owned();
+    assert_eq!(flaw(A, &options(&[&[53, 1, 5], &SID])), (Some(SERVER), no_time.clone()));
+    assert_eq!(flaw(A, &options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 0, 0]])), (Some(SERVER), no_time));
+    for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
+        let (_, what) = flaw(address.into(), &options(&[&[53, 1, 5], &SID, &lease]));
+        assert!(what.contains("no host's address"), "{what}");
     }
 }
 

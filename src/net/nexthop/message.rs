@@ -3,11 +3,11 @@
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, ErrorContext, NLA_F_NESTED, NetlinkDeserializable, NetlinkHeader,
-    NetlinkSerializable, Nla, NlaBuffer, NlasIterator, Parseable, parse_u16, parse_u32,
+    NetlinkSerializable, Nla, NlaBuffer, NlasIterator, Parseable, parse_ip, parse_u16, parse_u32,
 };
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteProtocol, RouteScope};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 pub(super) const RTM_NEWNEXTHOP: u16 = 104;
 pub(super) const RTM_DELNEXTHOP: u16 = 105;
@@ -67,8 +67,8 @@ pub enum NexthopAttribute {
     Blackhole,
     /// `NHA_OIF`: the device's index.
     Oif(u32),
-    /// `NHA_GATEWAY` of an IPv4 nexthop.
-    Gateway(Ipv4Addr),
+    /// `NHA_GATEWAY`, of the header's family.
+    Gateway(IpAddr),
     /// `NHA_GROUPS`: a dump of groups only.
     Groups,
     /// `NHA_RES_GROUP`
@@ -157,7 +157,8 @@ impl Parseable<[u8]> for NexthopMessage {
 impl Nla for NexthopAttribute {
     fn value_len(&self) -> usize {
         match self {
-            Self::Id(_) | Self::Oif(_) | Self::Gateway(_) => 4,
+            Self::Id(_) | Self::Oif(_) | Self::Gateway(IpAddr::V4(_)) => 4,
+            Self::Gateway(IpAddr::V6(_)) => 16,
             Self::Group(members) => members.len() * MEMBER_LEN,
             Self::GroupType(_) => 2,
             Self::Blackhole | Self::Groups => 0,
@@ -183,7 +184,8 @@ impl Nla for NexthopAttribute {
     fn emit_value(&self, buffer: &mut [u8]) {
         match self {
             Self::Id(value) | Self::Oif(value) => buffer.copy_from_slice(&value.to_ne_bytes()),
-            Self::Gateway(address) => buffer.copy_from_slice(&address.octets()),
+            Self::Gateway(IpAddr::V4(address)) => buffer.copy_from_slice(&address.octets()),
+            Self::Gateway(IpAddr::V6(address)) => buffer.copy_from_slice(&address.octets()),
             Self::Group(members) => {
                 for (member, chunk) in members.iter().zip(buffer.chunks_exact_mut(MEMBER_LEN)) {
                     member.emit(chunk);
@@ -206,7 +208,9 @@ impl<'a, T: AsRef<[u8]> + ?Sized> Parseable<NlaBuffer<&'a T>> for NexthopAttribu
             NHA_GROUP_TYPE => Self::GroupType(parse_u16(value).context("NHA_GROUP_TYPE")?.into()),
             NHA_BLACKHOLE => Self::Blackhole,
             NHA_OIF => Self::Oif(parse_u32(value).context("NHA_OIF")?),
-            NHA_GATEWAY if value.len() == 4 => Self::Gateway(Ipv4Addr::new(value[0], value[1], value[2], value[3])),
+            NHA_GATEWAY if value.len() == 4 || value.len() == 16 => {
+                Self::Gateway(parse_ip(value).context("NHA_GATEWAY")?)
+            }
             NHA_GROUPS => Self::Groups,
             NHA_RES_GROUP => Self::Resilient(
                 NlasIterator::new(value)

@@ -6,18 +6,21 @@
 pub mod bucket;
 pub mod message;
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteNextHopFlags, RouteProtocol};
 
-use self::bucket::{BucketAttribute, NexthopBucketAttribute, NexthopBucketMessage};
-pub use self::message::GroupMember;
-use self::message::{
+use crate::net::nexthop::bucket::{BucketAttribute, NexthopBucketAttribute, NexthopBucketMessage};
+pub use crate::net::nexthop::message::GroupMember;
+use crate::net::nexthop::message::{
     GroupType, NexthopAttribute, NexthopMessage, NexthopNetlinkMessage as Message, RTM_NEWNEXTHOP, ResilientAttribute,
 };
-use super::{PROTOCOL, Request, Result, Socket};
+
+use crate::model::Family;
+
+use super::{PROTOCOL, Request, Result, Socket, address_family};
 
 /// A single nexthop: `via GATEWAY dev INDEX onlink`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub struct Nexthop {
     /// Its id, unique in the namespace and shared with routing daemons.
     pub id: u32,
     /// `via`.
-    pub gateway: Ipv4Addr,
+    pub gateway: IpAddr,
     /// `dev`, as an index.
     pub index: u32,
 }
@@ -101,7 +104,7 @@ pub fn replace_group(group: &Group) -> Request {
     Request::new("replace nexthop", object, flags, &Message::New(message))
 }
 
-/// `ip nexthop del id ID`. A route over it goes too, without a word to anybody: delete that first.
+/// `ip nexthop del id ID`. The kernel removes a route over it too, without an event: delete that first.
 pub fn del(id: u32) -> Request {
     let message = NexthopMessage { attributes: vec![NexthopAttribute::Id(id)], ..NexthopMessage::default() };
     Request::new("delete nexthop", format!("id {id}"), 0, &Message::Del(message)).absent_is_ok()
@@ -115,7 +118,7 @@ fn ours() -> NexthopMessage {
 
 fn nexthop_message(nexthop: Nexthop) -> NexthopMessage {
     let mut message = ours();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(nexthop.gateway));
     message.header.flags = u32::from(RouteNextHopFlags::Onlink.bits());
     message.attributes = vec![
         NexthopAttribute::Id(nexthop.id),
@@ -150,12 +153,12 @@ pub fn get(socket: &Socket, id: u32) -> Result<Option<Object>> {
     })
 }
 
-/// What stands under an id.
+/// The object that has an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// One of protocol 118.
     Ours(Object),
-    /// Somebody else's.
+    /// One of another protocol.
     Foreign,
 }
 
@@ -174,6 +177,44 @@ pub fn find(socket: &Socket, id: u32) -> Result<Option<Found>> {
 pub fn list(socket: &Socket) -> Result<Vec<Object>> {
     // The kernel filters nexthops by device, kind and group, not by protocol.
     socket.dump(("list", "nexthops"), &Message::Get(NexthopMessage::default()), decode)
+}
+
+/// The devices that each nexthop object leads to, whosever it is: its own, or its members'.
+pub fn devices(socket: &Socket) -> Result<BTreeMap<u32, Vec<u32>>> {
+    let (mut singles, mut groups) = (BTreeMap::new(), BTreeMap::new());
+    socket.dump(("list", "nexthops"), &Message::Get(NexthopMessage::default()), |_, payload| {
+        match decode_devices(payload)? {
+            (id, Leads::Device(index)) => drop(singles.insert(id, index)),
+            (id, Leads::Members(members)) => drop(groups.insert(id, members)),
+        }
+        None::<()>
+    })?;
+    let of_group = |members: Vec<u32>| members.iter().filter_map(|member| singles.get(member).copied()).collect();
+    let mut devices: BTreeMap<u32, Vec<u32>> =
+        groups.into_iter().map(|(id, members)| (id, of_group(members))).collect();
+    devices.extend(singles.into_iter().map(|(id, index)| (id, vec![index])));
+    Ok(devices)
+}
+
+enum Leads {
+    Device(u32),
+    Members(Vec<u32>),
+}
+
+/// Behind struct nhmsg: the id, and the device or the members, each a `struct nexthop_grp` of eight bytes.
+fn decode_devices(payload: &[u8]) -> Option<(u32, Leads)> {
+    const HEADER: usize = 8;
+    const ID: u16 = 1;
+    const GROUP: u16 = 2;
+    const OIF: u16 = 5;
+    let attributes = payload.get(HEADER..)?;
+    let number = |bytes: &[u8]| Some(u32::from_ne_bytes(*bytes.first_chunk()?));
+    let id = number(super::attribute(attributes, ID)?)?;
+    let leads = match super::attribute(attributes, GROUP) {
+        Some(members) => Leads::Members(members.chunks_exact(8).filter_map(number).collect()),
+        None => Leads::Device(number(super::attribute(attributes, OIF)?)?),
+    };
+    Some((id, leads))
 }
 
 /// The member behind each bucket of a resilient group, by bucket index.

@@ -8,7 +8,7 @@ use super::*;
 const GROUP: u32 = 0x7700_0001;
 
 fn member() -> Nexthop {
-    Nexthop { id: 0x7600_0003, gateway: Ipv4Addr::new(10, 1, 0, 2), index: 3 }
+    Nexthop { id: 0x7600_0003, gateway: [10, 1, 0, 2].into(), index: 3 }
 }
 
 fn group() -> Group {
@@ -61,6 +61,19 @@ fn a_group_is_read() {
         0x00, 0x80,
     ];
     assert_eq!(decode(RTM_NEWNEXTHOP, &answer), Some(Object::Group(group())));
+}
+
+/// `ip nexthop add id 1979711491 via 2001:db8::2 dev va onlink proto 118`
+#[test]
+fn an_ipv6_nexthop_is_added_as_iproute2_does_and_read_again() {
+    let wanted = Nexthop { gateway: "2001:db8::2".parse().unwrap(), ..member() };
+    let expected = [
+        0x0a, 0x00, 0x76, 0x00, 0x04, 0x00, 0x00, 0x00, 0x08, 0x00, 0x01, 0x00, 0x03, 0x00, 0x00, 0x76, 0x14, 0x00,
+        0x06, 0x00, 0x20, 0x01, 0x0d, 0xb8, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02,
+        0x08, 0x00, 0x05, 0x00, 0x03, 0x00, 0x00, 0x00,
+    ];
+    assert_eq!(bytes(&Message::New(nexthop_message(wanted))), expected);
+    assert_eq!(decode(RTM_NEWNEXTHOP, &expected), Some(Object::Single(wanted)));
 }
 
 /// `ip nexthop get id 1979711491`

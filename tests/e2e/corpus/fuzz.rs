@@ -8,12 +8,12 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use super::stage::{Bench, Input, Outcome, Replica, Stage, shortest};
 use super::text::{Case, Program, pseudo_header, sum};
-use super::{COPY, DROP, PASS, REDIRECT, addressed};
+use super::{DROP, PASS, REDIRECT, addressed};
 
 const ETHERNET: usize = 14;
 const LONGEST: usize = 3000;
 
-/// Puts `count` mutants through both programs, on the host ends of pods with and without a list of ports.
+/// Puts `count` mutants through both programs, on the host veths of pods with and without a list of ports.
 pub fn run(stage: &Stage, bench: &Bench, cases: &[Case], seed: u64, count: usize) {
     let mut random = StdRng::seed_from_u64(seed);
     let replicas: Vec<&Replica> = stage.replicas.values().collect();
@@ -23,13 +23,13 @@ pub fn run(stage: &Stage, bench: &Bench, cases: &[Case], seed: u64, count: usize
         let packet = mutant(&mut random, case, cases);
         let is_home = random.random_ratio(3, 4);
         let replica = if is_home { &stage.replicas[&case.pod] } else { pick(&mut random, &replicas) };
-        let mark = *pick(&mut random, &[0, 0, 7, COPY]);
+        let mark = *pick(&mut random, &[0, 0, 7, 0x7656_7656]);
         for program in [Program::Owner, Program::Guard] {
             let input = Input { program, ifindex: replica.ifindex, mark, segment: 0, packet: &packet };
             let outcome = bench.put(&input);
             let judged = match program {
                 Program::Owner => judge_owner(stage, replica, &input, &outcome),
-                Program::Guard => judge_guard(replica, &input, &outcome),
+                Program::Guard => judge_guard(stage, replica, &input, &outcome),
             };
             *verdicts.entry((program, outcome.verdict)).or_default() += 1;
             if let Err(broken) = judged {
@@ -50,7 +50,7 @@ fn pick<'a, T>(random: &mut impl Rng, from: &'a [T]) -> &'a T {
 fn mutant(random: &mut impl Rng, case: &Case, cases: &[Case]) -> Vec<u8> {
     let mut packet = case.packet.clone();
     for _ in 0..random.random_range(1..=4) {
-        // Most of what a program looks at is here.
+        // Most of what a program reads is here.
         let end = if random.random_ratio(3, 4) { 80 } else { LONGEST };
         let at = random.random_range(0..packet.len().min(end));
         match random.random_range(0..6) {
@@ -82,17 +82,20 @@ fn address(packet: &[u8], at: usize) -> Ipv4Addr {
 
 fn judge_owner(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) -> Result<(), &'static str> {
     let packet = input.packet;
-    if outcome.mark != if input.mark == COPY { 0 } else { input.mark } {
+    if outcome.mark != input.mark {
         return Err("the mark is another one");
     }
-    let is_ours = is_ipv4(packet) && at.vips.contains(&address(packet, 30)) && input.mark != COPY;
-    let has_ports = is_ours && address(packet, 30) != stage.address("open");
+    let is_ours = is_ipv4(packet) && at.vips.contains(&address(packet, 30));
+    let is_from_itself = is_ours && is_own(at, address(packet, 26));
+    let has_ports = is_ours && ["open", "free"].iter().all(|vip| address(packet, 30) != stage.address(vip));
     match outcome.verdict {
+        PASS | REDIRECT if is_from_itself => Err("from the pod itself"),
         // Copied to the others, and its destination set right.
         PASS if is_ours && packet[23] == 1 && outcome.packet == addressed(packet, &at.mac) => Ok(()),
         PASS | DROP if outcome.packet != packet => Err("changed, and not redirected"),
+        PASS if !is_ours => Err("passed, and not for a VIP of this pod's"),
         PASS => Ok(()),
-        DROP if has_ports => Ok(()),
+        DROP if has_ports || !is_ours || is_from_itself => Ok(()),
         DROP => Err("dropped, though no list of ports forbids it"),
         REDIRECT if !is_ours => Err("redirected, and not for a VIP of this pod's"),
         REDIRECT if packet[23] == 6 && has_ports && is_reset_for(packet, &outcome.packet) => Ok(()),
@@ -109,6 +112,11 @@ fn judge_owner(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) ->
     }
 }
 
+/// One of the pod's own addresses.
+fn is_own(pod: &Replica, address: Ipv4Addr) -> bool {
+    pod.vips.contains(&address) || pod.pod.address() == address
+}
+
 /// Whether it is the whole and correct answer to this SYN.
 fn is_reset_for(syn: &[u8], answer: &[u8]) -> bool {
     let number = |packet: &[u8], at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().expect("four octets"));
@@ -117,7 +125,8 @@ fn is_reset_for(syn: &[u8], answer: &[u8]) -> bool {
         return false;
     }
     let (ip, tcp) = (&answer[14..34], &answer[34..54]);
-    let data = length(syn) - 20 - usize::from(syn[46] >> 4) * 4;
+    // A whole packet of more than 64 KB says 0.
+    let Some(data) = length(syn).checked_sub(20 + usize::from(syn[46] >> 4) * 4) else { return false };
     let acknowledged =
         number(syn, 38).wrapping_add(1 + u32::from(syn[47] & 1)).wrapping_add(data.try_into().expect("16 bits"));
     let pseudo = pseudo_header(ip, 20);
@@ -139,15 +148,24 @@ fn is_reset_for(syn: &[u8], answer: &[u8]) -> bool {
         && syn[47] & 0x16 == 2
 }
 
-fn judge_guard(at: &Replica, input: &Input, outcome: &Outcome) -> Result<(), &'static str> {
+fn judge_guard(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) -> Result<(), &'static str> {
     let packet = input.packet;
     let is_own = is_ipv4(packet) && at.vips.contains(&address(packet, 26));
+    let is_free = is_own && address(packet, 26) == stage.address("free");
+    // Of a whole TCP header that is the packet's first the flags tell; of much else it depends on what came before.
+    let tcp = 14 + usize::from(packet[14] & 15) * 4;
+    let is_whole_tcp =
+        is_own && packet[23] == 6 && packet[20].trailing_zeros() >= 5 && packet[21] == 0 && packet.len() >= tcp + 20;
+    let begins = is_whole_tcp && packet[tcp + 13] & 0x12 == 2;
+    // It may be withheld.
+    let refuses = is_whole_tcp && packet[tcp + 13] & 0x14 == 0x14 && packet[tcp + 4..tcp + 8] == [0; 4];
     match outcome.verdict {
         _ if outcome.packet != packet || outcome.mark != input.mark => Err("changed"),
-        PASS if is_own => Ok(()),
-        DROP if !is_own => Ok(()),
-        PASS => Err("a source that isn't the pod's passed"),
-        DROP => Err("a source of the pod's was dropped"),
+        PASS if !is_own => Err("a source that isn't the pod's passed"),
+        PASS if begins && !is_free => Err("a SYN passed"),
+        DROP if is_free => Err("dropped where flows may begin"),
+        DROP if is_whole_tcp && !begins && !refuses => Err("an answer was dropped"),
+        PASS | DROP => Ok(()),
         _ => Err("a verdict that isn't one"),
     }
 }

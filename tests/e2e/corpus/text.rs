@@ -10,7 +10,7 @@ pub struct Case {
     /// File, line and title: what a failure says.
     pub title: String,
     pub program: Program,
-    /// The pod whose host end it is on.
+    /// The pod whose host veth it is on.
     pub pod: String,
     pub mark: u32,
     pub segment: u32,

@@ -20,6 +20,20 @@ fn a_healthy_node_with_its_sidecar() {
     patient.has("error", "viprouted can't be reached at ");
 }
 
+/// The program that runs counts, not the file that was installed since.
+#[test]
+fn a_viprouted_of_another_version() {
+    let patient = Patient::new(1);
+    patient.is_well();
+    patient.node.stub(|stub| stub.is_of_version("0.0.9 (flow owner 000000000000)"));
+    let found = patient
+        .has("warning", "the viprouted that runs is of version 0.0.9 (flow owner 000000000000), viproutectl of ");
+    // The file beside viproutectl is of its own version.
+    assert_eq!(found.cure.as_deref(), Some("systemctl restart viprouted"));
+    patient.node.stub(|stub| stub.is_of_version(viproute::VERSION));
+    patient.is_well();
+}
+
 #[test]
 fn replicas_that_wait_for_nobody() {
     let patient = Patient::new(1);
@@ -30,7 +44,7 @@ fn replicas_that_wait_for_nobody() {
     fs::remove_file(path.with_file_name("../index.json")).unwrap();
     fs::write(&path, endpoint.to_string()).unwrap();
     patient.node.gc(&[&patient.pods[0]], &Join::annotated("web")).ok();
-    patient.is_well(); // somebody will make the check
+    patient.is_well(); // the check is still to be made
     patient.node.stop_allocator();
     let findings = patient.findings();
     assert_eq!(findings.len(), 2, "{findings:#?}");

@@ -1,15 +1,14 @@
-//! Many pods on a node, made quickly and gone entirely.
+//! Many pods on a node, made quickly and removed entirely.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::thread;
-use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::node::Node;
 use super::pod::Pod;
-use super::wait::until;
+use super::wait::{LONG, until};
 
 const THREADS: usize = 4;
 
@@ -40,9 +39,10 @@ pub fn for_each<T: Send>(numbers: Range<usize>, work: impl Fn(usize) -> T + Sync
 pub fn nothing_left(node: &Node) {
     assert_eq!(node.ns.ip("route show proto 118") + &node.ns.ip("nexthop show proto 118"), "");
     assert_eq!(node.records(), Vec::<String>::new());
-    // The kernel takes a deleted pair away in its own time.
-    until("the devices are gone", Duration::from_secs(5), || {
+    // The kernel frees a deleted veth pair in its own time.
+    until("the devices are gone", LONG, || {
         let links = node.ns.ip_json("link");
-        (!links.iter().any(|link| link["ifname"].as_str().unwrap_or_default().starts_with("vip"))).then_some(())
+        let ours = |link: &Value| link["ifname"].as_str().expect("a device's name").starts_with("vip");
+        (!links.iter().any(ours)).then_some(())
     });
 }

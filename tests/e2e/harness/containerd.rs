@@ -1,7 +1,7 @@
-//! containerd as Debian has it, on a machine of its own where viproute was installed.
+//! containerd on a machine of its own where viproute was installed: as Debian has it, or containerd 2.
 
+use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use super::command::tool;
 use super::cri::Cri;
@@ -9,7 +9,7 @@ use super::image::{self, IMAGE};
 use super::machine::Machine;
 use super::node::Node;
 use super::pod::Pod;
-use super::wait::until;
+use super::wait::{PATIENCE, until};
 
 /// Debian's configuration (its first and third section), and what a test needs besides.
 const CONFIG: &str = r#"
@@ -34,9 +34,16 @@ pub const POOL: &str = "10.118.0.0/16";
 
 const START: &str = "containerd --config /etc/containerd/config.toml";
 
+/// What tests/containerd2.sh has built, where a program is looked for first: containerd 2 and base plugins of its time.
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/containerd2");
+
 pub struct Containerd {
     pub machine: Machine,
     pub cri: Cri,
+    /// Set in front of each command.
+    path: &'static str,
+    /// What `ctr images import` needs to leave the import to ctr itself, as the first version does.
+    import: &'static str,
 }
 
 impl Containerd {
@@ -44,39 +51,52 @@ impl Containerd {
     pub fn start(node: &Node) -> Self {
         let mut machine = Machine::new(node);
         machine.install(POOL);
-        Self::on(machine)
+        Self::on(machine, "")
     }
 
-    /// On a machine with a network of somebody's, and without viproute.
+    /// The same with containerd 2 and this network, to which viproute is to belong.
+    pub fn second(node: &Node, conflist: &str) -> Self {
+        assert!(Path::new(SECOND).join("version").is_file(), "{SECOND} is missing: run tests/containerd2.sh");
+        let mut machine = Machine::new(node);
+        machine.install(POOL);
+        machine.write("/etc/cni/net.d/10-viproute.conflist", conflist);
+        machine.sh(&format!("for plugin in ptp loopback host-local; do ln -sfn {SECOND}/$plugin /usr/lib/cni/; done"));
+        Self::on(machine, concat!("PATH=", env!("CARGO_MANIFEST_DIR"), "/target/containerd2:$PATH "))
+    }
+
+    /// On a machine with another program's network, and without viproute.
     pub fn with_network(node: &Node, conflist: &str) -> Self {
         let machine = Machine::new(node);
         machine.write("/etc/cni/net.d/10-theirs.conflist", conflist);
-        Self::on(machine)
+        Self::on(machine, "")
     }
 
-    fn on(mut machine: Machine) -> Self {
-        for needed in ["containerd", "ctr", "runc", "iptables"] {
+    fn on(mut machine: Machine, path: &'static str) -> Self {
+        let ours: &[&str] = if path.is_empty() { &["containerd", "ctr"] } else { &[] };
+        for needed in ours.iter().chain(&["runc", "iptables"]) {
             tool(needed);
         }
         machine.write("/etc/containerd/config.toml", &CONFIG.replace("IMAGE", IMAGE));
-        machine.start("containerd", START);
+        machine.start("containerd", &(path.to_owned() + START));
         let cri = Cri { socket: machine.path("/run/containerd/containerd.sock"), cgroup: machine.cgroup() };
-        let containerd = Self { machine, cri };
+        let import = if path.is_empty() { "" } else { "--local" };
+        let containerd = Self { machine, cri, path, import };
         containerd.wait();
         containerd.import();
         containerd
     }
 
     fn wait(&self) {
-        until("containerd answers", Duration::from_secs(30), || self.cri.answers().then_some(()));
+        until("containerd answers", PATIENCE, || self.cri.answers().then_some(()));
     }
 
     fn import(&self) {
         image::write(&self.machine.path("/root/image.tar"));
-        self.machine.sh("ctr -n k8s.io images import --snapshotter native /root/image.tar");
+        let ctr = format!("{}ctr -n k8s.io images", self.path);
+        self.machine.sh(&format!("{ctr} import {} --snapshotter native /root/image.tar", self.import));
         // The CRI learns of it by an event, and would otherwise ask a registry.
-        let listed = || self.machine.sh("ctr -n k8s.io images ls -q 'labels.\"io.cri-containerd.image\"==managed'");
-        until("the CRI knows the image", Duration::from_secs(20), || listed().contains(IMAGE).then_some(()));
+        let listed = || self.machine.sh(&format!("{ctr} ls -q 'labels.\"io.cri-containerd.image\"==managed'"));
+        until("the CRI knows the image", PATIENCE, || listed().contains(IMAGE).then_some(()));
     }
 
     /// `kill -9`; the pods live on.
@@ -85,7 +105,7 @@ impl Containerd {
     }
 
     pub fn start_again(&mut self) {
-        self.machine.start("containerd", START);
+        self.machine.start("containerd", &(self.path.to_owned() + START));
         self.wait();
     }
 

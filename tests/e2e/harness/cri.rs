@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use http::{HeaderMap, Request};
 use prost::Message;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-/// Longer than a whole chain may take for ten pods at once.
-const LIMIT: Duration = Duration::from_secs(60);
+use super::wait::{LONG, scaled};
 
 #[derive(Clone, PartialEq, Message)]
 struct Metadata {
@@ -73,6 +71,29 @@ struct Listed {
     id: String,
 }
 
+/// The reply to `Status`.
+#[derive(Clone, PartialEq, Message)]
+struct RuntimeReply {
+    #[prost(message, optional, tag = "1")]
+    status: Option<RuntimeStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RuntimeStatus {
+    #[prost(message, repeated, tag = "1")]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Condition {
+    #[prost(string, tag = "1")]
+    kind: String,
+    #[prost(bool, tag = "2")]
+    met: bool,
+    #[prost(string, tag = "4")]
+    message: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct Empty {}
 
@@ -116,6 +137,14 @@ impl Cri {
         serde_json::from_str(&reply.info["info"]).expect("the info is JSON")
     }
 
+    /// The condition `NetworkReady`, from which the kubelet makes the node's `Ready`: `Err` holds the runtime's message.
+    pub fn network_ready(&self) -> Result<(), String> {
+        let reply: RuntimeReply = self.call("Status", &Empty {}).expect("the runtime's status");
+        let conditions = reply.status.expect("a status").conditions;
+        let network = conditions.into_iter().find(|condition| condition.kind == "NetworkReady").expect("NetworkReady");
+        if network.met { Ok(()) } else { Err(network.message) }
+    }
+
     /// Whether the runtime answers.
     pub fn answers(&self) -> bool {
         self.call::<Empty>("Version", &Empty {}).is_ok()
@@ -124,8 +153,9 @@ impl Cri {
     fn call<R: Message + Default>(&self, method: &str, request: &impl Message) -> Result<R, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
         let unary = unary(&self.socket, method, request.encode_to_vec());
-        let reply = runtime.block_on(async { tokio::time::timeout(LIMIT, unary).await });
-        let reply = reply.map_err(|_| format!("{method} took {LIMIT:?}"))?.map_err(|error| error.to_string())?;
+        let reply = runtime.block_on(async { tokio::time::timeout(scaled(LONG), unary).await });
+        let reply =
+            reply.map_err(|_| format!("{method} took {:?}", scaled(LONG)))?.map_err(|error| error.to_string())?;
         R::decode(reply.as_slice()).map_err(|error| error.to_string())
     }
 }

@@ -88,10 +88,10 @@ impl Serving {
                     self.open.insert(id(&stream), (stream, client));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
-                // The client has gone away again.
+                // The client has closed again.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return false,
-                // Whoever connects would wait in vain, and nobody would say why.
+                // A client would wait in vain, without a reason given.
                 Err(error) => panic!("accept: {error}"),
             }
         }

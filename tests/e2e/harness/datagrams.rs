@@ -47,10 +47,10 @@ impl Echo {
 
 fn answer(socket: &UdpSocket, name: &str) {
     let mut buffer = [0; 2048];
-    // After shutdown there is nothing from nobody, which is an error.
+    // After shutdown there is no datagram and no sender, which is an error.
     while let Ok((length, client)) = socket.recv_from(&mut buffer) {
         let said = String::from_utf8_lossy(&buffer[..length]);
-        // A client whose address has gone is no reason to stop.
+        // A client whose address is removed is no reason to stop.
         let _ = socket.send_to(format!("{name} {said}").as_bytes(), client);
     }
 }
@@ -153,7 +153,10 @@ fn run(mut flows: Vec<Flow>, over: &AtomicBool) -> Vec<Flow> {
             Some(end) if now > end || !waiting => return flows,
             Some(_) => {}
         }
-        let ready = epoll.wait(&mut events, 10_u8).unwrap_or(0);
+        let ready = match epoll.wait(&mut events, 10_u8) {
+            Err(nix::Error::EINTR) => 0,
+            ready => ready.expect("wait for answers"),
+        };
         for event in &events[..ready] {
             flows[usize::try_from(event.data()).expect("a small number")].receive();
         }
@@ -184,7 +187,7 @@ impl Flow {
         self.due += self.every;
         self.sent += 1;
         let number = self.sent.to_string();
-        // An error of a moment ago (nobody listened) is told here; the datagram is counted as lost.
+        // An earlier error (no listener) is returned here; the datagram is counted as lost.
         let _ = match self.to {
             Some(to) => self.socket.send_to(number.as_bytes(), to),
             None => self.socket.send(number.as_bytes()),

@@ -9,10 +9,7 @@ use std::time::{Duration, Instant};
 use super::load::parse;
 use super::netns::Netns;
 use super::traffic::PORT;
-
-/// An answer that takes longer doesn't come any more. A packet lost in three seconds without a link is sent again after six,
-/// and once more after twelve.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::wait::{PATIENCE, deadline, scaled};
 
 /// How many threads open connections.
 const OPENERS: usize = 4;
@@ -56,7 +53,7 @@ impl Flows {
 
     /// Waits for the answers. A connection without one, or with another replica's, is broken for good.
     pub fn hear(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = deadline(PATIENCE);
         self.sort_out(|flow| flow.hear(deadline));
     }
 
@@ -103,10 +100,10 @@ fn count<'a>(replicas: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize
 
 impl Flow {
     fn open(to: SocketAddr) -> io::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(&to, scaled(PATIENCE))?;
         stream.set_nodelay(true)?;
         stream.write_all(b"who\n")?;
-        let replica = hear(&mut stream, Instant::now() + PATIENCE)?;
+        let replica = hear(&mut stream, deadline(PATIENCE))?;
         Ok(Self { stream, replica })
     }
 
@@ -130,8 +127,10 @@ pub fn hear(stream: &mut TcpStream, deadline: Instant) -> io::Result<String> {
             Ok(0) => return Err(io::Error::other("closed by the other side")),
             Ok(length) => line.extend_from_slice(&buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::Error::other(format!("no answer within {PATIENCE:?}")));
+                return Err(io::Error::other(format!("no answer within {:?}", scaled(PATIENCE))));
             }
+            // The kernel begins no read anew that has a time limit, whatever interrupts it (`sock_intr_errno`).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

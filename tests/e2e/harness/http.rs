@@ -1,4 +1,4 @@
-//! A pod's HTTP server that answers whatever it is told to.
+//! A pod's HTTP server with a given answer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -11,7 +11,7 @@ use super::command::Run;
 pub fn killed_after(command: &mut Command, stdin: &str, delay: Duration) -> bool {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).dies_with_us();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
-    // What a runtime writes fits into the pipe; nobody waits here.
+    // What a runtime writes fits into the pipe; nothing waits here.
     let _ = child.stdin.take().expect("stdin is a pipe").write_all(stdin.as_bytes());
     thread::sleep(delay);
     let _ = child.kill();

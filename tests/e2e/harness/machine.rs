@@ -8,15 +8,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
 
-use super::cni::VIPROUTE;
+use super::VIPROUTE;
 use super::command::{Run, tool};
 use super::netns::Netns;
 use super::node::Node;
 use super::snapshot::{self, Snapshot};
 use super::tempdir::TempDir;
-use super::wait::until;
+use super::wait::{PATIENCE, until};
 
 pub struct Machine {
     outside: Child,
@@ -102,7 +101,7 @@ impl Machine {
     }
 
     pub fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap_or_default()
+        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("read {path} in the machine: {error}"))
     }
 
     /// A command that will run in the machine.
@@ -141,8 +140,13 @@ impl Machine {
         self.sh("\"$SOURCE/install.sh\" install");
         self.write("/etc/viproute/viprouted.toml", &format!("backend = \"pool\"\n[pool]\ncidr = \"{cidr}\"\n"));
         self.sh("mkdir -p /run/viproute");
+        self.start_viprouted();
+    }
+
+    /// viprouted as install.sh has it configured, until it answers.
+    pub fn start_viprouted(&mut self) {
         self.start("viprouted", "/usr/local/bin/viprouted --config /etc/viproute/viprouted.toml");
-        until("viprouted answers", Duration::from_secs(20), || {
+        until("viprouted answers", PATIENCE, || {
             let status = self.cmd("/usr/local/bin/viproutectl").arg("status").finish("");
             status.status.success().then_some(())
         });
@@ -161,7 +165,7 @@ impl Machine {
 
     /// The network of `node`, where the machine is, and what base plugins, viproute and runtime keep in `/var/lib/cni`.
     pub fn snapshot(&self, node: &Node) -> Snapshot {
-        // Which address it gave last is all host-local keeps of a pod that is gone.
+        // Which address it gave last is all host-local keeps of a removed pod.
         self.sh("rm -f /var/lib/cni/networks/*/last_reserved_ip.*");
         Snapshot::take(&[("node", &node.ns)], &self.path("/var/lib/cni"), &self.path("/sys/fs/bpf/viproute"))
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use super::node::Node;
+use super::wait::{PATIENCE, scaled};
 
 /// An answer by HTTP.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Answer {
 /// GET from a node's sidecar.
 pub fn get(node: &Node, path: &str) -> Answer {
     let stream = UnixStream::connect(node.metrics()).expect("connect to the metrics' socket");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    stream.set_read_timeout(Some(scaled(PATIENCE))).expect("a timeout");
     Answer::of(stream, "GET", path)
 }
 
@@ -41,7 +41,7 @@ pub fn get(node: &Node, path: &str) -> Answer {
 #[derive(Debug)]
 pub struct Page {
     pub text: String,
-    /// By name and labels as they stand there; whole numbers are what tests look at.
+    /// By name and labels as they are written there; tests compare whole numbers.
     values: BTreeMap<String, i64>,
 }
 
@@ -53,7 +53,7 @@ impl Page {
         let values = lines.map(|line| {
             let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
             let value: f64 = value.parse().unwrap_or_else(|error| panic!("{line:?}: {error}"));
-            #[allow(clippy::cast_possible_truncation)] // sums of seconds, which nobody asks for
+            #[allow(clippy::cast_possible_truncation)] // sums of seconds, which no test asks for
             (name.to_owned(), value as i64)
         });
         Self { values: values.collect(), text: answer.body }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::VIPROUTECTL;
 use super::bare::bare_pod;
 use super::command::Run;
 use super::crowd::Crowd;
@@ -16,8 +17,6 @@ use super::lan::Lan;
 use super::netns::Netns;
 use super::node::Node;
 use super::pod::Pod;
-
-pub const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
 
 /// The VIP and its pods, of which some have joined. Fields are dropped in this order.
 pub struct Service {
@@ -102,7 +101,7 @@ impl Service {
         self.node.gc(&pods, &self.join).ok();
     }
 
-    /// Changes the pod's endpoint records as the plugin would: under each VIP's lock, the index gone before.
+    /// Changes the pod's endpoint records as the plugin would: under each VIP's lock, the index removed before.
     fn edit(&self, pod: &Pod, change: impl Fn(&mut Value)) {
         let mut found = false;
         for vip in fs::read_dir(Path::new(&self.node.data()).join("vips")).expect("the registry's VIPs").flatten() {

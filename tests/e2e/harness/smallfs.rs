@@ -1,4 +1,4 @@
-//! A small file system that nobody else sees: a tmpfs mounted nowhere, reached by its descriptor, gone with it.
+//! A small file system of the test's own: a tmpfs mounted nowhere, reached by its descriptor, freed with it.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
@@ -44,7 +44,7 @@ impl SmallFs {
         let bit = libc::MOUNT_ATTR_RDONLY;
         let (attr_set, attr_clr) = if read_only { (bit, 0) } else { (0, bit) };
         let attributes = libc::mount_attr { attr_set, attr_clr, propagation: 0, userns_fd: 0 };
-        // SAFETY: the descriptor is open, the structure lives on this stack, and its size is told.
+        // SAFETY: the descriptor is open, the structure lives on this stack, and its size is given.
         let status = unsafe {
             let (fd, size) = (self.0.as_raw_fd(), size_of::<libc::mount_attr>());
             libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), libc::AT_EMPTY_PATH, &raw const attributes, size)

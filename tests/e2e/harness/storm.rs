@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::load::Connection;
 use super::netns::Netns;
 use super::traffic::PORT;
+use super::wait::{LONG, until};
 
 const THREADS: usize = 8;
 
@@ -47,12 +48,16 @@ impl Seen {
 
 impl Storm {
     pub fn start(ns: &Netns, vip: Ipv4Addr, rate: u32) -> Self {
+        Self::on(ns, (vip, PORT), rate)
+    }
+
+    pub fn on(ns: &Netns, to: (Ipv4Addr, u16), rate: u32) -> Self {
         // A connection's port rests for a minute when it was closed; with timestamps another connection may have it at once.
         ns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535");
         ns.set_sysctl("net/ipv4/tcp_tw_reuse", "1");
         let (over, next, seen) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::default());
         let state = Arc::new(State { over, next, seen });
-        let (to, start) = (SocketAddr::from((vip, PORT)), Instant::now());
+        let (to, start) = (SocketAddr::from(to), Instant::now());
         let work = |state: Arc<State>| move || state.blow(to, start, rate);
         let threads = ns.run(|| (0..THREADS).map(|_| thread::spawn(work(state.clone()))).collect());
         Self { state, threads }
@@ -67,7 +72,7 @@ impl Storm {
     pub fn next(&self, answers: usize) -> Seen {
         let before = self.seen();
         let target = before.answers() + answers;
-        let mut after = super::wait::until("answers to new connections", Duration::from_secs(60), || {
+        let mut after = until("answers to new connections", LONG, || {
             Some(self.seen()).filter(|seen| seen.answers() >= target || seen.failed.len() > before.failed.len())
         });
         for (name, count) in before.names {

@@ -1,10 +1,10 @@
-//! What isn't ours, and what is nobody's.
+//! Foreign objects, and orphans.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{SOON, Scene, restart};
-use crate::harness::{Run, until};
+use super::{REPAIRED, Scene, restart};
+use crate::harness::{Run, SOON, until};
 
 /// Objects of others' near ours: in the pods and on the node, by our names, numbers and priorities, but not our protocol.
 #[test]
@@ -31,16 +31,16 @@ fn what_is_anothers_stays() {
     }
     let before = scene.snapshot();
     let repairs = scene.repairs();
-    // A look at all of it: twice by an event, once by a restart.
+    // A full resync: twice by an event, once by a restart.
     node.ip(&format!("route del {} proto 118 metric 0", scene.vip));
     pod.ip(&format!("rule del from {} lookup 118", scene.vip));
-    until("both are put right", SOON, || (scene.repairs() >= repairs + 2).then_some(()));
+    until("both are repaired", REPAIRED, || (scene.repairs() >= repairs + 2).then_some(()));
     let restarted = restart(scene);
     restarted.settles();
     before.assert_same(&restarted.snapshot(), "a look at everything");
 }
 
-/// Somebody's object stands where ours has to: it stays, that is said once, and nobody is kept busy. When it goes, ours
+/// A foreign object is where ours has to be: it stays, that is logged once, and no loop is kept busy. When it goes, ours
 /// comes.
 #[test]
 fn what_is_in_the_way_is_told_once() {
@@ -50,19 +50,19 @@ fn what_is_in_the_way_is_told_once() {
     pod.ip("route replace default via 10.1.1.1 dev eth0 table 118 proto static");
     let told = |what: &str| {
         let log = scene.sidecar().daemon.log();
-        log.lines().filter(|line| line.contains("not as it should be") && line.contains(what)).count()
+        log.lines().filter(|line| line.contains("repair failed") && line.contains(what)).count()
     };
-    until("both are told", SOON, || (told("add route 10.118") > 0 && told("table 118") > 0).then_some(()));
+    until("both are told", REPAIRED, || (told("add route 10.118") > 0 && told("table 118") > 0).then_some(()));
     thread::sleep(Duration::from_secs(4));
     assert_eq!((told("add route 10.118"), told("table 118")), (1, 1), "{}", scene.sidecar().daemon.log());
     assert!(!node.ip(&format!("route show {} proto static", scene.vip)).is_empty());
     node.ip(&format!("route del {} proto static", scene.vip));
     pod.ip("route del default table 118 proto static");
     // Tried every five seconds at the longest.
-    until("both are put right", Duration::from_secs(10), || scene.complaint().is_none().then_some(()));
+    scene.becomes_content("both are repaired");
 }
 
-/// Somebody deletes the route as often as it is put right.
+/// The route is deleted as often as it is repaired.
 #[test]
 fn who_undoes_each_repair_is_not_fought() {
     let scene = Scene::new();
@@ -73,26 +73,26 @@ fn who_undoes_each_repair_is_not_fought() {
         deleted += usize::from(gone.status.success());
         thread::sleep(Duration::from_millis(20));
     }
-    assert!((3..12).contains(&deleted), "put right {deleted} times in 12 s");
+    assert!((3..12).contains(&deleted), "repaired {deleted} times in 12 s");
     let log = scene.sidecar().daemon.log();
-    assert_eq!(log.matches("undone by somebody each time").count(), 1, "{log}");
-    until("it is put right", Duration::from_secs(8), || scene.complaint().is_none().then_some(()));
+    assert_eq!(log.matches("undone each time: ").count(), 1, "{log}");
+    scene.becomes_content("it is repaired");
 }
 
-/// What is of protocol 118, or has our names, and is nobody's.
+/// Orphans: of protocol 118, or with our names, and in no record.
 #[test]
 fn what_belongs_to_nobody_goes() {
     let scene = Scene::new();
     let node = &scene.node.ns;
-    let host_end = scene.host_end();
+    let host_veth = scene.host_veth();
     for arguments in [
         "link add vip00000000000 type veth peer name stray1".to_owned(),
         "route add unreachable 10.118.0.77 metric 3 proto 118".to_owned(),
-        format!("nexthop add id 1996500000 via 10.9.9.9 dev {host_end} onlink proto 118"),
+        format!("nexthop add id 1996500000 via 10.9.9.9 dev {host_veth} onlink proto 118"),
     ] {
         node.ip(&arguments);
     }
-    until("strays are gone", Duration::from_secs(10), || {
+    until("strays are gone", SOON, || {
         let views = ["link show", "route show 10.118.0.77", "nexthop show proto 118"];
         let shown: String = views.iter().map(|view| node.ip(view)).collect();
         let strays = ["vip00000000000", "10.118.0.77", "1996500000"];

@@ -1,9 +1,10 @@
 //! Without the agent nothing changes; with a new one it goes on from what the registry has.
 
 use serde_json::json;
-use viproute::net::NodeNet;
-use viproute::registry::{Registry, VipKey};
-use viproute::vip::admission::drain;
+use viproute::internals::membership::admission::drain;
+use viproute::internals::model::VipKey;
+use viproute::internals::net::NodeNet;
+use viproute::internals::registry::Registry;
 
 use super::{Scene, web};
 use crate::harness::{Flows, Pod, PodServer, Run, Sidecar, connect};
@@ -36,17 +37,13 @@ fn checks_survive_a_restart_of_the_agent() {
     scene.start_agent();
     scene.becomes(&deaf, "draining");
     scene.becomes(&late, "ready");
-    // Nobody else's state has changed on the way.
-    let log = scene.sidecar.as_ref().unwrap().daemon.log();
-    let after = log.rsplit("serving").next().unwrap();
-    for (_, pod) in &pods {
-        assert!(!after.contains(&format!("default/{} is", pod.name)), "{} flapped:\n{after}", pod.name);
-    }
+    // No other replica's state has changed on the way.
+    scene.has_transitions(1, 1);
     flows.ask();
     flows.hear();
     assert_eq!(flows.complaint(&[]), None);
     connect(&scene.client, scene.vip(), 50);
-    // A draining one that listens while nobody looks is ready when somebody does.
+    // A draining one that listens between checks is ready at the next one.
     scene.stop_agent();
     let _server = PodServer::start(&deaf);
     scene.start_agent();
@@ -84,7 +81,7 @@ fn without_an_agent_a_pod_waits_and_status_says_so() {
     let late = scene.node.joined(&join);
     let _server = PodServer::start(&late);
     scene.stays(&late, "pending");
-    let error = scene.node.status(&join).error();
+    let error = scene.node.status(&join.clone().strict()).error();
     assert_eq!(error.code, 50, "{error:?}");
     assert!(error.text().contains("viprouted can't be reached"), "{error:?}");
     assert!(error.text().contains("1 replica waits for its health check"), "{error:?}");

@@ -1,8 +1,8 @@
-//! A rolling restart: six replicas replaced one after the other under load, and nobody is refused or reset.
+//! A rolling restart: six replicas replaced one after the other under load, and no connection is refused or reset.
 
 use std::path::Path;
 
-use viproute::net::sockets::Sockets;
+use viproute::internals::net::sockets::Sockets;
 
 use super::{HTTP, PATIENCE, Scene, web};
 use crate::harness::{Crowd, Flows, HttpServer, Join, Pod, Storm, until};
@@ -42,11 +42,11 @@ impl Scene {
         let Replica { server, health, pod } = replica;
         health.answer(503);
         self.becomes(&pod, "draining");
-        let open = Sockets::open(&viproute::net::Netns::open(Path::new(&pod.ns.path())).unwrap()).unwrap();
+        let open = Sockets::open(&viproute::internals::net::Netns::open(Path::new(&pod.ns.path())).unwrap()).unwrap();
         let held: usize =
             steady.iter().map(|flows| flows.live().get(pod.name.as_str()).copied().unwrap_or_default()).sum();
         until("only steady connections are left", PATIENCE, || {
-            let connections = open.connections(self.vip()).unwrap();
+            let connections = open.connections(self.vip().into()).unwrap();
             (connections.iter().filter(|connection| connection.port == crate::harness::PORT).count() == held)
                 .then_some(())
         });
@@ -69,7 +69,7 @@ fn a_rolling_restart_refuses_and_resets_nobody() {
         let join = if number % 2 == 0 { web("listen interval=200ms") } else { graceful() };
         new.push(scene.begin(&join));
         gone.push(scene.end(replica, &graceful(), &steady));
-        // Who was told to go comes again; nobody else had to.
+        // Clients whose connection was closed come again; no others had to.
         let before: usize = steady.iter().map(|flows| flows.live().values().sum::<usize>()).sum();
         steady.iter_mut().for_each(Flows::ask);
         steady.iter_mut().for_each(Flows::hear);

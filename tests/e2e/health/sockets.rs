@@ -4,22 +4,21 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
 };
-use viproute::bpf::{Listening, Question};
-use viproute::net::NodeNet;
-use viproute::net::sockets::Sockets;
+use viproute::internals::ebpf::{Listening, Question};
+use viproute::internals::net::NodeNet;
+use viproute::internals::net::sockets::Sockets;
 
-use crate::harness::{Netns, until};
+use crate::harness::{Netns, SOON, until};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 7);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
 const TO: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
-/// A pod's namespace, and the node's, which a pair connects.
+/// A pod's namespace, and the node's, which a veth pair connects.
 struct Scene {
     pod: Netns,
     sockets: Sockets,
@@ -35,7 +34,7 @@ impl Scene {
         node.ip(&format!("link add v0 type veth peer name v1 netns {}", pod.path()));
         pod.ip(&format!("addr add {VIP}/32 dev lo"));
         pod.ip(&format!("addr add {OTHER}/32 dev lo"));
-        let opened = viproute::net::Netns::open(Path::new(&pod.path())).expect("a namespace");
+        let opened = viproute::internals::net::Netns::open(Path::new(&pod.path())).expect("a namespace");
         let sockets = Sockets::open(&opened).expect("its sockets");
         let id =
             node.run(|| opened.id(&NodeNet::open().expect("a netlink socket"))).expect("an answer").expect("an id");
@@ -43,10 +42,11 @@ impl Scene {
         Self { pod, sockets, node, id, program }
     }
 
-    /// Whether connections and datagrams to the VIP are taken while `what` is there: one answer, whoever is asked.
+    /// Whether connections and datagrams to the VIP are taken while `what` is there: one answer, whichever kernel is asked.
     fn with<T: Send>(&self, what: impl FnOnce() -> T + Send) -> (bool, bool) {
         let _there = self.pod.run(what);
-        let found = (self.sockets.takes_connections(TO).unwrap(), self.sockets.takes_datagrams(TO).unwrap());
+        let to = SocketAddr::V4(TO);
+        let found = (self.sockets.takes_connections(to).unwrap(), self.sockets.takes_datagrams(to).unwrap());
         let questions = [libc::IPPROTO_TCP, libc::IPPROTO_UDP].map(|protocol| self.question(protocol));
         let program = &self.program;
         let answers = self.node.run(|| program.ask(&questions)).expect("answers");
@@ -62,7 +62,7 @@ impl Scene {
 /// Binds as soon as the port is free: a program that another test is starting may hold a socket that was closed here, until
 /// it has become that program.
 fn free<T>(bind: impl Fn() -> io::Result<T>) -> T {
-    until("the port is free", Duration::from_secs(5), || match bind() {
+    until("the port is free", SOON, || match bind() {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
         other => Some(other.expect("a socket")),
     })
@@ -98,7 +98,7 @@ fn those_bound_to_the_vip_or_to_any_address_count() {
     assert_eq!(scene.with(|| free(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 80)))), (false, true));
 }
 
-/// Nobody who calls for the first time reaches these.
+/// No new client reaches these.
 #[test]
 fn connections_and_connected_sockets_do_not_count() {
     let scene = Scene::new();
@@ -134,7 +134,7 @@ fn a_socket_that_is_tied_to_a_device_does_not_count() {
     assert_eq!(scene.with(tied("v1")), (false, false));
 }
 
-/// More than go into one run, in order; and of a namespace that isn't there nobody listens.
+/// More than go into one run, in order; and in a missing namespace none listens.
 #[test]
 fn many_questions_have_their_own_answers() {
     const QUESTIONS: u16 = 1000;

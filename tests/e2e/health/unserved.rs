@@ -1,4 +1,4 @@
-//! While nobody is ready a request fails at once, unless another way to the VIP is known.
+//! While no replica is ready a request fails at once, unless another way to the VIP is known.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};

@@ -1,19 +1,19 @@
-//! Reads `iptables-save`.
+//! Reads `iptables-nft-save`: what iptables' own tables say, which nft shows as opaque `xt` expressions.
 
 use ipnetwork::Ipv4Network;
 
-use super::ruleset::{Chain, Hook, Place, Rule, Subject, Table, Test, Verdict};
+use super::ruleset::{Chain, Hook, Operand, Place, Rule, Table, Test, Verdict};
 
-/// The tables, to be changed by `program`. What isn't understood is unknown, never an error.
-pub fn parse(program: &'static str, text: &str) -> Vec<Table> {
+/// The tables. What isn't understood is unknown, never an error.
+pub fn parse(text: &str) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            let place = Place::Iptables { program, name: name.to_owned() };
+            let place = Place::Iptables { name: name.to_owned() };
             tables.push(Table { place, chains: std::collections::BTreeMap::new() });
         }
         let Some(table) = tables.last_mut() else { continue };
-        let Place::Iptables { name: table_name, .. } = &table.place else { continue };
+        let Place::Iptables { name: table_name } = &table.place else { continue };
         if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split(' ');
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -29,7 +29,7 @@ pub fn parse(program: &'static str, text: &str) -> Vec<Table> {
     tables
 }
 
-/// A chain of somebody's own has `-` in the policy's place.
+/// A user-defined chain has `-` in the policy's place.
 fn hook_of(table: &str, chain: &str, policy: &str) -> Option<Hook> {
     match (table, chain, policy) {
         (_, _, "-") => None,
@@ -43,7 +43,7 @@ fn read(words: &[String]) -> Rule {
     let mut rule = Rule { tests: Vec::new(), verdict: Verdict::Continue };
     let (mut words, mut negated) = (words.iter().map(String::as_str), false);
     while let Some(word) = words.next() {
-        let subject = match word {
+        let target = match word {
             "!" => {
                 negated = true;
                 continue;
@@ -59,33 +59,33 @@ fn read(words: &[String]) -> Rule {
             // They bring options, which follow.
             "-m" => match words.next() {
                 Some("comment" | "conntrack" | "state" | "mark" | "tcp" | "udp") => continue,
-                _ => Subject::Unknown,
+                _ => Operand::Unknown,
             },
             "--comment" => {
                 words.next();
                 continue;
             }
-            option if option.starts_with('-') => subject(option, &mut words),
+            option if option.starts_with('-') => target(option, &mut words),
             _ => continue, // of an option that isn't modelled
         };
-        rule.tests.push(Test { subject, negated: std::mem::take(&mut negated) });
+        rule.tests.push(Test { target, negated: std::mem::take(&mut negated) });
     }
     rule
 }
 
-fn subject<'a>(option: &str, words: &mut impl Iterator<Item = &'a str>) -> Subject {
+fn target<'a>(option: &str, words: &mut impl Iterator<Item = &'a str>) -> Operand {
     let list = |text: &str| text.split(',').map(str::to_owned).collect();
     let found = match option {
-        "-i" => words.next().map(|device| Subject::Input(vec![pattern(device)])),
-        "-o" => words.next().map(|device| Subject::Output(vec![pattern(device)])),
-        "-s" => words.next().and_then(network).map(|network| Subject::Source(vec![network])),
-        "-d" => words.next().and_then(network).map(|network| Subject::Destination(vec![network])),
-        "-p" => words.next().map(|protocol| Subject::Known(protocol == "tcp" || protocol == "all")),
-        "--ctstate" | "--state" => words.next().map(|states| Subject::State(list(states))),
+        "-i" => words.next().map(|device| Operand::Input(vec![pattern(device)])),
+        "-o" => words.next().map(|device| Operand::Output(vec![pattern(device)])),
+        "-s" => words.next().and_then(network).map(|network| Operand::Source(vec![network])),
+        "-d" => words.next().and_then(network).map(|network| Operand::Destination(vec![network])),
+        "-p" => words.next().map(|protocol| Operand::Cache(protocol == "tcp" || protocol == "all")),
+        "--ctstate" | "--state" => words.next().map(|states| Operand::State(list(states))),
         "--mark" => words.next().and_then(mark),
         _ => None,
     };
-    found.unwrap_or(Subject::Unknown)
+    found.unwrap_or(Operand::Unknown)
 }
 
 /// `vip+`
@@ -99,14 +99,14 @@ fn network(text: &str) -> Option<Ipv4Network> {
 }
 
 /// `0x4000/0x4000`
-fn mark(text: &str) -> Option<Subject> {
+fn mark(text: &str) -> Option<Operand> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
     };
     let (value, mask) = text.split_once('/').map_or((text, None), |(value, mask)| (value, Some(mask)));
     let mask = mask.map_or(Some(u64::from(u32::MAX)), number)?;
-    Some(Subject::Mark { mask, value: number(value)? })
+    Some(Operand::Mark { mask, value: number(value)? })
 }
 
 fn verdict(target: &str) -> Verdict {

@@ -10,7 +10,8 @@ mod ruleset;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::allocator::config::Config;
+use crate::model::address::ipv4;
+use crate::node::config::Config;
 
 use super::scene::Scene;
 use super::{Cure, Finding, advice, command};
@@ -44,7 +45,7 @@ fn is_ours(place: &Place) -> bool {
 /// Both ends of a packet's way through the node.
 struct Ends<'a> {
     uplink: Option<&'a str>,
-    host_end: &'a str,
+    host_veth: &'a str,
     vip: Option<std::net::Ipv4Addr>,
     untracked: bool,
 }
@@ -53,22 +54,22 @@ impl<'a> Ends<'a> {
     /// Of the first VIP; where there is none yet, of one as it would be.
     fn of(scene: &'a Scene<'_>, untracked: bool) -> Self {
         let vip = scene.vips.iter().find(|vip| !vip.endpoints.is_empty());
-        let host_end = vip.and_then(|vip| vip.endpoints.first()).map(|(_, endpoint)| endpoint.device.as_str());
+        let host_veth = vip.and_then(|vip| vip.endpoints.first()).map(|(_, endpoint)| endpoint.device.as_str());
         Self {
             uplink: scene.uplink.as_deref(),
-            host_end: host_end.unwrap_or("vip00000000000"),
-            vip: vip.map(|vip| vip.record.address),
+            host_veth: host_veth.unwrap_or("vip00000000000"),
+            vip: vip.and_then(|vip| ipv4(vip.record.address())),
             untracked,
         }
     }
 
     fn request(&self, state: &'static str) -> Packet<'_> {
-        let (input, output) = (self.uplink, Some(self.host_end));
+        let (input, output) = (self.uplink, Some(self.host_veth));
         Packet { input, output, destination: self.vip, state: self.state(state), ..Packet::default() }
     }
 
     fn reply(&self, state: &'static str) -> Packet<'_> {
-        let (input, output) = (Some(self.host_end), self.uplink);
+        let (input, output) = (Some(self.host_veth), self.uplink);
         Packet { input, output, source: self.vip, state: self.state(state), ..Packet::default() }
     }
 
@@ -99,13 +100,13 @@ fn invalid(scene: &Scene<'_>, place: &str, drops: bool, cure: Cure) -> Option<Fi
     }
     let what = format!("{place} drops packets to VIPs that conntrack calls invalid");
     let why = "When a router sends a live connection's packets by another node, this one drops them.";
-    let several = scene.good_config().is_some_and(|config: &Config| config.peers.len() > 1);
+    let several = scene.good_config().is_some_and(|config: &Config| config.lease.peers.len() > 1);
     Some(if several { Finding::warning(what, why, cure) } else { Finding::hint(what, why, cure) })
 }
 
 fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str)) -> Option<Finding> {
     let rewritten = scene.endpoints().find(|(_, endpoint)| {
-        let (output, source) = (Some(ends.host_end), Some(endpoint.address));
+        let (output, source) = (Some(ends.host_veth), ipv4(endpoint.address()));
         // What isn't a service's of kube-proxy has no mark.
         let (destination, mark) = (ends.vip, Some(0));
         let packet = Packet { input: None, output, source, destination, state: "new", mark };
@@ -115,13 +116,13 @@ fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str))
     let what = format!(
         "{}, chain {name}, rewrites the source of a pod ({}) that calls a VIP",
         table.place.shown(),
-        endpoint.address
+        endpoint.address()
     );
     let why = "The replica sees the node's address in place of the pod's, and each call takes a conntrack entry.";
     Some(Finding::warning(what, why, table.place.exempt(name, &["oifname"])))
 }
 
-/// Something on the node makes conntrack look at every packet.
+/// Something on the node makes conntrack track every packet.
 fn conntrack(tables: &[Table]) -> Option<Finding> {
     let uses = |table: &&Table| table.chains.values().any(Chain::needs_conntrack);
     let table = tables.iter().find(uses)?;
@@ -140,33 +141,31 @@ impl Place {
     fn shown(&self) -> String {
         match self {
             Self::Nft { family, name } => format!("nftables' table {family} {name}"),
-            Self::Iptables { program, name } => format!("{program}'s table {name}"),
+            Self::Iptables { name } => format!("iptables-nft's table {name}"),
         }
     }
 
-    /// Accepts what comes from or goes to host ends before anything else is asked. No address is named, so that it is as
+    /// Accepts what comes from or goes to host veths before anything else is asked. No address is named, so that it is as
     /// good for the next VIP.
     fn exempt(&self, chain: &str, directions: &[&str]) -> Cure {
         let one = |direction: &&str| match self {
             Self::Nft { family, name } => {
                 format!("nft insert rule {family} {name} {chain} {direction} '\"vip*\"' accept")
             }
-            Self::Iptables { program, name } => {
+            Self::Iptables { name } => {
                 let option = if *direction == "iifname" { "-i" } else { "-o" };
-                format!("{program} -t {name} -I {chain} {option} vip+ -j ACCEPT")
+                format!("iptables-nft -t {name} -I {chain} {option} vip+ -j ACCEPT")
             }
         };
         command(directions.iter().map(one).collect::<Vec<_>>().join(" && "))
     }
 }
 
-/// What is on this node. iptables' own tables are read by iptables, which understands its extensions.
+/// What is on this node. The tables of `iptables-nft` are read by itself, which understands its extensions.
 fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
-    let mut tables = Vec::new();
-    for (save, change) in [("iptables-nft-save", "iptables-nft"), ("iptables-legacy-save", "iptables-legacy")] {
-        tables.extend(program(save).and_then(|save| output(&save, &[])).map(|text| iptables::parse(change, &text)));
-    }
-    let mut tables: Vec<Table> = tables.into_iter().flatten().collect();
+    let saved = |save: &str| program(save).and_then(|save| output(&save, &[]));
+    findings.extend(saved("iptables-legacy-save").as_deref().and_then(legacy));
+    let mut tables = saved("iptables-nft-save").map(|text| iptables::parse(&text)).unwrap_or_default();
     let known: Vec<String> = tables.iter().filter_map(|table| table.place.shadow()).collect();
     let listed = program("nft").and_then(|nft| output(&nft, &["--json", "list", "ruleset"]));
     match listed.map(|text| nft::parse(&text)) {
@@ -189,12 +188,23 @@ fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
     tables
 }
 
+/// The old kernel interface, beside nftables: where it has rules, the administrator has to read them.
+fn legacy(saved: &str) -> Option<Finding> {
+    let says = |line: &str| line.starts_with("-A ") || (line.starts_with(':') && line.contains(" DROP "));
+    saved.lines().any(says).then(|| {
+        let what = "iptables-legacy has rules or policies, which doctor doesn't read";
+        let why = "What they drop of VIPs, or rewrite, is not known.";
+        let cure = "`iptables-legacy-save` shows them: what goes to and comes from vip+ must pass. Better, move them to nftables.";
+        Finding::hint(what, why, advice(cure))
+    })
+}
+
 fn output(program: &Path, arguments: &[&str]) -> Option<String> {
     let finished = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     finished.status.success().then(|| String::from_utf8_lossy(&finished.stdout).into_owned())
 }
 
-/// Where it is. Administrators' programs aren't on every root's path.
+/// The program's path: administrators' programs aren't on every root's `PATH`.
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnetwork::Ipv4Network;
 use serde_json::Value;
 
-use super::ruleset::{Chain, Hook, Place, Rule, Subject, Table, Test, Verdict};
+use super::ruleset::{Chain, Hook, Operand, Place, Rule, Table, Test, Verdict};
 
 /// The tables that IPv4 packets meet. What isn't understood is unknown, never an error.
 pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
@@ -68,7 +68,7 @@ fn rules(statements: &Value) -> Vec<Rule> {
 }
 
 fn unknown() -> Test {
-    Test { subject: Subject::Unknown, negated: false }
+    Test { target: Operand::Unknown, negated: false }
 }
 
 fn verdict(name: &str, body: &Value) -> Option<Verdict> {
@@ -101,7 +101,7 @@ fn map(tests: &[Test], body: &Value) -> Vec<Rule> {
         let outcome = element[1].as_object().and_then(|verdict| verdict.iter().next());
         let verdict = outcome.and_then(|(name, body)| verdict(name, body)).unwrap_or(Verdict::Unknown);
         let mut tests = tests.to_vec();
-        tests.push(Test { subject: subject(&body["key"], &element[0]), negated: false });
+        tests.push(Test { target: target(&body["key"], &element[0]), negated: false });
         Rule { tests, verdict }
     };
     elements.iter().map(rule).collect()
@@ -109,41 +109,41 @@ fn map(tests: &[Test], body: &Value) -> Vec<Rule> {
 
 fn test(body: &Value) -> Test {
     match body["op"].as_str() {
-        Some("==" | "in") => Test { subject: subject(&body["left"], &body["right"]), negated: false },
-        Some("!=") => Test { subject: subject(&body["left"], &body["right"]), negated: true },
+        Some("==" | "in") => Test { target: target(&body["left"], &body["right"]), negated: false },
+        Some("!=") => Test { target: target(&body["left"], &body["right"]), negated: true },
         _ => unknown(),
     }
 }
 
-fn subject(left: &Value, right: &Value) -> Subject {
+fn target(left: &Value, right: &Value) -> Operand {
     let found = match left.as_object().and_then(|left| left.iter().next()).map(|(kind, body)| (kind.as_str(), body)) {
         Some(("meta", body)) => meta(body, right),
         Some(("payload", body)) if body["protocol"] == "ip" => payload(body, right),
-        Some(("ct", body)) if body["key"] == "state" || body["key"] == "status" => words(right).map(Subject::State),
+        Some(("ct", body)) if body["key"] == "state" || body["key"] == "status" => words(right).map(Operand::State),
         Some(("&", body)) if body[0]["meta"]["key"] == "mark" => {
-            body[1].as_u64().zip(right.as_u64()).map(|(mask, value)| Subject::Mark { mask, value })
+            body[1].as_u64().zip(right.as_u64()).map(|(mask, value)| Operand::Mark { mask, value })
         }
         _ => None,
     };
-    found.unwrap_or(Subject::Unknown)
+    found.unwrap_or(Operand::Unknown)
 }
 
-fn meta(body: &Value, right: &Value) -> Option<Subject> {
+fn meta(body: &Value, right: &Value) -> Option<Operand> {
     match body["key"].as_str()? {
-        "iifname" | "iif" => words(right).map(Subject::Input),
-        "oifname" | "oif" => words(right).map(Subject::Output),
-        "mark" => right.as_u64().map(|value| Subject::Mark { mask: u64::from(u32::MAX), value }),
-        "nfproto" => words(right).map(|families| Subject::Known(families.iter().any(|family| family == "ipv4"))),
-        "l4proto" => words(right).map(|protocols| Subject::Known(protocols.iter().any(|protocol| protocol == "tcp"))),
+        "iifname" | "iif" => words(right).map(Operand::Input),
+        "oifname" | "oif" => words(right).map(Operand::Output),
+        "mark" => right.as_u64().map(|value| Operand::Mark { mask: u64::from(u32::MAX), value }),
+        "nfproto" => words(right).map(|families| Operand::Cache(families.iter().any(|family| family == "ipv4"))),
+        "l4proto" => words(right).map(|protocols| Operand::Cache(protocols.iter().any(|protocol| protocol == "tcp"))),
         _ => None,
     }
 }
 
-fn payload(body: &Value, right: &Value) -> Option<Subject> {
+fn payload(body: &Value, right: &Value) -> Option<Operand> {
     match body["field"].as_str()? {
-        "saddr" => networks(right).map(Subject::Source),
-        "daddr" => networks(right).map(Subject::Destination),
-        "protocol" => words(right).map(|protocols| Subject::Known(protocols.iter().any(|protocol| protocol == "tcp"))),
+        "saddr" => networks(right).map(Operand::Source),
+        "daddr" => networks(right).map(Operand::Destination),
+        "protocol" => words(right).map(|protocols| Operand::Cache(protocols.iter().any(|protocol| protocol == "tcp"))),
         _ => None,
     }
 }

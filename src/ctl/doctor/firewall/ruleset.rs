@@ -10,7 +10,6 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
 
-/// A table.
 #[derive(Debug)]
 pub struct Table {
     /// How it is called and changed.
@@ -22,23 +21,15 @@ pub struct Table {
 /// Which program a table is changed by, and how it calls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// `nft`
     Nft {
         /// `ip` or `inet`.
         family: String,
-        /// Its name.
         name: String,
     },
-    /// `iptables`
-    Iptables {
-        /// `iptables-nft`, `iptables-legacy` or `iptables`.
-        program: &'static str,
-        /// Its name.
-        name: String,
-    },
+    /// `iptables-nft`
+    Iptables { name: String },
 }
 
-/// A chain.
 #[derive(Debug, Default)]
 pub struct Chain {
     /// Where packets enter; none: by jumps only.
@@ -94,15 +85,15 @@ pub enum Verdict {
 #[derive(Clone, Debug)]
 pub struct Test {
     /// What is tested.
-    pub subject: Subject,
+    pub target: Operand,
     /// The contrary is wanted.
     pub negated: bool,
 }
 
 /// What a packet is tested for.
 #[derive(Clone, Debug)]
-pub enum Subject {
-    /// The device it came in by; `*` at the end stands for anything.
+pub enum Operand {
+    /// The device it came in by; `*` at the end matches anything.
     Input(Vec<String>),
     /// The device it leaves by.
     Output(Vec<String>),
@@ -113,14 +104,9 @@ pub enum Subject {
     /// What conntrack says of it.
     State(Vec<String>),
     /// Its mark under a mask.
-    Mark {
-        /// The mask.
-        mask: u64,
-        /// The value.
-        value: u64,
-    },
+    Mark { mask: u64, value: u64 },
     /// Something known of every packet here: that it is IPv4, that it is TCP.
-    Known(bool),
+    Cache(bool),
     /// What isn't modelled.
     Unknown,
 }
@@ -138,7 +124,6 @@ pub struct Packet<'a> {
     pub destination: Option<Ipv4Addr>,
     /// What conntrack says of it.
     pub state: &'static str,
-    /// Its mark.
     pub mark: Option<u64>,
 }
 
@@ -155,7 +140,7 @@ pub enum Fate {
 
 /// Deeper than any kernel lets chains jump (`NFT_JUMP_STACK_SIZE`).
 const DEEPEST: u8 = 16;
-/// So many rules are looked at for one packet: chains that fork again and again have more than there is time for.
+/// At most so many rules are evaluated for one packet: chains that fork again and again would take too long.
 const MOST_RULES: u32 = 100_000;
 
 /// What is left of a packet's way.
@@ -220,8 +205,8 @@ impl Place {
     /// The name under which nft shows a table of iptables-nft's.
     pub fn shadow(&self) -> Option<String> {
         match self {
-            Self::Iptables { program: "iptables-nft", name } => Some(name.clone()),
-            _ => None,
+            Self::Iptables { name } => Some(name.clone()),
+            Self::Nft { .. } => None,
         }
     }
 }
@@ -229,7 +214,7 @@ impl Place {
 impl Chain {
     /// Address translation needs conntrack, and so does asking for its state.
     pub fn needs_conntrack(&self) -> bool {
-        let asks = |test: &Test| matches!(test.subject, Subject::State(_));
+        let asks = |test: &Test| matches!(test.target, Operand::State(_));
         self.rules.iter().any(|rule| rule.verdict == Verdict::Rewrite || rule.tests.iter().any(asks))
     }
 }
@@ -247,11 +232,11 @@ impl Rule {
 
 impl Test {
     fn is_met(&self, packet: &Packet<'_>) -> Option<bool> {
-        self.subject.is_met(packet).map(|met| met != self.negated)
+        self.target.is_met(packet).map(|met| met != self.negated)
     }
 }
 
-impl Subject {
+impl Operand {
     fn is_met(&self, packet: &Packet<'_>) -> Option<bool> {
         let of_device =
             |names: &[String], device: Option<&str>| device.map(|device| names.iter().any(|n| is_of(n, device)));
@@ -267,7 +252,7 @@ impl Subject {
             Self::Destination(networks) => within(networks, packet.destination),
             Self::State(states) => Some(states.iter().any(|state| state.eq_ignore_ascii_case(packet.state))),
             Self::Mark { mask, value } => packet.mark.map(|mark| mark & mask == *value),
-            Self::Known(met) => Some(*met),
+            Self::Cache(met) => Some(*met),
             Self::Unknown => None,
         }
     }

@@ -19,7 +19,7 @@ fn call() -> Packet<'static> {
 }
 
 fn table(rules: &str) -> Table {
-    iptables::parse("iptables-nft", rules).remove(0)
+    iptables::parse(rules).remove(0)
 }
 
 /// What becomes of a new packet to a VIP in a FORWARD chain of these rules.
@@ -153,8 +153,8 @@ proptest! {
     #[test]
     fn no_text_makes_the_parsers_panic(text in "\\PC{0,200}", lines in "([*:-][A-Za-z -]{0,20}\n){0,8}") {
         let _ = nft::parse(&text);
-        let _ = iptables::parse("iptables", &text);
-        let _ = iptables::parse("iptables", &lines);
+        let _ = iptables::parse(&text);
+        let _ = iptables::parse(&lines);
     }
 
     /// Chains that jump to each other and themselves.

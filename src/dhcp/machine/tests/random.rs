@@ -12,7 +12,7 @@ enum Any {
     Reply { answer: Answer, ours: bool },
     Decline,
     Restart,
-    Back(u64),
+    Release,
 }
 
 fn any_event() -> impl Strategy<Value = Any> {
@@ -26,9 +26,11 @@ fn any_event() -> impl Strategy<Value = Any> {
             server: SERVER,
             lease,
             t1,
-            t2
+            t2,
+            infrastructure: Vec::new(),
         })),
         Just(nak()),
+        Just(nak_of(OTHER)),
     ];
     prop_oneof![
         (0u64..1_000_000_000).prop_map(Any::Wait),
@@ -36,7 +38,7 @@ fn any_event() -> impl Strategy<Value = Any> {
         (answer, prop::bool::weighted(0.9)).prop_map(|(answer, ours)| Any::Reply { answer, ours }),
         Just(Any::Decline),
         Just(Any::Restart),
-        (0u64..100_000).prop_map(Any::Back),
+        Just(Any::Release),
     ]
 }
 
@@ -55,11 +57,6 @@ proptest! {
             let event = match event {
                 Any::Wait(nanos) => { now += Duration::from_nanos(nanos); Event::Timer }
                 Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
-                Any::Back(seconds) => {
-                    now -= Duration::from_secs(seconds).min(now.duration_since(T0).unwrap());
-                    machine.hurry(now);
-                    Event::Timer
-                }
                 Any::Reply { answer, ours } => {
                     let xid = machine.xid ^ u32::from(!ours);
                     reply = Reply { xid, chaddr: identity().chaddr, client_id: None, answer };
@@ -67,10 +64,16 @@ proptest! {
                 }
                 Any::Decline => Event::Decline,
                 Any::Restart => Event::Restart,
+                Any::Release => Event::Release,
             };
+            let valid = machine.held.clone().filter(|lease| lease.expires.is_none_or(|end| end > now));
+            let foreign = matches!(&event, Event::Reply(Reply { answer: Answer::Nak { server: OTHER, .. }, .. }));
             let actions = machine.step(event, now);
             prop_assert!(machine.deadline().is_none_or(|due| due > now), "{machine:?}");
             prop_assert!(machine.end().is_none_or(|end| end > now));
+            if let (true, Some(lease), Some(_)) = (foreign, &valid, valid.as_ref().and_then(|lease| lease.server)) {
+                prop_assert_eq!(machine.held.as_ref().map(|held| held.address), Some(lease.address), "{:?}", actions);
+            }
             let sends = actions.iter().filter(|action| matches!(action, Action::Send(_))).count();
             prop_assert!(sends <= 2, "{actions:?}");
         }

@@ -1,0 +1,219 @@
+//! `viproutectl where`: the replica that has a flow, or would get it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddrV4};
+
+use serde::Serialize;
+
+use crate::ebpf::{self, Maps};
+use crate::model::{Backend, Family, Transport, VipKey};
+use crate::net::route::{self, Hop, Packet};
+use crate::net::sockets::Sockets;
+use crate::net::{self, Netns, NodeNet, address, link};
+use crate::registry::{self, Endpoint, Registry, State};
+
+/// A flow to a VIP.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Who asks.
+    pub client: SocketAddrV4,
+    /// The VIP and its port.
+    pub vip: SocketAddrV4,
+    /// By which protocol.
+    pub transport: Transport,
+}
+
+/// Where a flow is.
+#[derive(Debug, Serialize)]
+pub struct Place {
+    /// `<namespace>/<name>`.
+    pub vip: String,
+    /// The VIP's address.
+    pub address: IpAddr,
+    /// `<address>:<port>`.
+    pub client: SocketAddrV4,
+    /// The replica.
+    pub replica: Replica,
+    /// Why that one.
+    pub because: Reason,
+}
+
+/// The replica that has a flow.
+#[derive(Debug, Serialize)]
+pub struct Replica {
+    /// `<namespace>/<name>` of the pod where the runtime names it, else the container.
+    pub pod: String,
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The host veth of its pair.
+    pub device: String,
+}
+
+/// What makes a flow a replica's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// A socket of the replica's has the connection.
+    Connection,
+    /// Its UDP flows stay, and this one began there.
+    Sticky,
+    /// There is no connection; the VIP's route leads there.
+    Route,
+    /// No replica here has the connection, and the VIP's route leads to another node, which chooses among its own.
+    Node,
+}
+
+/// Why a flow is nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node doesn't serve it.
+    #[error("no VIP on this node has the address {0}")]
+    UnknownVip(IpAddr),
+    /// No replica takes new connections.
+    #[error("no replica of {vip} ({address}) on this node gets new connections, and none has this one")]
+    NoReplica {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+        /// The VIP's address.
+        address: IpAddr,
+    },
+    /// The route isn't ours, or leads elsewhere.
+    #[error("{address} is not routed to a replica of {vip}: this node sends it out by {device}")]
+    Elsewhere {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+        /// The VIP's address.
+        address: IpAddr,
+        /// By which device it would leave.
+        device: String,
+    },
+    /// A new flow of the node's own could go to several.
+    #[error(
+        "no replica of {vip} has this connection; to which one a new connection of the node's own would go, the kernel \
+         doesn't tell"
+    )]
+    Untold {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+    },
+    /// The node has no way to that client.
+    #[error("the node has no route to the client {0}")]
+    UnknownClient(IpAddr),
+    /// The kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// The flow owner's maps.
+    #[error(transparent)]
+    Bpf(#[from] ebpf::Error),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+}
+
+/// Finds the replica of a flow: the one that has the connection, else the one that the kernel would choose.
+pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
+    let net = NodeNet::open()?;
+    let vip = vip_of(registry, IpAddr::V4(*flow.vip.ip()))?;
+    // One whose file is damaged is left out: status reports it.
+    let endpoints = registry.endpoints(&vip)?.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?)));
+    let replicas: Vec<Named> = endpoints.collect();
+    let known = match flow.transport {
+        Transport::Tcp => owner(&replicas, flow)?.map(|replica| (replica, Reason::Connection)),
+        Transport::Udp => kept(registry, &vip, &replicas, flow)?.map(|replica| (replica, Reason::Sticky)),
+    };
+    let (replica, because) = match known {
+        Some(known) => known,
+        None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
+    };
+    let (name, endpoint) = replica;
+    let because = if endpoint.backend.is_local() { because } else { Reason::Node };
+    let address = if endpoint.backend.is_local() { endpoint.address() } else { endpoint.node };
+    let replica = Replica { pod: endpoint.pod_name(name), address, device: endpoint.device.clone() };
+    Ok(Place { vip: vip.to_string(), address: IpAddr::V4(*flow.vip.ip()), client: flow.client, replica, because })
+}
+
+fn vip_of(registry: &Registry, address: IpAddr) -> Result<VipKey, Error> {
+    let mut damage = None;
+    for key in registry.vips()? {
+        match registry.vip_record(&key) {
+            Ok(Some(record)) if record.all_addresses().any(|own| own == address) => return Ok(key),
+            Ok(_) => {}
+            Err(e) => damage = Some(e),
+        }
+    }
+    Err(damage.map_or(Error::UnknownVip(address), Error::Registry))
+}
+
+/// A replica, by its attachment's name.
+type Named = (String, Endpoint);
+
+/// The replica with the connection: also one that gets no new ones.
+fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
+    for replica in replicas {
+        let Some(netns) = Netns::open_if_alive(&replica.1.netns)? else { continue };
+        if Sockets::open(&netns)?.has_connection(flow.vip.into(), flow.client.into())? {
+            return Ok(Some(replica));
+        }
+    }
+    Ok(None)
+}
+
+/// The replica that a UDP flow stays with, where UDP flows do (`viproute.io/udp-sticky`).
+fn kept<'a>(registry: &Registry, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<Option<&'a Named>, Error> {
+    let Some(dir) = registry.vip_record(vip)?.and_then(|record| record.flow_owner) else { return Ok(None) };
+    let Some(maps) = Maps::open(&dir)? else { return Ok(None) };
+    let link = maps.sticky(flow.client, flow.vip)?;
+    Ok(replicas.iter().find(|(_, endpoint)| endpoint.udp_sticky && link.is_some() && endpoint.ifindex == link))
+}
+
+/// The replica that the flow's first packet would be sent to.
+///
+/// For a flow of the node's own there is no asking where there is a choice: the kernel looks up the route of a local
+/// socket without a packet, and hashes the flow's ports and addresses once; `RTM_GETROUTE` makes up a packet, whose hash
+/// it hashes once more, as a forwarded packet's (`fib_multipath_custom_hash_fl4` and `…_skb`; measured on Linux 6.18).
+fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<&'a Named, Error> {
+    let (vip, address) = (vip.clone(), IpAddr::V4(*flow.vip.ip()));
+    let ports = (flow.transport.protocol(), flow.client.port(), flow.vip.port());
+    let from = IpAddr::V4(*flow.client.ip());
+    let input = input(net, from)?;
+    let choice = replicas.iter().filter(|(_, endpoint)| endpoint.state == State::Ready).count();
+    if input.is_none() && choice > 1 {
+        return Err(Error::Untold { vip });
+    }
+    let packet = Packet { to: address, from: Some(from), input, ports: Some(ports) };
+    let Some(Hop { gateway, index: Some(index) }) = route::lookup(net, packet)?.map(|way| way.hop) else {
+        return Err(Error::NoReplica { vip, address });
+    };
+    // All other nodes are behind one device.
+    let is_it = |endpoint: &Endpoint| match endpoint.backend {
+        Backend::Local => endpoint.ifindex == Some(index),
+        Backend::Remote(peer) => endpoint.ifindex == Some(index) && gateway == Some(peer.address),
+    };
+    if let Some(replica) = replicas.iter().find(|(_, endpoint)| is_it(endpoint)) {
+        return Ok(replica);
+    }
+    let device = link::by_index(net, index)?.map_or_else(|| format!("link {index}"), |link| link.name);
+    Err(Error::Elsewhere { vip, address, device })
+}
+
+/// The device a client's packets come in by: the one its answers leave by. `None`: the client is the node itself.
+fn input(net: &NodeNet, client: IpAddr) -> Result<Option<u32>, Error> {
+    if address::list(net, Family::of(client), None)?.iter().any(|own| own.address == client) {
+        return Ok(None);
+    }
+    let way = route::lookup(net, Packet::to(client))?;
+    way.and_then(|way| way.hop.index).map(Some).ok_or(Error::UnknownClient(client))
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vip, client, replica: Replica { pod, address, device }, because, .. } = self;
+        write!(f, "{vip} from {client}: {pod} ({address}, {device}), ")?;
+        f.write_str(match because {
+            Reason::Connection => "which has the connection",
+            Reason::Sticky => "where the flow began and stays",
+            Reason::Route => "where the route leads",
+            Reason::Node => "where the route leads: ask there which replica it is",
+        })
+    }
+}

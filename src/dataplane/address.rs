@@ -1,0 +1,124 @@
+//! What a VIP's lease does to its routes: a lost address is withdrawn, another one replaces it.
+//!
+//! The previous address is still delivered for a while, for the connections that began with it: the node keeps its route,
+//! without advertising it, and the replicas keep the address.
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::model::VipKey;
+use crate::net::{Netns, NodeNet, PodNet};
+use crate::registry::{LockedVip, PreviousAddress, Registry, VipRecord, attachment_of};
+
+use super::attachment::{self, ContainerVeth};
+use super::joined::Joined;
+use super::node::source;
+use super::{Result, drop_previous, owner, reconcile_vip};
+
+/// Seconds for which a previous address is still delivered, unless its last connection ends before.
+const KEPT: u64 = 60;
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The VIP's address is no longer ours: nothing of it stays in the node's tables. The replicas stay recorded.
+pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()> {
+    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(()) };
+    if !before.withdrawn {
+        vip.write_record(VipRecord { withdrawn: true, ..before })?;
+    }
+    reconcile_vip(node, vip, None).map(drop)
+}
+
+/// The VIP is served under this address. Where it had another one its replicas are renumbered, and that one is returned.
+pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, address: IpAddr) -> Result<Option<IpAddr>> {
+    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(None) };
+    let mut record = VipRecord { withdrawn: false, ..before.clone() };
+    let moved = record.addresses.replace(address);
+    if let Some(left) = moved {
+        record.previous_addresses.retain(|previous| ![address, left].contains(&previous.address));
+        record.previous_addresses.push(PreviousAddress { address: left, until: now() + KEPT });
+        // Before it is recorded: what can't be finished now is begun anew by the next call.
+        renumber_all(registry, &vip, &record)?;
+    }
+    if record != before {
+        vip.write_record(record)?;
+    }
+    reconcile_vip(node, vip, None)?;
+    Ok(moved)
+}
+
+/// The node has these addresses now: where the VIP's routes have another source they get the best one, and what went with it
+/// comes back. Returns what was repaired.
+pub fn follow(node: &NodeNet, registry: &Registry, key: &VipKey, have: &source::Have) -> Result<Vec<String>> {
+    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    if let Some(address) = source::difference(before.node, have) {
+        found.push(format!(
+            "source of the VIP's routes: want {address}, found {}, which the node no longer has",
+            before.node
+        ));
+        vip.write_record(VipRecord { node: address, ..before })?;
+    }
+    found.extend(reconcile_vip(node, vip, None)?.repairs);
+    Ok(found)
+}
+
+/// These addresses the VIP had are done with: they go from node and replicas. Returns those that were there.
+pub fn retire(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &[IpAddr]) -> Result<Vec<IpAddr>> {
+    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let gone: Vec<_> = before.previous_addresses().filter(|address| addresses.contains(address)).collect();
+    let mut record = before;
+    record.previous_addresses.retain(|previous| !gone.contains(&previous.address));
+    for address in &gone {
+        drop_previous(node, &record, *address)?;
+    }
+    if !gone.is_empty() {
+        renumber_all(registry, &vip, &record)?;
+        vip.write_record(record)?;
+    }
+    Ok(gone)
+}
+
+/// The VIP under its lock, with its record.
+fn begin(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Option<(LockedVip, VipRecord)>> {
+    // Before any lock: it may reconcile every VIP.
+    if let Some(dir) = registry.vip_record(key)?.and_then(|record| record.flow_owner) {
+        owner::ensure(node, registry, &dir)?;
+    }
+    let vip = registry.vip_if_present(key)?;
+    Ok(vip.and_then(|vip| vip.record.clone().map(|record| (vip, record))))
+}
+
+/// Gives every replica the addresses that `record` has.
+fn renumber_all(registry: &Registry, vip: &LockedVip, record: &VipRecord) -> Result<()> {
+    for name in vip.names()? {
+        if let Some(endpoint) = vip.endpoint(&name)?.filter(|endpoint| endpoint.backend.is_local()) {
+            renumber(registry, (vip.key(), record), &name, &endpoint.netns)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives one replica the addresses that the VIP's `record` has and its other VIPs' records have.
+fn renumber(
+    registry: &Registry,
+    (key, record): (&VipKey, &VipRecord),
+    name: &str,
+    netns: &std::path::Path,
+) -> Result<()> {
+    let Some(attachment) = attachment_of(name) else { return Ok(()) };
+    let Some(netns) = Netns::open_if_alive(netns)? else { return Ok(()) };
+    let Some(attached) = registry.attachment_record(&attachment)? else { return Ok(()) };
+    let mut joined = Joined::read(registry, &attachment, &attached)?;
+    for member in joined.vips.iter_mut().filter(|member| member.key == *key) {
+        member.vip = record.clone();
+    }
+    let pod = PodNet::open(netns)?;
+    // A pod without its veth pair can't be repaired here, and one with another pair is another pod.
+    let end = ContainerVeth::read(&pod, &attachment.ifname)?.filter(|end| end.mac() == Some(joined.names.pod_mac));
+    let Some(end) = end else { return Ok(()) };
+    Ok(attachment::apply(&pod, end.fixes(&joined.pod_want()))?)
+}

@@ -1,0 +1,462 @@
+//! The tunnel to the other nodes: its device with the programs, a neighbour and a nexthop for each node, which all VIPs' groups
+//! share, the rule by which what comes in by it is for this node's own replicas alone, and the programs' maps of nodes.
+//!
+//! ```text
+//! viptun0: mtu 1500 … link/ether 02:76:c0:00:02:01, vxlan external dstport 8118, 169.254.118.1/32
+//! 192.0.2.2 dev viptun0 lladdr 02:76:c0:00:02:02 PERMANENT proto 118
+//! nexthop id 2013265921 via 192.0.2.2 dev viptun0 onlink proto 118
+//! 118: from all iif viptun0 lookup 119 proto 118
+//! unreachable default table 119 proto 118
+//! ```
+//!
+//! The device comes up last: nothing passes it before its programs are there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use crate::dataplane::attachment::{RP_FILTER_LOOSE, side};
+use crate::dataplane::ids::{self, HOST_ADDRESS, RULE_PRIORITY, TUNNEL_DEVICE, TUNNEL_PORT, TUNNEL_TABLE};
+use crate::dataplane::{Result, owner};
+use crate::ebpf::{self, Here, Hook, Nodes, Programs};
+use crate::model::node::NodeId;
+use crate::model::{Cluster, Family, Mac};
+use crate::net::link::{self, End, Link, Setting};
+use crate::net::neighbour::{self, Neighbour};
+use crate::net::nexthop::{self, Nexthop, Object};
+use crate::net::route::{self, Action, Filter, TableRoute};
+use crate::net::rule::{self, Name, Rule, Selector};
+use crate::net::{self, NodeNet, PROTOCOL, Request, address, filter};
+use crate::registry::{Registry, nodes};
+
+/// Bytes that the tunnel adds to a packet: Ethernet, VXLAN, UDP and IPv4 headers.
+const OVERHEAD: u32 = 14 + 8 + 8 + 20;
+/// IPv4 and TCP headers without options.
+const HEADERS: u32 = 20 + 20;
+/// A device that isn't as it must be is made anew at most so often in one call.
+const ROUNDS: u32 = 4;
+
+const RULE: Rule =
+    Rule { selector: Selector::Device(Name::new(TUNNEL_DEVICE)), table: TUNNEL_TABLE, priority: RULE_PRIORITY };
+const REFUSAL: TableRoute = TableRoute { table: TUNNEL_TABLE, prefix: route::DEFAULT, action: Action::Unreachable };
+
+/// What must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// This node.
+    pub own: NodeId,
+    /// The underlay's, bytes: what is too long with the tunnel's headers goes in fragments.
+    pub mtu: u32,
+    /// The other nodes, by number.
+    pub nodes: BTreeMap<u32, NodeId>,
+    /// The programs' ids, by hook. Without all of them the device stays down.
+    pub programs: BTreeMap<Hook, u32>,
+}
+
+/// What is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// The device.
+    pub link: Option<Link>,
+    /// It has the host veths' address.
+    pub has_address: bool,
+    /// The neighbours on it that are permanent.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+    /// The nexthops to other nodes.
+    pub nexthops: BTreeMap<u32, Nexthop>,
+    /// The rule is there.
+    pub has_rule: bool,
+    /// What no VIP of this node's is refused.
+    pub refuses: bool,
+    /// The programs on it, by hook.
+    pub programs: BTreeMap<Hook, u32>,
+}
+
+impl Have {
+    /// Reads it.
+    pub fn read(node: &NodeNet) -> net::Result<Self> {
+        let link = link::by_name(node, TUNNEL_DEVICE)?;
+        let mut have = Self { has_rule: rule::list(node, Family::V4)?.contains(&RULE), ..Self::default() };
+        let filter = Filter { table: Some(TUNNEL_TABLE), protocol: Some(PROTOCOL), ..Filter::default() };
+        have.refuses =
+            route::list(node, filter)?.iter().filter_map(route::Route::of_ours).any(|route| route == REFUSAL);
+        let peers = nexthop::list(node)?.into_iter().filter_map(|object| match object {
+            Object::Single(nexthop) if ids::is_peer(nexthop.id) => Some((nexthop.id, nexthop)),
+            _ => None,
+        });
+        have.nexthops = peers.collect();
+        let Some(link) = link else { return Ok(have) };
+        let index = link.index;
+        have.has_address = address::list(node, Family::V4, Some(index))?.iter().any(|a| a.address == HOST_ADDRESS);
+        let permanent = |n: Neighbour| Some((n.address, n.mac.filter(|_| n.permanent)?));
+        have.neighbours = neighbour::list(node, Family::V4, index)?.into_iter().filter_map(permanent).collect();
+        for hook in Hook::TUNNEL {
+            have.programs.extend(filter::program(node, index, side(hook))?.map(|id| (hook, id)));
+        }
+        have.link = Some(link);
+        Ok(have)
+    }
+
+    /// Nothing of it is there.
+    fn is_nothing(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| !is_ours(link)) && !self.has_rule && !self.refuses
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// The device, new.
+    AddLink(NodeId, u32),
+    /// A device of ours that can't be changed into the right one, gone.
+    DelLink(u32),
+    /// The device's MTU.
+    SetMtu(u32, u32),
+    /// Loose source checks and forwarding, and no IPv6 address.
+    Configure(u32),
+    /// The host veths' address.
+    AddAddress(u32),
+    /// A program.
+    Attach(u32, Hook),
+    /// The device goes up.
+    Up(u32),
+    /// A node's address on the device.
+    SetNeighbour(u32, NodeId),
+    /// A node's nexthop.
+    AddNexthop(Nexthop),
+    /// A nexthop that leads elsewhere, or to a node that this one doesn't know.
+    DelNexthop(u32),
+    /// What isn't for this node's replicas is refused.
+    Refuse,
+    /// That is over.
+    RefuseNoMore,
+    /// What comes in by the device asks the table.
+    AddRule,
+    /// That is over.
+    DelRule,
+}
+
+/// Whether a device of that name may be changed or removed.
+fn is_ours(link: &Link) -> bool {
+    link.external_vxlan == Some(TUNNEL_PORT) && link.mac.is_some_and(|mac| mac.0.starts_with(&[0x02, 0x76]))
+}
+
+/// The steps that can be taken now; where the device is to be made, others come once it is there.
+pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
+    let Some(link) = &have.link else { return vec![Op::AddLink(want.own, want.mtu)] };
+    let index = link.index;
+    if link.mac != Some(want.own.mac()) || link.external_vxlan != Some(TUNNEL_PORT) {
+        // Another's is left alone: adding ours then says that the name is taken.
+        return vec![if is_ours(link) { Op::DelLink(index) } else { Op::AddLink(want.own, want.mtu) }];
+    }
+    let mut ops = Vec::new();
+    // Before anything can come in by it.
+    ops.extend((!have.refuses).then_some(Op::Refuse));
+    ops.extend((!have.has_rule).then_some(Op::AddRule));
+    ops.extend((link.mtu != want.mtu).then_some(Op::SetMtu(index, want.mtu)));
+    let is_configured = link.settings.rp_filter == RP_FILTER_LOOSE && link.settings.forwarding == 1;
+    ops.extend((!is_configured || !link.up).then_some(Op::Configure(index)));
+    ops.extend((!have.has_address).then_some(Op::AddAddress(index)));
+    let is_attached = |hook: &Hook| want.programs.get(hook).is_none_or(|id| have.programs.get(hook) == Some(id));
+    ops.extend(Hook::TUNNEL.into_iter().filter(|hook| !is_attached(hook)).map(|hook| Op::Attach(index, hook)));
+    if !Hook::TUNNEL.iter().all(|hook| want.programs.contains_key(hook)) {
+        return ops;
+    }
+    ops.extend((!link.up).then_some(Op::Up(index)));
+    nodes(have, want, index, &mut ops);
+    ops
+}
+
+fn nodes(have: &Have, want: &Want, index: u32, ops: &mut Vec<Op>) {
+    let mut wanted = BTreeMap::new();
+    for (number, id) in &want.nodes {
+        let gateway = IpAddr::V4(id.0);
+        if have.neighbours.get(&gateway) != Some(&id.mac()) {
+            ops.push(Op::SetNeighbour(index, *id));
+        }
+        wanted.extend(ids::peer_nexthop(*number).map(|id| (id, Nexthop { id, gateway, index })));
+    }
+    for (id, nexthop) in &wanted {
+        match have.nexthops.get(id) {
+            Some(found) if found == nexthop => {}
+            Some(_) => ops.extend([Op::DelNexthop(*id), Op::AddNexthop(*nexthop)]),
+            None => ops.push(Op::AddNexthop(*nexthop)),
+        }
+    }
+    let strays = have.nexthops.values().filter(|found| found.index == index && !wanted.contains_key(&found.id));
+    ops.extend(strays.map(|found| Op::DelNexthop(found.id)));
+}
+
+/// The steps that remove all of it.
+pub fn removal(have: &Have) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if let Some(link) = have.link.as_ref().filter(|link| is_ours(link)) {
+        let of_it = have.nexthops.values().filter(|nexthop| nexthop.index == link.index);
+        ops.extend(of_it.map(|nexthop| Op::DelNexthop(nexthop.id)));
+        ops.push(Op::DelLink(link.index));
+    }
+    ops.extend(have.has_rule.then_some(Op::DelRule));
+    ops.extend(have.refuses.then_some(Op::RefuseNoMore));
+    ops
+}
+
+impl Op {
+    fn requests(&self, programs: Option<&Programs>) -> ebpf::Result<Vec<Request>> {
+        Ok(match self {
+            Self::AddLink(own, mtu) => {
+                vec![link::add_vxlan(End { name: TUNNEL_DEVICE, mac: own.mac() }, *mtu, TUNNEL_PORT)]
+            }
+            Self::DelLink(index) => vec![link::del_index(*index)],
+            Self::SetMtu(index, mtu) => vec![link::set_mtu(*index, *mtu)],
+            Self::Configure(index) => {
+                let settings = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
+                vec![link::no_ipv6_addresses(*index), link::configure(*index, &settings)]
+            }
+            Self::AddAddress(index) => vec![address::add(*index, HOST_ADDRESS)],
+            Self::Attach(index, hook) => {
+                let program = programs.and_then(|all| all.iter().find(|program| program.spec.hook == *hook));
+                let Some(program) = program else { return Ok(Vec::new()) };
+                vec![filter::add_clsact(*index), filter::replace(*index, side(*hook), program.fd()?)]
+            }
+            Self::Up(index) => vec![link::set_up(*index)],
+            Self::SetNeighbour(index, id) => vec![neighbour::replace(*index, id.0.into(), id.mac())],
+            Self::AddNexthop(nexthop) => vec![nexthop::add(*nexthop)],
+            Self::DelNexthop(id) => vec![nexthop::del(*id)],
+            Self::Refuse => vec![route::replace(REFUSAL)],
+            Self::RefuseNoMore => vec![route::del(REFUSAL)],
+            Self::AddRule => vec![rule::add(RULE)],
+            Self::DelRule => vec![rule::del(RULE)],
+        })
+    }
+
+    /// What is amiss where this step is needed.
+    pub fn finding(&self) -> String {
+        match self {
+            Self::AddLink(..) => format!("link {TUNNEL_DEVICE} is missing"),
+            Self::DelLink(_) => format!("link {TUNNEL_DEVICE} should not be there, or not like this"),
+            Self::SetMtu(_, mtu) => format!("{TUNNEL_DEVICE} has another MTU than {mtu}"),
+            Self::Configure(_) => format!("{TUNNEL_DEVICE} has other settings"),
+            Self::AddAddress(_) => format!("address {HOST_ADDRESS} on {TUNNEL_DEVICE} is missing"),
+            Self::Attach(_, hook) => format!("the program on {TUNNEL_DEVICE}, {}, is missing", side(*hook)),
+            Self::Up(_) => format!("{TUNNEL_DEVICE} is down"),
+            Self::SetNeighbour(_, id) => format!("neighbour {id} on {TUNNEL_DEVICE} is missing"),
+            Self::AddNexthop(nexthop) => format!("nexthop {} via {} is missing", nexthop.id, nexthop.gateway),
+            Self::DelNexthop(id) => format!("nexthop {id} leads to no node that is known"),
+            Self::Refuse => format!("route {REFUSAL} is missing"),
+            Self::RefuseNoMore => format!("route {REFUSAL} should not be there"),
+            Self::AddRule => format!("rule {RULE} is missing"),
+            Self::DelRule => format!("rule {RULE} should not be there"),
+        }
+    }
+}
+
+/// Why there can be no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its outer packets would have no source.
+    #[error("tunnel address {0}: expected an address of this node's, found none on any of its links")]
+    NoSuchAddress(Ipv4Addr),
+    /// The programs without BTF have no part for it.
+    #[error(
+        "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which the programs of the tunnel need: this node stands alone"
+    )]
+    NoBtf,
+}
+
+/// What came of [`reconcile`].
+#[derive(Debug, Default)]
+pub struct Reconciled {
+    /// A sentence for each step taken.
+    pub repairs: Vec<String>,
+    /// Why it is not complete.
+    pub lacks: Option<Error>,
+}
+
+/// Makes the tunnel as it must be. `dir`: where the flow owner's programs are pinned; none: no VIP of the node has any, and
+/// the device waits for them.
+pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Result<Reconciled> {
+    let mut done = Reconciled::default();
+    let Some(mtu) = underlay(node, cluster.own.tunnel)? else {
+        done.lacks = Some(Error::NoSuchAddress(cluster.own.tunnel));
+        return Ok(done);
+    };
+    let programs = dir.map(owner::status).transpose()?.flatten();
+    let of_tunnel =
+        programs.iter().flat_map(Programs::iter).filter(|program| Hook::TUNNEL.contains(&program.spec.hook));
+    let of_tunnel: BTreeMap<Hook, u32> = of_tunnel.map(|program| (program.spec.hook, program.id())).collect();
+    if programs.is_some() && of_tunnel.is_empty() {
+        done.lacks = Some(Error::NoBtf);
+    }
+    let nodes = cluster.nodes.iter().map(|node| (node.number, node.id)).collect();
+    let want = Want { own: cluster.own.id, mtu, nodes, programs: of_tunnel };
+    for _ in 0..ROUNDS {
+        let have = Have::read(node)?;
+        if let Some(link) = have.link.as_ref().filter(|_| !want.programs.is_empty()) {
+            let here = Here { id: cluster.own.id.0.octets(), ifindex: link.index };
+            let changed = tell(dir, here, cluster)?;
+            done.repairs.extend(changed.then(|| "the programs knew other nodes".to_owned()));
+        }
+        let ops = difference(&have, &want);
+        if ops.is_empty() {
+            break;
+        }
+        for op in &ops {
+            node.apply(&op.requests(programs.as_ref())?)?;
+        }
+        done.repairs.extend(ops.iter().map(Op::finding));
+    }
+    Ok(done)
+}
+
+fn tell(dir: Option<&Path>, here: Here, cluster: &Cluster) -> ebpf::Result<bool> {
+    let Some(mut maps) = dir.map(Nodes::open).transpose()?.flatten() else { return Ok(false) };
+    maps.set(here, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())
+}
+
+/// Removes the tunnel; the programs know no other node any more. `dirs`: where programs are pinned.
+pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> Result<Vec<String>> {
+    let have = Have::read(node)?;
+    let mut found = Vec::new();
+    if !have.is_nothing() {
+        for op in removal(&have) {
+            node.apply(&op.requests(None)?)?;
+            found.push(op.finding());
+        }
+    }
+    for dir in dirs.into_iter().collect::<BTreeSet<_>>() {
+        if let Some(mut maps) = Nodes::open(dir)?
+            && maps.set(Here::default(), &BTreeMap::new())?
+        {
+            found.push("the programs knew other nodes".to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// The MTU of the network under the tunnel; none: there is no tunnel.
+pub fn underlay_mtu(node: &NodeNet, registry: &Registry) -> net::Result<Option<u32>> {
+    let cluster = nodes::or_alone(nodes::load_others(registry));
+    cluster.map_or(Ok(None), |cluster| underlay(node, cluster.own.tunnel))
+}
+
+/// The MTU of the device that has this address; none: no device has it.
+fn underlay(node: &NodeNet, tunnel: Ipv4Addr) -> net::Result<Option<u32>> {
+    let addresses = address::list(node, Family::V4, None)?;
+    let Some(found) = addresses.iter().find(|found| found.address == IpAddr::V4(tunnel)) else { return Ok(None) };
+    Ok(link::by_index(node, found.index)?.map(|link| link.mtu))
+}
+
+/// The longest segment that a pod whose `vip0` has this MTU may offer to receive, so that requests go through the tunnel in one
+/// piece; none: what its own MTU allows is short enough.
+pub fn advmss(underlay: u32, mtu: u32) -> Option<u32> {
+    let inner = underlay.checked_sub(OVERHEAD).filter(|inner| *inner > HEADERS)?;
+    (inner < mtu).then_some(inner - HEADERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(last: u8) -> NodeId {
+        NodeId(Ipv4Addr::new(192, 0, 2, last))
+    }
+
+    fn nexthop(number: u32, last: u8) -> Nexthop {
+        Nexthop { id: 0x7800_0000 | number, gateway: id(last).0.into(), index: 9 }
+    }
+
+    fn want() -> Want {
+        let programs = [(Hook::TunnelIngress, 31), (Hook::TunnelEgress, 32)].into();
+        Want { own: id(1), mtu: 1500, nodes: [(1, id(2)), (2, id(3))].into(), programs }
+    }
+
+    fn right() -> Have {
+        let settings = link::Settings { rp_filter: 2, forwarding: 1, ..link::Settings::default() };
+        let link = Link {
+            index: 9,
+            name: "viptun0".into(),
+            mac: Some(id(1).mac()),
+            mtu: 1500,
+            up: true,
+            external_vxlan: Some(8118),
+            settings,
+            ..Link::default()
+        };
+        Have {
+            link: Some(link),
+            has_address: true,
+            neighbours: [2, 3].map(|last| (id(last).0.into(), id(last).mac())).into(),
+            nexthops: [nexthop(1, 2), nexthop(2, 3)].map(|nexthop| (nexthop.id, nexthop)).into(),
+            has_rule: true,
+            refuses: true,
+            programs: want().programs,
+        }
+    }
+
+    #[test]
+    fn what_is_right_is_left_alone() {
+        assert_eq!(difference(&right(), &want()), []);
+    }
+
+    #[test]
+    fn the_device_is_made_first_and_comes_up_behind_its_programs() {
+        assert_eq!(difference(&Have::default(), &want()), [Op::AddLink(id(1), 1500)]);
+        let mut made = Have { link: right().link, ..Have::default() };
+        made.link.as_mut().unwrap().up = false;
+        let nodes = |ops: &mut Vec<Op>| {
+            ops.extend([Op::SetNeighbour(9, id(2)), Op::SetNeighbour(9, id(3))]);
+            ops.extend([Op::AddNexthop(nexthop(1, 2)), Op::AddNexthop(nexthop(2, 3))]);
+        };
+        let mut expected = vec![Op::Refuse, Op::AddRule, Op::Configure(9), Op::AddAddress(9)];
+        assert_eq!(difference(&made, &Want { programs: BTreeMap::new(), ..want() }), expected, "nothing may pass it");
+        expected.extend([Op::Attach(9, Hook::TunnelIngress), Op::Attach(9, Hook::TunnelEgress), Op::Up(9)]);
+        nodes(&mut expected);
+        assert_eq!(difference(&made, &want()), expected);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_put_right() {
+        let without = |change: fn(&mut Have)| {
+            let mut have = right();
+            change(&mut have);
+            difference(&have, &want())
+        };
+        assert_eq!(without(|have| have.has_rule = false), [Op::AddRule]);
+        assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
+        assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
+        let stray = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
+        assert_eq!(without(stray), [Op::DelNexthop(0x7800_0007)]);
+        let wrong = |have: &mut Have| assert!(have.nexthops.insert(0x7800_0001, nexthop(1, 7)).is_some());
+        assert_eq!(without(wrong), [Op::DelNexthop(0x7800_0001), Op::AddNexthop(nexthop(1, 2))]);
+        assert_eq!(without(|have| have.link.as_mut().unwrap().mtu = 1450), [Op::SetMtu(9, 1500)]);
+        assert_eq!(without(|have| have.link.as_mut().unwrap().up = false), [Op::Configure(9), Op::Up(9)]);
+        let another = |have: &mut Have| assert!(have.programs.insert(Hook::TunnelEgress, 7).is_some());
+        assert_eq!(without(another), [Op::Attach(9, Hook::TunnelEgress)]);
+    }
+
+    #[test]
+    fn another_id_makes_another_device_and_a_foreign_one_stays() {
+        assert_eq!(difference(&right(), &Want { own: id(5), ..want() }), [Op::DelLink(9)]);
+        let mut foreign = right();
+        foreign.link.as_mut().unwrap().external_vxlan = None;
+        assert_eq!(difference(&foreign, &want()), [Op::AddLink(id(1), 1500)]);
+        assert_eq!(removal(&foreign), [Op::DelRule, Op::RefuseNoMore]);
+    }
+
+    #[test]
+    fn all_of_it_goes() {
+        let gone =
+            [Op::DelNexthop(0x7800_0001), Op::DelNexthop(0x7800_0002), Op::DelLink(9), Op::DelRule, Op::RefuseNoMore];
+        assert_eq!(removal(&right()), gone);
+        assert_eq!(removal(&Have::default()), []);
+    }
+
+    #[test]
+    fn segments_leave_room_for_the_tunnels_headers() {
+        assert_eq!(advmss(1500, 1500), Some(1410));
+        assert_eq!(advmss(9000, 1500), None);
+        assert_eq!(advmss(1500, 1400), None);
+        assert_eq!(advmss(1500, 1451), Some(1410));
+        assert_eq!(advmss(60, 1500), None);
+    }
+}

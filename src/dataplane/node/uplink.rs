@@ -1,0 +1,142 @@
+//! The link to the gateways: DHCP, ARP probes and proxy neighbour entries are on it. It is never made or changed here; the
+//! difference is what keeps it from being used.
+
+use crate::net::link::{self, Link};
+use crate::net::{NodeNet, Result, route};
+
+/// Which link it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// The one of this name (`dhcp.interface`).
+    Named(String),
+    /// The default route's.
+    DefaultRoute,
+}
+
+/// What the kernel has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// The link.
+    pub link: Option<Link>,
+    /// The bridge, bond or the like whose port it is.
+    pub master: Option<String>,
+}
+
+/// Why it can't be used, or not well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Configured, and not there.
+    #[error("dhcp.interface = {0:?}: there is no such interface")]
+    Absent(String),
+    /// Neither configured nor found.
+    #[error("no interface: dhcp.interface isn't set, and there is no default route to take it from")]
+    Unknown,
+    /// A tunnel, say.
+    #[error("{0} has no Ethernet address")]
+    NotEthernet(String),
+    /// What comes in by it goes to its master.
+    #[error(
+        "{name} is a port of {master} now, which takes what comes in by it: dhcp.interface or the default route must name {master}"
+    )]
+    Enslaved {
+        /// The link.
+        name: String,
+        /// Its master.
+        master: String,
+    },
+    /// It carries nothing.
+    #[error("{0} is down")]
+    Down(String),
+    /// The same: a cable, a switch.
+    #[error("{0} has no carrier")]
+    NoCarrier(String),
+}
+
+/// Finds it. The default route is searched for among all routes of table main.
+pub fn read(node: &NodeNet, want: &Want) -> Result<Have> {
+    let link = match want {
+        Want::Named(name) => link::by_name(node, name)?,
+        Want::DefaultRoute => match route::default_way(node)?.and_then(|way| way.hop.index) {
+            Some(index) => link::by_index(node, index)?,
+            None => None,
+        },
+    };
+    complete(node, link)
+}
+
+/// The same link as it is now: by its name, since one that was made anew has another index.
+pub fn again(node: &NodeNet, link: &Link) -> Result<Have> {
+    complete(node, link::by_name(node, &link.name)?)
+}
+
+fn complete(node: &NodeNet, link: Option<Link>) -> Result<Have> {
+    let master = match link.as_ref().and_then(|link| link.master) {
+        Some(index) => link::by_index(node, index)?.map(|master| master.name),
+        None => None,
+    };
+    Ok(Have { link, master })
+}
+
+/// What keeps it from being used.
+pub fn difference(want: &Want, have: &Have) -> Option<Problem> {
+    let Some(link) = &have.link else {
+        return Some(match want {
+            Want::Named(name) => Problem::Absent(name.clone()),
+            Want::DefaultRoute => Problem::Unknown,
+        });
+    };
+    let name = link.name.clone();
+    match &have.master {
+        _ if link.mac.is_none() => Some(Problem::NotEthernet(name)),
+        Some(master) => Some(Problem::Enslaved { name, master: master.clone() }),
+        None if !link.up => Some(Problem::Down(name)),
+        None if !link.carrier => Some(Problem::NoCarrier(name)),
+        None => None,
+    }
+}
+
+/// Whether sockets that were bound to `before` reach the network by `now`.
+pub fn is_same(before: &Link, now: &Link) -> bool {
+    (before.index, before.mac, &before.name) == (now.index, now.mac, &now.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Mac;
+
+    fn link() -> Link {
+        Link {
+            index: 2,
+            name: "eth0".into(),
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            up: true,
+            carrier: true,
+            ..Link::default()
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_link_from_being_used_is_named() {
+        let named = Want::Named("eth0".into());
+        let have = |link: Option<Link>, master: Option<&str>| Have { link, master: master.map(Into::into) };
+        let problem = |want: &Want, have: Have| difference(want, &have).map(|problem| problem.to_string());
+        assert_eq!(problem(&named, have(Some(link()), None)), None);
+        assert_eq!(problem(&named, have(None, None)).unwrap(), "dhcp.interface = \"eth0\": there is no such interface");
+        assert!(problem(&Want::DefaultRoute, have(None, None)).unwrap().contains("no default route"));
+        assert!(problem(&named, have(Some(link()), Some("br0"))).unwrap().contains("eth0 is a port of br0"));
+        assert_eq!(problem(&named, have(Some(Link { up: false, ..link() }), None)).unwrap(), "eth0 is down");
+        assert_eq!(
+            problem(&named, have(Some(Link { carrier: false, ..link() }), None)).unwrap(),
+            "eth0 has no carrier"
+        );
+        assert!(problem(&named, have(Some(Link { mac: None, ..link() }), None)).unwrap().contains("Ethernet"));
+    }
+
+    #[test]
+    fn another_index_or_address_is_another_link() {
+        assert!(is_same(&link(), &Link { up: false, mtu: 9000, ..link() }));
+        assert!(!is_same(&link(), &Link { index: 3, ..link() }));
+        assert!(!is_same(&link(), &Link { mac: Some(Mac([2, 0, 0, 0, 0, 2])), ..link() }));
+    }
+}

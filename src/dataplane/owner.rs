@@ -1,0 +1,517 @@
+//! The flow owner's side of a VIP: what its maps must have, what they have, and the difference. And the programs: loaded
+//! once, put on every host veth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::ebpf::{
+    self, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT, PORTS,
+    PinDir, Programs, Ring, STICKY_UDP,
+};
+use crate::model::address::ipv4;
+use crate::model::{Backend, Cluster, Port, Recorded};
+use crate::net::NodeNet;
+use crate::registry::{LockedVip, Registry, Replica, State, VipRecord};
+
+use super::attachment::{self, HostVeth};
+use super::ids::VethNames;
+use super::{Result, Tables, reconcile_vip};
+
+/// A SYN-ACK is repeated for about so long (`tcp_synack_retries` 5), seconds.
+const HANDSHAKE: u64 = 64;
+
+/// What the maps must have of a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// By host veth. A draining replica keeps its flows, so it is here until it goes.
+    pub attached: BTreeMap<u32, Attached>,
+    /// Where another node has replicas: which nodes.
+    pub ring: Option<Ring>,
+}
+
+impl Want {
+    /// Of a VIP with these replicas; nothing where its address isn't ours.
+    pub fn of(record: &VipRecord, replicas: &BTreeMap<String, Replica>, cluster: Option<&Cluster>) -> Self {
+        if record.withdrawn {
+            return Self::default();
+        }
+        // Another node's replicas are that node's to steer to.
+        let local = || replicas.values().filter_map(|replica| Some((replica.host_veth()?, replica)));
+        let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, wanted(replica)?)));
+        Self { attached: attached.collect(), ring: cluster.and_then(|cluster| ring(cluster, replicas)) }
+    }
+
+    /// Whether the VIP has an entry of its own: without replicas here too, while packets of it come from other nodes.
+    fn has_entry(&self) -> bool {
+        !self.attached.is_empty() || self.ring.is_some()
+    }
+
+    fn known(&self, members: Vec<Member>) -> Known {
+        Known { members, ring: self.ring.unwrap_or_default() }
+    }
+
+    /// An entry as maps have it where so many replicas are asked: of more, each notes when it was of use.
+    fn within(&self, limit: usize, entry: &Attached) -> Attached {
+        let flag = if self.attached.len() > limit { OVER_MEMBER_LIMIT } else { 0 };
+        Attached { flags: entry.flags | flag, ..*entry }
+    }
+
+    /// All of them so.
+    fn limited_to(mut self, limit: usize) -> Self {
+        self.attached = self.attached.iter().map(|(ifindex, entry)| (*ifindex, self.within(limit, entry))).collect();
+        self
+    }
+
+    /// Whether these are the replicas to be asked: all of them, or where they are more than the limit as many as that.
+    fn is_met_by(&self, known: Option<&Known>, limit: usize) -> bool {
+        let Some(Known { members, ring }) = known else { return !self.has_entry() };
+        let is_wanted = |member: &Member| {
+            let wanted = self.attached.get(&member.ifindex);
+            wanted.is_some_and(|wanted| Member::new(member.ifindex, wanted) == *member)
+        };
+        let once = members.is_sorted_by(|one, next| one < next);
+        let are_all = members.len() == self.attached.len().min(limit);
+        self.has_entry() && *ring == self.ring.unwrap_or_default() && once && are_all && members.iter().all(is_wanted)
+    }
+}
+
+/// Whether the maps have what a VIP must have. `is_due` decides for the VIP's own entry and for each replica's whether this
+/// call checks it. One system call an entry.
+pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() -> bool) -> Result<bool> {
+    let Some(vip) = ipv4(vip) else { return Ok(true) };
+    // Where the members are exactly the wanted replicas, no entry of another replica is known.
+    let limit = maps.limit();
+    let mut right = !is_due() || want.is_met_by(maps.known(vip)?.as_ref(), limit);
+    for (ifindex, wanted) in &want.attached {
+        right &= !is_due() || maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted));
+    }
+    Ok(right)
+}
+
+fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, removed: &[u32]) -> Result<Have> {
+    let entry = maps.known(vip)?;
+    let mut known: BTreeSet<u32> = want.attached.keys().copied().collect();
+    known.extend(entry.iter().flat_map(|entry| &entry.members).map(|member| member.ifindex));
+    known.extend(removed);
+    let mut attached = BTreeMap::new();
+    for ifindex in known {
+        attached.extend(maps.attached(ifindex, vip)?.map(|value| (ifindex, value)));
+    }
+    Ok(Have { attached, known: entry })
+}
+
+/// What the maps have of a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// By host veth, as far as asked for.
+    pub attached: BTreeMap<u32, Attached>,
+    /// The VIP's own entry: the replicas that are asked for a flow, and the other nodes; `None`: it has none.
+    pub known: Option<Known>,
+}
+
+/// One step from what is to what must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// An attachment's entry, new or changed.
+    Attach(u32, Box<Attached>),
+    /// An attachment's entry, gone.
+    Detach(u32),
+    /// The replicas that are asked for a flow, and the other nodes.
+    Set(Known),
+    /// The whole VIP, gone.
+    Forget,
+}
+
+impl Op {
+    /// What is amiss where this step is needed, in a word for CHECK.
+    pub fn finding(&self, vip: Ipv4Addr) -> String {
+        match self {
+            Self::Attach(ifindex, _) => {
+                format!("the flow owner's entry of {vip} on link {ifindex} is missing or wrong")
+            }
+            Self::Detach(ifindex) => format!("the flow owner's entry of {vip} on link {ifindex} should not be there"),
+            Self::Set(_) => format!("the flow owner doesn't know the replicas of {vip}"),
+            Self::Forget => format!("the flow owner should not know {vip}"),
+        }
+    }
+}
+
+/// The steps. Those that add come before any change of the VIP's group, those that remove after it: the programs know each
+/// replica that the group can choose, and ask each that may still have connections. `recent` gives the second in which a
+/// replica last had a packet of a connection.
+///
+/// `limit` of a VIP's replicas are asked.
+pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -> u64) -> (Vec<Op>, Vec<Op>) {
+    let mut before: Vec<Op> = Vec::new();
+    let mut after: Vec<Op> = Vec::new();
+    for (ifindex, wanted) in &want.attached {
+        if have.attached.get(ifindex) != Some(wanted) {
+            before.push(Op::Attach(*ifindex, Box::new(*wanted)));
+        }
+    }
+    if want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
+        let wanted: BTreeMap<u32, Member> =
+            want.attached.iter().map(|(index, entry)| (*index, Member::new(*index, entry))).collect();
+        // The programs ask a leaving replica until the group has dropped it.
+        let mut grown: BTreeMap<u32, Member> =
+            have.known.iter().flat_map(|have| &have.members).map(|known| (known.ifindex, *known)).collect();
+        grown.extend(&wanted);
+        let grown = want.known(choose(grown.into_values().collect(), limit, &recent));
+        let wanted = want.known(choose(wanted.into_values().collect(), limit, &recent));
+        if have.known.as_ref() != Some(&grown) {
+            before.push(Op::Set(grown.clone()));
+        }
+        if grown != wanted {
+            after.push(Op::Set(wanted));
+        }
+    }
+    let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
+    after.extend(stale.map(|index| Op::Detach(*index)));
+    if !want.has_entry() && have.known.is_some() {
+        after.push(Op::Forget);
+    }
+    (before, after)
+}
+
+/// At most `limit` of them, those with the latest packets.
+fn choose(mut members: Vec<Member>, limit: usize, recent: &impl Fn(u32) -> u64) -> Vec<Member> {
+    if members.len() > limit {
+        members.sort_by_cached_key(|member| std::cmp::Reverse(recent(member.ifindex)));
+        members.truncate(limit);
+        members.sort_unstable();
+    }
+    members
+}
+
+/// The maps of a VIP on their way to what they must be.
+#[derive(Debug)]
+pub struct Owner {
+    maps: Maps,
+    vip: Ipv4Addr,
+    want: Want,
+    /// Host veths that may have an entry and must not.
+    removed: Vec<u32>,
+    /// Nanoseconds from a change of the group during which buckets may move, and handshakes be caught between replicas.
+    syn_search_window: u64,
+}
+
+impl Owner {
+    /// One for each of the VIP's addresses, each wants all replicas known but those whose host veth is gone. None: the VIP
+    /// does without, or nothing is loaded.
+    pub fn all(record: &VipRecord, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Vec<Self>> {
+        let owners = record.all_addresses().map(|address| Self::of(record, address, vip, gone));
+        Ok(owners.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn of(record: &VipRecord, address: IpAddr, vip: &mut LockedVip, gone: &BTreeSet<u32>) -> Result<Option<Self>> {
+        let Some(mut owner) = Self::bare(record, address)? else { return Ok(None) };
+        owner.removed = vip.removed().to_vec();
+        if !record.withdrawn {
+            let cluster = vip.cluster().cloned();
+            let (replicas, limit) = (vip.replicas()?, owner.maps.limit());
+            if replicas.len() > limit {
+                tracing::debug!(
+                    vip = record.key,
+                    replicas = replicas.len(),
+                    asked = limit,
+                    "more replicas than are asked for a misplaced connection: those that were of use last are"
+                );
+            }
+            owner.want = Want::of(record, replicas, cluster.as_ref()).limited_to(limit);
+            owner.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
+            owner.removed.extend(gone);
+        }
+        Ok(Some(owner))
+    }
+
+    /// Wants nothing of one of the VIP's addresses. None also for an IPv6 address, which the maps have no key for.
+    pub fn bare(record: &VipRecord, address: IpAddr) -> Result<Option<Self>> {
+        const SECOND: u64 = 1_000_000_000;
+        let Some(vip) = ipv4(address) else { return Ok(None) };
+        let Some(dir) = &record.flow_owner else { return Ok(None) };
+        let Some(maps) = Maps::open(dir)? else { return Ok(None) };
+        // Without that timer a bucket moves when it has been idle, some time.
+        let syn_search_window = match record.group.unbalanced_timer {
+            0 => u64::MAX,
+            seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
+        };
+        Ok(Some(Self { maps, vip, want: Want::default(), removed: Vec::new(), syn_search_window }))
+    }
+
+    /// The steps that are needed.
+    pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
+        let have = read(&self.maps, self.vip, &self.want, &self.removed)?;
+        let recent = |ifindex| self.maps.used(ifindex).unwrap_or_default();
+        Ok(difference(&have, &self.want, self.maps.limit(), recent))
+    }
+
+    /// What is amiss where these steps are needed, a sentence each.
+    pub fn findings<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Vec<String> {
+        ops.map(|op| op.finding(self.vip)).collect()
+    }
+
+    /// What is amiss with one replica, by its host veth. Not whether it is known to be draining: a viprouted of the version
+    /// before changes a replica's state, and knows no map that has it.
+    pub fn finding_for(&self, ifindex: u32) -> Result<Option<String>> {
+        let Some(wanted) = self.want.attached.get(&ifindex) else { return Ok(None) };
+        let stateless = |entry: Attached| Attached { flags: entry.flags & !DRAINING, ..entry };
+        let op = if self.maps.attached(ifindex, self.vip)?.map(stateless) == Some(stateless(*wanted)) {
+            let known = self.maps.known(self.vip)?.unwrap_or_default();
+            // Where they are too many, not all of them are asked.
+            if self.want.attached.len() > self.maps.limit()
+                || known.members.iter().any(|member| member.ifindex == ifindex)
+            {
+                return Ok(None);
+            }
+            Op::Set(known)
+        } else {
+            Op::Attach(ifindex, Box::new(*wanted))
+        };
+        Ok(Some(op.finding(self.vip)))
+    }
+
+    /// Takes the steps.
+    pub fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
+        for op in ops {
+            match op {
+                Op::Attach(ifindex, value) => self.maps.attach(ifindex, self.vip, &value)?,
+                Op::Detach(ifindex) => self.maps.detach(ifindex, self.vip)?,
+                Op::Set(known) => {
+                    let until = self.maps.syn_search_until(self.vip)?;
+                    self.maps.set(self.vip, &known, until)?;
+                }
+                Op::Forget => self.maps.forget(self.vip)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The group is about to change: for a while a SYN may be the second one of a handshake with another replica.
+    pub fn open_syn_search(&mut self) -> Result<()> {
+        let Some(known) = self.maps.known(self.vip)? else { return Ok(()) };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or_default();
+        Ok(self.maps.set(self.vip, &known, now.saturating_add(self.syn_search_window))?)
+    }
+}
+
+/// The other nodes that have replicas of a VIP; `None`: none has any.
+fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring> {
+    let number = |replica: &Replica| match replica.backend {
+        Backend::Remote(peer) => Some(peer.number),
+        Backend::Local => None,
+    };
+    let numbers: BTreeSet<u32> = replicas.values().filter_map(number).collect();
+    let (next, suspect) = cluster.ring(&numbers);
+    (!numbers.is_empty()).then_some(Ring { next, suspect })
+}
+
+/// A replica's entry; none where the record doesn't say enough.
+fn wanted(replica: &Replica) -> Option<Attached> {
+    let mut port = [0; PORTS];
+    let mut ports = 0;
+    for (place, wanted) in port.iter_mut().zip(replica.ports.iter().filter_map(Recorded::known)) {
+        *place = port_number(*wanted);
+        ports += 1;
+    }
+    let flags = [
+        (!replica.ports.is_empty(), GUARDED),
+        (replica.udp_sticky, STICKY_UDP),
+        (replica.egress.is_any(), ANY_EGRESS),
+        (!is_ready(replica), DRAINING),
+    ];
+    let flags = flags.into_iter().filter(|(is, _)| *is).fold(0, |flags, (_, flag)| flags | flag);
+    let bare = Attached::new(replica.netns_id?, replica.mac.as_ref()?.known()?.0, flags);
+    // The maps have keys of IPv4, and a pod at most one address of it here.
+    let own = replica.addresses.iter().find_map(ipv4).map_or([0; 4], |address| address.octets());
+    Some(Attached { ports, port, own, ..bare })
+}
+
+/// As the program has it: IP protocol << 16 | port.
+fn port_number(port: Port) -> u32 {
+    u32::from(port.transport.protocol()) << 16 | u32::from(port.number)
+}
+
+/// Makes sure that this build's programs are loaded and attached to every host veth. The first call of a boot loads them;
+/// the first one of another build replaces those that are there, under traffic: maps are filled before any program reads
+/// them, each filter changes in one step, and after a crash the next call does all of it again.
+pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Programs> {
+    ebpf::check_dir(dir)?; // before anything in it is believed
+    if let Some(programs) = complete(dir)? {
+        return Ok(programs);
+    }
+    let pins = PinDir::lock(dir)?;
+    if let Some(programs) = complete(dir)? {
+        return Ok(programs); // another call was faster
+    }
+    let programs = Programs::load(&pins)?;
+    let tables = Tables::read(node, registry)?;
+    for key in registry.vips()? {
+        if let Some(vip) = registry.vip_if_present(&key)?
+            && vip.record.as_ref().is_some_and(|record| record.flow_owner.as_deref() == Some(dir))
+        {
+            reconcile_vip(node, vip, Some(&tables))?;
+        }
+    }
+    for attachment in registry.attachments()? {
+        // Only one that has programs: the others do without, or their ADD is not so far yet.
+        if let Some(host_veth) = HostVeth::read(node, &VethNames::of(&attachment), None)?.filter(HostVeth::has_programs)
+        {
+            attachment::apply(node, host_veth.filter_fixes(&programs)?)?;
+        }
+    }
+    programs.publish(&pins)?;
+    pins.remove_others()?;
+    Ok(programs)
+}
+
+/// This build's programs. `None`: one of their pins, or of their maps' pins, is missing.
+fn complete(dir: &Path) -> Result<Option<Programs>> {
+    if !ebpf::has_maps(dir) {
+        return Ok(None);
+    }
+    Ok(Programs::open(dir)?)
+}
+
+/// The programs attached to host veths now: this build's, or another's that has replaced them. `None`: none is pinned, or
+/// some of their pins are missing.
+pub fn status(dir: &Path) -> Result<Option<Programs>> {
+    match complete(dir)? {
+        Some(programs) => Ok(Some(programs)),
+        None => Ok(Programs::open_others(dir)?),
+    }
+}
+
+/// Whether a replica gets new connections.
+pub fn is_ready(replica: &Replica) -> bool {
+    replica.state == State::Ready
+}
+
+/// What the programs counted of a VIP, and what they dropped at its replicas' host veths.
+pub fn counts(record: &VipRecord, host_veths: &[u32]) -> ebpf::Result<Option<(Counts, LinkDrops)>> {
+    let Some(dir) = &record.flow_owner else { return Ok(None) };
+    let Some(maps) = Maps::open(dir)? else { return Ok(None) };
+    let mut drops = LinkDrops::default();
+    for ifindex in host_veths {
+        drops = drops.and(maps.link_drops(*ifindex)?);
+    }
+    // The maps have keys of IPv4, and a VIP at most one address of it.
+    let counts = record.addresses.iter().find_map(ipv4).map(|address| maps.counts(address)).transpose()?;
+    Ok(Some((counts.unwrap_or_default(), drops)))
+}
+
+/// What was dropped at host veths, by their indices.
+pub fn link_drops(dir: &Path) -> ebpf::Result<Vec<(u32, LinkDrops)>> {
+    Maps::open(dir)?.map_or(Ok(Vec::new()), |maps| maps.all_link_drops())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::NodeId;
+
+    /// As many as one of the objects asks.
+    const LIMIT: usize = 256;
+
+    fn entry(netns: u32) -> Attached {
+        Attached::new(netns, [6, 0x76, 0, 0, 0, 1], 0)
+    }
+
+    fn want(indices: &[u32]) -> Want {
+        Want { attached: indices.iter().map(|index| (*index, entry(*index))).collect(), ring: None }
+    }
+
+    fn members(indices: &[u32]) -> Known {
+        let members = indices.iter().map(|index| Member::new(*index, &entry(*index))).collect();
+        Known { members, ring: Ring::default() }
+    }
+
+    fn reconciled(indices: &[u32]) -> Have {
+        Have { attached: want(indices).attached, known: Some(members(indices)) }
+    }
+
+    fn steps(have: &Have, want: &Want) -> (Vec<Op>, Vec<Op>) {
+        difference(have, want, LIMIT, u64::from)
+    }
+
+    #[test]
+    fn what_is_right_is_left_alone() {
+        assert_eq!(steps(&reconciled(&[3, 4]), &want(&[3, 4])), (vec![], vec![]));
+        assert_eq!(steps(&Have::default(), &want(&[])), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_replica_that_joins_is_known_before_the_group_changes() {
+        let (before, after) = steps(&reconciled(&[3]), &want(&[3, 4]));
+        assert_eq!(before, [Op::Attach(4, Box::new(entry(4))), Op::Set(members(&[3, 4]))]);
+        assert_eq!(after, []);
+    }
+
+    #[test]
+    fn a_replica_that_leaves_is_asked_until_the_group_has_changed() {
+        let (before, after) = steps(&reconciled(&[3, 4]), &want(&[4]));
+        assert_eq!(before, []);
+        assert_eq!(after, [Op::Set(members(&[4])), Op::Detach(3)]);
+    }
+
+    #[test]
+    fn the_last_one_takes_the_vip_along() {
+        let (before, after) = steps(&reconciled(&[3]), &want(&[]));
+        assert_eq!((before, after), (vec![], vec![Op::Detach(3), Op::Forget]));
+    }
+
+    #[test]
+    fn a_vip_that_other_nodes_have_replicas_of_is_known_without_any_here() {
+        let next = NodeId(Ipv4Addr::new(192, 0, 2, 2));
+        let ring = Ring { next: Some(next), suspect: false };
+        let far = Want { ring: Some(ring), ..want(&[]) };
+        assert_eq!(steps(&Have::default(), &far).0, [Op::Set(Known { members: vec![], ring })]);
+        let have = Have { known: Some(Known { members: vec![], ring }), ..Have::default() };
+        assert_eq!(steps(&have, &far), (vec![], vec![]));
+        // The last one here leaves.
+        let before = Have { known: Some(Known { ring, ..members(&[3]) }), ..reconciled(&[3]) };
+        assert_eq!(steps(&before, &far), (vec![], vec![Op::Set(Known { members: vec![], ring }), Op::Detach(3)]));
+        // One falls silent.
+        let suspect = Ring { next: None, suspect: true };
+        let silent = Want { ring: Some(suspect), ..want(&[3]) };
+        assert_eq!(steps(&before, &silent), (vec![Op::Set(Known { ring: suspect, ..members(&[3]) })], vec![]));
+        assert_eq!(steps(&have, &want(&[])), (vec![], vec![Op::Forget]));
+    }
+
+    #[test]
+    fn a_wrong_entry_is_written_anew() {
+        let mut have = reconciled(&[3]);
+        have.attached.insert(3, Attached { flags: GUARDED, ..entry(3) });
+        assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+        have.attached.clear();
+        assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+    }
+
+    #[test]
+    fn of_too_many_those_are_asked_that_were_of_use_last() {
+        let many: Vec<u32> = (1..=300).collect();
+        let (before, after) = steps(&Have::default(), &want(&many));
+        let last = members(&many[300 - LIMIT..]);
+        assert_eq!(before.last(), Some(&Op::Set(last.clone())));
+        assert_eq!(after, []);
+        // Any 256 of them are good enough until something changes.
+        let have = Have { attached: want(&many).attached, known: Some(members(&many[..LIMIT])) };
+        assert_eq!(steps(&have, &want(&many)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn replicas_beyond_the_limit_note_when_they_are_of_use() {
+        let flags = |limit| want(&[3, 4, 5]).limited_to(limit).attached.into_values().map(|entry| entry.flags);
+        assert!(flags(3).all(|flags| flags == 0));
+        assert!(flags(2).all(|flags| flags == OVER_MEMBER_LIMIT));
+    }
+
+    #[test]
+    fn ports_are_as_the_program_has_them() {
+        assert_eq!(port_number("80/tcp".parse().unwrap()), 0x0006_0050);
+        assert_eq!(port_number("53/udp".parse().unwrap()), 0x0011_0035);
+    }
+}

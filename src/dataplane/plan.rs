@@ -1,0 +1,420 @@
+//! What the node's tables must have for one VIP, what they have, and the difference. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::net::Request;
+use crate::net::nexthop::{self, Group, GroupMember, Nexthop, Object, Resilience};
+use crate::net::route::{self, Action, NexthopRoute, TableRoute};
+
+use super::ids::TUNNEL_TABLE;
+
+/// The metric of the advertised route while no replica is ready: any other route to the VIP is better.
+pub const NOBODY_READY: u32 = u32::MAX;
+
+/// What a VIP must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Previous addresses that are still delivered, by routes that routing daemons don't advertise.
+    pub previous: Vec<IpAddr>,
+    /// `src` of its routes.
+    pub source: IpAddr,
+    /// Its group's id.
+    pub group: u32,
+    /// Its group's parameters.
+    pub resilience: Resilience,
+    /// Whether the node may speak of the addresses at all: it has endpoints, and the addresses are ours.
+    pub present: bool,
+    /// The replicas that get connections, each nexthop once.
+    pub members: Vec<WantedMember>,
+    /// Where other nodes may send packets of it: the id of the group of this node's replicas alone.
+    pub inbound: Option<u32>,
+}
+
+/// How many buckets the group of this node's replicas alone has. A prime, and another number than any VIP's group has: where
+/// two nodes hash alike, the second choice would otherwise be the first one again.
+pub const INBOUND_BUCKETS: u16 = 1021;
+
+/// What gets connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedMember {
+    /// A replica here, by its veth pair, or another node with its replicas, by the tunnel.
+    pub nexthop: Nexthop,
+    /// Its share.
+    pub weight: u8,
+    /// It is a replica of this node's: what is advertised are those alone.
+    pub local: bool,
+}
+
+/// What the kernel has of a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// The object that has the group's id.
+    pub group: Option<Object>,
+    /// What is known of wanted members' nexthops.
+    pub nexthops: BTreeMap<u32, HaveNexthop>,
+    /// The routes of its addresses, and of those it had.
+    pub routes: BTreeMap<IpAddr, Routes>,
+    /// The object that has the id of the group for what other nodes send.
+    pub inbound: Option<Object>,
+    /// The routes that lead there; one without a nexthop isn't as we make it.
+    pub inbound_routes: BTreeMap<IpAddr, TableRoute>,
+}
+
+impl Have {
+    fn data(&self, address: IpAddr) -> Option<DataRoute> {
+        self.routes.get(&address)?.data
+    }
+
+    fn announced(&self, address: IpAddr) -> impl Iterator<Item = u32> {
+        self.routes.get(&address).into_iter().flat_map(|routes| routes.announced.iter().copied())
+    }
+}
+
+/// The routes of one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// The data route.
+    pub data: Option<DataRoute>,
+    /// The metrics of the routes that routing daemons advertise.
+    pub announced: BTreeSet<u32>,
+}
+
+/// The state of one wanted nexthop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HaveNexthop {
+    /// It is there and right.
+    Right,
+    /// An object of ours has its id and differs.
+    Wrong,
+    /// It is missing; its device is there.
+    Missing,
+    /// It can't exist: its device is missing (with its pod, or deleted by another program), or a foreign nexthop has its id.
+    Impossible,
+}
+
+/// The route that carries a VIP's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataRoute {
+    /// `nhid`; `None`: it has none, so it isn't as we make it.
+    pub nexthop: Option<u32>,
+    /// `src`.
+    pub source: Option<IpAddr>,
+    /// `cwnd`.
+    pub cwnd: Option<u32>,
+}
+
+/// One step from what is to what must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A member's nexthop.
+    AddNexthop(Nexthop),
+    /// A nexthop or group that must not be, or not like this.
+    DelNexthop(u32),
+    /// The VIP's group, new.
+    AddGroup(Group),
+    /// The VIP's group, changed in place.
+    ReplaceGroup(Group),
+    /// The data route, new. A foreign route in its place stays, and is reported.
+    AddRoute(NexthopRoute),
+    /// The data route, changed in place.
+    ReplaceRoute(NexthopRoute),
+    /// The data route, gone.
+    DelRoute(IpAddr),
+    /// A route for what other nodes send.
+    AddInbound(TableRoute),
+    /// The same, changed in place.
+    ReplaceInbound(TableRoute),
+    /// The same, gone.
+    DelInbound(TableRoute),
+    /// The advertised route with this metric.
+    Announce(IpAddr, u32),
+    /// The advertised route with this metric, gone.
+    Unannounce(IpAddr, u32),
+}
+
+/// The steps, in an order in which every moment between them is sound: members before the group, the group before its
+/// routes; the routes go before their group does, because the kernel drops a route whose group vanishes without telling
+/// routing daemons; a new advertised route exists before the old one goes.
+pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let ready = add_members(have, want, &mut ops);
+    if ready.members.is_empty() || !want.present {
+        del_routes(have, want, &mut ops);
+        for address in &want.addresses {
+            announce(have, *address, want.present.then_some(NOBODY_READY), &mut ops);
+        }
+        withdraw_previous(have, want, &mut ops);
+        ops.extend(have.group.as_ref().map(|group| Op::DelNexthop(group.id())));
+        put_inbound(have, want, Vec::new(), &mut ops);
+        return ops;
+    }
+    let (is_v6, local, own) = (ready.is_v6, ready.local, ready.own);
+    let stand = put_group(have, want, ready.members, &mut ops);
+    // A route of IPv6 can't lead to a gateway of IPv4; the reverse is fine (`nexthop_check_group`).
+    let (reached, unreached): (Vec<IpAddr>, Vec<IpAddr>) =
+        want.addresses.iter().partition(|address| is_v6 || address.is_ipv4());
+    // What another node's replicas have ready, that node advertises.
+    let count = (local > 0).then_some(local);
+    for address in reached {
+        put_route(have.data(address).filter(|_| stand), want, (address, count), &mut ops);
+        announce(have, address, Some(count.unwrap_or(NOBODY_READY)), &mut ops);
+    }
+    for address in unreached {
+        ops.extend(have.data(address).filter(|_| stand).map(|_| Op::DelRoute(address)));
+        announce(have, address, Some(NOBODY_READY), &mut ops);
+    }
+    withdraw_previous(have, want, &mut ops);
+    for address in want.previous.iter().filter(|address| is_v6 || address.is_ipv4()) {
+        put_route(have.data(*address).filter(|_| stand), want, (*address, None), &mut ops);
+    }
+    put_inbound(have, want, own, &mut ops);
+    ops
+}
+
+/// What other nodes send is for the replicas here alone, by a group and routes of their own. What has none of them, an entry of
+/// that table refuses.
+fn put_inbound(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) {
+    let Some(id) = want.inbound else { return };
+    let is_wanted = want.present && !members.is_empty();
+    if is_wanted {
+        let resilience = Resilience { buckets: INBOUND_BUCKETS, ..want.resilience };
+        match &have.inbound {
+            Some(Object::Group(existing)) => {
+                let mut existing = existing.clone();
+                existing.members.sort_unstable();
+                let group = Group {
+                    id,
+                    members,
+                    resilience: Resilience { buckets: existing.resilience.buckets, ..resilience },
+                };
+                ops.extend((existing != group).then_some(Op::ReplaceGroup(group)));
+            }
+            other => {
+                ops.extend(other.as_ref().map(|other| Op::DelNexthop(other.id())));
+                ops.push(Op::AddGroup(Group { id, members, resilience }));
+            }
+        }
+    }
+    // The programs know no IPv6.
+    for address in want.addresses.iter().chain(&want.previous).filter(|address| address.is_ipv4()) {
+        let action = Action::Nexthop { id, source: want.source };
+        let route = TableRoute { table: TUNNEL_TABLE, prefix: route::host(*address), action };
+        match have.inbound_routes.get(address) {
+            Some(found) if !is_wanted => ops.push(Op::DelInbound(*found)),
+            None if is_wanted => ops.push(Op::AddInbound(route)),
+            Some(found) if *found != route => ops.push(Op::ReplaceInbound(route)),
+            Some(_) | None => {}
+        }
+    }
+    ops.extend(have.inbound.as_ref().filter(|_| !is_wanted).map(|group| Op::DelNexthop(group.id())));
+}
+
+/// The steps while the data route can't be put: advertise that no replica is ready, except where a route still carries
+/// packets.
+pub fn withdrawal(have: &Have, want: &Want) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let carries = |address| have.data(address).is_some_and(|data| data.nexthop == Some(want.group));
+    for address in want.addresses.iter().filter(|address| want.present && !carries(**address)) {
+        announce(have, *address, Some(NOBODY_READY), &mut ops);
+    }
+    ops
+}
+
+/// The difference for one replica alone, `id` its nexthop: neither the number nor the state of the VIP's other replicas
+/// counts.
+pub fn difference_for(mut have: Have, mut want: Want, id: u32) -> Vec<Op> {
+    let others = want.members.iter().filter(|member| member.local).count().saturating_sub(1);
+    // Which addresses have a route all members decide.
+    let is_v6 = want.members.iter().all(|member| member.nexthop.gateway.is_ipv6());
+    want.members.retain(|member| member.nexthop.id == id);
+    want.addresses.retain(|address| is_v6 || address.is_ipv4());
+    want.previous.clear();
+    want.inbound = None; // CHECK is about the VIP's own group
+    have.routes.retain(|address, _| want.addresses.contains(address));
+    if let Some(Object::Group(group)) = &mut have.group {
+        group.members.retain(|member| member.id == id);
+    }
+    match (&want.members[..], &have.group) {
+        ([], Some(Object::Group(group))) if want.present && !group.members.is_empty() => {
+            return vec![Op::ReplaceGroup(group.clone())];
+        }
+        ([], _) if want.present => return Vec::new(),
+        _ => {}
+    }
+    for routes in have.routes.values_mut() {
+        if let Some(cwnd) = routes.data.as_mut().and_then(|data| data.cwnd.as_mut()) {
+            *cwnd = 1;
+        }
+        if routes.announced.iter().any(|metric| *metric != NOBODY_READY) {
+            routes.announced = BTreeSet::from([1]);
+        }
+    }
+    let mut ops = difference(&have, &want);
+    for op in &mut ops {
+        if let Op::Announce(_, metric) = op {
+            *metric = metric.saturating_add(u32::try_from(others).unwrap_or_default());
+        }
+    }
+    ops
+}
+
+/// The route to one of the VIP's addresses. Without `cwnd` routing daemons leave it alone.
+fn put_route(have: Option<DataRoute>, want: &Want, (address, cwnd): (IpAddr, Option<u32>), ops: &mut Vec<Op>) {
+    let data = DataRoute { nexthop: Some(want.group), source: Some(want.source), cwnd };
+    let route = NexthopRoute { address, nexthop: want.group, source: want.source, cwnd };
+    match have {
+        None => ops.push(Op::AddRoute(route)),
+        Some(have) if have != data => ops.push(Op::ReplaceRoute(route)),
+        Some(_) => {}
+    }
+}
+
+fn del_routes(have: &Have, want: &Want, ops: &mut Vec<Op>) {
+    let all = want.addresses.iter().chain(&want.previous);
+    ops.extend(all.filter(|address| have.data(**address).is_some()).map(|address| Op::DelRoute(*address)));
+}
+
+/// The members that can be in the group.
+#[derive(Default)]
+struct Ready {
+    members: Vec<GroupMember>,
+    /// How many of them are replicas of this node's.
+    local: u32,
+    /// Those.
+    own: Vec<GroupMember>,
+    /// All of them have gateways of IPv6.
+    is_v6: bool,
+}
+
+/// Adds the steps for the members' nexthops; returns the members that the group can have.
+fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Ready {
+    let mut ready = Ready { members: Vec::with_capacity(want.members.len()), is_v6: true, ..Ready::default() };
+    for WantedMember { nexthop, weight, local } in &want.members {
+        match have.nexthops.get(&nexthop.id).copied().unwrap_or(HaveNexthop::Impossible) {
+            HaveNexthop::Right => {}
+            HaveNexthop::Impossible => continue,
+            HaveNexthop::Missing => ops.push(Op::AddNexthop(*nexthop)),
+            HaveNexthop::Wrong => ops.extend([Op::DelNexthop(nexthop.id), Op::AddNexthop(*nexthop)]),
+        }
+        let member = GroupMember { id: nexthop.id, weight: u32::from(*weight) };
+        ready.own.extend(local.then_some(member));
+        ready.members.push(member);
+        ready.local += u32::from(*local);
+        ready.is_v6 &= nexthop.gateway.is_ipv6();
+    }
+    ready.members.sort_unstable();
+    ready.own.sort_unstable();
+    ready
+}
+
+/// Adds the steps for the group; returns whether the routes still exist after them.
+fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> bool {
+    let mut group = Group { id: want.group, members, resilience: want.resilience };
+    match &have.group {
+        Some(Object::Group(existing)) => {
+            group.resilience.buckets = existing.resilience.buckets; // can't be changed while the group lives
+            let mut existing = existing.clone();
+            existing.members.sort_unstable();
+            if existing != group {
+                ops.push(Op::ReplaceGroup(group));
+            }
+            true
+        }
+        Some(other) => {
+            del_routes(have, want, ops);
+            ops.extend([Op::DelNexthop(other.id()), Op::AddGroup(group)]);
+            false
+        }
+        None => {
+            ops.push(Op::AddGroup(group));
+            true
+        }
+    }
+}
+
+fn announce(have: &Have, address: IpAddr, metric: Option<u32>, ops: &mut Vec<Op>) {
+    let missing = metric.filter(|metric| have.announced(address).all(|announced| announced != *metric));
+    ops.extend(missing.map(|metric| Op::Announce(address, metric)));
+    let stale = have.announced(address).filter(|announced| Some(*announced) != metric);
+    ops.extend(stale.map(|metric| Op::Unannounce(address, metric)));
+}
+
+fn withdraw_previous(have: &Have, want: &Want, ops: &mut Vec<Op>) {
+    for address in &want.previous {
+        announce(have, *address, None, ops);
+    }
+}
+
+impl Op {
+    /// The request that does it.
+    pub fn request(&self) -> Request {
+        match self {
+            Self::AddNexthop(nexthop) => nexthop::add(*nexthop),
+            Self::DelNexthop(id) => nexthop::del(*id),
+            Self::AddGroup(group) => nexthop::add_group(group),
+            Self::ReplaceGroup(group) => nexthop::replace_group(group),
+            Self::AddRoute(route) => route::add_nexthop(*route),
+            Self::ReplaceRoute(route) => route::replace_nexthop(*route),
+            Self::DelRoute(address) => route::del_nexthop(*address),
+            Self::AddInbound(route) => route::add(*route),
+            Self::ReplaceInbound(route) => route::replace(*route),
+            Self::DelInbound(route) => route::del(*route),
+            Self::Announce(address, metric) => route::add_unreachable(*address, *metric),
+            Self::Unannounce(address, metric) => route::del_unreachable(*address, *metric),
+        }
+    }
+
+    /// Whether something comes to be by it that wasn't there, or not like this. A member that leaves a group does so by the
+    /// group's replacement.
+    pub fn puts(&self) -> bool {
+        match self {
+            Self::AddNexthop(_)
+            | Self::AddGroup(_)
+            | Self::AddRoute(_)
+            | Self::ReplaceRoute(_)
+            | Self::AddInbound(_)
+            | Self::ReplaceInbound(_)
+            | Self::Announce(..) => true,
+            Self::ReplaceGroup(_)
+            | Self::DelNexthop(_)
+            | Self::DelRoute(_)
+            | Self::DelInbound(_)
+            | Self::Unannounce(..) => false,
+        }
+    }
+
+    /// Whether flows may come to other members by it.
+    pub fn moves_buckets(&self) -> bool {
+        matches!(self, Self::AddGroup(_) | Self::ReplaceGroup(_))
+    }
+
+    /// What is amiss where this step is needed, in a word for CHECK.
+    pub fn finding(&self) -> String {
+        match self {
+            Self::AddNexthop(n) => format!("nexthop {} via {} is missing", n.id, n.gateway),
+            Self::DelNexthop(id) => format!("nexthop {id} doesn't match the registry"),
+            Self::AddGroup(group) => format!("nexthop group {} is missing", group.id),
+            Self::ReplaceGroup(group) => format!("nexthop group {} doesn't match the registry", group.id),
+            Self::AddRoute(route) => format!("route {} nhid {} is missing", route::host(route.address), route.nexthop),
+            Self::ReplaceRoute(route) => {
+                format!("route {} nhid {} doesn't match the registry", route::host(route.address), route.nexthop)
+            }
+            Self::AddInbound(route) => format!("route {route} is missing"),
+            Self::ReplaceInbound(route) => format!("route {route} doesn't match the registry"),
+            Self::DelInbound(route) => format!("route {route} should not be there"),
+            Self::DelRoute(address) => format!("route {} should not be there", route::host(*address)),
+            Self::Announce(address, metric) => {
+                format!("route unreachable {} metric {metric} is missing", route::host(*address))
+            }
+            Self::Unannounce(address, metric) => {
+                format!("route unreachable {} metric {metric} should not be there", route::host(*address))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

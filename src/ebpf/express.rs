@@ -1,0 +1,173 @@
+//! Express (`express.h`): whether it is on, and what it carried.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuHashMap};
+
+use super::maps::{EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, found, open};
+use super::{Error, Result};
+
+/// Words of the leases' secret.
+const KEYS: usize = 10;
+/// The entry that only viprouted writes.
+const OF_NODE: u32 = 0;
+/// The one that is another whenever `attached_v2` has changed.
+const OF_REPLICAS: u32 = 1;
+
+/// `struct express`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) generation: u64,
+    pub(super) key: [u64; KEYS],
+}
+
+/// `struct express_counts`: what express carried to and from a host veth's pod, since the program was loaded. The veth's own counters
+/// lack what came in, and have what went out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpressCounts {
+    /// Packets into the pod; a GSO packet is one, as devices count.
+    pub in_packets: u64,
+    /// Their bytes, Ethernet headers included.
+    pub in_bytes: u64,
+    /// Packets out of the pod.
+    pub out_packets: u64,
+    /// Their bytes, Ethernet headers included.
+    pub out_bytes: u64,
+}
+
+/// `struct express_place`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ExpressPlace {
+    pub(super) counts: ExpressCounts,
+    pub(super) ifindex: u64,
+}
+
+/// The C structs have these sizes (a test asks the object's BTF for the fields).
+const _: () = {
+    assert!(size_of::<State>() == 8 * (1 + KEYS));
+    assert!(size_of::<ExpressCounts>() == 4 * 8);
+    assert!(size_of::<ExpressPlace>() == 5 * 8);
+};
+
+// SAFETY: u64s.
+unsafe impl Pod for State {}
+// SAFETY: four u64.
+unsafe impl Pod for ExpressCounts {}
+// SAFETY: five u64.
+unsafe impl Pod for ExpressPlace {}
+
+/// The programs' switch. Only one process may write it: viprouted.
+pub struct Express(Array<MapData, State>);
+
+impl fmt::Debug for Express {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Express").finish_non_exhaustive()
+    }
+}
+
+impl Express {
+    /// Opens it. `None`: no programs are loaded, or such as have no express.
+    pub fn open(dir: &Path) -> Result<Option<Self>> {
+        let Some(map) = open(dir, EXPRESS)? else { return Ok(None) };
+        let array = Array::try_from(Map::Array(map)).map_err(|e| Error::map("open", dir.join(EXPRESS).display(), e))?;
+        Ok(Some(Self(array)))
+    }
+
+    /// What leases are granted under; 0: there are none, all packets go by the node's stack.
+    pub fn generation(&self) -> Result<u64> {
+        Ok(self.state()?.generation)
+    }
+
+    /// Another generation, which makes all leases void, or 0. The programs take up the change at once. They have express
+    /// only with a secret of the leases', which is made here.
+    pub fn set_generation(&mut self, generation: u64) -> Result<()> {
+        let mut state = self.state()?;
+        if state.key.contains(&0) {
+            state = State { generation: 0, key: random()? };
+            self.write(state)?; // under generation 0, so that no packet meets half a secret
+        }
+        self.write(State { generation, ..state })
+    }
+
+    fn state(&self) -> Result<State> {
+        self.0.get(&OF_NODE, 0).map_err(|e| Error::map("read", EXPRESS, e))
+    }
+
+    fn write(&mut self, state: State) -> Result<()> {
+        self.0.set(OF_NODE, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
+    }
+}
+
+/// What the replicas' entries say has changed: the leases that say the same are void.
+pub(super) fn replicas_changed(dir: &Path) -> Result<()> {
+    let Some(mut express) = Express::open(dir)? else { return Ok(()) };
+    // Whoever else changes an entry at the same time writes another number; either will do.
+    let [generation, ..] = random()?;
+    let state = State { generation, ..State::default() };
+    express.0.set(OF_REPLICAS, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
+}
+
+/// What express carried to and from the pods of these host veths. Each is read by itself: few of the places are in use.
+pub fn express_counts(dir: &Path, host_veths: &BTreeSet<u32>) -> Result<BTreeMap<u32, ExpressCounts>> {
+    let Some(counters) = Counters::open(dir)? else { return Ok(BTreeMap::new()) };
+    host_veths.iter().map(|ifindex| Ok((*ifindex, counters.of(*ifindex)?))).collect()
+}
+
+impl ExpressCounts {
+    fn add(&mut self, other: &Self) {
+        self.in_packets += other.in_packets;
+        self.in_bytes += other.in_bytes;
+        self.out_packets += other.out_packets;
+        self.out_bytes += other.out_bytes;
+    }
+}
+
+/// Both maps of counters.
+struct Counters {
+    places: PerCpuArray<MapData, ExpressPlace>,
+    others: PerCpuHashMap<MapData, u32, ExpressCounts>,
+}
+
+impl Counters {
+    fn open(dir: &Path) -> Result<Option<Self>> {
+        let (Some(places), Some(others)) = (open(dir, EXPRESS_PLACES)?, open(dir, EXPRESS_COUNTS)?) else {
+            return Ok(None);
+        };
+        let failed = |name| move |e| Error::map("open", dir.join(name).display(), e);
+        Ok(Some(Self {
+            places: PerCpuArray::try_from(Map::PerCpuArray(places)).map_err(failed(EXPRESS_PLACES))?,
+            others: PerCpuHashMap::try_from(Map::PerCpuLruHashMap(others)).map_err(failed(EXPRESS_COUNTS))?,
+        }))
+    }
+
+    fn of(&self, ifindex: u32) -> Result<ExpressCounts> {
+        let mut sum = ExpressCounts::default();
+        let place = self.places.get(&(ifindex % self.places.len()), 0);
+        let cpus = place.map_err(|e| Error::map("read", EXPRESS_PLACES, e))?;
+        cpus.iter().filter(|place| place.ifindex == u64::from(ifindex)).for_each(|place| sum.add(&place.counts));
+        let others = found(self.others.get(&ifindex, 0)).map_err(|e| Error::map("read", EXPRESS_COUNTS, e))?;
+        others.iter().flat_map(|cpus| cpus.iter()).for_each(|counts| sum.add(counts));
+        Ok(sum)
+    }
+}
+
+/// Words that nobody can guess; the programs take a first word of 0 for none.
+fn random() -> Result<[u64; KEYS]> {
+    const URANDOM: &str = "/dev/urandom";
+    let mut source = File::open(URANDOM).map_err(Error::io("open", Path::new(URANDOM)))?;
+    let mut key = [0; KEYS];
+    while key.contains(&0) {
+        let mut bytes = [[0; 8]; KEYS];
+        source.read_exact(bytes.as_flattened_mut()).map_err(Error::io("read", Path::new(URANDOM)))?;
+        key = bytes.map(u64::from_ne_bytes);
+    }
+    Ok(key)
+}

@@ -1,0 +1,584 @@
+//! The maps of `owner.bpf.c`: the same structs, and how they are read and written.
+
+use std::mem::offset_of;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap};
+use nix::errno::Errno;
+
+use super::express::replicas_changed;
+use crate::model::node::NodeId;
+
+use super::spec::Variant;
+use super::{Error, Result};
+
+/// How many replicas of a VIP are asked for a flow's socket.
+pub const MEMBERS: usize = 256;
+/// The same by the object for kernels without BTF.
+pub(super) const FEW_MEMBERS: usize = 8;
+/// How many ports a VIP may be limited to.
+pub const PORTS: usize = 64;
+/// How many VIPs' addresses are known at most.
+pub const ADDRESSES: u32 = 16384;
+
+pub(super) const ATTACHED: &str = "attached_v2";
+pub(super) const VIPS: &str = "vips_v3";
+pub(super) const VIPS_OF_FEW: &str = "vips_few_v3";
+pub(super) const HINTS: &str = "hints_v2";
+pub(super) const STICKY: &str = "sticky_v1";
+pub(super) const HEARD: &str = "heard_v1";
+pub(super) const FRAGMENTS: &str = "fragments_v1";
+pub(super) const COUNTS: &str = "counts_v3";
+pub(super) const LINK_DROPS: &str = "link_drops_v1";
+pub(super) const USED: &str = "used_v1";
+pub(super) const ALLOWANCES: &str = "allowances_v4";
+pub(super) const SHARES: &str = "shares_v2";
+pub(super) const COPYING: &str = "copying_v1";
+pub(super) const NODES: &str = "nodes_v1";
+pub(super) const NODE_AT: &str = "node_at_v1";
+pub(super) const THIS_NODE: &str = "this_node_v1";
+pub(super) const TUNNEL_COUNTS: &str = "tunnel_counts_v1";
+pub(super) const EXPRESS: &str = "express_v1";
+pub(super) const LEASES: &str = "leases_v1";
+pub(super) const CLOSED: &str = "closed_v1";
+pub(super) const EXPRESS_COUNTS: &str = "express_counts_v1";
+pub(super) const EXPRESS_PLACES: &str = "express_places_v1";
+
+/// `struct attached_key`. The address is in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct AttachedKey {
+    ifindex: u32,
+    vip: [u8; 4],
+}
+
+/// Only the ports listed are served.
+pub const GUARDED: u32 = 1;
+/// UDP flows stay with their replica.
+pub const STICKY_UDP: u32 = 2;
+/// The VIP has more replicas than are asked ([`Maps::limit`]).
+pub const OVER_MEMBER_LIMIT: u32 = 4;
+/// Flows may begin in the pod: with the VIP as their source it does more than answer.
+pub const ANY_EGRESS: u32 = 8;
+/// The replica gets no new flows.
+pub const DRAINING: u32 = 16;
+
+/// `struct attached`: a VIP of an attachment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The program's own: until when a SYN for this replica may have been handed to another one, nanoseconds of
+    /// `CLOCK_MONOTONIC`. 0 when it is read here.
+    pub syn_search_until: u64,
+    /// The pod's namespace, as an id of the node's.
+    pub netns: u32,
+    /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`].
+    pub flags: u32,
+    /// The container veth's Ethernet address.
+    pub mac: [u8; 6],
+    /// How many ports are listed.
+    pub ports: u16,
+    /// IP protocol << 16 | port.
+    pub port: [u32; PORTS],
+    /// The pod's own address, in network order.
+    pub own: [u8; 4],
+    /// 0.
+    pub pad: u32,
+}
+
+impl Attached {
+    /// Of a replica that serves everything, and whose own address isn't known.
+    pub fn new(netns: u32, mac: [u8; 6], flags: u32) -> Self {
+        Self { syn_search_until: 0, netns, flags, mac, ports: 0, port: [0; PORTS], own: [0; 4], pad: 0 }
+    }
+}
+
+/// `struct member`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// The host veth.
+    pub ifindex: u32,
+    /// The pod's namespace, as an id of the node's.
+    pub netns: u32,
+    /// The container veth's Ethernet address.
+    pub mac: [u8; 6],
+    /// [`DRAINING`].
+    pub flags: u16,
+}
+
+impl Member {
+    /// A replica to be asked, by its host veth and what is known of it.
+    pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
+        // It fits.
+        let flags = u16::try_from(flags & DRAINING).unwrap_or_default();
+        Self { ifindex, netns: *netns, mac: *mac, flags }
+    }
+}
+
+/// What other nodes may have of a VIP's flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ring {
+    /// The node behind this one, in the order of their ids, that has replicas of it.
+    pub next: Option<NodeId>,
+    /// One that has replicas of it has fallen silent.
+    pub suspect: bool,
+}
+
+/// What is known of a VIP but for its entries of attachments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The replicas here that are asked for a flow.
+    pub members: Vec<Member>,
+    /// The other nodes.
+    pub ring: Ring,
+}
+
+/// A node that has replicas of the VIP has fallen silent.
+const SUSPECT: u32 = 1;
+
+/// `struct vip`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Vip<const N: usize> {
+    syn_search_until: u64,
+    count: u32,
+    ready: u32,
+    next: [u8; 4],
+    flags: u32,
+    member: [Member; N],
+}
+
+impl<const N: usize> Vip<N> {
+    fn new(Known { members, ring }: &Known, syn_search_until: u64) -> Self {
+        let mut member = [Member::default(); N];
+        let count = members.len().min(N);
+        member[..count].copy_from_slice(&members[..count]);
+        let ready = members.iter().filter(|member| u32::from(member.flags) & DRAINING == 0).count();
+        Self {
+            syn_search_until,
+            count: u32::try_from(count).unwrap_or_default(),
+            ready: u32::try_from(ready).unwrap_or_default(),
+            next: ring.next.map_or([0; 4], |id| id.0.octets()),
+            flags: if ring.suspect { SUSPECT } else { 0 },
+            member,
+        }
+    }
+
+    fn known(&self) -> Known {
+        let next = Some(self.next).filter(|next| *next != [0; 4]).map(|next| NodeId(next.into()));
+        let ring = Ring { next, suspect: self.flags & SUSPECT != 0 };
+        Known { members: self.member.iter().take(self.count as usize).copied().collect(), ring }
+    }
+}
+
+/// `struct flow`, in network order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FlowKey {
+    client: [u8; 4],
+    vip: [u8; 4],
+    client_port: [u8; 2],
+    vip_port: [u8; 2],
+}
+
+/// `struct counts`: what became of a VIP's packets, since the program was loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Belonged to a connection of the replica the group had chosen.
+    pub local_hit: u64,
+    /// Steered to another replica, which has their connection.
+    pub steered: u64,
+    /// Of a connection that no replica has: the chosen replica refuses them.
+    pub no_owner: u64,
+    /// Dropped because too many were of connections that no replica has.
+    pub search_throttled: u64,
+    /// To a port that isn't served.
+    pub port_denied: u64,
+    /// From a replica, with the VIP as the source, and no answer: it would have begun a flow.
+    pub egress_denied: u64,
+    /// Resets of a replica that had just closed its port, not sent to the client while another replica listens.
+    pub reset_withheld: u64,
+    /// To a replica, from one of its pod's own addresses.
+    pub own_source: u64,
+}
+
+/// `struct link_drops`: packets dropped at a host veth that name no VIP of its pod's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkDrops {
+    /// From the pod, with a source that isn't its own.
+    pub spoofed: u64,
+    /// To the pod, and for no VIP of its.
+    pub misrouted: u64,
+}
+
+/// `struct share`: nothing here reads what is in it.
+type Share = [u64; 12];
+
+/// The C structs have these sizes, and fields at these places (a test asks the object's BTF).
+const _: () = {
+    assert!(size_of::<AttachedKey>() == 8);
+    assert!(size_of::<Attached>() == 32 + 4 * PORTS && offset_of!(Attached, port) == 24);
+    assert!(size_of::<Member>() == 16 && offset_of!(Member, mac) == 8);
+    assert!(size_of::<Vip<MEMBERS>>() == 24 + 16 * MEMBERS && offset_of!(Vip<MEMBERS>, member) == 24);
+    assert!(size_of::<FlowKey>() == 12);
+    assert!(size_of::<Counts>() == 8 * 8);
+    assert!(size_of::<LinkDrops>() == 2 * 8);
+};
+
+// SAFETY: integers and arrays of them without padding between or behind them.
+unsafe impl Pod for AttachedKey {}
+// SAFETY: as above: 8 + 4 + 4 + 6 + 2 + 64 × 4 + 4 + 4 bytes.
+unsafe impl Pod for Attached {}
+// SAFETY: as above: 8 + 4 × 4 + N × 16 bytes.
+unsafe impl<const N: usize> Pod for Vip<N> {}
+// SAFETY: bytes.
+unsafe impl Pod for FlowKey {}
+// SAFETY: eight u64.
+unsafe impl Pod for Counts {}
+// SAFETY: two u64.
+unsafe impl Pod for LinkDrops {}
+
+/// The maps that say which replicas a VIP has.
+#[derive(Debug)]
+pub struct Maps {
+    attached: HashMap<MapData, AttachedKey, Attached>,
+    vips: Vips,
+    dir: std::path::PathBuf,
+}
+
+/// The map of VIPs, by the object that is in use.
+#[derive(Debug)]
+enum Vips {
+    Full(HashMap<MapData, [u8; 4], Vip<MEMBERS>>),
+    Few(HashMap<MapData, [u8; 4], Vip<FEW_MEMBERS>>),
+}
+
+impl Vips {
+    fn new(variant: Variant, map: MapData) -> std::result::Result<Self, MapError> {
+        let map = Map::HashMap(map);
+        match variant {
+            Variant::Full => HashMap::try_from(map).map(Self::Full),
+            Variant::WithoutBtf => HashMap::try_from(map).map(Self::Few),
+        }
+    }
+
+    /// Until when the VIP's buckets may move, and what is known of it.
+    fn get(&self, vip: Ipv4Addr) -> std::result::Result<(u64, Known), MapError> {
+        match self {
+            Self::Full(map) => map.get(&vip.octets(), 0).map(|vip| (vip.syn_search_until, vip.known())),
+            Self::Few(map) => map.get(&vip.octets(), 0).map(|vip| (vip.syn_search_until, vip.known())),
+        }
+    }
+
+    fn insert(&mut self, vip: Ipv4Addr, known: &Known, until: u64) -> std::result::Result<(), MapError> {
+        match self {
+            Self::Full(map) => map.insert(vip.octets(), Vip::new(known, until), 0),
+            Self::Few(map) => map.insert(vip.octets(), Vip::new(known, until), 0),
+        }
+    }
+
+    fn remove(&mut self, vip: Ipv4Addr) -> std::result::Result<(), MapError> {
+        match self {
+            Self::Full(map) => map.remove(&vip.octets()),
+            Self::Few(map) => map.remove(&vip.octets()),
+        }
+    }
+
+    fn keys(&self) -> std::result::Result<Vec<[u8; 4]>, MapError> {
+        match self {
+            Self::Full(map) => map.keys().collect(),
+            Self::Few(map) => map.keys().collect(),
+        }
+    }
+}
+
+impl Maps {
+    /// Opens the pinned maps. `None`: the flow owner isn't loaded, or one whose maps have another form is.
+    pub fn open(dir: &Path) -> Result<Option<Self>> {
+        let Some(variant) = Variant::pinned(dir) else { return Ok(None) };
+        let (Some(attached), Some(vips)) = (open(dir, ATTACHED)?, open(dir, variant.vips())?) else { return Ok(None) };
+        let failed = |name| move |e| Error::map("open", dir.join(name).display(), e);
+        Ok(Some(Self {
+            attached: HashMap::try_from(Map::HashMap(attached)).map_err(failed(ATTACHED))?,
+            vips: Vips::new(variant, vips).map_err(failed(variant.vips()))?,
+            dir: dir.to_owned(),
+        }))
+    }
+
+    /// How many replicas of a VIP are asked: of more, those that were of use last.
+    pub fn limit(&self) -> usize {
+        match &self.vips {
+            Vips::Full(_) => MEMBERS,
+            Vips::Few(_) => FEW_MEMBERS,
+        }
+    }
+
+    /// What is known of a VIP of an attachment.
+    pub fn attached(&self, ifindex: u32, vip: Ipv4Addr) -> Result<Option<Attached>> {
+        let key = AttachedKey { ifindex, vip: vip.octets() };
+        let value = found(self.attached.get(&key, 0)).map_err(|e| Error::map("read", entry(ifindex, vip), e))?;
+        Ok(value.map(|value| Attached { syn_search_until: 0, ..value }))
+    }
+
+    /// Writes a VIP of an attachment.
+    pub fn attach(&mut self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<()> {
+        let key = AttachedKey { ifindex, vip: vip.octets() };
+        patiently(|| self.attached.insert(key, value, 0)).map_err(|e| Error::map("write", entry(ifindex, vip), e))?;
+        replicas_changed(&self.dir)
+    }
+
+    /// Removes a VIP of an attachment; it needn't be there.
+    pub fn detach(&mut self, ifindex: u32, vip: Ipv4Addr) -> Result<()> {
+        let key = AttachedKey { ifindex, vip: vip.octets() };
+        found(self.attached.remove(&key)).map_err(|e| Error::map("delete", entry(ifindex, vip), e))?;
+        replicas_changed(&self.dir)
+    }
+
+    /// What is known of a VIP; `None`: nothing.
+    pub fn known(&self, vip: Ipv4Addr) -> Result<Option<Known>> {
+        let value = found(self.vips.get(vip)).map_err(|e| Error::map("read", vip, e))?;
+        Ok(value.map(|(_, known)| known))
+    }
+
+    /// Until when a VIP's buckets may move, nanoseconds of `CLOCK_MONOTONIC`; 0 where the VIP isn't known.
+    pub fn syn_search_until(&self, vip: Ipv4Addr) -> Result<u64> {
+        let value = found(self.vips.get(vip)).map_err(|e| Error::map("read", vip, e))?;
+        Ok(value.map_or(0, |(until, _)| until))
+    }
+
+    /// Writes what is known of a VIP; of its replicas at most [`Maps::limit`].
+    pub fn set(&mut self, vip: Ipv4Addr, known: &Known, syn_search_until: u64) -> Result<()> {
+        patiently(|| self.vips.insert(vip, known, syn_search_until)).map_err(|e| Error::map("write", vip, e))
+    }
+
+    /// Removes a VIP, its counts and its shares; it needn't be there.
+    pub fn forget(&mut self, vip: Ipv4Addr) -> Result<()> {
+        found(self.vips.remove(vip)).map_err(|e| Error::map("delete", vip, e))?;
+        self.forget_in::<Counts>(COUNTS, vip)?;
+        self.forget_in::<Share>(SHARES, vip)
+    }
+
+    fn forget_in<V: Pod>(&self, name: &str, vip: Ipv4Addr) -> Result<()> {
+        let Some(map) = open(&self.dir, name)? else { return Ok(()) };
+        let removed = PerCpuHashMap::<_, [u8; 4], V>::try_from(Map::PerCpuHashMap(map))
+            .and_then(|mut map| found(map.remove(&vip.octets())));
+        removed.map(drop).map_err(|e| Error::map("delete", vip, e))
+    }
+
+    /// The VIPs that are known.
+    pub fn vips(&self) -> Result<Vec<Ipv4Addr>> {
+        Ok(self.vips.keys().map_err(|e| Error::map("list", VIPS, e))?.into_iter().map(Ipv4Addr::from).collect())
+    }
+
+    /// The VIPs of attachments that are known: host veth and address.
+    pub fn all_attached(&self) -> Result<Vec<(u32, Ipv4Addr)>> {
+        let keys: std::result::Result<Vec<AttachedKey>, _> = self.attached.keys().collect();
+        let keys = keys.map_err(|e| Error::map("list", ATTACHED, e))?;
+        Ok(keys.into_iter().map(|key| (key.ifindex, key.vip.into())).collect())
+    }
+
+    /// What became of a VIP's packets.
+    pub fn counts(&self, vip: Ipv4Addr) -> Result<Counts> {
+        let Some(map) = open(&self.dir, COUNTS)? else { return Ok(Counts::default()) };
+        let of_cpus = PerCpuHashMap::<_, [u8; 4], Counts>::try_from(Map::PerCpuHashMap(map))
+            .and_then(|map| found(map.get(&vip.octets(), 0)));
+        let of_cpus = of_cpus.map_err(|e| Error::map("read", vip, e))?;
+        Ok(of_cpus.map_or_else(Counts::default, |cpus| cpus.iter().fold(Counts::default(), Counts::and)))
+    }
+
+    /// What was dropped at a host veth.
+    pub fn link_drops(&self, ifindex: u32) -> Result<LinkDrops> {
+        let Some(map) = open(&self.dir, LINK_DROPS)? else { return Ok(LinkDrops::default()) };
+        let of_cpus = PerCpuHashMap::<_, u32, LinkDrops>::try_from(Map::PerCpuLruHashMap(map))
+            .and_then(|map| found(map.get(&ifindex, 0)));
+        let of_cpus = of_cpus.map_err(|e| Error::map("read", LINK_DROPS, e))?;
+        Ok(of_cpus
+            .map_or_else(LinkDrops::default, |cpus| cpus.iter().copied().fold(LinkDrops::default(), LinkDrops::and)))
+    }
+
+    /// The same for all host veths where any packet was.
+    pub fn all_link_drops(&self) -> Result<Vec<(u32, LinkDrops)>> {
+        let Some(map) = open(&self.dir, LINK_DROPS)? else { return Ok(Vec::new()) };
+        let failed = |e| Error::map("list", LINK_DROPS, e);
+        let map = PerCpuHashMap::<_, u32, LinkDrops>::try_from(Map::PerCpuLruHashMap(map)).map_err(failed)?;
+        let drops: std::result::Result<Vec<_>, _> = map.iter().collect();
+        let sum = |(index, cpus): (u32, aya::maps::PerCpuValues<LinkDrops>)| {
+            (index, cpus.iter().copied().fold(LinkDrops::default(), LinkDrops::and))
+        };
+        Ok(drops.map_err(failed)?.into_iter().map(sum).collect())
+    }
+
+    /// The second, of `CLOCK_MONOTONIC`, in which a replica of a VIP over its member limit was last of use; 0: never, as far as is known.
+    pub fn used(&self, ifindex: u32) -> Result<u64> {
+        let Some(map) = open(&self.dir, USED)? else { return Ok(0) };
+        let second = HashMap::<_, u32, u64>::try_from(Map::LruHashMap(map)).and_then(|map| found(map.get(&ifindex, 0)));
+        second.map(Option::unwrap_or_default).map_err(|e| Error::map("read", USED, e))
+    }
+
+    /// The host veth of the replica that a sticky UDP flow stays with.
+    pub fn sticky(&self, client: std::net::SocketAddrV4, vip: std::net::SocketAddrV4) -> Result<Option<u32>> {
+        let Some(map) = open(&self.dir, STICKY)? else { return Ok(None) };
+        let key = FlowKey {
+            client: client.ip().octets(),
+            vip: vip.ip().octets(),
+            client_port: client.port().to_be_bytes(),
+            vip_port: vip.port().to_be_bytes(),
+        };
+        let kept = HashMap::<_, FlowKey, u32>::try_from(Map::LruHashMap(map)).and_then(|map| found(map.get(&key, 0)));
+        kept.map_err(|e| Error::map("read", STICKY, e))
+    }
+}
+
+impl Counts {
+    fn and(self, other: &Self) -> Self {
+        Self {
+            local_hit: self.local_hit + other.local_hit,
+            steered: self.steered + other.steered,
+            no_owner: self.no_owner + other.no_owner,
+            search_throttled: self.search_throttled + other.search_throttled,
+            port_denied: self.port_denied + other.port_denied,
+            egress_denied: self.egress_denied + other.egress_denied,
+            reset_withheld: self.reset_withheld + other.reset_withheld,
+            own_source: self.own_source + other.own_source,
+        }
+    }
+}
+
+impl LinkDrops {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { spoofed: self.spoofed + other.spoofed, misrouted: self.misrouted + other.misrouted }
+    }
+}
+
+/// The kernel takes memory for entries out of a small store that it fills up a moment later (`bpf_mem_alloc`, Linux 6.1): an update
+/// right after another may find it empty.
+fn patiently(mut write: impl FnMut() -> std::result::Result<(), MapError>) -> std::result::Result<(), MapError> {
+    const TRIES: u32 = 20;
+    const MOMENT: Duration = Duration::from_millis(5);
+    for _ in 1..TRIES {
+        match write() {
+            Err(e) if errno(&e) == Some(Errno::ENOMEM) => std::thread::sleep(MOMENT),
+            done => return done,
+        }
+    }
+    write()
+}
+
+fn entry(ifindex: u32, vip: Ipv4Addr) -> String {
+    format!("{vip} on link {ifindex}")
+}
+
+pub(super) fn open(dir: &Path, name: &str) -> Result<Option<MapData>> {
+    let path = dir.join(name);
+    match MapData::from_pin(&path) {
+        Ok(map) => Ok(Some(map)),
+        Err(e) if errno(&e) == Some(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(Error::map("open", path.display(), e)),
+    }
+}
+
+/// What isn't in a map is `None`.
+pub(super) fn found<T>(result: std::result::Result<T, MapError>) -> std::result::Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(e) if errno(&e) == Some(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The kernel's own word, below whatever wraps it.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    super::errno_of(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::express::{ExpressCounts, ExpressPlace, State};
+    use super::*;
+
+    /// A struct of the object's: its size, and its fields with their offsets.
+    type Layout = (usize, BTreeMap<String, usize>);
+
+    /// Reads the structs out of BTF (the kernel's Documentation/bpf/btf.rst).
+    fn structs(btf: &[u8]) -> BTreeMap<String, Layout> {
+        const STRUCT: u32 = 4;
+        let word = |at: usize| u32::from_ne_bytes(btf[at..at + 4].try_into().unwrap());
+        let at = |at: usize| word(at) as usize;
+        let header = at(4);
+        let (mut next, end, strings) = (header + at(8), header + at(8) + at(12), header + at(16));
+        let name = |offset: usize| {
+            let text = &btf[strings + offset..];
+            String::from_utf8_lossy(&text[..text.iter().position(|byte| *byte == 0).unwrap()]).into_owned()
+        };
+        let mut structs = BTreeMap::new();
+        while next < end {
+            let (kind, count) = (word(next + 4) >> 24 & 31, word(next + 4) as usize & 0xffff);
+            let members = next + 12;
+            if kind == STRUCT {
+                let fields = (0..count).map(|field| members + 12 * field);
+                let fields = fields.map(|member| (name(at(member)), (at(member + 8) & 0x00ff_ffff) / 8));
+                structs.insert(name(at(next)), (at(next + 8), fields.collect()));
+            }
+            next = members
+                + match kind {
+                    1 | 14 | 17 => 4,
+                    3 => 12,
+                    4 | 5 | 15 | 19 => 12 * count,
+                    6 | 13 => 8 * count,
+                    _ => 0,
+                };
+        }
+        structs
+    }
+
+    macro_rules! layout {
+        ($type:ty, $($field:ident),*) => {
+            (size_of::<$type>(), BTreeMap::from([$((stringify!($field).to_owned(), offset_of!($type, $field))),*]))
+        };
+    }
+
+    #[test]
+    fn structs_are_as_the_programs_have_them() {
+        are_as_the_programs_have_them(
+            Variant::Full,
+            layout!(Vip<MEMBERS>, syn_search_until, count, ready, next, flags, member),
+        );
+        are_as_the_programs_have_them(
+            Variant::WithoutBtf,
+            layout!(Vip<FEW_MEMBERS>, syn_search_until, count, ready, next, flags, member),
+        );
+    }
+
+    fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
+        let object = aya_obj::Object::parse(variant.object()).unwrap();
+        let structs = structs(&object.btf.unwrap().to_bytes());
+        let ours: [(&str, Layout); 9] = [
+            ("attached_key", layout!(AttachedKey, ifindex, vip)),
+            ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, own, pad)),
+            ("member", layout!(Member, ifindex, netns, mac, flags)),
+            ("vip", vip),
+            ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),
+            ("link_drops", layout!(LinkDrops, spoofed, misrouted)),
+            ("express", layout!(State, generation, key)),
+            ("express_counts", layout!(ExpressCounts, in_packets, in_bytes, out_packets, out_bytes)),
+            ("express_place", layout!(ExpressPlace, counts, ifindex)),
+        ];
+        for (name, ours) in ours {
+            assert_eq!(structs.get(name), Some(&ours), "struct {name}");
+        }
+        // An array there, eight fields here.
+        assert_eq!(structs["counts"].0, size_of::<Counts>());
+        assert_eq!(structs["share"].0, size_of::<Share>());
+    }
+}

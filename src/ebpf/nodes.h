@@ -1,0 +1,333 @@
+// The programs of the tunnel's device (tunnel.h):
+//
+//   outward (tc egress)   the VIP's group has chosen another node: its address as a neighbour names it
+//   inward  (tc ingress)  another node sends a packet of a VIP
+//
+// New connections and datagrams go where the group's hash says, and there the group of that node's own replicas chooses (table 119).
+// Every other TCP packet goes to the socket that has its flow: here; else where it was found last (a hint); else to the node that
+// the hash chose; and if that sends it back, once round the nodes in the order of their ids. The node that has the flow tells the
+// origin, whose next packet goes straight there. A packet that a node doesn't own goes back to its origin first: a walk that began
+// elsewhere would miss the nodes between the origin and that one.
+//
+// What is delivered here passes the replica's host veth, and the owner there, like any other packet.
+#ifndef VIPROUTE_NODES_H
+#define VIPROUTE_NODES_H
+
+// What a packet in the tunnel says of its way.
+struct transit {
+	__be32 sender;	// the node that sent it
+	__be32 origin;	// the node at which it entered
+	__u32 kind;
+	__u32 hop;
+};
+
+enum { NO_FLOW, OPENS, BELONGS };
+
+// What the packet is: of a flow that a socket has, the first one of such, or neither; below 0: no IPv4.
+static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
+{
+	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+		return -1;
+	if (peek(skb, ETH_HLEN, &p->ip, sizeof(p->ip)) || p->ip.version != 4 || p->ip.ihl < 5)
+		return -1;
+	p->inner = ETH_HLEN + p->ip.ihl * 4;
+	p->flow.client = p->ip.saddr;
+	p->flow.vip = p->ip.daddr;
+	p->settled = 1;
+	if (p->ip.frag_off & htons(IP_OFFSET))
+		return NO_FLOW;
+	if (p->ip.protocol == IPPROTO_TCP) {
+		if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
+			return NO_FLOW;
+		p->flow.client_port = p->tcp.source;
+		p->flow.vip_port = p->tcp.dest;
+		p->cookie = p->tcp.ack && !p->tcp.syn && !p->tcp.rst;
+		p->for_opening = p->tcp.syn || p->tcp.rst;
+		return p->tcp.syn && !p->tcp.ack ? OPENS : BELONGS;
+	}
+	return p->ip.protocol == IPPROTO_ICMP && read_error(skb, p) == IPPROTO_TCP ? BELONGS : NO_FLOW;
+}
+
+// Asks all replicas of this node about a flow, as far as that is allowed; below 0: it isn't.
+static inline_always int search_here(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
+	struct grant grant = {};
+	clear(skb, found);
+	if (!v->count)
+		return NOTHING;
+	if (!allowed(&grant, FOR_CONNECTIONS, p->flow.vip))
+		return -1;
+	search(skb, p, v, found);
+	charge(&grant, v->count);
+	if (found->answer == OPEN) {
+		struct hint hint = { .ifindex = found->ifindex };
+		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+	}
+	return found->answer;
+}
+
+// To the replica of this node that a hint names, if it has the flow. TC_ACT_UNSPEC: it doesn't.
+static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet *p, const struct hint *hint)
+{
+	__u32 ifindex = hint->ifindex;
+	struct attached *replica = attached(ifindex, p->flow.vip);
+	if (!replica || ask(skb, p, replica->netns) != OPEN)
+		return TC_ACT_UNSPEC;
+	return hand_over(skb, p, ifindex, replica->mac);
+}
+
+// A guess where a flow is.
+static inline_always void guess(struct packet *p, __be32 node)
+{
+	struct hint hint = { .node = node };
+	if (may_remember(p->flow.vip))
+		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+}
+
+// A packet of a flow for which the group has chosen that node. TC_ACT_UNSPEC: it goes there.
+static inline_always int flow_outward(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node)
+{
+	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
+	if (hint && hint->node == node)
+		return TC_ACT_UNSPEC;
+	if (hint) {
+		int verdict = hint->node ? to_node(skb, hint->node) : to_hinted_replica(skb, p, hint);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	struct found found;
+	if (search_here(skb, p, v, &found) >= HALF_OPEN) {
+		struct attached *replica = found_replica(p, &found);
+		if (replica) {
+			count(p->flow.vip, STEERED);
+			return hand_over(skb, p, found.ifindex, replica->mac);
+		}
+	}
+	guess(p, node);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("classifier")
+int outward(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	struct packet p = {};
+	struct {
+		__u8 to[2];
+		__be32 node;
+	} __attribute__((packed)) eth;
+	struct here *here = this_node();
+	if (!here || peek(skb, 0, &eth, sizeof(eth)))
+		return TC_ACT_SHOT;
+	if (!bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
+		return key.tunnel_id >> 16 == TAG ? TC_ACT_OK : TC_ACT_SHOT;	// a program here has addressed it
+	__be32 node = eth.node, id = here->id;
+	int what = read_flow(skb, &p);
+	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
+	if (!v)
+		return dropped_in_tunnel(NOT_OURS);
+	if (what == OPENS) {	// the connection before it of these ports, and what was known of that, is over
+		struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p.flow);
+		if (hint) {
+			hint->ifindex = 0;
+			hint->node = node;
+		}
+	} else if (what == BELONGS) {
+		int verdict = flow_outward(skb, &p, v, node);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	return aim(skb, node, id, CHOSEN, 0) ? dropped_in_tunnel(TOO_FAR) : TC_ACT_OK;
+}
+
+// Whether it is from a node that this one knows, addressed to this one, and its way can be as it says.
+// (A function of its own: what it needs of the stack is free again when sockets are asked.)
+verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
+{
+	struct here *here = this_node();
+	struct bpf_tunnel_key key = {};
+	struct {
+		__u8 to[2];
+		__be32 receiver;
+		__u8 from[2];
+		__be32 origin;
+	} __attribute__((packed)) eth;
+	if (!here || !t || bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
+		return -1;
+	if (key.tunnel_id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
+		return -1;
+	__be32 from = htonl(key.remote_ipv4);
+	__be32 *sender = bpf_map_lookup_elem(&node_at_v1, &from);
+	if (!sender || eth.receiver != here->id || eth.to[0] != 0x02 || eth.to[1] != TAG || eth.from[1] != TAG)
+		return -1;
+	t->sender = *sender;
+	t->origin = eth.origin;
+	t->kind = key.tunnel_id >> 8 & 0xff;
+	t->hop = key.tunnel_id & 0xff;
+	switch (t->kind) {
+	case BACK:
+		return t->origin == here->id ? 0 : -1;
+	case WALK:
+		return t->origin == here->id || bpf_map_lookup_elem(&nodes_v1, &t->origin) ? 0 : -1;
+	case CHOSEN:
+	case AIMED:
+	case FOUND:
+		return t->origin == t->sender ? 0 : -1;
+	}
+	return -1;
+}
+
+// To a replica as it is: the owner there asks nobody else.
+static inline_always int as_it_is(struct __sk_buff *skb, __u32 ifindex, const __u8 *mac)
+{
+	__u32 *flag = copying();
+	if (!flag || bpf_skb_store_bytes(skb, 0, mac, ETH_ALEN, 0))
+		return TC_ACT_SHOT;
+	*flag = 1;
+	bpf_clone_redirect(skb, ifindex, 0);
+	*flag = 0;
+	return TC_ACT_SHOT;
+}
+
+// The place of a replica here that gets new flows; MEMBERS: none does.
+verified_alone int first_ready(struct vip *v)
+{
+	if (!v)
+		return MEMBERS;
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count)
+			break;
+		if (!(v->member[i].flags & DRAINING))
+			return i;
+	}
+	return MEMBERS;
+}
+
+// No node has it. While one is only suspected to be away the flow may be there: better no answer than a reset. Otherwise a replica
+// here answers, as a host should; where there is none, the route in table 119 does. What would begin a flow is never for a replica that
+// drains.
+static inline_always int of_nobody(struct __sk_buff *skb, struct packet *p, struct vip *v, int belongs)
+{
+	__u32 place = 0;
+	if (belongs && v->flags & SUSPECT) {
+		count(p->flow.vip, RESET_WITHHELD);
+		return TC_ACT_SHOT;
+	}
+	count(p->flow.vip, NO_OWNER);
+	if (!belongs)
+		place = first_ready(v);
+	if (place >= v->count || place >= MEMBERS)
+		return TC_ACT_OK;
+	return as_it_is(skb, v->member[place].ifindex, v->member[place].mac);
+}
+
+// Nobody here has it, or takes it: on.
+static inline_always int onward(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct transit *t, int belongs)
+{
+	struct here *here = this_node();
+	if (!here)
+		return TC_ACT_SHOT;
+	if (t->origin != here->id) {
+		if (t->kind == WALK)
+			return walk(skb, v->next, t->origin, t->hop + 1);
+		return aim(skb, t->origin, t->origin, BACK, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
+	}
+	if (v->next && t->kind == BACK)
+		return begin_walk(skb, p, v->next, 0);
+	return of_nobody(skb, p, v, belongs);
+}
+
+// The replica gets the packet; what is left of it tells the origin where the flow is.
+static inline_always int report(struct __sk_buff *skb, struct attached *replica, __u32 ifindex, __be32 origin)
+{
+	struct here *here = this_node();
+	if (!here || bpf_skb_store_bytes(skb, 0, replica->mac, ETH_ALEN, 0))
+		return TC_ACT_SHOT;
+	bpf_clone_redirect(skb, ifindex, 0);
+	if (skb->len > REPORTED_BYTES && bpf_skb_change_tail(skb, REPORTED_BYTES, 0))
+		return TC_ACT_SHOT;
+	return aim(skb, origin, here->id, FOUND, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
+}
+
+// A packet of a flow: to who has it here.
+static inline_always int flow_inward(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct transit *t)
+{
+	struct here *here = this_node();
+	if (!here)
+		return TC_ACT_SHOT;
+	int is_home = t->origin == here->id;
+	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
+	if (hint && hint->node && is_home) {
+		bpf_map_delete_elem(&hints_v2, &p->flow);	// it led to a node that doesn't have the flow
+	} else if (hint && !hint->node && t->kind != WALK) {
+		int verdict = to_hinted_replica(skb, p, hint);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	struct found found;
+	int answer = search_here(skb, p, v, &found);
+	if (answer < 0) {
+		count(p->flow.vip, SEARCH_THROTTLED);
+		return TC_ACT_SHOT;
+	}
+	struct attached *replica = answer ? found_replica(p, &found) : 0;
+	if (replica && answer >= HALF_OPEN) {
+		if (t->kind == WALK && !is_home)
+			return report(skb, replica, found.ifindex, t->origin);
+		return hand_over(skb, p, found.ifindex, replica->mac);
+	}
+	// A connection that the client has opened anew may be open on one node and in TIME_WAIT on another.
+	int is_asked_for = t->kind == WALK ? is_home || t->hop & LAST : t->kind != BACK && is_settled(v);
+	if (replica && is_asked_for)
+		return as_it_is(skb, found.ifindex, replica->mac);
+	if (is_home && t->kind == WALK && !(t->hop & LAST) && v->next)
+		return begin_walk(skb, p, v->next, LAST);
+	return onward(skb, p, v, t, 1);
+}
+
+// A SYN: to one of this node's replicas, if one listens.
+static inline_always int opening_inward(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct transit *t)
+{
+	struct grant grant = {};
+	if (!v->count)
+		return onward(skb, p, v, t, 0);
+	if (!allowed(&grant, FOR_SYNS, p->flow.vip))
+		return v->ready ? TC_ACT_OK : TC_ACT_SHOT;
+	struct found found;
+	clear(skb, &found);
+	int answer = search_opening(skb, p, v, &found);
+	charge(&grant, v->count);
+	if (answer == LISTENS && v->ready)
+		return TC_ACT_OK;	// the group of them chooses
+	struct attached *replica = answer >= HALF_OPEN ? found_replica(p, &found) : 0;
+	return replica ? hand_over(skb, p, found.ifindex, replica->mac) : onward(skb, p, v, t, 0);
+}
+
+SEC("classifier")
+int inward(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	struct transit t = {};
+	if (read_transit(skb, &t))
+		return dropped_in_tunnel(STRANGER);
+	if ((t.hop & ~LAST) > HOPS)
+		return dropped_in_tunnel(TOO_FAR);
+	int what = read_flow(skb, &p);
+	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
+	if (!v)
+		return dropped_in_tunnel(NOT_OURS);
+	if (t.kind == FOUND) {
+		if (what == BELONGS) {
+			struct hint hint = { .node = t.sender };
+			bpf_map_update_elem(&hints_v2, &p.flow, &hint, BPF_ANY);
+		}
+		return TC_ACT_SHOT;
+	}
+	if (what == BELONGS)
+		return flow_inward(skb, &p, v, &t);
+	if (what == OPENS)
+		return opening_inward(skb, &p, v, &t);
+	return v->ready ? TC_ACT_OK : onward(skb, &p, v, &t, 0);
+}
+
+#endif

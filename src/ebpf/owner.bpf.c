@@ -1,0 +1,1392 @@
+// A flow belongs to the socket that holds it. Two programs on the host veth of every replica's pair:
+//
+//   owner (tc egress)   the VIP's group has chosen this replica. A TCP packet that opens no connection is handed to the
+//                       replica of the VIP whose network namespace holds its socket, wherever the group's hash sent it. New
+//                       connections go where the hash says, and where nobody listens there, to another replica that does.
+//                       The replicas' own socket tables are the connection table: nothing is stored that could be wrong,
+//                       nothing times out, nothing is lost on a restart. It drops what isn't for a VIP of this
+//                       pod, and what comes from one of its own addresses.
+//   guard (tc ingress)  what comes out of the pod's vip0 must have one of the pod's VIPs as its source, and be an answer.
+//                       It drops the rest.
+//
+// Both have a part in express (express.h), whose own two programs run on uplinks. Two more run on the tunnel between nodes (nodes.h).
+//
+// Headers are copied to the stack before they are read (peek), so it doesn't matter whether they lie in the linear part
+// of the packet; what is too short to be read, or is no IPv4, is never guessed at. GSO packets carry the headers
+// of all their segments.
+//
+// The form of the maps is part of their names (…_v1): a program of another form never sees them. src/ebpf/maps.rs has the same
+// structs, src/ebpf/spec.rs says which program has which map.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "helpers.h"
+
+// Replicas of a VIP that are asked for a flow's socket. Where no function can be verified alone the verifier walks the question to
+// each of them: fewer, in a map of another form.
+#ifdef WITHOUT_BTF
+#define MEMBERS 8
+#define vips_v3 vips_few_v3
+// One search more would be too much for it.
+#define WITHHOLDS_RESETS 0
+// Nor is there room in it for what other nodes have: such a node stands alone.
+#define HAS_TUNNEL 0
+#else
+#define MEMBERS 256
+#define WITHHOLDS_RESETS 1
+#define HAS_TUNNEL 1
+#endif
+// Ports a VIP may be limited to.
+#define PORTS 64
+// Where headers may begin that are read without a call. (The verifier wants a bound.)
+#define LINEAR 256
+#define SECOND 1000000000ULL
+// Of each CPU's time one nanosecond in so many is an allowance, and up to a second's worth of it may be used at once: 7 % for
+// searches for connections, as much for retransmitted SYNs, and as much for asking other nodes; 1.8 % for what ends a handshake, and for ICMP errors about UDP.
+// A flood of one kind takes nothing from the others.
+#define ONE_IN 14
+#define ONE_IN_FEW 56
+// A VIP's own share of each, which no flood of another VIP's packets can take away. What is used of it is charged to the
+// allowance too, which may owe a second's worth at most: so the sum of all shares is bounded, however many VIPs there are.
+#define SHARE_ONE_IN 1024
+// What it costs a VIP's share to remember a UDP flow, in nanoseconds: 8,192 new ones a second and CPU.
+#define FLOW_COSTS ((__s64)(SECOND / 8192))
+// A replica's part of a search is never charged with more, in nanoseconds: an interrupt or a hypervisor may have come between.
+#define QUESTION_COSTS 2000
+// For so long after a SYN for a replica was handed to another one, as nobody listened there, those that follow may be its
+// repetitions, in nanoseconds: a SYN-ACK is repeated for about a minute (tcp_synack_retries 5).
+#define REPEATED_FOR (64 * SECOND)
+// What a copy of a packet costs where it arrives.
+#define COPY_COSTS 1000
+// 169.254.118.1, the address of every host veth: the pod's gateway for its answers.
+#define HOST_ADDRESS htonl(0xa9fe7601)
+
+// linux/icmp.h includes the C library's headers.
+#define ICMP_ECHOREPLY 0
+#define ICMP_DEST_UNREACH 3
+#define ICMP_PORT_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+#define ICMP_TIMESTAMPREPLY 14
+#define ICMP_HEADER 8
+
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+
+// A VIP of an attachment.
+struct attached_key {
+	__u32 ifindex;		// the host veth
+	__be32 vip;
+};
+
+#define GUARDED 1		// only the ports listed
+#define STICKY 2		// UDP flows stay
+#define OVER_MEMBER_LIMIT 4	// the VIP has more replicas than MEMBERS: note when this one was of use
+#define ANY_EGRESS 8		// flows may begin in the pod
+#define DRAINING 16		// no new flows; and a member's flag
+
+struct attached {
+	__u64 syn_search_until;	// CLOCK_MONOTONIC, ns, written here: SYNs for this replica may have been handed to another one
+	__u32 netns;		// the pod's namespace, as an id of the node's
+	__u32 flags;
+	__u8 mac[ETH_ALEN];	// the container veth's address
+	__u16 ports;		// how many are listed
+	__u32 port[PORTS];	// protocol << 16 | port
+	__be32 own;		// the pod's own address
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct attached_key);
+	__type(value, struct attached);
+} attached_v2 SEC(".maps");
+
+struct member {
+	__u32 ifindex;
+	__u32 netns;
+	__u8 mac[ETH_ALEN];
+	__u16 flags;		// DRAINING
+};
+
+#define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow
+
+// The replicas of a VIP on this node, draining ones too.
+struct vip {
+	__u64 syn_search_until;	// CLOCK_MONOTONIC, ns: buckets may move, so a SYN may be a second one for another replica
+	__u32 count;
+	__u32 ready;		// how many of them get new connections
+	__be32 next;		// the node behind this one, in the order of their ids, that has replicas of it; 0: none
+	__u32 flags;		// SUSPECT
+	struct member member[MEMBERS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __be32);
+	__type(value, struct vip);
+} vips_v3 SEC(".maps");
+
+// A flow as the replica's sockets know it, in the packet's direction.
+struct flow {
+	__be32 client;
+	__be32 vip;
+	__be16 client_port;
+	__be16 vip_port;
+};
+
+// Where a misplaced TCP flow was found last: a replica here, or another node. Asked before it is believed; what leads to a node that
+// doesn't have it comes back.
+struct hint {
+	__u32 ifindex;
+	__be32 node;		// 0: a replica here
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, struct hint);
+} hints_v2 SEC(".maps");
+
+// UDP flows that stay where they began.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, __u32);	// ifindex
+} sticky_v1 SEC(".maps");
+
+// Flows of UDP, or of a protocol that has no ports here, that a client outside has begun with a VIP: what the pod sends of them
+// is an answer. Any replica may give it.
+struct heard {
+	struct flow flow;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct heard);
+	__type(value, __u32);	// ifindex of the replica it came to
+} heard_v1 SEC(".maps");
+
+// A datagram in fragments whose first one was handed to another replica: the others, which name no port, follow it.
+struct datagram {
+	__be32 client;
+	__be32 vip;
+	__be16 id;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct datagram);
+	__type(value, __u32);	// ifindex
+} fragments_v1 SEC(".maps");
+
+// What became of a VIP's packets.
+enum { LOCAL_HIT, STEERED, NO_OWNER, SEARCH_THROTTLED, PORT_DENIED, EGRESS_DENIED, RESET_WITHHELD, OWN_SOURCE, COUNTS };
+
+struct counts {
+	__u64 n[COUNTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __be32);	// the VIP
+	__type(value, struct counts);
+} counts_v3 SEC(".maps");
+
+// Packets that were dropped at a host veth and name no VIP of its pod's.
+struct link_drops {
+	__u64 spoofed;		// from the pod, with a source that isn't its own
+	__u64 misrouted;	// to the pod, and for no VIP of its
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);	// ifindex
+	__type(value, struct link_drops);
+} link_drops_v1 SEC(".maps");
+
+// The second in which a replica of a VIP over its member limit last had a packet of a connection.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);	// ifindex
+	__type(value, __u64);
+} used_v1 SEC(".maps");
+
+enum { FOR_CONNECTIONS, FOR_SYNS, FOR_HANDSHAKES, FOR_ERRORS, FOR_WALKS, ALLOWANCES };
+
+struct allowance {
+	__u64 since;	// CLOCK_MONOTONIC, ns: when it was refilled last
+	__s64 left;	// ns; below 0: more was taken than there was
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ALLOWANCES);
+	__type(key, __u32);
+	__type(value, struct allowance);
+} allowances_v4 SEC(".maps");
+
+// What is a VIP's own.
+struct share {
+	struct allowance of[ALLOWANCES];
+	struct allowance flows;	// ns: what remembering UDP flows costs
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __be32);	// the VIP
+	__type(value, struct share);
+} shares_v2 SEC(".maps");
+
+// Not 0 while this CPU sends copies of a packet to other host veths: the owner runs there within the call that sends one, and
+// must not send copies in turn. A mark of the packet would say the same, and could be set by others.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} copying_v1 SEC(".maps");
+
+// A packet on its way to a replica, as far as it is read.
+struct packet {
+	struct flow flow;
+	struct datagram datagram;
+	struct iphdr ip;
+	struct tcphdr tcp;	// only where the packet is TCP's own, not an error about it
+	__u32 inner;		// offset of what follows the IP header
+	__u32 self;		// the host veth the packet came by
+	__u8 cookie;		// may be the end of a handshake by SYN cookie
+	__u8 for_opening;	// a SYN-ACK, a RST or an error: what a socket that opens a connection may get
+	__u8 first;		// first of several fragments
+	__u8 held;		// the replica it has come to has its connection
+	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
+};
+
+// Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
+static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+{
+#ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
+	const __u8 *from = (void *)(long)skb->data;
+	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
+		__builtin_memcpy(to, from + offset, len);
+		return 0;
+	}
+#endif
+	return bpf_skb_load_bytes(skb, offset, to, len);
+}
+
+// Copies part of the packet. What lies behind its total length is padding, and no part of it. (A GSO packet of more than 64 KB
+// has a total length of 0.)
+static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
+{
+	__u32 total = ntohs(p->ip.tot_len);
+	if (total && offset + len > ETH_HLEN + total)
+		return -1;
+	return peek(skb, offset, to, len);
+}
+
+// (A function of its own: it needs more of the stack than its callers have left.)
+verified_alone int make_counts(__u32 vip)
+{
+	struct counts fresh = {};
+	return (int)bpf_map_update_elem(&counts_v3, &vip, &fresh, BPF_NOEXIST);
+}
+
+static inline_always void count(__be32 vip, __u32 what)
+{
+	struct counts *counts = bpf_map_lookup_elem(&counts_v3, &vip);
+	if (!counts) {
+		make_counts(vip);
+		counts = bpf_map_lookup_elem(&counts_v3, &vip);
+	}
+	if (counts)
+		counts->n[what]++;
+}
+
+static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
+{
+	struct attached_key key = { .ifindex = ifindex, .vip = vip };
+	return bpf_map_lookup_elem(&attached_v2, &key);
+}
+
+static inline_always void used(const struct attached *replica, __u32 ifindex)
+{
+	if (!(replica->flags & OVER_MEMBER_LIMIT))
+		return;
+	__u64 now = bpf_ktime_get_ns() / SECOND;
+	__u64 *before = bpf_map_lookup_elem(&used_v1, &ifindex);
+	if (!before || *before != now)
+		bpf_map_update_elem(&used_v1, &ifindex, &now, BPF_ANY);
+}
+
+static inline_always void dropped(__u32 ifindex, int is_spoofed)
+{
+	struct link_drops *drops = bpf_map_lookup_elem(&link_drops_v1, &ifindex);
+	if (drops) {
+		drops->spoofed += is_spoofed;
+		drops->misrouted += !is_spoofed;
+		return;
+	}
+	struct link_drops first = { .spoofed = is_spoofed, .misrouted = !is_spoofed };
+	bpf_map_update_elem(&link_drops_v1, &ifindex, &first, BPF_NOEXIST);
+}
+
+// (As make_counts().)
+verified_alone int make_share(__u32 vip)
+{
+	struct share fresh = {};
+	return (int)bpf_map_update_elem(&shares_v2, &vip, &fresh, BPF_NOEXIST);
+}
+
+static inline_always struct share *share_of(__be32 vip)
+{
+	struct share *share = bpf_map_lookup_elem(&shares_v2, &vip);
+	if (share)
+		return share;
+	make_share(vip);
+	return bpf_map_lookup_elem(&shares_v2, &vip);
+}
+
+// Adds what has come to it since, one nanosecond in so many.
+static inline_always void refill(struct allowance *a, __u64 now, __u32 one_in)
+{
+	__s64 most = SECOND / one_in;
+	a->left += (now - a->since) / one_in;
+	if (a->left > most)
+		a->left = most;
+	else if (a->left < -most)
+		a->left = -most;
+	a->since = now;
+}
+
+// What a search may take.
+struct grant {
+	struct allowance *all;	// this CPU's
+	struct allowance *own;	// of it the VIP's; may be 0
+};
+
+// Whether anything is left for such a search; it begins.
+static inline_always int allowed(struct grant *grant, __u32 which, __be32 vip)
+{
+	struct allowance *all = bpf_map_lookup_elem(&allowances_v4, &which);
+	struct share *share = share_of(vip);
+	__u32 place = which;
+	asm volatile("" : "+r"(place));	// or the compiler leaves out the check that the verifier wants to see
+	if (!all || place >= ALLOWANCES)
+		return 0;
+#ifdef WITHOUT_BTF	// two ways less
+	if (!share)
+		return 0;
+#endif
+	__u32 one_in = which == FOR_HANDSHAKES || which == FOR_ERRORS ? ONE_IN_FEW : ONE_IN;
+	__u64 now = bpf_ktime_get_ns();
+	grant->all = all;
+	grant->own = share ? &share->of[place] : 0;
+	refill(all, now, one_in);
+	if (grant->own)
+		refill(grant->own, now, SHARE_ONE_IN);
+	if (all->left > 0)
+		return 1;
+	return grant->own && grant->own->left > 0 && all->left > -(__s64)(SECOND / one_in);
+}
+
+static inline_always void take(struct grant *grant, __s64 costs)
+{
+	grant->all->left -= costs;
+	if (grant->own)
+		grant->own->left -= costs;
+}
+
+// The search among so many replicas has ended.
+static inline_always void charge(struct grant *grant, __u32 replicas)
+{
+	__u64 took = bpf_ktime_get_ns() - grant->all->since;
+	__u64 most = (__u64)replicas * QUESTION_COSTS;
+	take(grant, took < most ? took : most);
+}
+
+// Copies go to so many replicas.
+static inline_always void charge_copies(struct grant *grant, __u32 replicas)
+{
+	take(grant, (__s64)replicas * COPY_COSTS);
+}
+
+static inline_always __u32 *copying(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&copying_v1, &zero);
+}
+
+static inline_always int is_copy(void)
+{
+	__u32 *flag = copying();
+	return flag && *flag;
+}
+
+#if HAS_TUNNEL
+#include "tunnel.h"
+#endif
+
+// Sends the packet out by another replica's host veth.
+static inline_always int hand_over(struct __sk_buff *skb, struct packet *p, __u32 ifindex, const __u8 *mac)
+{
+	if (bpf_skb_store_bytes(skb, 0, mac, ETH_ALEN, 0))
+		return TC_ACT_SHOT;
+	if (p->first)
+		bpf_map_update_elem(&fragments_v1, &p->datagram, &ifindex, BPF_ANY);
+	return bpf_redirect(ifindex, 0);
+}
+
+// What a namespace knows of a flow. LISTENS is said to a SYN alone, which hears of no TIME_WAIT.
+enum { NOTHING, TIME_WAIT, LISTENS, HALF_OPEN, OPEN };
+
+verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns)
+{
+	if (!p)
+		return NOTHING;
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+	};
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	if (!sk)
+		return NOTHING;
+	int answer;
+	switch (sk->state) {
+	case BPF_TCP_LISTEN:	// holds no flow, unless this packet brings back the flow's own cookie
+		answer = NOTHING;
+		if (p->cookie && !bpf_tcp_check_syncookie(sk, &p->ip, sizeof(p->ip), &p->tcp, sizeof(p->tcp)))
+			answer = HALF_OPEN;
+		break;
+	case BPF_TCP_NEW_SYN_RECV:
+		answer = HALF_OPEN;
+		break;
+	case BPF_TCP_SYN_SENT:	// a socket that opens a connection has none yet, whatever its ports are
+		answer = p->for_opening ? HALF_OPEN : NOTHING;
+		break;
+	case BPF_TCP_TIME_WAIT:
+		answer = TIME_WAIT;
+		break;
+	case BPF_TCP_CLOSE:
+		answer = NOTHING;
+		break;
+	default:
+		answer = OPEN;
+	}
+	bpf_sk_release(sk);
+	return answer;
+}
+
+// What a search has found so far.
+struct found {
+	__u32 answer;		// the best one
+	__u32 ifindex;		// and who gave it
+	__u32 netns;
+	__u32 several;		// how many have the flow in TIME_WAIT; of UDP sockets: how many may have sent the packet
+};
+
+// Nothing so far.
+static inline_always void clear(struct __sk_buff *skb, struct found *found)
+{
+	found->answer = unknown(skb, 0);
+	found->ifindex = unknown(skb, 0);
+	found->netns = unknown(skb, 0);
+	found->several = unknown(skb, 0);
+}
+
+static inline_always void note(struct found *found, const struct member *m, __u32 answer)
+{
+	if (answer <= found->answer)
+		return;
+	found->answer = answer;
+	found->ifindex = m->ifindex;
+	found->netns = m->netns;
+}
+
+// Asks one replica, unless it is the chosen one. Not 0: the search is over. A handshake doesn't end it: any client can begin
+// one with the ports of another client's connection.
+verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 i)
+{
+	if (!p || !v || !found || i >= MEMBERS)
+		return 1;
+	struct member *m = &v->member[i];
+	if (m->ifindex == p->self)
+		return 0;
+	__u32 answer = ask(skb, p, m->netns);
+	if (answer == TIME_WAIT)
+		found->several++;
+	note(found, m, answer);
+	return answer == OPEN;
+}
+
+// Asks all replicas but the chosen one; finds one that holds the flow, failing that, one that is about to, or has it in
+// TIME_WAIT.
+static inline_always __u32 search(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
+	clear(skb, found);
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count || ask_member(skb, p, v, found, i))
+			break;
+	}
+	return found->answer;
+}
+
+// The replica that was found, if it is still one: the list of those to ask may be older than its entry.
+static inline_always struct attached *found_replica(const struct packet *p, const struct found *found)
+{
+	struct attached *replica = attached(found->ifindex, p->flow.vip);
+	return replica && replica->netns == found->netns ? replica : 0;
+}
+
+// Sends a copy to one replica, unless it is the chosen one.
+verified_alone int copy_to(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS)
+		return 0;
+	__u32 ifindex = v->member[i].ifindex;
+	struct attached *replica = ifindex == p->self ? 0 : attached(ifindex, p->flow.vip);
+	if (replica && !bpf_skb_store_bytes(skb, 0, replica->mac, ETH_ALEN, 0))
+		bpf_clone_redirect(skb, ifindex, 0);
+	return 0;
+}
+
+// A copy to one replica if it has the flow in TIME_WAIT.
+verified_alone int copy_to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS || ask(skb, p, v->member[i].netns) != TIME_WAIT)
+		return 0;
+	return copy_to(skb, p, v, i);
+}
+
+// More than one replica has a flow of these ports and addresses in TIME_WAIT: the client has used its port again and reached
+// another one. Whose last packet this is only they can tell (to the others it is old), so each gets a copy.
+static inline_always int to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
+{
+	__u32 *flag = copying();
+	if (!flag)
+		return TC_ACT_OK;
+	*flag = 1;
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count)
+			break;
+		copy_to_waiting(skb, p, v, i);
+	}
+	*flag = 0;
+	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+#if HAS_TUNNEL
+// For so long nothing has changed that no flow of the VIP can be in TIME_WAIT where it was opened before, and open elsewhere.
+static inline_always int is_settled(const struct vip *v)
+{
+	return bpf_ktime_get_ns() >= v->syn_search_until;
+}
+#endif
+
+// Where the flow was found before, if it is still there: TC_ACT_UNSPEC if not. `here` is what the chosen replica has.
+static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32 here)
+{
+	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
+	if (!hint || hint->ifindex == p->self)
+		return TC_ACT_UNSPEC;
+	__u32 ifindex = hint->ifindex;
+#if HAS_TUNNEL
+	if (hint->node) {
+		struct vip *v = here ? bpf_map_lookup_elem(&vips_v3, &p->flow.vip) : 0;
+		if (here && (!v || is_settled(v)))
+			return TC_ACT_UNSPEC;
+		return to_node(skb, hint->node);
+	}
+#else
+	(void)here;
+#endif
+	struct attached *replica = attached(ifindex, p->flow.vip);
+	if (!replica || ask(skb, p, replica->netns) != OPEN)
+		return TC_ACT_UNSPEC;
+	used(replica, ifindex);
+	count(p->flow.vip, STEERED);
+	return hand_over(skb, p, ifindex, replica->mac);
+}
+
+// Whether another node may have a flow of the VIP.
+static inline_always int may_be_far(const struct vip *v)
+{
+	return HAS_TUNNEL && (v->next || v->flags & SUSPECT);
+}
+
+// A packet of a connection that the chosen replica doesn't have: `here` is what it does have.
+static inline_always int elsewhere(struct __sk_buff *skb, struct packet *p, struct attached *chosen, __u32 here)
+{
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	struct grant grant = {};
+	if (!v || (v->count < 2 && (here == HALF_OPEN || !may_be_far(v))))
+		goto stays;
+	if (here == HALF_OPEN) {
+		// The end of a handshake, as a rule; but a client may have begun it with the ports of another client's connection.
+		if (!allowed(&grant, FOR_HANDSHAKES, p->flow.vip))
+			goto stays;
+	} else if (!allowed(&grant, FOR_CONNECTIONS, p->flow.vip)) {
+		// Not to the chosen replica: it would reset a connection that may well live in another one. TCP sends again,
+		// and the chosen replica refuses packets that no replica owns when they come at a lower rate.
+		count(p->flow.vip, SEARCH_THROTTLED);
+		return here ? TC_ACT_OK : TC_ACT_SHOT;
+	}
+	here = unknown(skb, here);
+	struct found found;
+	__u32 there = search(skb, p, v, &found);
+	charge(&grant, v->count);
+#if HAS_TUNNEL
+	__u32 best = there > here ? there : here;
+	if (best == NOTHING || (best == TIME_WAIT && !is_settled(v))) {
+		if (v->next)
+			return begin_walk(skb, p, v->next, 0);
+		if (best == NOTHING && v->flags & SUSPECT) {
+			count(p->flow.vip, RESET_WITHHELD);
+			return TC_ACT_SHOT;
+		}
+	}
+#endif
+	if (there == TIME_WAIT && here <= TIME_WAIT && found.several + here > 1) {
+		charge_copies(&grant, v->count);
+		count(p->flow.vip, STEERED);
+		int verdict = to_waiting(skb, p, v, chosen);
+		return here ? verdict : TC_ACT_STOLEN;
+	}
+	struct attached *replica = there > here ? found_replica(p, &found) : 0;
+	if (!replica)	// no replica has the connection: the chosen one answers with a reset, as a host should
+		goto stays;
+	if (there == OPEN) {
+		struct hint hint = { .ifindex = found.ifindex };
+		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+	}
+	count(p->flow.vip, STEERED);
+	return hand_over(skb, p, found.ifindex, replica->mac);
+stays:
+	if (here == HALF_OPEN)
+		used(chosen, p->self);
+	count(p->flow.vip, here ? LOCAL_HIT : NO_OWNER);
+	return TC_ACT_OK;
+}
+
+// A packet of a connection, or an error about one: to the replica that has it.
+static inline_always int connection(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	p->cookie = unknown(skb, p->cookie);
+	p->for_opening = unknown(skb, p->for_opening);
+	p->first = unknown(skb, p->first);
+	__u32 here = ask(skb, p, chosen->netns);
+	if (here == OPEN) {
+		used(chosen, p->self);
+		count(p->flow.vip, LOCAL_HIT);
+		p->held = 1;
+		return TC_ACT_OK;
+	}
+	if (is_copy())
+		return TC_ACT_OK;
+	int verdict = try_hint(skb, p, here);
+	return verdict == TC_ACT_UNSPEC ? elsewhere(skb, p, chosen, here) : verdict;
+}
+
+static inline_always int is_listed(const struct attached *replica, __u8 protocol, __be16 port)
+{
+	__u32 wanted = (__u32)protocol << 16 | ntohs(port);
+#ifdef WITHOUT_BTF	// one way through, and not one for each port
+	__u64 listed = 0;
+	for (__u32 i = 0; i < PORTS; i++)
+		listed |= ((__u64)(replica->port[i] ^ wanted) - 1) >> 63;
+	return (int)listed;
+#endif
+	for (__u32 i = 0; i < PORTS; i++) {
+		if (i >= replica->ports)
+			return 0;
+		if (replica->port[i] == wanted)
+			return 1;
+	}
+	return 0;
+}
+
+static inline_always int is_refused(const struct attached *chosen, __u8 protocol, __be16 port)
+{
+	return chosen->flags & GUARDED && !is_listed(chosen, protocol, port);
+}
+
+// The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
+static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
+{
+	const __u16 *word = from;
+	for (__u32 i = 0; i < words; i++)
+		start += word[i];
+	start = (start & 0xffff) + (start >> 16);
+	return (__u16)(start + (start >> 16));
+}
+
+// The sum over TCP's pseudo-header.
+static inline_always __u16 pseudo(__be32 from, __be32 to, __u16 len)
+{
+	struct {
+		__be32 from, to;
+		__be16 protocol, len;
+	} header = { from, to, htons(IPPROTO_TCP), htons(len) };
+	return sum(&header, sizeof(header) / 2, 0);
+}
+
+// A SYN to a port that isn't served: turned into the reset that answers it (RFC 9293, 3.10.7.1), sent back up the device as
+// if it came from the pod. A reset is never answered. Nor is a SYN with IP options, which clients don't send: a checksum that is
+// left to the network card would be put where the longer header ends.
+verified_alone int reset(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p || p->tcp.rst || p->ip.ihl != sizeof(p->ip) / 4)
+		return TC_ACT_SHOT;
+	int len = ntohs(p->ip.tot_len) - (int)sizeof(p->ip);
+	int data = len - p->tcp.doff * 4;	// TCP Fast Open; what the answer acknowledges, it and the SYN
+	if (data < 0)
+		return TC_ACT_SHOT;
+	struct {
+		struct ethhdr eth;
+		struct iphdr ip;
+		struct tcphdr tcp;
+	} __attribute__((packed)) answer = {};
+	struct ethhdr eth;
+	if (peek(skb, 0, &eth, sizeof(eth)))
+		return TC_ACT_SHOT;
+	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
+	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
+	answer.eth.h_proto = htons(ETH_P_IP);
+
+	struct iphdr ip = {
+		.version = 4, .ihl = 5, .tot_len = htons(sizeof(struct iphdr) + sizeof(struct tcphdr)), .frag_off = htons(0x4000),
+		.ttl = 64, .protocol = IPPROTO_TCP, .saddr = p->ip.daddr, .daddr = p->ip.saddr,
+	};
+	ip.check = ~sum(&ip, sizeof(ip) / 2, 0);
+
+	struct tcphdr tcp = {
+		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
+		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
+	};
+	// A checksum that was left to the network card (CHECKSUM_PARTIAL) is the pseudo-header's sum so far, and must be so again.
+	__u16 header = pseudo(ip.saddr, ip.daddr, sizeof(tcp));
+	int partial = p->tcp.check == pseudo(p->ip.saddr, p->ip.daddr, len);
+	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
+
+	answer.ip = ip;
+	answer.tcp = tcp;
+	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
+		return TC_ACT_SHOT;
+	return bpf_redirect(p->self, BPF_F_INGRESS);
+}
+
+// What a namespace has for a SYN: the connection, or a socket that would take it. One that is tied to a device takes only what
+// comes by that one, which can't be told from here: it doesn't count.
+verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 netns)
+{
+	if (!p)
+		return NOTHING;
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+	};
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	if (sk && sk->state == BPF_TCP_TIME_WAIT) {	// it gives way to a socket that listens
+		bpf_sk_release(sk);
+		tuple.ipv4.saddr = unknown(skb, 0);
+		tuple.ipv4.sport = unknown(skb, 0);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	}
+	if (!sk)
+		return NOTHING;
+	int answer;
+	switch (sk->state) {
+	case BPF_TCP_LISTEN:
+		answer = sk->bound_dev_if ? NOTHING : LISTENS;
+		break;
+	case BPF_TCP_NEW_SYN_RECV:
+		answer = HALF_OPEN;
+		break;
+	case BPF_TCP_SYN_SENT:
+	case BPF_TCP_TIME_WAIT:
+	case BPF_TCP_CLOSE:
+		answer = NOTHING;
+		break;
+	default:
+		answer = OPEN;
+	}
+	bpf_sk_release(sk);
+	return answer;
+}
+
+// The place among so many replicas where a flow's search begins: each packet's is the same, other flows' are others.
+static inline_always __u32 begin_at(const struct flow *flow, __u32 replicas)
+{
+	__u32 hash = flow->client * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port);
+	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
+	hash ^= hash >> 16;
+	return (__u64)hash * replicas >> 32;
+}
+
+// Whether a replica takes new flows of that port.
+static inline_always int takes_new(const struct member *m, struct packet *p, __u8 protocol)
+{
+	if (m->flags & DRAINING)
+		return 0;
+	struct attached *replica = attached(m->ifindex, p->flow.vip);
+	return replica && replica->netns == m->netns && !is_refused(replica, protocol, p->flow.vip_port);
+}
+
+// Asks one replica about a SYN, unless it is the chosen one. Not 0: the search is over.
+verified_alone int ask_member_opening(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 i)
+{
+	if (!p || !v || !found || i >= MEMBERS)
+		return 1;
+	struct member *m = &v->member[i];
+	if (m->ifindex == p->self)
+		return 0;
+	__u32 answer = ask_opening(skb, p, m->netns);
+	if (answer == LISTENS && !takes_new(m, p, IPPROTO_TCP))
+		return 0;
+	note(found, m, answer);
+	return answer == OPEN || (answer && p->settled);
+}
+
+// Asks all replicas but the chosen one about a SYN, beginning with one that the flow's hash gives: of those that listen the
+// first one is found, so that it is the same one for each repetition; failing none, one that has the connection.
+verified_alone int search_opening(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
+	if (!p || !v || !found)
+		return NOTHING;
+	__u32 replicas = v->count;
+	__u32 start = begin_at(&p->flow, replicas);
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= replicas)
+			break;
+		__u32 place = start + i;
+		if (place >= replicas)
+			place -= replicas;
+		if (ask_member_opening(skb, p, v, found, place))
+			break;
+	}
+	return found->answer;
+}
+
+// A SYN: to the chosen replica, if it listens; if not, to one that does. While buckets move, or where nobody listened a moment
+// ago, it may be the repetition of one that another replica has answered already: two half-open connections would kill each
+// other. Where nobody listens the chosen one answers.
+static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port)) {
+		count(p->flow.vip, PORT_DENIED);
+		return reset(skb, p);
+	}
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	if (!v || (v->count < 2 && !may_be_far(v)))
+		return TC_ACT_OK;
+#if HAS_TUNNEL
+	if (v->next)	// what was known of the connection before it of these ports
+		bpf_map_delete_elem(&hints_v2, &p->flow);
+#endif
+	__u64 now = bpf_ktime_get_ns();
+	p->settled = now >= v->syn_search_until && now >= chosen->syn_search_until;
+	__u32 here = ask_opening(skb, p, chosen->netns);
+	if (here >= HALF_OPEN || (here == LISTENS && p->settled))
+		return TC_ACT_OK;
+	struct grant grant = {};
+	if (!allowed(&grant, FOR_SYNS, p->flow.vip)) {
+		if (here)
+			return TC_ACT_OK;
+		// Refused though another one may listen? TCP sends again.
+		count(p->flow.vip, SEARCH_THROTTLED);
+		return TC_ACT_SHOT;
+	}
+	struct found found;
+	clear(skb, &found);
+	__u32 there = search_opening(skb, p, v, &found);
+	charge(&grant, v->count);
+	struct attached *replica = there > here ? found_replica(p, &found) : 0;
+#if HAS_TUNNEL
+	if (!here && !there && v->next && !is_copy())	// nobody here listens: another node's replica may
+		return begin_walk(skb, p, v->next, 0);
+#endif
+	if (!replica)
+		return TC_ACT_OK;
+	if (!here && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
+		chosen->syn_search_until = now + REPEATED_FOR;
+	count(p->flow.vip, STEERED);
+	return hand_over(skb, p, found.ifindex, replica->mac);
+}
+
+// Whether one more flow of the VIP's may be remembered: not more new ones than its share, or one VIP's flood would push out what is
+// known of others.
+static inline_always int may_remember(__be32 vip)
+{
+	struct share *share = share_of(vip);
+	if (!share)
+		return 0;
+	refill(&share->flows, bpf_ktime_get_ns(), 1);
+	if (share->flows.left <= 0)
+		return 0;
+	share->flows.left -= FLOW_COSTS;
+	return 1;
+}
+
+// Remembers a flow that a client outside has begun by a protocol whose sockets don't tell of it. Called only where the guard
+// reads the entry.
+static inline_always void hear(struct packet *p)
+{
+	struct heard key = { .flow = p->flow, .protocol = p->ip.protocol };
+	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
+		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
+}
+
+// What may be for a port that isn't served: it has no port, or none that can be read.
+static inline_always int portless(struct packet *p, struct attached *chosen)
+{
+	if (!(chosen->flags & GUARDED)) {
+		hear(p);
+		return TC_ACT_OK;
+	}
+	count(p->flow.vip, PORT_DENIED);
+	return TC_ACT_SHOT;
+}
+
+static inline_always int tcp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
+		return portless(p, chosen);
+	p->flow.client_port = p->tcp.source;
+	p->flow.vip_port = p->tcp.dest;
+	if (p->tcp.syn && !p->tcp.ack)
+		return opening(skb, p, chosen);
+	p->cookie = p->tcp.ack && !p->tcp.syn && !p->tcp.rst;
+	p->for_opening = p->tcp.syn || p->tcp.rst;
+	return connection(skb, p, chosen);
+}
+
+// Keeps a UDP flow where it began: TC_ACT_UNSPEC where it has no such place.
+static inline_always int stay(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 *kept = bpf_map_lookup_elem(&sticky_v1, &p->flow);
+	if (!kept)
+		return TC_ACT_UNSPEC;
+	__u32 ifindex = *kept;
+	if (ifindex == p->self)
+		return TC_ACT_OK;
+	struct attached *other = attached(ifindex, p->flow.vip);
+	if (!other)
+		return TC_ACT_UNSPEC;
+	count(p->flow.vip, STEERED);
+	return hand_over(skb, p, ifindex, other->mac);
+}
+
+// Whether a namespace has a UDP socket that would take the packet; as of TCP, one that is tied to a device doesn't count.
+verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 netns)
+{
+	if (!p)
+		return 0;
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+	};
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	if (!sk)
+		return 0;
+	int takes = !sk->bound_dev_if;
+	bpf_sk_release(sk);
+	return takes;
+}
+
+// Asks one replica about a datagram, unless it is the chosen one. Not 0: it takes it.
+verified_alone int ask_member_datagram(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS)
+		return 0;
+	struct member *m = &v->member[i];
+	return m->ifindex != p->self && ask_datagram(skb, p, m->netns) && takes_new(m, p, IPPROTO_UDP) ? m->ifindex : 0;
+}
+
+// The host veth of a replica other than the chosen one that takes a datagram, the first one from where the flow's hash says; 0:
+// none does.
+verified_alone int search_datagram(struct __sk_buff *skb, struct packet *p, struct vip *v)
+{
+	if (!p || !v)
+		return 0;
+	__u32 replicas = v->count;
+	__u32 start = begin_at(&p->flow, replicas);
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= replicas)
+			break;
+		__u32 place = start + i;
+		if (place >= replicas)
+			place -= replicas;
+		int ifindex = ask_member_datagram(skb, p, v, place);
+		if (ifindex)
+			return ifindex;
+	}
+	return 0;
+}
+
+// Who takes a datagram in the place of the replica at `at`, which has no socket for it; `at` where nobody does, or too many are
+// looked for.
+static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, struct attached *chosen, __u32 at)
+{
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	struct grant grant = {};
+	if (!v || v->count < 2 || !allowed(&grant, FOR_SYNS, p->flow.vip))
+		return at;
+	__u32 there = at != p->self && ask_datagram(skb, p, chosen->netns) ? p->self : search_datagram(skb, p, v);
+	charge(&grant, v->count);
+	return there ? there : at;
+}
+
+// To where its flow began, if flows stay, or to the chosen replica; of a declared port, to another one if that one has no socket
+// for it.
+static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	__u32 *kept = chosen->flags & STICKY ? bpf_map_lookup_elem(&sticky_v1, &p->flow) : 0;
+	__u32 at = kept ? *kept : p->self;
+	struct attached *replica = at == p->self ? chosen : attached(at, p->flow.vip);
+	if (!replica) {
+		at = p->self;
+		replica = chosen;
+	}
+	__u32 to = at;
+	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns))
+		to = receiver(skb, p, chosen, at);
+	if (chosen->flags & STICKY && (!kept || *kept != to))
+		bpf_map_update_elem(&sticky_v1, &p->flow, &to, BPF_ANY);
+	if (to == p->self)
+		return TC_ACT_OK;
+	if (to != at)
+		replica = attached(to, p->flow.vip);
+	if (!replica)
+		return TC_ACT_OK;
+	count(p->flow.vip, STEERED);
+	return hand_over(skb, p, to, replica->mac);
+}
+
+static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	struct udphdr udp;
+	if (load(skb, p, p->inner, &udp, sizeof(udp)))
+		return portless(p, chosen);
+	p->flow.client_port = udp.source;
+	p->flow.vip_port = udp.dest;
+	if (is_refused(chosen, IPPROTO_UDP, udp.dest)) {
+		count(p->flow.vip, PORT_DENIED);
+		return TC_ACT_SHOT;
+	}
+	if (!(chosen->flags & GUARDED) || p->flow.client == HOST_ADDRESS)
+		hear(p);
+	return chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
+}
+
+// What a namespace's UDP sockets have to do with a flow.
+enum { NO_SOCKET, MAY_HAVE_SENT, CONNECTED };
+
+verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns)
+{
+	if (!p)
+		return NO_SOCKET;
+	struct bpf_sock_tuple tuple = {
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+	};
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	if (!sk)
+		return NO_SOCKET;
+	int answer = sk->dst_ip4 ? CONNECTED : MAY_HAVE_SENT;
+	bpf_sk_release(sk);
+	return answer;
+}
+
+// Asks one replica, unless it is the chosen one. Not 0: the search is over.
+verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 i)
+{
+	if (!p || !v || !found || i >= MEMBERS)
+		return 1;
+	struct member *m = &v->member[i];
+	if (m->ifindex == p->self)
+		return 0;
+	__u32 answer = ask_udp(skb, p, m->netns);
+	if (answer)
+		found->several++;
+	note(found, m, answer);
+	return answer == CONNECTED;
+}
+
+// A copy to one replica if a UDP socket of it may have sent the packet.
+verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+{
+	if (!p || !v || i >= MEMBERS || !ask_udp(skb, p, v->member[i].netns))
+		return 0;
+	return copy_to(skb, p, v, i);
+}
+
+// Sends copies of the error to the other replicas that may have sent the packet.
+static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
+{
+	__u32 *flag = copying();
+	if (!flag)
+		return TC_ACT_OK;
+	*flag = 1;
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count)
+			break;
+		copy_to_sender(skb, p, v, i);
+	}
+	*flag = 0;
+	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
+// An error about a UDP packet: to the replica that has a socket connected to that client; where none has, to all that have a
+// socket of the port.
+static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	if (is_copy() || !v || v->count < 2 || ask_udp(skb, p, chosen->netns) == CONNECTED)
+		return TC_ACT_OK;
+	struct grant grant = {};
+	if (!allowed(&grant, FOR_ERRORS, p->flow.vip))
+		return TC_ACT_OK;
+	struct found found;
+	clear(skb, &found);
+	for (__u32 i = 0; i < MEMBERS; i++) {
+		if (i >= v->count || ask_member_udp(skb, p, v, &found, i))
+			break;
+	}
+	charge(&grant, v->count);
+	if (found.answer == CONNECTED) {
+		struct attached *replica = found_replica(p, &found);
+		if (!replica)
+			return TC_ACT_OK;
+		count(p->flow.vip, STEERED);
+		return hand_over(skb, p, found.ifindex, replica->mac);
+	}
+	if (!found.several)
+		return TC_ACT_OK;
+	charge_copies(&grant, found.several);
+	return to_senders(skb, p, v, chosen);
+}
+
+// An ICMP error follows the packet it speaks of, which a replica has sent: its header is inside (RFC 792). Returns that one's
+// protocol; below 0: it is none, or can't be read.
+static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 type;
+	if (load(skb, p, p->inner, &type, sizeof(type)))
+		return -1;
+	if (type != ICMP_DEST_UNREACH && type != ICMP_TIME_EXCEEDED)
+		return -1;
+	struct iphdr sent;
+	__u32 start = p->inner + ICMP_HEADER;
+	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 4 || sent.ihl < 5)
+		return -1;
+	if (sent.saddr != p->flow.vip || sent.frag_off & htons(IP_OFFSET))
+		return -1;
+	__be16 ports[2];	// of the sender, of the receiver
+	if (load(skb, p, start + sent.ihl * 4, ports, sizeof(ports)))
+		return -1;
+	p->flow.client = sent.daddr;
+	p->flow.client_port = ports[1];
+	p->flow.vip_port = ports[0];
+	p->for_opening = 1;
+	return sent.protocol;
+}
+
+static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	int protocol = read_error(skb, p);
+	if (protocol == IPPROTO_TCP)
+		return connection(skb, p, chosen);
+	if (protocol != IPPROTO_UDP)
+		return TC_ACT_OK;
+	int verdict = chosen->flags & STICKY ? stay(skb, p) : TC_ACT_UNSPEC;
+	return verdict == TC_ACT_UNSPEC ? udp_error(skb, p, chosen) : verdict;
+}
+
+// A first fragment: it is here, so a datagram that had its number before is no longer followed elsewhere. Should it be handed
+// over now, that is noted then.
+static inline_always void first_fragment(struct packet *p)
+{
+	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
+	if (with)
+		*with = p->self;
+	p->first = 1;
+}
+
+// A fragment that isn't the first: after it.
+static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
+	if (!with || *with == p->self)
+		return TC_ACT_OK;
+	__u32 ifindex = *with;
+	struct attached *replica = attached(ifindex, p->flow.vip);
+	return replica ? hand_over(skb, p, ifindex, replica->mac) : TC_ACT_OK;
+}
+
+// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and VIPs have no IPv6.
+static inline_always int misrouted(struct __sk_buff *skb)
+{
+	dropped(skb->ifindex, 0);
+	return TC_ACT_SHOT;
+}
+
+// Whether a packet for a pod comes from one of the pod's own addresses. The pod's namespace doesn't ask (accept_local): it would
+// answer itself, and that answer again.
+static inline_always int is_from_itself(const struct packet *p, const struct attached *pod)
+{
+	__be32 from = p->ip.saddr;
+	return from == p->ip.daddr || from == pod->own || attached(p->self, from);
+}
+
+#include "express.h"
+#if HAS_TUNNEL
+#include "nodes.h"
+#endif
+
+SEC("classifier")
+int owner(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+		return misrouted(skb);
+	if (peek(skb, ETH_HLEN, &p.ip, sizeof(p.ip)) || p.ip.version != 4 || p.ip.ihl < 5)
+		return misrouted(skb);
+	p.self = skb->ifindex;
+	p.inner = ETH_HLEN + p.ip.ihl * 4;
+	p.flow.client = p.ip.saddr;
+	p.flow.vip = p.ip.daddr;
+	struct attached *chosen = attached(p.self, p.flow.vip);
+	if (!chosen)	// the VIP's group has chosen a wrong device, or the VIP's entry is missing
+		return misrouted(skb);
+	if (is_from_itself(&p, chosen)) {
+		count(p.flow.vip, OWN_SOURCE);
+		return TC_ACT_SHOT;
+	}
+	if (p.ip.frag_off & htons(IP_MF | IP_OFFSET)) {
+		p.datagram.client = p.ip.saddr;
+		p.datagram.vip = p.ip.daddr;
+		p.datagram.id = p.ip.id;
+		p.datagram.protocol = p.ip.protocol;
+		if (p.ip.frag_off & htons(IP_OFFSET))
+			return later_fragment(skb, &p);
+		first_fragment(&p);
+	}
+	switch (p.ip.protocol) {
+	case IPPROTO_TCP:
+		return arrived(skb, &p, chosen, tcp(skb, &p, chosen));
+	case IPPROTO_UDP:
+		return arrived(skb, &p, chosen, udp(skb, &p, chosen));
+	case IPPROTO_ICMP:
+		return icmp(skb, &p, chosen);
+	}
+	return portless(&p, chosen);
+}
+
+// Whether a packet from a pod is an answer; if not, it may begin a flow. A connection can't begin without a SYN that has no
+// ACK.
+static inline_always int is_answer(struct __sk_buff *skb, const struct attached *pod, const struct iphdr *ip)
+{
+	__u32 inner = ETH_HLEN + ip->ihl * 4;
+	__u32 offset = (ntohs(ip->frag_off) & IP_OFFSET) * 8;
+	if (offset)	// nothing without its first fragment; TCP's flags are never in another one (RFC 3128)
+		return ip->protocol != IPPROTO_TCP || offset >= sizeof(struct tcphdr);
+	struct heard key = { .flow = { .client = ip->daddr, .vip = ip->saddr }, .protocol = ip->protocol };
+	struct tcphdr tcp;
+	struct udphdr udp;
+	__u8 type;
+	switch (ip->protocol) {
+	case IPPROTO_TCP:
+		return !peek(skb, inner, &tcp, sizeof(tcp)) && (tcp.ack || !tcp.syn);
+	case IPPROTO_ICMP:
+		return !peek(skb, inner, &type, sizeof(type)) &&
+		       (type == ICMP_ECHOREPLY || type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
+			type == ICMP_PARAMETERPROB || type == ICMP_TIMESTAMPREPLY);
+	case IPPROTO_UDP:
+		if (peek(skb, inner, &udp, sizeof(udp)) || is_refused(pod, IPPROTO_UDP, udp.source))
+			return 0;
+		if (pod->flags & GUARDED && ip->daddr != HOST_ADDRESS)
+			return 1;
+		key.flow.client_port = udp.dest;
+		key.flow.vip_port = udp.source;
+		break;
+	default:
+		if (pod->flags & GUARDED)
+			return 0;
+	}
+	return bpf_map_lookup_elem(&heard_v1, &key) != 0;
+}
+
+// A reset that answers a SYN for which the pod has no socket, though another replica listens: the socket was closed after the
+// owner had seen it. It is withheld: TCP sends the SYN again, and that one goes to the other replica. Only a segment without an
+// acknowledgement is answered with the sequence number 0 (RFC 9293, 3.10.7.1).
+static inline_always int is_late_reset(struct __sk_buff *skb, const struct attached *pod, const struct iphdr *ip)
+{
+	struct tcphdr tcp;
+	if (ip->protocol != IPPROTO_TCP || ip->frag_off & htons(IP_MF | IP_OFFSET))
+		return 0;
+	if (peek(skb, ETH_HLEN + ip->ihl * 4, &tcp, sizeof(tcp)) || !tcp.rst || !tcp.ack || tcp.seq)
+		return 0;
+	struct packet p = {
+		.flow = { .client = ip->daddr, .vip = ip->saddr, .client_port = tcp.dest, .vip_port = tcp.source },
+		.self = skb->ifindex,
+	};
+	p.settled = 1;
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
+	// What the owner itself refuses comes by here, too.
+	if (!v || v->count < 2 || is_refused(pod, IPPROTO_TCP, tcp.source) || ask_opening(skb, &p, pod->netns))
+		return 0;
+	struct grant grant = {};
+	if (!allowed(&grant, FOR_SYNS, p.flow.vip))
+		return 0;
+	struct found found;
+	clear(skb, &found);
+	int there = search_opening(skb, &p, v, &found);
+	charge(&grant, v->count);
+	return there != NOTHING;
+}
+
+SEC("classifier")
+int guard(struct __sk_buff *skb)
+{
+	// No IPv6 until VIPs have it, and neighbours are permanent on both sides: nothing but IPv4 has business here.
+	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+		return TC_ACT_SHOT;
+	struct iphdr ip;
+	if (peek(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		return TC_ACT_SHOT;
+	struct attached *pod = attached(skb->ifindex, ip.saddr);
+	if (!pod) {
+		dropped(skb->ifindex, 1);
+		return TC_ACT_SHOT;
+	}
+	if (WITHHOLDS_RESETS && is_late_reset(skb, pod, &ip)) {
+		count(ip.saddr, RESET_WITHHELD);
+		return TC_ACT_SHOT;
+	}
+	if (pod->flags & ANY_EGRESS || is_answer(skb, pod, &ip))
+		return leave(skb, &ip);
+	count(ip.saddr, EGRESS_DENIED);
+	return TC_ACT_SHOT;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

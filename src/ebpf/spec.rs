@@ -1,0 +1,291 @@
+//! The table of programs: what each is called, where it runs, which maps it has. Whatever attaches, checks, replaces or
+//! removes programs goes through it. And the objects that they are compiled to.
+
+use std::path::Path;
+
+use super::maps::{
+    ALLOWANCES, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS,
+    LEASES, LINK_DROPS, NODE_AT, NODES, SHARES, STICKY, THIS_NODE, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
+};
+
+/// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// Its functions are verified one by one, for which the kernel needs BTF of its own (`CONFIG_DEBUG_INFO_BTF`).
+    Full,
+    /// All is one function. The verifier walks the question to each replica, so there are fewer.
+    WithoutBtf,
+}
+
+static FULL: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
+static WITHOUT_BTF: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.without-btf.bpf.o"));
+
+impl Variant {
+    /// In the order of preference.
+    pub const ALL: [Self; 2] = [Self::Full, Self::WithoutBtf];
+
+    /// The one whose maps are pinned there.
+    pub fn pinned(dir: &Path) -> Option<Self> {
+        Self::ALL.into_iter().find(|variant| dir.join(variant.vips()).exists())
+    }
+
+    /// The object.
+    pub(super) fn object(self) -> &'static [u8] {
+        match self {
+            Self::Full => FULL,
+            Self::WithoutBtf => WITHOUT_BTF,
+        }
+    }
+
+    /// Its map of VIPs, whose form differs.
+    pub(super) fn vips(self) -> &'static str {
+        match self {
+            Self::Full => VIPS,
+            Self::WithoutBtf => VIPS_OF_FEW,
+        }
+    }
+
+    /// Whether it reaches other nodes: the verifier has no room for that where it walks all in one.
+    fn has_tunnel(self) -> bool {
+        self == Self::Full
+    }
+
+    /// The programs that it has.
+    pub(super) fn programs(self) -> impl Iterator<Item = &'static ProgramSpec> {
+        PROGRAMS.iter().filter(move |spec| self.has_tunnel() || !Hook::TUNNEL.contains(&spec.hook))
+    }
+
+    /// Every map of it, by name, each once.
+    pub fn map_names(self) -> Vec<&'static str> {
+        let maps = self.programs().flat_map(|program| program.maps).copied();
+        let maps = maps.filter(|name| self.has_tunnel() || !OF_TUNNEL.contains(name));
+        let mut names: Vec<_> = maps.map(|name| if name == VIPS { self.vips() } else { name }).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// tc egress of every host veth: what the node sends to the pod.
+    HostEgress,
+    /// tc ingress of every host veth: what the pod sends.
+    HostIngress,
+    /// tc ingress of every uplink: what comes to the node.
+    UplinkIngress,
+    /// tc egress of every uplink: what leaves the node.
+    UplinkEgress,
+    /// tc ingress of the tunnel's device: what other nodes send.
+    TunnelIngress,
+    /// tc egress of the tunnel's device: what goes to other nodes.
+    TunnelEgress,
+}
+
+impl Hook {
+    /// The hooks of a host veth. A device has at most one program of ours a hook.
+    pub const HOST_VETH: [Self; 2] = [Self::HostEgress, Self::HostIngress];
+    /// The hooks of an uplink.
+    pub const UPLINK: [Self; 2] = [Self::UplinkIngress, Self::UplinkEgress];
+    /// The hooks of the tunnel's device.
+    pub const TUNNEL: [Self; 2] = [Self::TunnelIngress, Self::TunnelEgress];
+}
+
+/// One program.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ProgramSpec {
+    /// As in the object; its pin is `<name>_<version>`.
+    pub name: &'static str,
+    /// Where it runs.
+    pub hook: Hook,
+    /// The maps it uses, by name. All are pinned, so that a program of another build takes over what it can.
+    pub maps: &'static [&'static str],
+}
+
+/// The programs, in the order in which they are published: a build is complete once the last one is.
+pub const PROGRAMS: [ProgramSpec; 6] = [
+    ProgramSpec {
+        name: "guard",
+        hook: Hook::HostIngress,
+        maps: &[
+            ATTACHED,
+            VIPS,
+            HEARD,
+            COUNTS,
+            LINK_DROPS,
+            ALLOWANCES,
+            SHARES,
+            EXPRESS,
+            LEASES,
+            CLOSED,
+            EXPRESS_COUNTS,
+            EXPRESS_PLACES,
+        ],
+    },
+    ProgramSpec {
+        name: "owner",
+        hook: Hook::HostEgress,
+        maps: &[
+            ATTACHED,
+            VIPS,
+            HINTS,
+            STICKY,
+            HEARD,
+            FRAGMENTS,
+            COUNTS,
+            LINK_DROPS,
+            USED,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
+            EXPRESS,
+            LEASES,
+            NODES,
+            THIS_NODE,
+            TUNNEL_COUNTS,
+        ],
+    },
+    ProgramSpec {
+        name: "express_in",
+        hook: Hook::UplinkIngress,
+        maps: &[VIPS, COUNTS, EXPRESS, LEASES, CLOSED, EXPRESS_COUNTS, EXPRESS_PLACES],
+    },
+    ProgramSpec { name: "express_seen", hook: Hook::UplinkEgress, maps: &[VIPS, EXPRESS, LEASES] },
+    ProgramSpec {
+        name: "inward",
+        hook: Hook::TunnelIngress,
+        maps: &[
+            ATTACHED,
+            VIPS,
+            HINTS,
+            FRAGMENTS,
+            COUNTS,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
+            NODES,
+            NODE_AT,
+            THIS_NODE,
+            TUNNEL_COUNTS,
+        ],
+    },
+    ProgramSpec {
+        name: "outward",
+        hook: Hook::TunnelEgress,
+        maps: &[ATTACHED, VIPS, HINTS, FRAGMENTS, COUNTS, ALLOWANCES, SHARES, NODES, THIS_NODE, TUNNEL_COUNTS],
+    },
+];
+
+/// The maps that only what reaches other nodes has.
+const OF_TUNNEL: [&str; 4] = [NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+
+/// The program of that hook.
+pub fn of_hook(hook: Hook) -> Option<&'static ProgramSpec> {
+    PROGRAMS.iter().find(|spec| spec.hook == hook)
+}
+
+/// Maps that earlier builds had, without their version.
+const RETIRED_MAPS: [&str; 1] = ["spoofed"];
+
+/// Every map of this build, whichever object is in use.
+pub fn map_names() -> Vec<&'static str> {
+    let mut names: Vec<_> = Variant::ALL.into_iter().flat_map(Variant::map_names).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What a pin's name says, where it has the form of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinName<'a> {
+    /// A program: which, and of which build (twelve hexadecimal digits, or `new`).
+    Program(&'static ProgramSpec, &'a str),
+    /// A map of this build or of another.
+    Map,
+}
+
+/// In the place of a build's version while a program isn't on every device yet.
+pub const NEW: &str = "new";
+
+impl<'a> PinName<'a> {
+    /// `None`: it isn't ours.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (stem, version) = name.rsplit_once('_')?;
+        if let Some(spec) = PROGRAMS.iter().find(|spec| spec.name == stem) {
+            let is_hash = version.len() == 12 && version.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            return (is_hash || version == NEW).then_some(Self::Program(spec, version));
+        }
+        let number = version.strip_prefix('v')?;
+        let is_number = !number.is_empty() && number.len() <= 3 && number.bytes().all(|b| b.is_ascii_digit());
+        let is_map = |own: &str| own.rsplit_once('_').is_some_and(|(own, _)| own == stem);
+        (is_number && (RETIRED_MAPS.contains(&stem) || map_names().into_iter().any(is_map))).then_some(Self::Map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_table_is_what_the_objects_have() {
+        for variant in Variant::ALL {
+            let object = aya_obj::Object::parse(variant.object()).unwrap();
+            let programs: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
+            assert_eq!(programs, variant.programs().map(|spec| spec.name).collect());
+            let maps: BTreeSet<_> =
+                object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+            assert_eq!(maps, variant.map_names().into_iter().collect());
+        }
+        let hooks: BTreeSet<_> = PROGRAMS.iter().map(|spec| spec.hook).collect();
+        assert_eq!(hooks.len(), PROGRAMS.len(), "one program a hook");
+    }
+
+    #[test]
+    fn the_objects_hold_nothing_that_only_a_debugger_reads() {
+        for variant in Variant::ALL {
+            let object = variant.object();
+            let holds = |name: &str| object.windows(name.len()).any(|window| window == name.as_bytes());
+            assert!(holds(".BTF.ext"), "the names of sections are to be found");
+            for section in [".debug_", ".rel.BTF"] {
+                assert!(!holds(section), "{variant:?}: {section}");
+            }
+            assert!(!holds("LBB"), "{variant:?}: labels");
+            assert!(!holds("return "), "{variant:?}: lines of the source");
+        }
+    }
+
+    #[test]
+    fn only_names_of_our_form_are_ours() {
+        let [guard, owner, express_in, ..] = &PROGRAMS;
+        assert_eq!(PinName::parse("owner_0123456789ab"), Some(PinName::Program(owner, "0123456789ab")));
+        assert_eq!(PinName::parse("guard_new"), Some(PinName::Program(guard, NEW)));
+        assert_eq!(PinName::parse("express_in_new"), Some(PinName::Program(express_in, NEW)));
+        for own in map_names().into_iter().chain(["vips_v0", "spoofed_v1", "allowances_v2", "link_drops_v12"]) {
+            assert_eq!(PinName::parse(own), Some(PinName::Map), "{own}");
+        }
+        for foreign in [
+            "owner",
+            "owner_",
+            "owner_0123456789AB",
+            "owner_0123456789abc",
+            "owner_v1",
+            "express_new",
+            "someone_elses",
+            "maps.debug",
+            "vips",
+            "vips_1",
+            "vips_v",
+            "vips_v1x",
+            "cilium_v1",
+            "drops_v1",
+            "",
+            "_",
+            "_v1",
+        ] {
+            assert_eq!(PinName::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+// The tunnel between nodes: what it carries, and how a packet is sent by it. A VXLAN device of which every packet says where it
+// goes (external); its inner Ethernet header and its network identifier carry all that nodes tell each other:
+//
+//   destination  02:76:<id of the receiver>   the address of its device, so that its stack takes the packet
+//   source       02:76:<id of the origin>     the node at which the packet entered, of what its group or a hint chose
+//                06:76:<id of the origin>     of everything else (VXLAN drops a frame with the device's own address as its source)
+//   VNI          0x76 << 16 | kind << 8 | hop
+//
+// Without a program on the device a packet that a group chose is dropped: it has no tunnel key.
+#ifndef VIPROUTE_TUNNEL_H
+#define VIPROUTE_TUNNEL_H
+
+#define TAG 0x76
+// A walk ends after so many nodes.
+#define HOPS 64
+// In the hop: on this walk TIME_WAIT counts too.
+#define LAST 0x80
+#define VNI(kind, hop) (TAG << 16 | (kind) << 8 | (hop))
+// What a walk is charged with, all nodes together.
+#define WALK_COSTS 10000
+// What the origin needs of a packet to know its flow: headers with options.
+#define REPORTED_BYTES 128
+
+// Why a packet is in the tunnel.
+enum {
+	CHOSEN,	// the group's hash chose the node
+	AIMED,	// a hint did
+	WALK,	// no node that was asked so far has its flow
+	FOUND,	// headers, to the origin: the sender has the flow
+	BACK,	// to the origin: the node that was chosen doesn't have the flow
+};
+
+// The other nodes: id -> address of their end of the tunnel. (It has no `here`.)
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __be32);
+	__type(value, __be32);
+} nodes_v1 SEC(".maps");
+
+// The same, the other way round.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __be32);
+	__type(value, __be32);
+} node_at_v1 SEC(".maps");
+
+struct here {
+	__be32 id;	// 0: this node stands alone
+	__u32 ifindex;	// of the tunnel's device
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct here);
+} this_node_v1 SEC(".maps");
+
+// What became of packets in the tunnel; the first three were dropped.
+enum { STRANGER, NOT_OURS, TOO_FAR, SENT_CHOSEN, SENT_AIMED, SENT_WALKING, SENT_FOUND, SENT_BACK, TUNNEL_COUNTS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TUNNEL_COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} tunnel_counts_v1 SEC(".maps");
+
+static inline_always void count_tunnel(__u32 what)
+{
+	__u64 *counter = bpf_map_lookup_elem(&tunnel_counts_v1, &what);
+	if (counter)
+		(*counter)++;
+}
+
+static inline_always int dropped_in_tunnel(__u32 why)
+{
+	count_tunnel(why);
+	return TC_ACT_SHOT;
+}
+
+// This node, while it knows of others.
+static inline_always struct here *this_node(void)
+{
+	__u32 zero = 0;
+	struct here *here = bpf_map_lookup_elem(&this_node_v1, &zero);
+	return here && here->id ? here : 0;
+}
+
+// Addresses the packet to a node. Not 0: it is none of the nodes that this one knows.
+verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 kind, __u32 hop)
+{
+	__be32 *at = bpf_map_lookup_elem(&nodes_v1, &node);
+	if (!at)
+		return -1;
+	__u8 addresses[2 * ETH_ALEN] = { 0x02, TAG, 0, 0, 0, 0, kind == CHOSEN || kind == AIMED ? 0x02 : 0x06, TAG };
+	__builtin_memcpy(addresses + 2, &node, sizeof(node));
+	__builtin_memcpy(addresses + ETH_ALEN + 2, &origin, sizeof(origin));
+	struct bpf_tunnel_key key = {
+		.tunnel_id = VNI(kind & 0xff, hop & 0xff), .remote_ipv4 = ntohl(*at), .tunnel_ttl = 64,
+	};
+	// An older kernel's struct ends there.
+	if (bpf_skb_set_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), BPF_F_ZERO_CSUM_TX))
+		return -1;
+	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+		return -1;
+	count_tunnel(kind == CHOSEN ? SENT_CHOSEN : kind == AIMED ? SENT_AIMED : kind == WALK ? SENT_WALKING :
+		     kind == FOUND ? SENT_FOUND : SENT_BACK);
+	return 0;
+}
+
+// On to the next node that has replicas of the VIP, in the order of their ids; home to the origin where that is the next one, or
+// lies before it.
+verified_alone int walk(struct __sk_buff *skb, __u32 next, __u32 origin, __u32 hop)
+{
+	struct here *here = this_node();
+	if (!here)
+		return TC_ACT_SHOT;
+	__u32 me = ntohl(here->id);
+	if (origin != here->id && (!next || ntohl(next) - me >= ntohl(origin) - me))
+		next = origin;
+	if (!next || (hop & ~LAST) > HOPS || aim(skb, next, origin, WALK, hop))
+		return dropped_in_tunnel(TOO_FAR);
+	return bpf_redirect(here->ifindex, 0);
+}
+
+// A packet of a flow that nobody here has, and that no hint tells of: round the other nodes, if that is still allowed. If not it
+// is dropped: TCP sends again.
+verified_alone int begin_walk(struct __sk_buff *skb, struct packet *p, __u32 next, __u32 last)
+{
+	struct here *here = this_node();
+	if (!p || !here)
+		return TC_ACT_SHOT;
+	struct grant grant = {};
+	if (!allowed(&grant, FOR_WALKS, p->flow.vip)) {
+		count(p->flow.vip, SEARCH_THROTTLED);
+		return TC_ACT_SHOT;
+	}
+	take(&grant, WALK_COSTS);
+	return walk(skb, next, here->id, last | 1);
+}
+
+// To the node where the flow was found before. TC_ACT_UNSPEC: that one isn't known any more.
+verified_alone int to_node(struct __sk_buff *skb, __u32 node)
+{
+	struct here *here = this_node();
+	if (!here || aim(skb, node, here->id, AIMED, 0))
+		return TC_ACT_UNSPEC;
+	return bpf_redirect(here->ifindex, 0);
+}
+
+#endif

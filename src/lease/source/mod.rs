@@ -1,0 +1,153 @@
+//! Where addresses come from: a pin, a pool or a DHCP server. All take the same calls and answer by
+//! [`Report`]s, one VIP at a time.
+
+mod dhcp;
+pub mod identity;
+mod pool;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::dhcp::{self as dhcp_engine, Identity};
+use crate::lease::settings::{Backend, Settings};
+use crate::model::VipKey;
+
+use super::clock;
+use super::cluster::Cluster;
+use super::grant::{Lease, News, Report};
+
+pub use dhcp::{Error, report};
+
+/// All sources together.
+#[derive(Debug)]
+pub struct Sources {
+    pins: BTreeMap<VipKey, IpAddr>,
+    backend: Source,
+    reports: UnboundedSender<Report>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Dhcp(dhcp::Client),
+    Pool(pool::Pool),
+}
+
+/// The notices of a DHCP engine, for [`report`]; none without one.
+pub type Notices = Option<tokio::sync::mpsc::UnboundedReceiver<crate::dhcp::Notice>>;
+
+impl Sources {
+    /// Starts what `settings` says, on the link named `interface`, with identities of `cluster` (none without DHCP). Answers
+    /// go to `reports`, except a DHCP engine's, which are returned.
+    pub fn start(
+        settings: &Settings,
+        cluster: Option<&Cluster>,
+        interface: Option<&str>,
+        reports: UnboundedSender<Report>,
+    ) -> Result<(Self, Notices), Error> {
+        let pins = settings.pins.clone();
+        let (backend, notices) = match &settings.backend {
+            Backend::Dhcp(dhcp) => {
+                let cluster = cluster.map_or("", |cluster| &cluster.name);
+                let (client, notices) = dhcp::Client::start(cluster, dhcp, interface)?;
+                (Source::Dhcp(client), Some(notices))
+            }
+            Backend::Pool(pool) => (Source::Pool(pool::Pool::new(pool, pins.values().copied())), None),
+        };
+        Ok((Self { pins, backend, reports }, notices))
+    }
+
+    /// Asks for an address, for the remembered one first. `others`: the addresses of all other VIPs.
+    pub fn ask(&mut self, vip: &VipKey, remembered: Option<Lease>, others: &BTreeSet<IpAddr>) {
+        if let Some(pin) = self.pins.get(vip) {
+            let news = News::Bound(Lease::permanent(*pin, clock::now()));
+            return self.tell(vip, news);
+        }
+        match &mut self.backend {
+            Source::Dhcp(client) => client.ask(vip, remembered.as_ref()),
+            Source::Pool(pool) => {
+                let news = pool.ask(vip, remembered.map(|lease| lease.address), others);
+                self.tell(vip, news);
+            }
+        }
+    }
+
+    /// Another host has the address offered: asks for another.
+    pub fn decline(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) {
+        if self.is_local(vip) {
+            return self.another(vip, others);
+        }
+        if let Source::Dhcp(client) = &self.backend {
+            client.decline(vip);
+        }
+    }
+
+    /// The address offered can't be used: asks again without a DECLINE.
+    pub fn restart(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) {
+        if self.is_local(vip) {
+            return self.another(vip, others);
+        }
+        if let Source::Dhcp(client) = &self.backend {
+            client.restart(vip);
+        }
+    }
+
+    /// Stops, and releases the address: no other node uses it for the VIP.
+    pub fn release(&mut self, vip: &VipKey) {
+        match &mut self.backend {
+            Source::Dhcp(client) => client.release(vip),
+            Source::Pool(pool) => pool.stop(vip),
+        }
+    }
+
+    /// Who the VIP is to a DHCP server; none where it isn't asked.
+    pub fn identity(&self, vip: &VipKey) -> Option<Identity> {
+        match &self.backend {
+            Source::Dhcp(client) if !self.pins.contains_key(vip) => Some(client.identity(vip)),
+            _ => None,
+        }
+    }
+
+    /// Stops without a message to the server.
+    pub fn stop(&mut self, vip: &VipKey) {
+        match &mut self.backend {
+            Source::Dhcp(client) => client.stop(vip),
+            Source::Pool(pool) => pool.stop(vip),
+        }
+    }
+
+    /// DHCP goes over the link of that name from now on.
+    pub fn rebind(&self, interface: &str) {
+        if let Source::Dhcp(client) = &self.backend {
+            client.rebind(interface);
+        }
+    }
+
+    /// The DHCP engine's messages; none without one.
+    pub fn dhcp_counters(&self) -> Option<dhcp_engine::Counters> {
+        match &self.backend {
+            Source::Dhcp(client) => Some(client.counters()),
+            Source::Pool(_) => None,
+        }
+    }
+
+    /// No server is behind its address.
+    fn is_local(&self, vip: &VipKey) -> bool {
+        self.pins.contains_key(vip) || matches!(self.backend, Source::Pool(_))
+    }
+
+    fn another(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) {
+        let news = match (self.pins.get(vip), &mut self.backend) {
+            (Some(pin), _) => News::Failed { why: format!("its pinned address {pin} can't be used"), exhausted: false },
+            (None, Source::Pool(pool)) => pool.another(vip, others),
+            (None, Source::Dhcp(_)) => return,
+        };
+        self.tell(vip, news);
+    }
+
+    fn tell(&self, vip: &VipKey, news: News) {
+        // The receiver is closed only while viprouted ends.
+        let _ = self.reports.send(Report::new(vip.clone(), news));
+    }
+}

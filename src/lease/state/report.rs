@@ -1,0 +1,78 @@
+//! The state as `leases` and `status` show it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use crate::api::protocol::{LeaseEntry, LeaseState, VipStatus};
+use crate::lease::grant::unix;
+use crate::model::VipKey;
+
+use super::State;
+use super::vip::{Phase, Vip};
+
+impl State {
+    /// All leases in force.
+    pub fn leases(&self) -> Vec<LeaseEntry> {
+        let entry = |(name, vip): (&VipKey, &Vip)| {
+            let lease = vip.lease.as_ref().filter(|_| !vip.lost)?;
+            Some(LeaseEntry {
+                vip: name.to_string(),
+                address: lease.address,
+                server: lease.server,
+                granted: unix(lease.granted),
+                expires: lease.expires.map(unix),
+                left: vip.left.map(unix),
+            })
+        };
+        self.vips.iter().filter_map(entry).collect()
+    }
+
+    /// The state of every VIP.
+    pub fn status(&self) -> Vec<VipStatus> {
+        self.vips.iter().map(|(name, vip)| status(name, vip, self.rules.hold)).collect()
+    }
+
+    /// What keeps VIPs that are asked for from an address, or from it for longer: a sentence for each cause.
+    pub fn obstacles(&self, now: SystemTime) -> Vec<String> {
+        let mut causes: BTreeMap<&str, Vec<&VipKey>> = BTreeMap::new();
+        for (name, vip) in &self.vips {
+            if let Some(why) = vip.obstacle(now) {
+                causes.entry(why).or_default().push(name);
+            }
+        }
+        let sentence = |(why, vips): (&str, Vec<&VipKey>)| match vips.as_slice() {
+            [vip] => format!("{vip}: {why}"),
+            vips => format!("{} VIPs ({}, …): {why}", vips.len(), vips[0]),
+        };
+        causes.into_iter().map(sentence).collect()
+    }
+
+    /// The state of one VIP.
+    pub fn status_of(&self, vip: &VipKey) -> Option<VipStatus> {
+        self.vips.get(vip).map(|found| status(vip, found, self.rules.hold))
+    }
+}
+
+fn status(name: &VipKey, vip: &Vip, hold: Duration) -> VipStatus {
+    let lease = vip.lease.as_ref().filter(|_| !vip.lost);
+    VipStatus {
+        vip: name.to_string(),
+        address: lease.map(|lease| lease.address).or(vip.usage.address),
+        state: station(vip),
+        expires: lease.and_then(|lease| lease.expires).map(unix),
+        error: vip.error.clone(),
+        held_until: lease.and(vip.left).map(|left| unix(left + hold)),
+        claimed_by: None,
+    }
+}
+
+fn station(vip: &Vip) -> LeaseState {
+    match vip.phase {
+        _ if vip.lost => LeaseState::Expired,
+        Phase::Idle if vip.damaged.is_some() => LeaseState::Failed,
+        Phase::Idle | Phase::Selecting => LeaseState::Selecting,
+        Phase::Probing(_) => LeaseState::Probing,
+        Phase::Saving | Phase::Bound => LeaseState::Bound,
+        Phase::Failed { .. } => LeaseState::Failed,
+    }
+}

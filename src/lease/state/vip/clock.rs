@@ -1,0 +1,72 @@
+//! What time does to a VIP.
+
+use std::time::SystemTime;
+
+use crate::lease::grant::Lease;
+use crate::lease::state::{ANSWER_WITHIN, CONFIRM_WITHIN, Rules, SETTLE, not_now};
+
+use super::{Actions, Phase, Vip};
+
+impl Vip {
+    /// Returns false when the VIP can be forgotten.
+    pub(in super::super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Actions) -> bool {
+        self.answer_the_patient(now, act);
+        if matches!(self.phase, Phase::Failed { again, .. } if again <= now) && self.usage.endpoints > 0 {
+            self.ask(act);
+            if self.keeps(rules) {
+                self.phase = Phase::Bound;
+            }
+        }
+        if self.unused_at(rules).is_none_or(|at| now < at) {
+            return true;
+        }
+        self.give_up(rules, now, act);
+        // A damaged file is left, and stays known.
+        self.damaged.is_some()
+    }
+
+    fn answer_the_patient(&mut self, now: SystemTime, act: &mut Actions) {
+        let Some((_, since)) = self.waiting.first() else { return };
+        let waited = now.duration_since(*since).unwrap_or_default();
+        if waited >= CONFIRM_WITHIN
+            && let Some(lease) = self.unconfirmed(now)
+        {
+            return self.accept(lease, act);
+        }
+        if waited < ANSWER_WITHIN {
+            return;
+        }
+        let why = self.error.clone().unwrap_or_else(|| match self.phase {
+            Phase::Saving => "the lease is still being written to disk".into(),
+            _ => "no answer from a DHCP server so far".into(),
+        });
+        self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
+    }
+
+    /// A remembered lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
+    fn unconfirmed(&self, now: SystemTime) -> Option<Lease> {
+        let untouched = self.phase == Phase::Selecting && !self.lost && self.conflicts.is_empty();
+        self.lease.clone().filter(|lease| untouched && lease.is_valid(now))
+    }
+
+    pub(in super::super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
+        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(*since + CONFIRM_WITHIN) {
+            Some(_) => *since + CONFIRM_WITHIN,
+            None => *since + ANSWER_WITHIN,
+        });
+        let retry = match self.phase {
+            Phase::Failed { again, .. } if self.usage.endpoints > 0 => Some(again),
+            _ => None,
+        };
+        [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
+    }
+
+    /// When it will have been unused for the hold time; none while it is in use, or while its file must not be touched.
+    fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
+        let idle = self.damaged.is_some() && !self.counts();
+        let free = self.usage.endpoints == 0 && self.waiting.is_empty() && !idle;
+        let left = self.left.filter(|_| free)?;
+        let settled = self.called.map(|called| called + SETTLE);
+        settled.into_iter().chain([left + rules.hold]).max()
+    }
+}

@@ -1,0 +1,288 @@
+//! The steps by which a pod becomes a replica of a VIP, common to a new pod and to a running one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::api::client;
+use crate::api::protocol::{AcquireRequest, Grant};
+use crate::dataplane::attachment::HostVeth;
+use crate::dataplane::{address, ids, owner, reconcile_vip};
+use crate::ebpf::Programs;
+use crate::model::{Backend, Recorded, VipKey};
+use crate::net::NodeNet;
+use crate::net::nexthop::{self, Nexthop};
+use crate::net::route::{self, Packet};
+use crate::registry::record::SCHEMA;
+use crate::registry::{Endpoint, Intent, LockedVip, State, VipRecord, attachment_name, is_peer_endpoint};
+
+use super::node::{self, Node};
+use super::{Error, Host, Pod, Want};
+
+/// How long a call waits for an address. The allocator continues after that, and keeps what it gets for the next call.
+const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A pod on its way into VIPs.
+pub(super) struct Joining<'a> {
+    pub host: &'a Host,
+    pub pod: &'a Pod,
+    node: Node,
+    /// The flow owner's, if the network wants it.
+    programs: Option<Rc<Programs>>,
+}
+
+/// What an endpoint records of its pair.
+#[derive(Clone, Copy)]
+pub(super) struct Pair {
+    pub nexthop: Nexthop,
+    pub netns_id: Option<u32>,
+}
+
+impl Pair {
+    pub fn of(end: &HostVeth, pod_address: IpAddr) -> crate::net::Result<Self> {
+        Ok(Self { nexthop: end.nexthop(pod_address)?, netns_id: end.link.peer_netns })
+    }
+
+    pub fn record_in(self, endpoint: &mut Endpoint) {
+        endpoint.ifindex = Some(self.nexthop.index);
+        endpoint.nexthop = Some(self.nexthop.id);
+        endpoint.netns_id = self.netns_id;
+    }
+}
+
+/// A VIP's addresses as they were when the pod was given them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub address: IpAddr,
+    pub previous: Vec<IpAddr>,
+}
+
+impl Known {
+    pub fn of(record: &VipRecord) -> Self {
+        Self { address: record.address(), previous: record.previous_addresses().collect() }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(self.address).chain(self.previous.iter().copied()).collect()
+    }
+}
+
+impl<'a> Joining<'a> {
+    /// Nothing of the pod is changed so far.
+    pub fn new(host: &'a Host, pod: &'a Pod) -> Result<Self, Error> {
+        node::check_kernel()?;
+        let Host { net, registry, network, .. } = host;
+        let node = Node::find(net, network)?;
+        host.begin()?;
+        let programs = network.flow_owner.then(|| owner::ensure(net, registry, &network.bpf_dir)).transpose()?;
+        Ok(Self { host, pod, node, programs: programs.map(Rc::new) })
+    }
+
+    /// The pod as a replica of each VIP, not ready and without a pair. `places`: a free reply table for each.
+    pub fn endpoints(&self, wants: &[Want], places: impl Iterator<Item = u8>) -> Result<Vec<Endpoint>, Error> {
+        let source = node_source_address(&self.host.net, self.pod.address, wants)?;
+        Ok(wants.iter().zip(places).map(|(want, place)| self.endpoint(want, source, place)).collect())
+    }
+
+    fn endpoint(&self, want: &Want, source: Option<IpAddr>, place: u8) -> Endpoint {
+        let names = self.pod.veth_names();
+        let mut endpoint = Endpoint {
+            schema: SCHEMA,
+            network: self.host.network.name.clone(),
+            addresses: self.pod.address.into(),
+            backend: Backend::Local,
+            node: self.node.address,
+            gateway: self.node.gateway,
+            pod: self.pod.name.clone(),
+            netns: self.pod.netns.path.clone(),
+            device: names.host,
+            ifindex: None,
+            mac: Some(names.pod_mac.into()),
+            nexthop: None,
+            netns_id: None,
+            ports: Vec::new(),
+            source: want.source.clone(),
+            udp_reply: false,
+            place: None,
+            node_source_address: None,
+            udp_sticky: false,
+            egress: self.host.network.egress.clone(),
+            state: State::Pending,
+            health: None,
+            drained: false,
+            weight: 1,
+            other: BTreeMap::new(),
+        };
+        fill(&mut endpoint, want, source, place);
+        endpoint
+    }
+
+    /// Records the pod as a replica, still pending, of all these VIPs. Addresses of those that have no replica here are asked
+    /// for side by side, before any lock is taken: it takes as long as the slowest.
+    pub fn insert_pending(&self, wants: &[Want], endpoints: &[Endpoint]) -> Result<(), Error> {
+        let is_new = |want: &&Want| self.is_new(&want.vip);
+        let granted = self.acquire(&wants.iter().filter(is_new).map(|want| &want.vip).collect::<Vec<_>>())?;
+        for (want, endpoint) in wants.iter().zip(endpoints) {
+            self.insert_pending_in(&want.vip, granted.get(&want.vip).copied(), endpoint)?;
+        }
+        Ok(())
+    }
+
+    /// No replica of the VIP is recorded here, as far as can be read without its lock.
+    fn is_new(&self, key: &VipKey) -> bool {
+        let registry = &self.host.registry;
+        let is_recorded = registry.vip_record(key).is_ok_and(|record| record.is_some());
+        !is_recorded || registry.endpoint_names(key).is_ok_and(|names| names.iter().all(|name| is_peer_endpoint(name)))
+    }
+
+    fn insert_pending_in(&self, key: &VipKey, granted: Option<IpAddr>, endpoint: &Endpoint) -> Result<(), Error> {
+        let registry = &self.host.registry;
+        let name = attachment_name(&self.pod.attachment);
+        if let Some(mut vip) = registry.vip_if_present(key)?
+            && !vip.is_unused_here()?
+            && vip.record.is_some()
+        {
+            return Ok(vip.insert_pending(&name, endpoint)?);
+        }
+        // Its last replica may have left this very moment. It may take seconds, so no lock is held.
+        let address = match granted {
+            Some(address) => address,
+            None => self.acquire(&[key])?.remove(key).ok_or_else(|| Error::Renumbered(key.to_string()))?,
+        };
+        self.follow_grant(key, address)?;
+        let mut vip = registry.vip(key)?;
+        // Unless another call was faster.
+        if vip.is_unused_here()? || vip.record.is_none() {
+            // A group that exists belongs to a VIP whose record can't be read, or to another program.
+            let is_free = |slot| Ok::<_, Error>(nexthop::find(&self.host.net, ids::group(slot))?.is_none());
+            vip.record_in_slot(is_free, |slot| self.new_vip(key, address, slot))?;
+        }
+        Ok(vip.insert_pending(&name, endpoint)?)
+    }
+
+    /// A VIP that was known by other nodes' words alone, with another address than the one that was granted here: this node's
+    /// own counts.
+    fn follow_grant(&self, key: &VipKey, address: IpAddr) -> Result<(), Error> {
+        let registry = &self.host.registry;
+        let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(()) };
+        if record.address() != address && self.is_new(key) {
+            address::serve(&self.host.net, registry, key, address)?;
+        }
+        Ok(())
+    }
+
+    fn new_vip(&self, key: &VipKey, address: IpAddr, slot: u32) -> VipRecord {
+        let network = &self.host.network;
+        VipRecord {
+            schema: SCHEMA,
+            key: key.to_string(),
+            addresses: address.into(),
+            slot,
+            node: self.node.address,
+            group: network.group,
+            flow_owner: network.flow_owner.then(|| network.bpf_dir.clone()),
+            withdrawn: false,
+            previous_addresses: Vec::new(),
+            other: BTreeMap::new(),
+        }
+    }
+
+    fn acquire(&self, keys: &[&VipKey]) -> Result<BTreeMap<VipKey, IpAddr>, Error> {
+        let Node { address: node, gateway } = self.node;
+        let ask = |key: &&VipKey| AcquireRequest { vip: key.to_string(), pod: self.pod.address, node, gateway };
+        let asked: Vec<_> = keys.iter().map(ask).collect();
+        let registry = self.host.registry.dir();
+        let answers = client::acquire_all(&self.host.allocator, &asked, ALLOCATOR_TIMEOUT);
+        let granted = keys.iter().zip(answers).map(|(key, answer)| match answer {
+            Ok(Grant { registry: Some(theirs), .. }) if !theirs.is_at(registry) => {
+                Err(Error::OtherRegistry { ours: registry.to_owned(), theirs: theirs.path })
+            }
+            Ok(grant) => Ok(((*key).clone(), grant.address)),
+            Err(source) => Err(Error::Allocator { vip: key.to_string(), source }),
+        });
+        granted.collect()
+    }
+
+    /// The flow owner's programs, as the VIPs' records want them: those that have replicas decided when the first one came.
+    pub fn programs<'k>(&self, keys: impl IntoIterator<Item = &'k VipKey>) -> Result<Option<Rc<Programs>>, Error> {
+        let Host { net, registry, network, .. } = self.host;
+        let mut agreed: Option<(&VipKey, Option<PathBuf>)> = None;
+        for key in keys {
+            let record = registry.vip_record(key)?;
+            let dir = record.and_then(|record| record.flow_owner);
+            match &agreed {
+                Some((other, agreed)) if *agreed != dir => {
+                    return Err(Error::MixedOwners(other.to_string(), key.to_string()));
+                }
+                Some(_) => {}
+                None => agreed = Some((key, dir)),
+            }
+        }
+        match (agreed, &self.programs) {
+            (Some((_, Some(dir))), Some(programs)) if dir == network.bpf_dir => Ok(Some(Rc::clone(programs))),
+            (Some((_, Some(dir))), _) => Ok(Some(Rc::new(owner::ensure(net, registry, &dir)?))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes the pod a replica, once its veth pair exists.
+    pub fn finish(&self, key: &VipKey, known: &Known, endpoint: &mut Endpoint, pair: Pair) -> Result<(), Error> {
+        pair.record_in(endpoint);
+        // With a check viprouted says when.
+        endpoint.state = if endpoint.health.is_none() { State::Ready } else { State::Pending };
+        let name = attachment_name(&self.pod.attachment);
+        let handed_in = self.host.registry.hand_in(key, &name, &Intent::Join(endpoint, known.addresses()));
+        let mut vip = self.host.registry.vip(key)?;
+        if vip.record.as_ref().map(Known::of).as_ref() != Some(known) {
+            return Err(Error::Renumbered(key.to_string()));
+        }
+        // Another call had the lock meanwhile, and has made it a replica with its own.
+        if handed_in && !vip.has_intent(&name) && vip.has_pair(&name) {
+            return Ok(());
+        }
+        vip.carry_out_intents()?;
+        self.follow_source(&mut vip)?;
+        vip.join(&name, endpoint)?;
+        reconcile_vip(&self.host.net, vip, None)?;
+        Ok(())
+    }
+
+    /// The source of the VIP's routes may be an address that the node no longer has.
+    fn follow_source(&self, vip: &mut LockedVip) -> Result<(), Error> {
+        let node = self.node.address;
+        let Some(record) = vip.record.clone().filter(|record| record.node != node) else { return Ok(()) };
+        if !route::is_local(&self.host.net, record.node)? {
+            vip.write_record(VipRecord { node, ..record })?;
+        }
+        Ok(())
+    }
+}
+
+/// The address that the node itself asks the pod from, where some want it to be known.
+pub(super) fn node_source_address(net: &NodeNet, pod: IpAddr, wants: &[Want]) -> Result<Option<IpAddr>, Error> {
+    let is_wanted = wants.iter().any(|want| want.udp_reply);
+    let way = if is_wanted { route::lookup(net, Packet::to(pod))? } else { None };
+    Ok(way.and_then(|way| way.source))
+}
+
+/// Writes a want into an endpoint. Its state stays, unless its check is removed; what a later version wrote stays, unless
+/// the want has something else in its place.
+pub(super) fn fill(endpoint: &mut Endpoint, want: &Want, source: Option<IpAddr>, place: u8) {
+    if !endpoint.ports.iter().filter_map(Recorded::known).eq(&want.ports) {
+        endpoint.ports = want.ports.iter().copied().map(Into::into).collect();
+    }
+    if endpoint.health.as_ref().and_then(Recorded::known) != want.health.as_ref() {
+        endpoint.health = want.health.clone().map(Into::into);
+        if endpoint.health.is_none() && !endpoint.drained {
+            endpoint.state = State::Ready;
+        }
+    }
+    endpoint.source = want.source.clone();
+    endpoint.udp_reply = want.udp_reply;
+    endpoint.place = want.udp_reply.then(|| endpoint.place.unwrap_or(place));
+    endpoint.node_source_address = source.filter(|_| want.udp_reply);
+    endpoint.udp_sticky = want.udp_sticky;
+    endpoint.weight = want.weight;
+}

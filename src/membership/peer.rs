@@ -1,0 +1,216 @@
+//! Replicas of other nodes, as those say: a record per VIP and node. The only writer of such records.
+//!
+//! A VIP of which this node has no replica is recorded with the first of them, and goes with the last.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::dataplane::{self, address, ids, reconcile_vip, reconcile_without};
+use crate::model::node::NodeId;
+use crate::model::{Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Source, VipKey};
+use crate::net::NodeNet;
+use crate::net::nexthop;
+use crate::registry::record::{Pod, SCHEMA};
+use crate::registry::{Endpoint, LockedVip, Registry, State, VipRecord, is_peer_endpoint, peer_endpoint};
+
+/// The field of a record that says how many replicas are ready, 0 included, whatever its weight.
+const READY: &str = "peer_ready";
+/// The same of how many there are.
+const REPLICAS: &str = "peer_replicas";
+
+/// Another node's share of a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// The node.
+    pub id: NodeId,
+    /// The weights of its ready replicas together.
+    pub ready: u32,
+    /// How many replicas it has.
+    pub replicas: u32,
+    /// Whether it gets new connections.
+    pub state: State,
+}
+
+/// What records are written with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Here {
+    /// This node's own address.
+    pub node: IpAddr,
+    /// The index of the tunnel's device.
+    pub tunnel: u32,
+    /// Where the node's programs are pinned ([`flow_owner`]).
+    pub flow_owner: Option<PathBuf>,
+}
+
+/// What is recorded of other nodes for a VIP: its address, and by their numbers the weights of ready replicas and how many
+/// replicas there are.
+pub type Shares = (IpAddr, BTreeMap<u32, (u32, u32)>);
+
+/// Makes the VIP's records of other nodes these; none: it has none any more. A VIP that has replicas here keeps its address:
+/// legs of another one are not recorded. Returns whether anything was changed.
+pub fn set(
+    (net, registry): (&NodeNet, &Registry),
+    key: &VipKey,
+    want: Option<(IpAddr, &BTreeMap<u32, Leg>)>,
+    here: &Here,
+) -> dataplane::Result<bool> {
+    match want.filter(|(_, legs)| !legs.is_empty()) {
+        None => clear(net, registry, key),
+        Some((address, legs)) => record((net, registry), key, (address, legs), here),
+    }
+}
+
+fn clear(net: &NodeNet, registry: &Registry, key: &VipKey) -> dataplane::Result<bool> {
+    let Some(mut vip) = registry.vip_if_present(key)? else { return Ok(false) };
+    let names: Vec<String> = recorded(&vip)?.into_keys().collect();
+    if names.is_empty() {
+        return Ok(false);
+    }
+    for name in &names {
+        vip.remove_endpoint(name)?;
+    }
+    reconcile_without(net, vip)?;
+    Ok(true)
+}
+
+fn record(
+    (net, registry): (&NodeNet, &Registry),
+    key: &VipKey,
+    (address, legs): (IpAddr, &BTreeMap<u32, Leg>),
+    here: &Here,
+) -> dataplane::Result<bool> {
+    let mut moved = false;
+    if is_known_by_others_alone(registry, key)? && registry.vip_record(key)?.is_some_and(|r| r.address() != address) {
+        moved = address::serve(net, registry, key, address)?.is_some();
+    }
+    let mut vip = registry.vip(key)?;
+    let is_theirs = vip.is_unused_here()?;
+    if vip.record.is_none() || vip.is_unused()? {
+        let is_free = |slot| Ok::<_, dataplane::Error>(nexthop::find(net, ids::group(slot))?.is_none());
+        vip.record_in_slot(is_free, |slot| new_vip(key, address, slot, here))?;
+    } else if let Some(record) = vip.record.clone().filter(|record| is_theirs && record.flow_owner != here.flow_owner) {
+        // No pod said so when the first of them was recorded.
+        vip.write_record(VipRecord { flow_owner: here.flow_owner.clone(), ..record })?;
+        moved = true;
+    }
+    if vip.record.as_ref().is_none_or(|record| record.address() != address) {
+        // A replica has joined here meanwhile, with another address.
+        return Ok(moved);
+    }
+    let mut before = recorded(&vip)?;
+    let mut changed = false;
+    for (number, leg) in legs {
+        let name = peer_endpoint(*number);
+        let Some(endpoint) = endpoint(*number, leg, here) else { continue };
+        if before.remove(&name).flatten().as_ref() != Some(&endpoint) {
+            vip.write_endpoint(&name, &endpoint)?;
+            changed = true;
+        }
+    }
+    for name in before.into_keys() {
+        vip.remove_endpoint(&name)?;
+        changed = true;
+    }
+    if changed || moved {
+        reconcile_vip(net, vip, None)?;
+    }
+    Ok(changed || moved)
+}
+
+/// The other nodes' shares of VIPs that are recorded, by VIP and number, with the VIP's address.
+pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, Shares>> {
+    let mut found = BTreeMap::new();
+    for key in registry.vips()? {
+        let Ok(Some(record)) = registry.vip_record(&key) else { continue };
+        let endpoints = registry.endpoints(&key)?.into_iter().filter_map(|(_, endpoint)| endpoint.ok());
+        let number = |endpoint: &Endpoint, field: &str| {
+            let number = endpoint.other.get(field).and_then(serde_json::Value::as_u64);
+            number.and_then(|number| u32::try_from(number).ok())
+        };
+        let share = |endpoint: Endpoint| match endpoint.backend {
+            Backend::Remote(peer) if endpoint.source == Source::Peer => {
+                let ready = number(&endpoint, READY).unwrap_or(u32::from(endpoint.weight));
+                Some((peer.number, (ready, number(&endpoint, REPLICAS).unwrap_or(ready).max(1))))
+            }
+            _ => None,
+        };
+        let shares: BTreeMap<_, _> = endpoints.filter_map(share).collect();
+        if !shares.is_empty() {
+            found.insert(key, (record.address(), shares));
+        }
+    }
+    Ok(found)
+}
+
+fn is_known_by_others_alone(registry: &Registry, key: &VipKey) -> crate::registry::Result<bool> {
+    let names = registry.endpoint_names(key)?;
+    Ok(!names.is_empty() && names.iter().all(|name| is_peer_endpoint(name)))
+}
+
+/// The records of other nodes, by name; one that can't be read is to be written anew, or removed.
+fn recorded(vip: &LockedVip) -> crate::registry::Result<BTreeMap<String, Option<Endpoint>>> {
+    let mut found = BTreeMap::new();
+    for name in vip.names()?.into_iter().filter(|name| is_peer_endpoint(name)) {
+        let endpoint = vip.endpoint(&name).unwrap_or_default();
+        if endpoint.as_ref().is_none_or(|endpoint| endpoint.source == Source::Peer) {
+            found.insert(name, endpoint);
+        }
+    }
+    Ok(found)
+}
+
+/// Where the programs of the node's pods are pinned, as the first of them says; none: they do without.
+pub fn flow_owner(registry: &Registry) -> crate::registry::Result<Option<PathBuf>> {
+    let mut attachments = registry.attachments()?.into_iter();
+    let recorded = attachments.find_map(|attachment| registry.attachment_record(&attachment).ok()??.network_spec());
+    Ok(recorded.map_or_else(|| Some(DEFAULT_BPF_DIR.into()), |spec| spec.flow_owner.then_some(spec.bpf_dir)))
+}
+
+fn new_vip(key: &VipKey, address: IpAddr, slot: u32, here: &Here) -> VipRecord {
+    VipRecord {
+        schema: SCHEMA,
+        key: key.to_string(),
+        addresses: address.into(),
+        slot,
+        node: here.node,
+        group: GroupSpec::default(),
+        flow_owner: here.flow_owner.clone(),
+        withdrawn: false,
+        previous_addresses: Vec::new(),
+        other: BTreeMap::new(),
+    }
+}
+
+/// `None`: a number beyond the range of nexthops.
+fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
+    let address = IpAddr::V4(leg.id.0);
+    let said = [(READY, leg.ready), (REPLICAS, leg.replicas)];
+    Some(Endpoint {
+        schema: SCHEMA,
+        network: String::new(),
+        addresses: address.into(),
+        node: address,
+        gateway: None,
+        backend: Backend::Remote(Peer { number, address }),
+        pod: Pod::default(),
+        netns: PathBuf::new(),
+        device: ids::TUNNEL_DEVICE.to_owned(),
+        ifindex: Some(here.tunnel),
+        mac: None,
+        nexthop: Some(ids::peer_nexthop(number)?),
+        netns_id: None,
+        ports: Vec::new(),
+        source: Source::Peer,
+        udp_reply: false,
+        place: None,
+        node_source_address: None,
+        udp_sticky: false,
+        egress: crate::model::Egress::Answer.into(),
+        state: leg.state,
+        health: None,
+        drained: false,
+        weight: u8::try_from(leg.ready.clamp(1, 255)).unwrap_or(u8::MAX),
+        other: said.into_iter().map(|(field, number)| (field.to_owned(), number.into())).collect(),
+    })
+}

@@ -1,0 +1,29 @@
+//! The terms that all rooms share: names, addresses, ports, checks. No I/O.
+
+pub mod address;
+mod attachment;
+mod backend;
+pub mod check;
+mod egress;
+mod group;
+mod key;
+mod mac;
+mod network;
+pub mod node;
+mod port;
+mod recorded;
+mod source;
+
+pub use address::{Addresses, Family};
+pub use attachment::{AttachmentId, DEFAULT_NAMESPACE};
+pub use backend::{Backend, Peer};
+pub use check::{CheckSpec, Probe};
+pub use egress::Egress;
+pub use group::GroupSpec;
+pub use key::{BadKey, VipKey};
+pub use mac::Mac;
+pub use network::{DEFAULT_BPF_DIR, NetworkSpec};
+pub use node::Cluster;
+pub use port::{Port, Transport};
+pub use recorded::Recorded;
+pub use source::Source;

@@ -1,0 +1,209 @@
+//! The nodes that serve the same VIPs: this one and the others, as it knows them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Mac;
+
+/// A node's id: 32 bits, written as an IPv4 address, which it is where nodes have such. No two nodes have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub Ipv4Addr);
+
+impl NodeId {
+    /// The Ethernet address of the node's end of the tunnel, which packets for it bear: `02:76` and the id.
+    pub fn mac(self) -> Mac {
+        let [a, b, c, d] = self.0.octets();
+        Mac([0x02, 0x76, a, b, c, d])
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is known of another node's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It answers.
+    Live,
+    /// It has been silent for about a second: it gets no new connections, and those it has still reach it.
+    Suspect,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, for people.
+    pub name: String,
+    /// Its number among the nodes that this one knows: [`NUMBERS`]; the same for as long as it is known. Its nexthop's id is made
+    /// of it.
+    pub number: u32,
+    /// The address of its end of the tunnel.
+    pub tunnel: Ipv4Addr,
+    /// Whether it answers.
+    pub state: NodeState,
+}
+
+/// The numbers that other nodes may have.
+pub const NUMBERS: std::ops::Range<u32> = 1..1 << 24;
+
+/// This node, as the others know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, for people.
+    pub name: String,
+    /// The address of its end of the tunnel.
+    pub tunnel: Ipv4Addr,
+}
+
+/// This node and the others. A node that stands alone has none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
+pub struct Cluster {
+    /// This node.
+    pub own: OwnNode,
+    /// The others.
+    pub nodes: Vec<ClusterNode>,
+}
+
+/// What no cluster can be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadCluster {
+    /// Two nodes can't be told apart.
+    #[error("node {0}: expected an id that no other node has, this one included")]
+    SameId(NodeId),
+    /// Two nodes can't be told apart by what comes from them.
+    #[error("node {id}: expected a tunnel address that no other node has, found {address}")]
+    SameTunnel {
+        /// The second of them.
+        id: NodeId,
+        /// The address of both.
+        address: Ipv4Addr,
+    },
+    /// Its nexthop would have no id, or another node's.
+    #[error("node {id}: expected a number from 1 to 16777215 that no other node has, found {number}")]
+    Number {
+        /// The node.
+        id: NodeId,
+        /// Its number.
+        number: u32,
+    },
+}
+
+impl Cluster {
+    /// One whose ids, numbers and addresses tell its nodes apart.
+    pub fn new(own: OwnNode, nodes: Vec<ClusterNode>) -> Result<Self, BadCluster> {
+        let (mut ids, mut tunnels) = (BTreeSet::from([own.id]), BTreeSet::from([own.tunnel]));
+        let mut numbers = BTreeSet::new();
+        for ClusterNode { id, number, tunnel, .. } in &nodes {
+            if !ids.insert(*id) {
+                return Err(BadCluster::SameId(*id));
+            }
+            if !tunnels.insert(*tunnel) {
+                return Err(BadCluster::SameTunnel { id: *id, address: *tunnel });
+            }
+            if !NUMBERS.contains(number) || !numbers.insert(*number) {
+                return Err(BadCluster::Number { id: *id, number: *number });
+            }
+        }
+        Ok(Self { own, nodes })
+    }
+
+    /// Of the nodes with these numbers: the one behind this node in the order of their ids, suspects left out; and whether one
+    /// of them is suspect.
+    pub fn ring(&self, numbers: &BTreeSet<u32>) -> (Option<NodeId>, bool) {
+        let of_ring = || self.nodes.iter().filter(|node| numbers.contains(&node.number));
+        let live = || of_ring().filter(|node| node.state == NodeState::Live).map(|node| node.id);
+        let behind = live().filter(|id| *id > self.own.id).min();
+        (behind.or_else(|| live().min()), of_ring().any(|node| node.state == NodeState::Suspect))
+    }
+}
+
+/// As it is read, before anything of it is believed.
+#[derive(Deserialize)]
+struct Unchecked {
+    own: OwnNode,
+    nodes: Vec<ClusterNode>,
+}
+
+impl TryFrom<Unchecked> for Cluster {
+    type Error = BadCluster;
+
+    fn try_from(read: Unchecked) -> Result<Self, BadCluster> {
+        Self::new(read.own, read.nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(last: u8) -> NodeId {
+        NodeId(Ipv4Addr::new(192, 0, 2, last))
+    }
+
+    fn node(last: u8, number: u32) -> ClusterNode {
+        let name = format!("n{last}");
+        ClusterNode { id: id(last), name, number, tunnel: id(last).0, state: NodeState::Live }
+    }
+
+    fn cluster(nodes: Vec<ClusterNode>) -> Result<Cluster, BadCluster> {
+        Cluster::new(OwnNode { id: id(1), name: "n1".into(), tunnel: id(1).0 }, nodes)
+    }
+
+    #[test]
+    fn an_id_is_part_of_the_tunnels_ethernet_address() {
+        assert_eq!(id(7).mac().to_string(), "02:76:c0:00:02:07");
+    }
+
+    #[test]
+    fn the_ring_is_in_the_order_of_ids_and_skips_suspects() {
+        let own = OwnNode { id: id(5), name: "n5".into(), tunnel: id(5).0 };
+        let suspect = ClusterNode { state: NodeState::Suspect, ..node(7, 3) };
+        let cluster = Cluster::new(own, vec![node(2, 1), node(9, 2), suspect]).unwrap();
+        assert_eq!(cluster.ring(&[1, 2, 3].into()), (Some(id(9)), true));
+        assert_eq!(cluster.ring(&[1, 2].into()), (Some(id(9)), false));
+        assert_eq!(cluster.ring(&[1].into()), (Some(id(2)), false));
+        assert_eq!(cluster.ring(&[3].into()), (None, true));
+        assert_eq!(cluster.ring(&[4].into()), (None, false));
+    }
+
+    #[test]
+    fn the_file_has_it_as_documented() {
+        let json = serde_json::json!({
+            "own": { "id": "192.0.2.1", "name": "n1", "tunnel": "192.0.2.1" },
+            "nodes": [{ "id": "192.0.2.2", "name": "n2", "number": 1, "tunnel": "192.0.2.2", "state": "live" }],
+        });
+        let known = cluster(vec![node(2, 1)]).unwrap();
+        assert_eq!(serde_json::to_value(&known).unwrap(), json);
+        assert_eq!(serde_json::from_value::<Cluster>(json).unwrap(), known);
+    }
+
+    #[test]
+    fn nodes_that_cant_be_told_apart_are_refused() {
+        assert_eq!(cluster(vec![node(1, 1)]), Err(BadCluster::SameId(id(1))));
+        assert_eq!(cluster(vec![node(2, 1), node(2, 2)]), Err(BadCluster::SameId(id(2))));
+        assert_eq!(cluster(vec![node(2, 1), node(3, 1)]), Err(BadCluster::Number { id: id(3), number: 1 }));
+        for number in [0, 1 << 24] {
+            assert_eq!(cluster(vec![node(2, number)]), Err(BadCluster::Number { id: id(2), number }));
+        }
+        let same = ClusterNode { tunnel: id(2).0, ..node(3, 2) };
+        let expected = BadCluster::SameTunnel { id: id(3), address: id(2).0 };
+        assert_eq!(cluster(vec![node(2, 1), same]), Err(expected));
+        let text = r#"{"own":{"id":"192.0.2.1","name":"","tunnel":"192.0.2.1"},
+            "nodes":[{"id":"192.0.2.1","name":"","number":1,"tunnel":"192.0.2.2","state":"live"}]}"#;
+        let error = serde_json::from_str::<Cluster>(text).unwrap_err().to_string();
+        assert!(error.starts_with("node 192.0.2.1: expected an id that no other node has"), "{error}");
+    }
+}

@@ -1,0 +1,206 @@
+//! The file, key by key.
+
+use tracing::level_filters::LevelFilter;
+
+use super::*;
+
+fn complaint(text: &str) -> String {
+    Config::parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = Config::parse("").unwrap();
+    assert_eq!(config.socket, Path::new("/run/viproute/viprouted.sock"));
+    assert_eq!(config.state_dir, Path::new("/var/lib/viproute"));
+    assert_eq!(config.data_dir, Path::new("/var/lib/cni/viproute"));
+    assert_eq!(config.lease.cluster, None);
+    let dhcp = Dhcp { relay: None, servers: Vec::new(), on_lost: OnLost::Withdraw };
+    assert_eq!(config.lease.backend, Backend::Dhcp(dhcp));
+    assert_eq!(config.lease.allow, None);
+    assert_eq!(config.lease.limits, Limits { vips_per_namespace: 100, vips: 1000 });
+    assert_eq!(config.lease.hold, Duration::from_secs(600));
+    assert_eq!(config.announce, Announce::Arp);
+    assert_eq!(config.metrics.socket.as_deref(), Some(Path::new("/run/viproute/metrics.sock")));
+    assert_eq!(config.metrics.listen, None);
+    assert_eq!(config.log, Log { form: Form::Text, level: LevelFilter::INFO });
+    assert!(config.lease.peers.is_empty() && config.lease.pins.is_empty() && config.interface.is_none());
+    assert!(config.notrack && config.express);
+}
+
+#[test]
+fn the_shipped_file_is_valid() {
+    let text = include_str!("../../../conf/viprouted.toml");
+    assert_eq!(Config::parse(text).unwrap(), Config::parse("").unwrap());
+    // What it shows in comments is valid as well.
+    let uncommented: String =
+        text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_string() + "\n").collect();
+    let config = Config::parse(&uncommented).unwrap();
+    assert_eq!(config.lease.pins.len(), 1);
+    assert_eq!(config.lease.peers.len(), 2);
+}
+
+#[test]
+fn other_nodes() {
+    assert_eq!(Config::parse("").unwrap().membership, None);
+    let text = "[membership]\nseeds = [\"192.0.2.11\", \"nodes.example:9000\"]\nlisten = \"192.0.2.1:9001\"";
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.lease.peers, [IpAddr::from([192, 0, 2, 11])]);
+    let membership = config.membership.unwrap();
+    assert_eq!(membership.seeds, ["192.0.2.11:8119", "nodes.example:9000"]);
+    assert_eq!((membership.listen, membership.port), (Some([192, 0, 2, 1].into()), 9001));
+    assert_eq!(membership.key_file, Path::new(DEFAULT_KEY_FILE));
+    let bare = Config::parse("[membership]").unwrap().membership.unwrap();
+    assert_eq!((bare.listen, bare.port, bare.tunnel, bare.name), (None, 8119, None, None));
+    for (line, says) in [
+        ("seeds = [\"127.0.0.1\"]", "membership.seeds = \"127.0.0.1\": expected a node's IPv4 address or name"),
+        ("seeds = [\"192.0.2\"]", "membership.seeds = \"192.0.2\": expected"),
+        ("seeds = [\"n1:0\"]", "membership.seeds = \"n1:0\": expected"),
+        ("seeds = [\"a b\"]", "membership.seeds = \"a b\": expected"),
+        ("listen = \"0.0.0.0\"", "membership.listen = \"0.0.0.0\": expected a unicast IPv4 address of this node"),
+        ("tunnel = \"224.0.0.1\"", "membership.tunnel"),
+        ("name = \"N1\"", "membership.name = \"N1\": expected a node's name"),
+        ("key = 1", "membership.key: no such key (there are: seeds, key_file, listen, tunnel, name)"),
+    ] {
+        let found = complaint(&format!("[membership]\n{line}"));
+        assert!(found.starts_with(says), "{found}");
+    }
+    let both = complaint("peers = [\"192.0.2.1\"]\n[membership]\nseeds = [\"n1\"]");
+    assert!(both.contains("its nodes find each other (membership.seeds)"), "{both}");
+}
+
+#[test]
+fn everything_set() {
+    let config = Config::parse(
+        r#"
+        socket = "/s"
+        state_dir = "/st"
+        data_dir = "/d"
+        cluster = "blue"
+        backend = "pool"
+        allow = ["10.118.0.0/16"]
+        hold = "0s"
+        announce = "arp"
+        peers = ["192.0.2.1", "192.0.2.2"]
+        metrics = ""
+        metrics_listen = "127.0.0.1:9118"
+        log = "json"
+        log_level = "debug"
+        notrack = false
+        express = "off"
+        [dhcp]
+        interface = "eth0"
+        relay = { server = "192.0.2.9", subnet = "10.118.0.0" }
+        servers = ["192.0.2.9"]
+        on_lost = "keep"
+        [limits]
+        vips_per_namespace = 5
+        vips = 50
+        [pool]
+        cidr = "10.118.4.0/24"
+        exclude = ["10.118.4.1"]
+        [[pin]]
+        vip = "shop/web"
+        address = "10.118.0.10"
+        [[gateway]]
+        kind = "bird"
+        [[gateway]]
+        kind = "frr"
+        socket = "/run/gateway/bgpd.vty"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.metrics, Metrics { socket: None, listen: Some("127.0.0.1:9118".parse().unwrap()) });
+    assert_eq!(config.log, Log { form: Form::Json, level: LevelFilter::DEBUG });
+    assert_eq!(config.lease.limits, Limits { vips_per_namespace: 5, vips: 50 });
+    assert_eq!((config.lease.hold, config.notrack, config.express), (Duration::ZERO, false, false));
+    assert_eq!(config.interface.as_deref(), Some("eth0"));
+    assert_eq!(config.lease.pins[&"shop/web".parse().unwrap()], std::net::IpAddr::from([10, 118, 0, 10]));
+    let gateways: Vec<_> = config.lease.gateways.iter().map(|g| (g.daemon, g.socket.to_str().unwrap())).collect();
+    let expected = [(RoutingDaemon::Bird, "/run/bird/bird.ctl"), (RoutingDaemon::Frr, "/run/gateway/bgpd.vty")];
+    assert_eq!(gateways, expected);
+    let Backend::Pool(pool) = config.lease.backend else { panic!("not the pool") };
+    assert_eq!(pool.exclude, [std::net::Ipv4Addr::new(10, 118, 4, 1)]);
+}
+
+#[test]
+fn announce_follows_the_backend() {
+    let relay = "allow = [\"10.118.0.0/16\"]\n[dhcp]\nrelay = { server = \"192.0.2.9\", subnet = \"10.118.0.0\" }";
+    assert_eq!(Config::parse(relay).unwrap().announce, Announce::None);
+    assert_eq!(Config::parse("backend = \"pool\"").unwrap().announce, Announce::None);
+}
+
+#[test]
+fn durations() {
+    for (text, seconds) in [("10m", 600), ("30s", 30), ("1h", 3600), ("0s", 0), ("1h 30m", 5400), ("2days", 172_800)] {
+        assert_eq!(duration(text), Some(Duration::from_secs(seconds)), "{text}");
+    }
+    for text in ["", "10", "m", "+5s", "-1s", "99999999h", "5ß", "2years"] {
+        assert_eq!(duration(text), None, "{text}");
+    }
+}
+
+#[test]
+fn complaints_name_key_value_and_what_was_expected() {
+    let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
+    let cases = [
+        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: allow, dhcp, pool, "),
+        ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, servers, on_lost)"),
+        ("hold = 10".into(), "hold = 10: expected a time such as \"30s\", \"10m\" or \"1h 30m\""),
+        ("hold = \"10\"".into(), "hold = \"10\": expected a time such as \"30s\""),
+        ("[dhcp]\nservers = [\"dhcp.lan\"]".into(), "dhcp.servers = \"dhcp.lan\": expected a unicast IPv4 address"),
+        ("[limits]\nvips = 0".into(), "limits.vips = 0: expected a number from 1 on"),
+        ("[limits]\nvips_per_pod = 1".into(), "limits.vips_per_pod: no such key (there are: vips_per_namespace, vips)"),
+        (
+            "[dhcp]\nrelay = { server = \"192.0.2.9\", subnet = \"10.118.0.0\" }".into(),
+            "allow is missing: expected the networks that VIPs come from",
+        ),
+        ("backend = \"dns\"".into(), "backend = \"dns\": expected \"dhcp\" or \"pool\""),
+        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast IPv4 address"),
+        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast IPv4 address"),
+        ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
+        ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
+        ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),
+        ("metrics = \"run\"".into(), "metrics = \"run\": expected an absolute path of at most 107 bytes, or \"\""),
+        ("metrics_listen = \"9118\"".into(), "metrics_listen = \"9118\": expected an IPv4 address and a port"),
+        ("log = \"xml\"".into(), "log = \"xml\": expected \"text\" or \"json\""),
+        ("log_level = \"2\"".into(), "log_level = \"2\": expected \"error\", \"warn\""),
+        ("notrack = \"no\"".into(), "notrack = \"no\": expected true or false"),
+        ("express = true".into(), "express = true: expected \"on\" or \"off\""),
+        ("express = \"auto\"".into(), "express = \"auto\": expected \"on\" or \"off\""),
+        ("dhcp = 3".into(), "dhcp = 3: expected a table"),
+        ("[dhcp]\nrelay = { server = \"192.0.2.1\" }".into(), "dhcp.relay.subnet is missing: expected"),
+        ("[dhcp]\ninterface = \"\"".into(), "dhcp.interface = \"\": expected an interface name"),
+        ("[pool]\ncidr = \"224.0.0.0/24\"".into(), "pool.cidr = \"224.0.0.0/24\": expected a network within: any"),
+        (
+            "allow = [\"10.1.0.0/16\"]\n[pool]\ncidr = \"10.2.0.0/24\"".into(),
+            "pool.cidr = \"10.2.0.0/24\": expected a network within: 10.1",
+        ),
+        (
+            "backend = \"pool\"\nallow = [\"10.1.0.0/16\"]".into(),
+            "pool.cidr is missing: expected a network within allow",
+        ),
+        (pin("web", "10.0.0.1"), "pin[0].vip = \"web\": expected a VIP, <namespace>/<name>"),
+        (pin("a/b", "10.0.0.1") + &pin("a/b", "10.0.0.2"), "pin[1].vip = \"a/b\": expected each VIP pinned once"),
+        (
+            pin("a/b", "10.0.0.1") + &pin("a/c", "10.0.0.1"),
+            "pin[1].address = \"10.0.0.1\": expected an address that isn't pinned to a/b",
+        ),
+        (
+            "allow = [\"10.1.0.0/16\"]\n".to_string() + &pin("a/b", "10.2.0.1"),
+            "pin[0].address = \"10.2.0.1\": expected one within: 10.1.0.0/16",
+        ),
+        ("[[gateway]]\nsocket = \"/x\"".into(), "gateway[0].kind is missing: expected \"bird\" or \"frr\""),
+        ("[[gateway]]\nkind = \"quagga\"".into(), "gateway[0].kind = \"quagga\": expected \"bird\" or \"frr\""),
+        (
+            "[[gateway]]\nkind = \"bird\"\n[[gateway]]\nkind = \"bird\"".into(),
+            "gateway[1].socket = \"/run/bird/bird.ctl\": expected each daemon's socket once",
+        ),
+        ("\nhold = ".into(), "line 2 is not TOML: "),
+    ];
+    for (text, expected) in cases {
+        let complaint = complaint(&text);
+        assert!(complaint.starts_with(expected), "{text}\n{complaint}\n{expected}");
+        assert!(!complaint.contains('\n'), "{complaint}");
+    }
+}

@@ -1,0 +1,147 @@
+//! What clients of the socket ask for, and what the agent does.
+
+use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
+
+use crate::api::protocol::{
+    Departed, Directory, EventEntry, Events, EventsRequest, Identity, LeaseEntry, Leases, Refusal, Released, Request,
+    Status, code,
+};
+use crate::api::server::{self, Call};
+use crate::dataplane::node::uplink;
+use crate::lease::clock;
+use crate::lease::state::{Caller, Input};
+use crate::model::{BadKey, VipKey};
+use crate::net::link::Link;
+use crate::node::leases::usage;
+use crate::node::problems::PROXIES;
+use crate::node::{self, AllocatorStatus, journal};
+use crate::with_causes;
+
+use super::Daemon;
+
+impl Daemon {
+    pub(super) fn call(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let line = match request {
+            Request::Acquire(request) => match parse(&request.vip) {
+                Ok(vip) => {
+                    tracing::info!(%vip, pod = %request.pod, node = %request.node, gateway = ?request.gateway, "acquire");
+                    self.last_caller += 1;
+                    let caller = Caller(self.last_caller);
+                    self.executor.expect(caller, reply);
+                    return self.step(&vip, Input::Acquire(caller));
+                }
+                Err(refusal) => server::line::<()>(&Err(refusal)),
+            },
+            Request::Release(request) => server::line(&parse(&request.vip).map(|vip| {
+                self.released(&vip);
+                Released { released: request.vip }
+            })),
+            Request::Leases {} => server::line(&Ok(Leases { leases: self.leases() })),
+            Request::Status {} => server::line(&Ok(self.status())),
+            Request::Identity(request) => server::line(&parse(&request.vip).and_then(|vip| self.identity(&vip))),
+            Request::Events(EventsRequest { after }) => server::line(&Ok(self.events(after))),
+            Request::Nodes {} => server::line(&Ok(self.agent.peers.status().unwrap_or_default())),
+            Request::Depart {} => server::line(&Ok(Departed { departed: self.agent.peers.leave() })),
+            Request::Called(called) => return node::calls::record(&self.agent, &called),
+        };
+        // The caller may have closed its connection.
+        let _ = reply.send(line);
+    }
+
+    /// The registry decides whether the VIP is still in use: the call only has it read.
+    fn released(&mut self, vip: &VipKey) {
+        tracing::info!(%vip, "release");
+        match usage::read_usage(&self.registry, vip) {
+            Ok(usage) => self.step(vip, Input::LocalUsage(usage)),
+            Err(error) => tracing::warn!(%vip, error = &*error as &dyn std::error::Error, "registry not read"),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let stranger = |path: &PathBuf| format!("{} belongs to no VIP", path.display());
+        let strangers = self.strangers.iter().filter(|path| path.exists()).map(stranger);
+        let problems = strangers.chain(self.foreign.problems()).chain(self.agent.problems.all());
+        let problems = problems.chain(self.agent.watch.degraded()).collect();
+        let mut vips = self.state.status();
+        for vip in &mut vips {
+            vip.expires = vip.expires.map(clock::to_wall);
+            vip.held_until = vip.held_until.map(clock::to_wall);
+        }
+        self.claims.show(&mut vips);
+        let registry = Some(Directory::at(self.registry.dir()));
+        let (backend, express) = (self.settings.backend.name().into(), self.agent.express.status());
+        let version = Some(crate::VERSION.to_owned());
+        Status { backend, vips, registry, problems, obstacles: self.obstacles(), express, version }
+    }
+
+    /// Why a VIP that is new here would get no address now.
+    fn obstacles(&self) -> Vec<String> {
+        let nothing = self.state.allow().is_nothing().then(|| format!("allow isn't set: it is {}", self.state.allow()));
+        // Sockets are bound to the link as it is: one that comes back is good again.
+        let link = self.link.as_ref().filter(|_| self.executor.dhcp_counters().is_some());
+        let want = |link: &Link| uplink::Want::Named(link.name.clone());
+        let unusable = link.and_then(|link| match uplink::again(&self.node, link) {
+            Ok(have) => uplink::difference(&want(link), &have).map(|why| format!("no address can be asked for: {why}")),
+            Err(error) => Some(with_causes(&error)),
+        });
+        let general = unusable.into_iter().chain(nothing).chain(self.state.is_full());
+        general.chain(self.state.obstacles(clock::now())).collect()
+    }
+
+    fn leases(&self) -> Vec<LeaseEntry> {
+        let shown = |lease: LeaseEntry| LeaseEntry {
+            granted: clock::to_wall(lease.granted),
+            expires: lease.expires.map(clock::to_wall),
+            left: lease.left.map(clock::to_wall),
+            ..lease
+        };
+        self.state.leases().into_iter().map(shown).collect()
+    }
+
+    fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {
+        let (Some(identity), Some(cluster)) = (self.executor.identity(vip), &self.cluster) else {
+            let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from pool.cidr");
+            return Err(Refusal { code: code::INVALID, msg });
+        };
+        Ok(Identity {
+            vip: vip.to_string(),
+            cluster: cluster.name.clone(),
+            client_id: hexadecimal(&identity.client_id),
+            mac: hexadecimal(&identity.chaddr),
+            host_name: identity.hostname,
+        })
+    }
+
+    fn events(&self, after: u64) -> Events {
+        Events { events: self.agent.journal.events_after(after).into_iter().map(entry).collect() }
+    }
+
+    /// For the agent's metrics and health pages.
+    pub(super) fn allocator_status(&self) -> AllocatorStatus {
+        let status = self.status();
+        let readiness_errors = status.obstacles.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
+        AllocatorStatus { dhcp: self.executor.dhcp_counters(), readiness_errors, status }
+    }
+}
+
+/// Octets with colons, as servers' configurations have them.
+fn hexadecimal(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":")
+}
+
+fn entry(event: journal::Event) -> EventEntry {
+    let at = event.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    EventEntry {
+        number: event.number,
+        at: u64::try_from(at).unwrap_or(u64::MAX),
+        kind: event.kind.name().to_owned(),
+        vip: event.vip.map(|vip| vip.to_string()),
+        text: event.text,
+    }
+}
+
+fn parse(vip: &str) -> Result<VipKey, Refusal> {
+    vip.parse().map_err(|error: BadKey| Refusal { code: code::INVALID, msg: error.to_string() })
+}

@@ -1,0 +1,130 @@
+//! Everything the loop waits for, in one place.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::sync::oneshot;
+
+use crate::api::server::Call;
+use crate::dataplane;
+use crate::lease::grant::Report;
+use crate::lease::source::{self, Notices};
+use crate::lease::state::Findings;
+use crate::lease::writer::Done;
+use crate::model::VipKey;
+use crate::net::arp::Claim;
+use crate::net::link::Link;
+use crate::node::AllocatorStatus;
+use crate::registry::watch::Update;
+
+use super::Error;
+use super::executor::Found;
+use super::usage::Batch;
+
+/// Everything that can happen, other than time passing.
+pub struct Events {
+    /// What clients of the socket want.
+    pub calls: UnboundedReceiver<Call>,
+    /// Requests for the allocator's status.
+    pub status_requests: UnboundedReceiver<oneshot::Sender<AllocatorStatus>>,
+    /// Reports of pins and of the pool.
+    pub reports: UnboundedReceiver<Report>,
+    /// Notices of the DHCP engine.
+    pub notices: Notices,
+    /// Lease files read and written.
+    pub done: UnboundedReceiver<Done>,
+    /// What searches for conflicts found.
+    pub found: UnboundedReceiver<Found>,
+    /// Updates of the registry.
+    pub registry: UnboundedReceiver<Update>,
+    /// Another link to the gateways.
+    pub links: UnboundedReceiver<Link>,
+    /// What the dataplane could not do.
+    pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
+    /// Claims of other hosts to an address of ours; none without a link.
+    pub claims: Option<Receiver<Claim>>,
+    /// The same, of those that are no peers.
+    pub strange: UnboundedReceiver<Claim>,
+    /// SIGTERM.
+    pub terminate: Signal,
+    /// SIGINT.
+    pub interrupt: Signal,
+}
+
+/// One of them.
+pub enum Event {
+    /// A client of the socket wants something.
+    Call(Call),
+    /// The metrics and health pages ask for the allocator's status.
+    StatusRequest(oneshot::Sender<AllocatorStatus>),
+    /// A source of addresses reports.
+    Report(Report),
+    /// A lease file is read or written.
+    Done(Done),
+    /// A search for conflicts is done.
+    Found(VipKey, IpAddr, Result<Findings, String>),
+    /// The registry was read.
+    Registry(Batch),
+    /// Another host claims an address of ours.
+    Claim(Claim),
+    /// And it is no peer.
+    Strange(Claim),
+    /// Another link leads to the gateways.
+    Link(Link),
+    /// The dataplane could not carry out an order.
+    DataplaneFailed(VipKey, dataplane::Error),
+    /// Time has passed.
+    Time,
+    /// viprouted is to end.
+    End,
+}
+
+impl Events {
+    /// Waits for the next one, or until `due`.
+    pub async fn next(&mut self, due: Duration) -> Result<Event, Error> {
+        let ended = Error::Ended;
+        let event = tokio::select! {
+            _ = self.terminate.recv() => Some(Event::End),
+            _ = self.interrupt.recv() => Some(Event::End),
+            call = self.calls.recv() => Some(Event::Call(call.ok_or(ended("the server"))?)),
+            Some(request) = self.status_requests.recv() => Some(Event::StatusRequest(request)),
+            report = self.reports.recv() => Some(Event::Report(report.ok_or(ended("the source of addresses"))?)),
+            notice = next_notice(&mut self.notices) => {
+                source::report(notice.ok_or(ended("the DHCP engine"))?).map(Event::Report)
+            }
+            done = self.done.recv() => Some(Event::Done(done.ok_or(ended("the thread that keeps leases"))?)),
+            found = self.found.recv() => {
+                let (vip, address, found) = found.ok_or(ended("the search"))?;
+                Some(Event::Found(vip, address, found))
+            }
+            update = self.registry.recv() => {
+                Some(Event::Registry(Batch::of(&update.ok_or(ended("the registry's watcher"))?)))
+            }
+            Some(link) = self.links.recv() => Some(Event::Link(link)),
+            failure = self.failures.recv() => {
+                let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;
+                Some(Event::DataplaneFailed(vip, error))
+            }
+            claim = next_claim(&mut self.claims) => Some(Event::Claim(claim.ok_or(ended("the ARP listener"))?)),
+            Some(claim) = self.strange.recv() => Some(Event::Strange(claim)),
+            () = tokio::time::sleep(due) => None,
+        };
+        Ok(event.unwrap_or(Event::Time))
+    }
+}
+
+async fn next_claim(claims: &mut Option<Receiver<Claim>>) -> Option<Claim> {
+    match claims {
+        Some(claims) => claims.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_notice(notices: &mut Notices) -> Option<crate::dhcp::Notice> {
+    match notices {
+        Some(notices) => notices.recv().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,198 @@
+//! Carries out what [`super::state`] decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::api::protocol::{Directory, Grant, Refusal};
+use crate::api::server;
+use crate::lease::allow::Allow;
+use crate::lease::clock;
+use crate::lease::search::Search;
+use crate::lease::source::Sources;
+use crate::lease::state::{Action, Caller, Findings, State, Step};
+use crate::lease::writer::{Job, LeaseWriter};
+use crate::model::VipKey;
+use crate::{dhcp, with_causes};
+
+use super::dataplane::Order;
+
+/// A search that couldn't be made is made again after this long.
+const SEARCH_AGAIN: Duration = Duration::from_secs(1);
+
+/// A search's result: of which VIP, for which address, and the findings, or why the search couldn't be made (yet).
+pub type Found = (VipKey, IpAddr, Result<Findings, String>);
+
+/// All that actions are carried out with.
+#[derive(Debug)]
+pub struct Executor {
+    sources: Sources,
+    search: Search,
+    writer: LeaseWriter,
+    orders: Sender<Order>,
+    found: mpsc::UnboundedSender<Found>,
+    /// The registry's directory, which each answer names: the caller's must be the same.
+    registry: PathBuf,
+    /// Who waits for an answer.
+    callers: BTreeMap<Caller, oneshot::Sender<Vec<u8>>>,
+    /// Searches under way.
+    searches: BTreeMap<VipKey, AbortHandle>,
+    /// The last file written of each VIP, while it is being written.
+    writing: BTreeMap<VipKey, u64>,
+    last_write: u64,
+}
+
+impl Executor {
+    /// With these tools; what searches find comes by the receiver.
+    pub fn new(
+        sources: Sources,
+        search: Search,
+        writer: LeaseWriter,
+        orders: Sender<Order>,
+        registry: &Path,
+    ) -> (Self, mpsc::UnboundedReceiver<Found>) {
+        let (found, results) = mpsc::unbounded_channel();
+        let (callers, searches, writing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let registry = registry.to_owned();
+        let executor =
+            Self { sources, search, writer, orders, found, registry, callers, searches, writing, last_write: 0 };
+        (executor, results)
+    }
+
+    /// `caller` is to be answered by `reply`.
+    pub fn expect(&mut self, caller: Caller, reply: oneshot::Sender<Vec<u8>>) {
+        self.callers.insert(caller, reply);
+    }
+
+    /// Searches are made by `search` from now on, and DHCP goes over the link of that name.
+    pub fn rebind(&mut self, search: Search, interface: &str) {
+        self.search = search;
+        self.sources.rebind(interface);
+    }
+
+    /// The DHCP engine's messages; none without one.
+    pub fn dhcp_counters(&self) -> Option<dhcp::Counters> {
+        self.sources.dhcp_counters()
+    }
+
+    /// Who the VIP is to a DHCP server; none where it isn't asked.
+    pub fn identity(&self, vip: &VipKey) -> Option<dhcp::Identity> {
+        self.sources.identity(vip)
+    }
+
+    /// Finds out whose an Ethernet address is.
+    pub fn search(&self) -> &Search {
+        &self.search
+    }
+
+    /// Has a VIP's lease file read.
+    pub fn load(&mut self, vip: &VipKey) {
+        self.writer.give(Job::Load(vip.clone()));
+    }
+
+    /// Removes a VIP's lease file.
+    pub fn erase(&mut self, vip: &VipKey) {
+        self.writing.remove(vip);
+        self.writer.give(Job::Erase(vip.clone()));
+    }
+
+    /// Whether the file written under `number` is what the VIP's file is to say: an older one on disk is worth nothing.
+    pub fn is_latest(&mut self, vip: &VipKey, number: u64) -> bool {
+        let latest = self.writing.get(vip) == Some(&number);
+        if latest {
+            self.writing.remove(vip);
+        }
+        latest
+    }
+
+    /// Carries out `steps`, which `state` decided on.
+    pub fn perform(&mut self, state: &State, steps: Vec<Step>) {
+        for (vip, action) in steps {
+            self.carry_out(state, &vip, action);
+        }
+    }
+
+    fn carry_out(&mut self, state: &State, vip: &VipKey, action: Action) {
+        match action {
+            Action::Ask(remembered) => self.sources.ask(vip, remembered, &others(state, vip)),
+            Action::Decline => self.sources.decline(vip, &others(state, vip)),
+            Action::Restart => self.sources.restart(vip, &others(state, vip)),
+            Action::Stop => {
+                self.stop_search(vip);
+                self.sources.stop(vip);
+            }
+            Action::Release => {
+                tracing::info!(%vip, "address given back");
+                self.stop_search(vip);
+                self.sources.release(vip);
+            }
+            Action::Check(address) => self.check(vip, address, state.allow().clone()),
+            Action::Save(record) => {
+                self.last_write += 1;
+                self.writing.insert(vip.clone(), self.last_write);
+                self.writer.give(Job::Save(vip.clone(), self.last_write, record));
+            }
+            Action::Erase => self.erase(vip),
+            Action::Answer(caller, answer) => self.answer(vip, caller, &answer),
+            Action::Serve(address) => self.order(vip, Some(address)),
+            Action::Withdraw => self.order(vip, None),
+        }
+    }
+
+    fn answer(&mut self, vip: &VipKey, caller: Caller, answer: &Result<Grant, Refusal>) {
+        match answer {
+            Ok(grant) => tracing::info!(%vip, address = %grant.address, "granted"),
+            Err(refusal) => tracing::warn!(%vip, code = refusal.code, why = refusal.msg, "acquire refused"),
+        }
+        if let Some(reply) = self.callers.remove(&caller) {
+            let registry = Some(Directory::at(&self.registry));
+            let answer =
+                answer.clone().map(|grant| Grant { registry, expires: grant.expires.map(clock::to_wall), ..grant });
+            // The caller may have closed its connection; the lease is kept for its next try.
+            let _ = reply.send(server::line(&answer));
+        }
+    }
+
+    fn order(&mut self, vip: &VipKey, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            tracing::info!(%vip, %address, "serve");
+        } else {
+            tracing::warn!(%vip, "withdraw");
+        }
+        if self.orders.send((vip.clone(), address)).is_err() {
+            tracing::error!("the dataplane's thread has ended");
+        }
+    }
+
+    fn check(&mut self, vip: &VipKey, address: IpAddr, allow: Allow) {
+        self.stop_search(vip);
+        let (search, found, name) = (self.search.clone(), self.found.clone(), vip.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let result = search.run(&name, address, &allow).await.map_err(|error| with_causes(&error));
+                let again = result.is_err();
+                if found.send((name.clone(), address, result)).is_err() || !again {
+                    return;
+                }
+                tokio::time::sleep(SEARCH_AGAIN).await;
+            }
+        });
+        self.searches.insert(vip.clone(), task.abort_handle());
+    }
+
+    fn stop_search(&mut self, vip: &VipKey) {
+        if let Some(search) = self.searches.remove(vip) {
+            search.abort();
+        }
+    }
+}
+
+/// The addresses of all VIPs but `vip`.
+fn others(state: &State, vip: &VipKey) -> BTreeSet<IpAddr> {
+    state.addresses().filter(|(_, other)| *other != vip).map(|(address, _)| address).collect()
+}

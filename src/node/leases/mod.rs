@@ -1,0 +1,360 @@
+//! The loop: each event goes into [`State`], and what that decides is carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+mod calls;
+mod claims;
+mod dataplane;
+mod event_log;
+mod events;
+mod executor;
+mod foreign;
+mod link;
+mod start;
+mod usage;
+
+use crate::net::arp::{self, Arp};
+
+use super::config::{Announce, Config};
+use crate::api::server::Server;
+use crate::lease::clock;
+use crate::lease::cluster::{self, Cluster};
+use crate::lease::grant::{News, Report};
+use crate::lease::search;
+use crate::lease::settings::Settings;
+use crate::lease::source;
+use crate::lease::state::{Findings, Input, LocalUsage, State, Step};
+use crate::lease::store::{self, Contents};
+use crate::lease::writer::Done;
+use crate::model::VipKey;
+use crate::model::address::ipv4;
+use crate::net::link::Link;
+use crate::net::{self, NodeNet, unix};
+use crate::registry::Registry;
+use crate::{node, with_causes};
+use claims::Claims;
+use event_log::LeaseEventLog;
+use events::{Event, Events};
+use executor::Executor;
+use foreign::ForeignServers;
+use usage::Batch;
+
+use super::journal::Kind;
+use super::reconcile::{self, Advertised, NodeSettings};
+use super::{notify, uplink};
+
+/// The loop turns at least this often: the clock may have been set meanwhile.
+const LOOK_AROUND: Duration = Duration::from_secs(30);
+/// Between two tries to bind everything to another link.
+const REBIND: Duration = Duration::from_secs(1);
+
+/// Why viprouted can't start, or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No runtime, thread or signal handler.
+    #[error("{op}")]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing to work with in the kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// No link.
+    #[error(transparent)]
+    Uplink(#[from] uplink::Error),
+    /// No ARP on it.
+    #[error(transparent)]
+    Arp(#[from] arp::Error),
+    /// No lease files.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// No socket.
+    #[error(transparent)]
+    Server(#[from] unix::Error),
+    /// No name for DHCP.
+    #[error(transparent)]
+    Cluster(#[from] cluster::Error),
+    /// No DHCP.
+    #[error(transparent)]
+    Source(#[from] source::Error),
+    /// No searches.
+    #[error(transparent)]
+    Search(#[from] search::Error),
+    /// No gossip with other nodes.
+    #[error(transparent)]
+    Peers(#[from] node::peers::Error),
+    /// No agent.
+    #[error(transparent)]
+    Agent(#[from] node::Error),
+    /// A part that must not end has ended.
+    #[error("{0} has ended")]
+    Ended(&'static str),
+}
+
+fn failed(op: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { op, source }
+}
+
+/// Runs viprouted until SIGTERM or SIGINT. Leases, routes and proxy entries stay as they are then: traffic goes on.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("start the runtime"))?;
+    let result = runtime.block_on(async {
+        let (mut daemon, mut events) = start::start(config).await?;
+        let server = Server::bind(&config.socket)?;
+        let (sender, status_requests) = tokio::sync::mpsc::unbounded_channel();
+        events.status_requests = status_requests;
+        // The metrics' socket goes with it.
+        let (links, heard) = tokio::sync::mpsc::unbounded_channel();
+        events.links = heard;
+        let wake = reconcile::waker()?;
+        let advertised = Advertised::new(wake.clone());
+        daemon.advertised = Some(advertised.clone());
+        daemon.advertise();
+        let settings = NodeSettings {
+            want: uplink::want(config),
+            purpose: uplink::purpose(config),
+            link: daemon.link.clone(),
+            answers: config.announce == Announce::Arp,
+            advertised,
+            links,
+        };
+        let _agent = node::start(&daemon.agent, &config.metrics, sender, (wake, settings))?;
+        let (sender, calls) = tokio::sync::mpsc::unbounded_channel();
+        events.calls = calls;
+        let serving = tokio::spawn(async move { server.run(sender).await });
+        notify::ready();
+        tracing::info!(socket = %config.socket.display(), backend = config.lease.backend.name(), "serving");
+        let result = daemon.run(&mut events).await;
+        // The socket's file goes with the server.
+        serving.abort();
+        let _ = serving.await;
+        result
+    });
+    // A search or a probe under way needn't be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+struct Daemon {
+    state: State,
+    executor: Executor,
+    registry: Registry,
+    agent: node::Context,
+    event_log: LeaseEventLog,
+    /// The addresses that this node answers ARP for, which the reconciler reads.
+    advertised: Option<Advertised>,
+    /// What searches are made by.
+    settings: Settings,
+    /// Another link than `link`, to which not everything could be bound so far.
+    next_link: Option<Link>,
+    /// Receives other hosts' claims to an address.
+    arp: Option<Arc<Arp>>,
+    claims: Claims,
+    /// The link's routers and name servers, as far as DHCP has named them.
+    infrastructure: BTreeSet<IpAddr>,
+    /// DHCP servers that refuse what others have given.
+    foreign: ForeignServers,
+    cluster: Option<Cluster>,
+    /// Sees whether `link` is up.
+    node: NodeNet,
+    link: Option<Link>,
+    /// Callers count from 1.
+    last_caller: u64,
+    /// What waits for a lease file to be read, VIP by VIP.
+    unread: BTreeMap<VipKey, Vec<Input>>,
+    /// Files in the lease directory that belong to no VIP.
+    strangers: Vec<PathBuf>,
+}
+
+impl Daemon {
+    async fn run(&mut self, events: &mut Events) -> Result<(), Error> {
+        loop {
+            let due = self.due();
+            match events.next(due).await? {
+                Event::End => {
+                    self.agent.express.stop(&self.node);
+                    self.agent.peers.restart();
+                    tracing::info!("ending; leases, routes and proxy entries stay");
+                    return Ok(());
+                }
+                event => self.handle(event),
+            }
+            let steps = self.state.tick(clock::now());
+            self.perform(steps);
+            self.advertise();
+            self.rebind(&mut events.claims);
+        }
+    }
+
+    fn due(&self) -> Duration {
+        let tick = self.state.next_tick().map(|at| at.duration_since(clock::now()).unwrap_or_default());
+        let rebind = self.next_link.as_ref().map(|_| REBIND);
+        let due = [tick, rebind].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
+        // Not less: a timer that is due and does nothing must not take the processor.
+        due.clamp(Duration::from_millis(5), LOOK_AROUND)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::StatusRequest(reply) => drop(reply.send(self.allocator_status())), // the page may have timed out
+            Event::Report(report) => self.report(report),
+            Event::Claim(claim) => self.claimed(claim),
+            Event::Strange(claim) => self.claimed_by_a_stranger(claim),
+            Event::Done(Done::Loaded(vip, found)) => self.loaded(&vip, found),
+            Event::Done(Done::Saved(vip, number, result)) => {
+                if self.executor.is_latest(&vip, number) {
+                    self.step(&vip, Input::Saved(result));
+                }
+            }
+            Event::Found(vip, address, found) => self.found(&vip, address, found),
+            Event::Registry(batch) => self.present(batch),
+            Event::Link(link) => self.next_link = Some(link),
+            Event::DataplaneFailed(vip, error) => {
+                tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
+                self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
+            }
+            Event::Time | Event::End => {}
+        }
+    }
+
+    /// Goes on with what is in use or was lately; forgets the rest.
+    fn resume(&mut self, contents: Contents, first: Batch) {
+        let now = clock::now();
+        for path in &self.strangers {
+            tracing::warn!(path = %path.display(), "a file among the leases that belongs to no VIP");
+        }
+        let used: BTreeSet<_> = first.vips.iter().filter(|(_, p)| p.endpoints > 0).map(|(vip, _)| vip).collect();
+        let mut steps = Vec::new();
+        for (vip, record) in contents.records {
+            let over = |left: SystemTime| left + self.settings.hold <= now;
+            // What the registry has of it could not be read if the batch isn't full: nothing follows from its absence.
+            let unused = first.full && !used.contains(&vip);
+            match record {
+                Ok(record) if unused && record.left.is_some_and(over) => self.executor.erase(&vip),
+                record => {
+                    let record = record.map(Some).map_err(|error| with_causes(&error));
+                    if let Err(error) = &record {
+                        tracing::warn!(%vip, %error, "lease not understood");
+                    }
+                    steps.extend(self.state.step(&vip, Input::Loaded(record), now));
+                }
+            }
+        }
+        // All leases are known before the first address is asked for: none of them is given to another VIP.
+        self.perform(steps);
+        self.present(first);
+        self.compare_links();
+    }
+
+    /// `input` happened to `vip`; waits for the VIP's lease file if that has to be read first.
+    fn step(&mut self, vip: &VipKey, input: Input) {
+        if let Some(waiting) = self.unread.get_mut(vip) {
+            return waiting.push(input);
+        }
+        let wanted = match &input {
+            Input::Acquire(_) => true,
+            Input::LocalUsage(usage) => usage.endpoints > 0,
+            _ => false,
+        };
+        if wanted && self.state.needs_record(vip) {
+            self.unread.insert(vip.clone(), vec![input]);
+            return self.executor.load(vip);
+        }
+        self.advance(vip, input);
+    }
+
+    fn advance(&mut self, vip: &VipKey, input: Input) {
+        let steps = self.state.step(vip, input, clock::now());
+        self.event_log.look(&self.state, vip);
+        self.perform(steps);
+    }
+
+    fn perform(&mut self, steps: Vec<Step>) {
+        self.event_log.steps(&self.state, &steps);
+        self.executor.perform(&self.state, steps);
+    }
+
+    fn loaded(&mut self, vip: &VipKey, found: Result<Option<store::Record>, String>) {
+        let waiting = self.unread.remove(vip).unwrap_or_default();
+        for input in std::iter::once(Input::Loaded(found)).chain(waiting) {
+            self.advance(vip, input);
+        }
+    }
+
+    /// A source of addresses reports.
+    fn report(&mut self, report: Report) {
+        let Report { vip, news, infrastructure } = report;
+        self.infrastructure.extend(infrastructure);
+        match &news {
+            News::Refused { server, why } => return self.refused(&vip, *server, why),
+            News::Bound(_) => self.permit_link(),
+            _ => {}
+        }
+        tracing::info!(%vip, %news, "lease event");
+        self.step(&vip, Input::News(self.on_link(news)));
+        self.compare_links();
+    }
+
+    /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
+    fn refused(&mut self, vip: &VipKey, server: IpAddr, why: &str) {
+        let granted_by = self.state.server_of(vip);
+        if let Some(text) = self.foreign.heard(server, granted_by, why) {
+            tracing::warn!(%vip, "{text}");
+            self.agent.journal.record(Kind::Trouble, Some(vip), text);
+        }
+    }
+
+    fn found(&mut self, vip: &VipKey, address: IpAddr, found: Result<Findings, String>) {
+        let mut findings = match found {
+            Ok(findings) => findings,
+            // It is tried again; the waiting callers get this reason.
+            Err(why) => {
+                return self.step(vip, Input::DataplaneFailed(format!("{address} could not be checked: {why}")));
+            }
+        };
+        let other = self.state.addresses().find(|(taken, other)| *taken == address && *other != vip);
+        if let Some((_, other)) = other {
+            findings.conflicts.push(format!("{other} has it"));
+            findings.at_other_vip = true;
+        }
+        if self.infrastructure.contains(&address) {
+            findings.conflicts.push("it is a router or a name server (DHCP options 3 and 6)".into());
+        }
+        tracing::info!(%vip, %address, conflicts = ?findings.conflicts, "searched for conflicts");
+        self.step(vip, Input::Checked(address, findings));
+    }
+
+    fn present(&mut self, batch: Batch) {
+        let gone: Vec<VipKey> = if batch.full {
+            let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
+            self.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let gone = gone.into_iter().map(|vip| (vip, LocalUsage::default()));
+        for (vip, usage) in batch.vips.into_iter().chain(gone) {
+            self.step(&vip, Input::LocalUsage(usage));
+        }
+    }
+
+    /// Publishes the addresses for which ARP is to be answered now.
+    fn advertise(&self) {
+        let served = self.state.announced();
+        if let Some(arp) = &self.arp {
+            arp.serve(&served.iter().copied().filter_map(ipv4).collect());
+        }
+        if let Some(advertised) = &self.advertised {
+            advertised.set(served);
+        }
+    }
+}

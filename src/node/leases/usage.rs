@@ -1,0 +1,67 @@
+//! Which VIPs have replicas on this node, by the registry's updates.
+
+use std::sync::Arc;
+
+use crate::lease::state::LocalUsage;
+use crate::model::VipKey;
+use crate::registry::watch::{Update, View};
+use crate::registry::{self, Registry, State, VipRecord};
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Everything: a VIP that isn't in it has no replicas here.
+    pub full: bool,
+    /// The registry's replicas, VIP by VIP.
+    pub vips: Vec<(VipKey, LocalUsage)>,
+}
+
+impl Batch {
+    /// From an update. Nothing may be concluded about what could not be read.
+    pub fn of(update: &Update) -> Self {
+        let keys = update.keys();
+        let count = keys.len();
+        let usage = |key: &VipKey| match update.snapshot.vips.get(key) {
+            Some(view) => of_view(key, view),
+            None => Ok(LocalUsage::default()),
+        };
+        let read = |key: &VipKey| match usage(key) {
+            Ok(usage) => Some((key.clone(), usage)),
+            Err(error) => {
+                tracing::warn!(vip = %key, error = &*error as &dyn std::error::Error, "registry not read");
+                None
+            }
+        };
+        let vips: Vec<_> = keys.into_iter().filter_map(read).collect();
+        Self { full: update.full && vips.len() == count, vips }
+    }
+}
+
+/// What the registry has of one VIP now.
+pub fn read_usage(registry: &Registry, vip: &VipKey) -> Result<LocalUsage, Arc<registry::Error>> {
+    View::read(registry, vip).map_or_else(|| Ok(LocalUsage::default()), |view| of_view(vip, &view))
+}
+
+/// A damaged endpoint is a replica all the same, just not a ready one.
+fn of_view(vip: &VipKey, view: &View) -> Result<LocalUsage, Arc<registry::Error>> {
+    let record = match &view.record {
+        Ok(record) => record.as_ref(),
+        Err(error) if error.is_damage() => {
+            tracing::warn!(%vip, error = &**error as &dyn std::error::Error, "skipping unreadable record");
+            None
+        }
+        Err(error) => return Err(Arc::clone(error)),
+    };
+    let replicas = view.replicas.as_ref().map_err(Arc::clone)?;
+    let (local, remote): (Vec<_>, Vec<_>) = replicas.values().partition(|replica| replica.backend.is_local());
+    let endpoints = *view.endpoints.as_ref().map_err(Arc::clone)?;
+    Ok(LocalUsage {
+        address: record.filter(|record| !record.withdrawn).map(VipRecord::address),
+        endpoints: endpoints.saturating_sub(remote.len()),
+        ready: local.iter().filter(|replica| replica.state == State::Ready).count(),
+        previous: record.into_iter().flat_map(VipRecord::previous_addresses).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

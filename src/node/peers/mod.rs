@@ -1,0 +1,152 @@
+//! Membership among nodes: who the others are, whether they live, and how many ready replicas of each VIP they have.
+//!
+//! [`key`], [`sessions`] and [`transport`] carry the gossip of chitchat, [`word`] is what nodes say by it, [`view`] what this one
+//! makes of their silence, [`far`] which legs follow, [`records`] writes them down, [`engine`] drives all of it.
+
+mod engine;
+mod far;
+pub mod key;
+mod names;
+mod open;
+mod permits;
+mod rate;
+mod records;
+mod report;
+mod sessions;
+mod state;
+mod transport;
+mod view;
+mod word;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+pub use sessions::Drop;
+pub use transport::read_anything;
+
+use crate::api::protocol;
+use crate::lease::settings::Backend;
+use crate::net::{self, NodeNet};
+use crate::node::config::{Config, is_node_name};
+use crate::node::subsystems::{PEER_RECORDS, PEERS};
+
+use super::Context;
+use engine::Order;
+use key::Keys;
+use records::Records;
+use state::Setup;
+
+/// The others are told of a restart within this time.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Why nodes can't know of each other.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No key, no listening.
+    #[error("[membership] in viprouted.toml")]
+    Key(#[from] key::Error),
+    /// The node has no name.
+    #[error(
+        "membership.name is missing: expected a name of lower-case letters, digits, '-' and '.', because the host name is {0:?}"
+    )]
+    Name(String),
+    /// Nothing to work with in the kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// No thread.
+    #[error("start the threads of the membership")]
+    Io(#[from] io::Error),
+    /// What an earlier configuration has left can't be removed.
+    #[error("remove what is recorded of other nodes: {0}")]
+    Former(String),
+}
+
+/// What viprouted's other parts know of it. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Peers(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    status: Option<protocol::Nodes>,
+    dropped: Vec<(Drop, u64)>,
+    orders: Option<tokio::sync::mpsc::UnboundedSender<Order>>,
+}
+
+impl Peers {
+    /// This node and the others; none: it stands alone.
+    pub fn status(&self) -> Option<protocol::Nodes> {
+        self.shared().status.clone()
+    }
+
+    /// How many datagrams were dropped, by reason; none: nothing listens.
+    pub fn dropped(&self) -> Vec<(Drop, u64)> {
+        self.shared().dropped.clone()
+    }
+
+    /// Tells the others that this node leaves, until its viprouted starts again. False: it stands alone.
+    pub fn leave(&self) -> bool {
+        self.order(Order::Leave)
+    }
+
+    /// Tells the others that viprouted ends and comes back; returns once they know, or can't be told.
+    pub fn restart(&self) {
+        let (told, done) = mpsc::channel();
+        if self.order(Order::Restart(told)) {
+            let _ = done.recv_timeout(FAREWELL);
+        }
+    }
+
+    fn order(&self, order: Order) -> bool {
+        self.shared().orders.as_ref().is_some_and(|orders| orders.send(order).is_ok())
+    }
+
+    fn publish(&self, status: protocol::Nodes, dropped: Vec<(Drop, u64)>) {
+        let mut shared = self.shared();
+        (shared.status, shared.dropped) = (Some(status), dropped);
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The keys of the configuration's file; none: the node stands alone.
+pub fn keys(config: &Config) -> Result<Option<Keys>, Error> {
+    Ok(config.membership.as_ref().map(|membership| Keys::read(&membership.key_file)).transpose()?)
+}
+
+/// Starts the threads. `cluster`: what sets the node's VIPs apart at a DHCP server.
+pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Result<(), Error> {
+    let (Some(membership), Some(keys)) = (config.membership.clone(), keys(config)?) else {
+        return records::clear(&NodeNet::open()?, &context.registry).map_err(Error::Former);
+    };
+    let host_name = nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase());
+    let name = membership.name.clone().or_else(|| is_node_name(&host_name).then(|| host_name.clone()));
+    let pool = match &config.lease.backend {
+        Backend::Pool(pool) => Some(pool.cidr),
+        Backend::Dhcp(_) => None,
+    };
+    let (orders, heard) = tokio::sync::mpsc::unbounded_channel();
+    let (updates, registry) = tokio::sync::mpsc::unbounded_channel();
+    let (desired, wanted) = mpsc::channel();
+    let setup = Setup {
+        context: context.clone(),
+        net: NodeNet::open()?,
+        name: name.ok_or(Error::Name(host_name))?,
+        membership,
+        keys,
+        cluster: cluster.map(str::to_owned),
+        allow: config.lease.allow.clone(),
+        pool,
+        desired,
+    };
+    context.peers.shared().orders = Some(orders);
+    context.watch.subscribe(move |update| updates.send(update).is_ok());
+    let records = Records::new(NodeNet::open()?, context.registry.clone(), context.problems.clone());
+    context.subsystems.spawn(&PEER_RECORDS, move |guard| records.run(&wanted, &guard))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    context.subsystems.spawn(&PEERS, move |guard| runtime.block_on(engine::run(setup, (registry, heard), &guard)))?;
+    Ok(())
+}

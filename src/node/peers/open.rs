@@ -1,0 +1,119 @@
+//! What the gossip is begun with.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
+
+use crate::dataplane::node::source;
+use crate::membership::peer;
+use crate::model::VipKey;
+use crate::model::address::ipv4;
+use crate::model::node::{ClusterNode, NodeId, OwnNode};
+use crate::net::{self, NodeNet, route};
+use crate::node::Context;
+use crate::node::config::Membership;
+use crate::registry::nodes;
+use crate::with_causes;
+
+use super::state::State;
+use super::view::{Node, Vips};
+use super::word::{self, Share, Word};
+
+const GOSSIP: Duration = Duration::from_millis(200);
+const PHI: f64 = 8.0;
+/// A process that is silent is forgotten by the gossip after twice the time in which its node is.
+const DEAD: Duration = Duration::from_secs(1200);
+/// Keys that were deleted are remembered for so long.
+const DELETED: Duration = Duration::from_secs(1200);
+
+/// chitchat's.
+pub fn config(socket: SocketAddrV4, seed_nodes: Vec<String>) -> ChitchatConfig {
+    // Two starts within a millisecond are none of ours.
+    let generation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let generation = u64::try_from(generation).unwrap_or(u64::MAX);
+    ChitchatConfig {
+        chitchat_id: ChitchatId::new(socket.ip().to_string(), generation, socket.into()),
+        // Who has another key is told apart before.
+        cluster_id: "viproute".to_owned(),
+        gossip_interval: GOSSIP,
+        listen_addr: socket.into(),
+        seed_nodes,
+        failure_detector_config: FailureDetectorConfig {
+            phi_threshold: PHI,
+            initial_interval: GOSSIP,
+            max_interval: GOSSIP * 10,
+            dead_node_grace_period: DEAD,
+            ..FailureDetectorConfig::default()
+        },
+        marked_for_deletion_grace_period: DELETED,
+        catchup_callback: None,
+        extra_liveness_predicate: None,
+    }
+}
+
+/// The node's own word comes last: who has it has all before it.
+pub fn words(state: &State, own: &OwnNode) -> Vec<(String, String)> {
+    let vips = state.own.keys().filter_map(|key| Some((word::key_of(key), state.share(key)?.to_string())));
+    let node = (word::NODE.to_owned(), state.word(own.tunnel).to_string());
+    vips.take(word::MAX_VIPS).chain([node]).collect()
+}
+
+/// `None`: it doesn't say who it is, or that it is another.
+pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, port: u16) -> Option<(Word, Vips)> {
+    let SocketAddr::V4(at) = id.gossip_advertise_addr else { return None };
+    let is_itself = at.port() == port && id.node_id.parse() == Ok(*at.ip());
+    let word: Word = state.get(word::NODE)?.parse().ok().filter(|_| is_itself)?;
+    let (vips, refused) = word::vips(state.key_values());
+    if refused > 0 {
+        tracing::debug!(node = word.name, refused, "VIPs that can't be read, or are too many");
+    }
+    Some((word, Arc::new(vips)))
+}
+
+/// The nodes of the run before, with what they said then.
+pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
+    let Some(cluster) = nodes::load(&context.registry).unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the nodes of before aren't known");
+        None
+    }) else {
+        return Ok(BTreeMap::new());
+    };
+    let mut vips: BTreeMap<u32, BTreeMap<VipKey, Share>> = BTreeMap::new();
+    for (key, (address, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
+        for (number, (ready, replicas)) in shares {
+            vips.entry(number).or_default().insert(key.clone(), Share { address, ready, replicas });
+        }
+    }
+    let remembered =
+        |node: &ClusterNode| (node.id, Node::remembered(node, vips.remove(&node.number).unwrap_or_default()));
+    Ok(cluster.nodes.iter().map(remembered).collect())
+}
+
+/// The address by which the others hear this node.
+pub fn own_address(net: &NodeNet, membership: &Membership) -> Result<Ipv4Addr, String> {
+    let failed = |error: net::Error| with_causes(&error);
+    if let Some(listen) = membership.listen {
+        let is_here = route::is_local(net, IpAddr::V4(listen)).map_err(failed)?;
+        return if is_here {
+            Ok(listen)
+        } else {
+            Err(format!("membership.listen = {listen} is no address of this node"))
+        };
+    }
+    let way = route::default_way(net).map_err(failed)?;
+    let best = source::best(net, way.as_ref()).map_err(failed)?;
+    best.and_then(ipv4).ok_or_else(|| "the node has no IPv4 address (membership.listen names one)".to_owned())
+}
+
+/// When the file of the keys was changed last.
+pub fn modified(membership: &Membership) -> Option<SystemTime> {
+    std::fs::metadata(&membership.key_file).and_then(|found| found.modified()).ok()
+}
+
+/// `None`: an IPv6 address.
+pub fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
+    if let SocketAddr::V4(address) = address { Some(address) } else { None }
+}

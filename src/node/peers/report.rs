@@ -1,0 +1,110 @@
+//! What is shown of the nodes, and what is wrong with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use crate::api::protocol::{NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+use crate::model::node::{NodeId, NodeState, OwnNode};
+
+use super::key::hexadecimal;
+use super::sessions::Sessions;
+use super::state::State;
+use super::view::{Node, View, name_of};
+use super::word::{Phase, Word};
+
+/// Nodes see each other within two seconds.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// What the findings about seeds are made of.
+pub struct Gossip<'a> {
+    pub sessions: &'a Sessions,
+    pub seeds: &'a BTreeSet<SocketAddrV4>,
+    pub since: Instant,
+}
+
+/// Enough of a long name to tell it from another.
+pub fn short(cluster: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hexadecimal(&Sha256::digest(cluster)[..4])
+}
+
+pub fn status(own: &OwnNode, state: &State, view: &View, findings: &BTreeSet<NodeFinding>) -> Nodes {
+    let local = || state.own.values().map(|own| own.share).filter(|share| share.replicas > 0);
+    let own = NodeEntry {
+        name: own.name.clone(),
+        id: own.id.0,
+        tunnel: own.tunnel,
+        state: if state.phase == Phase::Up { "live" } else { state.phase.name() }.to_owned(),
+        silent_ms: 0,
+        vips: local().count(),
+        ready: local().map(|share| u64::from(share.ready)).sum(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let entry = |(id, node): (&NodeId, &Node)| NodeEntry {
+        name: node.word.name.clone(),
+        id: id.0,
+        tunnel: node.word.tunnel,
+        state: shown(node).to_owned(),
+        silent_ms: u64::try_from(view.silences(node).1.as_millis()).unwrap_or(u64::MAX),
+        vips: node.vips.len(),
+        ready: node.vips.values().map(|share| u64::from(share.ready)).sum(),
+        version: node.word.version.clone(),
+    };
+    Nodes {
+        own: Some(own),
+        nodes: view.nodes().iter().map(entry).collect(),
+        findings: findings.iter().cloned().collect(),
+    }
+}
+
+fn shown(node: &Node) -> &'static str {
+    match (node.state, node.word.phase) {
+        (NodeState::Live, phase @ (Phase::Restarting | Phase::Left)) => phase.name(),
+        (state, _) => name_of(state),
+    }
+}
+
+pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
+    let mut findings = of_seeds(gossip);
+    let mut add = |kind, text| {
+        findings.insert(NodeFinding { kind, text });
+    };
+    for id in view.twins() {
+        add(NodeFindingKind::Id, format!("two nodes say that they are {id}: their addresses are the same"));
+    }
+    let mut names = BTreeMap::from([(own.name.as_str(), own.id)]);
+    for (id, node) in view.nodes() {
+        let name = node.word.name.as_str();
+        if let Some(other) = names.insert(name, *id) {
+            add(NodeFindingKind::Name, format!("two nodes, {other} and {id}, have the name {name}"));
+        }
+        let unlike =
+            node.settled && word.cluster != "-" && node.word.cluster != "-" && node.word.cluster != word.cluster;
+        if unlike {
+            let text = format!("node {name} ({id}) has another `cluster` than this one: its VIPs get other addresses");
+            add(NodeFindingKind::Cluster, text);
+        }
+    }
+    findings
+}
+
+fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
+    let now = Instant::now();
+    let strangers: BTreeSet<_> = gossip.sessions.strangers(now).collect();
+    if now.duration_since(gossip.since) < ANSWERS {
+        return BTreeSet::new();
+    }
+    let silent = gossip.seeds.iter().filter(|seed| gossip.sessions.heard(**seed).is_none());
+    let finding = |seed: &SocketAddrV4| {
+        if strangers.contains(seed.ip()) {
+            let text = format!("seed {seed} has another key: what it says is dropped");
+            return NodeFinding { kind: NodeFindingKind::Key, text };
+        }
+        NodeFinding {
+            kind: NodeFindingKind::Seed,
+            text: format!("seed {seed} has not answered since viprouted started"),
+        }
+    };
+    silent.map(finding).collect()
+}

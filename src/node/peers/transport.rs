@@ -1,0 +1,113 @@
+//! chitchat's messages over UDP, by [`Sessions`].
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use chitchat::transport::{Socket, Transport};
+use chitchat::{ChitchatMessage, Deserializable, Serializable};
+use tokio::net::UdpSocket;
+
+use super::sessions::{Drop, Opened, Sessions};
+
+/// Longer than any datagram of ours.
+const BUFFER: usize = 2048;
+
+/// The sessions, which the engine asks who was heard. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Keyed(Arc<Mutex<Sessions>>);
+
+impl Keyed {
+    /// Over these.
+    pub fn new(sessions: Sessions) -> Self {
+        Self(Arc::new(Mutex::new(sessions)))
+    }
+
+    /// The sessions, for a moment.
+    pub fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct KeyedSocket {
+    keyed: Keyed,
+    socket: UdpSocket,
+    buffer: Box<[u8; BUFFER]>,
+}
+
+#[async_trait]
+impl Transport for Keyed {
+    async fn open(&self, at: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let socket = UdpSocket::bind(at).await?;
+        Ok(Box::new(KeyedSocket { keyed: self.clone(), socket, buffer: Box::new([0; BUFFER]) }))
+    }
+}
+
+#[async_trait]
+impl Socket for KeyedSocket {
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        let SocketAddr::V4(to) = to else { return Ok(()) };
+        let datagrams = self.keyed.sessions().seal(to, &message.serialize_to_vec(), Instant::now());
+        for datagram in datagrams {
+            // A node that is away answers with an ICMP error, which is no reason to stop.
+            let _ = self.socket.send_to(&datagram, to).await;
+        }
+        Ok(())
+    }
+
+    /// Nothing is lost where the future is dropped: behind the one point where it waits it doesn't wait again.
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        loop {
+            let Ok((length, SocketAddr::V4(from))) = self.socket.recv_from(&mut self.buffer[..]).await else {
+                continue;
+            };
+            if let Some(message) = self.opened(length, from) {
+                return Ok((from.into(), message));
+            }
+        }
+    }
+}
+
+impl KeyedSocket {
+    fn opened(&self, length: usize, from: SocketAddrV4) -> Option<ChitchatMessage> {
+        let opened = self.keyed.sessions().open(from, &self.buffer[..length], Instant::now());
+        let Opened { message, replies } = opened.ok()?;
+        for reply in replies {
+            // A full socket loses it, as a wire may.
+            let _ = self.socket.try_send_to(&reply, from.into());
+        }
+        let message = message?;
+        let message = ChitchatMessage::deserialize(&mut &message[..]).ok();
+        if message.is_none() {
+            self.keyed.sessions().count(Drop::Malformed);
+        }
+        message
+    }
+}
+
+/// Reads a datagram as a node does that has this key, and as the message of a node that is believed: for fuzzing. Whether it is
+/// such a message.
+pub fn read_anything(data: &[u8]) -> bool {
+    let [here, there] = [1, 2].map(|last| SocketAddrV4::new([192, 0, 2, last].into(), 8119));
+    let keys = super::key::Keys::new([1; 32], None);
+    let (mut receiver, mut sender) = (Sessions::new(keys.clone(), here), Sessions::new(keys, there));
+    let now = Instant::now();
+    let _ = receiver.open(there, data, now);
+    let mut understood = false;
+    // The first one asks for the token.
+    for _ in 0..2 {
+        for datagram in sender.seal(here, data, now) {
+            let Ok(Opened { message, replies }) = receiver.open(there, &datagram, now) else { continue };
+            for reply in replies {
+                let _ = sender.open(here, &reply, now);
+            }
+            understood |= message.is_some_and(|message| ChitchatMessage::deserialize(&mut &message[..]).is_ok());
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = text.parse::<super::word::Word>();
+        let _ = super::word::vips(text.lines().filter_map(|line| line.split_once('=')));
+    }
+    understood
+}

@@ -1,0 +1,189 @@
+//! What nodes tell each other, as values of the gossip: about themselves by the key `node`, about each VIP by `vip/<ns>/<name>`.
+//! What can't be read is left out, whoever says it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use crate::model::VipKey;
+use crate::model::address::is_unicast;
+use crate::node::config::is_node_name;
+
+/// The key of a node's word about itself.
+pub const NODE: &str = "node";
+const VIP: &str = "vip/";
+/// VIPs of one node that are believed.
+pub const MAX_VIPS: usize = 4096;
+/// Replicas of one VIP on one node; more count as so many.
+const MAX_REPLICAS: u32 = 1 << 16;
+
+/// What a node says of itself: `name tunnel phase cluster version`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Its name.
+    pub name: String,
+    /// Where its end of the tunnel is.
+    pub tunnel: Ipv4Addr,
+    /// Whether it stays.
+    pub phase: Phase,
+    /// What sets its VIPs apart at a DHCP server, in short; `-`: it has no such name.
+    pub cluster: String,
+    /// Its viprouted's version.
+    pub version: String,
+}
+
+/// Whether a node stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It does.
+    Up,
+    /// Its viprouted ends, and is expected back.
+    Restarting,
+    /// It leaves: its replicas get no new connections.
+    Left,
+}
+
+impl Phase {
+    /// As words have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Restarting => "restarting",
+            Self::Left => "left",
+        }
+    }
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, tunnel, phase, cluster, version } = self;
+        write!(f, "{name} {tunnel} {} {cluster} {version}", phase.name())
+    }
+}
+
+impl FromStr for Word {
+    type Err = ();
+
+    /// What a later version adds behind it is ignored.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut fields = text.split(' ');
+        let mut field = |fine: fn(&str) -> bool| fields.next().filter(|field| fine(field)).ok_or(());
+        let name = field(is_node_name)?.to_owned();
+        let tunnel: Ipv4Addr = field(|_| true)?.parse().map_err(drop)?;
+        let phase = field(|_| true)?;
+        let phase = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
+        let (cluster, version) = (field(is_short)?.to_owned(), field(is_short)?.to_owned());
+        let phase = phase.filter(|_| is_unicast(IpAddr::V4(tunnel))).ok_or(())?;
+        Ok(Self { name, tunnel, phase, cluster, version })
+    }
+}
+
+/// Fit for a line of a table.
+fn is_short(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// What a node says of a VIP: `address ready replicas`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The VIP's address there.
+    pub address: IpAddr,
+    /// The weights of its ready replicas together.
+    pub ready: u32,
+    /// How many replicas it has, ready or not.
+    pub replicas: u32,
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.address, self.ready, self.replicas)
+    }
+}
+
+impl FromStr for Share {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut fields = text.split(' ');
+        let mut field = || fields.next().ok_or(());
+        let address: IpAddr = field()?.parse().map_err(drop)?;
+        let mut number = || field()?.parse().map(|number: u32| number.min(MAX_REPLICAS)).map_err(drop);
+        let (ready, replicas) = (number()?, number()?);
+        // The data path is IPv4's alone.
+        let fine = address.is_ipv4() && is_unicast(address) && replicas > 0;
+        if fine { Ok(Self { address, ready, replicas }) } else { Err(()) }
+    }
+}
+
+/// The key of a VIP's value.
+pub fn key_of(vip: &VipKey) -> String {
+    format!("{VIP}{vip}")
+}
+
+/// A node's VIPs as far as they can be read, and how many can't, or are beyond [`MAX_VIPS`].
+pub fn vips<'a>(
+    values: impl Iterator<Item = (&'a str, &'a str)>,
+) -> (std::collections::BTreeMap<VipKey, Share>, usize) {
+    let (mut vips, mut refused) = (std::collections::BTreeMap::new(), 0);
+    for (key, value) in values {
+        let Some(name) = key.strip_prefix(VIP) else { continue };
+        match (name.parse(), value.parse()) {
+            (Ok(vip), Ok(share)) if vips.len() < MAX_VIPS => drop(vips.insert(vip, share)),
+            _ => refused += 1,
+        }
+    }
+    (vips, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn words_are_read_as_they_were_written() {
+        let word: Word = "n2.rack1 192.0.2.2 up 0a1b2c3d 0.1.0 later fields".parse().unwrap();
+        assert_eq!(word.to_string(), "n2.rack1 192.0.2.2 up 0a1b2c3d 0.1.0");
+        for bad in [
+            "",
+            "n2",
+            "n2 192.0.2.2 up -",
+            "N2 192.0.2.2 up - 1",
+            "n2 127.0.0.1 up - 1",
+            "n2 224.0.0.1 up - 1",
+            "n2 192.0.2.2 dead - 1",
+            "n2 192.0.2.2 up \u{1b}[31m 1",
+            "n\n2 192.0.2.2 up - 1",
+        ] {
+            assert!(bad.parse::<Word>().is_err(), "{bad:?}");
+        }
+        let share: Share = "10.118.0.7 2 3".parse().unwrap();
+        assert_eq!(share.to_string(), "10.118.0.7 2 3");
+        for bad in
+            ["", "10.118.0.7", "10.118.0.7 1", "10.118.0.7 1 0", "127.0.0.1 1 1", "2001:db8::1 1 1", "10.118.0.7 -1 1"]
+        {
+            assert!(bad.parse::<Share>().is_err(), "{bad:?}");
+        }
+        assert_eq!("10.118.0.7 4000000000 4000000000".parse::<Share>().unwrap().ready, MAX_REPLICAS);
+    }
+
+    #[test]
+    fn vips_are_counted() {
+        let names: Vec<String> = (0..5000).map(|n| format!("vip/shop/web{n}")).collect();
+        let values = names.iter().map(|name| (name.as_str(), "10.118.0.7 1 1"));
+        let (vips, refused) = vips(values.chain([("node", "x"), ("vip/a_b/c", "10.118.0.7 1 1"), ("vip/a/c", "bad")]));
+        assert_eq!((vips.len(), refused), (MAX_VIPS, 5000 - MAX_VIPS + 2));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_said_is_read_or_refused(text in "\\PC{0,60}") {
+            if let Ok(word) = text.parse::<Word>() {
+                prop_assert_eq!(word.to_string().parse(), Ok(word));
+            }
+            if let Ok(share) = text.parse::<Share>() {
+                prop_assert_eq!(share.to_string().parse(), Ok(share));
+            }
+        }
+    }
+}

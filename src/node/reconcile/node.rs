@@ -1,0 +1,237 @@
+//! The node's own objects: the link to the gateways, the proxy neighbour entries on it, the nftables table, the node's
+//! address in its VIPs' routes. Settings are in [`super::rounds`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::dataplane::node::{proxy, uplink};
+use crate::model::address::ipv4;
+use crate::net::arp::Sender;
+use crate::net::link::Link;
+use crate::net::{self, NodeNet};
+use crate::node::problems::{PROXIES, UPLINK};
+use crate::node::{Context, Problems};
+use crate::with_causes;
+
+use super::announcements::Announcements;
+use super::notrack::Notrack;
+
+/// Between two comparisons of the entries with the kernel's: it sends no event of a deleted one.
+const COMPARE: Duration = Duration::from_secs(5);
+
+/// The addresses that this node is to answer ARP for, by its leases. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Advertised {
+    addresses: Arc<Mutex<Option<BTreeSet<IpAddr>>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Advertised {
+    /// None known so far: what the run before left stays until then. `wake` is written to with each change.
+    pub fn new(wake: Arc<EventFd>) -> Self {
+        Self { addresses: Arc::default(), wake }
+    }
+
+    /// These, and no others.
+    pub fn set(&self, addresses: BTreeSet<IpAddr>) {
+        let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref() != Some(&addresses) {
+            *known = Some(addresses);
+            // A full eventfd wakes the loop just as well.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn get(&self) -> Option<BTreeSet<IpAddr>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the loop is started with for the node's own objects.
+#[derive(Debug)]
+pub struct NodeSettings {
+    /// Which link leads to the gateways.
+    pub want: uplink::Want,
+    /// What can't be done without it; none: nothing that is configured.
+    pub purpose: Option<&'static str>,
+    /// As it was found at the start: sockets are bound to it.
+    pub link: Option<Link>,
+    /// Whether ARP is answered.
+    pub answers: bool,
+    /// For which addresses.
+    pub advertised: Advertised,
+    /// Receives another link, to which sockets have to be bound.
+    pub links: UnboundedSender<Link>,
+}
+
+pub struct NodeObjects {
+    settings: NodeSettings,
+    problems: Problems,
+    pub notrack: Notrack,
+    /// The link was up and had a carrier when it was last read.
+    carried: bool,
+    /// The entries as they were applied last.
+    applied: proxy::Want,
+    announcements: Announcements,
+    /// Bound to the link.
+    sender: Option<Sender>,
+    /// When the entries are to be compared.
+    compare: Instant,
+}
+
+impl NodeObjects {
+    pub fn new(context: &Context, settings: NodeSettings) -> Self {
+        Self {
+            carried: settings.link.as_ref().is_some_and(|link| link.up && link.carrier),
+            settings,
+            problems: context.problems.clone(),
+            notrack: Notrack::new(context),
+            applied: proxy::Want::default(),
+            announcements: Announcements::default(),
+            sender: None,
+            compare: Instant::now(),
+        }
+    }
+
+    /// The index of the link to the gateways, as it was found last.
+    pub fn link(&self) -> Option<u32> {
+        self.settings.link.as_ref().map(|link| link.index)
+    }
+
+    /// Sets or clears a problem of the node's.
+    pub fn problem(&self, part: &'static str, problem: Option<String>) {
+        self.problems.set(part, problem);
+    }
+
+    /// When something is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.announcements.next()
+    }
+
+    /// Reconciles the link to the gateways. `search`: the default route may be another one.
+    pub fn uplink(&mut self, node: &NodeNet, search: bool) {
+        match self.find(node, search) {
+            Ok(have) => self.use_link(have),
+            Err(error) => self.problems.set(UPLINK, Some(with_causes(&error))),
+        }
+    }
+
+    /// A link that is still there stays in use while there is no default route.
+    fn find(&self, node: &NodeNet, search: bool) -> net::Result<uplink::Have> {
+        let want = &self.settings.want;
+        let again = match &self.settings.link {
+            Some(link) => uplink::again(node, link)?,
+            None => uplink::Have::default(),
+        };
+        let is_settled = again.link.is_some() && (!search || matches!(want, uplink::Want::Named(_)));
+        if is_settled {
+            return Ok(again);
+        }
+        let found = uplink::read(node, want)?;
+        let is_usable = found.link.as_ref().is_some_and(|link| link.mac.is_some());
+        Ok(if is_usable { found } else { again })
+    }
+
+    fn use_link(&mut self, have: uplink::Have) {
+        let problem = uplink::difference(&self.settings.want, &have);
+        let matters = self.settings.purpose.is_some() || matches!(self.settings.want, uplink::Want::Named(_));
+        let problem = problem.filter(|_| matters).map(|problem| match &self.settings.link {
+            Some(link) if have.link.is_none() => format!("{} is gone: {problem}", link.name),
+            _ => problem.to_string(),
+        });
+        self.problems.set(UPLINK, problem);
+        let Some(link) = have.link.filter(|link| link.mac.is_some()) else {
+            self.carried = false;
+            return;
+        };
+        let carries = link.up && link.carrier;
+        let is_another = self.settings.link.as_ref().is_none_or(|before| !uplink::is_same(before, &link));
+        if is_another {
+            self.tell(&link);
+            self.sender = None;
+            // Its reader is gone only while viprouted ends.
+            let _ = self.settings.links.send(link.clone());
+        }
+        if is_another || (carries && !self.carried) {
+            // With the link's going down the kernel has dropped the entries (`pneigh_ifdown_and_unlock`).
+            self.compare = Instant::now();
+            self.announcements.restart(Instant::now());
+        }
+        self.carried = carries;
+        self.settings.link = Some(link);
+    }
+
+    fn tell(&self, now: &Link) {
+        let address = |link: &Link| link.mac.map_or_else(String::new, |mac| mac.to_string());
+        let before = self.settings.link.as_ref();
+        let (before_name, before_mac) = before.map_or_else(Default::default, |link| (link.name.clone(), address(link)));
+        tracing::warn!(
+            before = before_name,
+            before_mac,
+            now = now.name,
+            now_mac = address(now),
+            "the link to the gateways is another one: DHCP, ARP probes and proxy entries move to it"
+        );
+    }
+
+    /// Compares the proxy neighbour entries where that is due, or others are wanted: of the addresses advertised those that
+    /// `is_own` to answer for. Returns what was repaired.
+    pub fn proxies(&mut self, node: &NodeNet, is_own: impl Fn(IpAddr) -> bool) -> net::Result<Vec<String>> {
+        let Some(mut addresses) = self.settings.advertised.get() else { return Ok(Vec::new()) };
+        addresses.retain(|address| is_own(*address));
+        let index = self.settings.link.as_ref().filter(|_| self.settings.answers).map(|link| link.index);
+        let want = proxy::Want { index, addresses };
+        if want == self.applied && self.compare > Instant::now() {
+            return Ok(Vec::new());
+        }
+        self.compare = Instant::now() + COMPARE;
+        let have = proxy::read(node, self.settings.link.as_ref())?;
+        let ops = proxy::difference(&have, &want);
+        let requests: Vec<_> = ops.iter().map(proxy::Op::request).collect();
+        node.apply(&requests)?;
+        let was_there = |op: &&proxy::Op| match op {
+            proxy::Op::Add(index, address) => {
+                self.applied.index == Some(*index) && self.applied.addresses.contains(address)
+            }
+            proxy::Op::NoDelay(index) => self.applied.index == Some(*index) && !self.applied.addresses.is_empty(),
+            proxy::Op::Del(..) => false,
+        };
+        let repaired = ops.iter().filter(was_there).map(proxy::Op::finding).collect();
+        if want.index.is_some() {
+            self.announcements.set(&want.addresses, Instant::now());
+        }
+        self.applied = want;
+        Ok(repaired)
+    }
+
+    /// Sets or clears the node's problem with the entries.
+    pub fn proxies_failed(&self, error: Option<&net::Error>) {
+        let text = error.map(|error| format!("VIPs are not announced: {}", with_causes(error)));
+        self.problems.set(PROXIES, text);
+    }
+
+    /// Sends the gratuitous ARPs that are due.
+    pub fn announce(&mut self) {
+        let due = self.announcements.take_due(Instant::now());
+        let Some(link) = self.settings.link.as_ref().filter(|_| self.carried && !due.is_empty()) else { return };
+        let sent = match self.sender.take().map_or_else(|| Sender::open(link), Ok) {
+            Ok(sender) => {
+                // An IPv6 address has no ARP.
+                let sent = due.into_iter().filter_map(ipv4).try_for_each(|address| sender.announce(address));
+                self.sender = Some(sender);
+                sent
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = sent {
+            // Sent again, to a socket opened anew.
+            self.sender = None;
+            tracing::debug!(error = with_causes(&error), "gratuitous ARP not sent");
+        }
+    }
+}

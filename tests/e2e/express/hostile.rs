@@ -1,0 +1,161 @@
+//! What pods and machines on the LAN may try.
+
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use viproute::internals::ebpf::{ExpressCounts, Maps};
+
+use super::{Flow, SILENCE, Switch, Talk, joining, nft, service, since};
+use crate::harness::{Echo, Netns, PORT, Run, Service};
+
+/// A rule for one client alone doesn't stop another one's flows, nor does it let the first one's through.
+#[test]
+fn a_rule_on_an_uplink_is_not_passed_by_what_another_device_brought() {
+    let service = service(1, 0);
+    let _server = Echo::start(&service.pods[0], service.vip);
+    let switch = Switch::on(&service.node);
+    nft(
+        &service.node,
+        "table ip shut { chain forward { type filter hook forward priority 0;
+             iifname eth0 ip saddr 192.0.2.50 ip daddr 10.118.0.0/16 drop; }
+         }",
+    );
+    // A pod that may take the client's address: its datagrams come by its own device, and are let through there.
+    let pod = &service.bystander.ns;
+    service.node.ns.set_sysctl("net/ipv4/conf/all/rp_filter", "0");
+    let device = service.node.ns.ip_json(&format!("route get {}", service.bystander.address()))[0]["dev"].clone();
+    let device = device.as_str().expect("a device");
+    service.node.ns.set_sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0");
+    // The worst case: express takes packets from there, too.
+    switch.attach(device);
+    pod.ip("addr add 192.0.2.50/32 dev eth0");
+    let flow = Flow::with(&service.client, service.vip);
+    let port = flow.0.local_addr().expect("an address").port();
+    let spoofed = pod.run(|| UdpSocket::bind((Ipv4Addr::new(192, 0, 2, 50), port))).expect("a socket");
+    let mut heard = Vec::new();
+    for _ in 0..5 {
+        // The pod's own go straight, the client's right behind them don't.
+        for said in ["spoofed", "spoofed"] {
+            spoofed.send_to(said.as_bytes(), (service.vip, PORT)).expect("send");
+        }
+        flow.0.send(b"asked").expect("send");
+    }
+    let mut buffer = [0; 64];
+    while let Ok(length) = flow.0.recv(&mut buffer) {
+        heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    // Answers reach the client, whatever it has asked for.
+    assert_eq!(heard, vec![format!("{} spoofed", service.pods[0].name); 10], "the rule holds");
+    assert!(since(switch.counts(), ExpressCounts::default()).0 >= 5, "the pod's own went straight");
+}
+
+/// The client's view, and the counters: what isn't an answer, or has another source, doesn't come out beside a flow that does.
+#[test]
+fn the_guard_holds_beside_a_flow_that_goes_straight() {
+    const ALIEN: Ipv4Addr = Ipv4Addr::new(10, 118, 0, 99);
+    let service = Service::with(&joining("8080/tcp,8080/udp", &[]), 1, 0);
+    let _server = Echo::start(&service.pods[0], service.vip);
+    let switch = Switch::on(&service.node);
+    // Not connected: it would take what comes from anywhere.
+    let client = service.client.run(|| UdpSocket::bind(("192.0.2.50", 0))).expect("a socket");
+    client.set_read_timeout(Some(SILENCE)).expect("a time limit");
+    let mut buffer = [0; 64];
+    let mut ask = || {
+        client.send_to(b"x", (service.vip, PORT)).expect("send");
+        let (_, from) = client.recv_from(&mut buffer).expect("an answer");
+        assert_eq!(from, (service.vip, PORT).into());
+    };
+    (0..10).for_each(|_| ask());
+    assert!(since(switch.counts(), ExpressCounts::default()).1 >= 8, "answers go straight");
+    let pod = &service.pods[0].ns;
+    pod.ip(&format!("addr add {ALIEN}/32 dev vip0"));
+    pod.ip(&format!("rule add from {ALIEN} lookup 118"));
+    let to = client.local_addr().expect("an address");
+    let (spoofed, denied, before) = (service.counter("spoofed"), service.counter("egress_denied"), switch.counts());
+    // To the flow's own client and port: from another address, and from a port of the VIP's that isn't served.
+    for source in [(ALIEN, PORT), (service.vip, 9090)] {
+        let socket = pod.run(|| UdpSocket::bind(source)).expect("a socket");
+        for _ in 0..3 {
+            socket.send_to(b"spoofed", to).expect("send");
+        }
+    }
+    client.recv_from(&mut [0; 64]).expect_err("nothing that wasn't asked for");
+    assert_eq!(service.counter("spoofed") - spoofed, 3, "it is counted");
+    assert_eq!(service.counter("egress_denied") - denied, 3, "it is counted");
+    assert_eq!(since(switch.counts(), before), (0, 0), "none of it went straight");
+}
+
+/// A pod that may attach programs of its own signs its packets as the express programs do.
+#[test]
+fn a_pod_can_not_forge_the_sign() {
+    let service = service(1, 0);
+    let _server = Echo::start(&service.pods[0], service.vip);
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    let pod = &service.pods[0].ns;
+    pod.cmd("tc").args("qdisc add dev vip0 clsact".split(' ')).finish("").ok();
+    // A clone's sign, a straight packet's, one of the stack's: each with bits that are no flow's.
+    for sign in [0x8001, 0xc001, 0x4001] {
+        // A filter of one instruction, whose result is the class that the packet belongs to.
+        let filter = "filter replace dev vip0 egress pref 1 handle 1 bpf bytecode";
+        let instruction = format!("1,6 0 0 {}", 1 << 16 | sign);
+        pod.cmd("tc").args(filter.split(' ')).arg(instruction).finish("").ok();
+        switch.bump();
+        let before = switch.counts();
+        for _ in 0..10 {
+            assert!(flow.ask().is_some(), "an answer signed {sign:#x}");
+        }
+        assert!(since(switch.counts(), before).1 >= 8, "answers go straight");
+    }
+}
+
+/// Sends a SYN by which another machine would pass for that client.
+fn send_syn(ns: &Netns, client: SocketAddrV4, vip: SocketAddrV4) {
+    let mut tcp = [0_u8; 20];
+    tcp[0..2].copy_from_slice(&client.port().to_be_bytes());
+    tcp[2..4].copy_from_slice(&vip.port().to_be_bytes());
+    tcp[4..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44]);
+    tcp[12..16].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
+    let mut summed = [client.ip().octets(), vip.ip().octets()].concat();
+    summed.extend([0, 6, 0, 20]);
+    summed.extend(tcp);
+    let sum: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("sixteen bits");
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let fd: OwnedFd = ns.run(|| {
+        socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp).expect("a raw socket")
+    });
+    // The standard library sends by it as if it were UDP's.
+    UdpSocket::from(fd).send_to(&tcp, (*vip.ip(), 0)).expect("send");
+}
+
+/// A connection that isn't where the hash would send it, and a SYN with its ports: the replica that the SYN reaches begins a
+/// handshake, and gets nothing of the connection.
+#[test]
+fn a_syn_draws_no_packet_of_another_replicas_connection() {
+    let service = service(3, 0);
+    let switch = Switch::on(&service.node);
+    let mut talks: Vec<_> = (0..30).map(|_| Talk::with(&service.client, service.vip)).collect();
+    let names: Vec<_> = talks.iter_mut().map(Talk::ask).collect();
+    let draining = &service.pods[0];
+    assert!(names.contains(&draining.name), "{names:?}");
+    service.drain(draining);
+    // A minute later no SYN is taken for the repetition of an earlier one any more.
+    let mut maps = Maps::open(service.node.bpf_dir().as_ref()).expect("the maps").expect("they are there");
+    let known = maps.known(service.vip).expect("the replicas").expect("the VIP");
+    maps.set(service.vip, &known, 0).expect("write them");
+    for round in 0..3 {
+        for (talk, name) in talks.iter_mut().zip(&names) {
+            let (client, vip) = (talk.0.local_addr().expect("an address"), (service.vip, PORT));
+            let std::net::SocketAddr::V4(client) = client else { panic!("IPv6") };
+            switch.bump(); // as if it had rested
+            send_syn(&service.client, client, SocketAddrV4::new(vip.0, vip.1));
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!(talk.ask(), *name, "round {round}");
+        }
+    }
+}

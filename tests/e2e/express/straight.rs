@@ -1,0 +1,213 @@
+//! What goes straight, what never does, and that nothing is lost, changed or counted wrongly by it.
+
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+
+use viproute::internals::ebpf::ExpressCounts;
+
+use super::{Flow, Switch, Talk, joining, service, since};
+use crate::harness::{Echo, PORT, SOON, Service, until};
+
+const ASKED: u64 = 40;
+
+#[test]
+fn a_connections_packets_go_straight_both_ways() {
+    let service = service(3, 0);
+    let switch = Switch::on(&service.node);
+    let (before, hits) = (switch.counts(), service.counter("local_hit"));
+    let mut talk = Talk::with(&service.client, service.vip);
+    let name = talk.ask();
+    for _ in 1..ASKED {
+        assert_eq!(talk.ask(), name);
+    }
+    let (requests, answers) = since(switch.counts(), before);
+    assert!(requests >= ASKED - 2, "of {ASKED} requests {requests} went straight");
+    assert!(answers >= ASKED - 2, "of {ASKED} answers {answers} went straight");
+    // Each is counted as one of the connection's, once: a question, the end of the handshake, acknowledgements.
+    let hits = service.counter("local_hit") - hits;
+    assert!((ASKED..=2 * ASKED + 2).contains(&hits), "{hits} packets of a connection were counted");
+}
+
+#[test]
+fn without_a_generation_nothing_goes_straight() {
+    let service = service(2, 0);
+    let switch = Switch::on(&service.node);
+    switch.off();
+    let mut talk = Talk::with(&service.client, service.vip);
+    for _ in 0..ASKED {
+        talk.ask();
+    }
+    assert_eq!(since(switch.counts(), ExpressCounts::default()), (0, 0));
+}
+
+/// What the node's own sockets and other pods send doesn't come by an uplink.
+#[test]
+fn what_begins_on_the_node_is_the_stacks() {
+    let service = service(2, 0);
+    let switch = Switch::on(&service.node);
+    for ns in [&service.bystander.ns, &service.node.ns] {
+        let mut talk = Talk::with(ns, service.vip);
+        for _ in 0..ASKED {
+            talk.ask();
+        }
+    }
+    assert_eq!(since(switch.counts(), ExpressCounts::default()), (0, 0));
+}
+
+/// A flow's clones end at the host veth and at the uplink; each datagram is answered once.
+#[test]
+fn no_datagram_comes_twice() {
+    let service = service(3, 0);
+    let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::start(pod, service.vip)).collect();
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    let (before, begin, mut sent) = (switch.counts(), Instant::now(), 0);
+    let name = flow.ask().expect("an answer");
+    while begin.elapsed() < Duration::from_secs(4) {
+        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
+        sent += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    flow.0.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
+    assert!(flow.0.recv(&mut [0; 64]).is_err(), "an answer more than questions");
+    let (requests, answers) = since(switch.counts(), before);
+    assert!(requests > sent * 9 / 10 && answers > sent * 9 / 10, "of {sent}: {requests} in, {answers} out straight");
+}
+
+/// One clone a direction in half a second: the stack's rules see the flow go on.
+#[test]
+fn the_stack_sees_a_packet_of_each_lease() {
+    let service = service(2, 0);
+    let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::start(pod, service.vip)).collect();
+    super::nft(
+        &service.node,
+        "table ip seen {
+             counter requests {}
+             counter answers {}
+             chain forward { type filter hook forward priority 0;
+                 ip daddr 10.118.0.0/16 ip protocol udp counter name requests;
+                 ip saddr 10.118.0.0/16 ip protocol udp counter name answers; }
+         }",
+    );
+    let _switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(4) {
+        flow.ask().expect("an answer");
+        thread::sleep(Duration::from_millis(10));
+    }
+    for counter in ["requests", "answers"] {
+        let seen = super::seen(&service.node, counter);
+        assert!((4..40).contains(&seen), "{counter}: the stack saw {seen} packets in 4 s");
+    }
+}
+
+/// A UDP socket of a pod's that tells the TTL it sees.
+fn hear_ttl(socket: &std::net::UdpSocket) -> (i32, SockaddrIn) {
+    let (mut buffer, mut space) = ([0; 64], nix::cmsg_space!(i32));
+    let mut into = [std::io::IoSliceMut::new(&mut buffer)];
+    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty());
+    let message = message.expect("a datagram");
+    let ttl = message.cmsgs().expect("what comes with it").find_map(|said| match said {
+        ControlMessageOwned::Ipv4Ttl(ttl) => Some(ttl),
+        _ => None,
+    });
+    (ttl.expect("its TTL"), message.address.expect("its sender"))
+}
+
+#[test]
+fn a_hop_is_a_hop() {
+    let service = service(1, 0);
+    let bind = |ns: &crate::harness::Netns, to: (Ipv4Addr, u16)| {
+        let socket = ns.run(|| std::net::UdpSocket::bind(to)).expect("a socket");
+        setsockopt(&socket, sockopt::Ipv4RecvTtl, &true).expect("IP_RECVTTL");
+        socket.set_read_timeout(Some(SOON)).expect("a time limit");
+        socket
+    };
+    let server = bind(&service.pods[0].ns, (service.vip, PORT));
+    let client = bind(&service.client, (Ipv4Addr::UNSPECIFIED, 0));
+    let switch = Switch::on(&service.node);
+    let mut straight = 0;
+    for _ in 0..20 {
+        let before = switch.counts();
+        client.send_to(b"x", (service.vip, PORT)).expect("send");
+        let (ttl, from) = hear_ttl(&server);
+        assert_eq!(ttl, 63, "one hop to the pod");
+        nix::sys::socket::sendto(server.as_raw_fd(), b"y", &from, MsgFlags::empty()).expect("answer");
+        assert_eq!(hear_ttl(&client).0, 63, "one hop back");
+        straight += u32::from(since(switch.counts(), before) == (1, 1));
+    }
+    assert!(straight >= 15, "{straight} of 20 went straight");
+    // The node can't forward this one, and says so: the stack does.
+    client.connect((service.vip, PORT)).expect("connect");
+    client.set_ttl(1).expect("IP_TTL");
+    setsockopt(&client, sockopt::Ipv4RecvErr, &true).expect("IP_RECVERR");
+    client.send(b"x").expect("send");
+    until("time exceeded", SOON, || {
+        let error = client.take_error().expect("SO_ERROR")?;
+        assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
+        Some(())
+    });
+}
+
+#[test]
+fn fragments_go_by_the_stack() {
+    let service = service(1, 0);
+    let _server = Echo::start(&service.pods[0], service.vip);
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    for _ in 0..5 {
+        flow.ask().expect("an answer");
+    }
+    let before = switch.counts();
+    // The server's buffer is 2,048 bytes: two fragments each way.
+    assert!(flow.ask_with(&[b'x'; 2000]).is_some(), "two fragments, and two back");
+    assert_eq!(since(switch.counts(), before), (0, 0));
+    flow.ask().expect("an answer");
+    assert_eq!(since(switch.counts(), before), (1, 1), "the same flow's small ones");
+}
+
+#[test]
+fn what_has_ip_options_goes_by_the_stack() {
+    let service = service(1, 0);
+    let _server = Echo::start(&service.pods[0], service.vip);
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    flow.ask().expect("an answer");
+    flow.ask().expect("an answer");
+    let before = switch.counts();
+    // Four times "no operation".
+    let options = [1_u8; 4];
+    // SAFETY: a system call with a pointer to a local of the size given.
+    let set =
+        unsafe { libc::setsockopt(flow.0.as_raw_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, options.as_ptr().cast(), 4) };
+    assert_eq!(set, 0, "IP_OPTIONS");
+    flow.ask().expect("an answer");
+    assert_eq!(since(switch.counts(), before).0, 0);
+}
+
+#[test]
+fn ports_that_are_not_served_stay_shut_beside_a_flow_that_goes_straight() {
+    let service = Service::with(&joining("8080/tcp,8080/udp", &[]), 2, 0);
+    let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::start(pod, service.vip)).collect();
+    let _others: Vec<_> = service.pods.iter().map(|pod| Echo::on(pod, service.vip, 9090)).collect();
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    for _ in 0..10 {
+        flow.ask().expect("an answer");
+    }
+    assert!(since(switch.counts(), ExpressCounts::default()).0 >= 8);
+    let before = service.counter("port_denied");
+    // From the very port of the flow.
+    let (mut buffer, other) = ([0; 64], flow.0.try_clone().expect("a second descriptor"));
+    other.connect((service.vip, 9090)).expect("connect");
+    for _ in 0..3 {
+        other.send(b"x").expect("send");
+    }
+    other.recv(&mut buffer).expect_err("no answer from a port that isn't served");
+    assert_eq!(service.counter("port_denied") - before, 3);
+}

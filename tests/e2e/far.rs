@@ -1,0 +1,209 @@
+//! Three nodes that know each other serve one VIP together: its replicas have equal shares whichever node a packet reaches, and no
+//! live connection breaks, whatever routes and replicas do.
+
+mod hostile;
+mod scene;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
+
+use serde_json::Value;
+
+use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, VIPROUTECTL, nothing_left, until};
+use crate::where_::connect_from;
+
+use scene::{Cluster, Node};
+
+/// Connections from one place whose shares are compared.
+const MANY: usize = 3000;
+
+/// Each of `pods` has its share of the new connections from `from`, within 15 %.
+fn evenly(cluster: &Cluster, from: &str, pods: usize) {
+    let seen = Storm::start(cluster.ns(from), cluster.vip, 2000).next(MANY);
+    assert_eq!(seen.failed, [""; 0], "from {from}");
+    assert_eq!(seen.names.len(), pods, "from {from}: {seen:?}");
+    #[allow(clippy::cast_precision_loss)]
+    for (name, count) in &seen.names {
+        let share = (*count * pods) as f64 / seen.answers() as f64;
+        assert!((0.85..=1.15).contains(&share), "{name} has {share:.2} of its share from {from}: {seen:?}");
+    }
+}
+
+#[test]
+fn all_replicas_of_all_nodes_have_equal_shares() {
+    let cluster = Cluster::new(2);
+    for from in ["the client", "the routed client", "a pod on 2", "node 1", "node 3"] {
+        evenly(&cluster, from, 6);
+    }
+}
+
+#[test]
+fn live_connections_stay_where_they_are() {
+    let mut cluster = Cluster::new(2);
+    let mut live = cluster.flows(100);
+    for number in [1, 2, 3] {
+        cluster.joins(number);
+        Cluster::unbroken(&mut live, &format!("a replica joins on {number}"));
+        cluster.drains(number);
+        Cluster::unbroken(&mut live, &format!("a replica drains on {number}"));
+        cluster.leaves(number);
+        Cluster::unbroken(&mut live, &format!("the drained replica leaves {number}"));
+    }
+    for number in [2, 3, 1] {
+        cluster.leads_to(number);
+        Cluster::unbroken(&mut live, &format!("the VIP's packets come to {number}"));
+    }
+    cluster.suspects(2);
+    Cluster::unbroken(&mut live, "node 2 is taken to be away");
+    cluster.leads_to(3);
+    Cluster::unbroken(&mut live, "and the VIP's packets come to 3");
+    cluster.trusts(2);
+    Cluster::unbroken(&mut live, "node 2 is there again");
+}
+
+/// A node sees one direction alone of a connection with another node's replica: tracked, its packets would be invalid.
+#[test]
+fn firewalls_that_drop_what_is_invalid_drop_nothing() {
+    const RULES: &str = "table inet fw {
+        chain forward { type filter hook forward priority 0; ct state invalid drop; }
+        chain input { type filter hook input priority 0; ct state invalid drop; }
+        chain output { type filter hook output priority 0; ct state invalid drop; }
+    }";
+    let mut cluster = Cluster::new(1);
+    for number in 1..=3 {
+        let nft = || cluster.node(number).ns().cmd("nft");
+        nft().args(["-f", "-"]).finish(RULES).ok();
+        until("viprouted has noticed that the node tracks", SOON, || {
+            nft().args(["list", "table", "ip", "viproute"]).finish("").ok().contains("notrack").then_some(())
+        });
+    }
+    for from in ["the client", "the routed client", "a pod on 2", "node 1"] {
+        evenly(&cluster, from, 3);
+    }
+    let mut live = cluster.flows(60);
+    for number in [2, 3, 1] {
+        cluster.leads_to(number);
+        Cluster::unbroken(&mut live, &format!("the VIP's packets come to {number}"));
+    }
+    cluster.joins(3);
+    cluster.drains(1);
+    Cluster::unbroken(&mut live, "a replica joins on 3, and the one of node 1 drains");
+}
+
+/// A node can't see into another: it names the node.
+#[test]
+fn where_names_the_node_that_a_new_connection_goes_to() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(1);
+    let vip = SocketAddrV4::new(cluster.vip, PORT);
+    let mut nodes = BTreeSet::new();
+    for port in 20000..20030 {
+        let from = SocketAddrV4::new([192, 0, 2, 50].into(), port);
+        let mut command = node.ns().cmd(VIPROUTECTL);
+        command.args(["--data-dir", &node.host.data(), "--allocator", &node.host.socket()]);
+        command.args(["where", &from.to_string(), &vip.to_string(), "--output", "json"]);
+        let place: Value = serde_json::from_str(&command.finish("").ok()).expect("JSON");
+        let name = connect_from(&cluster.client, port, vip).ask().expect("an answer").name;
+        let expected = match place["because"].as_str() {
+            Some("route") => place["replica"]["pod"].as_str().expect("a pod").rsplit('/').next().map(str::to_owned),
+            Some("node") => {
+                let number = place["replica"]["address"].as_str().and_then(|address| address.rsplit('.').next());
+                let number = number.expect("an address").parse().expect("the node's number");
+                nodes.insert(number);
+                Some(cluster.node(number).pods[0].name.clone())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(Some(name), expected, "{place}");
+    }
+    assert_eq!(nodes, BTreeSet::from([2, 3]), "thirty connections go to both");
+    let mut command = node.ns().cmd(VIPROUTECTL);
+    command.args(["--data-dir", &node.host.data(), "--allocator", &node.host.socket(), "status", "--output", "json"]);
+    let status: Value = serde_json::from_str(&command.finish("").ok()).expect("JSON");
+    let replicas = status["vips"][0]["replicas"].as_array().expect("replicas").clone();
+    let far = replicas.iter().filter(|replica| replica["packets_in"].is_null()).map(|replica| replica["pod"].as_str());
+    let far: BTreeSet<_> = far.map(|name| name.expect("a name")).collect();
+    assert_eq!((far, replicas.len()), (BTreeSet::from(["node 192.0.2.2", "node 192.0.2.3"]), 3), "{status}");
+}
+
+#[test]
+fn a_node_without_ready_replicas_sends_all_to_the_others() {
+    let mut cluster = Cluster::new(1);
+    cluster.drains(1);
+    evenly(&cluster, "the client", 2);
+    // It tells routers nothing: others do.
+    let vip = cluster.vip;
+    let routes = cluster.node(1).ns().ip(&format!("route show {vip} proto 118"));
+    assert!(routes.contains("metric 4294967295") && routes.contains("nhid"), "{routes}");
+    // Nobody has told node 2 so far that its own has nothing ready: what comes there goes on.
+    cluster.drains_unheard(2);
+    evenly(&cluster, "the client", 1);
+}
+
+#[test]
+fn what_is_deleted_of_the_tunnel_comes_back() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(1);
+    let ns = node.ns();
+    let is_whole = || {
+        let links = ns.ip("-d link show viptun0 up");
+        let neighbours = ns.ip("neigh show dev viptun0 nud permanent");
+        let hops = ns.ip("nexthop show proto 118");
+        let table = ns.ip("route show table 119");
+        links.contains("external")
+            && neighbours.lines().count() == 2
+            && hops.lines().filter(|hop| hop.contains("dev viptun0")).count() == 2
+            && ns.ip("rule show").contains("iif viptun0 lookup 119")
+            && table.contains("unreachable default")
+            && table.contains(&format!("{} nhid", cluster.vip))
+            && node.far_legs() == 2
+            && ns
+                .run(|| std::process::Command::new("tc").args(["filter", "show", "dev", "viptun0", "ingress"]).output())
+                .is_ok_and(|shown| !shown.stdout.is_empty())
+    };
+    until("the tunnel is whole", SOON, || is_whole().then_some(()));
+    let deletions: [(&str, &str); 7] = [
+        ("ip", "rule del pref 118"),
+        ("ip", "neigh flush dev viptun0 nud permanent"),
+        ("ip", "nexthop del id 2013265922"),
+        ("ip", "route del unreachable default table 119"),
+        ("tc", "qdisc del dev viptun0 clsact"),
+        ("ip", "link set viptun0 down"),
+        ("ip", "link del viptun0"),
+    ];
+    let of_vip = format!("route del {} table 119", cluster.vip);
+    for (program, change) in deletions.into_iter().chain([("ip", of_vip.as_str())]) {
+        let mut command = ns.cmd(program);
+        assert!(command.args(change.split(' ')).status().expect(program).success(), "{program} {change}");
+        cluster.learn_devices();
+        until(&format!("the tunnel is whole after `{program} {change}`"), PATIENCE, || is_whole().then_some(()));
+    }
+    evenly(&cluster, "the client", 3);
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let mut cluster = Cluster::new(1);
+    let of_tunnel = |node: &Node| {
+        let ns = node.ns();
+        let links = ns.has_device("viptun0");
+        let hops = ns.ip("nexthop show proto 118");
+        let groups = hops.lines().any(|hop| hop.contains("id 20048") || hop.contains("viptun0"));
+        links || groups || ns.ip("rule show").contains("119") || ns.ip("route show table all").contains("table 119")
+    };
+    assert!(of_tunnel(cluster.node(1)), "there is a tunnel to be removed");
+    // It stands alone again: the VIP and its own replica stay.
+    cluster.stands_alone(1);
+    until("the tunnel is gone", SOON, || (!of_tunnel(cluster.node(1))).then_some(()));
+    evenly(&cluster, "the client", 1);
+    // The last DEL of a node that others still know.
+    cluster.everything_leaves(2);
+    until("groups and routes are gone", SOON, || {
+        let ns = cluster.node(2).ns();
+        let table = ns.ip("route show table 119");
+        (table.trim() == "unreachable default proto 118" && !ns.ip("nexthop show").contains("group")).then_some(())
+    });
+    cluster.stands_alone(2);
+    until("the tunnel is gone", SOON, || (!of_tunnel(cluster.node(2))).then_some(()));
+    nothing_left(&cluster.node(2).host);
+}

@@ -1,0 +1,349 @@
+//! Three nodes on one LAN, whose knowledge of each other the tests write.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Crowd, Flows, Join, Lan, Netns, PATIENCE, Page, Pod, SOON, Sidecar, allow_many_files, until};
+
+/// 2013265921 and so on: of the peer of that number.
+const NEXTHOPS: u32 = 0x7800_0000;
+
+/// Each hands out the lowest address, which the others may serve too.
+const SETTINGS: &str = r#"
+    backend = "pool"
+    cluster = "one"
+    peers = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    announce = "none"
+    [pool]
+    cidr = "10.118.0.0/24"
+"#;
+
+pub fn web() -> Join {
+    Join::annotated("web")
+}
+
+/// A node with viprouted, its replicas, and a pod that is none.
+pub struct Node {
+    pub pods: Vec<Pod>,
+    /// Whose servers run; a drained one's as well.
+    servers: Vec<Crowd>,
+    /// Joined, by the pod's place.
+    joined: Vec<usize>,
+    drained: Vec<usize>,
+    pub bystander: Pod,
+    _sidecar: Sidecar,
+    pub host: crate::harness::Node,
+}
+
+impl Node {
+    pub fn ns(&self) -> &Netns {
+        &self.host.ns
+    }
+
+    fn ready(&self) -> usize {
+        self.joined.iter().filter(|pod| !self.drained.contains(pod)).count()
+    }
+
+    /// How many members of the VIP's group lead to other nodes.
+    pub fn far_legs(&self) -> usize {
+        let members = |group: &Value| group["group"].as_array().cloned().unwrap_or_default();
+        let groups = self.ns().ip_json("nexthop show proto 118 groups");
+        let ids = groups.iter().flat_map(members).filter_map(|member| member["id"].as_u64());
+        ids.filter(|id| *id > u64::from(NEXTHOPS)).count()
+    }
+
+    fn vip_dir(&self) -> String {
+        format!("{}/vips/default_web", self.host.data())
+    }
+
+    /// As a holder of the VIP's lock does it: the index is no longer right.
+    fn write(&self, file: &str, text: Option<String>) {
+        let dir = self.vip_dir();
+        let Ok(lock) = fs::File::open(format!("{dir}/lock")) else { return };
+        lock.lock().unwrap();
+        let path = format!("{dir}/endpoints/{file}");
+        // First: who hears of the change reads the index where there is one.
+        fs::write(format!("{dir}/index.json"), "").unwrap();
+        let Some(text) = text else {
+            let _ = fs::remove_file(path);
+            return;
+        };
+        let temporary = format!("{dir}/endpoints/.{file}.tmp");
+        fs::write(&temporary, text).unwrap();
+        fs::rename(temporary, path).unwrap();
+    }
+
+    fn set_state(&self, pod: &Pod, state: &str) {
+        let file = format!("{}@eth0.json", pod.id);
+        let mut endpoint: Value =
+            serde_json::from_str(&fs::read_to_string(format!("{}/endpoints/{file}", self.vip_dir())).unwrap()).unwrap();
+        endpoint["state"] = json!(state);
+        self.write(&file, Some(endpoint.to_string()));
+    }
+}
+
+pub struct Cluster {
+    nodes: Vec<Node>,
+    pub client: Netns,
+    routed: Netns,
+    pub lan: Lan,
+    pub vip: Ipv4Addr,
+    /// Nodes that the others take to be away.
+    suspects: Vec<u8>,
+    /// Nodes that know no other.
+    alone: Vec<u8>,
+}
+
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, number)
+}
+
+impl Cluster {
+    /// `replicas` on each of three nodes; packets for the VIP come to node 1.
+    pub fn new(replicas: usize) -> Self {
+        allow_many_files();
+        let lan = Lan::new();
+        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        let routed = Netns::new();
+        lan.ns.ip(&format!("link add routed type veth peer name eth0 netns {}", routed.path()));
+        lan.ns.ip("addr add 198.51.100.1/24 dev routed");
+        lan.ns.ip("link set routed up");
+        lan.ns.set_sysctl("net/ipv4/ip_forward", "1");
+        routed.ip("addr add 198.51.100.2/24 dev eth0");
+        routed.ip("link set eth0 up");
+        routed.ip("route add default via 198.51.100.1");
+        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, replicas)).collect();
+        let vip = nodes[0].pods[0].vip();
+        let mut cluster = Self { nodes, client, routed, lan, vip, suspects: Vec::new(), alone: Vec::new() };
+        for number in 1..=3 {
+            for other in (1..=3).filter(|other| *other != number) {
+                cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
+            }
+            cluster.lan.ns.ip(&format!("route add 10.1.{number}.0/24 via {}", address(number)));
+            assert_eq!(cluster.node(number).pods[0].vip(), vip, "one VIP on all nodes");
+        }
+        cluster.lan.ns.ip("route add 10.118.0.0/16 via 192.0.2.1");
+        cluster.tell_all();
+        cluster
+    }
+
+    pub fn node(&self, number: u8) -> &Node {
+        &self.nodes[usize::from(number) - 1]
+    }
+
+    fn node_mut(&mut self, number: u8) -> &mut Node {
+        &mut self.nodes[usize::from(number) - 1]
+    }
+
+    pub fn ns(&self, from: &str) -> &Netns {
+        match from {
+            "the client" => &self.client,
+            "the routed client" => &self.routed,
+            "a pod on 2" => &self.node(2).bystander.ns,
+            "node 1" => self.node(1).ns(),
+            "node 3" => self.node(3).ns(),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Live connections from the client, from a pod of node 2, and from node 1 itself.
+    pub fn flows(&self, count: usize) -> Vec<Flows> {
+        ["the client", "a pod on 2", "node 1"].map(|from| Flows::open(from, self.ns(from), self.vip, count)).into()
+    }
+
+    /// All of them answer, each by the replica that it began with, twice.
+    pub fn unbroken(live: &mut [Flows], when: &str) {
+        for _ in 0..2 {
+            live.iter_mut().for_each(Flows::ask);
+            live.iter_mut().for_each(Flows::hear);
+        }
+        let gone: Vec<String> = Vec::new();
+        let complaints: Vec<_> = live.iter().filter_map(|flows| flows.complaint(&gone)).collect();
+        assert!(complaints.is_empty(), "{when}\n{}", complaints.join("\n"));
+    }
+
+    /// One more replica, which had no connection before.
+    pub fn joins(&mut self, number: u8) {
+        let node = self.node_mut(number);
+        let place = node.pods.len();
+        let pod = node.host.pod();
+        node.servers.push(Crowd::start(&pod));
+        node.host.add(&pod, &web()).ok();
+        node.pods.push(pod);
+        node.joined.push(place);
+        self.tell_all();
+    }
+
+    /// The one that came last.
+    pub fn drains(&mut self, number: u8) {
+        self.drains_unheard(number);
+        self.tell_all();
+    }
+
+    /// The others don't learn of it.
+    pub fn drains_unheard(&mut self, number: u8) {
+        let node = self.node_mut(number);
+        let place = *node.joined.last().expect("a replica");
+        node.set_state(&node.pods[place], "draining");
+        node.drained.push(place);
+        let expected = node.ready();
+        until("the replica has left the group", SOON, || {
+            let table = self.node(number).ns().ip("route show table 119");
+            let groups = self.node(number).ns().ip_json("nexthop show proto 118 groups");
+            let local = groups.iter().find(|group| group["id"].as_u64().is_some_and(|id| id & 0x0080_0000 != 0));
+            let members = local.and_then(|group| group["group"].as_array()).map_or(0, Vec::len);
+            (members == expected && (expected > 0) == table.contains("nhid")).then_some(())
+        });
+    }
+
+    /// The one that came last, by DEL.
+    pub fn leaves(&mut self, number: u8) {
+        let node = self.node_mut(number);
+        let place = node.joined.pop().expect("a replica");
+        node.drained.retain(|drained| *drained != place);
+        node.host.del(&node.pods[place], &web()).ok();
+        self.tell_all();
+    }
+
+    pub fn everything_leaves(&mut self, number: u8) {
+        self.alone.push(number);
+        for other in 1..=3 {
+            self.node(number).write(&format!("node-{other}@peer.json"), None);
+        }
+        let node = self.node_mut(number);
+        for place in std::mem::take(&mut node.joined) {
+            node.host.del(&node.pods[place], &web()).ok();
+        }
+        self.tell_all();
+    }
+
+    /// Clients' packets for the VIP come to that node.
+    pub fn leads_to(&self, number: u8) {
+        for ns in [&self.client, &self.lan.ns] {
+            ns.ip(&format!("route replace 10.118.0.0/16 via {}", address(number)));
+        }
+    }
+
+    pub fn suspects(&mut self, number: u8) {
+        self.suspects.push(number);
+        self.tell_all();
+    }
+
+    pub fn trusts(&mut self, number: u8) {
+        self.suspects.retain(|suspect| *suspect != number);
+        self.tell_all();
+    }
+
+    /// Without `nodes.json` and the others' replicas.
+    pub fn stands_alone(&mut self, number: u8) {
+        self.alone.push(number);
+        fs::remove_file(format!("{}/nodes.json", self.node(number).host.data())).unwrap();
+        for other in 1..=3 {
+            self.node(number).write(&format!("node-{other}@peer.json"), None);
+        }
+        self.tell_all();
+    }
+
+    /// Writes on each node what it knows of the others, and waits until its kernel has it. Records of a node that is no longer known go
+    /// before the node does, as viprouted has it.
+    pub fn tell_all(&mut self) {
+        for (number, gone) in (1..=3).flat_map(|number| self.alone.iter().map(move |gone| (number, *gone))) {
+            self.node(number).write(&format!("node-{gone}@peer.json"), None);
+        }
+        for number in (1..=3).filter(|number| !self.alone.contains(number)) {
+            self.write_nodes(number);
+        }
+        self.learn_devices();
+        for number in (1..=3).filter(|number| !self.alone.contains(number)) {
+            let expected = self.others(number).filter(|other| self.leg(*other).is_some_and(|ready| ready > 0)).count();
+            until("the group has its far legs", PATIENCE, || (self.node(number).far_legs() == expected).then_some(()));
+        }
+    }
+
+    /// Writes the others' replicas on each node, by its device's index of now.
+    pub fn learn_devices(&self) {
+        let knows_some = |number: &u8| !self.alone.contains(number) && self.others(*number).next().is_some();
+        for number in (1..=3).filter(knows_some) {
+            let index = until("the tunnel's device is there", PATIENCE, || {
+                let ns = self.node(number).ns();
+                let links = ns.has_device("viptun0").then(|| ns.ip_json("link show viptun0"));
+                links.and_then(|links| links[0]["ifindex"].as_u64())
+            });
+            for other in self.others(number) {
+                self.write_far(number, other, index);
+            }
+        }
+    }
+
+    fn others(&self, number: u8) -> impl Iterator<Item = u8> {
+        let alone = self.alone.clone();
+        (1..=3).filter(move |other| *other != number && !alone.contains(other))
+    }
+
+    fn write_nodes(&self, number: u8) {
+        let of = |number: u8| json!({ "id": address(number), "name": format!("n{number}"), "tunnel": address(number) });
+        let state = |number| if self.suspects.contains(&number) { "suspect" } else { "live" };
+        let other = |number: u8| {
+            let mut node = of(number);
+            node["number"] = json!(number);
+            node["state"] = json!(state(number));
+            node
+        };
+        let nodes: Vec<_> = self.others(number).map(other).collect();
+        let text = json!({ "schema": 2, "own": of(number), "nodes": nodes }).to_string();
+        let path = format!("{}/nodes.json", self.node(number).host.data());
+        fs::write(format!("{path}.tmp"), text).unwrap();
+        fs::rename(format!("{path}.tmp"), path).unwrap();
+    }
+
+    /// How many ready replicas the others see on a node; none: it has no replica at all.
+    fn leg(&self, number: u8) -> Option<usize> {
+        let node = self.node(number);
+        let is_away = self.suspects.contains(&number);
+        (!node.joined.is_empty()).then(|| if is_away { 0 } else { node.ready() })
+    }
+
+    fn write_far(&self, number: u8, other: u8, index: u64) {
+        let file = format!("node-{other}@peer.json");
+        let record = self.leg(other).map(|ready| {
+            json!({
+                "schema": 2, "network": "", "addresses": [address(other)], "node": address(other), "gateway": null,
+                "backend": { "remote": { "number": other, "address": address(other) } }, "source": "peer",
+                "device": "viptun0", "ifindex": index, "nexthop": NEXTHOPS | u32::from(other),
+                "state": if ready > 0 { "ready" } else { "draining" }, "weight": ready.max(1),
+            })
+            .to_string()
+        });
+        self.node(number).write(&file, record);
+    }
+
+    /// What the programs counted in the tunnel on a node.
+    pub fn counts(&self, number: u8) -> BTreeMap<String, u64> {
+        let node = &self.node(number).host;
+        let page = Page::of(node);
+        let of = |(name, value): (&str, i64)| {
+            let outcome = name.strip_prefix("viproute_tunnel_packets_total{outcome=\"")?.strip_suffix("\"}")?;
+            Some((outcome.to_owned(), value.cast_unsigned()))
+        };
+        page.counters().into_iter().filter_map(of).collect()
+    }
+}
+
+fn node(lan: &Lan, number: u8, replicas: usize) -> Node {
+    let node = crate::harness::Node::without_allocator(lan, number);
+    let sidecar = Sidecar::start(&node, SETTINGS);
+    let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
+    for pod in &mut pods {
+        pod.name = format!("n{number}-{}", pod.name);
+    }
+    let servers = pods.iter().map(Crowd::start).collect();
+    for pod in &pods {
+        node.add(pod, &web()).ok();
+    }
+    let bystander = node.pod();
+    let joined = (0..replicas).collect();
+    Node { pods, servers, joined, drained: Vec::new(), bystander, _sidecar: sidecar, host: node }
+}

@@ -1,0 +1,389 @@
+//! Nodes that know of each other: three on one LAN, each with its viprouted.
+
+mod arp;
+
+use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{Finished, Join, Lan, Node, PATIENCE, Page, Pod, Run, SOON, Sidecar, TempDir, VIPROUTECTL, until};
+
+const WEB: &str = "10.118.9.1";
+
+fn web() -> Join {
+    Join::annotated("web")
+}
+
+/// A node with its viprouted. Its own VIP has a pod, so that its programs are where the test has them.
+struct Member {
+    sidecar: Option<Sidecar>,
+    pod: Pod,
+    node: Node,
+    settings: String,
+}
+
+impl Member {
+    fn new(lan: &Lan, number: u8, key: &str) -> Self {
+        let node = Node::without_allocator(lan, number);
+        let settings = format!(
+            "backend = \"pool\"\nannounce = \"arp\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
+             [[pin]]\nvip = \"default/web\"\naddress = \"{WEB}\"\n\
+             [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]\nkey_file = {key:?}\nname = \"n{number}\""
+        );
+        let sidecar = Some(Sidecar::start(&node, &settings));
+        let pod = node.joined(&Join::annotated(&format!("own{number}")));
+        Self { sidecar, pod, node, settings }
+    }
+
+    fn daemon(&self) -> &crate::harness::Daemon {
+        &self.sidecar.as_ref().expect("viprouted runs").daemon
+    }
+
+    fn stop(&mut self) {
+        self.sidecar.take().expect("viprouted runs").stop();
+    }
+
+    fn start(&mut self) {
+        self.sidecar = Some(Sidecar::start(&self.node, &self.settings));
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Finished {
+        let mut command = self.node.ns.cmd(VIPROUTECTL);
+        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket()]).args(arguments);
+        command.finish("")
+    }
+
+    fn nodes(&self) -> Value {
+        serde_json::from_str(&self.ctl(&["nodes", "--output", "json"]).ok()).expect("JSON")
+    }
+
+    /// The others' names and states.
+    fn states(&self) -> Vec<(String, String)> {
+        let text = |node: &Value, key: &str| node[key].as_str().expect("text").to_owned();
+        let nodes = self.nodes();
+        nodes["nodes"].as_array().expect("nodes").iter().map(|node| (text(node, "name"), text(node, "state"))).collect()
+    }
+
+    fn sees(&self, what: &str, limit: Duration, expected: &[(&str, &str)]) {
+        let expected: Vec<_> = expected.iter().map(|(name, state)| ((*name).to_owned(), (*state).to_owned())).collect();
+        until(what, limit, || (self.states() == expected).then_some(()));
+    }
+
+    fn finds(&self, what: &str) {
+        until(what, SOON, || self.nodes()["findings"].to_string().contains(what).then_some(()));
+    }
+
+    /// `nodes.json`.
+    fn recorded(&self) -> Value {
+        let text = fs::read_to_string(format!("{}/nodes.json", self.node.data())).expect("nodes.json");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Who the other nodes' records of web are of: node, state and weight.
+    fn legs(&self) -> Vec<(String, String, u64)> {
+        let dir = format!("{}/vips/default_web/endpoints", self.node.data());
+        let mut legs = Vec::new();
+        for file in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = file.file_name().into_string().expect("a name");
+            let Ok(text) = fs::read_to_string(file.path()) else { continue };
+            if name.ends_with("@peer.json") && !name.starts_with('.') {
+                let record: Value = serde_json::from_str(&text).expect("JSON");
+                let [node, state] = ["node", "state"].map(|key| record[key].as_str().expect("text").to_owned());
+                legs.push((node, state, record["weight"].as_u64().expect("a weight")));
+            }
+        }
+        legs.sort();
+        legs
+    }
+
+    fn has(&self, what: &str, expected: &[(&str, &str, u64)]) {
+        let expected: Vec<_> =
+            expected.iter().map(|(node, state, weight)| ((*node).to_owned(), (*state).to_owned(), *weight)).collect();
+        let mut found = Vec::new();
+        let fine = || {
+            found = self.legs();
+            (found == expected).then_some(())
+        };
+        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| until(what, SOON, fine)));
+        assert!(waited.is_ok(), "{what}: want {expected:?}, found {found:?}\n{}", self.daemon().log());
+    }
+
+    fn routes(&self) -> String {
+        self.node.ns.ip(&format!("route show {WEB} proto 118"))
+    }
+}
+
+fn new_key(dir: &TempDir, name: &str) -> String {
+    let path = dir.file(name);
+    let lan = std::process::Command::new(VIPROUTECTL).args(["key", "new", &path]).finish("");
+    assert!(lan.ok().contains("is a new key"));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    path
+}
+
+struct Scene {
+    members: Vec<Member>,
+    key: String,
+    dir: TempDir,
+    lan: Lan,
+}
+
+impl Scene {
+    fn new(nodes: u8) -> Self {
+        let (lan, dir) = (Lan::new(), TempDir::new());
+        let key = new_key(&dir, "membership.key");
+        let members = (1..=nodes).map(|number| Member::new(&lan, number, &key)).collect();
+        let scene = Self { members, key, dir, lan };
+        for (at, member) in scene.members.iter().enumerate() {
+            let others = (0..scene.members.len()).filter(|other| *other != at);
+            let names: Vec<String> = others.map(|other| format!("n{}", other + 1)).collect();
+            let expected: Vec<_> = names.iter().map(|name| (name.as_str(), "live")).collect();
+            member.sees("the nodes see each other", SOON, &expected);
+        }
+        scene
+    }
+
+    /// Cuts a node off the LAN, or plugs it in again.
+    fn link(&self, member: usize, state: &str) {
+        self.lan.ns.ip(&format!("link set port{member} {state}"));
+    }
+}
+
+#[test]
+fn replicas_of_other_nodes_come_and_go() {
+    let scene = Scene::new(3);
+    let [n1, n2, n3] = &scene.members[..] else { unreachable!() };
+    let nodes = n1.recorded();
+    assert_eq!(nodes["own"]["id"], "192.0.2.1");
+    assert_eq!(nodes["nodes"].as_array().unwrap().len(), 2, "{nodes}");
+    // The first replica of a VIP that n1 has none of.
+    let first = n2.node.joined(&web());
+    assert_eq!(first.vip().to_string(), WEB);
+    n1.has("n2's first replica", &[("192.0.2.2", "ready", 1)]);
+    n3.has("n2's first replica", &[("192.0.2.2", "ready", 1)]);
+    until("its route", SOON, || n1.routes().contains("nhid").then_some(()));
+    // Routers are not told of what isn't here, and no lease is asked for or kept.
+    assert!(n1.routes().contains("metric 4294967295"), "{}", n1.routes());
+    assert!(n1.sidecar.as_ref().unwrap().status("default/web").is_none());
+    let second = n2.node.joined(&web());
+    n1.has("n2's second replica", &[("192.0.2.2", "ready", 2)]);
+    n2.ctl(&["drain", &first.id]).ok();
+    n1.has("one of them drains", &[("192.0.2.2", "ready", 1)]);
+    n2.ctl(&["drain", &second.id]).ok();
+    n1.has("both drain", &[("192.0.2.2", "draining", 1)]);
+    n2.ctl(&["undrain", &second.id]).ok();
+    n1.has("one is back", &[("192.0.2.2", "ready", 1)]);
+    // Replicas on two nodes, one of them this one.
+    let own = n1.node.joined(&web());
+    assert_eq!(own.vip().to_string(), WEB);
+    n2.has("n1's", &[("192.0.2.1", "ready", 1)]);
+    n3.has("of both", &[("192.0.2.1", "ready", 1), ("192.0.2.2", "ready", 1)]);
+    n1.has("n2's beside its own", &[("192.0.2.2", "ready", 1)]);
+    n1.node.check(&own, &web()).ok();
+    n1.node.gc(&[&own, &n1.pod], &web()).ok();
+    n1.has("n2's after GC", &[("192.0.2.2", "ready", 1)]);
+    n1.node.remove(&own, &web());
+    n2.has("n1 has none any more", &[]);
+    n1.has("n2's remains", &[("192.0.2.2", "ready", 1)]);
+    for pod in [&first, &second] {
+        n2.node.remove(pod, &web());
+    }
+    for member in &scene.members {
+        until("nothing of the VIP is left", SOON, || {
+            let dir = format!("{}/vips/default_web", member.node.data());
+            (!fs::exists(dir).unwrap() && member.routes().is_empty()).then_some(())
+        });
+    }
+    for member in &scene.members {
+        assert!(!member.daemon().log().contains("panicked"), "{}", member.daemon().log());
+    }
+}
+
+#[test]
+fn a_node_dies_and_another_only_seems_to() {
+    let mut scene = Scene::new(3);
+    let pods = [scene.members[1].node.joined(&web()), scene.members[2].node.joined(&web())];
+    let both: [(&str, &str, u64); 2] = [("192.0.2.2", "ready", 1), ("192.0.2.3", "ready", 1)];
+    scene.members[0].has("both", &both);
+    // viprouted is away, its kernel isn't: nothing changes for the others.
+    scene.members[1].stop();
+    scene.members[0].sees("n2 restarts", SOON, &[("n2", "restarting"), ("n3", "live")]);
+    let until_back = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until_back {
+        assert_eq!(scene.members[0].legs().iter().filter(|leg| leg.1 == "ready").count(), 2);
+        sleep(Duration::from_millis(100));
+    }
+    scene.members[1].start();
+    scene.members[0].sees("n2 is back", SOON, &[("n2", "live"), ("n3", "live")]);
+    assert_eq!(scene.members[0].legs().len(), 2);
+    // A partition of three seconds, and back.
+    let numbers = scene.members[0].recorded()["nodes"].to_string();
+    scene.link(2, "down");
+    scene.members[0].sees("n3 is suspect", SOON, &[("n2", "live"), ("n3", "suspect")]);
+    scene.members[0].has("n3 gets nothing new", &[both[0], ("192.0.2.3", "draining", 1)]);
+    // Cut off, it keeps its own and does not take the others for dead for good.
+    scene.members[2].sees("n3 is alone", SOON, &[("n1", "suspect"), ("n2", "suspect")]);
+    sleep(Duration::from_secs(1));
+    scene.link(2, "up");
+    scene.members[0].sees("n3 is back", SOON, &[("n2", "live"), ("n3", "live")]);
+    scene.members[0].has("both again", &both);
+    assert_eq!(scene.members[0].recorded()["nodes"].to_string(), numbers);
+    // It dies.
+    scene.members[2].daemon().signal(Signal::SIGKILL);
+    scene.link(2, "down");
+    scene.members[0].sees("n3 is suspect", SOON, &[("n2", "live"), ("n3", "suspect")]);
+    scene.members[0].has("n3 is dead", &[both[0], ("192.0.2.3", "draining", 1)]);
+    // The last ready legs stay on suspicion alone.
+    scene.link(1, "down");
+    scene.members[0].has("nobody else is left", &[("192.0.2.2", "ready", 1), ("192.0.2.3", "ready", 1)]);
+    scene.link(1, "up");
+    scene.members[0].sees("n3 is forgotten", PATIENCE, &[("n2", "live")]);
+    scene.members[0].has("n2 alone", &both[..1]);
+    let page = Page::of(&scene.members[0].node);
+    assert_eq!(page.value("viproute_nodes", &[("state", "live")]), 1);
+    // A node that leaves says so.
+    let said = scene.members[1].ctl(&["nodes", "leave"]).ok();
+    assert!(said.contains("send no new connections here"), "{said}");
+    scene.members[0].sees("n2 leaves", SOON, &[("n2", "left")]);
+    scene.members[0].has("n2 gets nothing new", &[("192.0.2.2", "draining", 1)]);
+    drop(pods);
+}
+
+#[test]
+fn who_has_another_key_is_never_heard() {
+    let mut scene = Scene::new(2);
+    let other = new_key(&scene.dir, "other.key");
+    let stranger = Member::new(&scene.lan, 3, &other);
+    stranger.finds("seed 192.0.2.1:8119 has another key");
+    assert!(stranger.states().is_empty() && scene.members[0].states().len() == 1);
+    let dropped = |member: &Member| {
+        Page::of(&member.node).value("viproute_gossip_dropped_datagrams_total", &[("reason", "bad_key")])
+    };
+    assert!(dropped(&scene.members[0]) > 0);
+    let doctor = |member: &Member| {
+        let config = member.node.dir.file("viprouted.toml");
+        member.ctl(&["doctor", "--conf-dir", "/nonexistent", "--config", &config]).stdout
+    };
+    let found = doctor(&stranger);
+    assert!(found.contains("has another key") && found.contains("viprouted.toml"), "{found}");
+    // Keys are changed on one node after the other, while all hear each other: read again without a restart.
+    let text = |path: &str| fs::read_to_string(path).unwrap();
+    let (first, second) = (text(&scene.key), text(&other));
+    let own = scene.dir.file("n1.key");
+    fs::write(&own, format!("{second}\n{first}")).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&scene.key, format!("{first}\n{second}")).unwrap();
+    stranger_joins(&scene, &stranger);
+    // A key that others may read: viprouted refuses it by name.
+    fs::set_permissions(&scene.key, fs::Permissions::from_mode(0o640)).unwrap();
+    scene.members[1].stop();
+    let mut command = scene.members[1].node.ns.cmd(env!("CARGO_BIN_EXE_viprouted"));
+    command.args(["--config", &scene.members[1].node.dir.file("viprouted.toml")]);
+    let refused = command.finish("");
+    assert!(!refused.status.success());
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("has mode 0640") && said.contains(&format!("chmod 0600 {}", scene.key)), "{said}");
+    let found = doctor(&scene.members[1]);
+    assert!(found.contains("has mode 0640"), "{found}");
+}
+
+/// The stranger's key is accepted by the others by now, but theirs isn't by it.
+fn stranger_joins(scene: &Scene, stranger: &Member) {
+    let path = scene.dir.file("other.key");
+    let own = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{own}\n{}", fs::read_to_string(&scene.key).unwrap().lines().nth(1).unwrap())).unwrap();
+    stranger.sees("the keys are known on both sides", PATIENCE, &[("n1", "live"), ("n2", "live")]);
+    scene.members[0].sees("of the other one, too", PATIENCE, &[("n2", "live"), ("n3", "live")]);
+}
+
+#[test]
+fn what_was_captured_changes_nothing_when_it_is_sent_again() {
+    let mut scene = Scene::new(3);
+    let _pod = scene.members[1].node.joined(&web());
+    scene.members[0].has("n2's", &[("192.0.2.2", "ready", 1)]);
+    // All that n2 sends to n1 for a while.
+    let file = scene.dir.file("captured.pcap");
+    let mut capture = scene.members[0].node.ns.cmd("tcpdump");
+    capture.args(["-i", "eth0", "-w", &file, "-U", "-c", "40", "src 192.0.2.2 and udp dst port 8119"]);
+    capture.finish("").ok();
+    let datagrams = payloads(&fs::read(&file).unwrap());
+    assert!(datagrams.len() >= 40, "{}", datagrams.len());
+    // n2 is gone, and another has its address.
+    scene.members[1].daemon().signal(Signal::SIGKILL);
+    scene.link(1, "down");
+    let attacker = scene.lan.client(2, &[]);
+    let dropped = |scene: &Scene, reason| {
+        Page::of(&scene.members[0].node).value("viproute_gossip_dropped_datagrams_total", &[("reason", reason)])
+    };
+    let silent = |scene: &Scene| scene.members[0].nodes()["nodes"][0]["silent_ms"].as_u64().expect("a number");
+    let send = || {
+        attacker.run(|| {
+            let socket = UdpSocket::bind("192.0.2.2:8119").unwrap();
+            for datagram in &datagrams {
+                socket.send_to(datagram, "192.0.2.1:8119").unwrap();
+            }
+        });
+    };
+    let before = dropped(&scene, "replay");
+    send();
+    until("they are counted", SOON, || (dropped(&scene, "replay") >= before + 30).then_some(()));
+    // The attacker's kernel answers echoes, so that n2 seems to be there; its viprouted says nothing.
+    until("n2's viprouted is silent", SOON, || (silent(&scene) > 3000).then_some(()));
+    send();
+    sleep(Duration::from_millis(500));
+    assert!(silent(&scene) > 3000, "what was captured counts as its word");
+    // Neither does it count with a viprouted that was started later.
+    scene.members[0].stop();
+    scene.members[0].start();
+    until("n1 is back", SOON, || (scene.members[0].states().len() == 2).then_some(()));
+    send();
+    until("they are counted", SOON, || (dropped(&scene, "stale") >= 30).then_some(()));
+    assert_eq!(scene.members[0].nodes()["nodes"][0]["version"], "-", "{}", scene.members[0].nodes());
+}
+
+/// UDP payloads of Ethernet frames in a file of tcpdump's.
+fn payloads(file: &[u8]) -> Vec<Vec<u8>> {
+    let (mut at, mut found) = (24, Vec::new());
+    while let Some(header) = file.get(at..at + 16) {
+        let length = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
+        let frame = &file[at + 16..at + 16 + length];
+        let header = usize::from(frame[14] & 15) * 4;
+        let size = usize::from(u16::from_be_bytes([frame[14 + header + 4], frame[14 + header + 5]]));
+        found.push(frame[14 + header + 8..14 + header + size].to_vec());
+        at += 16 + length;
+    }
+    found
+}
+
+#[test]
+fn a_seed_may_be_a_name() {
+    let scene = Scene::new(1);
+    let (node, hosts) = (Node::without_allocator(&scene.lan, 4), scene.dir.file("hosts"));
+    fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.1 first.nodes.example\n").unwrap();
+    let settings =
+        format!("[membership]\nseeds = [\"first.nodes.example\"]\nkey_file = {:?}\nname = \"n4\"", scene.key);
+    let script = format!("mount --bind {hosts} /etc/hosts && exec \"$@\"");
+    let options = ["--mount", "sh", "-c", &script, "sh"];
+    let settings = format!("backend = \"pool\"\n{settings}");
+    let _sidecar = Sidecar::run_by("unshare", &options, &node, &settings);
+    scene.members[0].sees("the one that has its name", PATIENCE, &[("n4", "live")]);
+}
+
+#[test]
+fn a_node_without_the_table_stands_alone() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let _sidecar = Sidecar::pool(&node, "10.118.0.0/24");
+    let mut command = node.ns.cmd(VIPROUTECTL);
+    let said = command.args(["--allocator", &node.socket(), "nodes"]).finish("").ok();
+    assert!(said.contains("stands alone"), "{said}");
+    let sockets = node.ns.cmd("ss").args(["-Hlun"]).finish("").ok();
+    assert!(!sockets.contains(":8119"), "{sockets}");
+    assert!(!fs::exists(format!("{}/nodes.json", node.data())).unwrap());
+    assert!(Page::of(&node).find("viproute_nodes", &[("state", "live")]).is_none());
+}
