@@ -1,0 +1,116 @@
+//! The host veth, and everything on it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::dataplane::ids::{self, HOST_ADDRESS, VethNames};
+use crate::ebpf::{self, Hook, Programs};
+use crate::model::Family;
+use crate::net::address::{self, Address};
+use crate::net::filter;
+use crate::net::link::{self, Link, Setting};
+use crate::net::neighbour::{self, Neighbour};
+use crate::net::nexthop::Nexthop;
+use crate::net::{self, NodeNet};
+
+use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, side};
+
+/// The host veth, and what is on it.
+#[derive(Debug)]
+pub struct HostVeth {
+    /// The device.
+    pub link: Link,
+    addresses: Vec<Address>,
+    neighbour: Option<Neighbour>,
+    /// The ids of the programs on it.
+    programs: BTreeMap<Hook, u32>,
+}
+
+impl HostVeth {
+    /// A host veth that was just made: nothing is on it.
+    pub fn new(node: &NodeNet, names: &VethNames) -> net::Result<Option<Self>> {
+        let bare = |link| Self { link, addresses: Vec::new(), neighbour: None, programs: BTreeMap::new() };
+        Ok(link::by_name(node, &names.host)?.map(bare))
+    }
+
+    /// Reads the host veth. Only [`HostVeth::fixes`] needs the pod's address.
+    pub fn read(node: &NodeNet, names: &VethNames, pod_address: Option<IpAddr>) -> net::Result<Option<Self>> {
+        let Some(link) = link::by_name(node, &names.host)? else { return Ok(None) };
+        let addresses = address::list(node, Family::V4, Some(link.index))?;
+        let neighbour = pod_address.map(|address| neighbour::get(node, link.index, address)).transpose()?.flatten();
+        let mut programs = BTreeMap::new();
+        for hook in Hook::HOST_VETH {
+            programs.extend(filter::program(node, link.index, side(hook))?.map(|id| (hook, id)));
+        }
+        Ok(Some(Self { link, addresses, neighbour, programs }))
+    }
+
+    /// Programs of ours run on it, of whatever build.
+    pub fn has_programs(&self) -> bool {
+        !self.programs.is_empty()
+    }
+
+    /// What must still be done for these programs to run on it.
+    pub fn filter_fixes(&self, programs: &Programs) -> ebpf::Result<Vec<Fix>> {
+        let Link { index, name, .. } = &self.link;
+        let mut fixes = Vec::new();
+        for program in programs.iter().filter(|program| Hook::HOST_VETH.contains(&program.spec.hook)) {
+            let (side, found) = (side(program.spec.hook), self.programs.get(&program.spec.hook));
+            if found != Some(&program.id()) {
+                let (wanted, id) = (program.spec.name, program.id());
+                let found = found.map_or_else(|| "none".to_owned(), |id| format!("program {id}"));
+                let finding =
+                    format!("the flow owner's filter on {name}, {side}: want {wanted} (program {id}), found {found}");
+                fixes.push(fix(finding, filter::replace(*index, side, program.fd()?)));
+            }
+        }
+        if !fixes.is_empty() {
+            fixes.insert(0, fix(format!("clsact on {name} is missing"), filter::add_clsact(*index)));
+        }
+        Ok(fixes)
+    }
+
+    /// What must still be done for a pod at this address.
+    pub fn fixes(&self, names: &VethNames, pod_address: IpAddr) -> Vec<Fix> {
+        let Link { index, name, settings, up, .. } = &self.link;
+        let index = *index;
+        let mut fixes = Vec::new();
+        if !up {
+            fixes.push(fix(format!("{name} may take IPv6 addresses"), link::no_ipv6_addresses(index)));
+        }
+        if !self.addresses.iter().any(|a| a.address == HOST_ADDRESS) {
+            fixes.push(fix(format!("address {HOST_ADDRESS} on {name} is missing"), address::add(index, HOST_ADDRESS)));
+        }
+        if settings.rp_filter != RP_FILTER_LOOSE || settings.forwarding != 1 {
+            let wanted = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
+            let finding = format!("{name} has rp_filter {}, forwarding {}", settings.rp_filter, settings.forwarding);
+            fixes.push(fix(finding, link::configure(index, &wanted)));
+        }
+        if !up {
+            fixes.push(fix(format!("{name} is down"), link::set_up(index)));
+        }
+        if !is_neighbour(self.neighbour.as_ref(), pod_address, names.pod_mac) {
+            let finding = format!("neighbour {pod_address} on {name} is missing");
+            fixes.push(fix(finding, neighbour::replace(index, pod_address, names.pod_mac)));
+        }
+        fixes
+    }
+
+    /// Whether what comes for the pod from one of its own addresses is dropped: by this build's programs. `None`: they should be
+    /// on it and aren't, so that it can't be told.
+    pub fn checks_sources(&self, programs: Option<&Path>) -> ebpf::Result<Option<bool>> {
+        let Some(dir) = programs else { return Ok(Some(false)) };
+        let Some(programs) = Programs::open(dir)? else { return Ok(None) };
+        Ok(self.filter_fixes(&programs)?.is_empty().then_some(true))
+    }
+
+    /// The way to the pod: what its VIPs' groups are made of.
+    pub fn nexthop(&self, pod_address: IpAddr) -> net::Result<Nexthop> {
+        let index = self.link.index;
+        let out_of_range = || net::Error::new("add nexthop", format!("for link {index}"), Errno::ERANGE);
+        Ok(Nexthop { id: ids::nexthop(index).ok_or_else(out_of_range)?, gateway: pod_address, index })
+    }
+}

@@ -1,0 +1,138 @@
+//! An attachment's veth pair: its host veth and everything on it, its container veth and everything around it. Like the routes:
+//! what must be, what is, and the difference as requests.
+
+mod host;
+mod pod;
+mod settings;
+mod want;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::ebpf::Hook;
+use crate::model::{Family, Mac};
+use crate::net::filter::Side;
+use crate::net::link::{self, End};
+use crate::net::neighbour::Neighbour;
+use crate::net::nexthop;
+use crate::net::route::{self, TableRoute};
+use crate::net::rule;
+use crate::net::{self, Netns, NodeNet, PodNet, Request, Socket};
+use crate::registry::record::SavedSysctls;
+
+use super::ids::{self, POD_DEVICE, VethNames};
+
+pub use host::HostVeth;
+pub use pod::{ContainerVeth, PodDevices};
+pub use settings::{has_arp_settings, relax_all};
+pub use want::{PodWant, Served};
+
+/// Loose: the address must have some way back, not necessarily this one. A replica that is not in its VIP's route still
+/// answers; a strict check would drop that.
+pub(super) const RP_FILTER_LOOSE: i32 = 2;
+
+/// A step still to be taken, and what is amiss without it.
+#[derive(Debug)]
+pub struct Fix {
+    /// What is amiss, for CHECK.
+    pub finding: String,
+    request: Request,
+}
+
+fn fix(finding: impl Into<String>, request: Request) -> Fix {
+    Fix { finding: finding.into(), request }
+}
+
+/// Takes the steps.
+pub fn apply(socket: &Socket, fixes: Vec<Fix>) -> net::Result<()> {
+    let requests: Vec<Request> = fixes.into_iter().map(|fix| fix.request).collect();
+    socket.apply(&requests)
+}
+
+/// Makes the pair, its container veth in `netns`. Nothing is on it yet.
+pub fn create(node: &NodeNet, names: &VethNames, mtu: u32, netns: &Netns) -> net::Result<()> {
+    let host = End { name: &names.host, mac: names.host_mac };
+    let pod = End { name: POD_DEVICE, mac: names.pod_mac };
+    node.apply(&[link::add_veth(host, pod, mtu, netns)])
+}
+
+/// What adds or deletes one.
+type Change<T> = fn(T) -> Request;
+
+/// Surplus objects go first: one may occupy the place of a missing one.
+fn set_fixes<T: Ord + Copy + fmt::Display>(
+    kind: &str,
+    have: &BTreeSet<T>,
+    want: &BTreeSet<T>,
+    (add, del): (Change<T>, Change<T>),
+) -> Vec<Fix> {
+    let stale = have.difference(want).map(|stale| fix(format!("{kind} {stale} should not be there"), del(*stale)));
+    let missing = want.difference(have).map(|missing| fix(format!("{kind} {missing} is missing"), add(*missing)));
+    stale.chain(missing).collect()
+}
+
+/// As [`set_fixes`]; a route that differs in what it does alone is replaced, so that no answer is without its way.
+fn route_fixes(have: &BTreeSet<TableRoute>, want: &BTreeSet<TableRoute>) -> Vec<Fix> {
+    let is_of_same = |one: &TableRoute, other: &TableRoute| (one.table, one.prefix) == (other.table, other.prefix);
+    let (changed, rest): (BTreeSet<TableRoute>, BTreeSet<TableRoute>) =
+        want.difference(have).copied().partition(|new| have.iter().any(|old| is_of_same(old, new)));
+    let replaced = |old: &&TableRoute| changed.iter().any(|new| is_of_same(old, new)) && !want.contains(*old);
+    let kept: BTreeSet<TableRoute> = have.iter().filter(|old| !replaced(old)).copied().collect();
+    let rest = kept.intersection(want).copied().chain(rest).collect();
+    let mut fixes = set_fixes("route", &kept, &rest, (route::add, route::del));
+    fixes.extend(changed.iter().map(|new| fix(format!("route {new} is missing"), route::replace(*new))));
+    fixes
+}
+
+/// Takes our rules and routes out of a pod that lives on, and puts its interface's settings back. A `vip0` that isn't
+/// this pair's belongs to another attachment, and so does all the rest then.
+pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls) -> net::Result<()> {
+    if link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac != Some(names.pod_mac)) {
+        return Ok(());
+    }
+    let mut requests: Vec<Request> = rule::list(pod, Family::V4)?.into_iter().map(rule::del).collect();
+    // Those by way of vip0 go with it; `throw` has no device to go with.
+    requests.extend(pod::read_routes(pod)?.into_iter().map(route::del));
+    if let Some(interface) = link::by_name(pod, ifname)? {
+        let restored = settings::restored(saved, &interface.settings);
+        if !restored.is_empty() {
+            requests.push(link::configure(interface.index, &restored).absent_is_ok());
+        }
+    }
+    pod.apply(&requests)?;
+    settings::restore_all(pod, saved)
+}
+
+/// Removes the veth pair: the nexthop first, for which the kernel sends a notification, then the devices.
+pub fn remove(node: &NodeNet, names: &VethNames) -> net::Result<()> {
+    let Some(link) = link::by_name(node, &names.host)? else { return Ok(()) };
+    let mut requests = Vec::new();
+    if let Some(id) = ids::nexthop(link.index)
+        && nexthop::get(node, id)?.is_some()
+    {
+        requests.push(nexthop::del(id));
+    }
+    requests.push(link::del(&names.host));
+    node.apply(&requests)
+}
+
+/// What is wrong with an end's Ethernet address, if anything is.
+pub fn wrong_mac(name: &str, have: Option<Mac>, want: Mac) -> Option<String> {
+    (have != Some(want)).then(|| {
+        let have = have.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
+        format!("{name} has the Ethernet address {have}, not {want}")
+    })
+}
+
+/// Where on a device a hook is.
+pub(super) fn side(hook: Hook) -> Side {
+    match hook {
+        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress => Side::Egress,
+        Hook::HostIngress | Hook::UplinkIngress | Hook::TunnelIngress => Side::Ingress,
+    }
+}
+
+fn is_neighbour(have: Option<&Neighbour>, address: IpAddr, mac: Mac) -> bool {
+    have.is_some_and(|n| n.address == address && n.mac == Some(mac) && n.permanent)
+}

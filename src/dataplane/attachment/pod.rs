@@ -1,0 +1,192 @@
+//! The container veth, and everything around it in its pod.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::dataplane::ids::{self, HOST_ADDRESS, POD_DEVICE, TABLE};
+use crate::dataplane::node::tunnel;
+use crate::model::{Family, Mac};
+use crate::net::link::{self, Link, Setting};
+use crate::net::neighbour::{self, Neighbour};
+use crate::net::route::{self, Action, Filter, TableRoute};
+use crate::net::rule::{self, Rule};
+use crate::net::{self, PROTOCOL, PodNet, address};
+use crate::registry::record::SavedSysctls;
+
+use super::settings::{has_arp_settings, strict_for_all, wanted_settings};
+use super::want::{PodWant, Underlay};
+use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, route_fixes, set_fixes};
+
+/// No check of sources at all (`rp_filter`), and local ones are taken too (`accept_local`): with a rule in the pod the kernel
+/// would look each packet's source up in all tables (`fib_validate_source()` in `net/ipv4/fib_frontend.c`).
+const UNCHECKED: (i32, i32) = (0, 1);
+
+/// The devices of a pod that matter here.
+#[derive(Debug)]
+pub struct PodDevices {
+    /// The pod's own interface.
+    pub interface: Link,
+    /// The `vip0` there is, whosever it is.
+    pub vip0: Option<Link>,
+}
+
+impl PodDevices {
+    /// As they are. `None`: the pod has no such interface.
+    pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
+        let vip0 = link::by_name(pod, POD_DEVICE)?;
+        Ok(link::by_name(pod, ifname)?.map(|interface| Self { interface, vip0 }))
+    }
+
+    /// What is to be put back when the attachment goes.
+    pub fn saved_sysctls(&self, pod: &PodNet) -> net::Result<SavedSysctls> {
+        let link::Settings { arp_ignore, arp_announce, .. } = self.interface.settings;
+        Ok(SavedSysctls { arp_ignore, arp_announce, all_rp_filter: strict_for_all(pod)? })
+    }
+}
+
+/// A pod's namespace as far as VIPs touch it.
+#[derive(Debug)]
+pub struct ContainerVeth {
+    interface: Link,
+    link: Link,
+    addresses: BTreeSet<IpAddr>,
+    /// Those of the other devices, but for the loopback network.
+    others: BTreeSet<IpAddr>,
+    neighbour: Option<Neighbour>,
+    rules: BTreeSet<Rule>,
+    routes: BTreeSet<TableRoute>,
+}
+
+impl ContainerVeth {
+    /// A container veth that was just made: nothing is on it, nor around it. `None`: there is none.
+    pub fn new(pod: &PodNet, interface: Link) -> net::Result<Option<Self>> {
+        let Some(link) = link::by_name(pod, POD_DEVICE)? else { return Ok(None) };
+        Ok(Some(Self {
+            interface,
+            others: read_addresses(pod, link.index)?.1,
+            link,
+            addresses: BTreeSet::new(),
+            neighbour: None,
+            rules: BTreeSet::new(),
+            routes: BTreeSet::new(),
+        }))
+    }
+
+    /// Reads the container veth. `None`: it, or the pod's own interface, is missing.
+    pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
+        let Some(devices) = PodDevices::read(pod, ifname)? else { return Ok(None) };
+        Self::around(pod, devices)
+    }
+
+    /// The same for devices that were read before.
+    pub fn around(pod: &PodNet, devices: PodDevices) -> net::Result<Option<Self>> {
+        let PodDevices { interface, vip0: Some(link) } = devices else { return Ok(None) };
+        let index = link.index;
+        let (addresses, others) = read_addresses(pod, index)?;
+        Ok(Some(Self {
+            interface,
+            addresses,
+            others,
+            neighbour: neighbour::get(pod, index, HOST_ADDRESS)?,
+            rules: rule::list(pod, Family::V4)?.into_iter().collect(),
+            routes: read_routes(pod)?,
+            link,
+        }))
+    }
+
+    /// The container veth's index.
+    pub fn index(&self) -> u32 {
+        self.link.index
+    }
+
+    /// The container veth's Ethernet address: whether it is ours.
+    pub fn mac(&self) -> Option<Mac> {
+        self.link.mac
+    }
+
+    /// What must still be done, in an order in which replies have their way before requests can come.
+    pub fn fixes(&self, want: &PodWant<'_>) -> Vec<Fix> {
+        let mut fixes: Vec<Fix> = self.settings_fix(want.ifname).into_iter().chain(self.source_fix(want)).collect();
+        let index = self.link.index;
+        if !self.link.up {
+            fixes.push(fix(format!("{POD_DEVICE} may take IPv6 addresses"), link::no_ipv6_addresses(index)));
+            fixes.push(fix(format!("{POD_DEVICE} is down"), link::set_up(index)));
+        }
+        for missing in want.vips.difference(&self.addresses) {
+            fixes.push(fix(format!("address {missing} on {POD_DEVICE} is missing"), address::add(index, *missing)));
+        }
+        for stale in self.addresses.difference(&want.vips) {
+            fixes
+                .push(fix(format!("address {stale} on {POD_DEVICE} should not be there"), address::del(index, *stale)));
+        }
+        if !is_neighbour(self.neighbour.as_ref(), HOST_ADDRESS, want.names.host_mac) {
+            let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
+            fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
+        }
+        fixes.extend(route_fixes(&self.routes, &want.routes(index, self.advmss(want))));
+        fixes.extend(set_fixes("rule", &self.rules, &want.rules(), (rule::add, rule::del)));
+        fixes
+    }
+
+    /// The longest segment to offer to clients. What isn't known stays as it is.
+    fn advmss(&self, want: &PodWant<'_>) -> Option<u32> {
+        let found = || {
+            self.routes.iter().find_map(|route| match route.action {
+                Action::Via { advmss, .. } if route.table == TABLE => advmss,
+                _ => None,
+            })
+        };
+        match want.underlay {
+            Underlay::Unknown => found(),
+            Underlay::Mtu(mtu) => tunnel::advmss(mtu?, self.link.mtu),
+        }
+    }
+
+    /// An address that the programs don't know, of another of the pod's networks, is left to the pod to check.
+    fn source_fix(&self, want: &PodWant<'_>) -> Option<Fix> {
+        let Link { index, settings: link::Settings { rp_filter, accept_local, .. }, .. } = self.link;
+        let wanted = if want.source_checked? && self.others.is_subset(&want.own) {
+            UNCHECKED
+        } else if accept_local == 0 {
+            return None;
+        } else {
+            (RP_FILTER_LOOSE, 0)
+        };
+        if (rp_filter, accept_local) == wanted {
+            return None;
+        }
+        let finding = format!(
+            "{POD_DEVICE} has rp_filter {rp_filter}, accept_local {accept_local}, not {}, {}",
+            wanted.0, wanted.1
+        );
+        let wanted = [(Setting::RpFilter, wanted.0), (Setting::AcceptLocal, wanted.1)];
+        Some(fix(finding, link::configure(index, &wanted)))
+    }
+
+    fn settings_fix(&self, ifname: &str) -> Option<Fix> {
+        let Link { index, settings, .. } = &self.interface;
+        if has_arp_settings(settings) {
+            return None;
+        }
+        let finding =
+            format!("{ifname} has arp_ignore {}, arp_announce {}", settings.arp_ignore, settings.arp_announce);
+        let wanted = wanted_settings(settings.arp_ignore, settings.arp_announce);
+        let wanted = [(Setting::ArpIgnore, wanted.0), (Setting::ArpAnnounce, wanted.1)];
+        Some(fix(finding, link::configure(*index, &wanted)))
+    }
+}
+
+/// The addresses of one device of a pod, and those of all others but for the loopback network.
+fn read_addresses(pod: &PodNet, index: u32) -> net::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
+    let (own, others): (Vec<_>, Vec<_>) =
+        address::list(pod, Family::V4, None)?.into_iter().partition(|address| address.index == index);
+    let others = others.iter().map(|other| other.address).filter(|address| !address.is_loopback());
+    Ok((own.iter().map(|own| own.address).collect(), others.collect()))
+}
+
+/// The routes in our tables that [`route::add`] can have made.
+pub(super) fn read_routes(pod: &PodNet) -> net::Result<BTreeSet<TableRoute>> {
+    let filter = Filter { protocol: Some(PROTOCOL), ..Filter::default() };
+    let routes = route::list(pod, filter)?;
+    Ok(routes.iter().filter(|route| ids::is_table(route.table)).filter_map(route::Route::of_ours).collect())
+}

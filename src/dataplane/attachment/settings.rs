@@ -1,0 +1,73 @@
+//! The settings of a pod's own interface, and of all its devices.
+
+use crate::dataplane::ids::POD_DEVICE;
+use crate::net::link::{self, Link, Setting};
+use crate::net::{self, PodNet, sysctl};
+use crate::registry::record::SavedSysctls;
+
+/// Answer ARP only for addresses of the interface asked on (`arp_ignore`).
+const OWN_ADDRESSES_ONLY: i32 = 1;
+/// The values of `arp_ignore` that do so: 2 and 8 ask for still more (`arp_ignore()` in net/ipv4/arp.c).
+const OWN_ADDRESSES_AT_MOST: [i32; 3] = [OWN_ADDRESSES_ONLY, 2, 8];
+/// Ask by ARP with the best address of the interface used (`arp_announce`).
+const BEST_ADDRESS: i32 = 2;
+
+/// Whether a pod's own interface never answers ARP for its VIPs.
+pub fn has_arp_settings(settings: &link::Settings) -> bool {
+    OWN_ADDRESSES_AT_MOST.contains(&settings.arp_ignore) && settings.arp_announce >= BEST_ADDRESS
+}
+
+/// `arp_ignore` and `arp_announce` that an interface with these is to have: what is strict enough already stays.
+pub(super) fn wanted_settings(arp_ignore: i32, arp_announce: i32) -> (i32, i32) {
+    let is_strict = OWN_ADDRESSES_AT_MOST.contains(&arp_ignore);
+    (if is_strict { arp_ignore } else { OWN_ADDRESSES_ONLY }, arp_announce.max(BEST_ADDRESS))
+}
+
+/// What is to be put back: the settings that still are as an ADD made them. Another value is another's (the plugin
+/// `tuning` behind us in the chain, a person).
+pub(super) fn restored(saved: SavedSysctls, settings: &link::Settings) -> Vec<(Setting, i32)> {
+    let made = wanted_settings(saved.arp_ignore, saved.arp_announce);
+    let all = [
+        (Setting::ArpIgnore, saved.arp_ignore, made.0, settings.arp_ignore),
+        (Setting::ArpAnnounce, saved.arp_announce, made.1, settings.arp_announce),
+    ];
+    let ours = all.into_iter().filter(|(_, saved, made, now)| now == made && now != saved);
+    ours.map(|(setting, saved, ..)| (setting, saved)).collect()
+}
+
+/// The kernel takes the greater one of this and the device's.
+const ALL_RP_FILTER: &str = "net.ipv4.conf.all.rp_filter";
+/// What a device that comes later has.
+const DEFAULT_RP_FILTER: &str = "net.ipv4.conf.default.rp_filter";
+
+/// A pod's `all.rp_filter` where it makes `vip0` check sources and nothing else: each other device is as strict by itself, and so are
+/// those to come.
+pub(super) fn strict_for_all(pod: &PodNet) -> net::Result<Option<i32>> {
+    let read = || [ALL_RP_FILTER, DEFAULT_RP_FILTER].map(|name| sysctl::get(name).ok());
+    let [Some(all), Some(default)] = pod.netns().run(read)? else { return Ok(None) };
+    if all == 0 || default < all {
+        return Ok(None);
+    }
+    let is_strict = |link: &Link| link.loopback || link.name == POD_DEVICE || i64::from(link.settings.rp_filter) >= all;
+    Ok(if link::list(pod)?.iter().all(is_strict) { i32::try_from(all).ok() } else { None })
+}
+
+/// Lowers a pod's `all.rp_filter` that was saved: `vip0` alone changes. Where it can't be written, packets are looked up as before.
+pub fn relax_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
+    if saved.all_rp_filter.is_none() {
+        return Ok(());
+    }
+    if let Err(error) = pod.netns().run(|| sysctl::ensure(ALL_RP_FILTER, 0))? {
+        tracing::warn!("{error}: a pod's packets take longer");
+    }
+    Ok(())
+}
+
+/// Puts it back, unless it is another's by now.
+pub(super) fn restore_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
+    let Some(all) = saved.all_rp_filter else { return Ok(()) };
+    pod.netns().run(|| match sysctl::get(ALL_RP_FILTER)? {
+        0 => sysctl::ensure(ALL_RP_FILTER, all.into()),
+        _ => Ok(()),
+    })?
+}

@@ -1,0 +1,123 @@
+//! What a pod's namespace must have.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::dataplane::ids::{self, HOST_ADDRESS, RULE_PRIORITY, TABLE, VethNames};
+use crate::net::route::{self, Action, TableRoute};
+use crate::net::rule::{Rule, Selector};
+use crate::registry::Endpoint;
+
+/// What a pod's namespace must have.
+#[derive(Clone, Debug)]
+pub struct PodWant<'a> {
+    /// The pair.
+    pub names: &'a VethNames,
+    /// The pod's own interface.
+    pub ifname: &'a str,
+    pub(super) vips: BTreeSet<IpAddr>,
+    /// Those that its unbound UDP sockets answer from.
+    replies: Vec<UdpReply>,
+    /// The pod's own address, as its VIPs know it.
+    pub(super) own: BTreeSet<IpAddr>,
+    /// See [`PodWant::source_checked`].
+    pub(super) source_checked: Option<bool>,
+    pub(super) underlay: Underlay,
+}
+
+/// What is known of the network under the tunnel to other nodes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Underlay {
+    /// Nothing: what a pod offers to receive stays as it is.
+    Unknown,
+    /// Its MTU, where there is a tunnel.
+    Mtu(Option<u32>),
+}
+
+/// A VIP that a pod serves, as the registry has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// Its place in the attachment's list.
+    pub place: usize,
+    /// Its address.
+    pub address: IpAddr,
+    /// The pod as its replica.
+    pub endpoint: &'a Endpoint,
+}
+
+/// A VIP that a pod's unbound UDP sockets answer from.
+#[derive(Clone, Debug)]
+struct UdpReply {
+    vip: IpAddr,
+    table: u32,
+    ports: Vec<u16>,
+    node_source_address: Option<IpAddr>,
+}
+
+impl<'a> PodWant<'a> {
+    /// For a pod that serves these VIPs.
+    pub fn new<'s>(names: &'a VethNames, ifname: &'a str, served: impl IntoIterator<Item = Served<'s>>) -> Self {
+        let (vips, own) = (BTreeSet::new(), BTreeSet::new());
+        let mut want =
+            Self { names, ifname, vips, replies: Vec::new(), own, source_checked: None, underlay: Underlay::Unknown };
+        for Served { place, address, endpoint } in served {
+            want.vips.insert(address);
+            want.own.extend(endpoint.addresses.iter());
+            if endpoint.udp_reply {
+                let ports = endpoint.udp_ports().collect();
+                let (table, node_source_address) = (ids::reply_table(place), endpoint.node_source_address);
+                want.replies.push(UdpReply { vip: address, table, ports, node_source_address });
+            }
+        }
+        want
+    }
+
+    /// With addresses that its VIPs had a moment ago.
+    #[must_use]
+    pub fn keeping(mut self, previous: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.vips.extend(previous);
+        self
+    }
+
+    /// Whether what comes from the pod's own addresses is dropped before it gets there ([`HostVeth::checks_sources`]), so that the
+    /// pod needn't check it. `None`: it isn't known, and what the pod does stays as it is.
+    #[must_use]
+    pub fn source_checked(mut self, is: Option<bool>) -> Self {
+        self.source_checked = is;
+        self
+    }
+
+    /// The MTU of the network under the tunnel, where there is one ([`tunnel::underlay_mtu`]): what clients send must go through it in
+    /// one piece. Unless this is called what the pod offers stays as it is.
+    #[must_use]
+    pub fn tunnel_mtu(mut self, mtu: Option<u32>) -> Self {
+        self.underlay = Underlay::Mtu(mtu);
+        self
+    }
+
+    pub(super) fn rules(&self) -> BTreeSet<Rule> {
+        let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
+        let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();
+        for UdpReply { table, ports, .. } in &self.replies {
+            rules.extend(ports.iter().map(|port| rule(Selector::UnboundUdp(*port), *table)));
+        }
+        rules
+    }
+
+    /// The way back out of `vip0` (`index`), and around it for what must not take it.
+    pub(super) fn routes(&self, index: u32, advmss: Option<u32>) -> BTreeSet<TableRoute> {
+        let way_back = |table, source, advmss| TableRoute {
+            table,
+            prefix: route::DEFAULT,
+            action: Action::Via { gateway: HOST_ADDRESS, index, source, advmss },
+        };
+        let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
+        for UdpReply { vip, table, node_source_address, .. } in &self.replies {
+            routes.insert(way_back(*table, Some(*vip), None));
+            let around = [route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))].into_iter();
+            let around = around.chain(node_source_address.map(route::host));
+            routes.extend(around.map(|prefix| TableRoute { table: *table, prefix, action: Action::Throw }));
+        }
+        routes
+    }
+}
