@@ -1,5 +1,5 @@
 //! `viproutectl drain` and `undrain`: takes a pod out of its VIPs' groups and brings it back, by the registry and
-//! `dataplane::admission` alone.
+//! `membership::admission` alone.
 
 use std::collections::BTreeSet;
 use std::thread;

@@ -272,7 +272,8 @@ fn read_leases(allocator: &Path, report: &mut Report) -> BTreeMap<String, VipSta
         Ok(status) => {
             report.express = status.express;
             problems.extend(status.problems);
-            problems.extend(status.obstacles.iter().map(|why| format!("a new VIP would get no address now: {why}")));
+            problems
+                .extend(status.readiness_errors.iter().map(|why| format!("a new VIP would get no address now: {why}")));
             status.vips.into_iter().map(|vip| (vip.vip.clone(), vip)).collect()
         }
         Err(e) => {

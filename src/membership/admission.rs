@@ -1,4 +1,4 @@
-//! Which of a VIP's replicas get new connections: a check's verdicts and an operator's drain become the endpoint's state,
+//! Which of a VIP's replicas get new connections: a check's statuses and an operator's drain become the endpoint's state,
 //! and the VIP's group follows.
 
 use std::collections::BTreeMap;
@@ -10,25 +10,25 @@ use crate::registry::{Endpoint, LockedVip, Registry, State};
 
 /// What a check says of a replica, once enough of them in a row have said it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HealthStatus {
     /// It can answer.
     Up,
     /// It can't.
     Down,
 }
 
-/// Applies the verdicts of checks to a VIP's replicas. Returns the old and the new state of each; those that are missing are
+/// Applies the statuses of checks to a VIP's replicas. Returns the old and the new state of each; those that are missing are
 /// left out.
-pub fn judge(
+pub fn apply(
     node: &NodeNet,
     registry: &Registry,
     vip: &VipKey,
-    verdicts: &BTreeMap<String, Verdict>,
+    statuses: &BTreeMap<String, HealthStatus>,
 ) -> Result<BTreeMap<String, (State, State)>> {
     let mut states = BTreeMap::new();
     let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(states) };
-    for (name, verdict) in verdicts {
-        let changed = change(&mut vip, name, |endpoint| endpoint.state = judged(endpoint, *verdict))?;
+    for (name, status) in statuses {
+        let changed = change(&mut vip, name, |endpoint| endpoint.state = state_after(endpoint, *status))?;
         states.extend(changed.map(|changed| (name.clone(), changed)));
     }
     // Also where nothing changed: the kernel may have refused it last time.
@@ -68,12 +68,12 @@ fn change(vip: &mut LockedVip, name: &str, set: impl FnOnce(&mut Endpoint)) -> R
 }
 
 /// One that never was up stays pending; one that was keeps its connections.
-fn judged(endpoint: &Endpoint, verdict: Verdict) -> State {
-    match (verdict, endpoint.state) {
+fn state_after(endpoint: &Endpoint, status: HealthStatus) -> State {
+    match (status, endpoint.state) {
         _ if endpoint.drained => State::Draining,
-        (Verdict::Up, _) => State::Ready,
-        (Verdict::Down, State::Pending) => State::Pending,
-        (Verdict::Down, State::Ready | State::Draining) => State::Draining,
+        (HealthStatus::Up, _) => State::Ready,
+        (HealthStatus::Down, State::Pending) => State::Pending,
+        (HealthStatus::Down, State::Ready | State::Draining) => State::Draining,
     }
 }
 

@@ -28,8 +28,8 @@ fn problems(sidecar: &Sidecar) -> Vec<String> {
 }
 
 /// Why a new VIP would get no address.
-fn obstacles(sidecar: &Sidecar) -> Vec<String> {
-    texts(&sidecar.ask(&json!({ "status": {} }))["obstacles"])
+fn readiness_errors(sidecar: &Sidecar) -> Vec<String> {
+    texts(&sidecar.ask(&json!({ "status": {} }))["readiness_errors"])
 }
 
 fn texts(list: &Value) -> Vec<String> {

@@ -46,10 +46,10 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
             let socket = &scene.places.allocator;
             let leases = client::leases(socket, ANSWER).map(|leases| leases.leases).unwrap_or_default();
             findings.extend(status.problems.iter().map(|problem| of_problem(problem)));
-            // A single VIP's obstacle is reported with that VIP.
+            // What one VIP lacks is reported with that VIP.
             let reported =
                 |why: &str| status.vips.iter().filter_map(|vip| vip.error.as_deref()).any(|error| why.contains(error));
-            findings.extend(status.obstacles.iter().filter(|why| !reported(why)).map(|why| obstacle(why)));
+            findings.extend(status.readiness_errors.iter().filter(|why| !reported(why)).map(|why| no_new_vip(why)));
             findings.extend(of_vips(&status.vips));
             findings.extend(status.vips.iter().filter_map(claimed));
             findings.extend(overdue(&leases, SystemTime::now()));
@@ -182,7 +182,7 @@ fn of_cause(trouble: Trouble, error: Option<&str>, names: &[String]) -> Finding 
     }
 }
 
-fn obstacle(why: &str) -> Finding {
+fn no_new_vip(why: &str) -> Finding {
     let matters = "Pods that name a VIP which has no address yet don't start.";
     let cure = advice("Put that right; viprouted goes on asking by itself.");
     Finding::error(format!("a new VIP would get no address now: {why}"), matters, cure)

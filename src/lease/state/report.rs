@@ -33,10 +33,10 @@ impl State {
     }
 
     /// What keeps VIPs that are asked for from an address, or from it for longer: a sentence for each cause.
-    pub fn obstacles(&self, now: SystemTime) -> Vec<String> {
+    pub fn readiness_errors(&self, now: SystemTime) -> Vec<String> {
         let mut causes: BTreeMap<&str, Vec<&VipKey>> = BTreeMap::new();
         for (name, vip) in &self.vips {
-            if let Some(why) = vip.obstacle(now) {
+            if let Some(why) = vip.readiness_error(now) {
                 causes.entry(why).or_default().push(name);
             }
         }

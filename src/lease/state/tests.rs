@@ -605,13 +605,13 @@ fn one_cause_is_one_sentence() {
         step(&mut state, vip, Input::Loaded(Ok(None)), 0);
         step(&mut state, vip, Input::Acquire(Caller(1)), 0);
     }
-    assert_eq!(state.obstacles(at(0)), Vec::<String>::new());
+    assert_eq!(state.readiness_errors(at(0)), Vec::<String>::new());
     for vip in ["a/one", "a/two"] {
         step(&mut state, vip, Input::News(News::Trouble { why: "no server".into(), exhausted: false }), 3);
     }
     step(&mut state, "a/three", Input::News(News::Trouble { why: "unfit".into(), exhausted: false }), 3);
-    assert_eq!(state.obstacles(at(3)), ["2 VIPs (a/one, …): no server", "a/three: unfit"]);
+    assert_eq!(state.readiness_errors(at(3)), ["2 VIPs (a/one, …): no server", "a/three: unfit"]);
     step(&mut state, "a/three", Input::News(News::Bound(lease(A))), 4);
     step(&mut state, "a/three", Input::Checked(A, Findings::default()), 5);
-    assert_eq!(state.obstacles(at(5)), ["2 VIPs (a/one, …): no server"]);
+    assert_eq!(state.readiness_errors(at(5)), ["2 VIPs (a/one, …): no server"]);
 }

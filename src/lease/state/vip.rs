@@ -464,7 +464,7 @@ impl Vip {
     }
 
     /// What keeps it from an address, where it is asked for and none is to be had.
-    pub(super) fn obstacle(&self, now: SystemTime) -> Option<&str> {
+    pub(super) fn readiness_error(&self, now: SystemTime) -> Option<&str> {
         let failed = matches!(self.phase, Phase::Failed { again, .. } if now < again || self.usage.endpoints > 0);
         self.error.as_deref().filter(|_| failed || (self.running && self.server_silent))
     }

@@ -45,7 +45,7 @@ pub struct Discovery {
     pub target: ProbeTarget,
     /// Its state.
     pub state: State,
-    /// An operator has drained it: no verdict changes anything.
+    /// An operator has drained it: no status changes anything.
     pub drained: bool,
 }
 

@@ -1,6 +1,6 @@
-//! How checks in a row make a verdict. Pure.
+//! How checks in a row make a status. Pure.
 
-use crate::membership::admission::Verdict;
+use crate::membership::admission::HealthStatus;
 use crate::model::CheckSpec;
 
 /// What one check found.
@@ -17,7 +17,7 @@ pub enum Outcome {
 }
 
 /// The checks of one replica so far, as far as they matter. A restart of the agent begins anew: what counts until a
-/// verdict is the state that the registry has.
+/// status is the state that the registry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hysteresis {
     rise: u8,
@@ -33,7 +33,7 @@ impl Hysteresis {
     }
 
     /// One more check. `None`: too few in a row so far.
-    pub fn count(&mut self, outcome: &Outcome) -> Option<Verdict> {
+    pub fn count(&mut self, outcome: &Outcome) -> Option<HealthStatus> {
         match outcome {
             Outcome::Up => (self.up, self.down) = (self.up.saturating_add(1), 0),
             Outcome::Down(_) => (self.up, self.down) = (0, self.down.saturating_add(1)),
@@ -41,9 +41,9 @@ impl Hysteresis {
             Outcome::Unknown(_) => return None,
         }
         if self.up >= self.rise {
-            return Some(Verdict::Up);
+            return Some(HealthStatus::Up);
         }
-        (self.down >= self.fall).then_some(Verdict::Down)
+        (self.down >= self.fall).then_some(HealthStatus::Down)
     }
 }
 
@@ -51,7 +51,7 @@ impl Hysteresis {
 mod tests {
     use super::*;
 
-    fn verdicts(options: &str, outcomes: &str) -> String {
+    fn statuses(options: &str, outcomes: &str) -> String {
         let mut hysteresis = Hysteresis::new(&format!("tcp {options}").parse().unwrap());
         let outcome = |letter| match letter {
             'u' => Outcome::Up,
@@ -59,12 +59,12 @@ mod tests {
             'g' => Outcome::Gone,
             _ => Outcome::Unknown(String::new()),
         };
-        let verdict = |outcome| match hysteresis.count(&outcome) {
-            Some(Verdict::Up) => 'U',
-            Some(Verdict::Down) => 'D',
+        let status = |outcome| match hysteresis.count(&outcome) {
+            Some(HealthStatus::Up) => 'U',
+            Some(HealthStatus::Down) => 'D',
             None => '.',
         };
-        outcomes.chars().map(outcome).map(verdict).collect()
+        outcomes.chars().map(outcome).map(status).collect()
     }
 
     #[test]
@@ -78,13 +78,13 @@ mod tests {
             // A check that couldn't be made neither counts nor begins the count anew.
             ("", "udd???d", "U.....D"),
         ] {
-            assert_eq!(verdicts(options, outcomes), expected, "{options} {outcomes}");
+            assert_eq!(statuses(options, outcomes), expected, "{options} {outcomes}");
         }
     }
 
     #[test]
     fn it_never_ends() {
         let long = "u".repeat(1000) + &"d".repeat(1000);
-        assert!(verdicts("fall=100", &long).ends_with('D'));
+        assert!(statuses("fall=100", &long).ends_with('D'));
     }
 }

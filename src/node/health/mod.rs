@@ -1,7 +1,7 @@
 //! Readiness: a replica that has a check gets connections while it passes.
 //!
 //! ```text
-//! health       the scheduler: whose check is due, the verdict of checks in a row; makes `listen`  (discovery, scheduler, hysteresis, listen)
+//! health       the scheduler: whose check is due, the status of checks in a row; makes `listen`  (discovery, scheduler, hysteresis, listen)
 //! probes       `tcp` and `http`, many at a time                                               (probe)
 //! transitions  writes a replica's new state and reconciles its VIP's routes                   (transition)
 //! ```
@@ -33,7 +33,7 @@ use discovery::{ProbeTarget, Reader};
 use hysteresis::Outcome;
 use listen::Tables;
 use scheduler::Scheduler;
-use transition::{HealthTransition, Judged};
+use transition::{Applied, HealthTransition};
 
 /// Checks that are due within this time are made together: waking up costs more than a check.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -53,21 +53,21 @@ pub enum Error {
 enum Event {
     Update(Update),
     Probed(u64, Outcome),
-    Judged(Judged),
+    Applied(Applied),
 }
 
 /// Starts the threads.
 pub fn start(context: &Context) -> Result<(), Error> {
     allow_many_files();
-    let (node, judges_node) = (NodeNet::open()?, NodeNet::open()?);
+    let (node, applying_node) = (NodeNet::open()?, NodeNet::open()?);
     let (events, inbox) = mpsc::channel();
-    let (transitions, to_judge) = mpsc::channel();
+    let (transitions, to_apply) = mpsc::channel();
     let (orders, to_probe) = tokio::sync::mpsc::unbounded_channel();
 
-    let (tell, judges) = (events.clone(), context.clone());
+    let (tell, applying) = (events.clone(), context.clone());
     context.subsystems.spawn(&TRANSITIONS, move |guard| {
-        let inbox = transition::Inbox { transitions: &to_judge, guard: &guard };
-        transition::run(&judges_node, &judges, &inbox, |judged| tell.send(Event::Judged(judged)).is_ok());
+        let inbox = transition::Inbox { transitions: &to_apply, guard: &guard };
+        transition::run(&applying_node, &applying, &inbox, |applied| tell.send(Event::Applied(applied)).is_ok());
     })?;
 
     let (tell, runtime, visitor) = (events.clone(), probe::runtime()?, Visitor::start()?);
@@ -129,7 +129,7 @@ impl Health {
                 self.tables.keep(&self.scheduler.targets().map(|target| target.netns.identity()).collect());
             }
             Event::Probed(number, outcome) => self.record(number, &outcome),
-            Event::Judged(judged) => self.scheduler.judged(&judged),
+            Event::Applied(applied) => self.scheduler.applied(&applied),
         }
     }
 

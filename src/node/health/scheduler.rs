@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::membership::admission::Verdict;
+use crate::membership::admission::HealthStatus;
 use crate::model::VipKey;
 use crate::registry::State;
 
 use super::discovery::{Batch, Discovery, ProbeTarget};
 use super::hold_down::HoldDown;
 use super::hysteresis::{Hysteresis, Outcome};
-use super::transition::{HealthTransition, Judged};
+use super::transition::{Applied, HealthTransition};
 
 /// All replicas that are checked.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ struct Target {
     why: String,
 }
 
-/// What became of the last verdict.
+/// What became of the last status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Last {
     /// It is carried out, if there was one.
@@ -151,31 +151,31 @@ impl Scheduler {
         let target = self.targets.get_mut(&number)?;
         target.busy = false;
         target.note(outcome);
-        let verdict = target.hysteresis.count(outcome)?;
-        let changes = match verdict {
-            Verdict::Up => target.state != State::Ready && !target.drained && target.hold_down.is_over(now),
-            Verdict::Down => target.state == State::Ready,
+        let status = target.hysteresis.count(outcome)?;
+        let changes = match status {
+            HealthStatus::Up => target.state != State::Ready && !target.drained && target.hold_down.is_over(now),
+            HealthStatus::Down => target.state == State::Ready,
         };
         match target.last {
             Last::UnderWay => return None,
             Last::Done if !changes => return None,
             Last::Done | Last::Failed => target.last = Last::UnderWay,
         }
-        if verdict == Verdict::Down && changes {
+        if status == HealthStatus::Down && changes {
             target.hold_down.went_down(now);
         }
         let Target { vip, name, probe, why, .. } = target;
         let (vip, name, pod, why) = (vip.clone(), name.clone(), probe.pod.clone(), why.clone());
-        Some(HealthTransition { vip, name, verdict, pod, why })
+        Some(HealthTransition { vip, name, status, pod, why })
     }
 
     /// Transitions were carried out, or could not be.
-    pub fn judged(&mut self, judged: &Judged) {
-        for name in &judged.names {
-            let number = self.vips.get(&judged.vip).and_then(|replicas| replicas.get(name));
+    pub fn applied(&mut self, applied: &Applied) {
+        for name in &applied.names {
+            let number = self.vips.get(&applied.vip).and_then(|replicas| replicas.get(name));
             let Some(target) = number.and_then(|number| self.targets.get_mut(number)) else { continue };
-            target.last = if judged.states.is_some() { Last::Done } else { Last::Failed };
-            if let Some(state) = judged.states.as_ref().and_then(|states| states.get(name)) {
+            target.last = if applied.states.is_some() { Last::Done } else { Last::Failed };
+            if let Some(state) = applied.states.as_ref().and_then(|states| states.get(name)) {
                 target.state = *state;
             }
         }

@@ -1,11 +1,11 @@
-//! Carries verdicts into the registry and the kernel. On a thread of its own: it waits for the VIP's lock, which a plugin
+//! Carries statuses into the registry and the kernel. On a thread of its own: it waits for the VIP's lock, which a plugin
 //! call may hold, and no check should wait with it. What has piled up meanwhile is one change of the VIP.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 
 use crate::dataplane;
-use crate::membership::admission::{self, Verdict};
+use crate::membership::admission::{self, HealthStatus};
 use crate::model::VipKey;
 use crate::net::NodeNet;
 use crate::node::Context;
@@ -13,15 +13,15 @@ use crate::node::journal::Kind;
 use crate::node::subsystems::SubsystemGuard;
 use crate::registry::State;
 
-/// A replica's checks have come to a verdict.
+/// A replica's checks have come to a status.
 #[derive(Clone, Debug)]
 pub struct HealthTransition {
     /// Of which VIP.
     pub vip: VipKey,
     /// Which replica: its attachment.
     pub name: String,
-    /// The verdict.
-    pub verdict: Verdict,
+    /// The status.
+    pub status: HealthStatus,
     /// The pod, for messages.
     pub pod: String,
     /// What is wrong with it; empty where nothing is.
@@ -30,10 +30,10 @@ pub struct HealthTransition {
 
 /// What became of a VIP's transitions: each replica's state now.
 #[derive(Debug)]
-pub struct Judged {
+pub struct Applied {
     /// The VIP.
     pub vip: VipKey,
-    /// The replicas that had a verdict, by attachment.
+    /// The replicas that had a status, by attachment.
     pub names: Vec<String>,
     /// The states of those that are still there; `None`: it couldn't be done, and should be tried again.
     pub states: Option<BTreeMap<String, State>>,
@@ -48,7 +48,7 @@ pub struct Inbox<'a> {
 }
 
 /// Carries out transitions until the senders or the receiver of the results are dropped.
-pub fn run(node: &NodeNet, context: &Context, inbox: &Inbox<'_>, tell: impl Fn(Judged) -> bool) {
+pub fn run(node: &NodeNet, context: &Context, inbox: &Inbox<'_>, tell: impl Fn(Applied) -> bool) {
     let Inbox { transitions, guard } = inbox;
     while let Some(first) = guard.receive(transitions) {
         let mut by_vip: BTreeMap<VipKey, BTreeMap<String, HealthTransition>> = BTreeMap::new();
@@ -58,7 +58,7 @@ pub fn run(node: &NodeNet, context: &Context, inbox: &Inbox<'_>, tell: impl Fn(J
         for (vip, transitions) in by_vip {
             guard.turn();
             let states = carry_out(node, context, &vip, &transitions);
-            if !tell(Judged { vip, names: transitions.into_keys().collect(), states }) {
+            if !tell(Applied { vip, names: transitions.into_keys().collect(), states }) {
                 return;
             }
         }
@@ -71,8 +71,8 @@ fn carry_out(
     vip: &VipKey,
     transitions: &BTreeMap<String, HealthTransition>,
 ) -> Option<BTreeMap<String, State>> {
-    let verdicts = transitions.iter().map(|(name, transition)| (name.clone(), transition.verdict)).collect();
-    match admission::judge(node, &context.registry, vip, &verdicts) {
+    let statuses = transitions.iter().map(|(name, transition)| (name.clone(), transition.status)).collect();
+    match admission::apply(node, &context.registry, vip, &statuses) {
         Ok(changes) => {
             for (name, (old, new)) in &changes {
                 if old != new {
@@ -101,7 +101,7 @@ fn report(context: &Context, transition: &HealthTransition, state: State) {
 }
 
 fn report_error(context: &Context, vip: &VipKey, error: &dataplane::Error) {
-    tracing::warn!(%vip, error = error as &dyn std::error::Error, "a health check's verdict could not be carried out");
-    let text = format!("a health check's verdict could not be carried out: {}", crate::with_causes(error));
+    tracing::warn!(%vip, error = error as &dyn std::error::Error, "a health check's status could not be carried out");
+    let text = format!("a health check's status could not be carried out: {}", crate::with_causes(error));
     context.journal.record(Kind::Trouble, Some(vip), text);
 }

@@ -73,11 +73,11 @@ impl Daemon {
         let registry = Some(Directory::at(self.registry.dir()));
         let (backend, express) = (self.settings.backend.name().into(), self.agent.express.status());
         let version = Some(crate::VERSION.to_owned());
-        Status { backend, vips, registry, problems, obstacles: self.obstacles(), express, version }
+        Status { backend, vips, registry, problems, readiness_errors: self.readiness_errors(), express, version }
     }
 
     /// Why a VIP that is new here would get no address now.
-    fn obstacles(&self) -> Vec<String> {
+    fn readiness_errors(&self) -> Vec<String> {
         let nothing = self.state.allow().is_nothing().then(|| format!("allow isn't set: it is {}", self.state.allow()));
         // Sockets are bound to the link as it is: one that comes back is good again.
         let link = self.link.as_ref().filter(|_| self.executor.dhcp_counters().is_some());
@@ -87,7 +87,7 @@ impl Daemon {
             Err(error) => Some(with_causes(&error)),
         });
         let general = unusable.into_iter().chain(nothing).chain(self.state.is_full());
-        general.chain(self.state.obstacles(clock::now())).collect()
+        general.chain(self.state.readiness_errors(clock::now())).collect()
     }
 
     fn leases(&self) -> Vec<LeaseEntry> {
@@ -121,7 +121,7 @@ impl Daemon {
     /// For the agent's metrics and health pages.
     pub(super) fn allocator_status(&self) -> AllocatorStatus {
         let status = self.status();
-        let readiness_errors = status.obstacles.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
+        let readiness_errors = status.readiness_errors.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
         AllocatorStatus { dhcp: self.executor.dhcp_counters(), readiness_errors, status }
     }
 }

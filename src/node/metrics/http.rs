@@ -71,14 +71,14 @@ fn metrics(collector: &mut Collector, status: Option<&AllocatorStatus>) -> Respo
 }
 
 fn healthz(collector: &mut Collector, status: Option<&AllocatorStatus>) -> Response<Full<Bytes>> {
-    verdict(&collector.liveness_errors(status))
+    page(&collector.liveness_errors(status))
 }
 
 fn readyz(collector: &mut Collector, status: Option<&AllocatorStatus>) -> Response<Full<Bytes>> {
-    verdict(&collector.readiness_errors(status))
+    page(&collector.readiness_errors(status))
 }
 
-fn verdict(troubles: &[String]) -> Response<Full<Bytes>> {
+fn page(troubles: &[String]) -> Response<Full<Bytes>> {
     if troubles.is_empty() {
         return plain(StatusCode::OK, "ok\n");
     }

@@ -28,7 +28,7 @@ use super::report;
 use super::sessions::Sessions;
 use super::state::{Setup, State};
 use super::transport::Keyed;
-use super::view::{Answers, Node, Sighting, View, Vips};
+use super::view::{Answers, Incarnation, Node, View, Vips};
 use super::word::{self, Phase, Word};
 
 /// Between two looks at the gossip.
@@ -214,9 +214,9 @@ impl Engine {
 
     async fn look(&mut self, state: &mut State) -> Result<(), String> {
         self.looks = self.looks.wrapping_add(1);
-        let sightings = self.sightings().await;
-        let answers = self.answers(&sightings);
-        for event in self.view.step(Instant::now(), &sightings, &answers) {
+        let incarnations = self.incarnations().await;
+        let answers = self.answers(&incarnations);
+        for event in self.view.step(Instant::now(), &incarnations, &answers) {
             tracing::info!("{event}");
             state.setup.context.journal.record(Kind::Node, None, event);
         }
@@ -238,14 +238,14 @@ impl Engine {
     }
 
     /// The gossip's processes, as far as what they say can be read. What hasn't changed isn't read again.
-    async fn sightings(&mut self) -> Vec<Sighting> {
+    async fn incarnations(&mut self) -> Vec<Incarnation> {
         let read = &mut self.read;
         let port = self.socket.port();
         self.chitchat
             .with_chitchat(|chitchat| {
                 let live: BTreeSet<ChitchatId> = chitchat.live_nodes().cloned().collect();
                 read.retain(|id, _| chitchat.node_state(id).is_some());
-                let mut sightings = Vec::new();
+                let mut incarnations = Vec::new();
                 for (id, state) in chitchat.node_states() {
                     let version = state.max_version();
                     let known = read.get(id).filter(|(known, _)| *known == version);
@@ -255,20 +255,20 @@ impl Engine {
                     }
                     let (Some((word, vips)), SocketAddr::V4(at)) = (word, id.gossip_advertise_addr) else { continue };
                     let (generation, live) = (id.generation_id, live.contains(id));
-                    sightings.push(Sighting { id: NodeId(*at.ip()), generation, live, word, vips });
+                    incarnations.push(Incarnation { id: NodeId(*at.ip()), generation, live, word, vips });
                 }
-                sightings
+                incarnations
             })
             .await
     }
 
-    fn answers(&mut self, sightings: &[Sighting]) -> Answers {
+    fn answers(&mut self, incarnations: &[Incarnation]) -> Answers {
         let echoed = std::mem::take(&mut self.echoed);
         let nodes = self.view.nodes();
         let is_echo = |node: &Node| echoed.contains(&node.word.tunnel);
         let echoed = nodes.iter().filter(|(_, node)| is_echo(node)).map(|(id, _)| *id).collect();
         let sessions = self.keyed.sessions();
-        let ids = nodes.keys().copied().chain(sightings.iter().map(|sighting| sighting.id));
+        let ids = nodes.keys().copied().chain(incarnations.iter().map(|incarnation| incarnation.id));
         let mut heard = BTreeSet::new();
         for id in ids {
             let at = sessions.heard(SocketAddrV4::new(id.0, self.socket.port()));

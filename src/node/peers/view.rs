@@ -38,7 +38,7 @@ pub type Vips = Arc<BTreeMap<VipKey, Share>>;
 
 /// What the gossip has of a process of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sighting {
+pub struct Incarnation {
     /// The node.
     pub id: NodeId,
     /// Grows with each start of its viprouted, unless its clock was set back.
@@ -115,7 +115,7 @@ impl Node {
     }
 
     /// `None`: it is to be forgotten.
-    fn judged(&self, now: Duration) -> Option<NodeState> {
+    fn state_at(&self, now: Duration) -> Option<NodeState> {
         let (silent, away) = (now.saturating_sub(self.answered), now.saturating_sub(self.said));
         let is_dead = silent > FORGOTTEN || away > AWAY || (silent > SUSPECT && self.word.phase == Phase::Left);
         let is_silent = silent > SUSPECT || away > WORD_HOLDS;
@@ -175,16 +175,16 @@ impl View {
 
     /// Time has passed; this is what the gossip has and who has answered meanwhile. Returns what has become of nodes, a sentence
     /// each.
-    pub fn step(&mut self, now: Instant, sightings: &[Sighting], answers: &Answers) -> Vec<String> {
+    pub fn step(&mut self, now: Instant, incarnations: &[Incarnation], answers: &Answers) -> Vec<String> {
         self.now += now.saturating_duration_since(self.stepped).min(LONGEST_STEP);
         self.stepped = now;
         let mut events = Vec::new();
-        self.find_twins(sightings);
-        for (id, sighting) in best(sightings) {
+        self.find_twins(incarnations);
+        for (id, incarnation) in best(incarnations) {
             if id == self.own {
                 continue;
             }
-            self.see(id, sighting, answers, &mut events);
+            self.see(id, incarnation, answers, &mut events);
         }
         for (id, node) in &mut self.nodes {
             node.echoes |= answers.echoed.contains(id);
@@ -195,13 +195,13 @@ impl View {
                 node.said = self.now;
             }
         }
-        self.judge(&mut events);
+        self.update_states(&mut events);
         self.changes += u64::from(!events.is_empty());
         events
     }
 
-    fn see(&mut self, id: NodeId, sighting: &Sighting, answers: &Answers, events: &mut Vec<String>) {
-        let Sighting { generation, live, word, vips, .. } = sighting;
+    fn see(&mut self, id: NodeId, incarnation: &Incarnation, answers: &Answers, events: &mut Vec<String>) {
+        let Incarnation { generation, live, word, vips, .. } = incarnation;
         let is_same_tunnel = |other: &Node| other.word.tunnel == word.tunnel;
         let taken = self.nodes.iter().any(|(other, node)| *other != id && is_same_tunnel(node));
         if !self.nodes.contains_key(&id) {
@@ -239,11 +239,11 @@ impl View {
         node.vips = Arc::clone(vips);
     }
 
-    fn judge(&mut self, events: &mut Vec<String>) {
+    fn update_states(&mut self, events: &mut Vec<String>) {
         let now = self.now;
         self.nodes.retain(|id, node| {
             let name = &node.word.name;
-            let Some(state) = node.judged(now) else {
+            let Some(state) = node.state_at(now) else {
                 events.push(format!("node {name} ({id}) is forgotten"));
                 return false;
             };
@@ -263,10 +263,10 @@ impl View {
         Some(self.last_number)
     }
 
-    fn find_twins(&mut self, sightings: &[Sighting]) {
+    fn find_twins(&mut self, incarnations: &[Incarnation]) {
         let mut living: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for sighting in sightings.iter().filter(|sighting| sighting.live) {
-            *living.entry(sighting.id).or_default() += 1;
+        for incarnation in incarnations.iter().filter(|incarnation| incarnation.live) {
+            *living.entry(incarnation.id).or_default() += 1;
         }
         self.twins.retain(|id, _| living.get(id).is_some_and(|processes| *processes > 1));
         for (id, _) in living.into_iter().filter(|(_, processes)| *processes > 1) {
@@ -284,12 +284,12 @@ pub fn name_of(state: NodeState) -> &'static str {
 }
 
 /// Of each node the process that lives, or the latest.
-fn best(sightings: &[Sighting]) -> BTreeMap<NodeId, &Sighting> {
-    let mut best: BTreeMap<NodeId, &Sighting> = BTreeMap::new();
-    for sighting in sightings {
-        let place = best.entry(sighting.id).or_insert(sighting);
-        if (sighting.live, sighting.generation) > (place.live, place.generation) {
-            *place = sighting;
+fn best(incarnations: &[Incarnation]) -> BTreeMap<NodeId, &Incarnation> {
+    let mut best: BTreeMap<NodeId, &Incarnation> = BTreeMap::new();
+    for incarnation in incarnations {
+        let place = best.entry(incarnation.id).or_insert(incarnation);
+        if (incarnation.live, incarnation.generation) > (place.live, place.generation) {
+            *place = incarnation;
         }
     }
     best

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::{DhcpServer, Lan, Node, RANGE, Sidecar, get, until};
 
-use super::{SOON, ctl, obstacles, web};
+use super::{SOON, ctl, readiness_errors, web};
 
 /// ADD's refusal, and what `/readyz` and status say then.
 fn refused(node: &Node, sidecar: &Sidecar, why: &str) {
@@ -27,7 +27,7 @@ fn no_server_then_one() {
     let _server = DhcpServer::dnsmasq(&lan, RANGE, "10m", "");
     let pod = node.joined(&web());
     assert_eq!(get(&node, "/readyz").status, 200, "{} has one", pod.name);
-    assert_eq!(obstacles(&sidecar), Vec::<String>::new());
+    assert_eq!(readiness_errors(&sidecar), Vec::<String>::new());
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Scene {
 
     fn carry_out(&mut self, state: Option<State>) {
         let states = state.map(|state| BTreeMap::from([("a".to_owned(), state)]));
-        self.0.judged(&Judged { vip: vip(), names: vec!["a".to_owned()], states });
+        self.0.applied(&Applied { vip: vip(), names: vec!["a".to_owned()], states });
     }
 }
 
@@ -82,13 +82,16 @@ fn a_verdict_is_carried_out_once() {
     let mut scene = Scene::new(&[("a", discovery("listen", State::Pending))]);
     assert!(scene.check(&down()).is_empty());
     let transitions = scene.check(&Outcome::Up);
-    assert_eq!((transitions.len(), transitions[0].verdict), (1, Verdict::Up));
+    assert_eq!((transitions.len(), transitions[0].status), (1, HealthStatus::Up));
     assert!(scene.check(&Outcome::Up).is_empty(), "while it is being carried out");
     scene.carry_out(Some(State::Ready));
     assert!(scene.check(&Outcome::Up).is_empty());
     assert!(scene.check(&down()).is_empty() && scene.check(&down()).is_empty());
     let transitions = scene.check(&down());
-    assert_eq!((transitions[0].verdict, transitions[0].why.as_str()), (Verdict::Down, "no socket listens on 80/tcp"));
+    assert_eq!(
+        (transitions[0].status, transitions[0].why.as_str()),
+        (HealthStatus::Down, "no socket listens on 80/tcp")
+    );
 }
 
 #[test]
@@ -148,7 +151,7 @@ fn a_replica_that_flaps_is_held_down() {
         let outcome = if second % 2 == 0 { down() } else { Outcome::Up };
         for transition in scene.check(&outcome) {
             changes += 1;
-            scene.carry_out(Some(if transition.verdict == Verdict::Up { State::Ready } else { State::Draining }));
+            scene.carry_out(Some(if transition.status == HealthStatus::Up { State::Ready } else { State::Draining }));
         }
     }
     assert!((6..=20).contains(&changes), "{changes} changes in two minutes");

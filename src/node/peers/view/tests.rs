@@ -13,7 +13,7 @@ fn id(last: u8) -> NodeId {
     NodeId(Ipv4Addr::new(192, 0, 2, last))
 }
 
-fn sighting(last: u8) -> Sighting {
+fn incarnation(last: u8) -> Incarnation {
     let word = Word {
         name: format!("n{last}"),
         tunnel: id(last).0,
@@ -21,13 +21,13 @@ fn sighting(last: u8) -> Sighting {
         cluster: "-".to_owned(),
         version: "1".to_owned(),
     };
-    Sighting { id: id(last), generation: 1, live: true, word, vips: Vips::default() }
+    Incarnation { id: id(last), generation: 1, live: true, word, vips: Vips::default() }
 }
 
 /// A view, the gossip, and who answers an echo.
 struct Scene {
     view: View,
-    gossip: Vec<Sighting>,
+    gossip: Vec<Incarnation>,
     echo: BTreeSet<NodeId>,
     /// Whose datagrams come through though echoes don't.
     direct: BTreeSet<NodeId>,
@@ -40,7 +40,7 @@ impl Scene {
     fn new() -> Self {
         let now = Instant::now();
         let view = View::new(OWN, BTreeMap::new(), now);
-        let (gossip, echo) = (vec![sighting(2), sighting(3)], BTreeSet::from([id(2), id(3)]));
+        let (gossip, echo) = (vec![incarnation(2), incarnation(3)], BTreeSet::from([id(2), id(3)]));
         let mut scene = Self { view, gossip, echo, direct: BTreeSet::new(), now, events: Vec::new() };
         scene.pass(1000);
         assert_eq!(scene.states(), [(2, "live"), (3, "live")]);
@@ -50,7 +50,7 @@ impl Scene {
     fn pass(&mut self, milliseconds: u64) {
         for _ in 0..milliseconds / 100 {
             self.now += STEP;
-            let live = self.gossip.iter().filter(|sighting| sighting.live).map(|sighting| sighting.id);
+            let live = self.gossip.iter().filter(|incarnation| incarnation.live).map(|incarnation| incarnation.id);
             let heard = live.filter(|id| self.echo.contains(id) || self.direct.contains(id)).collect();
             let answers = Answers { echoed: self.echo.clone(), heard };
             self.events.extend(self.view.step(self.now, &self.gossip, &answers));
@@ -58,10 +58,10 @@ impl Scene {
     }
 
     /// The node's viprouted is silent, its kernel isn't.
-    fn silence(&mut self, last: u8) -> &mut Sighting {
-        let sighting = self.gossip.iter_mut().find(|sighting| sighting.id == id(last)).unwrap();
-        sighting.live = false;
-        sighting
+    fn silence(&mut self, last: u8) -> &mut Incarnation {
+        let incarnation = self.gossip.iter_mut().find(|incarnation| incarnation.id == id(last)).unwrap();
+        incarnation.live = false;
+        incarnation
     }
 
     fn kill(&mut self, last: u8) {
@@ -102,7 +102,7 @@ fn a_viprouted_that_is_away_changes_nothing_for_a_minute() {
     assert_eq!(scene.states(), [(2, "suspect"), (3, "live")]);
     // It comes back as another process, with the same number.
     let number = scene.view.nodes()[&id(2)].number;
-    scene.gossip.push(Sighting { generation: 2, ..sighting(2) });
+    scene.gossip.push(Incarnation { generation: 2, ..incarnation(2) });
     scene.pass(200);
     assert_eq!(scene.states(), [(2, "live"), (3, "live")]);
     assert_eq!(scene.view.nodes()[&id(2)].number, number);
@@ -119,7 +119,7 @@ fn a_process_that_has_ended_has_no_say_over_the_next_one() {
     scene.silence(2).vips = Arc::new(BTreeMap::from([(vip, share)]));
     scene.pass(100);
     assert_eq!(scene.view.nodes()[&id(2)].vips.len(), 1, "the last word of a process that is silent by now");
-    scene.gossip.push(Sighting { generation: 2, ..sighting(2) });
+    scene.gossip.push(Incarnation { generation: 2, ..incarnation(2) });
     scene.pass(100);
     assert_eq!(scene.view.nodes()[&id(2)].vips.len(), 0);
     scene.gossip.last_mut().unwrap().live = false;
@@ -134,7 +134,7 @@ fn a_partition_of_three_seconds_breaks_nothing_for_good() {
     scene.kill(3);
     scene.pass(3000);
     assert_eq!(scene.states(), [(2, "suspect"), (3, "suspect")]);
-    scene.gossip.iter_mut().for_each(|sighting| sighting.live = true);
+    scene.gossip.iter_mut().for_each(|incarnation| incarnation.live = true);
     scene.echo = BTreeSet::from([id(2), id(3)]);
     scene.pass(100);
     assert_eq!(scene.states(), [(2, "live"), (3, "live")]);
@@ -159,7 +159,7 @@ fn a_node_that_others_hear_and_this_one_doesnt_is_suspect() {
 #[test]
 fn where_no_echo_ever_came_through_the_gossip_has_to_do() {
     let mut scene = Scene::new();
-    scene.gossip.push(sighting(4));
+    scene.gossip.push(incarnation(4));
     scene.pass(1000);
     assert_eq!(scene.states(), [(2, "live"), (3, "live")], "it is only talked about");
     scene.direct.insert(id(4));
@@ -187,10 +187,10 @@ fn a_node_that_leaves_is_forgotten_as_soon_as_it_is_silent() {
 #[test]
 fn nodes_that_cant_be_told_apart_are_named_and_not_taken() {
     let mut scene = Scene::new();
-    scene.gossip.push(Sighting { generation: 9, ..sighting(3) });
-    let same = Sighting { id: id(5), ..sighting(2) };
+    scene.gossip.push(Incarnation { generation: 9, ..incarnation(3) });
+    let same = Incarnation { id: id(5), ..incarnation(2) };
     scene.gossip.push(same);
-    scene.gossip.extend([sighting(1), Sighting { generation: 2, ..sighting(1) }]);
+    scene.gossip.extend([incarnation(1), Incarnation { generation: 2, ..incarnation(1) }]);
     scene.pass(6000);
     assert_eq!(scene.states(), [(2, "live"), (3, "live")]);
     assert_eq!(scene.view.twins().collect::<Vec<_>>(), [OWN, id(3)]);
@@ -208,7 +208,7 @@ fn the_nodes_of_the_run_before_stay_until_their_kernels_are_silent() {
         Scene { view, gossip: vec![], echo: BTreeSet::from([id(2)]), direct: BTreeSet::new(), now, events: vec![] };
     scene.pass(50_000);
     assert_eq!((scene.states(), scene.view.nodes()[&id(2)].vips.len()), (vec![(2, "live")], 1));
-    scene.gossip = vec![sighting(2), sighting(3)];
+    scene.gossip = vec![incarnation(2), incarnation(3)];
     scene.direct.insert(id(3));
     scene.pass(100);
     let nodes = scene.view.nodes();
@@ -221,7 +221,7 @@ proptest! {
     fn numbers_are_stable(steps in proptest::collection::vec((2u8..7, any::<bool>(), any::<bool>(), 1u64..30), 1..60)) {
         let mut scene = Scene::new();
         for last in 4..7 {
-            scene.gossip.push(sighting(last));
+            scene.gossip.push(incarnation(last));
             scene.direct.insert(id(last));
         }
         scene.pass(100);
