@@ -91,6 +91,9 @@ pub struct Lease {
     pub held_until: Option<u64>,
     /// The Ethernet address of another host that says the address is its own.
     pub claimed_by: Option<String>,
+    /// The name of the node that renews it for all; none: each node does for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renewer: Option<String>,
 }
 
 /// How a VIP is served on this node.
@@ -144,7 +147,10 @@ pub struct Replica {
 pub const COLUMNS: [(&str, &str); 11] = [
     ("VIP", "<namespace>/<name>."),
     ("ADDRESS", "Its address; - while it has none."),
-    ("LEASE", "How long its lease runs, or a state of the lease; - where viprouted knows nothing of it."),
+    (
+        "LEASE",
+        "How long its lease runs and which node renews it for all of them, or a state of the lease; - where viprouted knows nothing of it.",
+    ),
     ("STATE", "How it is served on this node."),
     (
         "REPLICA",
@@ -285,8 +291,8 @@ fn read_leases(allocator: &Path, report: &mut Report) -> BTreeMap<String, VipSta
 
 impl From<VipStatus> for Lease {
     fn from(status: VipStatus) -> Self {
-        let VipStatus { state, expires, error, held_until, claimed_by, .. } = status;
-        Self { state, expires, error, held_until, claimed_by }
+        let VipStatus { state, expires, error, held_until, claimed_by, renewer, .. } = status;
+        Self { state, expires, error, held_until, claimed_by, renewer }
     }
 }
 

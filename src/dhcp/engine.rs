@@ -11,7 +11,7 @@ use super::fleet::{Fleet, Outlet};
 use super::machine::Event;
 use super::transport::Transport;
 use super::wire::{Answer, Kind, Message, Reply, WireError};
-use super::{Change, Clock, Counters, Error, Identity, Lease, Notice, Settings, Trouble};
+use super::{Acquisition, Change, Clock, Counters, Error, Identity, Lease, Notice, Settings, Trouble, Turn};
 
 /// The longest sleep. Leases go by a clock that goes on while the machine is suspended, and the sleep by another.
 const NAP: Duration = Duration::from_secs(5);
@@ -23,7 +23,9 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// What a [`Handle`] asks of the task.
 #[derive(Debug)]
 enum Command {
-    Acquire { key: String, identity: Identity, remembered: Option<Lease> },
+    Acquire(String, Box<Acquisition>),
+    Learn(String, Box<Lease>),
+    Turn(String, Turn),
     Decline(String),
     Restart(String),
     Release(String),
@@ -80,11 +82,13 @@ impl Task {
     fn obey(&mut self, command: Command) {
         let now = (self.clock)();
         match command {
-            Command::Acquire { key, identity, remembered } => {
-                if let Err(why) = self.fleet.acquire(&key, identity, remembered, now) {
+            Command::Acquire(key, acquisition) => {
+                if let Err(why) = self.fleet.acquire(&key, *acquisition, now) {
                     self.way.notify(&key, Change::Failed { tries: 0, why });
                 }
             }
+            Command::Learn(key, lease) => self.fleet.step(&key, Event::Learn(&lease), now, &mut self.way),
+            Command::Turn(key, turn) => self.fleet.step(&key, Event::Turn(turn), now, &mut self.way),
             Command::Decline(key) => self.fleet.step(&key, Event::Decline, now, &mut self.way),
             Command::Restart(key) => self.fleet.step(&key, Event::Restart, now, &mut self.way),
             Command::Release(key) => self.fleet.release(&key, now, &mut self.way),
@@ -200,11 +204,22 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Obtains an address for `identity` and keeps it, under the name `key`. With a `remembered` lease that address
+    /// Obtains an address for an identity and keeps it, under the name `key`. With a remembered lease that address
     /// is asked for first, even when it has expired; an unexpired one may be used meanwhile, `Renewed` confirms it,
     /// and a silent server leaves it in use until it expires. Does nothing when `key` is running already.
-    pub fn acquire(&self, key: String, identity: Identity, remembered: Option<Lease>) {
-        self.tell(Command::Acquire { key, identity, remembered });
+    pub fn acquire(&self, key: String, acquisition: Acquisition) {
+        self.tell(Command::Acquire(key, Box::new(acquisition)));
+    }
+
+    /// Another client of the identity was granted this lease. It is held as if it were granted here, where it is the first or
+    /// lasts longer than the one held (`Bound`, `Renewed`); an address other than the one held only has that confirmed.
+    pub fn learn(&self, key: &str, lease: Lease) {
+        self.tell(Command::Learn(key.to_owned(), Box::new(lease)));
+    }
+
+    /// Says which of the clients that share the identity renews.
+    pub fn take_turn(&self, key: &str, turn: Turn) {
+        self.tell(Command::Turn(key.to_owned(), turn));
     }
 
     /// Declines the address held, which another host has (DECLINE), and asks for another at once. Does

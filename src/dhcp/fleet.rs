@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::machine::{Action, Event, Machine};
 use super::pace::Pace;
 use super::wire::{Message, Reply};
-use super::{Change, Identity, Lease, Trouble};
+use super::{Acquisition, Change, Identity, Trouble};
 
 /// Where a fleet's messages and changes go.
 pub trait Outlet {
@@ -59,23 +59,17 @@ impl Fleet {
     }
 
     /// Adds a machine, unless the key has one. [`Fleet::tick`] starts it.
-    pub fn acquire(
-        &mut self,
-        key: &str,
-        identity: Identity,
-        remembered: Option<Lease>,
-        now: SystemTime,
-    ) -> Result<(), Trouble> {
+    pub fn acquire(&mut self, key: &str, acquisition: Acquisition, now: SystemTime) -> Result<(), Trouble> {
         if self.members.contains_key(key) {
             return Ok(());
         }
-        if let Some(other) = self.by_chaddr.get(&identity.chaddr) {
+        if let Some(other) = self.by_chaddr.get(&acquisition.identity.chaddr) {
             // Replies couldn't be told apart, and udhcpd would give both the same address.
             return Err(Trouble::SameAddress { other: other.to_string() });
         }
         let key = Key::from(key);
-        self.by_chaddr.insert(identity.chaddr, key.clone());
-        let machine = Machine::new(identity, remembered, self.seeds.random(), now);
+        self.by_chaddr.insert(acquisition.identity.chaddr, key.clone());
+        let machine = Machine::new(acquisition, self.seeds.random(), now);
         self.members.insert(key.clone(), Member { machine, due: None, end: None });
         self.schedule(&key);
         Ok(())

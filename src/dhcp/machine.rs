@@ -9,6 +9,8 @@
 //! LAN refuses what another one has given. Before a confirmed lease is given up for it, REBINDING is tried: Kea grants then
 //! what it refuses to an INIT-REBOOT after it has lost its leases.
 
+mod shared;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +18,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::wire::{Answer, Grant, Kind, Message, Reply};
-use super::{Change, Identity, Lease, Reason, Trouble, timing};
+use super::{Acquisition, Change, Identity, Lease, Reason, Trouble, Turn, timing};
+use shared::Shared;
 
 /// The waits of an INIT-REBOOT burst; when the last is over the server counts as silent.
 const REBOOT_WAITS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2)];
@@ -46,6 +49,10 @@ pub enum Event<'a> {
     Restart,
     /// The owner needs the address held no longer, and no other node uses it under this identity.
     Release,
+    /// Another client of the identity tells what it was granted.
+    Learn(&'a Lease),
+    /// Who of the identity's clients renews from now on.
+    Turn(Turn),
 }
 
 /// An action that a machine requests.
@@ -99,17 +106,20 @@ pub struct Machine {
     /// NAKs since an address was last confirmed. They slow down a server, or two nodes, that give and take in turn.
     refusals: u32,
     deadline: Option<SystemTime>,
+    /// What there is to other clients of the identity.
+    shared: Shared,
 }
 
 impl Machine {
-    /// A machine that is due at once. With `remembered`, that address is asked for first; the lease is held until it
-    /// expires. `seed` decides transaction ids and jitter.
-    pub fn new(identity: Identity, remembered: Option<Lease>, seed: u64, now: SystemTime) -> Self {
+    /// A machine that is due at once, unless it is another client's turn. With a remembered lease, that address is asked for
+    /// first; the lease is held until it expires. `seed` decides transaction ids and jitter.
+    pub fn new(acquisition: Acquisition, seed: u64, now: SystemTime) -> Self {
+        let Acquisition { identity, remembered, turn } = acquisition;
         let state = match &remembered {
             Some(lease) => State::Rebooting { address: lease.address },
             None => State::Selecting,
         };
-        Self {
+        let mut machine = Self {
             identity,
             rng: StdRng::seed_from_u64(seed),
             state,
@@ -125,7 +135,10 @@ impl Machine {
             tries: 0,
             refusals: 0,
             deadline: Some(now),
-        }
+            shared: Shared::new(turn),
+        };
+        machine.wait_for_others(now);
+        machine
     }
 
     /// Whose machine this is.
@@ -156,6 +169,8 @@ impl Machine {
             Event::Decline => self.decline(now, &mut actions),
             Event::Restart => self.restart(now),
             Event::Release => self.release(&mut actions),
+            Event::Learn(lease) => self.learn(lease, now, &mut actions),
+            Event::Turn(turn) => self.take_turn(turn, now),
         }
         if self.deadline.is_some_and(|at| at <= now) {
             self.on_timer(now, &mut actions);
@@ -164,6 +179,7 @@ impl Machine {
     }
 
     fn on_timer(&mut self, now: SystemTime, actions: &mut Vec<Action>) {
+        self.shared.waits = false;
         match self.state {
             State::Selecting => self.discover(now, actions),
             State::Requesting { address, server } if self.tries >= SELECT_TRIES => {
@@ -345,7 +361,7 @@ impl Machine {
         let change = if self.held.is_some() { Change::Renewed(lease.clone()) } else { Change::Bound(lease.clone()) };
         actions.push(Action::Notify(change));
         (self.server, self.nak, self.unfit) = (Some(grant.server), None, None);
-        self.deadline = lease.renew;
+        self.deadline = self.renewal(&lease);
         if self.confirmed {
             self.refusals = 0;
         } else {

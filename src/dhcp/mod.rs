@@ -71,6 +71,29 @@ pub struct Lease {
     pub expires: Option<SystemTime>,
     /// The link's routers and name servers, as the server has them.
     pub infrastructure: Vec<Ipv4Addr>,
+    /// Another client of the identity was granted it, and has told of it ([`Handle::learn`]).
+    pub told: bool,
+}
+
+/// Which of the clients that share an identity renews its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// This one.
+    Own,
+    /// Another one, which tells of what it is granted. Where it doesn't, this one asks all the same: in the middle between T1 and
+    /// T2, and for a first address after some seconds.
+    Others,
+}
+
+/// What an identity is to have.
+#[derive(Clone, Debug)]
+pub struct Acquisition {
+    /// Who asks.
+    pub identity: Identity,
+    /// The address it had, which is asked for first.
+    pub remembered: Option<Lease>,
+    /// Who of those that share the identity asks first.
+    pub turn: Turn,
 }
 
 /// Reads the time. One that is never set: a lease must not end, or last longer, because the wall clock was.

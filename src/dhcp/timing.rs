@@ -61,7 +61,16 @@ pub fn lease(grant: &Grant, asked: SystemTime, rng: &mut StdRng) -> Lease {
         rebind: finite.then(|| after(t2)),
         expires: finite.then(|| after(1.0)),
         infrastructure: grant.infrastructure.clone(),
+        told: false,
     }
+}
+
+/// When a lease is renewed by a client that isn't to do so, because it hasn't heard that another one has: about half way from T1 to
+/// T2, and not at the same time as others that wait. `None` for an infinite lease.
+pub fn late(lease: &Lease, rng: &mut StdRng) -> Option<SystemTime> {
+    let (renew, rebind) = (lease.renew?, lease.rebind?);
+    let between = rebind.duration_since(renew).unwrap_or_default();
+    Some(renew + between.mul_f64(rng.random_range(0.4..0.6)))
 }
 
 #[cfg(test)]

@@ -118,11 +118,13 @@ pub struct Report {
     pub news: News,
     /// The link's routers and name servers, as the DHCP server has them: no addresses for VIPs.
     pub infrastructure: Vec<IpAddr>,
+    /// The lease is another node's word, which its server granted it to.
+    pub told: bool,
 }
 
 impl Report {
     /// Without anything beside the news.
     pub fn new(vip: VipKey, news: News) -> Self {
-        Self { vip, news, infrastructure: Vec::new() }
+        Self { vip, news, infrastructure: Vec::new(), told: false }
     }
 }

@@ -1,6 +1,7 @@
 //! Nodes that know of each other: three on one LAN, each with its viprouted.
 
 mod arp;
+mod leases;
 
 use std::fs;
 use std::net::UdpSocket;

@@ -185,6 +185,9 @@ pub struct LeaseEntry {
     pub expires: Option<u64>,
     /// Unix seconds at which the last replica left; none while there is one.
     pub left: Option<u64>,
+    /// The name of the node that renews it for all; none: each node does for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewer: Option<String>,
 }
 
 /// The answer to `events`.

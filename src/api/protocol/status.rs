@@ -122,6 +122,9 @@ pub struct VipStatus {
     /// The Ethernet address of a host on the link that says the VIP's address is its own.
     #[serde(default)]
     pub claimed_by: Option<String>,
+    /// The name of the node that renews its lease for all; none: each node does for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewer: Option<String>,
 }
 
 /// The states of a lease.

@@ -76,6 +76,7 @@ fn a_status_whose_vips_carry_errors_is_no_refusal() {
             error: Some("no server answers".into()),
             held_until: None,
             claimed_by: None,
+            renewer: None,
         }],
         registry: Some(Directory::at(Path::new("/"))),
         problems: vec![],

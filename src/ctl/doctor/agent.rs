@@ -241,7 +241,8 @@ mod tests {
     use crate::ctl::doctor::Severity;
 
     fn vip_status(vip: String, state: LeaseState) -> VipStatus {
-        VipStatus { vip, address: None, state, expires: None, error: None, held_until: None, claimed_by: None }
+        let (address, expires, error, held_until) = (None, None, None, None);
+        VipStatus { vip, address, state, expires, error, held_until, claimed_by: None, renewer: None }
     }
 
     #[test]
@@ -268,6 +269,7 @@ mod tests {
             granted: 1000,
             expires: Some(2000),
             left,
+            renewer: None,
         };
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(overdue(&[lease(None)], at(1900)), []);

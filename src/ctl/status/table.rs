@@ -119,7 +119,10 @@ fn lease_text(lease: Option<&Lease>, now: SystemTime) -> String {
         return held_text(left(until));
     }
     match (lease.state, lease.expires) {
-        (LeaseState::Bound, Some(expires)) => format!("{} s", left(expires)),
+        (LeaseState::Bound, Some(expires)) => match &lease.renewer {
+            Some(renewer) => format!("{} s, {renewer} renews", left(expires)),
+            None => format!("{} s", left(expires)),
+        },
         (LeaseState::Bound, None) => "for ever".to_owned(),
         (state, _) => word(&state),
     }
@@ -147,10 +150,11 @@ mod tests {
 
     #[test]
     fn what_is_held_for_nobody_says_for_how_long() {
-        let lease =
-            Lease { state: LeaseState::Bound, expires: Some(2000), error: None, held_until: None, claimed_by: None };
+        let (state, expires) = (LeaseState::Bound, Some(2000));
+        let lease = Lease { state, expires, error: None, held_until: None, claimed_by: None, renewer: None };
         let text = |lease: &Lease| lease_text(Some(lease), UNIX_EPOCH + Duration::from_secs(1000));
         assert_eq!(text(&lease), "1000 s");
+        assert_eq!(text(&Lease { renewer: Some("n2".into()), ..lease.clone() }), "1000 s, n2 renews");
         let held = |until| text(&Lease { held_until: Some(until), ..lease.clone() });
         assert_eq!([1030, 1599, 90_000].map(held), ["held 30 s", "held 9 min", "held 24 h"]);
     }

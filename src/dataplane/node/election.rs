@@ -1,5 +1,5 @@
-//! Which node of a LAN answers ARP for a VIP, of those that have ready replicas of it: the one of the greatest weight, a hash of the
-//! VIP and the node (rendezvous hashing, Thaler and Ravishankar 1998). All nodes come to the same answer without a word; the VIPs
+//! Which node of a LAN answers ARP for a VIP, of those that have ready replicas of it, and which one renews its lease, of those that
+//! have one: the one of the greatest weight, a hash of the VIP and the node (rendezvous hashing, Thaler and Ravishankar 1998). All nodes come to the same answer without a word; the VIPs
 //! are spread over the nodes, and a node that comes or goes moves its own alone. Where nodes don't know the same for a moment two
 //! of them answer, or for that moment none: neither breaks a connection, since each node hands over what another one has.
 
@@ -7,20 +7,26 @@ use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
+use crate::model::VipKey;
 use crate::model::node::NodeId;
 
 /// The one of `nodes` that answers for `vip`; `None`: there is none.
 pub fn answers(vip: IpAddr, nodes: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
-    nodes.into_iter().max_by_key(|node| (weight(vip, *node), *node))
+    match vip {
+        IpAddr::V4(vip) => elected(&vip.octets(), nodes),
+        IpAddr::V6(vip) => elected(&vip.octets(), nodes),
+    }
 }
 
-fn weight(vip: IpAddr, node: NodeId) -> [u8; 32] {
-    let hash = Sha256::new();
-    let hash = match vip {
-        IpAddr::V4(vip) => hash.chain_update(vip.octets()),
-        IpAddr::V6(vip) => hash.chain_update(vip.octets()),
-    };
-    hash.chain_update(node.0.octets()).finalize().into()
+/// The one of `nodes` that renews the lease of `vip`, by the same rule; the VIP may have no address yet.
+pub fn renews(vip: &VipKey, nodes: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
+    elected(vip.to_string().as_bytes(), nodes)
+}
+
+fn elected(of: &[u8], nodes: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
+    let weight =
+        |node: NodeId| -> [u8; 32] { Sha256::new().chain_update(of).chain_update(node.0.octets()).finalize().into() };
+    nodes.into_iter().max_by_key(|node| (weight(*node), *node))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use crate::dhcp::Turn;
 use crate::dhcp::wire::{Answer, Grant, Kind};
 
 use super::*;
@@ -27,10 +28,14 @@ fn identity(n: u8) -> Identity {
     Identity { client_id: vec![255, n], chaddr: [2, 0, 0, 0, 0, n], hostname: format!("vip-{n}") }
 }
 
+fn alone(n: u8) -> Acquisition {
+    Acquisition { identity: identity(n), remembered: None, turn: Turn::Own }
+}
+
 fn start(count: u8) -> (Fleet, Kept) {
     let mut fleet = Fleet::new(1, T0);
     for n in 0..count {
-        fleet.acquire(&n.to_string(), identity(n), None, T0).unwrap();
+        fleet.acquire(&n.to_string(), alone(n), T0).unwrap();
     }
     (fleet, Kept::default())
 }
@@ -121,8 +126,8 @@ fn a_reply_goes_to_its_hardware_address() {
 #[test]
 fn a_key_runs_once_and_a_hardware_address_too() {
     let (mut fleet, mut kept) = start(1);
-    fleet.acquire("0", identity(0), None, T0).unwrap();
-    let refused = fleet.acquire("other", identity(0), None, T0);
+    fleet.acquire("0", alone(0), T0).unwrap();
+    let refused = fleet.acquire("other", alone(0), T0);
     assert!(matches!(refused, Err(Trouble::SameAddress { .. })), "{refused:?}");
     fleet.tick(T0, &mut kept);
     assert_eq!(kept.sent.len(), 1);
@@ -138,7 +143,7 @@ fn what_is_forgotten_is_silent_and_may_come_again() {
     assert!(!fleet.reply(&answer(&kept.sent[0], 600), T0, &mut kept));
     fleet.step("0", Event::Decline, T0, &mut kept);
     assert_eq!((kept.sent.len(), kept.told.len()), (1, 0));
-    fleet.acquire("0", identity(0), None, T0).unwrap();
+    fleet.acquire("0", alone(0), T0).unwrap();
     assert_eq!(fleet.rest(T0), Some(Duration::ZERO));
 }
 
@@ -164,7 +169,7 @@ fn what_is_released_is_told_to_its_server_and_forgotten() {
     assert_eq!(kept.sent.pop().map(|(message, _)| message.kind), Some(Kind::Release { address, server }));
     assert_eq!(fleet.rest(now), None);
     // Nothing held, nothing to release.
-    fleet.acquire("0", identity(0), None, now).unwrap();
+    fleet.acquire("0", alone(0), now).unwrap();
     fleet.release("0", now, &mut kept);
     assert!(kept.sent.is_empty());
 }

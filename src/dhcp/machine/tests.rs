@@ -2,6 +2,7 @@ use super::*;
 use crate::dhcp::Flaw;
 
 mod random;
+mod sharing;
 
 const T0: SystemTime = SystemTime::UNIX_EPOCH;
 const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
@@ -28,6 +29,7 @@ fn lease(address: Ipv4Addr, from: f64, seconds: f64) -> Lease {
         rebind: part(0.875),
         expires: part(1.0),
         infrastructure: Vec::new(),
+        told: false,
     }
 }
 
@@ -40,7 +42,12 @@ struct Scene {
 
 impl Scene {
     fn new(remembered: Option<Lease>) -> Self {
-        let mut scene = Self { machine: Machine::new(identity(), remembered, 7, at(0.0)), now: 0.0, actions: vec![] };
+        Self::with(remembered, Turn::Own)
+    }
+
+    fn with(remembered: Option<Lease>, turn: Turn) -> Self {
+        let acquisition = Acquisition { identity: identity(), remembered, turn };
+        let mut scene = Self { machine: Machine::new(acquisition, 7, at(0.0)), now: 0.0, actions: vec![] };
         scene.event(Event::Timer);
         scene
     }

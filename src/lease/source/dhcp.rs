@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::dhcp::{self, Change, Engine, Handle, Identity, Notice, Reason, TransportConfig, Trouble};
+use crate::dhcp::{
+    self, Acquisition, Change, Engine, Handle, Identity, Notice, Reason, TransportConfig, Trouble, Turn,
+};
 use crate::lease::grant::{Lease, News, Report};
 use crate::lease::{clock, settings};
 use crate::model::VipKey;
@@ -53,8 +55,20 @@ impl Client {
         self.handle.counters()
     }
 
-    pub(super) fn ask(&self, vip: &VipKey, remembered: Option<&Lease>) {
-        self.handle.acquire(vip.to_string(), self.identity(vip), remembered.and_then(to_engine));
+    /// `turn`: who of the nodes asks first.
+    pub(super) fn ask(&self, vip: &VipKey, remembered: Option<&Lease>, turn: Turn) {
+        let remembered = remembered.and_then(to_engine);
+        self.handle.acquire(vip.to_string(), Acquisition { identity: self.identity(vip), remembered, turn });
+    }
+
+    pub(super) fn learn(&self, vip: &VipKey, lease: &Lease) {
+        if let Some(lease) = to_engine(lease) {
+            self.handle.learn(&vip.to_string(), lease);
+        }
+    }
+
+    pub(super) fn take_turn(&self, vip: &VipKey, turn: Turn) {
+        self.handle.take_turn(&vip.to_string(), turn);
     }
 
     pub(super) fn identity(&self, vip: &VipKey) -> Identity {
@@ -81,9 +95,11 @@ impl Client {
 /// The engine's notice as a report; none for a key that isn't ours.
 pub fn report(notice: Notice) -> Option<Report> {
     let vip = notice.key.parse().ok()?;
-    let infrastructure = match &notice.change {
-        Change::Bound(lease) | Change::Renewed(lease) => lease.infrastructure.iter().copied().map(IpAddr::V4).collect(),
-        _ => Vec::new(),
+    let (infrastructure, told) = match &notice.change {
+        Change::Bound(lease) | Change::Renewed(lease) => {
+            (lease.infrastructure.iter().copied().map(IpAddr::V4).collect(), lease.told)
+        }
+        _ => (Vec::new(), false),
     };
     let news = match notice.change {
         Change::Bound(lease) => News::Bound(from_engine(&lease)),
@@ -101,7 +117,7 @@ pub fn report(notice: Notice) -> Option<Report> {
             News::Trouble { why: format!("{why} ({tries} tries)"), exhausted }
         }
     };
-    Some(Report { vip, news, infrastructure })
+    Some(Report { vip, news, infrastructure, told })
 }
 
 fn from_engine(lease: &dhcp::Lease) -> Lease {
@@ -126,5 +142,6 @@ fn to_engine(lease: &Lease) -> Option<dhcp::Lease> {
         rebind: lease.rebind,
         expires: lease.expires,
         infrastructure: Vec::new(),
+        told: false,
     })
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::dhcp::{self as dhcp_engine, Identity};
+use crate::dhcp::{self as dhcp_engine, Identity, Turn};
 use crate::lease::settings::{Backend, Settings};
 use crate::model::VipKey;
 
@@ -26,6 +26,10 @@ pub struct Sources {
     pins: BTreeMap<VipKey, IpAddr>,
     backend: Source,
     reports: UnboundedSender<Report>,
+    /// Who of the nodes asks for an address first, until that is said of a VIP.
+    turn: Turn,
+    /// What was said.
+    turns: BTreeMap<VipKey, Turn>,
 }
 
 #[derive(Debug)]
@@ -55,7 +59,33 @@ impl Sources {
             }
             Backend::Pool(pool) => (Source::Pool(pool::Pool::new(pool, pins.values().copied())), None),
         };
-        Ok((Self { pins, backend, reports }, notices))
+        let (turn, turns) = (Turn::Own, BTreeMap::new());
+        Ok((Self { pins, backend, reports, turn, turns }, notices))
+    }
+
+    /// Other nodes may ask in this one's place: whose turn it is, is said for each VIP ([`Sources::take_turn`]).
+    pub fn share(&mut self) {
+        self.turn = Turn::Others;
+    }
+
+    /// Who of the nodes renews the VIP's address from now on, also when it is asked for anew.
+    pub fn take_turn(&mut self, vip: &VipKey, turn: Turn) {
+        self.turns.insert(vip.clone(), turn);
+        if let Source::Dhcp(client) = &self.backend {
+            client.take_turn(vip, turn);
+        }
+    }
+
+    /// Whose turn it is isn't known any more.
+    pub fn forget_turn(&mut self, vip: &VipKey) {
+        self.turns.remove(vip);
+    }
+
+    /// Another node was granted this lease in the VIP's name.
+    pub fn learn(&self, vip: &VipKey, lease: &Lease) {
+        if let Source::Dhcp(client) = &self.backend {
+            client.learn(vip, lease);
+        }
     }
 
     /// Asks for an address, for the remembered one first. `others`: the addresses of all other VIPs.
@@ -65,7 +95,10 @@ impl Sources {
             return self.tell(vip, news);
         }
         match &mut self.backend {
-            Source::Dhcp(client) => client.ask(vip, remembered.as_ref()),
+            Source::Dhcp(client) => {
+                let turn = self.turns.get(vip).copied().unwrap_or(self.turn);
+                client.ask(vip, remembered.as_ref(), turn);
+            }
             Source::Pool(pool) => {
                 let news = pool.ask(vip, remembered.map(|lease| lease.address), others);
                 self.tell(vip, news);

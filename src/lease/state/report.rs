@@ -4,13 +4,29 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use crate::api::protocol::{LeaseEntry, LeaseState, VipStatus};
-use crate::lease::grant::unix;
+use crate::lease::grant::{Lease, unix};
 use crate::model::VipKey;
 
 use super::State;
 use super::vip::{Phase, Vip};
 
 impl State {
+    /// Whether its source asks for the VIP's address, or renews it.
+    pub fn is_asked_for(&self, vip: &VipKey) -> bool {
+        self.vips.get(vip).is_some_and(|vip| vip.running)
+    }
+
+    /// The lease that the VIP has: found without conflict, and not lost.
+    pub fn lease_of(&self, vip: &VipKey) -> Option<&Lease> {
+        let vip = self.vips.get(vip).filter(|vip| !vip.lost && matches!(vip.phase, Phase::Saving | Phase::Bound))?;
+        vip.lease.as_ref()
+    }
+
+    /// Whether what another node was granted may be this node's: none of the addresses offered lately is in conflict here.
+    pub fn may_learn(&self, vip: &VipKey) -> bool {
+        self.vips.get(vip).is_some_and(|vip| vip.running && vip.conflicts.is_empty())
+    }
+
     /// All leases in force.
     pub fn leases(&self) -> Vec<LeaseEntry> {
         let entry = |(name, vip): (&VipKey, &Vip)| {
@@ -22,6 +38,7 @@ impl State {
                 granted: unix(lease.granted),
                 expires: lease.expires.map(unix),
                 left: vip.left.map(unix),
+                renewer: None,
             })
         };
         self.vips.iter().filter_map(entry).collect()
@@ -63,6 +80,7 @@ fn status(name: &VipKey, vip: &Vip, hold: Duration) -> VipStatus {
         error: vip.error.clone(),
         held_until: lease.and(vip.left).map(|left| unix(left + hold)),
         claimed_by: None,
+        renewer: None,
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) struct Vip {
     /// Whether that lease was taken away.
     pub(super) lost: bool,
     /// Whether the source is asking or renewing.
-    running: bool,
+    pub(super) running: bool,
     /// Whether no server answers the source, which backs off then.
     server_silent: bool,
     /// Whether its routes were taken out because of a lost lease.
@@ -62,7 +62,7 @@ pub(super) struct Vip {
     /// Who waits, and since when.
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
-    conflicts: Vec<String>,
+    pub(super) conflicts: Vec<String>,
     /// How many of these each host answered ARP for.
     answers: BTreeMap<Mac, usize>,
     /// Rounds of offers in a row that brought nothing but conflicts.

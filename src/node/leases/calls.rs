@@ -70,6 +70,7 @@ impl Daemon {
             vip.held_until = vip.held_until.map(clock::to_wall);
         }
         self.claims.show(&mut vips);
+        self.sharing.show_status(&mut vips);
         let registry = Some(Directory::at(self.registry.dir()));
         let (backend, express) = (self.settings.backend.name().into(), self.agent.express.status());
         let version = Some(crate::VERSION.to_owned());
@@ -97,7 +98,9 @@ impl Daemon {
             left: lease.left.map(clock::to_wall),
             ..lease
         };
-        self.state.leases().into_iter().map(shown).collect()
+        let mut leases: Vec<_> = self.state.leases().into_iter().map(shown).collect();
+        self.sharing.show(&mut leases);
+        leases
     }
 
     fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {

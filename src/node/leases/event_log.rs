@@ -103,7 +103,8 @@ mod tests {
     fn status(state: LeaseState, last: u8, error: Option<&str>) -> VipStatus {
         let address = (last > 0).then(|| IpAddr::from([10, 118, 0, last]));
         let error = error.map(Into::into);
-        VipStatus { vip: "a/b".into(), address, state, expires: None, error, held_until: None, claimed_by: None }
+        let (expires, held_until, claimed_by, renewer) = (None, None, None, None);
+        VipStatus { vip: "a/b".into(), address, state, expires, error, held_until, claimed_by, renewer }
     }
 
     /// The sentences of one VIP's life.

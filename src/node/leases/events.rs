@@ -17,6 +17,7 @@ use crate::model::VipKey;
 use crate::net::arp::Claim;
 use crate::net::link::Link;
 use crate::node::AllocatorStatus;
+use crate::node::peers::{Heard, OthersLeases};
 use crate::registry::watch::Update;
 
 use super::Error;
@@ -41,6 +42,8 @@ pub struct Events {
     pub registry: UnboundedReceiver<Update>,
     /// Another link to the gateways.
     pub links: UnboundedReceiver<Link>,
+    /// What is heard of other nodes' leases; none: they aren't shared.
+    pub others: OthersLeases,
     /// What the dataplane could not do.
     pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
     /// Claims of other hosts to an address of ours; none without a link.
@@ -73,6 +76,8 @@ pub enum Event {
     Strange(Claim),
     /// Another link leads to the gateways.
     Link(Link),
+    /// Other nodes have told of leases.
+    Heard(Heard),
     /// The dataplane could not carry out an order.
     DataplaneFailed(VipKey, dataplane::Error),
     /// Time has passed.
@@ -103,6 +108,7 @@ impl Events {
                 Some(Event::Registry(Batch::of(&update.ok_or(ended("the registry's watcher"))?)))
             }
             Some(link) = self.links.recv() => Some(Event::Link(link)),
+            heard = next_heard(&mut self.others) => Some(Event::Heard(heard.ok_or(ended("the gossip among nodes"))?)),
             failure = self.failures.recv() => {
                 let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;
                 Some(Event::DataplaneFailed(vip, error))
@@ -118,6 +124,13 @@ impl Events {
 async fn next_claim(claims: &mut Option<Receiver<Claim>>) -> Option<Claim> {
     match claims {
         Some(claims) => claims.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_heard(others: &mut OthersLeases) -> Option<Heard> {
+    match others {
+        Some(others) => others.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -11,14 +11,16 @@ use tokio::task::AbortHandle;
 
 use crate::api::protocol::{Directory, Grant, Refusal};
 use crate::api::server;
+use crate::dhcp::{self, Turn};
 use crate::lease::allow::Allow;
 use crate::lease::clock;
+use crate::lease::grant::Lease;
 use crate::lease::search::Search;
 use crate::lease::source::Sources;
 use crate::lease::state::{Action, Caller, Findings, State, Step};
 use crate::lease::writer::{Job, LeaseWriter};
 use crate::model::VipKey;
-use crate::{dhcp, with_causes};
+use crate::with_causes;
 
 use super::dataplane::Order;
 
@@ -83,6 +85,21 @@ impl Executor {
     /// Who the VIP is to a DHCP server; none where it isn't asked.
     pub fn identity(&self, vip: &VipKey) -> Option<dhcp::Identity> {
         self.sources.identity(vip)
+    }
+
+    /// Another node was granted this lease in the VIP's name.
+    pub fn learn(&self, vip: &VipKey, lease: &Lease) {
+        self.sources.learn(vip, lease);
+    }
+
+    /// Who of the nodes renews the VIP's lease from now on, also when it is asked for anew.
+    pub fn take_turn(&mut self, vip: &VipKey, turn: Turn) {
+        self.sources.take_turn(vip, turn);
+    }
+
+    /// Whose turn it is isn't known any more.
+    pub fn forget_turn(&mut self, vip: &VipKey) {
+        self.sources.forget_turn(vip);
     }
 
     /// Finds out whose an Ethernet address is.

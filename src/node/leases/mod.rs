@@ -15,6 +15,7 @@ mod events;
 mod executor;
 mod foreign;
 mod link;
+mod sharing;
 mod start;
 mod usage;
 
@@ -42,6 +43,7 @@ use event_log::LeaseEventLog;
 use events::{Event, Events};
 use executor::Executor;
 use foreign::ForeignServers;
+use sharing::Sharing;
 use usage::Batch;
 
 use super::journal::Kind;
@@ -163,6 +165,7 @@ struct Daemon {
     infrastructure: BTreeSet<IpAddr>,
     /// DHCP servers that refuse what others have given.
     foreign: ForeignServers,
+    sharing: Sharing,
     cluster: Option<Cluster>,
     /// Sees whether `link` is up.
     node: NodeNet,
@@ -219,6 +222,7 @@ impl Daemon {
             Event::Found(vip, address, found) => self.found(&vip, address, found),
             Event::Registry(batch) => self.present(batch),
             Event::Link(link) => self.next_link = Some(link),
+            Event::Heard(heard) => self.heard_of_lease(heard),
             Event::DataplaneFailed(vip, error) => {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
@@ -277,11 +281,16 @@ impl Daemon {
         let steps = self.state.step(vip, input, clock::now());
         self.event_log.look(&self.state, vip);
         self.perform(steps);
+        self.share(vip);
     }
 
     fn perform(&mut self, steps: Vec<Step>) {
         self.event_log.steps(&self.state, &steps);
+        let vips: BTreeSet<VipKey> = steps.iter().map(|(vip, _)| vip.clone()).collect();
         self.executor.perform(&self.state, steps);
+        for vip in &vips {
+            self.share(vip);
+        }
     }
 
     fn loaded(&mut self, vip: &VipKey, found: Result<Option<store::Record>, String>) {
@@ -293,14 +302,17 @@ impl Daemon {
 
     /// A source of addresses reports.
     fn report(&mut self, report: Report) {
-        let Report { vip, news, infrastructure } = report;
+        let Report { vip, news, infrastructure, told } = report;
         self.infrastructure.extend(infrastructure);
         match &news {
             News::Refused { server, why } => return self.refused(&vip, *server, why),
             News::Bound(_) => self.permit_link(),
             _ => {}
         }
-        tracing::info!(%vip, %news, "lease event");
+        if matches!(news, News::Bound(_) | News::Renewed(_)) {
+            self.sharing.granted(&vip, !told);
+        }
+        tracing::info!(%vip, %news, told, "lease event");
         self.step(&vip, Input::News(self.on_link(news)));
         self.compare_links();
     }

@@ -29,6 +29,7 @@ use super::event_log::LeaseEventLog;
 use super::events::Events;
 use super::executor::Executor;
 use super::foreign::ForeignServers;
+use super::sharing::Sharing;
 use super::usage::Batch;
 use super::{Daemon, Error, failed};
 
@@ -46,9 +47,13 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         Search::new(&config.lease, &registry, link.as_ref().zip(arp.clone()), agent.subsystems.begin(&ROUTES))?;
     let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
     let cluster = cluster(config, !contents.records.is_empty())?;
-    node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
+    let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
     let interface = link.as_ref().map(|link| link.name.as_str());
-    let (sources, notices) = Sources::start(&config.lease, cluster.as_ref(), interface, sender)?;
+    let (mut sources, notices) = Sources::start(&config.lease, cluster.as_ref(), interface, sender)?;
+    if others.is_some() {
+        sources.share();
+    }
+    let sharing = Sharing::new(others.is_some());
     let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
     let (orders, failures) = start_dataplane(&agent)?;
@@ -65,6 +70,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         found,
         registry: updates,
         links: tokio::sync::mpsc::unbounded_channel().1,
+        others,
         failures,
         claims,
         strange,
@@ -84,6 +90,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         claims: Claims::new(strangers),
         infrastructure: BTreeSet::new(),
         foreign: ForeignServers::default(),
+        sharing,
         cluster,
         node,
         link,

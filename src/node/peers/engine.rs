@@ -1,5 +1,7 @@
 //! The loop: gossip, echoes and the registry come in; words, records and the status go out.
 
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::mpsc;
@@ -20,16 +22,18 @@ use crate::with_causes;
 
 use super::far;
 use super::key::Keys;
+use super::leases::Own;
 use super::names::resolve;
-use super::open::{config, modified, own_address, read_words, remembered, v4, words};
+use super::open::{Words, config, modified, own_address, read_words, remembered, v4, words};
 use super::permits::Permits;
 use super::records::Desired;
 use super::report;
 use super::sessions::Sessions;
 use super::state::{Setup, State};
-use super::transport::Keyed;
-use super::view::{Answers, Incarnation, Node, View, Vips};
+use super::transport::{Keyed, Received};
+use super::view::{Answers, Incarnation, Node, View};
 use super::word::{self, Phase, Word};
+use leases::obey_unheard;
 
 /// Between two looks at the gossip.
 const LOOK: Duration = Duration::from_millis(100);
@@ -47,6 +51,8 @@ const ROUND: Duration = Duration::from_millis(100);
 pub enum Order {
     /// To say that the node leaves.
     Leave,
+    /// To say what the node has of a VIP's lease; none: nothing, and it wants nothing.
+    Lease(VipKey, Option<Own>),
     /// To say that viprouted ends, and when that is said.
     Restart(mpsc::Sender<()>),
 }
@@ -56,8 +62,7 @@ type Inputs = (UnboundedReceiver<Update>, UnboundedReceiver<Order>);
 
 /// Gossips for as long as the process lives. Where the node has no address it waits for one; where it gets another, it begins
 /// anew.
-pub async fn run(setup: Setup, mut inputs: Inputs, guard: &SubsystemGuard) {
-    let mut state = State { setup, own: BTreeMap::new(), pods: BTreeMap::new(), phase: Phase::Up };
+pub async fn run(mut state: State, mut inputs: Inputs, guard: &SubsystemGuard) {
     // What this node has itself is known before anybody hears of it.
     loop {
         guard.turn();
@@ -82,6 +87,9 @@ pub async fn run(setup: Setup, mut inputs: Inputs, guard: &SubsystemGuard) {
         while let Ok(update) = inputs.0.try_recv() {
             state.learn(&update);
         }
+        while let Ok(order) = inputs.1.try_recv() {
+            obey_unheard(&mut state, order);
+        }
     }
 }
 
@@ -90,11 +98,13 @@ struct Engine {
     own: OwnNode,
     socket: SocketAddrV4,
     keyed: Keyed,
+    /// What other nodes ask and answer.
+    notes: tokio::sync::mpsc::Receiver<Received>,
     chitchat: ChitchatHandle,
     echo: Echo,
     view: View,
     /// What was read of each process's state, by version.
-    read: HashMap<ChitchatId, (u64, Option<(Word, Vips)>)>,
+    read: HashMap<ChitchatId, (u64, Option<Words>)>,
     echoed: BTreeSet<Ipv4Addr>,
     heard: BTreeMap<NodeId, Instant>,
     /// Seeds by name, as they were resolved last.
@@ -102,6 +112,8 @@ struct Engine {
     looks: u32,
     /// What legs were worked out from last.
     seen: Option<u64>,
+    /// What decided last who renews.
+    seen_leases: u64,
     findings: BTreeSet<NodeFinding>,
     /// Those about VIPs' addresses.
     far: BTreeSet<String>,
@@ -116,7 +128,7 @@ impl Engine {
         let socket = SocketAddrV4::new(address, membership.port);
         let id = NodeId(address);
         let own = OwnNode { id, name: state.setup.name.clone(), tunnel: membership.tunnel.unwrap_or(address) };
-        let keyed = Keyed::new(Sessions::new(keys.clone(), socket));
+        let (keyed, notes) = Keyed::new(Sessions::new(keys.clone(), socket));
         let echo = Echo::open(address).map_err(|e| with_causes(&e))?;
         let view = View::new(id, remembered(context)?, Instant::now());
         let (literal, names): (Vec<_>, Vec<_>) =
@@ -128,6 +140,7 @@ impl Engine {
             own,
             socket,
             keyed,
+            notes,
             chitchat,
             echo,
             view,
@@ -137,6 +150,7 @@ impl Engine {
             named: resolve(names),
             looks: 0,
             seen: None,
+            seen_leases: 0,
             findings: BTreeSet::new(),
             far: BTreeSet::new(),
             key_time,
@@ -157,6 +171,7 @@ impl Engine {
                     None => return Err("viprouted ends".to_owned()),
                 },
                 Some(order) = inputs.1.recv() => self.obey(state, order).await,
+                Some((from, note)) = self.notes.recv() => self.read_note(state, from, &note),
                 from = self.echo.answer() => drop(self.echoed.insert(from)),
                 result = &mut ended => return Err(format!("{result:?}")),
                 _ = ticks.tick() => {
@@ -195,6 +210,7 @@ impl Engine {
         let (phase, told) = match order {
             Order::Leave => (Phase::Left, None),
             Order::Restart(told) => (Phase::Restarting, Some(told)),
+            Order::Lease(key, own) => return self.tell_lease(state, &key, own).await,
         };
         if state.phase != Phase::Left {
             state.phase = phase;
@@ -230,6 +246,7 @@ impl Engine {
             self.seen = Some(self.view.changes());
             self.work_out(state)?;
         }
+        self.look_at_leases(state);
         if self.looks.is_multiple_of(SLOWLY) {
             self.slowly(state).await?;
         }
@@ -253,9 +270,11 @@ impl Engine {
                     if known.is_none() {
                         read.insert(id.clone(), (version, word.clone()));
                     }
-                    let (Some((word, vips)), SocketAddr::V4(at)) = (word, id.gossip_advertise_addr) else { continue };
+                    let (Some((word, vips, leases)), SocketAddr::V4(at)) = (word, id.gossip_advertise_addr) else {
+                        continue;
+                    };
                     let (generation, live) = (id.generation_id, live.contains(id));
-                    incarnations.push(Incarnation { id: NodeId(*at.ip()), generation, live, word, vips });
+                    incarnations.push(Incarnation { id: NodeId(*at.ip()), generation, live, word, vips, leases });
                 }
                 incarnations
             })

@@ -1,12 +1,16 @@
 //! Membership among nodes: who the others are, whether they live, and how many ready replicas of each VIP they have.
 //!
 //! [`key`], [`sessions`] and [`transport`] carry the gossip of chitchat, [`word`] is what nodes say by it, [`view`] what this one
-//! makes of their silence, [`far`] which legs follow, [`records`] writes them down, [`engine`] drives all of it.
+//! makes of their silence, [`far`] which legs follow, [`records`] writes them down, [`leases`] says who renews which lease by
+//! [`holding`] and [`note`], [`engine`] drives all of it.
 
 mod engine;
 mod far;
+mod holding;
 pub mod key;
+mod leases;
 mod names;
+mod note;
 mod open;
 mod permits;
 mod rate;
@@ -22,11 +26,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+pub use leases::{Heard, Own};
 pub use sessions::Drop;
 pub use transport::read_anything;
 
 use crate::api::protocol;
 use crate::lease::settings::Backend;
+use crate::model::VipKey;
 use crate::net::{self, NodeNet};
 use crate::node::config::{Config, is_node_name};
 use crate::node::subsystems::{PEER_RECORDS, PEERS};
@@ -34,8 +40,9 @@ use crate::node::subsystems::{PEER_RECORDS, PEERS};
 use super::Context;
 use engine::Order;
 use key::Keys;
+use leases::Leases;
 use records::Records;
-use state::Setup;
+use state::{Setup, State};
 
 /// The others are told of a restart within this time.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -97,6 +104,11 @@ impl Peers {
         }
     }
 
+    /// Tells the others what this node has of a VIP's lease; none: nothing, and it wants nothing.
+    pub fn tell_lease(&self, vip: VipKey, own: Option<Own>) {
+        self.order(Order::Lease(vip, own));
+    }
+
     fn order(&self, order: Order) -> bool {
         self.shared().orders.as_ref().is_some_and(|orders| orders.send(order).is_ok())
     }
@@ -116,10 +128,13 @@ pub fn keys(config: &Config) -> Result<Option<Keys>, Error> {
     Ok(config.membership.as_ref().map(|membership| Keys::read(&membership.key_file)).transpose()?)
 }
 
+/// What nodes hear of each other's leases; none: this node shares none.
+pub type OthersLeases = Option<tokio::sync::mpsc::UnboundedReceiver<Heard>>;
+
 /// Starts the threads. `cluster`: what sets the node's VIPs apart at a DHCP server.
-pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Result<(), Error> {
+pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Result<OthersLeases, Error> {
     let (Some(membership), Some(keys)) = (config.membership.clone(), keys(config)?) else {
-        return records::clear(&NodeNet::open()?, &context.registry).map_err(Error::Former);
+        return records::clear(&NodeNet::open()?, &context.registry).map(|()| None).map_err(Error::Former);
     };
     let host_name = nix::sys::utsname::uname()
         .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase());
@@ -147,6 +162,9 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
     let records = Records::new(NodeNet::open()?, context.registry.clone(), context.problems.clone());
     context.subsystems.spawn(&PEER_RECORDS, move |guard| records.run(&wanted, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    context.subsystems.spawn(&PEERS, move |guard| runtime.block_on(engine::run(setup, (registry, heard), &guard)))?;
-    Ok(())
+    let (sender, others) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, others) = cluster.map(|_| (sender, others)).unzip();
+    let state = State::new(setup, Leases::new(sender));
+    context.subsystems.spawn(&PEERS, move |guard| runtime.block_on(engine::run(state, (registry, heard), &guard)))?;
+    Ok(others)
 }

@@ -18,8 +18,9 @@ use crate::node::config::Membership;
 use crate::registry::nodes;
 use crate::with_causes;
 
+use super::holding;
 use super::state::State;
-use super::view::{Node, Vips};
+use super::view::{Holdings, Node, Vips};
 use super::word::{self, Share, Word};
 
 const GOSSIP: Duration = Duration::from_millis(200);
@@ -58,11 +59,15 @@ pub fn config(socket: SocketAddrV4, seed_nodes: Vec<String>) -> ChitchatConfig {
 pub fn words(state: &State, own: &OwnNode) -> Vec<(String, String)> {
     let vips = state.own.keys().filter_map(|key| Some((word::key_of(key), state.share(key)?.to_string())));
     let node = (word::NODE.to_owned(), state.word(own.tunnel).to_string());
-    vips.take(word::MAX_VIPS).chain([node]).collect()
+    let leases = state.leases.holdings().map(|(key, holding)| (holding::key_of(key), holding.to_string()));
+    vips.take(word::MAX_VIPS).chain(leases.take(word::MAX_VIPS)).chain([node]).collect()
 }
 
+/// What a node says: of itself, its VIPs and their leases.
+pub type Words = (Word, Vips, Holdings);
+
 /// `None`: it doesn't say who it is, or that it is another.
-pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, port: u16) -> Option<(Word, Vips)> {
+pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, port: u16) -> Option<Words> {
     let SocketAddr::V4(at) = id.gossip_advertise_addr else { return None };
     let is_itself = at.port() == port && id.node_id.parse() == Ok(*at.ip());
     let word: Word = state.get(word::NODE)?.parse().ok().filter(|_| is_itself)?;
@@ -70,7 +75,7 @@ pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, port: u16) -> Op
     if refused > 0 {
         tracing::debug!(node = word.name, refused, "VIPs that can't be read, or are too many");
     }
-    Some((word, Arc::new(vips)))
+    Some((word, Arc::new(vips), Arc::new(holding::holdings(state.key_values()))))
 }
 
 /// The nodes of the run before, with what they said then.

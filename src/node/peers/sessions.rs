@@ -13,7 +13,8 @@
 //!                        ◀─────    TOKEN (t, for n)
 //! DATA (t, counter)      ─────▶    the first one makes A's process the one that t is for; others' tokens end
 //! ```
-//! A message is cut into parts that need no IP fragments.
+//! A message is cut into parts that need no IP fragments. A note is one datagram, which counts like DATA: a process of before this
+//! one's start, or of the other side's, can neither have asked nor answered by it.
 
 mod window;
 mod wire;
@@ -71,6 +72,8 @@ impl Drop {
 pub struct Opened {
     /// A whole message.
     pub message: Option<Vec<u8>>,
+    /// A note.
+    pub note: Option<Vec<u8>>,
     /// What the sender is answered.
     pub replies: Vec<Vec<u8>>,
 }
@@ -180,6 +183,17 @@ impl Sessions {
         datagrams.collect()
     }
 
+    /// The datagram that carries a note, of [`wire::PART`] octets at most; as for a message, the note is lost where no token is known.
+    pub fn seal_note(&mut self, to: SocketAddrV4, note: &[u8], now: Instant) -> Option<Vec<u8>> {
+        let Some((token, _)) = self.session(to, now).given else { return self.ask(to, false, now) };
+        if note.len() > PART {
+            return None;
+        }
+        self.sent += 1;
+        let head = Head { kind: Kind::Note, part: 0, parts: 1, boot: self.boot, token, counter: self.sent };
+        Some(self.signed(to, &head, note))
+    }
+
     /// What a datagram says; an error: it is dropped and counted.
     pub fn open(&mut self, from: SocketAddrV4, datagram: &[u8], now: Instant) -> Result<Opened, Drop> {
         let opened = self.checked(from, datagram, now);
@@ -190,7 +204,7 @@ impl Sessions {
         if opened == Err(Drop::Stale)
             && let Some(question) = self.ask(from, true, now)
         {
-            return Ok(Opened { message: None, replies: vec![question] });
+            return Ok(Opened { replies: vec![question], ..Opened::default() });
         }
         opened
     }
@@ -208,7 +222,7 @@ impl Sessions {
         }
         self.strangers.remove(from.ip());
         match head.kind {
-            Kind::Data => self.data(from, &head, &signed[HEADER..], now),
+            Kind::Data | Kind::Note => self.data(from, &head, &signed[HEADER..], now),
             Kind::Ask => Ok(self.asked(from, &head, now)),
             Kind::Token => self.token(from, &head, now),
         }
@@ -229,7 +243,10 @@ impl Sessions {
         }
         session.at = Some(now);
         session.touched = now;
-        Ok(Opened { message: session.message.take(head, body), replies: Vec::new() })
+        Ok(match head.kind {
+            Kind::Note => Opened { note: Some(body.to_vec()), ..Opened::default() },
+            _ => Opened { message: session.message.take(head, body), ..Opened::default() },
+        })
     }
 
     /// The sender has no token: it gets one, and is asked for one itself where the one it gave is another process's.
@@ -246,7 +263,7 @@ impl Sessions {
         if is_void || is_other {
             replies.extend(self.ask(from, false, now));
         }
-        Opened { message: None, replies }
+        Opened { replies, ..Opened::default() }
     }
 
     fn token(&mut self, from: SocketAddrV4, head: &Head, now: Instant) -> Result<Opened, Drop> {

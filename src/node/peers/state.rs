@@ -16,6 +16,7 @@ use crate::registry::watch::{Update, View as VipView};
 
 use super::far::Own;
 use super::key::Keys;
+use super::leases::Leases;
 use super::records::Desired;
 use super::report;
 use super::word::{Phase, Share, Word};
@@ -43,9 +44,16 @@ pub struct State {
     /// The addresses of their pods here.
     pub pods: BTreeMap<VipKey, BTreeSet<IpAddr>>,
     pub phase: Phase,
+    /// The leases of this node's VIPs.
+    pub leases: Leases,
 }
 
 impl State {
+    /// With nothing yet.
+    pub fn new(setup: Setup, leases: Leases) -> Self {
+        Self { setup, own: BTreeMap::new(), pods: BTreeMap::new(), phase: Phase::Up, leases }
+    }
+
     /// The VIPs that have changed.
     pub fn learn(&mut self, update: &Update) -> BTreeSet<VipKey> {
         let keys: BTreeSet<VipKey> = update.keys().into_iter().cloned().collect();

@@ -1,4 +1,4 @@
-//! chitchat's messages over UDP, by [`Sessions`].
+//! chitchat's messages and the nodes' notes over UDP, by [`Sessions`].
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,38 +8,66 @@ use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::sessions::{Drop, Opened, Sessions};
 
 /// Longer than any datagram of ours.
 const BUFFER: usize = 2048;
 
+/// Notes that wait to be read; more are lost, as a wire may lose them.
+const NOTES: usize = 1024;
+
+/// A note, and where it came from.
+pub type Received = (SocketAddrV4, Vec<u8>);
+
 /// The sessions, which the engine asks who was heard. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Keyed(Arc<Mutex<Sessions>>);
+pub struct Keyed(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sessions: Mutex<Sessions>,
+    /// Once it is open.
+    socket: Mutex<Option<Arc<UdpSocket>>>,
+    notes: Sender<Received>,
+}
 
 impl Keyed {
-    /// Over these.
-    pub fn new(sessions: Sessions) -> Self {
-        Self(Arc::new(Mutex::new(sessions)))
+    /// Over these; notes come by the receiver.
+    pub fn new(sessions: Sessions) -> (Self, Receiver<Received>) {
+        let (notes, received) = channel(NOTES);
+        let (sessions, socket) = (Mutex::new(sessions), Mutex::default());
+        (Self(Arc::new(Inner { sessions, socket, notes })), received)
     }
 
     /// The sessions, for a moment.
     pub fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a note; it may be lost.
+    pub fn send_note(&self, to: SocketAddrV4, note: &str) {
+        let datagram = self.sessions().seal_note(to, note.as_bytes(), Instant::now());
+        let socket = self.0.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(socket), Some(datagram)) = (socket, datagram) {
+            // A full socket loses it, as a wire may.
+            let _ = socket.try_send_to(&datagram, to.into());
+        }
     }
 }
 
 struct KeyedSocket {
     keyed: Keyed,
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     buffer: Box<[u8; BUFFER]>,
 }
 
 #[async_trait]
 impl Transport for Keyed {
     async fn open(&self, at: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let socket = UdpSocket::bind(at).await?;
+        let socket = Arc::new(UdpSocket::bind(at).await?);
+        *self.0.socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&socket));
         Ok(Box::new(KeyedSocket { keyed: self.clone(), socket, buffer: Box::new([0; BUFFER]) }))
     }
 }
@@ -72,10 +100,13 @@ impl Socket for KeyedSocket {
 impl KeyedSocket {
     fn opened(&self, length: usize, from: SocketAddrV4) -> Option<ChitchatMessage> {
         let opened = self.keyed.sessions().open(from, &self.buffer[..length], Instant::now());
-        let Opened { message, replies } = opened.ok()?;
+        let Opened { message, note, replies } = opened.ok()?;
         for reply in replies {
             // A full socket loses it, as a wire may.
             let _ = self.socket.try_send_to(&reply, from.into());
+        }
+        if let Some(note) = note {
+            let _ = self.keyed.0.notes.try_send((from, note));
         }
         let message = message?;
         let message = ChitchatMessage::deserialize(&mut &message[..]).ok();
@@ -98,7 +129,7 @@ pub fn read_anything(data: &[u8]) -> bool {
     // The first one asks for the token.
     for _ in 0..2 {
         for datagram in sender.seal(here, data, now) {
-            let Ok(Opened { message, replies }) = receiver.open(there, &datagram, now) else { continue };
+            let Ok(Opened { message, replies, .. }) = receiver.open(there, &datagram, now) else { continue };
             for reply in replies {
                 let _ = sender.open(here, &reply, now);
             }
@@ -108,6 +139,8 @@ pub fn read_anything(data: &[u8]) -> bool {
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = text.parse::<super::word::Word>();
         let _ = super::word::vips(text.lines().filter_map(|line| line.split_once('=')));
+        let _ = super::holding::holdings(text.lines().filter_map(|line| line.split_once('=')));
+        let _ = text.parse::<super::note::Note>();
     }
     understood
 }

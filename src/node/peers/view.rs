@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::model::VipKey;
 use crate::model::node::{ClusterNode, NUMBERS, NodeId, NodeState};
 
+use super::holding::Holding;
 use super::word::{Phase, Share, Word};
 
 /// Silent for so long, a node is suspected to be dead.
@@ -36,6 +37,9 @@ pub const MAX_NODES: usize = 1024;
 /// A node's VIPs, which are looked at more often than they change.
 pub type Vips = Arc<BTreeMap<VipKey, Share>>;
 
+/// What it says of its leases.
+pub type Holdings = Arc<BTreeMap<VipKey, Holding>>;
+
 /// What the gossip has of a process of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incarnation {
@@ -49,6 +53,8 @@ pub struct Incarnation {
     pub word: Word,
     /// Its VIPs.
     pub vips: Vips,
+    /// Their leases.
+    pub leases: Holdings,
 }
 
 /// Who has answered since the step before.
@@ -69,6 +75,8 @@ pub struct Node {
     pub word: Word,
     /// Its VIPs, as last said.
     pub vips: Vips,
+    /// Their leases, likewise.
+    pub leases: Holdings,
     /// Whether it is silent.
     pub state: NodeState,
     /// Since the start its viprouted was heard of.
@@ -91,6 +99,7 @@ impl Node {
             number: node.number,
             word,
             vips: Arc::new(vips),
+            leases: Holdings::default(),
             state: node.state,
             settled: false,
             generation: 0,
@@ -105,6 +114,7 @@ impl Node {
             number,
             word,
             vips: Vips::default(),
+            leases: Holdings::default(),
             state: NodeState::Live,
             settled: true,
             generation: 0,
@@ -112,6 +122,11 @@ impl Node {
             said: now,
             echoes: false,
         }
+    }
+
+    /// The process that it is heard by: another number for each start of its viprouted.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// `None`: it is to be forgotten.
@@ -136,6 +151,8 @@ pub struct View {
     twins: BTreeMap<NodeId, Duration>,
     /// Grows with each change that legs may follow from.
     changes: u64,
+    /// And with each one of what nodes say of leases.
+    lease_changes: u64,
 }
 
 impl View {
@@ -150,6 +167,7 @@ impl View {
             stepped: now,
             twins: BTreeMap::new(),
             changes: 1,
+            lease_changes: 1,
         }
     }
 
@@ -161,6 +179,11 @@ impl View {
     /// Grows with each change that legs may follow from.
     pub fn changes(&self) -> u64 {
         self.changes
+    }
+
+    /// Grows with each change that may decide who renews a lease.
+    pub fn lease_changes(&self) -> u64 {
+        self.changes + self.lease_changes
     }
 
     /// For how long a node's kernel has been silent, and its viprouted.
@@ -201,7 +224,7 @@ impl View {
     }
 
     fn see(&mut self, id: NodeId, incarnation: &Incarnation, answers: &Answers, events: &mut Vec<String>) {
-        let Incarnation { generation, live, word, vips, .. } = incarnation;
+        let Incarnation { generation, live, word, vips, leases, .. } = incarnation;
         let is_same_tunnel = |other: &Node| other.word.tunnel == word.tunnel;
         let taken = self.nodes.iter().any(|(other, node)| *other != id && is_same_tunnel(node));
         if !self.nodes.contains_key(&id) {
@@ -237,6 +260,10 @@ impl View {
             self.changes += 1;
         }
         node.vips = Arc::clone(vips);
+        if !Arc::ptr_eq(&node.leases, leases) && node.leases != *leases {
+            self.lease_changes += 1;
+        }
+        node.leases = Arc::clone(leases);
     }
 
     fn update_states(&mut self, events: &mut Vec<String>) {

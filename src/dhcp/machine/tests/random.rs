@@ -13,6 +13,8 @@ enum Any {
     Decline,
     Restart,
     Release,
+    Learn { address: Ipv4Addr, from: f64, long: f64 },
+    Turn(Turn),
 }
 
 fn any_event() -> impl Strategy<Value = Any> {
@@ -21,7 +23,7 @@ fn any_event() -> impl Strategy<Value = Any> {
         (prop_oneof![1u32..20, any::<u32>().prop_map(|n| n.max(1))], any::<Option<u32>>(), any::<Option<u32>>());
     let answer = prop_oneof![
         address.clone().prop_map(offer),
-        (address, times).prop_map(|(address, (lease, t1, t2))| Answer::Ack(Grant {
+        (address.clone(), times).prop_map(|(address, (lease, t1, t2))| Answer::Ack(Grant {
             address,
             server: SERVER,
             lease,
@@ -39,6 +41,8 @@ fn any_event() -> impl Strategy<Value = Any> {
         Just(Any::Decline),
         Just(Any::Restart),
         Just(Any::Release),
+        (address, -100.0..100.0, 0.0..1000.0).prop_map(|(address, from, long)| Any::Learn { address, from, long }),
+        prop_oneof![Just(Turn::Own), Just(Turn::Others)].prop_map(Any::Turn),
     ]
 }
 
@@ -47,13 +51,15 @@ proptest! {
     fn nothing_panics_and_the_deadline_is_ahead(
         events in prop::collection::vec(any_event(), 0..60),
         seed: u64,
+        own_turn: bool,
         remembered in prop::option::of((-1000.0..1000.0, 0.0..1000.0)),
     ) {
         let remembered = remembered.map(|(from, long)| lease(A, from, long));
         let mut now = at(0.0);
-        let mut machine = Machine::new(identity(), remembered, seed, now);
+        let turn = if own_turn { Turn::Own } else { Turn::Others };
+        let mut machine = Machine::new(Acquisition { identity: identity(), remembered, turn }, seed, now);
         for event in events {
-            let reply;
+            let (reply, told);
             let event = match event {
                 Any::Wait(nanos) => { now += Duration::from_nanos(nanos); Event::Timer }
                 Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
@@ -65,6 +71,12 @@ proptest! {
                 Any::Decline => Event::Decline,
                 Any::Restart => Event::Restart,
                 Any::Release => Event::Release,
+                Any::Turn(turn) => Event::Turn(turn),
+                Any::Learn { address, from, long } => {
+                    let since = now.duration_since(at(0.0)).unwrap().as_secs_f64();
+                    told = lease(address, since + from, long);
+                    Event::Learn(&told)
+                }
             };
             let valid = machine.held.clone().filter(|lease| lease.expires.is_none_or(|end| end > now));
             let foreign = matches!(&event, Event::Reply(Reply { answer: Answer::Nak { server: OTHER, .. }, .. }));

@@ -110,6 +110,24 @@ fn a_datagram_counts_once_and_from_where_it_was_sent() {
 }
 
 #[test]
+fn a_note_is_no_message_and_counts_once() {
+    let mut pair = Pair::new();
+    let sent = pair.a.seal_note(B, b"lease? 1 shop/web", pair.now).unwrap();
+    let opened = pair.b.open(A, &sent, pair.now).unwrap();
+    assert_eq!((opened.note.as_deref(), opened.message), (Some(&b"lease? 1 shop/web"[..]), None));
+    assert_eq!(pair.b.open(A, &sent, pair.now), Err(Drop::Replay));
+    assert_eq!(pair.a.seal_note(B, &[0; PART + 1], pair.now), None);
+    // Whoever starts again doesn't take it.
+    let sent = pair.a.seal_note(B, b"old", pair.now).unwrap();
+    pair.b = Sessions::new(keys(1), B);
+    assert!(pair.b.open(A, &sent, pair.now).unwrap().note.is_none());
+    assert!(matches!(
+        Head::read(&Sessions::new(keys(1), A).seal_note(B, b"first", pair.now).unwrap()),
+        Some(Head { kind: Kind::Ask, .. })
+    ));
+}
+
+#[test]
 fn what_was_captured_before_a_restart_is_worth_nothing() {
     let mut pair = Pair::new();
     let captured = pair.a.seal(B, b"old", pair.now);

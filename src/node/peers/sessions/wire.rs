@@ -22,6 +22,8 @@ pub enum Kind {
     Ask = 2,
     /// The answer.
     Token = 3,
+    /// What one node asks or tells another, beside the gossip.
+    Note = 4,
 }
 
 /// What stands before the body.
@@ -42,14 +44,15 @@ impl Head {
         if head[..4] != MAGIC || rest.len() < TAG || rest.len() > PART + TAG {
             return None;
         }
-        let kind = [Kind::Data, Kind::Ask, Kind::Token].into_iter().find(|kind| *kind as u8 == head[4])?;
+        let kind = [Kind::Data, Kind::Ask, Kind::Token, Kind::Note].into_iter().find(|kind| *kind as u8 == head[4])?;
         let number = |at: usize| head[at..at + 8].iter().fold(0, |sum: u64, octet| sum << 8 | u64::from(*octet));
         let (boot, token, counter) = (number(8), number(16), number(24));
         let read = Self { kind, part: head[5], parts: head[6], boot, token, counter };
         let whole = read.part < read.parts && usize::from(read.parts) <= MAX_PARTS;
-        // Only a message has a body, and its parts have their counters in a row.
-        let empty = rest.len() == TAG;
-        (whole && (kind == Kind::Data || (empty && read.parts == 1)) && counter >= u64::from(read.part)).then_some(read)
+        // Only a message or a note has a body, and a message's parts have their counters in a row.
+        let may_have_a_body = matches!(kind, Kind::Data | Kind::Note) || rest.len() == TAG;
+        let may_have_parts = kind == Kind::Data || read.parts == 1;
+        (whole && may_have_a_body && may_have_parts && counter >= u64::from(read.part)).then_some(read)
     }
 
     /// As it is sent.

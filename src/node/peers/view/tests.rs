@@ -21,7 +21,7 @@ fn incarnation(last: u8) -> Incarnation {
         cluster: "-".to_owned(),
         version: "1".to_owned(),
     };
-    Incarnation { id: id(last), generation: 1, live: true, word, vips: Vips::default() }
+    Incarnation { id: id(last), generation: 1, live: true, word, vips: Vips::default(), leases: Holdings::default() }
 }
 
 /// A view, the gossip, and who answers an echo.

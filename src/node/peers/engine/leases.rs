@@ -1,0 +1,86 @@
+//! What is said of leases, and asked.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use crate::lease::clock;
+use crate::model::VipKey;
+use crate::model::node::NodeId;
+use crate::node::peers::holding;
+use crate::node::peers::leases::{Members, Own};
+use crate::node::peers::note::Note;
+use crate::node::peers::state::State;
+use crate::node::peers::word::Phase;
+
+use super::{Engine, Order};
+
+/// Nodes that are there have been heard by then.
+const SETTLED: Duration = Duration::from_millis(1500);
+/// So many nodes are told at once of a lease that they may wait for; the others hear of it by the usual rounds.
+const MAX_TOLD: usize = 32;
+
+impl Engine {
+    pub(super) async fn tell_lease(&mut self, state: &mut State, key: &VipKey, own: Option<Own>) {
+        let is_urgent = state.leases.set(key, own, Instant::now());
+        let (name, said) = (holding::key_of(key), state.leases.holding(key));
+        self.chitchat
+            .with_chitchat(|chitchat| {
+                let node = chitchat.self_node_state();
+                match said {
+                    Some(said) => node.set(&name, said),
+                    None if node.contains_key(&name) => node.delete(&name),
+                    None => {}
+                }
+            })
+            .await;
+        if is_urgent {
+            let port = self.socket.port();
+            for node in self.view.nodes().keys().take(MAX_TOLD) {
+                let _ = self.chitchat.gossip(SocketAddr::from((node.0, port)));
+            }
+            self.look_at_leases(state);
+        }
+    }
+
+    /// Works out who renews, and asks those that were granted leases.
+    pub(super) fn look_at_leases(&mut self, state: &mut State) {
+        let changes = self.view.lease_changes();
+        if std::mem::replace(&mut self.seen_leases, changes) != changes {
+            state.leases.on_change();
+        }
+        let cluster = state.word(self.own.tunnel).cluster;
+        let members = Members {
+            own: self.own.id,
+            name: &self.own.name,
+            others: Members::of(self.view.nodes(), &cluster),
+            settled: self.begun.elapsed() >= SETTLED,
+        };
+        for (id, note) in state.leases.look(&members, Instant::now(), clock::now()) {
+            self.keyed.send_note(SocketAddrV4::new(id.0, self.socket.port()), &note.to_string());
+        }
+    }
+
+    /// A note counts if it is a member's that shares leases with this node. What can't be read is a later version's, or nobody's.
+    pub(super) fn read_note(&mut self, state: &mut State, from: SocketAddrV4, note: &[u8]) {
+        let id = NodeId(*from.ip());
+        let cluster = state.word(self.own.tunnel).cluster;
+        let is_member = Members::of(self.view.nodes(), &cluster).contains_key(&id) && from.port() == self.socket.port();
+        let Some(note) =
+            std::str::from_utf8(note).ok().and_then(|text| text.parse::<Note>().ok()).filter(|_| is_member)
+        else {
+            return;
+        };
+        if let Some(answer) = state.leases.on_note(id, note, clock::now()) {
+            self.keyed.send_note(from, &answer.to_string());
+        }
+    }
+}
+
+/// While nothing can be said to others, what is to be said is kept.
+pub(super) fn obey_unheard(state: &mut State, order: Order) {
+    match order {
+        Order::Lease(key, own) => drop(state.leases.set(&key, own, Instant::now())),
+        Order::Restart(told) => drop(told.send(())),
+        Order::Leave => state.phase = Phase::Left,
+    }
+}

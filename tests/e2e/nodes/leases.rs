@@ -1,0 +1,300 @@
+//! Nodes that share the leases of their VIPs: one renews, the others learn.
+
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::new_key;
+use crate::harness::{
+    DhcpServer, Finished, Join, LONG, Lan, Node, PATIENCE, Page, Pod, Run, SOON, Sidecar, Software, TempDir,
+    VIPROUTECTL, scaled, until,
+};
+
+/// A lease that is renewed each five or six seconds; who waits in vain for another node asks after eight.
+const QUICK: u32 = 12;
+
+struct Scene {
+    members: Vec<Member>,
+    server: DhcpServer,
+    lan: Lan,
+    _dir: TempDir,
+}
+
+struct Member {
+    sidecar: Option<Sidecar>,
+    node: Node,
+    settings: String,
+}
+
+impl Member {
+    fn start(&mut self) {
+        self.sidecar = Some(Sidecar::start(&self.node, &self.settings));
+    }
+
+    fn sidecar(&self) -> &Sidecar {
+        self.sidecar.as_ref().expect("viprouted runs")
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Finished {
+        let mut command = self.node.ns.cmd(VIPROUTECTL);
+        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket()]).args(arguments);
+        command.finish("")
+    }
+
+    /// The others that it takes for alive.
+    fn live(&self) -> usize {
+        let nodes: Value = serde_json::from_str(&self.ctl(&["nodes", "--output", "json"]).ok()).expect("JSON");
+        nodes["nodes"].as_array().expect("nodes").iter().filter(|node| node["state"] == "live").count()
+    }
+
+    fn renewer(&self, vip: &str) -> Option<String> {
+        Some(self.sidecar().status(vip)?["renewer"].as_str()?.to_owned())
+    }
+
+    /// The second in which the VIP's lease ends.
+    fn expires(&self, vip: &str) -> u64 {
+        self.sidecar().status(vip).and_then(|status| status["expires"].as_u64()).unwrap_or(0)
+    }
+
+    fn is_bound(&self, vip: &str) -> bool {
+        self.sidecar().status(vip).is_some_and(|status| status["state"] == "bound")
+    }
+
+    /// DHCP messages that it has sent.
+    fn sent(&self) -> i64 {
+        let page = Page::of(&self.node);
+        let of = |kind| page.value("viproute_dhcp_messages_total", &[("direction", "sent"), ("type", kind)]);
+        ["discover", "request", "reboot", "rebind"].into_iter().map(of).sum()
+    }
+
+    fn log(&self) -> String {
+        self.sidecar().daemon.log()
+    }
+}
+
+impl Scene {
+    fn new(nodes: u8, server: impl FnOnce(&Lan) -> DhcpServer) -> Self {
+        let (lan, dir) = (Lan::new(), TempDir::new());
+        let key = new_key(&dir, "membership.key");
+        let server = server(&lan);
+        let members = (1..=nodes).map(|number| {
+            let settings = format!(
+                "backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]\n[membership]\nkey_file = {key:?}\nname = \"n{number}\"\n\
+                 seeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]"
+            );
+            let mut member = Member { sidecar: None, node: Node::without_allocator(&lan, number), settings };
+            member.start();
+            member
+        });
+        let scene = Self { members: members.collect(), server, lan, _dir: dir };
+        scene.all_see(usize::from(nodes) - 1);
+        scene
+    }
+
+    fn all_see(&self, others: usize) {
+        for member in self.members.iter().filter(|member| member.sidecar.is_some()) {
+            until("the nodes see each other", SOON, || (member.live() == others).then_some(()));
+        }
+    }
+
+    /// An address for a VIP, asked for on all nodes at once; how long the slowest took.
+    fn acquire(&self, vip: &str) -> (Ipv4Addr, Duration) {
+        let began = Instant::now();
+        let addresses: Vec<Ipv4Addr> = thread::scope(|scope| {
+            let ask = |member: &Member| member.sidecar().acquire(vip).expect("an address");
+            let asking: Vec<_> = self.members.iter().map(|member| scope.spawn(move || ask(member))).collect();
+            asking.into_iter().map(|one| one.join().expect("a caller")).collect()
+        });
+        let took = began.elapsed();
+        assert!(addresses.iter().all(|address| *address == addresses[0]), "{vip}: {addresses:?}");
+        (addresses[0], took)
+    }
+
+    fn pods(&self) -> Vec<Pod> {
+        self.members.iter().map(|member| member.node.joined(&Join::annotated("web"))).collect()
+    }
+
+    /// The node that all of these agree on for a while, one of `among`.
+    fn renewer(&self, of: &[usize], among: &[usize]) -> usize {
+        let (mut last, mut since) = (None, Instant::now());
+        until("these nodes agree on who renews", PATIENCE, || {
+            let names: Vec<_> = of.iter().map(|at| self.members[*at].renewer("default/web")).collect();
+            if names.iter().any(|name| *name != last) {
+                (last, since) = (names[0].clone(), Instant::now());
+                return None;
+            }
+            let found = last.as_deref()?.strip_prefix('n')?.parse::<usize>().ok()? - 1;
+            (among.contains(&found) && since.elapsed() > Duration::from_secs(1)).then_some(found)
+        })
+    }
+
+    fn count(&self, message: &str) -> usize {
+        self.server.log().matches(&format!("{message}(")).count()
+    }
+
+    fn link(&self, member: usize, state: &str) {
+        self.lan.ns.ip(&format!("link set port{member} {state}"));
+    }
+
+    /// All of these still serve it at that address, and their leases are in force.
+    fn serve(&self, pods: &[Pod], of: &[usize], vip: Ipv4Addr) {
+        for at in of {
+            let member = &self.members[*at];
+            assert!(member.is_bound("default/web"), "n{}\n{}", at + 1, member.log());
+            assert_eq!(pods[*at].vips(), [vip], "n{}\n{}", at + 1, member.log());
+        }
+    }
+}
+
+#[test]
+fn three_nodes_that_ask_at_once_get_one_address_from_any_server() {
+    for software in [Software::Dnsmasq, Software::Kea, Software::Dhcpd] {
+        let scene = Scene::new(3, |lan| DhcpServer::quick(software, lan, 600));
+        for number in 0..4 {
+            let vip = format!("shop/web{number}");
+            let (address, took) = scene.acquire(&vip);
+            assert!(took < scaled(Duration::from_secs(5)), "{software:?}: {took:?}");
+            assert!((100..=150).contains(&address.octets()[3]), "{address}");
+        }
+        // No node was given another address than the others in between.
+        for member in &scene.members {
+            let log = member.log();
+            assert!(!log.contains("lost:"), "{software:?}\n{log}");
+        }
+        let asked = scene.members.iter().filter(|member| member.sent() > 0).count();
+        let sent: i64 = scene.members.iter().map(Member::sent).sum();
+        assert!(asked >= 1 && sent <= 3 * 4 + 2, "DISCOVER, REQUEST and a confirmation for each VIP: {sent}");
+    }
+}
+
+#[test]
+fn one_node_renews_for_all() {
+    let scene = Scene::new(3, |lan| DhcpServer::quick(Software::Dnsmasq, lan, QUICK));
+    let pods = scene.pods();
+    let vip = pods[0].vip();
+    let renewer = scene.renewer(&[0, 1, 2], &[0, 1, 2]);
+    let requests = || scene.count("DHCPREQUEST");
+    let shown = scene.members[0].ctl(&["status"]).ok();
+    assert!(shown.contains(&format!("s, n{} renews", renewer + 1)), "{shown}");
+    // What the first lease took is over.
+    let first = scene.members.iter().map(|member| member.expires("default/web")).max().expect("three");
+    until("it is renewed everywhere", LONG, || {
+        scene.members.iter().all(|member| member.expires("default/web") > first + 2).then_some(())
+    });
+    let (before, sent) = (requests(), scene.members.iter().map(Member::sent).collect::<Vec<_>>());
+    let began = Instant::now();
+    until("four renewals", LONG, || {
+        scene.serve(&pods, &[0, 1, 2], vip);
+        (requests() >= before + 4).then_some(())
+    });
+    // Each node for itself would have taken a third of the time.
+    assert!(began.elapsed() > Duration::from_secs(14), "{:?}", began.elapsed());
+    let by_others: i64 = (0..3).filter(|at| *at != renewer).map(|at| scene.members[at].sent() - sent[at]).sum();
+    assert!(by_others <= 1, "{by_others} of {}\n{}", requests() - before, scene.server.log());
+    assert_eq!(scene.count("DHCPDISCOVER"), 1, "{}", scene.server.log());
+    for (member, pod) in scene.members.iter().zip(&pods) {
+        let left = member.expires("default/web").abs_diff(scene.members[renewer].expires("default/web"));
+        assert!(left <= u64::from(QUICK), "{left}");
+        member.node.check(pod, &Join::annotated("web")).ok();
+    }
+}
+
+#[test]
+fn the_others_go_on_when_the_one_that_renews_dies_restarts_or_leaves() {
+    let mut scene = Scene::new(3, |lan| DhcpServer::quick(Software::Dnsmasq, lan, QUICK));
+    let pods = scene.pods();
+    let vip = pods[0].vip();
+    let first = scene.renewer(&[0, 1, 2], &[0, 1, 2]);
+    let others: Vec<usize> = (0..3).filter(|at| *at != first).collect();
+    // Its viprouted restarts, with the lease that is on its disk.
+    scene.members[first].sidecar.take().expect("viprouted runs").stop();
+    let renewer = scene.renewer(&others, &others);
+    scene.members[first].start();
+    scene.all_see(2);
+    scene.renewer(&[0, 1, 2], &[first]);
+    assert_eq!(scene.members[first].sidecar().acquire("default/web").expect("an address"), vip);
+    assert_eq!(scene.count("DHCPDISCOVER"), 1, "{}", scene.server.log());
+    // It says that it leaves.
+    scene.members[first].ctl(&["nodes", "leave"]).ok();
+    scene.renewer(&others, &[renewer]);
+    // It dies.
+    scene.members[first].sidecar().daemon.signal(Signal::SIGKILL);
+    scene.link(first, "down");
+    let ends = scene.members[others[0]].expires("default/web");
+    until("its last lease is over", LONG, || {
+        scene.serve(&pods, &others, vip);
+        others.iter().all(|at| scene.members[*at].expires("default/web") > ends + u64::from(QUICK)).then_some(())
+    });
+    scene.renewer(&others, &others);
+}
+
+#[test]
+fn a_partition_takes_no_lease_away() {
+    let scene = Scene::new(3, |lan| DhcpServer::quick(Software::Dnsmasq, lan, QUICK));
+    let pods = scene.pods();
+    let vip = pods[0].vip();
+    let first = scene.renewer(&[0, 1, 2], &[0, 1, 2]);
+    let others: Vec<usize> = (0..3).filter(|at| *at != first).collect();
+    // The one that renews hears no other node, and all hear the server.
+    let nft = |rules: &str| scene.members[first].node.ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
+    let chain = |hook: &str| {
+        format!("chain {hook} {{ type filter hook {hook} priority -300; udp dport 8119 drop; ip protocol icmp drop; }}")
+    };
+    nft(&format!("table ip cut {{\n{}\n{}\n}}\n", chain("input"), chain("output")));
+    scene.renewer(&others, &others);
+    let ends = scene.members[others[0]].expires("default/web");
+    until("all renew, on either side", LONG, || {
+        scene.serve(&pods, &[0, 1, 2], vip);
+        let beyond = |member: &Member| member.expires("default/web") > ends + u64::from(QUICK);
+        scene.members.iter().all(beyond).then_some(())
+    });
+    nft("delete table ip cut");
+    scene.renewer(&[0, 1, 2], &[first]);
+    scene.serve(&pods, &[0, 1, 2], vip);
+    for member in &scene.members {
+        assert!(!member.log().contains("lost:"), "{}", member.log());
+    }
+}
+
+#[test]
+fn a_server_that_takes_the_lease_away_moves_all_nodes() {
+    let mut scene = Scene::new(3, |lan| DhcpServer::quick(Software::Dnsmasq, lan, QUICK));
+    let pods = scene.pods();
+    let old = pods[0].vip();
+    scene.server.stop();
+    scene.server.give_away();
+    scene.server.start_again(&scene.lan);
+    let vip = until("the VIP has moved", LONG, || {
+        let vip = *pods[0].vips().first()?;
+        (vip != old && pods.iter().all(|pod| pod.vips() == [vip])).then_some(vip)
+    });
+    until("all leases are in force", LONG, || {
+        scene.members.iter().all(|member| member.is_bound("default/web")).then_some(())
+    });
+    let ends = scene.members.iter().map(|member| member.expires("default/web")).max().expect("three");
+    until("and are renewed", LONG, || {
+        scene.members.iter().all(|member| member.expires("default/web") > ends).then_some(())
+    });
+    scene.serve(&pods, &[0, 1, 2], vip);
+}
+
+/// A node that joins the VIP later learns its lease, and asks no server.
+#[test]
+fn who_comes_later_learns_what_is_granted() {
+    let scene = Scene::new(3, |lan| DhcpServer::quick(Software::Kea, lan, 600));
+    let vip = scene.members[0].sidecar().acquire("shop/web").expect("an address");
+    let began = Instant::now();
+    assert_eq!(scene.members[1].sidecar().acquire("shop/web").expect("an address"), vip);
+    let took = began.elapsed();
+    assert!(took < scaled(Duration::from_secs(3)), "{took:?}");
+    assert_eq!(scene.members[1].sent(), 0, "{}", scene.members[1].log());
+    let left = scene.members[1].expires("shop/web").abs_diff(scene.members[0].expires("shop/web"));
+    assert!(left <= 2, "{left} s between them");
+    // What is learned is on its own disk.
+    let file = scene.members[1].node.dir.file("state/leases/shop_web.json");
+    let text = std::fs::read_to_string(file).expect("a lease file");
+    assert!(text.contains(&vip.to_string()) && text.contains("192.0.2.254"), "{text}");
+}
