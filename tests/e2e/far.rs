@@ -2,6 +2,7 @@
 //! live connection breaks, whatever routes and replicas do.
 
 mod hostile;
+mod rules;
 mod scene;
 
 use std::collections::BTreeSet;
@@ -59,35 +60,6 @@ fn live_connections_stay_where_they_are() {
     Cluster::unbroken(&mut live, "and the VIP's packets come to 3");
     cluster.trusts(2);
     Cluster::unbroken(&mut live, "node 2 is there again");
-}
-
-/// A node sees one direction alone of a connection with another node's replica: tracked, its packets would be invalid.
-#[test]
-fn firewalls_that_drop_what_is_invalid_drop_nothing() {
-    const RULES: &str = "table inet fw {
-        chain forward { type filter hook forward priority 0; ct state invalid drop; }
-        chain input { type filter hook input priority 0; ct state invalid drop; }
-        chain output { type filter hook output priority 0; ct state invalid drop; }
-    }";
-    let mut cluster = Cluster::new(1);
-    for number in 1..=3 {
-        let nft = || cluster.node(number).ns().cmd("nft");
-        nft().args(["-f", "-"]).finish(RULES).ok();
-        until("viprouted has noticed that the node tracks", SOON, || {
-            nft().args(["list", "table", "ip", "viproute"]).finish("").ok().contains("notrack").then_some(())
-        });
-    }
-    for from in ["the client", "the routed client", "a pod on 2", "node 1"] {
-        evenly(&cluster, from, 3);
-    }
-    let mut live = cluster.flows(60);
-    for number in [2, 3, 1] {
-        cluster.leads_to(number);
-        Cluster::unbroken(&mut live, &format!("the VIP's packets come to {number}"));
-    }
-    cluster.joins(3);
-    cluster.drains(1);
-    Cluster::unbroken(&mut live, "a replica joins on 3, and the one of node 1 drains");
 }
 
 /// A node can't see into another: it names the node.
@@ -152,6 +124,8 @@ fn what_is_deleted_of_the_tunnel_comes_back() {
         let table = ns.ip("route show table 119");
         links.contains("external")
             && neighbours.lines().count() == 2
+            && links.contains("mtu 1500")
+            && ns.ip("addr show dev viptun0").contains("169.254.118.1/32")
             && hops.lines().filter(|hop| hop.contains("dev viptun0")).count() == 2
             && ns.ip("rule show").contains("iif viptun0 lookup 119")
             && table.contains("unreachable default")
@@ -162,12 +136,14 @@ fn what_is_deleted_of_the_tunnel_comes_back() {
                 .is_ok_and(|shown| !shown.stdout.is_empty())
     };
     until("the tunnel is whole", SOON, || is_whole().then_some(()));
-    let deletions: [(&str, &str); 7] = [
+    let deletions: [(&str, &str); 9] = [
         ("ip", "rule del pref 118"),
         ("ip", "neigh flush dev viptun0 nud permanent"),
         ("ip", "nexthop del id 2013265922"),
         ("ip", "route del unreachable default table 119"),
         ("tc", "qdisc del dev viptun0 clsact"),
+        ("ip", "addr del 169.254.118.1/32 dev viptun0"),
+        ("ip", "link set viptun0 mtu 1400"),
         ("ip", "link set viptun0 down"),
         ("ip", "link del viptun0"),
     ];
@@ -177,6 +153,12 @@ fn what_is_deleted_of_the_tunnel_comes_back() {
         assert!(command.args(change.split(' ')).status().expect(program).success(), "{program} {change}");
         cluster.learn_devices();
         until(&format!("the tunnel is whole after `{program} {change}`"), PATIENCE, || is_whole().then_some(()));
+    }
+    // It follows the network under it.
+    for mtu in [1400, 1500] {
+        ns.ip(&format!("link set eth0 mtu {mtu}"));
+        let follows = || ns.ip("link show viptun0").contains(&format!("mtu {mtu} ")).then_some(());
+        until(&format!("the tunnel's MTU is {mtu}"), PATIENCE, follows);
     }
     evenly(&cluster, "the client", 3);
 }

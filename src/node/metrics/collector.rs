@@ -41,7 +41,7 @@ impl Collector {
             Some(status) => allocator::write(&page, status)?,
             None => problems.push("the allocator doesn't answer".to_owned()),
         }
-        self.source_denied(&page, &mut problems)?;
+        self.denied(&page, &mut problems)?;
         peers::write(&page, &self.context.peers)?;
         let events = page.counter("viproute_events_total", "Events since viprouted started, by kind.", &["kind"])?;
         for (kind, count) in self.context.journal.counts() {
@@ -61,16 +61,28 @@ impl Collector {
     }
 
     /// The table counts from when it was made: as a process that starts again does.
-    fn source_denied(&self, page: &Page, problems: &mut Vec<String>) -> prometheus::Result<()> {
-        let count = self.nftables.as_ref().map(|nftables| nftables.packets(notrack::TABLE, notrack::DENIED));
-        match count.transpose() {
-            Ok(Some(Some(count))) => {
-                let help = "Packets with a VIP as their source that replicas sent by their own interface: dropped.";
-                let metric = page.counter("viproute_source_denied_packets_total", help, &[])?;
-                metric.with_label_values::<&str>(&[]).inc_by(count);
+    fn denied(&self, page: &Page, problems: &mut Vec<String>) -> prometheus::Result<()> {
+        let Some(nftables) = &self.nftables else { return Ok(()) };
+        let counters = [
+            (
+                notrack::DENIED,
+                "viproute_source_denied_packets_total",
+                "Packets with a VIP as their source that replicas sent by their own interface: dropped.",
+            ),
+            (
+                notrack::STRANGERS,
+                "viproute_tunnel_denied_packets_total",
+                "Packets to the tunnel from no node that this one knows: dropped.",
+            ),
+        ];
+        for (counter, name, help) in counters {
+            match nftables.packets(notrack::TABLE, counter) {
+                Ok(Some(count)) => {
+                    page.counter(name, help, &[])?.with_label_values::<&str>(&[]).inc_by(count);
+                }
+                Ok(None) => {}
+                Err(error) => problems.push(with_causes(&error)),
             }
-            Ok(_) => {}
-            Err(error) => problems.push(with_causes(&error)),
         }
         Ok(())
     }

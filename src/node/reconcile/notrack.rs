@@ -1,4 +1,5 @@
-//! The nftables table that keeps VIP traffic out of connection tracking: when it is reconciled, and what is logged.
+//! The nftables table that keeps VIP traffic out of connection tracking, and strangers out of the tunnel: when it is reconciled, and
+//! what is logged.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::with_causes;
 const AGAIN: Duration = Duration::from_secs(30);
 
 pub struct Notrack {
-    /// Switched on: there is to be a table while there are VIPs.
+    /// Switched on: there is to be a table while there are VIPs or other nodes.
     on: bool,
     /// Switched off, and the table is removed: viprouted never makes one again.
     done: bool,
@@ -36,7 +37,7 @@ impl Notrack {
         Self { on, done: false, due: false, table, want: None, journal, told: None, again: None, last: None }
     }
 
-    /// The VIPs of the node are these, and these its addresses.
+    /// The VIPs of the node are these, these its addresses, and these the other nodes.
     pub fn want(&mut self, want: Want) {
         let want = if self.on { want } else { Want::default() };
         if self.want.as_ref() != Some(&want) {
@@ -65,7 +66,7 @@ impl Notrack {
         if self.done || self.again.is_some_and(|again| again > Instant::now()) {
             return;
         }
-        let vips = want.vips.len();
+        let (vips, is_nothing) = (want.vips.len(), want.is_nothing());
         let result = self.table.reconcile(want);
         self.last = result.as_ref().ok().copied();
         self.again = result.is_err().then(|| Instant::now() + AGAIN);
@@ -77,8 +78,8 @@ impl Notrack {
                     tracing::info!("VIP traffic is kept out of connection tracking again");
                 }
             }
-            // Without VIPs no table is needed, and without `nft` or the kernel's support there can't be one.
-            Err(Error::Kernel(_) | Error::NoProgram) if vips == 0 => self.told = None,
+            // No table is needed, and without `nft` or the kernel's support there can't be one.
+            Err(Error::Kernel(_) | Error::NoProgram) if is_nothing => self.told = None,
             Err(error) => {
                 let text = format!("VIP traffic is not kept out of connection tracking: {}", with_causes(&error));
                 if self.told.as_ref() != Some(&text) {
@@ -94,7 +95,7 @@ impl Notrack {
         let what = match outcome {
             Outcome::Right => return,
             Outcome::Made => return tracing::info!(vips, "VIP traffic is kept out of connection tracking"),
-            Outcome::Followed => return tracing::debug!(vips, "the set of the nftables table viproute is changed"),
+            Outcome::Followed => return tracing::debug!(vips, "the sets of the nftables table viproute are changed"),
             Outcome::Removed => return tracing::info!("the nftables table viproute is removed"),
             Outcome::WasGone => "gone",
             Outcome::WasChanged => "changed",

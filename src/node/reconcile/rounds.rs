@@ -111,7 +111,9 @@ impl Reconciler {
         // The table is one of IPv4.
         let vips = served().flat_map(VipRecord::all_addresses).filter_map(ipv4).collect();
         let nodes = served().filter_map(|record| ipv4(record.node)).collect();
-        self.objects.notrack.want(notrack::Want { vips, nodes, pods });
+        let others = self.cache.cluster().into_iter().flat_map(|cluster| &cluster.nodes);
+        let members = others.map(|node| node.tunnel).collect();
+        self.objects.notrack.want(notrack::Want { vips, nodes, pods, members });
     }
 
     /// What tells pods' devices from others.

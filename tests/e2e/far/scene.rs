@@ -247,6 +247,12 @@ impl Cluster {
         self.tell_all();
     }
 
+    /// What stood alone knows the others again.
+    pub fn joins_again(&mut self, number: u8) {
+        self.alone.retain(|alone| *alone != number);
+        self.tell_all();
+    }
+
     /// Writes on each node what it knows of the others, and waits until its kernel has it. Records of a node that is no longer known go
     /// before the node does, as viprouted has it.
     pub fn tell_all(&mut self) {
