@@ -12,13 +12,10 @@ pub const UPLINK: &str = "uplink";
 pub const OTHER_LINK: &str = "leases of another link";
 /// The same for the gossip among nodes.
 pub const MEMBERSHIP: &str = "membership";
-/// The same for the device of the tunnel to other nodes.
+/// The same for the tunnel to other nodes: its device, and what is on it.
 pub const TUNNEL: &str = "tunnel";
 /// The same for the proxy neighbour entries on it.
 pub const PROXIES: &str = "proxy neighbours";
-
-/// The same for the device that leads to the other nodes, and what is on it.
-pub const TUNNEL_DEVICE: &str = "tunnel device";
 
 /// The problems there are. Clones are the same.
 #[derive(Clone, Debug)]

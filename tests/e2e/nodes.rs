@@ -114,6 +114,15 @@ impl Member {
         assert!(waited.is_ok(), "{what}: want {expected:?}, found {found:?}\n{}", self.daemon().log());
     }
 
+    /// Until its table lets these into the tunnel, and nobody else.
+    fn lets_in(&self, expected: &str) {
+        until(&format!("{expected:?} are let in"), SOON, || {
+            let listed = self.node.ns.cmd("nft").args(["list", "set", "ip", "viproute", "members"]).finish("").stdout;
+            let elements = listed.split_once("elements = {")?.1.split_once('}')?.0;
+            (elements.split_whitespace().collect::<String>() == expected).then_some(())
+        });
+    }
+
     fn routes(&self) -> String {
         self.node.ns.ip(&format!("route show {WEB} proto 118"))
     }
@@ -239,12 +248,15 @@ fn a_node_dies_and_another_only_seems_to() {
     scene.link(2, "down");
     scene.members[0].sees("n3 is suspect", SOON, &[("n2", "live"), ("n3", "suspect")]);
     scene.members[0].has("n3 is dead", &[both[0], ("192.0.2.3", "draining", 1)]);
+    // Who is suspect still sends.
+    scene.members[0].lets_in("192.0.2.2,192.0.2.3");
     // The last ready legs stay on suspicion alone.
     scene.link(1, "down");
     scene.members[0].has("nobody else is left", &[("192.0.2.2", "ready", 1), ("192.0.2.3", "ready", 1)]);
     scene.link(1, "up");
     scene.members[0].sees("n3 is forgotten", PATIENCE, &[("n2", "live")]);
     scene.members[0].has("n2 alone", &both[..1]);
+    scene.members[0].lets_in("192.0.2.2");
     let page = Page::of(&scene.members[0].node);
     assert_eq!(page.value("viproute_nodes", &[("state", "live")]), 1);
     // A node that leaves says so.
@@ -361,6 +373,31 @@ fn payloads(file: &[u8]) -> Vec<Vec<u8>> {
     found
 }
 
+/// One thing is wrong, and it is said once; it is over when it is mended.
+#[test]
+fn a_tunnel_without_an_address_is_one_problem() {
+    let scene = Scene::new(1);
+    let node = Node::without_allocator(&scene.lan, 4);
+    let settings = format!(
+        "backend = \"pool\"\n[pool]\ncidr = \"10.118.4.0/24\"\n[membership]\nseeds = [\"192.0.2.1\"]\nkey_file = {:?}\n\
+         tunnel = \"192.0.2.99\"\nname = \"n4\"",
+        scene.key
+    );
+    let sidecar = Sidecar::start(&node, &settings);
+    let _pod = scene.members[0].node.joined(&web());
+    let problems =
+        || sidecar.ask(&serde_json::json!({ "status": {} }))["problems"].as_array().cloned().unwrap_or_default();
+    let text = "no tunnel to the other nodes: tunnel address 192.0.2.99: expected an address of this node's";
+    until("it is said", SOON, || problems().iter().any(|problem| problem.to_string().contains(text)).then_some(()));
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        assert_eq!(problems().len(), 1, "{:?}", problems());
+        sleep(Duration::from_millis(200));
+    }
+    node.ns.ip("addr add 192.0.2.99/24 dev eth0");
+    until("the tunnel is there", SOON, || (problems().is_empty() && node.ns.has_device("viptun0")).then_some(()));
+}
+
 #[test]
 fn a_seed_may_be_a_name() {
     let scene = Scene::new(1);
@@ -387,4 +424,10 @@ fn a_node_without_the_table_stands_alone() {
     assert!(!sockets.contains(":8119"), "{sockets}");
     assert!(!fs::exists(format!("{}/nodes.json", node.data())).unwrap());
     assert!(Page::of(&node).find("viproute_nodes", &[("state", "live")]).is_none());
+    let _pod = node.joined(&web());
+    let table = until("its table is there", SOON, || {
+        let listed = node.ns.cmd("nft").args(["list", "table", "ip", "viproute"]).finish("").stdout;
+        listed.contains("@vips").then_some(listed)
+    });
+    assert!(!table.contains("8118") && !table.contains("members"), "{table}");
 }

@@ -10,6 +10,9 @@
 //! ```
 //!
 //! The device comes up last: nothing passes it before its programs are there.
+//!
+//! The kernel tells of each change to these objects, but not of the programs and their maps: those are read again and again
+//! ([`recheck`]), all else when something is heard of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -35,6 +38,9 @@ const OVERHEAD: u32 = 14 + 8 + 8 + 20;
 const HEADERS: u32 = 20 + 20;
 /// A device that isn't as it must be is made anew at most so often in one call.
 const ROUNDS: u32 = 4;
+
+/// What is wrong where the programs' maps are.
+const OTHER_NODES: &str = "the programs knew other nodes";
 
 const RULE: Rule =
     Rule { selector: Selector::Device(Name::new(TUNNEL_DEVICE)), table: TUNNEL_TABLE, priority: RULE_PRIORITY };
@@ -270,34 +276,46 @@ pub struct Reconciled {
     pub repairs: Vec<String>,
     /// Why it is not complete.
     pub lacks: Option<Error>,
+    /// What it has come to be; none: steps are left.
+    pub settled: Option<Settled>,
+}
+
+/// A tunnel that is as it must be, as far as it can be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The device's index.
+    pub device: u32,
+    /// That of the device under it, whose MTU it has.
+    pub underlay: u32,
+    /// The ids of its programs.
+    pub programs: BTreeMap<Hook, u32>,
 }
 
 /// Makes the tunnel as it must be. `dir`: where the flow owner's programs are pinned; none: no VIP of the node has any, and
 /// the device waits for them.
 pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let Some(mtu) = underlay(node, cluster.own.tunnel)? else {
+    let Some(underlay) = underlay(node, cluster.own.tunnel)? else {
         done.lacks = Some(Error::NoSuchAddress(cluster.own.tunnel));
         return Ok(done);
     };
     let programs = dir.map(owner::status).transpose()?.flatten();
-    let of_tunnel =
-        programs.iter().flat_map(Programs::iter).filter(|program| Hook::TUNNEL.contains(&program.spec.hook));
-    let of_tunnel: BTreeMap<Hook, u32> = of_tunnel.map(|program| (program.spec.hook, program.id())).collect();
+    let of_tunnel = of_tunnel(programs.as_ref());
     if programs.is_some() && of_tunnel.is_empty() {
         done.lacks = Some(Error::NoBtf);
     }
     let nodes = cluster.nodes.iter().map(|node| (node.number, node.id)).collect();
-    let want = Want { own: cluster.own.id, mtu, nodes, programs: of_tunnel };
+    let want = Want { own: cluster.own.id, mtu: underlay.mtu, nodes, programs: of_tunnel };
     for _ in 0..ROUNDS {
         let have = Have::read(node)?;
         if let Some(link) = have.link.as_ref().filter(|_| !want.programs.is_empty()) {
-            let here = Here { id: cluster.own.id.0.octets(), ifindex: link.index };
-            let changed = tell(dir, here, cluster)?;
-            done.repairs.extend(changed.then(|| "the programs knew other nodes".to_owned()));
+            done.repairs.extend(tell(dir, link.index, cluster)?);
         }
         let ops = difference(&have, &want);
         if ops.is_empty() {
+            let settled =
+                |link: Link| Settled { device: link.index, underlay: underlay.index, programs: want.programs };
+            done.settled = have.link.map(settled);
             break;
         }
         for op in &ops {
@@ -308,9 +326,31 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
     Ok(done)
 }
 
-fn tell(dir: Option<&Path>, here: Here, cluster: &Cluster) -> ebpf::Result<bool> {
-    let Some(mut maps) = dir.map(Nodes::open).transpose()?.flatten() else { return Ok(false) };
-    maps.set(here, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())
+/// Looks again at what the kernel doesn't tell of. Returns what the programs had to be told anew; `None`: they are others, and all of
+/// the tunnel is to be reconciled.
+pub fn recheck(settled: &Settled, cluster: &Cluster, dir: Option<&Path>) -> Result<Option<Vec<String>>> {
+    let programs = dir.map(owner::status).transpose()?.flatten();
+    Ok(match of_tunnel(programs.as_ref()) {
+        programs if programs != settled.programs => None,
+        none if none.is_empty() => Some(Vec::new()),
+        _ => Some(tell(dir, settled.device, cluster)?.into_iter().collect()),
+    })
+}
+
+/// Those that the device has, by hook.
+fn of_tunnel(programs: Option<&Programs>) -> BTreeMap<Hook, u32> {
+    let all = programs.into_iter().flat_map(Programs::iter);
+    all.filter(|program| Hook::TUNNEL.contains(&program.spec.hook))
+        .map(|program| (program.spec.hook, program.id()))
+        .collect()
+}
+
+/// Tells the programs which nodes there are; returns what was wrong.
+fn tell(dir: Option<&Path>, device: u32, cluster: &Cluster) -> ebpf::Result<Option<String>> {
+    let Some(mut maps) = dir.map(Nodes::open).transpose()?.flatten() else { return Ok(None) };
+    let here = Here { id: cluster.own.id.0.octets(), ifindex: device };
+    let changed = maps.set(here, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())?;
+    Ok(changed.then(|| OTHER_NODES.to_owned()))
 }
 
 /// Removes the tunnel; the programs know no other node any more. `dirs`: where programs are pinned.
@@ -327,7 +367,7 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
         if let Some(mut maps) = Nodes::open(dir)?
             && maps.set(Here::default(), &BTreeMap::new())?
         {
-            found.push("the programs knew other nodes".to_owned());
+            found.push(OTHER_NODES.to_owned());
         }
     }
     Ok(found)
@@ -336,14 +376,14 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
 /// The MTU of the network under the tunnel; none: there is no tunnel.
 pub fn underlay_mtu(node: &NodeNet, registry: &Registry) -> net::Result<Option<u32>> {
     let cluster = nodes::or_alone(nodes::load_others(registry));
-    cluster.map_or(Ok(None), |cluster| underlay(node, cluster.own.tunnel))
+    cluster.map_or(Ok(None), |cluster| Ok(underlay(node, cluster.own.tunnel)?.map(|link| link.mtu)))
 }
 
-/// The MTU of the device that has this address; none: no device has it.
-fn underlay(node: &NodeNet, tunnel: Ipv4Addr) -> net::Result<Option<u32>> {
+/// The device that has this address; none: no device has it.
+fn underlay(node: &NodeNet, tunnel: Ipv4Addr) -> net::Result<Option<Link>> {
     let addresses = address::list(node, Family::V4, None)?;
     let Some(found) = addresses.iter().find(|found| found.address == IpAddr::V4(tunnel)) else { return Ok(None) };
-    Ok(link::by_index(node, found.index)?.map(|link| link.mtu))
+    link::by_index(node, found.index)
 }
 
 /// The longest segment that a pod whose `vip0` has this MTU may offer to receive, so that requests go through the tunnel in one
@@ -354,109 +394,4 @@ pub fn advmss(underlay: u32, mtu: u32) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(last: u8) -> NodeId {
-        NodeId(Ipv4Addr::new(192, 0, 2, last))
-    }
-
-    fn nexthop(number: u32, last: u8) -> Nexthop {
-        Nexthop { id: 0x7800_0000 | number, gateway: id(last).0.into(), index: 9 }
-    }
-
-    fn want() -> Want {
-        let programs = [(Hook::TunnelIngress, 31), (Hook::TunnelEgress, 32)].into();
-        Want { own: id(1), mtu: 1500, nodes: [(1, id(2)), (2, id(3))].into(), programs }
-    }
-
-    fn right() -> Have {
-        let settings = link::Settings { rp_filter: 2, forwarding: 1, ..link::Settings::default() };
-        let link = Link {
-            index: 9,
-            name: "viptun0".into(),
-            mac: Some(id(1).mac()),
-            mtu: 1500,
-            up: true,
-            external_vxlan: Some(8118),
-            settings,
-            ..Link::default()
-        };
-        Have {
-            link: Some(link),
-            has_address: true,
-            neighbours: [2, 3].map(|last| (id(last).0.into(), id(last).mac())).into(),
-            nexthops: [nexthop(1, 2), nexthop(2, 3)].map(|nexthop| (nexthop.id, nexthop)).into(),
-            has_rule: true,
-            refuses: true,
-            programs: want().programs,
-        }
-    }
-
-    #[test]
-    fn what_is_right_is_left_alone() {
-        assert_eq!(difference(&right(), &want()), []);
-    }
-
-    #[test]
-    fn the_device_is_made_first_and_comes_up_behind_its_programs() {
-        assert_eq!(difference(&Have::default(), &want()), [Op::AddLink(id(1), 1500)]);
-        let mut made = Have { link: right().link, ..Have::default() };
-        made.link.as_mut().unwrap().up = false;
-        let nodes = |ops: &mut Vec<Op>| {
-            ops.extend([Op::SetNeighbour(9, id(2)), Op::SetNeighbour(9, id(3))]);
-            ops.extend([Op::AddNexthop(nexthop(1, 2)), Op::AddNexthop(nexthop(2, 3))]);
-        };
-        let mut expected = vec![Op::Refuse, Op::AddRule, Op::Configure(9), Op::AddAddress(9)];
-        assert_eq!(difference(&made, &Want { programs: BTreeMap::new(), ..want() }), expected, "nothing may pass it");
-        expected.extend([Op::Attach(9, Hook::TunnelIngress), Op::Attach(9, Hook::TunnelEgress), Op::Up(9)]);
-        nodes(&mut expected);
-        assert_eq!(difference(&made, &want()), expected);
-    }
-
-    #[test]
-    fn what_is_missing_or_wrong_is_put_right() {
-        let without = |change: fn(&mut Have)| {
-            let mut have = right();
-            change(&mut have);
-            difference(&have, &want())
-        };
-        assert_eq!(without(|have| have.has_rule = false), [Op::AddRule]);
-        assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
-        assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
-        let stray = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
-        assert_eq!(without(stray), [Op::DelNexthop(0x7800_0007)]);
-        let wrong = |have: &mut Have| assert!(have.nexthops.insert(0x7800_0001, nexthop(1, 7)).is_some());
-        assert_eq!(without(wrong), [Op::DelNexthop(0x7800_0001), Op::AddNexthop(nexthop(1, 2))]);
-        assert_eq!(without(|have| have.link.as_mut().unwrap().mtu = 1450), [Op::SetMtu(9, 1500)]);
-        assert_eq!(without(|have| have.link.as_mut().unwrap().up = false), [Op::Configure(9), Op::Up(9)]);
-        let another = |have: &mut Have| assert!(have.programs.insert(Hook::TunnelEgress, 7).is_some());
-        assert_eq!(without(another), [Op::Attach(9, Hook::TunnelEgress)]);
-    }
-
-    #[test]
-    fn another_id_makes_another_device_and_a_foreign_one_stays() {
-        assert_eq!(difference(&right(), &Want { own: id(5), ..want() }), [Op::DelLink(9)]);
-        let mut foreign = right();
-        foreign.link.as_mut().unwrap().external_vxlan = None;
-        assert_eq!(difference(&foreign, &want()), [Op::AddLink(id(1), 1500)]);
-        assert_eq!(removal(&foreign), [Op::DelRule, Op::RefuseNoMore]);
-    }
-
-    #[test]
-    fn all_of_it_goes() {
-        let gone =
-            [Op::DelNexthop(0x7800_0001), Op::DelNexthop(0x7800_0002), Op::DelLink(9), Op::DelRule, Op::RefuseNoMore];
-        assert_eq!(removal(&right()), gone);
-        assert_eq!(removal(&Have::default()), []);
-    }
-
-    #[test]
-    fn segments_leave_room_for_the_tunnels_headers() {
-        assert_eq!(advmss(1500, 1500), Some(1410));
-        assert_eq!(advmss(9000, 1500), None);
-        assert_eq!(advmss(1500, 1400), None);
-        assert_eq!(advmss(1500, 1451), Some(1410));
-        assert_eq!(advmss(60, 1500), None);
-    }
-}
+mod tests;

@@ -11,8 +11,6 @@ use crate::dataplane::ids::TUNNEL_DEVICE;
 use crate::membership::peer::{self, Here};
 use crate::model::{Cluster, VipKey};
 use crate::net::{NodeNet, link};
-use crate::node::Problems;
-use crate::node::problems::TUNNEL;
 use crate::node::subsystems::SubsystemGuard;
 use crate::registry::{Registry, nodes};
 use crate::with_causes;
@@ -23,8 +21,6 @@ use super::far::Far;
 const AGAIN: Duration = Duration::from_secs(1);
 /// Everything is compared again, in case something was changed by hand.
 const FULL: Duration = Duration::from_secs(120);
-/// The tunnel's device is made soon after the first node is known.
-const DEVICE_COMES: Duration = Duration::from_secs(5);
 
 /// What is to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,20 +37,18 @@ pub struct Desired {
 pub struct Records {
     net: NodeNet,
     registry: Registry,
-    problems: Problems,
     /// What is known to be recorded.
     written: BTreeMap<VipKey, Far>,
     tunnel: Option<u32>,
     flow_owner: Option<PathBuf>,
-    missing_since: Option<Instant>,
     full_at: Instant,
 }
 
 impl Records {
     /// With nothing known to be written.
-    pub fn new(net: NodeNet, registry: Registry, problems: Problems) -> Self {
+    pub fn new(net: NodeNet, registry: Registry) -> Self {
         let (written, full_at) = (BTreeMap::new(), Instant::now());
-        Self { net, registry, problems, written, tunnel: None, flow_owner: None, missing_since: None, full_at }
+        Self { net, registry, written, tunnel: None, flow_owner: None, full_at }
     }
 
     /// Writes until the engine has ended.
@@ -80,7 +74,6 @@ impl Records {
         self.registry.begin().map_err(|e| with_causes(&e))?;
         self.store(want, true)?;
         let tunnel = link::by_name(&self.net, TUNNEL_DEVICE).map_err(|e| with_causes(&e))?.map(|link| link.index);
-        self.report(tunnel, !want.vips.is_empty());
         let flow_owner = peer::flow_owner(&self.registry).map_err(|e| with_causes(&e))?;
         if (tunnel, &flow_owner) != (self.tunnel, &self.flow_owner) || Instant::now() >= self.full_at {
             self.full_at = Instant::now() + FULL;
@@ -134,16 +127,6 @@ impl Records {
             }
         }
         nodes::store(&self.registry, Some(&cluster)).map(drop).map_err(|e| with_causes(&e))
-    }
-
-    fn report(&mut self, tunnel: Option<u32>, needed: bool) {
-        let missing = tunnel.is_none() && needed;
-        let since = missing.then(|| *self.missing_since.get_or_insert_with(Instant::now));
-        self.missing_since = since;
-        let problem = since.filter(|since| since.elapsed() > DEVICE_COMES).map(|_| {
-            format!("{TUNNEL_DEVICE} is missing: other nodes' replicas get no connections from here until it is there")
-        });
-        self.problems.set(TUNNEL, problem);
     }
 }
 

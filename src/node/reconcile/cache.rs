@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::dataplane::ids::{self, VethNames};
 use crate::dataplane::node::election;
+use crate::dataplane::node::tunnel::Settled;
 use crate::dataplane::owner;
 use crate::model::address::ipv4;
 use crate::model::node::NodeId;
@@ -68,6 +69,8 @@ pub struct Cache {
     by_group: HashMap<u32, VipKey>,
     /// The nodes that this one knows, where there are others.
     cluster: Option<Cluster>,
+    /// The tunnel to them, as it was found last.
+    tunnel: Option<Settled>,
     /// Host veths of removed pods that are still recorded: they are in no flow owner's maps.
     gone: BTreeSet<u32>,
 }
@@ -105,6 +108,26 @@ impl Cache {
     /// The nodes that this one knows; none: it stands alone.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
+    }
+
+    /// The tunnel to other nodes was found so; none: it isn't there.
+    pub fn set_tunnel(&mut self, tunnel: Option<&Settled>) {
+        self.tunnel = tunnel.cloned();
+    }
+
+    /// Whether this is the tunnel's device.
+    pub fn is_tunnel(&self, index: u32) -> bool {
+        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.device == index)
+    }
+
+    /// Whether this is the device under the tunnel.
+    pub fn is_under_tunnel(&self, index: u32) -> bool {
+        self.tunnel.as_ref().is_some_and(|tunnel| tunnel.underlay == index)
+    }
+
+    /// Whether this is the address of the tunnel's end here.
+    pub fn is_tunnel_address(&self, address: IpAddr) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| address == IpAddr::V4(cluster.own.tunnel))
     }
 
     /// Whether another node that has replicas of the VIP has none in what the VIP is to be replaced by.

@@ -148,7 +148,7 @@ impl Reconciler {
             let is_full = self.queue.all || now >= self.full;
             let mut express_due = self.uplinks.heard(&self.queue, is_full) || self.vips_changed;
             if now >= self.look || self.queue.tunnel || self.vips_changed || is_full {
-                self.tunnel();
+                self.tunnel(self.queue.tunnel || is_full);
             }
             if now >= self.look {
                 self.look_around();

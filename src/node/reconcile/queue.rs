@@ -60,17 +60,27 @@ impl WorkQueue {
                 Some(attachment) => self.pair(cache, attachment),
                 None if ids::is_host_veth(name) => self.orphans = true,
                 None if name == ids::TUNNEL_DEVICE => self.tunnel = true,
-                None => self.link = self.link.max(LinkNews::Device),
+                None => {
+                    self.tunnel |= cache.is_tunnel(*index) || cache.is_under_tunnel(*index);
+                    self.link = self.link.max(LinkNews::Device);
+                }
             },
-            // Each host veth has it.
+            // Each host veth has it, and the tunnel.
             (None, Change::Address { index, address }) if *address == ids::HOST_ADDRESS => {
+                self.tunnel |= cache.is_tunnel(*index);
                 self.attachments.extend(cache.by_index(*index).cloned());
             }
-            (None, Change::Address { address, .. }) => drop(self.addresses.insert(*address)),
-            (None, Change::OnLink(index)) => match cache.by_index(*index) {
-                Some(attachment) => drop(self.attachments.insert(attachment.clone())),
-                None => drop(self.devices.insert(*index)),
-            },
+            (None, Change::Address { address, .. }) => {
+                self.tunnel |= cache.is_tunnel_address(*address);
+                self.addresses.insert(*address);
+            }
+            (None, Change::OnLink(index)) => {
+                self.tunnel |= cache.is_tunnel(*index);
+                match cache.by_index(*index) {
+                    Some(attachment) => drop(self.attachments.insert(attachment.clone())),
+                    None => drop(self.devices.insert(*index)),
+                }
+            }
             (None, Change::Route { prefix, table })
                 if [route::MAIN, ids::TUNNEL_TABLE].contains(table) && route::is_host(*prefix) =>
             {
@@ -119,8 +129,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::dataplane::node::tunnel::Settled;
     use crate::dataplane::owner::Want;
-    use crate::model::{Backend, GroupSpec};
+    use crate::model::node::{NodeId, OwnNode};
+    use crate::model::{Backend, Cluster, GroupSpec};
     use crate::node::reconcile::cache::Vip;
     use crate::registry::{Replica, State, VipRecord};
 
@@ -205,6 +217,42 @@ mod tests {
         assert_eq!(heard(&cache, None, Change::Nexthop(8)), WorkQueue::default());
         assert_eq!(heard(&cache, None, Change::Rules), WorkQueue::default());
         assert!(heard(&cache, None, Change::Overrun).all);
+    }
+
+    /// Its device is 9, on device 2, which has 192.0.2.1.
+    #[test]
+    fn what_concerns_the_tunnel() {
+        let mut cache = cache();
+        let own = OwnNode { id: NodeId([192, 0, 2, 1].into()), name: String::new(), tunnel: [192, 0, 2, 1].into() };
+        cache.set_cluster(Some(Cluster { own, nodes: Vec::new() }));
+        cache.set_tunnel(Some(&Settled { device: 9, underlay: 2, programs: BTreeMap::new() }));
+        let link = |index, name: &str| Change::Link { index, name: name.to_owned() };
+        let address = |index, address: [u8; 4]| Change::Address { index, address: address.into() };
+        let concern = [
+            link(9, "viptun0"),
+            link(9, "renamed"),
+            link(2, "eth0"),
+            Change::OnLink(9),
+            address(9, [169, 254, 118, 1]),
+            address(3, [192, 0, 2, 1]),
+            route("0.0.0.0/0", ids::TUNNEL_TABLE),
+            Change::Rules,
+            Change::Nexthop(0x7800_0001),
+        ];
+        for change in concern {
+            assert!(heard(&cache, None, change.clone()).tunnel, "{change:?}");
+        }
+        let none = [
+            link(3, "eth1"),
+            Change::OnLink(2),
+            address(2, [192, 0, 2, 7]),
+            address(7, [169, 254, 118, 1]),
+            route("10.118.0.7/32", ids::TUNNEL_TABLE),
+            Change::Nexthop(0x7700_0005),
+        ];
+        for change in none {
+            assert!(!heard(&cache, None, change.clone()).tunnel, "{change:?}");
+        }
     }
 
     #[test]

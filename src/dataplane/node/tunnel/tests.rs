@@ -1,0 +1,104 @@
+use super::*;
+
+fn id(last: u8) -> NodeId {
+    NodeId(Ipv4Addr::new(192, 0, 2, last))
+}
+
+fn nexthop(number: u32, last: u8) -> Nexthop {
+    Nexthop { id: 0x7800_0000 | number, gateway: id(last).0.into(), index: 9 }
+}
+
+fn want() -> Want {
+    let programs = [(Hook::TunnelIngress, 31), (Hook::TunnelEgress, 32)].into();
+    Want { own: id(1), mtu: 1500, nodes: [(1, id(2)), (2, id(3))].into(), programs }
+}
+
+fn right() -> Have {
+    let settings = link::Settings { rp_filter: 2, forwarding: 1, ..link::Settings::default() };
+    let link = Link {
+        index: 9,
+        name: "viptun0".into(),
+        mac: Some(id(1).mac()),
+        mtu: 1500,
+        up: true,
+        external_vxlan: Some(8118),
+        settings,
+        ..Link::default()
+    };
+    Have {
+        link: Some(link),
+        has_address: true,
+        neighbours: [2, 3].map(|last| (id(last).0.into(), id(last).mac())).into(),
+        nexthops: [nexthop(1, 2), nexthop(2, 3)].map(|nexthop| (nexthop.id, nexthop)).into(),
+        has_rule: true,
+        refuses: true,
+        programs: want().programs,
+    }
+}
+
+#[test]
+fn what_is_right_is_left_alone() {
+    assert_eq!(difference(&right(), &want()), []);
+}
+
+#[test]
+fn the_device_is_made_first_and_comes_up_behind_its_programs() {
+    assert_eq!(difference(&Have::default(), &want()), [Op::AddLink(id(1), 1500)]);
+    let mut made = Have { link: right().link, ..Have::default() };
+    made.link.as_mut().unwrap().up = false;
+    let nodes = |ops: &mut Vec<Op>| {
+        ops.extend([Op::SetNeighbour(9, id(2)), Op::SetNeighbour(9, id(3))]);
+        ops.extend([Op::AddNexthop(nexthop(1, 2)), Op::AddNexthop(nexthop(2, 3))]);
+    };
+    let mut expected = vec![Op::Refuse, Op::AddRule, Op::Configure(9), Op::AddAddress(9)];
+    assert_eq!(difference(&made, &Want { programs: BTreeMap::new(), ..want() }), expected, "nothing may pass it");
+    expected.extend([Op::Attach(9, Hook::TunnelIngress), Op::Attach(9, Hook::TunnelEgress), Op::Up(9)]);
+    nodes(&mut expected);
+    assert_eq!(difference(&made, &want()), expected);
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_put_right() {
+    let without = |change: fn(&mut Have)| {
+        let mut have = right();
+        change(&mut have);
+        difference(&have, &want())
+    };
+    assert_eq!(without(|have| have.has_rule = false), [Op::AddRule]);
+    assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
+    assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
+    let stray = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
+    assert_eq!(without(stray), [Op::DelNexthop(0x7800_0007)]);
+    let wrong = |have: &mut Have| assert!(have.nexthops.insert(0x7800_0001, nexthop(1, 7)).is_some());
+    assert_eq!(without(wrong), [Op::DelNexthop(0x7800_0001), Op::AddNexthop(nexthop(1, 2))]);
+    assert_eq!(without(|have| have.link.as_mut().unwrap().mtu = 1450), [Op::SetMtu(9, 1500)]);
+    assert_eq!(without(|have| have.link.as_mut().unwrap().up = false), [Op::Configure(9), Op::Up(9)]);
+    let another = |have: &mut Have| assert!(have.programs.insert(Hook::TunnelEgress, 7).is_some());
+    assert_eq!(without(another), [Op::Attach(9, Hook::TunnelEgress)]);
+}
+
+#[test]
+fn another_id_makes_another_device_and_a_foreign_one_stays() {
+    assert_eq!(difference(&right(), &Want { own: id(5), ..want() }), [Op::DelLink(9)]);
+    let mut foreign = right();
+    foreign.link.as_mut().unwrap().external_vxlan = None;
+    assert_eq!(difference(&foreign, &want()), [Op::AddLink(id(1), 1500)]);
+    assert_eq!(removal(&foreign), [Op::DelRule, Op::RefuseNoMore]);
+}
+
+#[test]
+fn all_of_it_goes() {
+    let gone =
+        [Op::DelNexthop(0x7800_0001), Op::DelNexthop(0x7800_0002), Op::DelLink(9), Op::DelRule, Op::RefuseNoMore];
+    assert_eq!(removal(&right()), gone);
+    assert_eq!(removal(&Have::default()), []);
+}
+
+#[test]
+fn segments_leave_room_for_the_tunnels_headers() {
+    assert_eq!(advmss(1500, 1500), Some(1410));
+    assert_eq!(advmss(9000, 1500), None);
+    assert_eq!(advmss(1500, 1400), None);
+    assert_eq!(advmss(1500, 1451), Some(1410));
+    assert_eq!(advmss(60, 1500), None);
+}
