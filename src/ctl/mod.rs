@@ -9,6 +9,7 @@ pub mod announce;
 pub mod arguments;
 pub mod bundle;
 pub mod chain;
+mod child;
 pub mod doctor;
 pub mod drain;
 pub mod events;

@@ -6,6 +6,7 @@ mod firewall;
 mod modules;
 mod network;
 mod node;
+mod nodes;
 mod registry;
 mod routing;
 
@@ -75,10 +76,14 @@ impl Patient {
     }
 
     fn doctor(&self, output: &str) -> Finished {
+        self.doctor_with(output, &[])
+    }
+
+    fn doctor_with(&self, output: &str, environment: &[(&str, &str)]) -> Finished {
         let mut command = self.node.ns.cmd(VIPROUTECTL);
         command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket(), "doctor"]);
         command.args(["--conf-dir", &self.dir.file("net.d"), "--bin-dir", &self.dir.file("bin")]);
-        command.args(["--config", &self.config(), "--output", output]).finish("")
+        command.args(["--config", &self.config(), "--output", output]).envs(environment.iter().copied()).finish("")
     }
 
     /// All that is found; the exit status must say how bad it is.

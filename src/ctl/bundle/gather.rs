@@ -1,25 +1,21 @@
 //! Reads files and runs commands, each for a limited time and to a limited length, all at once: whatever hangs delays nothing else.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
+use crate::ctl::child::run;
 use crate::ctl::probe;
 
 use super::secrets::is_secret;
 
-/// So long a command may take.
-const COMMAND: Duration = Duration::from_secs(10);
 /// So long all may take, files on a disk that doesn't answer included.
 const ALL: Duration = Duration::from_secs(13);
 /// The longest file or answer taken, bytes.
@@ -113,13 +109,13 @@ fn get(item: &Item) -> Found {
         Source::Command { program, arguments, statuses, stdin } => {
             let mut command = Command::new(program);
             command.args(arguments);
-            match run(command, stdin) {
+            match run(command, stdin, LONGEST) {
                 Ok(ended) => {
                     let fine = ended.status.is_some_and(|status| status == 0 || statuses.contains(&status));
                     if !fine {
                         found.miss(name, ended.why());
                     }
-                    found.text(name, ended.output);
+                    found.text(name, [ended.output, ended.errors].concat());
                 }
                 Err(error) => found.miss(name, format!("{} can't be run: {error}", program.display())),
             }
@@ -175,75 +171,4 @@ fn tree(found: &mut Found, name: &str, dir: &Path) {
             }
         }
     }
-}
-
-/// How a command ended.
-struct Ended {
-    /// stdout, then stderr.
-    output: Vec<u8>,
-    /// None: it was killed.
-    status: Option<i32>,
-    timed_out: bool,
-}
-
-impl Ended {
-    fn why(&self) -> String {
-        match self.status {
-            _ if self.timed_out => format!("it did not end within {} s", COMMAND.as_secs()),
-            Some(status) => format!("it ended with exit status {status}"),
-            None => "a signal ended it".to_owned(),
-        }
-    }
-}
-
-fn run(mut command: Command, stdin: &str) -> io::Result<Ended> {
-    // A group of its own, so that its children can be ended with it.
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    let end = Instant::now() + COMMAND;
-    if let Some(mut pipe) = child.stdin.take() {
-        // Shorter than a pipe's buffer; one that doesn't read it has no need of it.
-        let _ = pipe.write_all(stdin.as_bytes());
-    }
-    let outputs = [child.stdout.take().map(collect), child.stderr.take().map(collect)];
-    let status = wait(&mut child, end)?;
-    let timed_out = status.is_none();
-    let mut output = Vec::new();
-    for part in outputs.into_iter().flatten() {
-        // A child of its that got away may keep the pipe open.
-        let limit = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
-        let mut bytes = part.recv_timeout(limit).unwrap_or_default();
-        output.append(&mut bytes);
-    }
-    Ok(Ended { output, status: status.and_then(|status| status.code()), timed_out })
-}
-
-/// None: it was killed, as its time was over.
-fn wait(child: &mut Child, end: Instant) -> io::Result<Option<std::process::ExitStatus>> {
-    const PAUSE: Duration = Duration::from_millis(20);
-    while Instant::now() < end {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        thread::sleep(PAUSE);
-    }
-    if let Ok(group) = i32::try_from(child.id()) {
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    }
-    // Once more, so that it is no zombie; one that hangs in the kernel isn't waited for.
-    thread::sleep(PAUSE);
-    child.try_wait()?;
-    Ok(None)
-}
-
-/// Reads to the end, but keeps no more than the longest: a command mustn't wait for its reader.
-fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = (&mut pipe).take(LONGEST as u64 + 1).read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
-        let _ = io::copy(&mut pipe, &mut io::sink());
-    });
-    receiver
 }

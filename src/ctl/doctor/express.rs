@@ -3,7 +3,7 @@
 use crate::api::protocol::{Express, ExpressOff, UplinkOff};
 
 use super::scene::Scene;
-use super::{Cure, Finding, advice, command, quoted};
+use super::{Finding, advice, set};
 
 /// What it is good for, and that all goes on without it.
 const WHY: &str = "Traffic goes the kernel's ordinary way, which costs more processor time; nothing is lost.";
@@ -53,13 +53,4 @@ fn of_uplinks(scene: &Scene<'_>, express: &Express) -> Vec<Finding> {
         UplinkOff::Node | UplinkOff::NoEthernet => None,
     };
     express.uplinks.iter().filter_map(|uplink| find(&uplink.device, uplink.off.as_ref()?)).collect()
-}
-
-/// A key of viprouted's configuration, above its tables.
-fn set(scene: &Scene<'_>, key: &str, value: &str) -> Cure {
-    let config = quoted(&scene.places.config);
-    command(format!(
-        "{{ echo '{key} = {value}'; sed '/^ *{key} *=/d' {config}; }} >{config}.new && mv {config}.new {config} && \
-         systemctl restart viprouted"
-    ))
 }

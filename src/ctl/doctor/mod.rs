@@ -126,6 +126,15 @@ fn restart() -> Cure {
     command("systemctl restart viprouted")
 }
 
+/// A key of viprouted's configuration, above its tables.
+fn set(scene: &Scene<'_>, key: &str, value: &str) -> Cure {
+    let config = quoted(&scene.places.config);
+    command(format!(
+        "{{ echo '{key} = {value}'; sed '/^ *{key} *=/d' {config}; }} >{config}.new && mv {config}.new {config} && \
+         systemctl restart viprouted"
+    ))
+}
+
 /// A path as a shell has to be given it.
 fn quoted(path: &Path) -> String {
     quoted_text(&path.to_string_lossy())

@@ -3,6 +3,9 @@
 use crate::api::client;
 use crate::api::protocol::{NodeFinding, NodeFindingKind};
 use crate::ctl::ANSWER;
+use crate::dataplane::ids::TUNNEL_DEVICE;
+use crate::dataplane::node::tunnel;
+use crate::net::{self, link, route};
 use crate::node::config::Membership;
 use crate::node::peers::key::{Error, Keys};
 use crate::with_causes;
@@ -11,14 +14,47 @@ use super::scene::Scene;
 use super::{Cure, Finding, advice, command, quoted};
 
 pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
-    let Some(membership) = scene.good_config().and_then(|config| config.membership.as_ref()) else {
-        return Vec::new();
-    };
-    let mut findings: Vec<Finding> = key(membership).into_iter().collect();
+    let mut findings = mtu(scene).unwrap_or_default();
+    let Some(membership) = scene.good_config().and_then(|config| config.membership.as_ref()) else { return findings };
+    findings.extend(key(membership));
     // Where it can't be reached, that is found elsewhere.
     let nodes = client::nodes(&scene.places.allocator, ANSWER).unwrap_or_default();
     findings.extend(nodes.findings.iter().map(|finding| of_nodes(finding, scene, membership)));
     findings
+}
+
+/// What the tunnel carries goes whole by the devices that lead to the other nodes, or in fragments.
+fn mtu(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
+    let Some(cluster) = &scene.cluster else { return Ok(Vec::new()) };
+    let (Some(tunnel), Some(wanted)) =
+        (link::by_name(&scene.net, TUNNEL_DEVICE)?, tunnel::underlay_mtu(&scene.net, &scene.places.registry)?)
+    else {
+        return Ok(Vec::new());
+    };
+    let mut findings = Vec::new();
+    if tunnel.mtu != wanted {
+        let what = format!("{TUNNEL_DEVICE} has MTU {}, the network under it {wanted}", tunnel.mtu);
+        let why = "Large packets that are for a replica on another node are lost, or go in fragments that not all reach one replica.";
+        findings.push(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))));
+    }
+    for node in &cluster.nodes {
+        let way = route::lookup(&scene.net, route::Packet::to(node.tunnel.into()))?;
+        let Some(device) =
+            way.and_then(|way| way.hop.index).map(|index| link::by_index(&scene.net, index)).transpose()?
+        else {
+            continue;
+        };
+        if let Some(device) = device.filter(|device| device.mtu < wanted) {
+            let what = format!(
+                "node {} ({}) is reached by {}, whose MTU is {}, and {} has {wanted}",
+                node.name, node.tunnel, device.name, device.mtu, cluster.own.tunnel
+            );
+            let why = "Each full segment for a replica there goes in two fragments.";
+            let cure = format!("Let membership.tunnel be an address of {}, on all nodes of one MTU.", device.name);
+            findings.push(Finding::warning(what, why, advice(cure)));
+        }
+    }
+    Ok(findings)
 }
 
 /// viprouted doesn't start without a key that it can use.

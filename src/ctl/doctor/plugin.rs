@@ -1,10 +1,12 @@
 //! Findings about the plugin's file.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::VERSION;
+use crate::ctl::child;
 
 use super::scene::{Scene, in_dirs};
 use super::{Cure, Finding, command, quoted};
@@ -58,10 +60,18 @@ fn version(path: &Path) -> Option<Finding> {
     Some(Finding::warning(what, TWO_VERSIONS, command("./install.sh install")))
 }
 
+/// More than any version is long, bytes.
+const LONGEST: usize = 4096;
+
 /// What a program says to `--version`, behind its name. Empty: it doesn't know the question.
-pub fn version_of(path: &Path, name: &str) -> std::io::Result<String> {
-    let asked = Command::new(path).arg("--version").env_clear().stdin(Stdio::null()).output()?;
-    let answer = String::from_utf8_lossy(&asked.stdout);
+pub fn version_of(path: &Path, name: &str) -> io::Result<String> {
+    let mut ask = Command::new(path);
+    ask.arg("--version").env_clear();
+    let asked = child::run(ask, "", LONGEST)?;
+    if asked.timed_out {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, asked.why()));
+    }
+    let answer = String::from_utf8_lossy(&asked.output);
     let version = answer.trim().strip_prefix(name).and_then(|rest| rest.strip_prefix(' '));
     Ok(version.unwrap_or_default().to_owned())
 }

@@ -7,10 +7,10 @@ use crate::api::protocol::Status;
 use crate::ctl::ANSWER;
 use crate::ctl::networks::Network;
 use crate::lease::settings::{Gateway, RoutingDaemon};
-use crate::model::VipKey;
+use crate::model::{Cluster, VipKey};
 use crate::net::{self, NodeNet, link, route};
 use crate::node::config::{self, Config};
-use crate::registry::{Endpoint, VipRecord};
+use crate::registry::{Endpoint, VipRecord, nodes};
 
 use super::Places;
 
@@ -20,6 +20,8 @@ pub struct Scene<'a> {
     pub net: NodeNet,
     /// The VIPs with all their usable files; none where the registry is of another boot.
     pub vips: Vec<Vip>,
+    /// This node and the others, as recorded; none where it stands alone.
+    pub cluster: Option<Cluster>,
     /// The device of the default route.
     pub uplink: Option<String>,
     /// The runtime's networks, in its order.
@@ -49,11 +51,17 @@ impl<'a> Scene<'a> {
             places,
             uplink,
             vips: vips(places),
+            cluster: cluster(places),
             networks: Network::read_all(&places.conf_dir),
             config: places.config.exists().then(|| Config::load(&places.config)),
             agent: client::status(&places.allocator, ANSWER),
             net,
         })
+    }
+
+    /// Whether this node serves its VIPs together with others.
+    pub fn has_other_nodes(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| !cluster.nodes.is_empty())
     }
 
     /// The endpoints of all VIPs.
@@ -106,6 +114,11 @@ impl<'a> Scene<'a> {
 /// The plugin, as a runtime finds it.
 pub fn in_dirs(dirs: &[PathBuf]) -> Option<PathBuf> {
     dirs.iter().map(|dir| dir.join("viproute")).find(|path| path.is_file())
+}
+
+fn cluster(places: &Places) -> Option<Cluster> {
+    let registry = &places.registry;
+    registry.is_of_this_boot().unwrap_or(false).then(|| nodes::load(registry).ok().flatten()).flatten()
 }
 
 /// Files that can't be used are `registry`'s business.

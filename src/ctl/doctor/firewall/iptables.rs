@@ -23,7 +23,8 @@ pub fn parse(text: &str) -> Vec<Table> {
             // A rule that can't be split is one of an unknown form.
             let words = shlex::split(rule).unwrap_or_default();
             let Some((chain, words)) = words.split_first() else { continue };
-            table.chains.entry(chain.clone()).or_default().rules.push(read(words));
+            let rule = Rule { shown: line.to_owned(), ..read(words) };
+            table.chains.entry(chain.clone()).or_default().rules.push(rule);
         }
     }
     tables
@@ -35,12 +36,13 @@ fn hook_of(table: &str, chain: &str, policy: &str) -> Option<Hook> {
         (_, _, "-") => None,
         ("nat", "POSTROUTING", _) => Some(Hook::SourceNat),
         (_, "FORWARD", _) => Some(Hook::Forward),
+        (_, "INPUT", _) => Some(Hook::Input),
         _ => Some(Hook::Other),
     }
 }
 
 fn read(words: &[String]) -> Rule {
-    let mut rule = Rule { tests: Vec::new(), verdict: Verdict::Continue };
+    let mut rule = Rule { tests: Vec::new(), verdict: Verdict::Continue, shown: String::new() };
     let (mut words, mut negated) = (words.iter().map(String::as_str), false);
     while let Some(word) = words.next() {
         let target = match word {
@@ -58,7 +60,7 @@ fn read(words: &[String]) -> Rule {
             }
             // They bring options, which follow.
             "-m" => match words.next() {
-                Some("comment" | "conntrack" | "state" | "mark" | "tcp" | "udp") => continue,
+                Some("comment" | "conntrack" | "state" | "mark" | "tcp" | "udp" | "multiport" | "addrtype") => continue,
                 _ => Operand::Unknown,
             },
             "--comment" => {
@@ -80,12 +82,27 @@ fn target<'a>(option: &str, words: &mut impl Iterator<Item = &'a str>) -> Operan
         "-o" => words.next().map(|device| Operand::Output(vec![pattern(device)])),
         "-s" => words.next().and_then(network).map(|network| Operand::Source(vec![network])),
         "-d" => words.next().and_then(network).map(|network| Operand::Destination(vec![network])),
-        "-p" => words.next().map(|protocol| Operand::Cache(protocol == "tcp" || protocol == "all")),
+        "-p" => words.next().map(|protocol| match protocol {
+            "all" => Operand::Cache(true),
+            number if number.parse::<u8>().is_ok() => Operand::Unknown,
+            protocol => Operand::Protocol(vec![protocol.to_owned()]),
+        }),
+        "--dport" | "--dports" => words.next().and_then(ports),
+        "--dst-type" => words.next().map(|types| Operand::AddressType(list(types))),
         "--ctstate" | "--state" => words.next().map(|states| Operand::State(list(states))),
         "--mark" => words.next().and_then(mark),
         _ => None,
     };
     found.unwrap_or(Operand::Unknown)
+}
+
+/// `80`, `80:90`, or several of them.
+fn ports(text: &str) -> Option<Operand> {
+    let range = |text: &str| {
+        let (first, last) = text.split_once(':').unwrap_or((text, text));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    text.split(',').map(range).collect::<Option<_>>().map(Operand::Port)
 }
 
 /// `vip+`

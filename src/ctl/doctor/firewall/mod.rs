@@ -1,20 +1,21 @@
-//! Findings about packet filters: what drops packets of VIPs, and what rewrites the source of a pod that calls one.
+//! Findings about packet filters: what drops packets of VIPs, or of other nodes, and what rewrites the source of a pod that calls a VIP.
 //!
 //! Each chain is asked what becomes of a packet to a VIP and of one from it. Where that depends on more than is known
 //! (sets, ports, other machines' addresses), nothing is said.
 
 mod iptables;
 mod nft;
+mod nodes;
+mod read;
 mod ruleset;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
 use crate::model::address::ipv4;
+use crate::net::conntrack;
 use crate::node::config::Config;
 
 use super::scene::Scene;
-use super::{Cure, Finding, advice, command};
+use super::{Cure, Finding, command, set};
+use read::{program, tables};
 use ruleset::{Chain, Fate, Hook, Packet, Place, Table};
 
 pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
@@ -32,8 +33,11 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
             }
         }
     }
-    if !untracked && !scene.vips.is_empty() {
-        findings.extend(conntrack(&tables));
+    findings.extend(nodes::look(scene, &tables, untracked));
+    if !untracked && scene.has_other_nodes() {
+        findings.extend(tracked_between_nodes(scene));
+    } else if !untracked && !scene.vips.is_empty() {
+        findings.extend(tracked(&tables));
     }
     findings
 }
@@ -65,12 +69,12 @@ impl<'a> Ends<'a> {
 
     fn request(&self, state: &'static str) -> Packet<'_> {
         let (input, output) = (self.uplink, Some(self.host_veth));
-        Packet { input, output, destination: self.vip, state: self.state(state), ..Packet::default() }
+        Packet { input, output, destination: self.vip, ..Packet::of("tcp", self.state(state)) }
     }
 
     fn reply(&self, state: &'static str) -> Packet<'_> {
         let (input, output) = (Some(self.host_veth), self.uplink);
-        Packet { input, output, source: self.vip, state: self.state(state), ..Packet::default() }
+        Packet { input, output, source: self.vip, ..Packet::of("tcp", self.state(state)) }
     }
 
     fn state(&self, tracked: &'static str) -> &'static str {
@@ -109,7 +113,7 @@ fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str))
         let (output, source) = (Some(ends.host_veth), ipv4(endpoint.address()));
         // What isn't a service's of kube-proxy has no mark.
         let (destination, mark) = (ends.vip, Some(0));
-        let packet = Packet { input: None, output, source, destination, state: "new", mark };
+        let packet = Packet { output, source, destination, mark, ..Packet::of("tcp", "new") };
         table.fate(name, &packet) == Fate::Rewritten
     });
     let (_, endpoint) = rewritten?;
@@ -123,17 +127,38 @@ fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str))
 }
 
 /// Something on the node makes conntrack track every packet.
-fn conntrack(tables: &[Table]) -> Option<Finding> {
+fn tracked(tables: &[Table]) -> Option<Finding> {
     let uses = |table: &&Table| table.chains.values().any(Chain::needs_conntrack);
     let table = tables.iter().find(uses)?;
     let what = format!("conntrack follows the connections to VIPs ({} needs it)", table.place.shown());
     let why = "Each takes an entry of a limited table and costs time. viprouted exempts them, by the nftables table viproute.";
-    let cure = if program("nft").is_some() {
+    Some(Finding::hint(what, why, exemption()))
+}
+
+/// What has viprouted make its table.
+fn exemption() -> Cure {
+    if program("nft").is_some() {
         super::restart()
     } else {
         command("apt-get install nftables && systemctl restart viprouted")
-    };
-    Some(Finding::hint(what, why, cure))
+    }
+}
+
+/// Where nodes serve VIPs together, connections must not be tracked.
+fn tracked_between_nodes(scene: &Scene<'_>) -> Option<Finding> {
+    if !conntrack::is_tracking() {
+        return None;
+    }
+    let is_off = scene.good_config().is_some_and(|config| !config.notrack);
+    let why = "This node sees one direction alone of a connection that another node's replica answers: to conntrack its packets \
+               are invalid, and firewalls drop such.";
+    Some(if is_off {
+        let what = "notrack is off, on a node that tracks connections and serves VIPs together with other nodes";
+        Finding::error(what, why, set(scene, "notrack", "true"))
+    } else {
+        let what = "the nftables table ip viproute is missing, on a node that tracks connections and serves VIPs together with other nodes";
+        Finding::error(what, why, exemption())
+    })
 }
 
 impl Place {
@@ -159,56 +184,6 @@ impl Place {
         };
         command(directions.iter().map(one).collect::<Vec<_>>().join(" && "))
     }
-}
-
-/// What is on this node. The tables of `iptables-nft` are read by itself, which understands its extensions.
-fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
-    let saved = |save: &str| program(save).and_then(|save| output(&save, &[]));
-    findings.extend(saved("iptables-legacy-save").as_deref().and_then(legacy));
-    let mut tables = saved("iptables-nft-save").map(|text| iptables::parse(&text)).unwrap_or_default();
-    let known: Vec<String> = tables.iter().filter_map(|table| table.place.shadow()).collect();
-    let listed = program("nft").and_then(|nft| output(&nft, &["--json", "list", "ruleset"]));
-    match listed.map(|text| nft::parse(&text)) {
-        Some(Ok(theirs)) => {
-            let is_known = |table: &Table| matches!(&table.place, Place::Nft { family, name } if family == "ip" && known.contains(name));
-            tables.extend(theirs.into_iter().filter(|table| !is_known(table)));
-        }
-        // A kernel without nftables has no such tables.
-        _ if !Path::new("/sys/module/nf_tables").exists() => {}
-        _ => {
-            let why = "What the firewall does to VIPs is not known.";
-            let cure = if program("nft").is_some() {
-                advice("Run `nft --json list ruleset`: it fails.")
-            } else {
-                command("apt-get install nftables")
-            };
-            findings.push(Finding::hint("nftables' rules can't be read", why, cure));
-        }
-    }
-    tables
-}
-
-/// The old kernel interface, beside nftables: where it has rules, the administrator has to read them.
-fn legacy(saved: &str) -> Option<Finding> {
-    let says = |line: &str| line.starts_with("-A ") || (line.starts_with(':') && line.contains(" DROP "));
-    saved.lines().any(says).then(|| {
-        let what = "iptables-legacy has rules or policies, which doctor doesn't read";
-        let why = "What they drop of VIPs, or rewrite, is not known.";
-        let cure = "`iptables-legacy-save` shows them: what goes to and comes from vip+ must pass. Better, move them to nftables.";
-        Finding::hint(what, why, advice(cure))
-    })
-}
-
-fn output(program: &Path, arguments: &[&str]) -> Option<String> {
-    let finished = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    finished.status.success().then(|| String::from_utf8_lossy(&finished.stdout).into_owned())
-}
-
-/// The program's path: administrators' programs aren't on every root's `PATH`.
-fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    dirs.map(|dir: PathBuf| dir.join(name)).find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Reads `nft --json list ruleset` (libnftables-json(5)).
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use ipnetwork::Ipv4Network;
 use serde_json::Value;
@@ -28,7 +29,9 @@ pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
             }
             "rule" => {
                 let chains = tables.entry((family, text("table"))).or_default();
-                chains.entry(text("chain")).or_default().rules.extend(rules(&object["expr"]));
+                let shown = format!("handle {}", object["handle"]);
+                let rules = rules(&object["expr"]).into_iter().map(|rule| Rule { shown: shown.clone(), ..rule });
+                chains.entry(text("chain")).or_default().rules.extend(rules);
             }
             _ => {}
         }
@@ -40,6 +43,7 @@ pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
 fn hook_of(hook: &str, kind: &str) -> Hook {
     match (hook, kind) {
         ("forward", _) => Hook::Forward,
+        ("input", "filter") => Hook::Input,
         ("postrouting", "nat") => Hook::SourceNat,
         _ => Hook::Other,
     }
@@ -51,7 +55,10 @@ fn rules(statements: &Value) -> Vec<Rule> {
     for statement in statements.as_array().into_iter().flatten() {
         let Some((name, body)) = statement.as_object().and_then(|statement| statement.iter().next()) else { continue };
         match name.as_str() {
-            "match" => tests.push(test(body)),
+            "match" => {
+                tests.extend(presumed(&body["left"]));
+                tests.push(test(body));
+            }
             "vmap" => return map(&tests, body),
             // Neither tests nor decides.
             "counter" | "log" | "mangle" | "notrack" | "ct helper" | "ct timeout" | "flow" | "set" => {}
@@ -64,7 +71,11 @@ fn rules(statements: &Value) -> Vec<Rule> {
         }
     }
     let verdict = found.into_iter().next().unwrap_or(Verdict::Continue);
-    vec![Rule { tests, verdict }]
+    vec![rule(tests, verdict)]
+}
+
+fn rule(tests: Vec<Test>, verdict: Verdict) -> Rule {
+    Rule { tests, verdict, shown: String::new() }
 }
 
 fn unknown() -> Test {
@@ -95,16 +106,30 @@ fn verdict(name: &str, body: &Value) -> Option<Verdict> {
 fn map(tests: &[Test], body: &Value) -> Vec<Rule> {
     let Some(elements) = body["data"]["set"].as_array() else {
         // A map with a name: its elements are elsewhere, and change.
-        return vec![Rule { tests: vec![unknown()], verdict: Verdict::Unknown }];
+        return vec![rule(vec![unknown()], Verdict::Unknown)];
     };
-    let rule = |element: &Value| {
+    let of_element = |element: &Value| {
         let outcome = element[1].as_object().and_then(|verdict| verdict.iter().next());
         let verdict = outcome.and_then(|(name, body)| verdict(name, body)).unwrap_or(Verdict::Unknown);
         let mut tests = tests.to_vec();
+        tests.extend(presumed(&body["key"]));
         tests.push(Test { target: target(&body["key"], &element[0]), negated: false });
-        Rule { tests, verdict }
+        rule(tests, verdict)
     };
-    elements.iter().map(rule).collect()
+    elements.iter().map(of_element).collect()
+}
+
+/// What a packet must be for that to be asked of it: nft has it tested without showing it.
+fn presumed(left: &Value) -> Option<Test> {
+    let target = match left["payload"]["protocol"].as_str()? {
+        protocol @ ("tcp" | "udp" | "udplite" | "sctp" | "dccp" | "icmp" | "igmp" | "esp" | "ah") => {
+            Operand::Protocol(vec![protocol.to_owned()])
+        }
+        "ip6" | "icmpv6" | "arp" => Operand::Cache(false),
+        // IPv4 is presumed of all; what the ports of TCP and UDP have in common, and what isn't modelled, is left to the test itself.
+        _ => return None,
+    };
+    Some(Test { target, negated: false })
 }
 
 fn test(body: &Value) -> Test {
@@ -119,6 +144,10 @@ fn target(left: &Value, right: &Value) -> Operand {
     let found = match left.as_object().and_then(|left| left.iter().next()).map(|(kind, body)| (kind.as_str(), body)) {
         Some(("meta", body)) => meta(body, right),
         Some(("payload", body)) if body["protocol"] == "ip" => payload(body, right),
+        Some(("payload", body)) if body["field"] == "dport" => ports(right).map(Operand::Port),
+        Some(("fib", body)) if body["result"] == "type" && is_of_destination(&body["flags"]) => {
+            words(right).map(Operand::AddressType)
+        }
         Some(("ct", body)) if body["key"] == "state" || body["key"] == "status" => words(right).map(Operand::State),
         Some(("&", body)) if body[0]["meta"]["key"] == "mark" => {
             body[1].as_u64().zip(right.as_u64()).map(|(mask, value)| Operand::Mark { mask, value })
@@ -134,7 +163,7 @@ fn meta(body: &Value, right: &Value) -> Option<Operand> {
         "oifname" | "oif" => words(right).map(Operand::Output),
         "mark" => right.as_u64().map(|value| Operand::Mark { mask: u64::from(u32::MAX), value }),
         "nfproto" => words(right).map(|families| Operand::Cache(families.iter().any(|family| family == "ipv4"))),
-        "l4proto" => words(right).map(|protocols| Operand::Cache(protocols.iter().any(|protocol| protocol == "tcp"))),
+        "l4proto" => words(right).map(Operand::Protocol),
         _ => None,
     }
 }
@@ -143,7 +172,7 @@ fn payload(body: &Value, right: &Value) -> Option<Operand> {
     match body["field"].as_str()? {
         "saddr" => networks(right).map(Operand::Source),
         "daddr" => networks(right).map(Operand::Destination),
-        "protocol" => words(right).map(|protocols| Operand::Cache(protocols.iter().any(|protocol| protocol == "tcp"))),
+        "protocol" => words(right).map(Operand::Protocol),
         _ => None,
     }
 }
@@ -159,6 +188,19 @@ fn each<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> 
 /// `@name` is a set whose elements are elsewhere.
 fn words(value: &Value) -> Option<Vec<String>> {
     each(value, |word| word.as_str().filter(|word| !word.starts_with('@')).map(str::to_owned))
+}
+
+/// `"daddr"`, by itself or in a list.
+fn is_of_destination(flags: &Value) -> bool {
+    *flags == "daddr" || flags.as_array().is_some_and(|flags| flags.len() == 1 && flags[0] == "daddr")
+}
+
+fn ports(value: &Value) -> Option<Vec<RangeInclusive<u16>>> {
+    let number = |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok());
+    each(value, |port| match &port["range"] {
+        Value::Array(ends) => Some(number(ends.first()?)?..=number(ends.get(1)?)?),
+        _ => number(port).map(|port| port..=port),
+    })
 }
 
 fn networks(value: &Value) -> Option<Vec<Ipv4Network>> {

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnetwork::Ipv4Network;
 
@@ -45,6 +46,8 @@ pub struct Chain {
 pub enum Hook {
     /// Packets on their way through.
     Forward,
+    /// Packets for the node itself.
+    Input,
     /// Where addresses are translated on the way out.
     SourceNat,
     /// Any other.
@@ -58,6 +61,8 @@ pub struct Rule {
     pub tests: Vec<Test>,
     /// What becomes of it.
     pub verdict: Verdict,
+    /// How it is found among the others of its chain.
+    pub shown: String,
 }
 
 /// What becomes of a packet.
@@ -105,15 +110,27 @@ pub enum Operand {
     State(Vec<String>),
     /// Its mark under a mask.
     Mark { mask: u64, value: u64 },
-    /// Something known of every packet here: that it is IPv4, that it is TCP.
+    /// What it carries, as protocols are called.
+    Protocol(Vec<String>),
+    /// The port that it goes to.
+    Port(Vec<RangeInclusive<u16>>),
+    /// Of what kind the address is that it goes to, as routes are called.
+    AddressType(Vec<String>),
+    /// Something known of every packet here: that it is IPv4.
     Cache(bool),
     /// What isn't modelled.
     Unknown,
 }
 
 /// What is known of a packet.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Packet<'a> {
+    /// What it carries.
+    pub protocol: &'static str,
+    /// The port that it goes to.
+    pub port: Option<u16>,
+    /// Of what kind the address is that it goes to.
+    pub address_type: Option<&'static str>,
     /// The device it came in by.
     pub input: Option<&'a str>,
     /// The device it leaves by.
@@ -125,6 +142,14 @@ pub struct Packet<'a> {
     /// What conntrack says of it.
     pub state: &'static str,
     pub mark: Option<u64>,
+}
+
+impl Packet<'_> {
+    /// One of which nothing is known but that, and what conntrack says of it.
+    pub fn of(protocol: &'static str, state: &'static str) -> Self {
+        let (input, output, source, destination) = (None, None, None, None);
+        Self { protocol, port: None, address_type: None, input, output, source, destination, state, mark: None }
+    }
 }
 
 /// What becomes of a packet in the end.
@@ -145,12 +170,14 @@ const MOST_RULES: u32 = 100_000;
 
 /// What is left of a packet's way.
 #[derive(Clone, Copy)]
-struct Left<'a> {
+struct Left<'a, 'r> {
     depth: u8,
     rules: &'a Cell<u32>,
+    /// The rule that the packet was dropped by.
+    dropped_by: &'a Cell<Option<&'r str>>,
 }
 
-impl Left<'_> {
+impl Left<'_, '_> {
     /// One rule more; false: that was too many.
     fn goes_on(self) -> bool {
         self.rules.set(self.rules.get().saturating_sub(1));
@@ -161,14 +188,20 @@ impl Left<'_> {
 impl Table {
     /// What becomes of a packet that enters by this chain.
     pub fn fate(&self, name: &str, packet: &Packet<'_>) -> Fate {
-        let Some(chain) = self.chains.get(name) else { return Fate::Passes };
+        self.end(name, packet).0
+    }
+
+    /// What becomes of a packet that enters by this chain, and the rule that drops it; none: the chain's policy does.
+    pub fn end(&self, name: &str, packet: &Packet<'_>) -> (Fate, Option<&str>) {
+        let Some(chain) = self.chains.get(name) else { return (Fate::Passes, None) };
         let policy = if chain.drops { Fate::Dropped } else { Fate::Passes };
-        let rules = Cell::new(MOST_RULES);
-        self.walk(chain, packet, Left { depth: DEEPEST, rules: &rules }).unwrap_or(policy)
+        let (rules, dropped_by) = (Cell::new(MOST_RULES), Cell::new(None));
+        let fate = self.walk(chain, packet, Left { depth: DEEPEST, rules: &rules, dropped_by: &dropped_by });
+        (fate.unwrap_or(policy), dropped_by.get())
     }
 
     /// `None`: it returns from the chain.
-    fn walk(&self, chain: &Chain, packet: &Packet<'_>, left: Left<'_>) -> Option<Fate> {
+    fn walk<'r>(&'r self, chain: &'r Chain, packet: &Packet<'_>, left: Left<'_, 'r>) -> Option<Fate> {
         for rule in &chain.rules {
             if !left.goes_on() {
                 return Some(Fate::Passes);
@@ -177,7 +210,7 @@ impl Table {
             if met == Some(false) {
                 continue;
             }
-            let into = |name: &String| match self.chains.get(name).filter(|_| left.depth > 0) {
+            let into = |name: &'r String| match self.chains.get(name).filter(|_| left.depth > 0) {
                 Some(chain) => self.walk(chain, packet, Left { depth: left.depth - 1, ..left }),
                 None => Some(Fate::Passes),
             };
@@ -186,7 +219,10 @@ impl Table {
                 Verdict::Accept | Verdict::Unknown => Some(Fate::Passes),
                 // Where it may be the end of the chain, nothing is known of the rest.
                 Verdict::Return | Verdict::Goto(_) if met.is_none() => Some(Fate::Passes),
-                Verdict::Drop => Some(Fate::Dropped),
+                Verdict::Drop => {
+                    left.dropped_by.set(Some(&rule.shown));
+                    Some(Fate::Dropped)
+                }
                 Verdict::Rewrite => Some(Fate::Rewritten),
                 Verdict::Jump(name) => into(name),
                 Verdict::Return => return None,
@@ -196,6 +232,7 @@ impl Table {
             if fate == Some(Fate::Passes) || (fate.is_some() && met.is_some()) {
                 return fate;
             }
+            left.dropped_by.set(None);
         }
         None
     }
@@ -252,6 +289,11 @@ impl Operand {
             Self::Destination(networks) => within(networks, packet.destination),
             Self::State(states) => Some(states.iter().any(|state| state.eq_ignore_ascii_case(packet.state))),
             Self::Mark { mask, value } => packet.mark.map(|mark| mark & mask == *value),
+            Self::Protocol(protocols) => Some(protocols.iter().any(|protocol| protocol == packet.protocol)),
+            Self::Port(ranges) => packet.port.map(|port| ranges.iter().any(|range| range.contains(&port))),
+            Self::AddressType(types) => {
+                packet.address_type.map(|one| types.iter().any(|other| one.eq_ignore_ascii_case(other)))
+            }
             Self::Cache(met) => Some(*met),
             Self::Unknown => None,
         }

@@ -8,8 +8,7 @@ fn to_vip(state: &'static str) -> Packet<'static> {
         input: Some("eth0"),
         output: Some("vip0123456789a"),
         destination: Some([10, 118, 0, 7].into()),
-        state,
-        ..Packet::default()
+        ..Packet::of("tcp", state)
     }
 }
 
@@ -147,6 +146,104 @@ fn nftables_masquerade() {
     assert_eq!(nft_chain(NAT, &[masq]).fate("c", &call()), Fate::Rewritten);
     let kube = r#"{"match":{"op":"!=","left":{"&":[{"meta":{"key":"mark"}},16384]},"right":16384}},{"return":null}"#;
     assert_eq!(nft_chain(NAT, &[kube, r#"{"masquerade":{"flags":"fully-random"}}"#]).fate("c", &call()), Fate::Passes);
+}
+
+/// What another node sends by the tunnel.
+fn from_node(state: &'static str) -> Packet<'static> {
+    Packet {
+        port: Some(8118),
+        address_type: Some("local"),
+        input: Some("eth0"),
+        source: Some([192, 0, 2, 2].into()),
+        destination: Some([192, 0, 2, 1].into()),
+        ..Packet::of("udp", state)
+    }
+}
+
+/// What becomes of it in an INPUT chain of these rules, and by which.
+fn end(policy: &str, rules: &str) -> (Fate, Option<String>) {
+    let table = table(&format!("*filter\n:INPUT {policy} [0:0]\n:OTHER - [0:0]\n{rules}\nCOMMIT\n"));
+    let (fate, rule) = table.end("INPUT", &from_node("untracked"));
+    (fate, rule.map(str::to_owned))
+}
+
+#[test]
+fn a_rule_that_drops_is_named() {
+    for rule in [
+        "-A INPUT -p udp -m udp --dport 8118 -j DROP",
+        "-A INPUT -i eth0 -p udp -m multiport --dports 53,8000:8200 -j REJECT --reject-with icmp-port-unreachable",
+        "-A INPUT ! -s 198.51.100.0/24 -j DROP",
+        "-A INPUT -p udp -m udp ! --dport 53 -j DROP",
+        "-A INPUT -m addrtype --dst-type LOCAL -j DROP",
+    ] {
+        assert_eq!(end("ACCEPT", rule), (Fate::Dropped, Some(rule.to_owned())));
+    }
+    let inner = "-A OTHER -p udp -j DROP";
+    assert_eq!(end("ACCEPT", &format!("-A INPUT -j OTHER\n{inner}")), (Fate::Dropped, Some(inner.to_owned())));
+    assert_eq!(end("DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT"), (Fate::Dropped, None), "the policy");
+    // A rule that may drop isn't the one that does.
+    assert_eq!(end("DROP", "-A INPUT -m set --match-set x src -j DROP"), (Fate::Dropped, None));
+}
+
+#[test]
+fn what_lets_other_nodes_in() {
+    for rule in [
+        "-A INPUT -p udp -m udp --dport 8118 -j ACCEPT",
+        "-A INPUT -p udp -m multiport --dports 22,8118:8119 -j ACCEPT",
+        "-A INPUT -s 192.0.2.0/24 -j ACCEPT",
+        "-A INPUT -m set --match-set nodes src -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate UNTRACKED -j ACCEPT",
+    ] {
+        assert_eq!(end("DROP", rule).0, Fate::Passes, "{rule}");
+    }
+    for rule in ["-A INPUT -p udp -m udp --sport 8118 -j DROP", "-A INPUT -p udp -m udp --dport 8120:8130 -j DROP"] {
+        assert_eq!(end("ACCEPT", rule).0, Fate::Passes, "{rule}");
+    }
+}
+
+/// As ufw makes it (`/etc/ufw/before.rules`), without a rule of the administrator's.
+#[test]
+fn ufws_rules() {
+    let ufw = "-A INPUT -j before\n-A INPUT -j user\n\
+        -A before -i lo -j ACCEPT\n\
+        -A before -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+        -A before -m conntrack --ctstate INVALID -j DROP\n\
+        -A before -p icmp -m icmp --icmp-type 8 -j ACCEPT\n\
+        -A before -p udp -m udp --sport 67 --dport 68 -j ACCEPT\n\
+        -A before -j not-local\n\
+        -A before -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT\n\
+        -A not-local -m addrtype --dst-type LOCAL -j RETURN\n\
+        -A not-local -m addrtype --dst-type MULTICAST -j RETURN\n\
+        -A not-local -m limit --limit 3/min --limit-burst 10 -j LOG\n\
+        -A not-local -j DROP\n\
+        -A user -p tcp -m tcp --dport 22 -j ACCEPT";
+    assert_eq!(end("DROP", ufw), (Fate::Dropped, None));
+    let opened = format!("{ufw}\n-A user -p udp -m udp --dport 8118 -j ACCEPT");
+    assert_eq!(end("DROP", &opened).0, Fate::Passes);
+}
+
+/// As firewalld makes it, shortened: a zone's services, and what is left is rejected.
+#[test]
+fn firewallds_rules() {
+    const INPUT: &str = r#""type":"filter","hook":"input","prio":10,"policy":"accept""#;
+    const KNOWN: &str =
+        r#"{"match":{"op":"in","left":{"ct":{"key":"state"}},"right":["established","related"]}},{"accept":null}"#;
+    const SSH: &str =
+        r#"{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":22}},{"accept":null}"#;
+    const DHCP6: &str = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"daddr"}},"right":{"prefix":{"addr":"fe80::","len":64}}}},
+        {"match":{"op":"==","left":{"payload":{"protocol":"udp","field":"dport"}},"right":546}},{"accept":null}"#;
+    const PING: &str = r#"{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":{"set":["icmp","ipv6-icmp"]}}},{"accept":null}"#;
+    const REST: &str = r#"{"reject":{"type":"icmpx","expr":"admin-prohibited"}}"#;
+    let closed = nft_chain(INPUT, &[KNOWN, SSH, DHCP6, PING, REST]);
+    assert_eq!(closed.end("c", &from_node("untracked")), (Fate::Dropped, Some("handle 2")));
+    let open = r#"{"match":{"op":"==","left":{"payload":{"protocol":"udp","field":"dport"}},"right":{"set":[53,{"range":[8118,8119]}]}}},{"accept":null}"#;
+    assert_eq!(nft_chain(INPUT, &[KNOWN, SSH, open, REST]).fate("c", &from_node("new")), Fate::Passes);
+    let local =
+        r#"{"match":{"op":"!=","left":{"fib":{"result":"type","flags":["daddr"]}},"right":"local"}},{"drop":null}"#;
+    assert_eq!(nft_chain(INPUT, &[local]).fate("c", &from_node("new")), Fate::Passes);
+    let others =
+        r#"{"match":{"op":"!=","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":22}},{"drop":null}"#;
+    assert_eq!(nft_chain(INPUT, &[others]).fate("c", &from_node("new")), Fate::Passes, "of TCP alone");
 }
 
 proptest! {
