@@ -7,6 +7,7 @@ pub mod allow;
 pub mod clock;
 pub mod cluster;
 pub mod conflict;
+pub mod decider;
 pub mod gateway;
 pub mod grant;
 pub mod heartbeat;

@@ -3,6 +3,7 @@
 //! ```text
 //! <state_dir>/
 //!   lock                          flock: one viprouted at a time
+//!   pool.json                     on the node that gives out the pool's addresses: the register of them
 //!   leases/<namespace>_<name>.json
 //! ```
 //!
@@ -24,6 +25,7 @@ use crate::registry;
 use crate::registry::file::{self, Durability};
 
 use super::clock;
+use super::decider::register::{self, Register};
 use super::grant::{Lease, from_unix, unix};
 
 /// What can go wrong with a lease file.
@@ -121,6 +123,7 @@ pub struct Contents {
 /// The lease directory, locked.
 #[derive(Debug)]
 pub struct Store {
+    state_dir: PathBuf,
     leases: PathBuf,
     /// Of this boot; none where the kernel doesn't say.
     boot_id: Option<String>,
@@ -143,7 +146,7 @@ impl Store {
             TryLockError::Error(source) => Error::Lock { path, source },
         })?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
-        Ok(Self { leases, boot_id, _lock: opened })
+        Ok(Self { state_dir: state_dir.into(), leases, boot_id, _lock: opened })
     }
 
     /// Reads everything.
@@ -189,6 +192,11 @@ impl Store {
             more: read(&path, vip)?.map(|old| old.more).unwrap_or_default(),
         };
         Ok(file::write_atomic(&path, &file::encode(&path, &form, SCHEMA)?, Durability::Disk)?)
+    }
+
+    /// Writes the register of the pool.
+    pub fn save_register(&self, register: &Register) -> Result<(), register::Error> {
+        register.save(&self.state_dir)
     }
 
     /// Removes one VIP's file; one that can't be understood stays.

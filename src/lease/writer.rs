@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::model::VipKey;
 use crate::with_causes;
 
+use super::decider::register::Register;
 use super::heartbeat::Heartbeat;
 use super::store::{Record, Store};
 
@@ -22,6 +23,8 @@ pub enum Job {
     Save(VipKey, u64, Record),
     /// Remove it.
     Erase(VipKey),
+    /// Write the register of the pool; the number comes back with the result.
+    Register(u64, Register),
 }
 
 /// A job is done.
@@ -31,6 +34,8 @@ pub enum Done {
     Loaded(VipKey, Result<Option<Record>, String>),
     /// The file is on disk, or why not.
     Saved(VipKey, u64, Result<(), String>),
+    /// The register is on disk, or why not.
+    Registered(u64, Result<(), String>),
 }
 
 /// The thread. Dropping it waits for the jobs given so far.
@@ -84,6 +89,10 @@ fn carry_out(store: &Store, job: Job) -> Option<Done> {
         Job::Save(vip, number, record) => {
             let saved = store.save(&vip, &record).map_err(|error| with_causes(&error));
             Some(Done::Saved(vip, number, saved))
+        }
+        Job::Register(number, register) => {
+            let saved = store.save_register(&register).map_err(|error| with_causes(&error));
+            Some(Done::Registered(number, saved))
         }
         Job::Erase(vip) => {
             if let Err(error) = store.remove(&vip) {

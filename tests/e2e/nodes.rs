@@ -2,6 +2,7 @@
 
 mod arp;
 mod leases;
+mod pool;
 
 use std::fs;
 use std::net::UdpSocket;
@@ -34,6 +35,7 @@ impl Member {
         let settings = format!(
             "backend = \"pool\"\nannounce = \"arp\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
              [[pin]]\nvip = \"default/web\"\naddress = \"{WEB}\"\n\
+             [[pin]]\nvip = \"default/own{number}\"\naddress = \"10.118.{number}.1\"\n\
              [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]\nkey_file = {key:?}\nname = \"n{number}\""
         );
         let sidecar = Some(Sidecar::start(&node, &settings));

@@ -83,9 +83,10 @@ fn waiting(scene: &Scene<'_>) -> Option<Finding> {
     (number > 0).then(|| Finding::error(what, "They get no connections.", restart()))
 }
 
-/// Each node's pool gives the lowest address that is free on this node.
+/// Each node's pool gives the lowest address that is free on this node, unless nodes know each other and one decides for all.
 fn pools(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
-    if !matches!(config.lease.backend, Backend::Pool(_)) || config.lease.peers.len() < 2 {
+    let one_decides = config.membership.is_some();
+    if one_decides || !matches!(config.lease.backend, Backend::Pool(_)) || config.lease.peers.len() < 2 {
         return Vec::new();
     }
     let why = "Each node's pool gives out addresses by itself: another node may have another address for this VIP, or this \

@@ -1,10 +1,11 @@
 //! Findings about the nodes that serve the same VIPs.
 
 use crate::api::client;
-use crate::api::protocol::{NodeFinding, NodeFindingKind};
+use crate::api::protocol::{NodeFinding, NodeFindingKind, Nodes};
 use crate::ctl::ANSWER;
 use crate::dataplane::ids::TUNNEL_DEVICE;
 use crate::dataplane::node::tunnel;
+use crate::lease::settings::Backend;
 use crate::net::{self, link, route};
 use crate::node::config::Membership;
 use crate::node::peers::key::{Error, Keys};
@@ -20,6 +21,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     // Where it can't be reached, that is found elsewhere.
     let nodes = client::nodes(&scene.places.allocator, ANSWER).unwrap_or_default();
     findings.extend(nodes.findings.iter().map(|finding| of_nodes(finding, scene, membership)));
+    findings.extend(decider(scene, membership, &nodes));
     findings
 }
 
@@ -55,6 +57,24 @@ fn mtu(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
         }
     }
     Ok(findings)
+}
+
+/// Of nodes with a pool one gives out its addresses, always the same.
+fn decider(scene: &Scene<'_>, membership: &Membership, nodes: &Nodes) -> Option<Finding> {
+    scene.good_config().filter(|config| matches!(config.lease.backend, Backend::Pool(_)))?;
+    let own = nodes.own.as_ref()?;
+    let path = scene.places.config.display();
+    let why = "VIPs that are new on this node get no address.";
+    let Some(decides) = membership.seed_addresses().min() else {
+        let what = format!("none of membership.seeds in {path} is an address: no node gives out the pool's addresses");
+        let cure = format!("Name one node there by its address, the same on all nodes ({path}).");
+        return Some(Finding::error(what, why, advice(cure)));
+    };
+    let is_heard = own.id == decides || nodes.nodes.iter().any(|node| node.id == decides && node.state != "suspect");
+    let cure =
+        format!("See that viprouted runs on {decides}, and that nothing is between the nodes (viproutectl nodes).");
+    let what = format!("{decides} gives out the pool's addresses, as the lowest of membership.seeds, and isn't heard");
+    (!is_heard).then(|| Finding::warning(what, why, advice(cure)))
 }
 
 /// viprouted doesn't start without a key that it can use.

@@ -16,6 +16,7 @@ use crate::model::VipKey;
 
 use super::clock;
 use super::cluster::Cluster;
+use super::decider::Decider;
 use super::grant::{Lease, News, Report};
 
 pub use dhcp::{Error, report};
@@ -35,7 +36,7 @@ pub struct Sources {
 #[derive(Debug)]
 enum Source {
     Dhcp(dhcp::Client),
-    Pool(pool::Pool),
+    Pool(Box<dyn Decider>),
 }
 
 /// The notices of a DHCP engine, for [`report`]; none without one.
@@ -57,10 +58,20 @@ impl Sources {
                 let (client, notices) = dhcp::Client::start(cluster, dhcp, interface)?;
                 (Source::Dhcp(client), Some(notices))
             }
-            Backend::Pool(pool) => (Source::Pool(pool::Pool::new(pool, pins.values().copied())), None),
+            Backend::Pool(pool) => {
+                let pool = pool::Pool::new(pool, pins.values().copied());
+                (Source::Pool(Box::new(pool)), None)
+            }
         };
         let (turn, turns) = (Turn::Own, BTreeMap::new());
         Ok((Self { pins, backend, reports, turn, turns }, notices))
+    }
+
+    /// Not this node alone decides which address of the pool a VIP has.
+    pub fn decide_by(&mut self, decider: Box<dyn Decider>) {
+        if let Source::Pool(pool) = &mut self.backend {
+            *pool = decider;
+        }
     }
 
     /// Other nodes may ask in this one's place: whose turn it is, is said for each VIP ([`Sources::take_turn`]).
@@ -101,7 +112,7 @@ impl Sources {
             }
             Source::Pool(pool) => {
                 let news = pool.ask(vip, remembered.map(|lease| lease.address), others);
-                self.tell(vip, news);
+                self.tell_if_known(vip, news);
             }
         }
     }
@@ -172,11 +183,20 @@ impl Sources {
 
     fn another(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) {
         let news = match (self.pins.get(vip), &mut self.backend) {
-            (Some(pin), _) => News::Failed { why: format!("its pinned address {pin} can't be used"), exhausted: false },
+            (Some(pin), _) => {
+                Some(News::Failed { why: format!("its pinned address {pin} can't be used"), exhausted: false })
+            }
             (None, Source::Pool(pool)) => pool.another(vip, others),
-            (None, Source::Dhcp(_)) => return,
+            (None, Source::Dhcp(_)) => None,
         };
-        self.tell(vip, news);
+        self.tell_if_known(vip, news);
+    }
+
+    /// None: it follows.
+    fn tell_if_known(&self, vip: &VipKey, news: Option<News>) {
+        if let Some(news) = news {
+            self.tell(vip, news);
+        }
     }
 
     fn tell(&self, vip: &VipKey, news: News) {

@@ -1,12 +1,13 @@
 //! A range of this node's own: the lowest free address, for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnetwork::Ipv4Network;
 
 use crate::lease::clock;
+use crate::lease::decider::{self, Decider};
 use crate::lease::grant::{Lease, News};
 use crate::lease::settings;
 use crate::model::VipKey;
@@ -31,26 +32,18 @@ impl Pool {
         Self { cidr: pool.cidr, exclude, given: BTreeMap::new(), bad: BTreeMap::new() }
     }
 
-    /// The remembered address if no other VIP has it (also one that a changed range no longer holds: it may be in
-    /// service), else the lowest free one.
-    pub(super) fn ask(&mut self, vip: &VipKey, remembered: Option<IpAddr>, others: &BTreeSet<IpAddr>) -> News {
+    fn choose(&mut self, vip: &VipKey, remembered: Option<IpAddr>, others: &BTreeSet<IpAddr>) -> News {
         match remembered {
             Some(address) if !others.contains(&address) && !self.is_given(vip, address) => self.give(vip, address),
             _ => self.lowest(vip, others),
         }
     }
 
-    /// The address given is in conflict: the next one.
-    pub(super) fn another(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) -> News {
+    fn next(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) -> News {
         if let Some(bad) = self.given.remove(vip) {
             self.bad.insert(bad, Instant::now() + QUARANTINE);
         }
         self.lowest(vip, others)
-    }
-
-    /// The VIP needs its address no longer.
-    pub(super) fn stop(&mut self, vip: &VipKey) {
-        self.given.remove(vip);
     }
 
     fn lowest(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) -> News {
@@ -79,11 +72,24 @@ impl Pool {
     }
 }
 
-/// The addresses a host can have: all but network and broadcast address, which a /31 or /32 hasn't (RFC 3021).
+impl Decider for Pool {
+    /// The remembered address if no other VIP has it (also one that a changed range no longer holds: it may be in
+    /// service), else the lowest free one.
+    fn ask(&mut self, vip: &VipKey, remembered: Option<IpAddr>, others: &BTreeSet<IpAddr>) -> Option<News> {
+        Some(self.choose(vip, remembered, others))
+    }
+
+    fn another(&mut self, vip: &VipKey, others: &BTreeSet<IpAddr>) -> Option<News> {
+        Some(self.next(vip, others))
+    }
+
+    fn stop(&mut self, vip: &VipKey) {
+        self.given.remove(vip);
+    }
+}
+
 fn hosts(cidr: Ipv4Network) -> impl Iterator<Item = IpAddr> {
-    let (first, last) = (u32::from(cidr.network()), u32::from(cidr.broadcast()));
-    let inside = if cidr.prefix() < 31 { first + 1..=last - 1 } else { first..=last };
-    inside.map(|address| IpAddr::V4(Ipv4Addr::from(address)))
+    decider::hosts(cidr).map(IpAddr::V4)
 }
 
 #[cfg(test)]
@@ -120,35 +126,35 @@ mod tests {
         let mut pool = pool("10.118.0.0/29", &["10.118.0.1"]);
         let none = BTreeSet::new();
         // 0 network, 1 excluded, 3 pinned, 7 broadcast.
-        let given: Vec<_> = (0..4).map(|n| last_octet(&pool.ask(&vip(n), None, &none))).collect();
+        let given: Vec<_> = (0..4).map(|n| last_octet(&pool.choose(&vip(n), None, &none))).collect();
         assert_eq!(given, [2, 4, 5, 6]);
-        assert_eq!(pool.ask(&vip(4), None, &none), full("no address of pool.cidr 10.118.0.0/29 is free"));
+        assert_eq!(pool.choose(&vip(4), None, &none), full("no address of pool.cidr 10.118.0.0/29 is free"));
         pool.stop(&vip(1));
-        assert_eq!(last_octet(&pool.ask(&vip(4), None, &none)), 4);
+        assert_eq!(last_octet(&pool.choose(&vip(4), None, &none)), 4);
     }
 
     #[test]
     fn a_remembered_address_is_kept_unless_another_vip_has_it() {
         let mut pool = pool("10.118.0.0/29", &[]);
         let none = BTreeSet::new();
-        assert_eq!(last_octet(&pool.ask(&vip(0), Some([10, 118, 0, 5].into()), &none)), 5);
-        assert_eq!(last_octet(&pool.ask(&vip(1), Some([10, 118, 0, 5].into()), &none)), 1);
-        assert_eq!(last_octet(&pool.ask(&vip(2), None, &BTreeSet::from([[10, 118, 0, 2].into()]))), 4);
-        assert_eq!(last_octet(&pool.ask(&vip(3), Some([10, 99, 0, 9].into()), &none)), 9);
+        assert_eq!(last_octet(&pool.choose(&vip(0), Some([10, 118, 0, 5].into()), &none)), 5);
+        assert_eq!(last_octet(&pool.choose(&vip(1), Some([10, 118, 0, 5].into()), &none)), 1);
+        assert_eq!(last_octet(&pool.choose(&vip(2), None, &BTreeSet::from([[10, 118, 0, 2].into()]))), 4);
+        assert_eq!(last_octet(&pool.choose(&vip(3), Some([10, 99, 0, 9].into()), &none)), 9);
     }
 
     #[test]
     fn addresses_in_conflict_are_passed_over_by_all() {
         let mut pool = pool("10.118.0.0/29", &[]);
         let none = BTreeSet::new();
-        assert_eq!(last_octet(&pool.ask(&vip(0), None, &none)), 1);
-        assert_eq!(last_octet(&pool.another(&vip(0), &none)), 2);
-        assert_eq!(last_octet(&pool.ask(&vip(1), None, &none)), 4);
+        assert_eq!(last_octet(&pool.choose(&vip(0), None, &none)), 1);
+        assert_eq!(last_octet(&pool.next(&vip(0), &none)), 2);
+        assert_eq!(last_octet(&pool.choose(&vip(1), None, &none)), 4);
         for _ in 0..2 {
-            pool.another(&vip(0), &none);
+            pool.next(&vip(0), &none);
         }
         assert_eq!(
-            pool.another(&vip(0), &none),
+            pool.next(&vip(0), &none),
             full("no address of pool.cidr 10.118.0.0/29 is free, 4 being in conflict")
         );
     }

@@ -57,6 +57,9 @@ pub struct Rules {
     pub has_peers: bool,
     /// Whether an address that is given up is released at once, because no other node uses it for the VIP.
     pub gives_back: bool,
+    /// Whether a remembered address that nobody confirms in time may be used by a VIP that isn't in service: a DHCP server's lease
+    /// says until when it holds, what another node decides doesn't.
+    pub trusts_memory: bool,
     /// How many VIPs may have addresses.
     pub limits: Limits,
 }
@@ -75,6 +78,7 @@ impl Rules {
             on_lost,
             has_peers: !settings.peers.is_empty(),
             gives_back: cluster.is_none_or(|cluster| cluster.own),
+            trusts_memory: true,
             limits: settings.limits,
         }
     }

@@ -125,7 +125,7 @@ proptest! {
     fn every_caller_is_answered_once_and_in_time(events in events(), keep: bool, has_peers: bool, gives_back: bool) {
         let on_lost = if keep { OnLost::Keep } else { OnLost::Withdraw };
         let (allow, hold, limits) = (Allow::default(), Duration::from_secs(60), Limits::default());
-        let rules = Rules { allow, hold, on_lost, has_peers, gives_back, limits };
+        let rules = Rules { allow, hold, on_lost, has_peers, gives_back, trusts_memory: true, limits };
         let mut state = State::new(rules);
         let mut world = World::default();
         let mut now = UNIX_EPOCH + Duration::from_secs(1_790_000_000);

@@ -16,6 +16,11 @@ impl State {
         self.vips.get(vip).is_some_and(|vip| vip.running)
     }
 
+    /// Whether the VIP has an address here, or wants one.
+    pub fn has(&self, vip: &VipKey) -> bool {
+        self.vips.get(vip).is_some_and(Vip::counts)
+    }
+
     /// The lease that the VIP has: found without conflict, and not lost.
     pub fn lease_of(&self, vip: &VipKey) -> Option<&Lease> {
         let vip = self.vips.get(vip).filter(|vip| !vip.lost && matches!(vip.phase, Phase::Saving | Phase::Bound))?;

@@ -38,6 +38,7 @@ fn rules() -> Rules {
         on_lost: OnLost::Withdraw,
         has_peers: false,
         gives_back: false,
+        trusts_memory: true,
         limits: Limits::default(),
     }
 }

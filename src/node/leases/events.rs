@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::api::server::Call;
 use crate::dataplane;
+use crate::lease::decider::Order;
 use crate::lease::grant::Report;
 use crate::lease::source::{self, Notices};
 use crate::lease::state::Findings;
@@ -44,6 +45,8 @@ pub struct Events {
     pub links: UnboundedReceiver<Link>,
     /// What is heard of other nodes' leases; none: they aren't shared.
     pub others: OthersLeases,
+    /// What is asked of the node that gives out the pool's addresses.
+    pub wanted: UnboundedReceiver<Order>,
     /// What the dataplane could not do.
     pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
     /// Claims of other hosts to an address of ours; none without a link.
@@ -78,6 +81,8 @@ pub enum Event {
     Link(Link),
     /// Other nodes have told of leases.
     Heard(Heard),
+    /// An address of the pool is asked for, or given up.
+    Pool(Order),
     /// The dataplane could not carry out an order.
     DataplaneFailed(VipKey, dataplane::Error),
     /// Time has passed.
@@ -108,6 +113,7 @@ impl Events {
                 Some(Event::Registry(Batch::of(&update.ok_or(ended("the registry's watcher"))?)))
             }
             Some(link) = self.links.recv() => Some(Event::Link(link)),
+            Some(order) = self.wanted.recv() => Some(Event::Pool(order)),
             heard = next_heard(&mut self.others) => Some(Event::Heard(heard.ok_or(ended("the gossip among nodes"))?)),
             failure = self.failures.recv() => {
                 let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;

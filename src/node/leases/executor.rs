@@ -14,6 +14,7 @@ use crate::api::server;
 use crate::dhcp::{self, Turn};
 use crate::lease::allow::Allow;
 use crate::lease::clock;
+use crate::lease::decider::register::Register;
 use crate::lease::grant::Lease;
 use crate::lease::search::Search;
 use crate::lease::source::Sources;
@@ -110,6 +111,11 @@ impl Executor {
     /// Has a VIP's lease file read.
     pub fn load(&mut self, vip: &VipKey) {
         self.writer.give(Job::Load(vip.clone()));
+    }
+
+    /// Writes the register of the pool.
+    pub fn save_register(&self, number: u64, register: Register) {
+        self.writer.give(Job::Register(number, register));
     }
 
     /// Removes a VIP's lease file.

@@ -15,6 +15,7 @@ mod events;
 mod executor;
 mod foreign;
 mod link;
+mod pool;
 mod sharing;
 mod start;
 mod usage;
@@ -25,6 +26,7 @@ use super::config::{Announce, Config};
 use crate::api::server::Server;
 use crate::lease::clock;
 use crate::lease::cluster::{self, Cluster};
+use crate::lease::decider::PoolClaims;
 use crate::lease::grant::{News, Report};
 use crate::lease::search;
 use crate::lease::settings::Settings;
@@ -166,6 +168,8 @@ struct Daemon {
     /// DHCP servers that refuse what others have given.
     foreign: ForeignServers,
     sharing: Sharing,
+    /// This node's part in the pool; none: it stands alone.
+    pool: Option<PoolClaims>,
     cluster: Option<Cluster>,
     /// Sees whether `link` is up.
     node: NodeNet,
@@ -193,6 +197,7 @@ impl Daemon {
             }
             let steps = self.state.tick(clock::now());
             self.perform(steps);
+            self.decide(PoolClaims::tick);
             self.advertise();
             self.rebind(&mut events.claims);
         }
@@ -201,7 +206,7 @@ impl Daemon {
     fn due(&self) -> Duration {
         let tick = self.state.next_tick().map(|at| at.duration_since(clock::now()).unwrap_or_default());
         let rebind = self.next_link.as_ref().map(|_| REBIND);
-        let due = [tick, rebind].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
+        let due = [tick, rebind, self.decide_in()].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
         // Not less: a timer that is due and does nothing must not take the processor.
         due.clamp(Duration::from_millis(5), LOOK_AROUND)
     }
@@ -213,6 +218,10 @@ impl Daemon {
             Event::Report(report) => self.report(report),
             Event::Claim(claim) => self.claimed(claim),
             Event::Strange(claim) => self.claimed_by_a_stranger(claim),
+            Event::Done(Done::Registered(number, result)) => {
+                self.decide(|pool, here, now| pool.saved(number, &result, here, now));
+            }
+            Event::Pool(order) => self.decide(|pool, here, now| pool.order(order, here, now)),
             Event::Done(Done::Loaded(vip, found)) => self.loaded(&vip, found),
             Event::Done(Done::Saved(vip, number, result)) => {
                 if self.executor.is_latest(&vip, number) {
@@ -222,7 +231,7 @@ impl Daemon {
             Event::Found(vip, address, found) => self.found(&vip, address, found),
             Event::Registry(batch) => self.present(batch),
             Event::Link(link) => self.next_link = Some(link),
-            Event::Heard(heard) => self.heard_of_lease(heard),
+            Event::Heard(heard) => self.heard(heard),
             Event::DataplaneFailed(vip, error) => {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));

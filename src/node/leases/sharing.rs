@@ -88,8 +88,13 @@ impl Daemon {
         }
     }
 
-    pub(super) fn heard_of_lease(&mut self, heard: Heard) {
+    pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
+            Heard::Members(members) => self.decide(|pool, here, now| {
+                pool.on_members(members, now);
+                pool.tick(here, now)
+            }),
+            Heard::Pool(from, message) => self.decide(|pool, here, now| pool.on_message(from, message, here, now)),
             Heard::Renewer { vip, is_own, name } => {
                 let Some(shared) = self.sharing.vips.get_mut(&vip) else { return };
                 tracing::info!(%vip, node = name, "its lease is renewed by");

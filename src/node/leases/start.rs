@@ -29,6 +29,7 @@ use super::event_log::LeaseEventLog;
 use super::events::Events;
 use super::executor::Executor;
 use super::foreign::ForeignServers;
+use super::pool;
 use super::sharing::Sharing;
 use super::usage::Batch;
 use super::{Daemon, Error, failed};
@@ -50,10 +51,12 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
     let interface = link.as_ref().map(|link| link.name.as_str());
     let (mut sources, notices) = Sources::start(&config.lease, cluster.as_ref(), interface, sender)?;
-    if others.is_some() {
+    let is_shared = others.is_some() && cluster.is_some();
+    if is_shared {
         sources.share();
     }
-    let sharing = Sharing::new(others.is_some());
+    let sharing = Sharing::new(is_shared);
+    let (pool, wanted) = pool::start(config, &mut sources);
     let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
     let (orders, failures) = start_dataplane(&agent)?;
@@ -71,6 +74,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         registry: updates,
         links: tokio::sync::mpsc::unbounded_channel().1,
         others,
+        wanted,
         failures,
         claims,
         strange,
@@ -91,6 +95,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         infrastructure: BTreeSet::new(),
         foreign: ForeignServers::default(),
         sharing,
+        pool,
         cluster,
         node,
         link,
@@ -146,7 +151,9 @@ fn watch(agent: &node::Context) -> Result<UnboundedReceiver<Update>, Error> {
 fn rules(config: &Config, cluster: Option<&Cluster>) -> Rules {
     let rules = Rules::of(&config.lease, cluster);
     // Also where all seeds are names.
-    Rules { has_peers: rules.has_peers || config.membership.is_some(), ..rules }
+    let knows_others = config.membership.is_some();
+    let trusts_memory = !(knows_others && matches!(config.lease.backend, Backend::Pool(_)));
+    Rules { has_peers: rules.has_peers || knows_others, trusts_memory, ..rules }
 }
 
 /// Who this node is to a DHCP server; none without one.

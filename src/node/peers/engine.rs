@@ -11,6 +11,8 @@ use chitchat::{ChitchatHandle, ChitchatId, spawn_chitchat};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::api::protocol::{NodeFinding, NodeFindingKind};
+use crate::lease::decider::Members;
+use crate::lease::decider::message::Message;
 use crate::model::node::{ClusterNode, NodeId, OwnNode};
 use crate::model::{Cluster, VipKey};
 use crate::net::echo::Echo;
@@ -53,6 +55,8 @@ pub enum Order {
     Leave,
     /// To say what the node has of a VIP's lease; none: nothing, and it wants nothing.
     Lease(VipKey, Option<Own>),
+    /// To send a note about an address of the pool.
+    Pool(NodeId, Message),
     /// To say that viprouted ends, and when that is said.
     Restart(mpsc::Sender<()>),
 }
@@ -80,6 +84,7 @@ pub async fn run(mut state: State, mut inputs: Inputs, guard: &SubsystemGuard) {
                 if let Err(why) = engine.run(&mut state, &mut inputs, guard).await {
                     tracing::warn!(why, "the gossip begins anew");
                 }
+                state.leases.on_members(Members::default());
             }
             Err(why) => state.setup.context.problems.set(MEMBERSHIP, Some(format!("other nodes aren't heard: {why}"))),
         }
@@ -211,6 +216,10 @@ impl Engine {
             Order::Leave => (Phase::Left, None),
             Order::Restart(told) => (Phase::Restarting, Some(told)),
             Order::Lease(key, own) => return self.tell_lease(state, &key, own).await,
+            Order::Pool(to, message) => {
+                let to = SocketAddrV4::new(to.0, self.socket.port());
+                return self.keyed.send_note(to, &message.to_string());
+            }
         };
         if state.phase != Phase::Left {
             state.phase = phase;

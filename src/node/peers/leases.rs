@@ -11,6 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dataplane::node::election;
+use crate::lease::decider;
+use crate::lease::decider::message::Message;
 use crate::lease::grant::Lease;
 use crate::model::VipKey;
 use crate::model::address::ipv4;
@@ -53,6 +55,10 @@ pub enum Heard {
     },
     /// What another node was granted in the VIP's name.
     Lease(VipKey, Lease),
+    /// This node and the others that live.
+    Members(decider::Members),
+    /// What another one says about an address of the pool.
+    Pool(NodeId, Message),
 }
 
 /// This node and those that it shares leases with.
@@ -86,6 +92,8 @@ pub struct Leases {
     heard: Option<UnboundedSender<Heard>>,
     /// Who renews has to be worked out again.
     changed: bool,
+    /// What was said last of who lives.
+    members: decider::Members,
 }
 
 struct Entry {
@@ -124,7 +132,14 @@ impl Entry {
 impl Leases {
     /// None yet. What is learned goes to `heard`; none: this node shares no leases.
     pub fn new(heard: Option<UnboundedSender<Heard>>) -> Self {
-        Self { own: BTreeMap::new(), grants: 0, questions: 0, heard, changed: true }
+        Self {
+            own: BTreeMap::new(),
+            grants: 0,
+            questions: 0,
+            heard,
+            changed: true,
+            members: decider::Members::default(),
+        }
     }
 
     /// What this node has of a VIP from now on; none: nothing, and it wants nothing. Whether others may be waiting to hear of it.
@@ -208,9 +223,27 @@ impl Leases {
         notes
     }
 
+    /// This node and these others live; none of them is heard: this one has no address by which others would hear it.
+    pub fn on_members(&mut self, members: decider::Members) {
+        if members != self.members
+            && let Some(heard) = &self.heard
+        {
+            self.members = members.clone();
+            // As above.
+            let _ = heard.send(Heard::Members(members));
+        }
+    }
+
     /// What a note of another node leads to: an answer, perhaps.
     pub fn on_note(&mut self, from: NodeId, note: Note, time: SystemTime) -> Option<Note> {
         match note {
+            Note::Pool(message) => {
+                if let Some(heard) = &self.heard {
+                    // As above.
+                    let _ = heard.send(Heard::Pool(from, message));
+                }
+                None
+            }
             Note::WhichLease { number, vip } => {
                 let entry = self.own.get(&vip)?;
                 let Own::Granted(lease) = &entry.own else { return None };

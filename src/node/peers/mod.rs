@@ -31,8 +31,10 @@ pub use sessions::Drop;
 pub use transport::read_anything;
 
 use crate::api::protocol;
+use crate::lease::decider::message::Message;
 use crate::lease::settings::Backend;
 use crate::model::VipKey;
+use crate::model::node::NodeId;
 use crate::net::{self, NodeNet};
 use crate::node::config::{Config, is_node_name};
 use crate::node::subsystems::{PEER_RECORDS, PEERS};
@@ -109,6 +111,11 @@ impl Peers {
         self.order(Order::Lease(vip, own));
     }
 
+    /// Sends another node what there is to say about an address of the pool; it may be lost.
+    pub fn send_pool(&self, to: NodeId, message: Message) {
+        self.order(Order::Pool(to, message));
+    }
+
     fn order(&self, order: Order) -> bool {
         self.shared().orders.as_ref().is_some_and(|orders| orders.send(order).is_ok())
     }
@@ -128,7 +135,7 @@ pub fn keys(config: &Config) -> Result<Option<Keys>, Error> {
     Ok(config.membership.as_ref().map(|membership| Keys::read(&membership.key_file)).transpose()?)
 }
 
-/// What nodes hear of each other's leases; none: this node shares none.
+/// What nodes hear of each other's leases; none: this node stands alone.
 pub type OthersLeases = Option<tokio::sync::mpsc::UnboundedReceiver<Heard>>;
 
 /// Starts the threads. `cluster`: what sets the node's VIPs apart at a DHCP server.
@@ -163,8 +170,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
     context.subsystems.spawn(&PEER_RECORDS, move |guard| records.run(&wanted, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (sender, others) = tokio::sync::mpsc::unbounded_channel();
-    let (sender, others) = cluster.map(|_| (sender, others)).unzip();
-    let state = State::new(setup, Leases::new(sender));
+    let state = State::new(setup, Leases::new(Some(sender)));
     context.subsystems.spawn(&PEERS, move |guard| runtime.block_on(engine::run(state, (registry, heard), &guard)))?;
-    Ok(others)
+    Ok(Some(others))
 }

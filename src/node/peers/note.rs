@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use crate::lease::decider::message::Message;
 use crate::lease::grant::Lease;
 use crate::model::VipKey;
 use crate::model::address::{ipv4, is_unicast};
@@ -32,6 +33,8 @@ pub enum Note {
         /// Which lease.
         told: Told,
     },
+    /// About an address of the pool.
+    Pool(Message),
 }
 
 /// A lease as one node tells another.
@@ -88,6 +91,7 @@ impl Told {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Pool(message) => message.fmt(f),
             Self::WhichLease { number, vip } => write!(f, "lease? {number} {vip}"),
             Self::Lease { number, vip, told } => {
                 let Told { grant, address, server, age, term } = told;
@@ -107,6 +111,9 @@ impl FromStr for Note {
 
     /// What a later version adds behind it is ignored.
     fn from_str(text: &str) -> Result<Self, ()> {
+        if let Ok(message) = text.parse() {
+            return Ok(Self::Pool(message));
+        }
         let mut fields = text.split(' ');
         let mut field = || fields.next().ok_or(());
         let (what, number) = (field()?, field()?.parse().map_err(drop)?);

@@ -23,29 +23,41 @@ struct Scene {
     _dir: TempDir,
 }
 
-struct Member {
-    sidecar: Option<Sidecar>,
-    node: Node,
+pub(super) struct Member {
+    pub(super) sidecar: Option<Sidecar>,
+    pub(super) node: Node,
     settings: String,
 }
 
 impl Member {
-    fn start(&mut self) {
+    pub(super) fn new(lan: &Lan, number: u8, settings: String) -> Self {
+        let mut member = Self { sidecar: None, node: Node::without_allocator(lan, number), settings };
+        member.start();
+        member
+    }
+
+    pub(super) fn start(&mut self) {
         self.sidecar = Some(Sidecar::start(&self.node, &self.settings));
     }
 
-    fn sidecar(&self) -> &Sidecar {
+    /// From its next start on.
+    pub(super) fn reconfigure(&mut self, from: &str, to: &str) {
+        assert!(self.settings.contains(from), "{}", self.settings);
+        self.settings = self.settings.replace(from, to);
+    }
+
+    pub(super) fn sidecar(&self) -> &Sidecar {
         self.sidecar.as_ref().expect("viprouted runs")
     }
 
-    fn ctl(&self, arguments: &[&str]) -> Finished {
+    pub(super) fn ctl(&self, arguments: &[&str]) -> Finished {
         let mut command = self.node.ns.cmd(VIPROUTECTL);
         command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket()]).args(arguments);
         command.finish("")
     }
 
     /// The others that it takes for alive.
-    fn live(&self) -> usize {
+    pub(super) fn live(&self) -> usize {
         let nodes: Value = serde_json::from_str(&self.ctl(&["nodes", "--output", "json"]).ok()).expect("JSON");
         nodes["nodes"].as_array().expect("nodes").iter().filter(|node| node["state"] == "live").count()
     }
@@ -59,7 +71,7 @@ impl Member {
         self.sidecar().status(vip).and_then(|status| status["expires"].as_u64()).unwrap_or(0)
     }
 
-    fn is_bound(&self, vip: &str) -> bool {
+    pub(super) fn is_bound(&self, vip: &str) -> bool {
         self.sidecar().status(vip).is_some_and(|status| status["state"] == "bound")
     }
 
@@ -70,7 +82,7 @@ impl Member {
         ["discover", "request", "reboot", "rebind"].into_iter().map(of).sum()
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         self.sidecar().daemon.log()
     }
 }
@@ -85,9 +97,7 @@ impl Scene {
                 "backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]\n[membership]\nkey_file = {key:?}\nname = \"n{number}\"\n\
                  seeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]"
             );
-            let mut member = Member { sidecar: None, node: Node::without_allocator(&lan, number), settings };
-            member.start();
-            member
+            Member::new(&lan, number, settings)
         });
         let scene = Self { members: members.collect(), server, lan, _dir: dir };
         scene.all_see(usize::from(nodes) - 1);

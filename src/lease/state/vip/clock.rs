@@ -10,7 +10,7 @@ use super::{Actions, Phase, Vip};
 impl Vip {
     /// Returns false when the VIP can be forgotten.
     pub(in super::super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Actions) -> bool {
-        self.answer_the_patient(now, act);
+        self.answer_the_patient(rules, now, act);
         if matches!(self.phase, Phase::Failed { again, .. } if again <= now) && self.usage.endpoints > 0 {
             self.ask(act);
             if self.keeps(rules) {
@@ -25,11 +25,11 @@ impl Vip {
         self.damaged.is_some()
     }
 
-    fn answer_the_patient(&mut self, now: SystemTime, act: &mut Actions) {
+    fn answer_the_patient(&mut self, rules: &Rules, now: SystemTime, act: &mut Actions) {
         let Some((_, since)) = self.waiting.first() else { return };
         let waited = now.duration_since(*since).unwrap_or_default();
         if waited >= CONFIRM_WITHIN
-            && let Some(lease) = self.unconfirmed(now)
+            && let Some(lease) = self.unconfirmed(rules, now)
         {
             return self.accept(lease, act);
         }
@@ -38,19 +38,21 @@ impl Vip {
         }
         let why = self.error.clone().unwrap_or_else(|| match self.phase {
             Phase::Saving => "the lease is still being written to disk".into(),
-            _ => "no answer from a DHCP server so far".into(),
+            _ if rules.trusts_memory => "no answer from a DHCP server so far".into(),
+            _ => "no answer from the node that gives out the pool's addresses so far".into(),
         });
         self.answer(&Err(not_now(format!("no address yet, still trying: {why}"))), act);
     }
 
     /// A remembered lease that a silent server hasn't confirmed is as good as it was (RFC 2131 section 3.2, step 4).
-    fn unconfirmed(&self, now: SystemTime) -> Option<Lease> {
-        let untouched = self.phase == Phase::Selecting && !self.lost && self.conflicts.is_empty();
+    fn unconfirmed(&self, rules: &Rules, now: SystemTime) -> Option<Lease> {
+        let untouched =
+            self.phase == Phase::Selecting && !self.lost && self.conflicts.is_empty() && rules.trusts_memory;
         self.lease.clone().filter(|lease| untouched && lease.is_valid(now))
     }
 
     pub(in super::super) fn next_tick(&self, rules: &Rules) -> Option<SystemTime> {
-        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(*since + CONFIRM_WITHIN) {
+        let answer = self.waiting.first().map(|(_, since)| match self.unconfirmed(rules, *since + CONFIRM_WITHIN) {
             Some(_) => *since + CONFIRM_WITHIN,
             None => *since + ANSWER_WITHIN,
         });

@@ -3,13 +3,14 @@
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use crate::lease::clock;
+use crate::lease::{clock, decider};
 use crate::model::VipKey;
-use crate::model::node::NodeId;
+use crate::model::node::{NodeId, NodeState};
 use crate::node::peers::holding;
 use crate::node::peers::leases::{Members, Own};
 use crate::node::peers::note::Note;
 use crate::node::peers::state::State;
+use crate::node::peers::view::Node;
 use crate::node::peers::word::Phase;
 
 use super::{Engine, Order};
@@ -55,21 +56,27 @@ impl Engine {
             others: Members::of(self.view.nodes(), &cluster),
             settled: self.begun.elapsed() >= SETTLED,
         };
+        if members.settled {
+            let is_live = |node: &Node| node.state == NodeState::Live && node.settled;
+            let others = self.view.nodes().iter().filter(|(_, node)| is_live(node)).map(|(id, _)| *id).collect();
+            state.leases.on_members(decider::Members { own: Some(self.own.id), others });
+        }
         for (id, note) in state.leases.look(&members, Instant::now(), clock::now()) {
             self.keyed.send_note(SocketAddrV4::new(id.0, self.socket.port()), &note.to_string());
         }
     }
 
-    /// A note counts if it is a member's that shares leases with this node. What can't be read is a later version's, or nobody's.
+    /// A note counts if it is a node's that is known here; about leases, one's that shares them. What can't be read is a later
+    /// version's, or nobody's.
     pub(super) fn read_note(&mut self, state: &mut State, from: SocketAddrV4, note: &[u8]) {
         let id = NodeId(*from.ip());
+        let Some(note) = std::str::from_utf8(note).ok().and_then(|text| text.parse::<Note>().ok()) else { return };
         let cluster = state.word(self.own.tunnel).cluster;
-        let is_member = Members::of(self.view.nodes(), &cluster).contains_key(&id) && from.port() == self.socket.port();
-        let Some(note) =
-            std::str::from_utf8(note).ok().and_then(|text| text.parse::<Note>().ok()).filter(|_| is_member)
-        else {
+        let shares = Members::of(self.view.nodes(), &cluster).contains_key(&id);
+        let is_known = self.view.nodes().contains_key(&id) && from.port() == self.socket.port();
+        if !is_known || !(shares || matches!(note, Note::Pool(_))) {
             return;
-        };
+        }
         if let Some(answer) = state.leases.on_note(id, note, clock::now()) {
             self.keyed.send_note(from, &answer.to_string());
         }
@@ -81,6 +88,8 @@ pub(super) fn obey_unheard(state: &mut State, order: Order) {
     match order {
         Order::Lease(key, own) => drop(state.leases.set(&key, own, Instant::now())),
         Order::Restart(told) => drop(told.send(())),
+        // It is asked again.
+        Order::Pool(..) => {}
         Order::Leave => state.phase = Phase::Left,
     }
 }

@@ -82,7 +82,7 @@ impl Scene {
                 assert_eq!(is_own, name == "n1");
                 Some(name)
             }
-            Heard::Lease(..) => self.renewer(),
+            Heard::Lease(..) | Heard::Members(_) | Heard::Pool(..) => self.renewer(),
         }
     }
 

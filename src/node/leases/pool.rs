@@ -1,0 +1,76 @@
+//! The pool of nodes that know each other: what [`PoolClaims`] decides to do, and what it has to know.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::lease::decider::register::Register;
+use crate::lease::decider::{Order, Out, PoolClaims, Remote, Setup, Uses};
+use crate::lease::grant::Report;
+use crate::lease::settings::Backend;
+use crate::lease::source::Sources;
+use crate::lease::state::State;
+use crate::model::VipKey;
+use crate::node::config::{Config, Membership};
+use crate::with_causes;
+
+use super::Daemon;
+
+/// What this node's VIPs have.
+struct Here<'a> {
+    state: &'a State,
+    pins: &'a BTreeMap<VipKey, IpAddr>,
+}
+
+impl Uses for Here<'_> {
+    fn holder(&self, address: IpAddr, vip: &VipKey) -> Option<VipKey> {
+        let pinned = self.pins.iter().map(|(other, pin)| (*pin, other));
+        let mut all = self.state.addresses().chain(pinned);
+        all.find(|(taken, other)| *taken == address && *other != vip).map(|(_, other)| other.clone())
+    }
+
+    fn has(&self, vip: &VipKey) -> bool {
+        self.state.has(vip)
+    }
+}
+
+/// Has the pool's addresses given out by one node for all; the orders come by the receiver. None: this node stands alone.
+pub(super) fn start(config: &Config, sources: &mut Sources) -> (Option<PoolClaims>, UnboundedReceiver<Order>) {
+    let (orders, received) = tokio::sync::mpsc::unbounded_channel();
+    let Some(membership) = &config.membership else { return (None, received) };
+    let pool = match &config.lease.backend {
+        Backend::Pool(pool) => Some(pool.clone()),
+        Backend::Dhcp(_) => None,
+    };
+    sources.decide_by(Box::new(Remote(orders)));
+    let claims = PoolClaims::new(Setup {
+        pool,
+        pins: config.lease.pins.values().copied().collect(),
+        decides: Membership::seed_addresses(membership).min(),
+        register: Register::load(&config.state_dir).map_err(|error| with_causes(&error)),
+    });
+    (Some(claims), received)
+}
+
+impl Daemon {
+    /// Does what `decide` says.
+    pub(super) fn decide(&mut self, decide: impl FnOnce(&mut PoolClaims, &dyn Uses, Instant) -> Vec<Out>) {
+        let Some(pool) = &mut self.pool else { return };
+        let here = Here { state: &self.state, pins: &self.settings.pins };
+        for out in decide(pool, &here, Instant::now()) {
+            match out {
+                Out::Send(to, message) => self.agent.peers.send_pool(to, message),
+                Out::Save(number, register) => self.executor.save_register(number, register),
+                Out::Report(vip, news) => self.report(Report::new(vip, news)),
+            }
+        }
+    }
+
+    /// How long nothing is to be decided.
+    pub(super) fn decide_in(&self) -> Option<Duration> {
+        let next = self.pool.as_ref().and_then(PoolClaims::next_tick)?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+}
