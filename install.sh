@@ -96,17 +96,17 @@ systemd() { [ -n "$root" ] || systemctl "$@"; }
 
 do_install() {
     need_root "writes to /opt/cni/bin, /usr/local/bin and /etc"
-    local join=yes chain='' own='' joins='' loopback='' lacking='' staged
+    local no_chain=() links='' chain='' own='' joins='' loopback='' lacking='' staged
     case "$*" in
         "") ;;
-        --no-chain) join= ;;
+        --no-chain) no_chain=(--no-chain) ;;
         *) usage >&2; exit 2 ;;
     esac
     need_cargo
     # shellcheck disable=SC2046  # a list of packages
     packages $(compilers)
     build
-    if [ -n "$join" ]; then find_chain; fi
+    look_around
     if [ -n "$own" ]; then base_plugins; fi
     staged=$(mktemp -d)
     # shellcheck disable=SC2064  # the name is known now
@@ -126,9 +126,16 @@ stage() {
     install -D -m 755 -t "$1/opt/cni/bin" "$built/viproute"
     install -D -m 755 -t "$1/usr/local/bin" "$built/viprouted" "$built/viproutectl"
     stage_documentation "$1/usr/local/share"
+    note "$1/usr/local/share"
     if wants_unit; then install -D -m 644 conf/viprouted.service "$1/etc/systemd/system/viprouted.service"; fi
     [ -e "$settings/viprouted.toml" ] || install -D -m 644 conf/viprouted.toml "$1/etc/viproute/viprouted.toml"
     [ -z "$own" ] || install -D -m 644 conf/10-viproute.conflist "$1/etc/cni/net.d/10-viproute.conflist"
+}
+
+# Who has installed it: doctor's cures are by that.
+note() {
+    install -d "$1/viproute"
+    if [ -n "$release" ]; then say archive; else say "checkout $PWD"; fi >"$1/viproute/installed-by"
 }
 
 # What of the staged files is not here yet, or another.
@@ -141,9 +148,8 @@ differing() {
 mode() { if [ -x "$1" ]; then say 755; else say 644; fi }
 
 put_in_place() {
-    local files links file dir restart=
+    local files file dir restart=
     files=$(differing "$1")
-    links=$(missing_links)
     if [ -n "$root" ] || ! wants_unit; then :
     elif ! systemctl -q is-enabled viprouted 2>/dev/null || grep -qE '/viprouted(\.service)?$' <<<"$files"; then restart=yes; fi
     if [ -z "$files$links$restart$joins" ]; then
@@ -160,17 +166,13 @@ put_in_place() {
         # Renamed into place: a runtime may call the old one at this moment.
         mv "$root/$file.viproute-new" "$root/$file"
     done
-    for dir in $links; do
-        install -d "$root$dir"
-        ln -sfn /opt/cni/bin/viproute "$root$dir/viproute"
-    done
     if [ -n "$restart" ]; then
         systemctl daemon-reload
         systemctl enable viprouted
         systemctl restart viprouted
     fi
     # Last: from now on the runtime calls the plugin.
-    if [ -n "$joins" ]; then "$built/viproutectl" node join --root "${root:-/}"; fi
+    if [ -n "$links$joins" ]; then "$built/viproutectl" node install "${no_chain[@]}" --root "${root:-/}"; fi
     advise
     say "Installed. Try: viproutectl status"
 }
@@ -178,23 +180,6 @@ put_in_place() {
 # viproutectl as it is to be installed, or as it is.
 tool() {
     if [ -x "$built/viproutectl" ]; then say "$built/viproutectl"; else say "$binaries/viproutectl"; fi
-}
-
-# The runtimes of this machine and where each looks for plugins, a line each: NAME, tab, DIRECTORY.
-runtimes() {
-    "$(tool)" runtimes "${root:-/}" 2>/dev/null || true
-    # Debian's own place for plugins, whoever looks there.
-    [ ! -d "$root/usr/lib/cni" ] || printf 'Debian\t/usr/lib/cni\n'
-}
-
-plugin_dirs() { runtimes | cut -f 2- | LC_ALL=C sort -u; }
-
-# Where a runtime would look in vain.
-missing_links() {
-    plugin_dirs | while read -r dir; do
-        [ "$dir" = /opt/cni/bin ] || [ "$root$dir" -ef "$plugins" ] ||
-            [ "$(readlink "$root$dir/viproute" || true)" = /opt/cni/bin/viproute ] || say "$dir"
-    done
 }
 
 # Where viproutectl's completions go, by shell.
@@ -222,15 +207,17 @@ networks() {
     [ ! -d "$chains/" ] || find "$chains/" -maxdepth 1 ! -type d -regex '.*\.\(conflist\|conf\|json\)' | sed 's|//*|/|g' | LC_ALL=C sort
 }
 
-# Sets `chain` to the one that viproute joins (`joins`) or has joined, or `own` where there is none. What isn't understood is refused before
-# anything is changed: a wrong edit takes the node's network away.
-find_chain() {
+# Sets `links` to the directories where a runtime would look for the plugin in vain, and `chain` to the network that viproute joins
+# (`joins`) or has joined, or `own` where there is none. What isn't understood is refused before anything is changed: a wrong edit takes the
+# node's network away.
+look_around() {
     local plan line
-    plan=$("$built/viproutectl" node join --dry-run --root "${root:-/}") || die "nothing was changed.
+    plan=$("$built/viproutectl" node install --dry-run "${no_chain[@]}" --root "${root:-/}") || die "nothing was changed.
 Put that right, or use --no-chain and add this as the last of the network's \"plugins\":
     $entry"
     while read -r line; do
         case $line in
+            "link "*) links="$links ${line#link }" ;;
             "join "*) chain=${line#join } joins=yes ;;
             "has "*) chain=${line#has } ;;
             no-network) own=yes ;;
@@ -245,7 +232,7 @@ state_of_chain() {
 
 # What is left to people.
 advise() {
-    if [ -z "$join" ]; then
+    if [ ${#no_chain[@]} != 0 ]; then
         say "Left alone: $chains. viproute is to be the last of a network's \"plugins\" there:"
         say "    $entry"
     elif [ -n "$own" ]; then
@@ -282,7 +269,7 @@ do_uninstall() {
         *) usage >&2; exit 2 ;;
     esac
     local attached dirs
-    attached=$(live_attachments | wc -l)
+    attached=$(attached | wc -l)
     if [ "$attached" -gt 0 ] && [ -z "${1:-}" ]; then
         die "$attached pods are attached to VIPs; without the plugin their runtime can't remove them. Delete them first, or
 --detach: they are taken out of their VIPs and live on (--force: they are left as they are)"
@@ -296,7 +283,7 @@ do_uninstall() {
     fi
     remove_table
     remove_programs
-    dirs=$(plugin_dirs)
+    dirs=$("$(tool)" plugin-dirs "${root:-/}" 2>/dev/null || true)
     local dir
     for dir in $dirs; do
         if [ "$(readlink "$root$dir/viproute" || true)" = /opt/cni/bin/viproute ]; then remove "$root$dir/viproute"; fi
@@ -305,6 +292,8 @@ do_uninstall() {
     remove "$share"/man/man5/viprouted.toml.5 "$share"/man/man8/viproute.8 "$share"/man/man8/viprouted.8 "$share"/man/man8/viproutectl.8 "$share"/man/man8/viproutectl-*.8
     local shell file
     completions "$share" | while read -r shell file; do remove "$file"; done
+    remove "$share/viproute/installed-by"
+    rmdir "$share/viproute" 2>/dev/null || true
     # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
     if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
@@ -320,15 +309,8 @@ do_uninstall() {
     say "Leases stay in /var/lib/viproute, the registry in $registry."
 }
 
-# The attachments whose pods are alive: the namespace that was recorded is still at its path. What can't be read counts.
-live_attachments() {
-    local file netns
-    [ -d "$registry/attachments" ] || return 0
-    find "$registry/attachments" -maxdepth 1 -type f -name '*.json' | while read -r file; do
-        netns=$(sed -n 's/.*"netns":{"path":"\([^"]*\)","device":\([0-9]*\),"inode":\([0-9]*\)}.*/\2:\3 \1/p' "$file")
-        if [ -z "$netns" ] || [ "$(stat -L -c %d:%i "${netns#* }" 2>/dev/null)" = "${netns%% *}" ]; then say "$file"; fi
-    done
-}
+# The attachments whose pods live. Where viproutectl is gone, so is the rest.
+attached() { [ ! -x "$(tool)" ] || "$(tool)" --data-dir "$registry" attached; }
 
 # Takes each pod out of its VIPs, as its runtime's DEL would: the pod lives on without them.
 detach_all() {
@@ -413,13 +395,13 @@ do_test() {
     esac
     # shellcheck disable=SC2046  # a list of packages
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
-        util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq \
-        busybox-static podman procps prometheus bird2 frr $(compilers)
+        util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq curl \
+        busybox-static podman procps prometheus bird2 frr lintian $(compilers)
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }
-    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh packaging/build.sh packaging/tarball.sh .ci/run
+    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh packaging/*.sh packaging/deb/p* .ci/run
     # The programs that the upgrade test begins with.
     check tests/previous.sh
     # A runtime that calls STATUS.

@@ -1,9 +1,11 @@
 //! viproute: a NAT-free load balancer for pods that lives in the routing table.
 //!
-//! Dependencies point one way: `bin` → (`cni`, `node`, `ctl`) → (`membership`, `lease`, `api`) → `dataplane` → (`registry`, `ebpf`, `net`) →
+//! Dependencies point one way: `bin` → (`cni`, `node`, `ctl`) → (`membership`, `lease`, `api`) → `dataplane` → (`registry`, `ebpf`, `net`, `chain`) →
 //! `model`; `lease` → `dhcp`. `tests/layers.rs` checks it.
 
 mod api;
+#[cfg(feature = "node")]
+pub mod chain;
 pub mod cni;
 #[cfg(feature = "node")]
 pub mod ctl;

@@ -12,7 +12,7 @@ const ROWS: [&[&str]; 5] = [
     &["cni", "node", "ctl"],
     &["membership", "lease"],
     &["dataplane", "dhcp", "api"],
-    &["registry", "ebpf", "net"],
+    &["registry", "ebpf", "net", "chain"],
     &["model"],
 ];
 

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use clap::Parser;
 use serde::Serialize;
+use viproute::chain::{self, runtimes};
 use viproute::ctl::arguments::{
     Action, Announce, Arguments, Bundle, Doctor, Drain, Events, Form, Health, Identity, Join, Key, KeyOrder, Leave,
     Node, Nodes, NodesOrder, Output, Probe, Status, UdpReply, Verb, Where, default,
 };
 use viproute::ctl::bundle::{self, Written};
-use viproute::ctl::chain;
 use viproute::ctl::doctor::{self, Severity};
 use viproute::ctl::join::{self, Left, Options, Places};
 use viproute::ctl::trace::{self, Flow};
-use viproute::ctl::{announce, drain, events, identity, manual, nodes, probe, runtimes, status, unload, watch};
+use viproute::ctl::{announce, drain, events, identity, manual, nodes, pods, probe, status, unload, watch};
 use viproute::internals::model::Transport;
 use viproute::internals::registry::{Registry, State};
-use viproute::node::config::Config;
+use viproute::node::config::{Config, DEFAULT_PATH};
 use viproute::node::peers::key;
 use viproute::with_causes;
 
@@ -49,9 +49,13 @@ fn main() -> ExitCode {
         Verb::Key(Key { order: KeyOrder::New { path } }) => new_key(&path),
         Verb::Doctor(question) => examine(data_dir, allocator, question),
         Verb::Bundle(order) => bundle(data_dir, allocator, order),
-        Verb::Node(order) => join_or_leave(order),
+        Verb::Node(order) => change_node(order),
         Verb::Probe(question) => probe(&question),
-        Verb::Runtimes { root } => Ok(print_lines(&runtimes::Lines(&root, &runtimes::find(&root)))),
+        Verb::PluginDirs { root } => {
+            let dirs = runtimes::plugin_dirs(&root);
+            Ok(print_each(dirs.iter().map(|dir| dir.display())))
+        }
+        Verb::Attached => list_attached(data_dir),
         Verb::Unload => unload(),
         Verb::Completions { shell } => Ok(print(manual::completions(shell).trim_end())),
         Verb::Man { dir } => written(manual::write(&dir).map_err(|e| format!("write manual pages: {e}"))),
@@ -60,6 +64,14 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "viproutectl: {sentence}");
         ExitCode::FAILURE
     })
+}
+
+/// Of the registry that viprouted's configuration names, unless the command line names one.
+fn list_attached(data_dir: Option<PathBuf>) -> Outcome {
+    let configured = || Config::load(Path::new(DEFAULT_PATH)).ok().map(|config| config.data_dir);
+    let registry = Registry::new(data_dir.or_else(configured).unwrap_or_else(|| default::DATA_DIR.into()));
+    let names = pods::attached(&registry).map_err(|e| with_causes(&e))?;
+    Ok(print_each(names.iter()))
 }
 
 fn unload() -> Outcome {
@@ -77,9 +89,9 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// Each with its newline; perhaps none.
-fn print_lines(lines: &impl std::fmt::Display) -> ExitCode {
-    match write!(std::io::stdout(), "{lines}") {
+/// A line each; perhaps none.
+fn print_each(mut lines: impl Iterator<Item: std::fmt::Display>) -> ExitCode {
+    match lines.try_for_each(|line| writeln!(std::io::stdout(), "{line}")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -232,20 +244,41 @@ fn bundle(data_dir: Option<PathBuf>, allocator: Option<PathBuf>, order: Bundle) 
     )))
 }
 
-fn join_or_leave(order: Node) -> Outcome {
-    let Node { action, root, conf_dir, dry_run } = order;
+fn change_node(order: Node) -> Outcome {
+    let Node { action, root, conf_dir, bin_dir, no_chain, dry_run } = order;
     let places = chain::Places { root, conf_dir };
-    let said = match action {
-        Action::Join if dry_run => {
-            let plan = places.plan().map(|plan| plan.to_string());
-            let first = places.first_is_loopback().map(|path| format!("loopback {}", path.display()));
-            plan.map(|plan| std::iter::once(plan).chain(first).collect())
-        }
-        Action::Join => places.join().map(|sentence| vec![sentence]),
+    let own = std::env::current_exe().map_err(|e| format!("find this program: {e}"))?;
+    let plugin = chain::Plugin { program: own.with_file_name("viproute"), bin_dir };
+    let (plugin, joins) = ((action == Action::Install).then_some(&plugin), !no_chain);
+    let lines = match action {
         Action::Leave => places.leave(),
+        Action::Install | Action::Join if dry_run => foretell(&places, plugin, joins),
+        Action::Install | Action::Join => set_up(&places, plugin, joins),
     };
-    let lines: Vec<String> = said.map_err(|e| with_causes(&e))?;
-    Ok(print_lines(&lines.iter().map(|line| line.clone() + "\n").collect::<String>()))
+    let lines = lines.map_err(|e| with_causes(&e))?;
+    Ok(print_each(lines.iter()))
+}
+
+/// What was done, a sentence each.
+fn set_up(places: &chain::Places, plugin: Option<&chain::Plugin>, joins: bool) -> Result<Vec<String>, chain::Error> {
+    let mut lines = plugin.map(|plugin| places.install(plugin)).transpose()?.unwrap_or_default();
+    if joins {
+        lines.push(places.join()?);
+    }
+    Ok(lines)
+}
+
+/// What would be done, a line each.
+fn foretell(places: &chain::Places, plugin: Option<&chain::Plugin>, joins: bool) -> Result<Vec<String>, chain::Error> {
+    let mut lines = Vec::new();
+    if let Some(plugin) = plugin {
+        lines.extend(places.missing(plugin)?.iter().map(ToString::to_string));
+    }
+    if joins {
+        lines.push(places.plan()?.to_string());
+        lines.extend(places.first_is_loopback().map(|path| format!("loopback {}", path.display())));
+    }
+    Ok(lines)
 }
 
 fn probe(question: &Probe) -> Outcome {

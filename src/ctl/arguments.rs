@@ -86,9 +86,13 @@ pub enum Verb {
     Bundle(Bundle),
     /// Puts viproute into the chain of plugins that this machine's runtime uses, or takes it out again.
     ///
+    /// install copies the plugin that lies beside viproutectl to where runtimes look for it, with links where others look, runs it there
+    /// once, and then does what join does.
+    ///
     /// join makes it the last plugin of the network that containerd and CRI-O use, the first one by name, in one step; the original is kept
     /// in /etc/viproute. A network that it doesn't understand is refused, and nothing is changed. leave puts the original back, unless
-    /// somebody has worked on the network since. Done twice, either does nothing.
+    /// somebody has worked on the network since. Done twice, each does nothing. viprouted puts viproute back where the network's own plugin
+    /// writes it anew, until leave.
     Node(Node),
     /// Asks viprouted whether it is alive or ready, for a kubelet's exec probe: exit status 0, or 1 and why not.
     Probe(Probe),
@@ -97,12 +101,15 @@ pub enum Verb {
         /// Which shell.
         shell: Shell,
     },
-    /// Where this machine's runtimes look for plugins, for install.sh: a line for each, NAME, tab, DIRECTORY.
+    /// Where this machine's runtimes look for plugins, for install.sh: a directory a line.
     #[command(hide = true)]
-    Runtimes {
+    PluginDirs {
         /// In place of /.
         root: PathBuf,
     },
+    /// The attachments whose pods live, a line each, for install.sh and packages: without the plugin their runtime can't remove them.
+    #[command(hide = true)]
+    Attached,
     /// Takes the express path's programs off all devices, for install.sh: a viprouted that was killed has left them.
     #[command(hide = true)]
     Unload,

@@ -2,7 +2,10 @@
 //! other by its address, which is looked for in the network namespaces that runtimes show.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
+
+use serde_json::Value;
 
 use crate::dataplane::ids::POD_DEVICE;
 use crate::membership::Pod;
@@ -55,6 +58,20 @@ pub enum Error {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+}
+
+/// The attachments whose pods live, as their records are named. Of a record of any version its namespace is read and nothing else; where that
+/// can't be read, nobody knows, and it counts.
+pub fn attached(registry: &Registry) -> Result<Vec<String>, Error> {
+    let names = registry.attachments()?.into_iter().map(|attachment| attachment_name(&attachment));
+    let lives = |name: &String| {
+        let text = fs::read(registry.dir().join("attachments").join(format!("{name}.json"))).unwrap_or_default();
+        let record: Option<Value> = serde_json::from_slice(&text).ok();
+        let netns = record.and_then(|mut record| record.get_mut("netns").map(Value::take));
+        let netns: Option<record::Netns> = netns.and_then(|netns| serde_json::from_value(netns).ok());
+        netns.is_none_or(|netns| netns.is_still_there())
+    };
+    Ok(names.filter(lives).collect())
 }
 
 /// By `<namespace>/<name>`, by an address, or by a container's ID or the beginning of it.

@@ -122,6 +122,11 @@ impl Error {
         }
     }
 
+    /// A file was refused (EACCES): to root only a security module does that.
+    pub fn is_access_denied(&self) -> bool {
+        !self.is_verifiers() && errno_of(self) == Some(Errno::EACCES)
+    }
+
     /// Whether another object may do.
     fn is_verifiers(&self) -> bool {
         matches!(self, Self::Refused { .. })

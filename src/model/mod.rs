@@ -4,6 +4,7 @@ pub mod address;
 mod attachment;
 mod backend;
 pub mod check;
+pub mod cni;
 mod egress;
 mod group;
 mod key;

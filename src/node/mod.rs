@@ -5,6 +5,7 @@
 
 pub mod arguments;
 mod calls;
+mod chain;
 pub mod config;
 mod express;
 mod generation;
@@ -109,10 +110,11 @@ impl Context {
         Ok(Self { registry, journal, counters, subsystems, problems, watch, express, peers, wanted })
     }
 
-    /// Starts the registry's watcher.
+    /// Starts the watcher of the registry and of the runtime's networks.
     fn start_watch(&self) -> io::Result<()> {
-        let (registry, watch) = (self.registry.clone(), self.watch.clone());
-        self.subsystems.spawn(&subsystems::REGISTRY, move |guard| watch::run(&registry, &watch, || guard.turn()))
+        let (registry, watch, follower) = (self.registry.clone(), self.watch.clone(), chain::start(self)?);
+        let run = move |guard: subsystems::SubsystemGuard| watch::run(&registry, &watch, follower, || guard.turn());
+        self.subsystems.spawn(&subsystems::REGISTRY, run)
     }
 }
 

@@ -16,6 +16,8 @@ pub const MEMBERSHIP: &str = "membership";
 pub const TUNNEL: &str = "tunnel";
 /// The same for the proxy neighbour entries on it.
 pub const PROXIES: &str = "proxy neighbours";
+/// The same for the runtime's networks.
+pub const CHAIN: &str = "networks";
 
 /// The problems there are. Clones are the same.
 #[derive(Clone, Debug)]

@@ -33,6 +33,8 @@ const fn subsystem(name: &'static str, thread: &'static str, seconds: u64) -> Su
 
 /// Reads the registry and publishes what has changed.
 pub const REGISTRY: Subsystem = subsystem("the registry's watcher", "registry", 10);
+/// Keeps viproute in the networks that it has joined.
+pub const CHAIN: Subsystem = subsystem("the keeper of the runtime's networks", "chain", 10);
 /// Records what becomes of replicas in the journal.
 pub const EVENTS: Subsystem = subsystem("the log of replicas' events", "events", 10);
 /// Reconciles kernel objects with the registry: VIPs, attachments, the node's own.
@@ -62,8 +64,9 @@ pub const METRICS: Subsystem = subsystem("metrics", "metrics", 15);
 
 /// All of them; the main thread, which keeps leases and serves the socket, is asked by a question of its own.
 #[cfg(test)]
-const ALL: [&Subsystem; 14] = [
+const ALL: [&Subsystem; 15] = [
     &REGISTRY,
+    &CHAIN,
     &EVENTS,
     &RECONCILE,
     &EXPRESS,

@@ -64,6 +64,7 @@ fn installs_everything_and_takes_it_away_again() {
         "usr/local/share/man/man8/viproutectl-where.8",
         "usr/local/share/man/man8/viproutectl.8",
         "usr/local/share/man/man8/viprouted.8",
+        "usr/local/share/viproute/installed-by",
         "usr/local/share/zsh/site-functions/_viproutectl",
     ];
     assert_eq!(installed(&root), files);
@@ -73,7 +74,7 @@ fn installs_everything_and_takes_it_away_again() {
 }
 
 /// As kubeadm's users have it: odd spacing, unknown keys, and no newline at the end.
-const THEIRS: &str = r#"{"cniVersion": "1.0.0",   "name":"cluster", "disableCheck": true,
+pub(crate) const THEIRS: &str = r#"{"cniVersion": "1.0.0",   "name":"cluster", "disableCheck": true,
  "plugins":[{"type":"bridge","mtu":1450,"unknown":{"b":1,"a":[null,"\u00e9"]}}, {"type": "portmap"}]}"#;
 
 const CHAIN: &str = "etc/cni/net.d/10-theirs.conflist";

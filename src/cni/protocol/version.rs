@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-/// What we speak, oldest first.
-pub const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub use crate::model::cni::SUPPORTED;
+
 /// What we answer with where the caller's version is unknown.
 pub const NEWEST: &str = "1.1.0";
 

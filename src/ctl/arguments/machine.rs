@@ -31,16 +31,24 @@ pub struct Node {
     /// Where the runtime's networks are, below that.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// join: say in one line what would be done, for scripts: `join PATH`, `has PATH`, `no-network` or `podman`. A second line
-    /// `loopback PATH` names a loopback that comes first.
+    /// install: where the plugin is copied to, below that root.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// install: leave networks alone.
+    #[arg(long)]
+    pub no_chain: bool,
+    /// install, join: say what would be done, for scripts: `copy PATH`, `link DIR`, and one of `join PATH`, `has PATH`, `no-network` and
+    /// `podman`. `loopback PATH` names a loopback that comes first.
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// What is done to the runtime's network.
+/// What is done to this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Action {
-    /// viproute becomes its last plugin.
+    /// The plugin is put where runtimes look for it, then as join.
+    Install,
+    /// viproute becomes the last plugin of the runtime's network.
     Join,
     /// It becomes what it was.
     Leave,

@@ -177,7 +177,7 @@ fn own(places: &Places) -> Vec<Item> {
 
 /// Of the plugins that runtimes find, and of the viprouted that is installed beside viproutectl.
 fn versions() -> Vec<Item> {
-    let runtimes = crate::ctl::runtimes::find(Path::new("/"));
+    let runtimes = crate::chain::runtimes::find(Path::new("/"));
     let mut dirs: Vec<PathBuf> = runtimes.into_iter().flat_map(|runtime| runtime.plugin_dirs).collect();
     dirs.extend(["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from));
     dirs.sort();

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::VERSION;
 use crate::api::client;
 use crate::api::protocol::{LeaseEntry, LeaseState, Status, VipStatus};
+use crate::chain::all_set_aside;
 use crate::ctl::ANSWER;
 use crate::lease::allow::Allow;
 use crate::lease::settings::Backend;
@@ -42,10 +43,15 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
             findings.extend(waiting(scene));
         }
         Ok(status) => {
-            findings.extend(version(status));
+            findings.extend(version(scene, status));
             let socket = &scene.places.allocator;
             let leases = client::leases(socket, ANSWER).map(|leases| leases.leases).unwrap_or_default();
-            findings.extend(status.problems.iter().map(|problem| of_problem(problem)));
+            // A network that was set aside is reported with the networks.
+            let aside = all_set_aside(&scene.places.conf_dir);
+            let is_network = |problem: &str| aside.iter().any(|path| problem.contains(&path.display().to_string()));
+            findings.extend(
+                status.problems.iter().filter(|problem| !is_network(problem)).map(|problem| of_problem(problem)),
+            );
             // What one VIP lacks is reported with that VIP.
             let reported =
                 |why: &str| status.vips.iter().filter_map(|vip| vip.error.as_deref()).any(|error| why.contains(error));
@@ -59,7 +65,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
 }
 
 /// The program that runs, which may be another than the file.
-fn version(status: &Status) -> Option<Finding> {
+fn version(scene: &Scene<'_>, status: &Status) -> Option<Finding> {
     let what = match &status.version {
         Some(version) if version == VERSION => return None,
         Some(version) => format!("the viprouted that runs is of version {version}, viproutectl of {VERSION}"),
@@ -67,7 +73,7 @@ fn version(status: &Status) -> Option<Finding> {
     };
     let file = std::env::current_exe().map(|own| own.with_file_name("viprouted"));
     let is_ours = file.and_then(|file| plugin::version_of(&file, "viprouted")).is_ok_and(|version| version == VERSION);
-    let cure = if is_ours { restart() } else { command("./install.sh install") };
+    let cure = if is_ours { restart() } else { scene.installed.again() };
     Some(Finding::warning(what, plugin::TWO_VERSIONS, cure))
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::api::protocol::Directory;
+use crate::chain::all_set_aside;
 use crate::cni::protocol::Config;
 use crate::cni::protocol::config::{ANNOTATIONS, ConfigError};
 use crate::cni::protocol::version::SUPPORTED;
@@ -22,7 +23,16 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
         }
     }
     findings.extend(absent(scene));
+    findings.extend(all_set_aside(&scene.places.conf_dir).iter().map(|path| set_aside(path)));
     findings
+}
+
+/// What viprouted says of such a network is this finding.
+fn set_aside(path: &Path) -> Finding {
+    let what = format!("Cilium has set aside a network that has viproute, as {}", path.display());
+    let cure = "Set Cilium's cni.exclusive=false (Helm; \"cni-exclusive\" in its ConfigMap), give the network back its name or remove it, \
+                and run `viproutectl node join`.";
+    Finding::error(what, NEVER_CALLED, advice(cure))
 }
 
 fn invalid(network: &Network, wrong: &str) -> Finding {
@@ -60,7 +70,7 @@ fn absent(scene: &Scene<'_>) -> Option<Finding> {
     }
     let Some(first) = scene.networks.first().filter(|_| !scene.networks.iter().all(Network::is_loopback)) else {
         let what = format!("{} has no network", scene.places.conf_dir.display());
-        return Some(Finding::error(what, NEVER_CALLED, command("./install.sh install")));
+        return Some(Finding::error(what, NEVER_CALLED, scene.installed.network()));
     };
     let content = first.content.as_ref().ok()?;
     if !content.entries.is_empty() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::ebpf::{self, Maps, Programs};
 use crate::{dataplane, with_causes};
 
+use super::lsm::Confined;
 use super::scene::Scene;
 use super::{Finding, advice, command, vips};
 
@@ -17,7 +18,10 @@ pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
             ebpf::Error::UnsafeDir { .. } => {
                 advice("Set \"bpfDir\" in viproute's entry of the conflist to a directory that only root can write to.")
             }
-            _ => advice("Allow it, or do without: \"flowOwner\": \"off\" in viproute's entry of the conflist."),
+            error => match Confined::read().filter(|_| error.is_access_denied()) {
+                Some(confined) => advice(confined.cure()),
+                None => advice("Allow it, or do without: \"flowOwner\": \"off\" in viproute's entry of the conflist."),
+            },
         };
         return Ok(vec![Finding::error(with_causes(&error), why, cure)]);
     }
@@ -30,7 +34,7 @@ pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     }
     let what = format!("the flow owner in {} is of another build than viproutectl", dir.display());
     let why = "viproutectl can't see what it does. The next ADD of the plugin replaces it by that plugin's.";
-    Ok(vec![Finding::warning(what, why, command("./install.sh install"))])
+    Ok(vec![Finding::warning(what, why, scene.installed.again())])
 }
 
 /// VIPs with more replicas than are asked where the kernel has no BTF.

@@ -7,6 +7,8 @@ mod chain;
 mod express;
 mod firewall;
 mod flow_owner;
+mod installed;
+mod lsm;
 mod node;
 mod nodes;
 mod plugin;
@@ -21,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::ctl::runtimes::Runtime;
+use crate::chain::runtimes::Runtime;
 use crate::registry::Registry;
 use crate::{dataplane, net, with_causes};
 

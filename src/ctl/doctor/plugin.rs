@@ -19,7 +19,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
             None => findings.push(missing(scene, runtime, &dirs)),
             // Links in one runtime's directory may lead to another's.
             Some(path) if seen.insert(std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) => {
-                findings.extend(version(&path));
+                findings.extend(version(scene, &path));
             }
             Some(_) => {}
         }
@@ -31,7 +31,7 @@ fn missing(scene: &Scene<'_>, runtime: &str, dirs: &[PathBuf]) -> Finding {
     let shown: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
     let what = format!("there is no plugin viproute in {}, where {runtime} looks for it", shown.join(" or "));
     let why = "The runtime can't start pods of a network that has viproute, nor remove them.";
-    Finding::error(what, why, link(scene.plugin(), dirs).unwrap_or_else(|| command("./install.sh install")))
+    Finding::error(what, why, link(scene.plugin(), dirs).unwrap_or_else(|| scene.installed.again()))
 }
 
 /// One that is elsewhere will do.
@@ -44,7 +44,7 @@ fn link(plugin: Option<PathBuf>, dirs: &[PathBuf]) -> Option<Cure> {
 /// Of programs of two versions.
 pub const TWO_VERSIONS: &str = "What one of them leaves, the other may not know.";
 
-fn version(path: &Path) -> Option<Finding> {
+fn version(scene: &Scene<'_>, path: &Path) -> Option<Finding> {
     let what = match version_of(path, "viproute") {
         Ok(version) if version == VERSION => return None,
         Ok(version) if version.is_empty() => {
@@ -54,10 +54,10 @@ fn version(path: &Path) -> Option<Finding> {
         Err(error) => {
             let why = "The runtime can't run it either: no pod of a network that has it starts.";
             let what = format!("{} can't be run: {error}", path.display());
-            return Some(Finding::error(what, why, command("./install.sh install")));
+            return Some(Finding::error(what, why, scene.installed.again()));
         }
     };
-    Some(Finding::warning(what, TWO_VERSIONS, command("./install.sh install")))
+    Some(Finding::warning(what, TWO_VERSIONS, scene.installed.again()))
 }
 
 /// More than any version is long, bytes.

@@ -13,6 +13,7 @@ use crate::node::config::{self, Config};
 use crate::registry::{Endpoint, VipRecord, nodes};
 
 use super::Places;
+use super::installed::Installed;
 
 /// The node as it is.
 pub struct Scene<'a> {
@@ -30,6 +31,8 @@ pub struct Scene<'a> {
     pub config: Option<Result<Config, config::Error>>,
     /// What viprouted says.
     pub agent: Result<Status, client::Error>,
+    /// Who has installed viproute.
+    pub installed: Installed,
 }
 
 /// A VIP of this node.
@@ -55,6 +58,7 @@ impl<'a> Scene<'a> {
             networks: Network::read_all(&places.conf_dir),
             config: places.config.exists().then(|| Config::load(&places.config)),
             agent: client::status(&places.allocator, ANSWER),
+            installed: Installed::read(),
             net,
         })
     }

@@ -1,11 +1,11 @@
 //! Changes as the kernel tells them (inotify(7)).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -70,13 +70,24 @@ pub struct Watches {
     above: HashSet<WatchDescriptor>,
     /// `vips/<x>/` and `vips/<x>/endpoints/`.
     dirs: HashMap<WatchDescriptor, VipKey>,
+    /// The directories that are followed.
+    followed: HashMap<WatchDescriptor, PathBuf>,
+}
+
+/// What came of following directories.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Covered {
+    /// One of them is watched that wasn't.
+    pub more: bool,
+    /// One of them isn't there.
+    pub incomplete: bool,
 }
 
 impl Watches {
     /// Watches nothing so far.
     pub fn open() -> Result<Self, Exhausted> {
         let inotify = Inotify::init().map_err(init_failed)?;
-        Ok(Self { inotify, root: None, above: HashSet::new(), dirs: HashMap::new() })
+        Ok(Self { inotify, root: None, above: HashSet::new(), dirs: HashMap::new(), followed: HashMap::new() })
     }
 
     /// Until something has changed, at most so long.
@@ -105,6 +116,12 @@ impl Watches {
         for event in events {
             if event.mask.contains(EventMask::Q_OVERFLOW) {
                 changes.all = true;
+                changes.followed = true;
+            } else if self.followed.contains_key(&event.wd) {
+                changes.followed = true;
+                if event.mask.contains(EventMask::IGNORED) {
+                    self.followed.remove(&event.wd);
+                }
             } else if event.mask.contains(EventMask::IGNORED) {
                 self.dirs.remove(&event.wd);
                 if self.root.as_ref() == Some(&event.wd) {
@@ -123,7 +140,7 @@ impl Watches {
     pub fn cover(&mut self, registry: &Registry, vip: &VipKey) -> Result<(), Exhausted> {
         let dir = registry.vip_dir(vip);
         for path in [dir.join("endpoints"), dir] {
-            if let Some(wd) = self.watch(&path)? {
+            if let Some(wd) = self.watch(&path, WatchMask::empty())? {
                 self.dirs.insert(wd, vip.clone());
             }
         }
@@ -136,16 +153,16 @@ impl Watches {
             return Ok(false);
         }
         let path = registry.vips_dir();
-        self.root = self.watch(&path)?;
+        self.root = self.watch(&path, WatchMask::empty())?;
         if self.root.is_none() {
             // Above first, then once more: it may have come in between. What slips through even so, `RETRY` finds.
             for above in path.ancestors().skip(1) {
-                if let Some(wd) = self.watch(above)? {
+                if let Some(wd) = self.watch(above, WatchMask::empty())? {
                     self.above.insert(wd);
                     break;
                 }
             }
-            self.root = self.watch(&path)?;
+            self.root = self.watch(&path, WatchMask::empty())?;
         }
         if self.root.is_some() {
             for above in self.above.drain() {
@@ -155,10 +172,29 @@ impl Watches {
         Ok(self.root.is_some())
     }
 
+    /// Follows these directories and no others. A path that leads to another directory than before is followed there.
+    pub fn follow(&mut self, dirs: &BTreeSet<PathBuf>) -> Result<Covered, Exhausted> {
+        let mut now = HashMap::new();
+        let mut covered = Covered::default();
+        for dir in dirs {
+            // Others write files in place.
+            match self.watch(dir, WatchMask::CLOSE_WRITE)? {
+                Some(wd) => drop(now.insert(wd, dir.clone())),
+                None => covered.incomplete = true,
+            }
+        }
+        covered.more = now.keys().any(|wd| !self.followed.contains_key(wd));
+        for wd in std::mem::take(&mut self.followed).into_keys().filter(|wd| !now.contains_key(wd)) {
+            let _ = self.inotify.watches().remove(wd); // gone, if its directory is
+        }
+        self.followed = now;
+        Ok(covered)
+    }
+
     /// `None`: there is no such directory.
-    fn watch(&mut self, path: &Path) -> Result<Option<WatchDescriptor>, Exhausted> {
-        // Files are replaced by renaming, so that writing to one is no news.
-        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::ONLYDIR;
+    fn watch(&mut self, path: &Path, more: WatchMask) -> Result<Option<WatchDescriptor>, Exhausted> {
+        // The registry's files are replaced by renaming, so that writing to one is no news.
+        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::ONLYDIR | more;
         match self.inotify.watches().add(path, mask) {
             Ok(wd) => Ok(Some(wd)),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),

@@ -3,7 +3,10 @@
 //! modification times instead, and says which setting to raise.
 //!
 //! Everything is read again every 30 s in case a change went unnoticed.
+//!
+//! It hears of other directories too ([`Follower`]): a process of viproute's has one inotify instance, of the 128 that a user may have.
 
+mod follow;
 mod inotify;
 mod poll;
 mod snapshot;
@@ -15,9 +18,11 @@ use std::time::{Duration, Instant};
 use crate::model::VipKey;
 
 use super::Registry;
+use follow::Followed;
 use inotify::{Exhausted, Watches};
 use poll::Times;
 
+pub use follow::Follower;
 pub use snapshot::{Read, Snapshot, Update, View};
 
 /// Between two readings of everything.
@@ -138,15 +143,23 @@ impl Watch {
 struct Changes {
     all: bool,
     vips: BTreeSet<VipKey>,
+    /// In a directory that is followed.
+    followed: bool,
 }
 
 /// Watches for as long as the process lives; `each_turn` is called at least every 10 s.
-pub fn run(registry: &Registry, watch: &Watch, mut each_turn: impl FnMut()) {
+pub fn run(registry: &Registry, watch: &Watch, follower: Follower, mut each_turn: impl FnMut()) {
     let mut source = Source::open(registry.clone(), watch.clone());
+    let mut beside = Followed::new(follower);
     let mut due = Instant::now();
     loop {
         each_turn();
-        let changes = source.wait(due.saturating_duration_since(Instant::now()).min(TURN));
+        source.follow(&mut beside);
+        let at_most = due.saturating_duration_since(Instant::now()).min(TURN).min(beside.at_most());
+        let changes = source.wait(at_most);
+        if changes.followed {
+            beside.changed();
+        }
         if changes.all || Instant::now() >= due {
             due = Instant::now() + FULL;
             source.read_all();

@@ -1,5 +1,6 @@
 //! A registry that changes under the watcher's eyes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::registry::watch::{self, Watch};
+use crate::registry::watch::{self, Follower, Watch};
 use tokio::sync::mpsc;
 
 /// A registry of its own for each test, removed with it.
@@ -63,7 +64,8 @@ fn replace(path: &Path, text: &str) {
 fn start(registry: Registry) -> mpsc::UnboundedReceiver<Batch> {
     let (watch, (sender, batches)) = (Watch::default(), mpsc::unbounded_channel());
     watch.subscribe(move |update| sender.send(Batch::of(&update)).is_ok());
-    thread::spawn(move || watch::run(&registry, &watch, || ()));
+    let nothing_else = Follower { dirs: Box::new(BTreeSet::new), tell: Box::new(|| ()) };
+    thread::spawn(move || watch::run(&registry, &watch, nothing_else, || ()));
     batches
 }
 

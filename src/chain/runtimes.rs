@@ -1,6 +1,6 @@
 //! The container runtimes of a machine that call CNI plugins, and where each of them looks for these.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -86,14 +86,14 @@ const KINDS: [Kind; 7] = [
 /// Those of the machine whose files are below `root`.
 pub fn find(root: &Path) -> Vec<Runtime> {
     let here = KINDS.iter().filter(|kind| kind.signs.iter().any(|sign| below(root, sign).exists()));
-    here.map(|kind| Runtime { name: kind.name, plugin_dirs: plugin_dirs(root, kind) }).collect()
+    here.map(|kind| Runtime { name: kind.name, plugin_dirs: configured(root, kind) }).collect()
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-fn plugin_dirs(root: &Path, kind: &Kind) -> Vec<PathBuf> {
+fn configured(root: &Path, kind: &Kind) -> Vec<PathBuf> {
     let mut dirs = Vec::new();
     for file in kind.configuration.iter().flat_map(|path| files(&below(root, path))) {
         // What a runtime can't read it refuses itself.
@@ -136,25 +136,20 @@ fn collect(table: &Table, keys: &[&str], found: &mut Vec<PathBuf>) {
     found.retain(|path| path.is_absolute());
 }
 
-/// For install.sh: a line for each directory the plugin is to be found in, the runtime and the path with a tab between. Of
-/// directories that don't exist only the first counts, and only where none exists.
-#[derive(Debug)]
-pub struct Lines<'a>(pub &'a Path, pub &'a [Runtime]);
+/// Where plugins are in Debian, whoever looks there.
+const DEBIAN: &str = "/usr/lib/cni";
 
-impl fmt::Display for Lines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(root, runtimes) = self;
-        for Runtime { name, plugin_dirs } in *runtimes {
-            let existing = plugin_dirs.iter().filter(|dir| below(root, &dir.to_string_lossy()).is_dir());
-            let mut dirs: Vec<_> = existing.collect();
-            if dirs.is_empty() {
-                dirs.extend(plugin_dirs.first());
-            }
-            for dir in dirs {
-                writeln!(f, "{name}\t{}", dir.display())?;
-            }
-        }
-        Ok(())
+/// The directories in which the plugin is to be found. Of a runtime's that don't exist only the first counts, and only where none exists.
+pub fn plugin_dirs(root: &Path) -> BTreeSet<PathBuf> {
+    let debian = below(root, DEBIAN).is_dir().then(|| PathBuf::from(DEBIAN));
+    find(root).iter().flat_map(|runtime| runtime.looked_in(root)).chain(debian).collect()
+}
+
+impl Runtime {
+    fn looked_in(&self, root: &Path) -> Vec<PathBuf> {
+        let existing = self.plugin_dirs.iter().filter(|dir| below(root, &dir.to_string_lossy()).is_dir());
+        let dirs: Vec<_> = existing.cloned().collect();
+        if dirs.is_empty() { self.plugin_dirs.first().cloned().into_iter().collect() } else { dirs }
     }
 }
 
@@ -220,7 +215,9 @@ mod tests {
         assert!(found[1].1.contains(&"/usr/lib/cni".into()));
         std::fs::create_dir_all(below(&root.0, "/three")).unwrap();
         std::fs::create_dir_all(below(&root.0, "/opt/cni/bin")).unwrap();
-        let lines = Lines(&root.0, &find(&root.0)).to_string();
-        assert_eq!(lines, "CRI-O\t/three\npodman\t/opt/cni/bin\n");
+        let dirs = ["/opt/cni/bin", "/three"].map(PathBuf::from);
+        assert_eq!(plugin_dirs(&root.0).into_iter().collect::<Vec<_>>(), dirs);
+        std::fs::create_dir_all(below(&root.0, DEBIAN)).unwrap();
+        assert!(plugin_dirs(&root.0).contains(Path::new(DEBIAN)));
     }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Deserializer, Value};
 
-use crate::cni::protocol::version::SUPPORTED;
+use crate::model::cni::SUPPORTED;
 
 /// What joins a chain.
 const ENTRY: &str = r#"{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }"#;
