@@ -284,8 +284,11 @@ fn a_probe_asks_on_the_unix_socket() {
     let dead = probe("healthz");
     assert!(dead.status.code() == Some(1) && dead.stderr.contains(&node.metrics()), "{dead:?}");
     let yaml = include_str!("../../conf/daemonset.yaml");
+    let config = "--config, /etc/viproute-config/viprouted.toml";
+    assert!(yaml.contains(&format!("command: [/usr/local/bin/viprouted, {config}]")));
     for question in ["healthz", "readyz"] {
-        assert!(yaml.contains(&format!("exec: {{ command: [/usr/local/bin/viproutectl, probe, {question}] }}")));
+        let command = format!("exec: {{ command: [/usr/local/bin/viproutectl, probe, {question}, {config}] }}");
+        assert!(yaml.contains(&command), "{command}");
     }
     assert!(!yaml.contains("httpGet"));
 }

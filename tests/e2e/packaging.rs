@@ -1,5 +1,8 @@
 //! What packaging/build.sh makes: programs that need nothing of the machine they run on.
 
+mod deb;
+mod image;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

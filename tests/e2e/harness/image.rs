@@ -12,8 +12,20 @@ use super::tempdir::TempDir;
 /// Its name.
 pub const IMAGE: &str = "viproute.test/pause:1";
 
-/// Writes an archive as `docker save` does it: one layer with busybox, which does nothing for a long time.
+/// Writes an archive of an image that does nothing for a long time.
 pub fn write(archive: &Path) {
+    write_as(archive, IMAGE, &["/bin/busybox", "sleep", "1000000"]);
+}
+
+/// The same of one that serves a page on port 80, and ends by SIGTERM as nginx does.
+pub fn server(archive: &Path, name: &str) {
+    let script =
+        "mkdir /www; echo a page of the server >/www/index.html; busybox httpd -f -h /www & trap 'exit 0' TERM; wait";
+    write_as(archive, name, &["/bin/busybox", "sh", "-c", script]);
+}
+
+/// As `docker save` does it: one layer with busybox.
+fn write_as(archive: &Path, name: &str, entrypoint: &[&str]) {
     let dir = TempDir::new();
     let bin = dir.path().join("layer/bin");
     fs::create_dir_all(&bin).expect("a directory for the layer");
@@ -24,10 +36,10 @@ pub fn write(archive: &Path) {
     let config = json!({
         "architecture": match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": ["/bin/busybox", "sleep", "1000000"] },
+        "config": { "Entrypoint": entrypoint, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(dir.file("config.json"), config.to_string()).expect("write config.json");
     fs::write(dir.file("manifest.json"), manifest.to_string()).expect("write manifest.json");
     tar(dir.path(), archive, &["manifest.json", "config.json", "layer.tar"]);

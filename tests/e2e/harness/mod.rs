@@ -9,7 +9,7 @@ mod datagrams;
 mod files;
 mod flows;
 mod http;
-mod image;
+pub mod image;
 mod kill;
 mod machine;
 mod metrics;
