@@ -59,6 +59,7 @@ mod pmtu;
 mod podman;
 mod privileges;
 mod program;
+mod quickstart;
 mod races;
 mod remote;
 mod renumber;

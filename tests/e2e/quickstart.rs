@@ -1,0 +1,103 @@
+//! The quickstarts' commands, run as they stand. What fetches, installs or starts something is replaced: there are no registry, no apt and
+//! no systemd in a test.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use crate::harness::{Lan, Machine, Node, PATIENCE, Run, image, tool, until};
+
+/// The commands of a page, block by block; what they print is left out.
+fn blocks(page: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/quickstart").join(page);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (mut blocks, mut block) = (Vec::new(), None::<(String, String)>);
+    for line in text.lines() {
+        if let Some(language) = line.strip_prefix("```") {
+            match block.take() {
+                Some(whole) => blocks.push(whole),
+                None => block = Some((language.to_owned(), String::new())),
+            }
+        } else if let Some((_, text)) = &mut block {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    let commands = blocks.into_iter().filter(|(language, text)| language.is_empty() && !text.starts_with(" VIP "));
+    commands.map(|(_, text)| text).collect()
+}
+
+/// In place of Debian's: a package that is there already, a unit.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+[ "$*" = "restart viprouted" ] || exit 1
+[ ! -e /run/viprouted.pid ] || kill "$(cat /run/viprouted.pid)"
+mkdir -p /run/viproute
+/usr/local/bin/viprouted --config /etc/viproute/viprouted.toml </dev/null >>/var/log/viprouted.log 2>&1 &
+echo $! >/run/viprouted.pid
+until /usr/local/bin/viproutectl status >/dev/null 2>&1; do sleep 0.05; done
+"#;
+
+/// In place of the registry's image one made here.
+const CTR: &str = "#!/bin/sh
+export CONTAINERD_SNAPSHOTTER=native
+[ \"$1 $2\" != \"image pull\" ] || exec /usr/bin/ctr image import /root/nginx.tar
+exec /usr/bin/ctr \"$@\"
+";
+
+/// An overlay can't lie on another one.
+const CONTAINERD: &str =
+    "version = 2\noom_score = 0\n[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"/var/lib/containerd/opt\"\n";
+
+/// Before the block that begins so, people wait for this.
+const WAITS: [(&str, &str); 2] = [
+    ("viproutectl status", "[ \"$(viproutectl status | grep -c ' ready ')\" = 2 ]"),
+    ("ip route show", "curl --silent --fail http://10.118.0.1/ >/dev/null"),
+];
+
+#[test]
+fn containerd() {
+    for needed in ["containerd", "ctr", "runc", "jq", "curl"] {
+        tool(needed);
+    }
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let mut machine = Machine::new(&node);
+    for (name, text) in [("apt-get", "#!/bin/sh\n"), ("systemctl", SYSTEMCTL), ("ctr", CTR)] {
+        let path = format!("/usr/local/bin/{name}");
+        machine.write(&path, text);
+        machine.sh(&format!("chmod 755 {path}"));
+    }
+    machine.write("/etc/containerd/config.toml", CONTAINERD);
+    image::server(&machine.path("/root/nginx.tar"), "docker.io/library/nginx:alpine");
+    machine.start("containerd", "containerd --config /etc/containerd/config.toml");
+    until("containerd answers", PATIENCE, || {
+        machine.cmd("/usr/bin/ctr").arg("version").finish("").status.success().then_some(())
+    });
+
+    let blocks = blocks("containerd.md");
+    assert!(blocks.len() >= 6, "{blocks:#?}");
+    let mut script = "cd \"$SOURCE\"\nPATH=/usr/local/bin:$PATH\n".to_owned();
+    for block in &blocks {
+        if let Some((_, condition)) = WAITS.iter().find(|(begin, _)| block.starts_with(begin)) {
+            writeln!(script, "until {condition}; do sleep 0.05; done").unwrap();
+        }
+        let title = block.lines().next().unwrap_or_default().replace('\'', "");
+        write!(script, "echo '== {title}'\n{block}").unwrap();
+    }
+    machine.write("/root/quickstart.sh", &(script + "echo '== the end'\n"));
+    // What goes on in the background must not hold a pipe of this test's.
+    machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null");
+    let said = machine.read("/root/said");
+    for part in [
+        "== the end",
+        "default/web  10.118.0.1  for ever  serving  default-web-1@eth0",
+        "default-web-2@eth0",
+        "10.118.0.1 nhid",
+        "a page of the server",
+        "Removed: /usr/local/bin/viprouted",
+        "Leases stay in",
+    ] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+    assert!(!said.contains("error"), "{said}");
+}
