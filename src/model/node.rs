@@ -65,6 +65,9 @@ pub struct OwnNode {
     pub name: String,
     /// The address of its end of the tunnel.
     pub tunnel: Ipv4Addr,
+    /// It has said that it leaves: what others can do for its VIPs is theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
 }
 
 /// This node and the others. A node that stands alone has none.
@@ -159,7 +162,7 @@ mod tests {
     }
 
     fn cluster(nodes: Vec<ClusterNode>) -> Result<Cluster, BadCluster> {
-        Cluster::new(OwnNode { id: id(1), name: "n1".into(), tunnel: id(1).0 }, nodes)
+        Cluster::new(OwnNode { id: id(1), name: "n1".into(), tunnel: id(1).0, left: false }, nodes)
     }
 
     #[test]
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_ring_is_in_the_order_of_ids_and_skips_suspects() {
-        let own = OwnNode { id: id(5), name: "n5".into(), tunnel: id(5).0 };
+        let own = OwnNode { id: id(5), name: "n5".into(), tunnel: id(5).0, left: false };
         let suspect = ClusterNode { state: NodeState::Suspect, ..node(7, 3) };
         let cluster = Cluster::new(own, vec![node(2, 1), node(9, 2), suspect]).unwrap();
         assert_eq!(cluster.ring(&[1, 2, 3].into()), (Some(id(9)), true));

@@ -90,7 +90,7 @@ mod tests {
 
     fn cluster() -> Cluster {
         let address = |last| Ipv4Addr::new(192, 0, 2, last);
-        let own = OwnNode { id: NodeId(address(1)), name: "n1".into(), tunnel: address(1) };
+        let own = OwnNode { id: NodeId(address(1)), name: "n1".into(), tunnel: address(1), left: false };
         let other = ClusterNode {
             id: NodeId(address(2)),
             name: "n2".into(),

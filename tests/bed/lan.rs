@@ -40,4 +40,17 @@ impl Lan {
         }
         ns
     }
+
+    /// A machine behind the gateway, which forwards: 198.51.100.2, on a link of its own.
+    pub fn routed_client(&self) -> Netns {
+        let ns = Netns::new();
+        self.ns.ip(&format!("link add clients type veth peer name eth0 netns {}", ns.path()));
+        self.ns.ip("addr add 198.51.100.1/24 dev clients");
+        self.ns.ip("link set clients up");
+        self.ns.set_sysctl("net/ipv4/ip_forward", "1");
+        ns.ip("addr add 198.51.100.2/24 dev eth0");
+        ns.ip("link set eth0 up");
+        ns.ip("route add default via 198.51.100.1");
+        ns
+    }
 }

@@ -120,6 +120,17 @@ impl Netns {
         self.sysctls(&[key.to_owned()]).remove(0).unwrap_or_else(|| panic!("there is no setting {key}"))
     }
 
+    /// A counter of `/proc/net/snmp`: `counter("Ip", "FragCreates")`.
+    pub fn counter(&self, protocol: &str, name: &str) -> u64 {
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).expect("the kernel's counters");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let found = names.split(' ').zip(values.split(' ')).find(|(found, _)| *found == name);
+        found
+            .and_then(|(_, value)| value.parse().ok())
+            .unwrap_or_else(|| panic!("there is no counter {protocol} {name}"))
+    }
+
     /// The values of settings; `None`: there is no such device.
     pub fn sysctls(&self, keys: &[String]) -> Vec<Option<String>> {
         let read = |key: &String| match std::fs::read_to_string(format!("/proc/sys/{key}")) {

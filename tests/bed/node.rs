@@ -69,6 +69,13 @@ impl Node {
         self.dir.file("viprouted.sock")
     }
 
+    /// viproutectl on the node, about its registry and its viprouted.
+    pub fn ctl(&self) -> Command {
+        let mut command = self.ns.cmd(program("viproutectl"));
+        command.args(["--data-dir", &self.data(), "--allocator", &self.socket()]);
+        command
+    }
+
     /// The sidecar's socket for metrics.
     pub fn metrics(&self) -> String {
         self.dir.file("metrics.sock")

@@ -41,15 +41,8 @@ impl Scene {
     }
 
     fn bundle(&self, path: Option<&str>) -> Finished {
-        let mut command = self.node.ns.cmd(VIPROUTECTL);
-        command.args([
-            "--data-dir",
-            &self.node.data(),
-            "--allocator",
-            &self.node.socket(),
-            "bundle",
-            &self.dir.file("b.tar"),
-        ]);
+        let mut command = self.node.ctl();
+        command.args(["bundle", &self.dir.file("b.tar")]);
         command.args(["--conf-dir", &self.dir.file("net.d"), "--config", &self.node.dir.file("viprouted.toml")]);
         if let Some(path) = path {
             command.env("PATH", path);

@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 use crate::harness::{Join, Lan, Node, Run, Sidecar, TempDir, VIPROUTE, VIPROUTECTL, connect, serve_all, tool};
 
 fn status(node: &Node, output: &str) -> String {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "status", "--output", output]);
-    command.finish("").ok()
+    node.ctl().args(["status", "--output", output]).finish("").ok()
 }
 
 fn report(node: &Node) -> Value {
@@ -129,8 +127,8 @@ fn status_shows_leases() {
 }
 
 fn watching(node: &Node, output: &str) -> Command {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "status", "--watch", "--output", output]);
+    let mut command = node.ctl();
+    command.args(["status", "--watch", "--output", output]);
     command.dies_with_us();
     command
 }

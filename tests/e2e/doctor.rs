@@ -15,7 +15,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{CAPABILITY, Finished, Join, Lan, Netns, Node, Pod, Run, TempDir, VIPROUTE, VIPROUTECTL};
+use crate::harness::{CAPABILITY, Finished, Join, Lan, Netns, Node, Pod, Run, TempDir, VIPROUTE};
 
 /// A node on which nothing is wrong: pods of a VIP, a runtime's network, the plugin. Fields are dropped in this order.
 struct Patient {
@@ -80,9 +80,8 @@ impl Patient {
     }
 
     fn doctor_with(&self, output: &str, environment: &[(&str, &str)]) -> Finished {
-        let mut command = self.node.ns.cmd(VIPROUTECTL);
-        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket(), "doctor"]);
-        command.args(["--conf-dir", &self.dir.file("net.d"), "--bin-dir", &self.dir.file("bin")]);
+        let mut command = self.node.ctl();
+        command.args(["doctor", "--conf-dir", &self.dir.file("net.d"), "--bin-dir", &self.dir.file("bin")]);
         command.args(["--config", &self.config(), "--output", output]).envs(environment.iter().copied()).finish("")
     }
 

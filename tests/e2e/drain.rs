@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Finished, Flows, Join, Lan, Node, PATIENCE, Pod, Run, Service, Storm, VIPROUTECTL, until};
+use crate::harness::{Finished, Flows, Join, Lan, Node, PATIENCE, Pod, Run, Service, Storm, until};
 
 fn viproutectl(node: &Node, arguments: &[&str]) -> Command {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket()]).args(arguments);
+    let mut command = node.ctl();
+    command.args(arguments);
     command
 }
 

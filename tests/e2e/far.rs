@@ -2,6 +2,7 @@
 //! live connection breaks, whatever routes and replicas do.
 
 mod hostile;
+mod long;
 mod rules;
 mod scene;
 
@@ -10,7 +11,7 @@ use std::net::SocketAddrV4;
 
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, VIPROUTECTL, nothing_left, until};
+use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, nothing_left, until};
 use crate::where_::connect_from;
 
 use scene::{Cluster, Node};
@@ -71,8 +72,7 @@ fn where_names_the_node_that_a_new_connection_goes_to() {
     let mut nodes = BTreeSet::new();
     for port in 20000..20030 {
         let from = SocketAddrV4::new([192, 0, 2, 50].into(), port);
-        let mut command = node.ns().cmd(VIPROUTECTL);
-        command.args(["--data-dir", &node.host.data(), "--allocator", &node.host.socket()]);
+        let mut command = node.host.ctl();
         command.args(["where", &from.to_string(), &vip.to_string(), "--output", "json"]);
         let place: Value = serde_json::from_str(&command.finish("").ok()).expect("JSON");
         let name = connect_from(&cluster.client, port, vip).ask().expect("an answer").name;
@@ -89,8 +89,8 @@ fn where_names_the_node_that_a_new_connection_goes_to() {
         assert_eq!(Some(name), expected, "{place}");
     }
     assert_eq!(nodes, BTreeSet::from([2, 3]), "thirty connections go to both");
-    let mut command = node.ns().cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.host.data(), "--allocator", &node.host.socket(), "status", "--output", "json"]);
+    let mut command = node.host.ctl();
+    command.args(["status", "--output", "json"]);
     let status: Value = serde_json::from_str(&command.finish("").ok()).expect("JSON");
     let replicas = status["vips"][0]["replicas"].as_array().expect("replicas").clone();
     let far = replicas.iter().filter(|replica| replica["packets_in"].is_null()).map(|replica| replica["pod"].as_str());

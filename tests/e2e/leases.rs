@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Node, Run, Sidecar, VIPROUTECTL, until};
+use crate::harness::{Join, Node, Run, Sidecar, until};
 
 /// A loaded machine is slow.
 const SOON: Duration = Duration::from_secs(20);
@@ -38,9 +38,7 @@ fn texts(list: &Value) -> Vec<String> {
 
 /// `viproutectl VERB …` of the node.
 fn ctl(node: &Node, arguments: &[&str]) -> String {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket()]).args(arguments);
-    command.finish("").ok()
+    node.ctl().args(arguments).finish("").ok()
 }
 
 /// The node answers ARP for it.

@@ -24,8 +24,8 @@ fn registered() -> Join {
 }
 
 fn viproutectl(node: &Node, arguments: &[&str]) -> Command {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket()]).args(arguments);
+    let mut command = node.ctl();
+    command.args(arguments);
     command
 }
 

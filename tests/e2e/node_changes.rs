@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    DhcpServer, Finished, Join, Lan, Netns, Node, Pod, PodServer, RANGE, Run, Sidecar, VIPROUTE, VIPROUTECTL, attempt,
-    connect, serve_all, until,
+    DhcpServer, Finished, Join, Lan, Netns, Node, Pod, PodServer, RANGE, Run, Sidecar, VIPROUTE, attempt, connect,
+    serve_all, until,
 };
 
 const POOL: &str = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"";
@@ -27,9 +27,16 @@ fn move_address(node: &Node, client: &Netns) {
 }
 
 fn doctor(node: &Node) -> Finished {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "doctor"]);
-    command.args(["--conf-dir", "/nonexistent", "--config", &node.dir.file("viprouted.toml"), "--output", "json"]);
+    let mut command = node.ctl();
+    command.args([
+        "doctor",
+        "--conf-dir",
+        "/nonexistent",
+        "--config",
+        &node.dir.file("viprouted.toml"),
+        "--output",
+        "json",
+    ]);
     command.finish("")
 }
 

@@ -1,8 +1,14 @@
 //! Nodes that know of each other: three on one LAN, each with its viprouted.
 
 mod arp;
+mod death;
 mod leases;
+mod live;
 mod pool;
+mod scale;
+mod unbroken;
+mod upgrade;
+mod versions;
 
 use std::fs;
 use std::net::UdpSocket;
@@ -30,17 +36,24 @@ struct Member {
 }
 
 impl Member {
-    fn new(lan: &Lan, number: u8, key: &str) -> Self {
-        let node = Node::without_allocator(lan, number);
-        let settings = format!(
+    fn settings(number: u8, key: &str) -> String {
+        format!(
             "backend = \"pool\"\nannounce = \"arp\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
              [[pin]]\nvip = \"default/web\"\naddress = \"{WEB}\"\n\
              [[pin]]\nvip = \"default/own{number}\"\naddress = \"10.118.{number}.1\"\n\
              [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]\nkey_file = {key:?}\nname = \"n{number}\""
-        );
+        )
+    }
+
+    fn new(lan: &Lan, number: u8, key: &str) -> Self {
+        let (node, settings) = (Node::without_allocator(lan, number), Self::settings(number, key));
         let sidecar = Some(Sidecar::start(&node, &settings));
         let pod = node.joined(&Join::annotated(&format!("own{number}")));
         Self { sidecar, pod, node, settings }
+    }
+
+    fn name(&self) -> String {
+        format!("n{}", self.node.address().octets()[3])
     }
 
     fn daemon(&self) -> &crate::harness::Daemon {
@@ -56,9 +69,13 @@ impl Member {
     }
 
     fn ctl(&self, arguments: &[&str]) -> Finished {
-        let mut command = self.node.ns.cmd(VIPROUTECTL);
-        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket()]).args(arguments);
-        command.finish("")
+        self.node.ctl().args(arguments).finish("")
+    }
+
+    /// What doctor finds.
+    fn doctor(&self) -> String {
+        let config = self.node.dir.file("viprouted.toml");
+        self.ctl(&["doctor", "--conf-dir", "/nonexistent", "--config", &config]).stdout
     }
 
     fn nodes(&self) -> Value {
@@ -130,10 +147,10 @@ impl Member {
     }
 }
 
-fn new_key(dir: &TempDir, name: &str) -> String {
+pub fn new_key(dir: &TempDir, name: &str) -> String {
     let path = dir.file(name);
-    let lan = std::process::Command::new(VIPROUTECTL).args(["key", "new", &path]).finish("");
-    assert!(lan.ok().contains("is a new key"));
+    let said = std::process::Command::new(VIPROUTECTL).args(["key", "new", &path]).finish("").ok();
+    assert!(said.contains("is a new key"));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     path
 }
@@ -280,11 +297,7 @@ fn who_has_another_key_is_never_heard() {
         Page::of(&member.node).value("viproute_gossip_dropped_datagrams_total", &[("reason", "bad_key")])
     };
     assert!(dropped(&scene.members[0]) > 0);
-    let doctor = |member: &Member| {
-        let config = member.node.dir.file("viprouted.toml");
-        member.ctl(&["doctor", "--conf-dir", "/nonexistent", "--config", &config]).stdout
-    };
-    let found = doctor(&stranger);
+    let found = stranger.doctor();
     assert!(found.contains("has another key") && found.contains("viprouted.toml"), "{found}");
     // Keys are changed on one node after the other, while all hear each other: read again without a restart.
     let text = |path: &str| fs::read_to_string(path).unwrap();
@@ -303,7 +316,7 @@ fn who_has_another_key_is_never_heard() {
     assert!(!refused.status.success());
     let said = format!("{}{}", refused.stdout, refused.stderr);
     assert!(said.contains("has mode 0640") && said.contains(&format!("chmod 0600 {}", scene.key)), "{said}");
-    let found = doctor(&scene.members[1]);
+    let found = scene.members[1].doctor();
     assert!(found.contains("has mode 0640"), "{found}");
 }
 
@@ -405,11 +418,10 @@ fn a_seed_may_be_a_name() {
     let scene = Scene::new(1);
     let (node, hosts) = (Node::without_allocator(&scene.lan, 4), scene.dir.file("hosts"));
     fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.1 first.nodes.example\n").unwrap();
-    let settings =
-        format!("[membership]\nseeds = [\"first.nodes.example\"]\nkey_file = {:?}\nname = \"n4\"", scene.key);
+    let table = "[membership]\nseeds = [\"first.nodes.example\"]\nname = \"n4\"";
     let script = format!("mount --bind {hosts} /etc/hosts && exec \"$@\"");
     let options = ["--mount", "sh", "-c", &script, "sh"];
-    let settings = format!("backend = \"pool\"\n{settings}");
+    let settings = format!("backend = \"pool\"\n{table}\nkey_file = {:?}", scene.key);
     let _sidecar = Sidecar::run_by("unshare", &options, &node, &settings);
     scene.members[0].sees("the one that has its name", PATIENCE, &[("n4", "live")]);
 }
@@ -419,8 +431,7 @@ fn a_node_without_the_table_stands_alone() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let _sidecar = Sidecar::pool(&node, "10.118.0.0/24");
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    let said = command.args(["--allocator", &node.socket(), "nodes"]).finish("").ok();
+    let said = node.ctl().arg("nodes").finish("").ok();
     assert!(said.contains("stands alone"), "{said}");
     let sockets = node.ns.cmd("ss").args(["-Hlun"]).finish("").ok();
     assert!(!sockets.contains(":8119"), "{sockets}");

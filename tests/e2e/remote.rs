@@ -1,17 +1,18 @@
 //! A replica of another node, as records may have it: its node is a member of the VIP's group, behind a device that this node has
-//! made for it. Nothing writes such records yet; what reads them has to leave them, and whose they are, alone.
+//! made for it. What reads such records has to leave them, and whose they are, alone.
 
 use std::fs;
 use std::net::Ipv4Addr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::harness::{
-    Finished, Join, Lan, Node, Pod, Run, SOON, Sidecar, VIPROUTECTL, connect, nothing_left, serve_all, until,
+    FAR_NEXTHOPS, FarReplicas, Finished, Join, Lan, Node, Pod, Run, SOON, Sidecar, connect, far_endpoint, nothing_left,
+    serve_all, until, vip_dir, write_endpoint,
 };
 
-/// Of the peer of number 2: `0x78000000 | 2`.
-const NEXTHOP: u32 = 0x7800_0002;
+/// Of the peer of number 2.
+const NEXTHOP: u32 = FAR_NEXTHOPS | 2;
 const TUNNEL: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 fn web() -> Join {
@@ -39,41 +40,15 @@ impl Scene {
         Self { pod, sidecar, node, lan }
     }
 
-    fn dir(&self) -> String {
-        format!("{}/vips/default_web", self.node.data())
-    }
-
-    /// Another node's replica, recorded beside the pod's.
-    fn record(&self, state: &str) {
-        let own = format!("{}/endpoints/{}@eth0.json", self.dir(), self.pod.id);
-        let mut endpoint: Value = serde_json::from_str(&fs::read_to_string(own).unwrap()).unwrap();
-        let index = self.node.ns.ip_json("link show tunnel")[0]["ifindex"].clone();
-        let fields = json!({
-            "addresses": ["10.9.0.7"], "node": "192.0.2.2", "source": "peer", "state": state, "weight": 3,
-            "backend": { "remote": { "number": 2, "address": TUNNEL } },
-            "device": "tunnel", "ifindex": index, "nexthop": NEXTHOP, "netns": "", "netns_id": null, "mac": null,
-        });
-        endpoint.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        endpoint.as_object_mut().unwrap().remove("mac");
-        self.write(&endpoint.to_string());
-    }
-
-    /// As a holder of the VIP's lock does it: the index is no longer right.
-    fn write(&self, text: &str) {
-        let lock = fs::File::open(format!("{}/lock", self.dir())).unwrap();
-        lock.lock().unwrap();
-        fs::write(format!("{}/index.json", self.dir()), "").unwrap();
-        let path = self.path();
-        if text.is_empty() {
-            return fs::remove_file(path).unwrap();
-        }
-        let temporary = format!("{}/endpoints/.node-2@peer.json.tmp", self.dir());
-        fs::write(&temporary, text).unwrap();
-        fs::rename(temporary, path).unwrap();
+    /// Another node's replicas, recorded beside the pod's.
+    fn record(&self, ready: usize) {
+        let ifindex = self.node.ns.ip_json("link show tunnel")[0]["ifindex"].as_u64().expect("its index");
+        let node = Ipv4Addr::new(192, 0, 2, 2);
+        FarReplicas { number: 2, node, via: TUNNEL, device: "tunnel", ifindex, ready }.write(&self.node);
     }
 
     fn path(&self) -> String {
-        format!("{}/endpoints/node-2@peer.json", self.dir())
+        format!("{}/endpoints/{}", vip_dir(&self.node), far_endpoint(2))
     }
 
     /// The group's members and their weights, as the kernel has them.
@@ -95,9 +70,8 @@ impl Scene {
     }
 
     fn doctor(&self) -> Finished {
-        let mut command = self.node.ns.cmd(VIPROUTECTL);
-        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket(), "doctor"]);
-        command.args(["--conf-dir", "/nonexistent", "--config", &self.node.dir.file("viprouted.toml")]);
+        let mut command = self.node.ctl();
+        command.args(["doctor", "--conf-dir", "/nonexistent", "--config", &self.node.dir.file("viprouted.toml")]);
         command.finish("")
     }
 }
@@ -106,7 +80,7 @@ impl Scene {
 fn a_replica_of_another_node_is_a_member_and_stays_one() {
     let scene = Scene::new();
     let (peer, own) = ((u64::from(NEXTHOP), 3), (scene.own(), 1));
-    scene.record("ready");
+    scene.record(3);
     scene.has("with the other node's replica", &[own, peer]);
     let hop = scene.node.ns.ip(&format!("nexthop show id {NEXTHOP}"));
     assert!(hop.contains("via 10.77.0.2 dev tunnel"), "{hop}");
@@ -122,16 +96,16 @@ fn a_replica_of_another_node_is_a_member_and_stays_one() {
     scene.node.ns.ip(&format!("nexthop del id {NEXTHOP}"));
     scene.has("after a repair", &[own, peer]);
     let found = scene.doctor();
-    assert!(!found.stdout.contains("node-2@peer") && !found.stdout.contains("10.9.0.7"), "{found:?}");
+    assert!(!found.stdout.contains("node-2@peer"), "{found:?}");
 
-    scene.record("draining");
+    scene.record(0);
     scene.has("while the other drains", &[own]);
-    scene.record("ready");
+    scene.record(3);
     scene.has("again", &[own, peer]);
     // The node's own last replica leaves: what has none here is for the other node to serve.
     scene.node.del(&scene.pod, &web()).ok();
     scene.has("without a replica here", &[peer]);
-    scene.write("");
+    write_endpoint(&scene.node, &far_endpoint(2), None);
     until("nothing is left", SOON, || scene.node.ns.ip("nexthop show proto 118").is_empty().then_some(()));
     scene.node.gc(&[], &web()).ok();
     nothing_left(&scene.node);
@@ -143,7 +117,7 @@ fn a_replica_of_another_node_is_a_member_and_stays_one() {
 fn a_tunnel_that_is_down_takes_no_local_replica_along() {
     let scene = Scene::new();
     let (peer, own) = ((u64::from(NEXTHOP), 3), (scene.own(), 1));
-    scene.record("ready");
+    scene.record(3);
     scene.has("at first", &[own, peer]);
     scene.node.ns.ip("link set tunnel down");
     let client = scene.lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);

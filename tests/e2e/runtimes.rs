@@ -1,12 +1,10 @@
 //! Calls as runtimes and other plugins really make them: versions, results, keys and arguments of every kind.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Environment, Join, Lan, Node, Pod, Reply, Run, Sidecar, VIPROUTECTL, base_plugin, connect, serve_all,
-};
+use crate::harness::{Environment, Join, Lan, Node, Pod, Reply, Run, Sidecar, base_plugin, connect, serve_all};
 
 fn web() -> Join {
     Join::annotated("web")
@@ -442,10 +440,7 @@ fn control_characters_in_cni_args_are_refused() {
 fn a_pod_without_a_namespace_is_of_the_default_one() {
     let scene = Scene::new();
     let pod = scene.node.joined(&Join::listed(&["web", "shop/api"]));
-    let tool = |arguments: &[&str]| {
-        let mut command: Command = scene.node.ns.cmd(VIPROUTECTL);
-        command.args(["--data-dir", &scene.node.data(), "--allocator", &scene.node.socket()]).args(arguments).finish("")
-    };
+    let tool = |arguments: &[&str]| scene.node.ctl().args(arguments).finish("");
     let name = format!("default/{}", pod.name);
     let status = tool(&["status"]).ok();
     assert!(status.matches(&name).count() == 2 && status.contains("shop/api"), "{status}");

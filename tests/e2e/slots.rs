@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Join, Lan, Netns, Node, Pod, PodServer, Run, SmallFs, VIPROUTE, VIPROUTECTL, attempt, connect, serve_all, tool,
+    Join, Lan, Netns, Node, Pod, PodServer, Run, SmallFs, VIPROUTE, attempt, connect, serve_all, tool,
 };
 
 /// One VIP a pod: alice's, of which the first is removed so that a slot below those in use is free.
@@ -177,16 +177,8 @@ fn what_is_for_no_vip_of_the_pods_is_dropped_and_counted() {
     route(scene.group(other));
     assert_eq!(attempt(&scene.client, pod.vip(), 3).names, BTreeMap::new(), "another VIP's pod answers");
     let status = |pod: &Pod| {
-        let mut command = scene.node.ns.cmd(VIPROUTECTL);
-        command.args([
-            "--data-dir",
-            &scene.node.data(),
-            "--allocator",
-            &scene.node.socket(),
-            "status",
-            "--output",
-            "json",
-        ]);
+        let mut command = scene.node.ctl();
+        command.args(["status", "--output", "json"]);
         let report: Value = serde_json::from_str(&command.finish("").ok()).expect("JSON");
         let vips = report["vips"].as_array().expect("VIPs").clone();
         vips.into_iter().find(|vip| vip["address"] == json!(pod.vip())).expect("the VIP")["flows"].clone()

@@ -17,7 +17,7 @@ const POOL: &str = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"";
 const LIVE: usize = 150;
 
 /// A program of the release before: `VIPROUTE_PREVIOUS` says where they are, else tests/previous.sh has built them.
-fn previous(name: &str) -> String {
+pub fn previous(name: &str) -> String {
     let dir = std::env::var("VIPROUTE_PREVIOUS")
         .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned() + "/target/previous");
     let program = format!("{dir}/{name}");

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::harness::tcx::{self, Tcx};
 use crate::harness::{
-    Flows, Join, Lan, Netns, Node, PATIENCE, PORT, Page, Pod, PodServer, REPAIRED, Run, SOON, Sidecar, VIPROUTECTL,
-    connect, scaled, serve_all, until,
+    Flows, Join, Lan, Netns, Node, PATIENCE, PORT, Page, Pod, PodServer, REPAIRED, Run, SOON, Sidecar, connect, scaled,
+    serve_all, until,
 };
 
 const POOL: &str = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"";
@@ -88,9 +88,7 @@ impl Scene {
     }
 
     fn status(&self, output: &str) -> String {
-        let mut command = self.node.ns.cmd(VIPROUTECTL);
-        command.args(["--data-dir", &self.node.data(), "--allocator", &self.node.socket()]);
-        command.args(["status", "--output", output]).finish("").ok()
+        self.node.ctl().args(["status", "--output", output]).finish("").ok()
     }
 
     /// As `viproutectl status` shows it.

@@ -64,6 +64,8 @@ pub enum NodeFindingKind {
     Cluster,
     /// A VIP's address.
     Address,
+    /// Nodes run different versions.
+    Version,
     /// A later version's.
     #[serde(other)]
     Other,

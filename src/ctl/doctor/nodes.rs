@@ -117,6 +117,10 @@ fn of_nodes(finding: &NodeFinding, scene: &Scene<'_>, membership: &Membership) -
             "A DHCP server takes them for different clients, and gives a VIP another address on each.",
             advice(format!("Set `cluster` in {config} to the same on all nodes.")),
         ),
+        NodeFindingKind::Version => (
+            "Nodes of different versions serve VIPs together, but what only one of them knows is of use to neither.",
+            advice("Upgrade the nodes that have the older one, one at a time.".to_owned()),
+        ),
         NodeFindingKind::Address | NodeFindingKind::Other => (
             "Connections that reach this node don't reach the replicas there.",
             advice(format!(

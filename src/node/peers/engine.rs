@@ -132,7 +132,8 @@ impl Engine {
         let address = own_address(net, membership)?;
         let socket = SocketAddrV4::new(address, membership.port);
         let id = NodeId(address);
-        let own = OwnNode { id, name: state.setup.name.clone(), tunnel: membership.tunnel.unwrap_or(address) };
+        let (name, tunnel) = (state.setup.name.clone(), membership.tunnel.unwrap_or(address));
+        let own = OwnNode { id, name, tunnel, left: state.phase == Phase::Left };
         let (keyed, notes) = Keyed::new(Sessions::new(keys.clone(), socket));
         let echo = Echo::open(address).map_err(|e| with_causes(&e))?;
         let view = View::new(id, remembered(context)?, Instant::now());
@@ -223,6 +224,8 @@ impl Engine {
         };
         if state.phase != Phase::Left {
             state.phase = phase;
+            self.own.left = phase == Phase::Left;
+            self.seen = None;
         }
         let keys = state.own.keys().cloned().collect();
         self.tell(state, &keys).await;

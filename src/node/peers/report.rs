@@ -15,6 +15,8 @@ use super::word::{Phase, Word};
 
 /// Nodes see each other within two seconds.
 const ANSWERS: Duration = Duration::from_secs(5);
+/// So many nodes of another version are named.
+const SHOWN: usize = 3;
 
 /// What the findings about seeds are made of.
 pub struct Gossip<'a> {
@@ -39,7 +41,7 @@ pub fn status(own: &OwnNode, state: &State, view: &View, findings: &BTreeSet<Nod
         silent_ms: 0,
         vips: local().count(),
         ready: local().map(|share| u64::from(share.ready)).sum(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::RELEASE.to_owned(),
     };
     let entry = |(id, node): (&NodeId, &Node)| NodeEntry {
         name: node.word.name.clone(),
@@ -86,7 +88,24 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
             add(NodeFindingKind::Cluster, text);
         }
     }
+    findings.extend(of_versions(&word.version, view.nodes().values()));
     findings
+}
+
+/// A finding per version that isn't this node's, with some of the nodes that have it.
+fn of_versions<'a>(own: &str, nodes: impl Iterator<Item = &'a Node>) -> Vec<NodeFinding> {
+    let mut others: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    // What the run before knew tells no version.
+    for node in nodes.filter(|node| node.settled && node.word.version != own) {
+        others.entry(&node.word.version).or_default().push(&node.word.name);
+    }
+    let finding = |(version, names): (&str, Vec<&str>)| {
+        let (shown, more) = names.split_at(names.len().min(SHOWN));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        let text = format!("viprouted is {version} on {}{more}, and {own} on this node", shown.join(", "));
+        NodeFinding { kind: NodeFindingKind::Version, text }
+    };
+    others.into_iter().map(finding).collect()
 }
 
 fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
@@ -107,4 +126,31 @@ fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
         }
     };
     silent.map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::ClusterNode;
+    use std::net::Ipv4Addr;
+
+    fn node(last: u8, version: &str) -> Node {
+        let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
+        let known =
+            ClusterNode { id, name: format!("n{last}"), number: last.into(), tunnel: id.0, state: NodeState::Live };
+        let mut node = Node::remembered(&known, BTreeMap::new());
+        (node.settled, node.word.version) = (version != "-", version.to_owned());
+        node
+    }
+
+    #[test]
+    fn each_other_version_is_named_once() {
+        let nodes = ["2", "1", "-", "2", "2", "3", "2", "2"];
+        let nodes: Vec<Node> = (2..).zip(nodes).map(|(last, version)| node(last, version)).collect();
+        let texts: Vec<String> = of_versions("1", nodes.iter()).into_iter().map(|finding| finding.text).collect();
+        assert_eq!(
+            texts,
+            ["viprouted is 2 on n2, n5, n6 and 2 more, and 1 on this node", "viprouted is 3 on n7, and 1 on this node"]
+        );
+    }
 }

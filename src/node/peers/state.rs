@@ -77,7 +77,7 @@ impl State {
     /// What the others are told of this node.
     pub fn word(&self, tunnel: Ipv4Addr) -> Word {
         let cluster = self.setup.cluster.as_deref().map_or_else(|| "-".to_owned(), report::short);
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let version = crate::RELEASE.to_owned();
         Word { name: self.setup.name.clone(), tunnel, phase: self.phase, cluster, version }
     }
 

@@ -132,7 +132,7 @@ impl Node {
     /// `None`: it is to be forgotten.
     fn state_at(&self, now: Duration) -> Option<NodeState> {
         let (silent, away) = (now.saturating_sub(self.answered), now.saturating_sub(self.said));
-        let is_dead = silent > FORGOTTEN || away > AWAY || (silent > SUSPECT && self.word.phase == Phase::Left);
+        let is_dead = silent > FORGOTTEN || away > AWAY;
         let is_silent = silent > SUSPECT || away > WORD_HOLDS;
         (!is_dead).then_some(if is_silent { NodeState::Suspect } else { NodeState::Live })
     }

@@ -64,17 +64,18 @@ impl fmt::Display for Word {
 impl FromStr for Word {
     type Err = ();
 
-    /// What a later version adds behind it is ignored.
+    /// What a later version adds behind it is ignored. A phase that only a later version knows says nothing about replicas: how many
+    /// are ready is said of each VIP.
     fn from_str(text: &str) -> Result<Self, ()> {
         let mut fields = text.split(' ');
         let mut field = |fine: fn(&str) -> bool| fields.next().filter(|field| fine(field)).ok_or(());
         let name = field(is_node_name)?.to_owned();
         let tunnel: Ipv4Addr = field(|_| true)?.parse().map_err(drop)?;
-        let phase = field(|_| true)?;
-        let phase = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
+        let phase = field(is_short)?;
+        let known = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
         let (cluster, version) = (field(is_short)?.to_owned(), field(is_short)?.to_owned());
-        let phase = phase.filter(|_| is_unicast(IpAddr::V4(tunnel))).ok_or(())?;
-        Ok(Self { name, tunnel, phase, cluster, version })
+        let phase = known.unwrap_or(Phase::Up);
+        if is_unicast(IpAddr::V4(tunnel)) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
     }
 }
 
@@ -151,7 +152,6 @@ mod tests {
             "N2 192.0.2.2 up - 1",
             "n2 127.0.0.1 up - 1",
             "n2 224.0.0.1 up - 1",
-            "n2 192.0.2.2 dead - 1",
             "n2 192.0.2.2 up \u{1b}[31m 1",
             "n\n2 192.0.2.2 up - 1",
         ] {
@@ -165,6 +165,26 @@ mod tests {
             assert!(bad.parse::<Share>().is_err(), "{bad:?}");
         }
         assert_eq!("10.118.0.7 4000000000 4000000000".parse::<Share>().unwrap().ready, MAX_REPLICAS);
+    }
+
+    /// Nodes are upgraded one after the other: none is lost to those that are older.
+    #[test]
+    fn what_a_later_version_says_is_read_as_far_as_it_is_known() {
+        let word: Word = "n2 192.0.2.2 resting - 9.0.0+g0123456789ab zone=a".parse().unwrap();
+        assert_eq!((word.phase, word.version.as_str()), (Phase::Up, "9.0.0+g0123456789ab"));
+        let values = [
+            ("node", "n2 192.0.2.2 up - 9"),
+            ("zone", "a"),
+            ("vip2/shop/web", "{}"),
+            ("vip/shop/web", "10.118.0.7 2 3 weight=7 tcp"),
+            ("vip/shop/six", "2001:db8::7 1 1"),
+        ];
+        let (vips, refused) = vips(values.into_iter());
+        assert_eq!(refused, 1, "an address of IPv6");
+        assert_eq!(
+            vips.into_iter().collect::<Vec<_>>(),
+            [("shop/web".parse().unwrap(), "10.118.0.7 2 3".parse().unwrap())]
+        );
     }
 
     #[test]

@@ -137,16 +137,20 @@ impl Cache {
         nodes.any(|(name, _)| by.is_none_or(|vip| !vip.replicas.contains_key(name)))
     }
 
-    /// Whether this node is the one that answers ARP for a VIP that it serves: the others that have ready replicas of it might.
+    /// Whether this node is the one that answers ARP for a VIP that it serves: the others that have ready replicas of it might. One
+    /// that leaves does so where there is no other.
     pub fn answers_for(&self, address: IpAddr) -> bool {
-        let Some(own) = self.cluster.as_ref().map(|cluster| cluster.own.id) else { return true };
+        let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
         let ready = vip.into_iter().flat_map(|vip| vip.replicas.values()).filter(|one| one.state == State::Ready);
-        let others = ready.filter_map(|replica| match replica.backend {
+        let mut others = ready.filter_map(|replica| match replica.backend {
             Backend::Remote(peer) => ipv4(peer.address).map(NodeId),
             Backend::Local => None,
         });
-        election::answers(address, others.chain([own])) == Some(own)
+        if own.left {
+            return others.next().is_none();
+        }
+        election::answers(address, others.chain([own.id])) == Some(own.id)
     }
 
     /// These are the nodes from now on. Returns whether they are others than before.

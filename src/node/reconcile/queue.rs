@@ -223,7 +223,8 @@ mod tests {
     #[test]
     fn what_concerns_the_tunnel() {
         let mut cache = cache();
-        let own = OwnNode { id: NodeId([192, 0, 2, 1].into()), name: String::new(), tunnel: [192, 0, 2, 1].into() };
+        let (id, tunnel) = (NodeId([192, 0, 2, 1].into()), [192, 0, 2, 1].into());
+        let own = OwnNode { id, name: String::new(), tunnel, left: false };
         cache.set_cluster(Some(Cluster { own, nodes: Vec::new() }));
         cache.set_tunnel(Some(&Settled { device: 9, underlay: 2, programs: BTreeMap::new() }));
         let link = |index, name: &str| Change::Link { index, name: name.to_owned() };

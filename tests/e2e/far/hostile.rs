@@ -1,11 +1,9 @@
 //! What others put into the tunnel, and what goes round in it: dropped and counted, and no connection is the worse for it.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::harness::{PATIENCE, PORT, SOON, Server, deadline, hear, scaled, until};
+use crate::harness::{PORT, SOON, until};
 
 use super::scene::Cluster;
 
@@ -106,34 +104,4 @@ fn a_packet_that_nobody_takes_comes_to_an_end() {
     assert!((1..=15).contains(&packets), "{packets} packets in the tunnel for one connection");
     let mut live = live;
     Cluster::unbroken(&mut live, "nobody ready anywhere");
-}
-
-#[test]
-fn long_segments_and_datagrams_go_to_the_other_node_whole() {
-    let mut cluster = Cluster::new(1);
-    cluster.drains(1);
-    cluster.drains(3);
-    let vip = cluster.vip;
-    let _echo = cluster.node(2).pods[0]
-        .ns
-        .run(|| Server::start("two", SocketAddr::from((vip, PORT)), true, |_| {}).expect("a server of datagrams"));
-    cluster.client.run(|| {
-        let mut stream = TcpStream::connect_timeout(&(vip, PORT).into(), scaled(PATIENCE)).expect("a connection");
-        stream.write_all(&vec![b'x'; 10 << 20]).expect("send 10 MB");
-        stream.write_all(b"\n").expect("send");
-        assert_eq!(hear(&mut stream, deadline(PATIENCE)).expect("an answer"), "n2-p1");
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        socket.set_read_timeout(Some(scaled(PATIENCE))).expect("a timeout");
-        let (level, option, never) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO);
-        // SAFETY: the value is an int, as long as it says.
-        let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const never).cast(), 4) };
-        assert_eq!(set, 0, "not to be fragmented");
-        socket.connect((vip, PORT)).expect("connect");
-        let mut answer = [0; 64];
-        for size in [64, 1472, 1472] {
-            socket.send(&vec![b'x'; size]).expect("send");
-            let length = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
-            assert!(answer[..length].starts_with(b"two "), "{size} bytes");
-        }
-    });
 }

@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Crowd, Flows, Join, Lan, Netns, PATIENCE, Page, Pod, SOON, Sidecar, allow_many_files, until};
-
-/// 2013265921 and so on: of the peer of that number.
-const NEXTHOPS: u32 = 0x7800_0000;
+use crate::harness::{
+    Crowd, FAR_NEXTHOPS, FarReplicas, Flows, Join, Lan, Netns, PATIENCE, Page, Pod, SOON, Sidecar, allow_many_files,
+    far_endpoint, until, vip_dir, write_endpoint,
+};
 
 /// Each hands out the lowest address, which the others may serve too.
 const SETTINGS: &str = r#"
@@ -52,36 +52,21 @@ impl Node {
         let members = |group: &Value| group["group"].as_array().cloned().unwrap_or_default();
         let groups = self.ns().ip_json("nexthop show proto 118 groups");
         let ids = groups.iter().flat_map(members).filter_map(|member| member["id"].as_u64());
-        ids.filter(|id| *id > u64::from(NEXTHOPS)).count()
+        ids.filter(|id| *id > u64::from(FAR_NEXTHOPS)).count()
     }
 
-    fn vip_dir(&self) -> String {
-        format!("{}/vips/default_web", self.host.data())
-    }
-
-    /// As a holder of the VIP's lock does it: the index is no longer right.
-    fn write(&self, file: &str, text: Option<String>) {
-        let dir = self.vip_dir();
-        let Ok(lock) = fs::File::open(format!("{dir}/lock")) else { return };
-        lock.lock().unwrap();
-        let path = format!("{dir}/endpoints/{file}");
-        // First: who hears of the change reads the index where there is one.
-        fs::write(format!("{dir}/index.json"), "").unwrap();
-        let Some(text) = text else {
-            let _ = fs::remove_file(path);
-            return;
-        };
-        let temporary = format!("{dir}/endpoints/.{file}.tmp");
-        fs::write(&temporary, text).unwrap();
-        fs::rename(temporary, path).unwrap();
+    /// Removes the record of another node's replicas.
+    fn forgets(&self, other: u8) {
+        write_endpoint(&self.host, &far_endpoint(other.into()), None);
     }
 
     fn set_state(&self, pod: &Pod, state: &str) {
         let file = format!("{}@eth0.json", pod.id);
         let mut endpoint: Value =
-            serde_json::from_str(&fs::read_to_string(format!("{}/endpoints/{file}", self.vip_dir())).unwrap()).unwrap();
+            serde_json::from_str(&fs::read_to_string(format!("{}/endpoints/{file}", vip_dir(&self.host))).unwrap())
+                .unwrap();
         endpoint["state"] = json!(state);
-        self.write(&file, Some(endpoint.to_string()));
+        write_endpoint(&self.host, &file, Some(endpoint.to_string()));
     }
 }
 
@@ -107,14 +92,7 @@ impl Cluster {
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
-        let routed = Netns::new();
-        lan.ns.ip(&format!("link add routed type veth peer name eth0 netns {}", routed.path()));
-        lan.ns.ip("addr add 198.51.100.1/24 dev routed");
-        lan.ns.ip("link set routed up");
-        lan.ns.set_sysctl("net/ipv4/ip_forward", "1");
-        routed.ip("addr add 198.51.100.2/24 dev eth0");
-        routed.ip("link set eth0 up");
-        routed.ip("route add default via 198.51.100.1");
+        let routed = lan.routed_client();
         let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, replicas)).collect();
         let vip = nodes[0].pods[0].vip();
         let mut cluster = Self { nodes, client, routed, lan, vip, suspects: Vec::new(), alone: Vec::new() };
@@ -211,7 +189,7 @@ impl Cluster {
     pub fn everything_leaves(&mut self, number: u8) {
         self.alone.push(number);
         for other in 1..=3 {
-            self.node(number).write(&format!("node-{other}@peer.json"), None);
+            self.node(number).forgets(other);
         }
         let node = self.node_mut(number);
         for place in std::mem::take(&mut node.joined) {
@@ -242,7 +220,7 @@ impl Cluster {
         self.alone.push(number);
         fs::remove_file(format!("{}/nodes.json", self.node(number).host.data())).unwrap();
         for other in 1..=3 {
-            self.node(number).write(&format!("node-{other}@peer.json"), None);
+            self.node(number).forgets(other);
         }
         self.tell_all();
     }
@@ -257,7 +235,7 @@ impl Cluster {
     /// before the node does, as viprouted has it.
     pub fn tell_all(&mut self) {
         for (number, gone) in (1..=3).flat_map(|number| self.alone.iter().map(move |gone| (number, *gone))) {
-            self.node(number).write(&format!("node-{gone}@peer.json"), None);
+            self.node(number).forgets(gone);
         }
         for number in (1..=3).filter(|number| !self.alone.contains(number)) {
             self.write_nodes(number);
@@ -312,18 +290,24 @@ impl Cluster {
         (!node.joined.is_empty()).then(|| if is_away { 0 } else { node.ready() })
     }
 
-    fn write_far(&self, number: u8, other: u8, index: u64) {
-        let file = format!("node-{other}@peer.json");
-        let record = self.leg(other).map(|ready| {
-            json!({
-                "schema": 2, "network": "", "addresses": [address(other)], "node": address(other), "gateway": null,
-                "backend": { "remote": { "number": other, "address": address(other) } }, "source": "peer",
-                "device": "viptun0", "ifindex": index, "nexthop": NEXTHOPS | u32::from(other),
-                "state": if ready > 0 { "ready" } else { "draining" }, "weight": ready.max(1),
-            })
-            .to_string()
-        });
-        self.node(number).write(&file, record);
+    fn write_far(&self, number: u8, other: u8, ifindex: u64) {
+        let (on, node) = (&self.node(number).host, address(other));
+        match self.leg(other) {
+            Some(ready) => {
+                FarReplicas { number: other.into(), node, via: node, device: "viptun0", ifindex, ready }.write(on);
+            }
+            None => self.node(number).forgets(other),
+        }
+    }
+
+    /// Between node 1 and node 2 lies the router, whose links to them take packets of so many bytes.
+    pub fn shorter_link(&self, mtu: u16) {
+        self.lan.ns.set_sysctl("net/ipv4/conf/all/send_redirects", "0");
+        self.lan.ns.set_sysctl("net/ipv4/conf/br0/send_redirects", "0");
+        for (node, other) in [(1, 2), (2, 1)] {
+            self.lan.ns.ip(&format!("route add {} dev br0 mtu {mtu}", address(node)));
+            self.node(node).ns().ip(&format!("route add {} via 192.0.2.254", address(other)));
+        }
     }
 
     /// What the programs counted in the tunnel on a node.

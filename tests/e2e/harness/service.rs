@@ -6,7 +6,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::VIPROUTECTL;
 use super::bare::bare_pod;
 use super::command::Run;
 use super::crowd::Crowd;
@@ -132,8 +131,8 @@ impl Service {
 
 /// What `viproutectl status` says of one VIP of a node.
 pub fn status(node: &Node, vip: Ipv4Addr) -> Value {
-    let mut command = node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "status", "--output", "json"]);
+    let mut command = node.ctl();
+    command.args(["status", "--output", "json"]);
     let report: Value = serde_json::from_str(&command.finish("").ok()).expect("status --output json is JSON");
     let vips = report["vips"].as_array().expect("a list of VIPs");
     vips.iter()

@@ -9,8 +9,6 @@ use viproute::internals::registry::Registry;
 use super::{Scene, web};
 use crate::harness::{Flows, Pod, PodServer, Run, Sidecar, connect};
 
-const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
-
 impl Scene {
     fn stop_agent(&mut self) {
         self.sidecar.take().expect("a sidecar").stop();
@@ -86,8 +84,8 @@ fn without_an_agent_a_pod_waits_and_status_says_so() {
     assert!(error.text().contains("viprouted can't be reached"), "{error:?}");
     assert!(error.text().contains("1 replica waits for its health check"), "{error:?}");
     assert_eq!(scene.replica(&late)["health"], json!("listen interval=200ms"));
-    let mut command = scene.node.ns.cmd(VIPROUTECTL);
-    command.args(["--data-dir", &scene.node.data(), "--allocator", &scene.node.socket(), "status"]);
+    let mut command = scene.node.ctl();
+    command.args(["status"]);
     let table = command.finish("").ok();
     assert!(table.contains("pending (listen interval=200ms)"), "{table}");
     scene.start_agent();

@@ -63,8 +63,8 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
 }
 
 fn doctor(node: &Node) -> Vec<Value> {
-    let mut command = node.ns.cmd(crate::harness::VIPROUTECTL);
-    command.args(["--data-dir", &node.data(), "--allocator", &node.socket(), "doctor", "--output", "json"]);
+    let mut command = node.ctl();
+    command.args(["doctor", "--output", "json"]);
     let report: Value = serde_json::from_str(&command.finish("").stdout).expect("doctor --output json is JSON");
     report["findings"].as_array().expect("a list").clone()
 }

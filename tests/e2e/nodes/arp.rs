@@ -7,12 +7,12 @@ use crate::harness::{Netns, PATIENCE, SOON, attempt, serve_all, until};
 
 impl Scene {
     /// The nodes whose kernel answers for the VIP.
-    fn answering(&self, of: &[usize]) -> Vec<usize> {
+    pub fn answering(&self, of: &[usize]) -> Vec<usize> {
         let answers = |at: &&usize| self.members[**at].node.ns.ip("neigh show proxy dev eth0").contains(WEB);
         of.iter().filter(answers).copied().collect()
     }
 
-    fn answers(&self, when: &str, of: &[usize], expected: usize) {
+    pub fn answers(&self, when: &str, of: &[usize], expected: usize) {
         until(&format!("node {expected} alone answers {when}"), SOON, || {
             (self.answering(of) == [expected]).then_some(())
         });

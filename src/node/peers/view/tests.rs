@@ -173,13 +173,15 @@ fn where_no_echo_ever_came_through_the_gossip_has_to_do() {
 }
 
 #[test]
-fn a_node_that_leaves_is_forgotten_as_soon_as_it_is_silent() {
+fn a_node_that_leaves_keeps_its_connections_for_as_long_as_another() {
     let mut scene = Scene::new();
     scene.gossip[0].word.phase = Phase::Left;
     scene.pass(5000);
     assert_eq!(scene.states(), [(2, "live"), (3, "live")], "it still answers: its connections go on");
     scene.kill(2);
     scene.pass(1200);
+    assert_eq!(scene.states(), [(2, "suspect"), (3, "live")], "it may be silent for a moment alone");
+    scene.pass(10_000);
     assert_eq!(scene.states(), [(3, "live")]);
     assert!(scene.events.contains(&"node n2 (192.0.2.2) is left".to_owned()), "{:?}", scene.events);
 }

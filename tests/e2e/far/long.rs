@@ -1,0 +1,107 @@
+//! What is long: downloads and uploads of 10 MB, and the largest datagrams, by a replica of another node, over links of several sizes.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::thread::{self, JoinHandle};
+
+use super::scene::Cluster;
+use crate::harness::{PATIENCE, PORT, Pod, Server, deadline, hear, scaled};
+
+const LONG: usize = 10 << 20;
+/// Where a replica sends as much as it can.
+const DOWNLOADS: u16 = 8081;
+
+/// Sends [`LONG`] bytes to the first who connects.
+fn sends(pod: &Pod) -> JoinHandle<()> {
+    let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, DOWNLOADS))).expect("a server in a pod");
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        stream.write_all(&vec![b'd'; LONG]).expect("send 10 MB");
+        stream.shutdown(Shutdown::Write).expect("an end");
+        // Not to be reset before all of it was received.
+        let _ = stream.read(&mut [0]);
+    })
+}
+
+fn upload(vip: Ipv4Addr) {
+    let mut stream = TcpStream::connect_timeout(&(vip, PORT).into(), scaled(PATIENCE)).expect("a connection");
+    stream.write_all(&vec![b'x'; LONG]).expect("send 10 MB");
+    stream.write_all(b"\n").expect("send");
+    assert_eq!(hear(&mut stream, deadline(PATIENCE)).expect("an answer"), "n2-p1");
+}
+
+fn download(vip: Ipv4Addr) {
+    let mut stream = TcpStream::connect_timeout(&(vip, DOWNLOADS).into(), scaled(PATIENCE)).expect("a connection");
+    stream.set_read_timeout(Some(scaled(PATIENCE))).expect("a time limit");
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).expect("10 MB");
+    assert!(received.len() == LONG && received.iter().all(|byte| *byte == b'd'), "{} bytes", received.len());
+}
+
+/// Datagrams that mustn't be fragmented on their way to the VIP are answered.
+fn datagrams(vip: Ipv4Addr) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.set_read_timeout(Some(scaled(PATIENCE))).expect("a timeout");
+    let (level, option, never) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO);
+    // SAFETY: the value is an int, as long as it says.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const never).cast(), 4) };
+    assert_eq!(set, 0, "not to be fragmented");
+    socket.connect((vip, PORT)).expect("connect");
+    let mut answer = [0; 64];
+    for size in [64, 1372, 1472, 1472] {
+        socket.send(&vec![b'x'; size]).expect("send");
+        let length = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{size} bytes: {error}"));
+        assert!(answer[..length].starts_with(b"two "), "{size} bytes");
+    }
+}
+
+/// From a client on the LAN and one behind the router.
+fn from_both(cluster: &Cluster, work: impl Fn(Ipv4Addr) + Sync) {
+    for from in ["the client", "the routed client"] {
+        cluster.ns(from).run(|| work(cluster.vip));
+    }
+}
+
+fn streams(cluster: &Cluster) {
+    let pod = &cluster.node(2).pods[0];
+    from_both(cluster, |vip| {
+        let sender = sends(pod);
+        download(vip);
+        sender.join().expect("all was sent");
+        upload(vip);
+    });
+}
+
+fn all_datagrams(cluster: &Cluster) {
+    let pod = &cluster.node(2).pods[0];
+    let echo = || Server::start("two", SocketAddr::from((cluster.vip, PORT)), true, |_| {});
+    let _echo = pod.ns.run(echo).expect("a server of datagrams");
+    from_both(cluster, datagrams);
+}
+
+/// Only node 2 has a ready replica.
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::new(1);
+    cluster.drains(1);
+    cluster.drains(3);
+    cluster
+}
+
+#[test]
+fn they_reach_the_other_node_whole() {
+    let cluster = cluster();
+    streams(&cluster);
+    let fragments = cluster.node(1).ns().counter("Ip", "FragCreates");
+    assert_eq!(fragments, 0, "segments leave room for the tunnel's headers");
+    all_datagrams(&cluster);
+}
+
+/// Between node 1 and node 2 lies a router with links of 1,400 bytes. Neither nodes nor clients know of it.
+#[test]
+fn they_pass_a_shorter_link_between_nodes() {
+    let cluster = cluster();
+    cluster.shorter_link(1400);
+    streams(&cluster);
+    all_datagrams(&cluster);
+}
