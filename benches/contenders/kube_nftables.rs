@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::kube::{CLUSTER, ServicePort, hash, ports};
 use super::{Contender, KUBE_NFTABLES, targets};
 use crate::load::PORT;
-use crate::stage::{Run, World};
+use crate::stage::{Netns, Run, World};
 
 #[derive(Default)]
 pub struct KubeNftables {
@@ -51,6 +51,12 @@ pub fn track_connections(world: &World) -> Result<()> {
         port.address = Ipv4Addr::from(u32::from(port.address) + (1 << 16));
     }
     KubeNftables { rules: rules(&ports)? }.load(world)
+}
+
+/// One service in front of these pods, on that node.
+pub fn dnat_to(node: &Netns, address: Ipv4Addr, pods: &[Ipv4Addr]) -> Result<()> {
+    let port = ServicePort { name: "bench/web:http".to_owned(), address, protocol: "tcp", endpoints: pods.to_vec() };
+    node.cmd("nft").args(["-f", "-"]).output_of(&rules(&[port])?).context("kube-proxy's rules").map(drop)
 }
 
 /// How many services those are.

@@ -20,7 +20,7 @@ pub use direct::Direct;
 pub use ecmp::Ecmp;
 pub use haproxy::Haproxy;
 pub use kube_iptables::KubeIptables;
-pub use kube_nftables::{KubeNftables, track_connections};
+pub use kube_nftables::{KubeNftables, dnat_to, track_connections};
 pub use nginx::Nginx;
 pub use viproute::{LIMITS, Plugin, Viproute, acquire, endpoints, key, pool, sidecar};
 

@@ -37,8 +37,12 @@ struct Shared {
 
 impl Server {
     pub fn start<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Result<Self> {
+        Self::at(pods.into_iter().map(|pod| (pod.ns.path(), pod.name())).collect())
+    }
+
+    /// The same in these namespaces: the path of each, and what the server there is called.
+    pub fn at(places: Vec<(String, String)>) -> Result<Self> {
         let shared = Arc::<Shared>::default();
-        let places: Vec<_> = pods.into_iter().map(|pod| (pod.ns.path(), pod.name())).collect();
         let (started, result) = mpsc::channel();
         let of_thread = Arc::clone(&shared);
         let thread = thread::spawn(move || match EventLoop::open(&places, of_thread) {

@@ -10,6 +10,7 @@ mod cpu_time;
 mod data_path;
 mod dhcp;
 mod flood;
+mod nodes;
 mod rebuild;
 mod replicas;
 mod scale;
@@ -26,13 +27,14 @@ pub use scale::Scale;
 type Measurement = fn(&Scale) -> Result<Chapter>;
 
 /// Every measurement by name, in the order of the report.
-pub const ALL: [(&str, Measurement); 11] = [
+pub const ALL: [(&str, Measurement); 12] = [
     ("cpu-time", cpu_time::run),
     ("changes", changes::run),
     ("data-path", data_path::run),
     ("services", services::run),
     ("replicas", replicas::run),
     ("flood", flood::run),
+    ("nodes", nodes::run),
     ("survival", survival::run),
     ("calls", calls::run),
     ("rebuild", rebuild::run),
