@@ -1,16 +1,17 @@
 //! `viproutectl drain` and `undrain`: takes a pod out of its VIPs' groups and brings it back, by the registry and
 //! `membership::admission` alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::dataplane;
 use crate::membership::admission;
 use crate::model::VipKey;
+use crate::model::node::ClusterNode;
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet};
-use crate::registry::{self, Endpoint, Registry, State, attachment_of};
+use crate::registry::{self, Endpoint, Registry, State, attachment_of, nodes};
 
 /// How often a pod's sockets are listed.
 const PACE: Duration = Duration::from_millis(200);
@@ -31,10 +32,27 @@ pub struct Replica {
 pub enum Error {
     /// No replica has that name.
     #[error(
-        "no replica on this node is {0}: expected the <namespace>/<name> of a pod, or a container's ID, as \
-         `viproutectl status` shows them"
+        "no replica on this node is {name}: expected the <namespace>/<name> of a pod, or a container's ID, as \
+         `viproutectl status` shows them{}",
+        on_others(nodes)
     )]
-    Unknown(String),
+    Unknown {
+        /// The name that the caller gave.
+        name: String,
+        /// The other nodes that have replicas of this node's VIPs.
+        nodes: Vec<String>,
+    },
+    /// It is another node with its replicas.
+    #[error(
+        "{name} is another node ({node}), whose replicas are drained and brought back there: run the command on that \
+         node, with the <namespace>/<name> of each pod, as `viproutectl status` shows them there"
+    )]
+    OtherNode {
+        /// The name that the caller gave.
+        name: String,
+        /// The node.
+        node: String,
+    },
     /// Several of that name.
     #[error("{name} stands for {number} containers on this node: expected more digits of the ID")]
     Ambiguous {
@@ -58,6 +76,15 @@ pub enum Error {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+}
+
+fn on_others(nodes: &[String]) -> String {
+    match nodes {
+        [] => String::new(),
+        nodes => {
+            format!("; if it is on another node, run the command there. Nodes that have replicas: {}", nodes.join(", "))
+        }
+    }
 }
 
 /// Takes a pod (`<namespace>/<name>`, or a container by its ID or the beginning of it) out of the groups of all its VIPs on
@@ -86,9 +113,20 @@ pub fn set(registry: &Registry, name: &str, drained: bool) -> Result<Replica, Er
 fn find(registry: &Registry, name: &str) -> Result<Replica, Error> {
     let mut found = Replica { name: name.to_owned(), waits: false, endpoints: Vec::new() };
     let (mut containers, mut damage) = (BTreeSet::new(), None);
+    let cluster = nodes::or_alone(nodes::load_others(registry));
+    let mut others = BTreeMap::new();
     for key in registry.vips()? {
         for (attachment, endpoint) in registry.endpoints(&key)? {
             match endpoint {
+                Ok(endpoint) if !endpoint.backend.is_local() => {
+                    let known = cluster.as_ref().and_then(|cluster| cluster.by_address(endpoint.node));
+                    let node =
+                        known.map_or_else(|| endpoint.node.to_string(), |node| format!("{} ({})", node.name, node.id));
+                    if name == attachment || is_node(name, &endpoint, known) {
+                        return Err(Error::OtherNode { name: found.name, node });
+                    }
+                    others.insert(endpoint.node, node);
+                }
                 Ok(endpoint) if is_named(name, &attachment, &endpoint) => {
                     containers.extend(attachment_of(&attachment).map(|attachment| attachment.container_id));
                     found.endpoints.push((key.clone(), attachment));
@@ -105,8 +143,14 @@ fn find(registry: &Registry, name: &str) -> Result<Replica, Error> {
         }
         (false, _) => Ok(found),
         (true, Some(damage)) => Err(damage.into()),
-        (true, None) => Err(Error::Unknown(found.name)),
+        (true, None) => Err(Error::Unknown { name: found.name, nodes: others.into_values().collect() }),
     }
+}
+
+/// As status shows it, by its id or by its name.
+fn is_node(name: &str, endpoint: &Endpoint, known: Option<&ClusterNode>) -> bool {
+    let address = endpoint.node.to_string();
+    name.strip_prefix("node ").unwrap_or(name) == address || known.is_some_and(|node| node.name == name)
 }
 
 /// Container IDs have no `/`, names of pods always.

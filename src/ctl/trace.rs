@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use serde::Serialize;
 
-use crate::ebpf::{self, Maps};
+use crate::ebpf::{self, FlowPlace};
+use crate::model::node::NodeId;
 use crate::model::{Backend, Family, Transport, VipKey};
 use crate::net::route::{self, Hop, Packet};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet, address, link};
-use crate::registry::{self, Endpoint, Registry, State};
+use crate::registry::{self, Endpoint, Registry, State, nodes};
 
 /// A flow to a VIP.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,9 @@ pub struct Replica {
     pub address: IpAddr,
     /// The host veth of its pair.
     pub device: String,
+    /// The name of the other node that it is, with all its replicas; none: it is a replica here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// What makes a flow a replica's.
@@ -59,6 +63,8 @@ pub enum Reason {
     Sticky,
     /// There is no connection; the VIP's route leads there.
     Route,
+    /// No replica here has the connection, and it was found on another node before.
+    Found,
     /// No replica here has the connection, and the VIP's route leads to another node, which chooses among its own.
     Node,
 }
@@ -118,7 +124,10 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     let endpoints = registry.endpoints(&vip)?.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?)));
     let replicas: Vec<Named> = endpoints.collect();
     let known = match flow.transport {
-        Transport::Tcp => owner(&replicas, flow)?.map(|replica| (replica, Reason::Connection)),
+        Transport::Tcp => match owner(&replicas, flow)? {
+            Some(replica) => Some((replica, Reason::Connection)),
+            None => found_far(registry, &vip, &replicas, flow)?.map(|replica| (replica, Reason::Found)),
+        },
         Transport::Udp => kept(registry, &vip, &replicas, flow)?.map(|replica| (replica, Reason::Sticky)),
     };
     let (replica, because) = match known {
@@ -126,9 +135,11 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
         None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
     };
     let (name, endpoint) = replica;
-    let because = if endpoint.backend.is_local() { because } else { Reason::Node };
-    let address = if endpoint.backend.is_local() { endpoint.address() } else { endpoint.node };
-    let replica = Replica { pod: endpoint.pod_name(name), address, device: endpoint.device.clone() };
+    let is_local = endpoint.backend.is_local();
+    let because = if because == Reason::Route && !is_local { Reason::Node } else { because };
+    let address = if is_local { endpoint.address() } else { endpoint.node };
+    let node = if is_local { None } else { Some(node_name(registry, endpoint.node)) };
+    let replica = Replica { pod: endpoint.pod_name(name), address, device: endpoint.device.clone(), node };
     Ok(Place { vip: vip.to_string(), address: IpAddr::V4(*flow.vip.ip()), client: flow.client, replica, because })
 }
 
@@ -142,6 +153,13 @@ fn vip_of(registry: &Registry, address: IpAddr) -> Result<VipKey, Error> {
         }
     }
     Err(damage.map_or(Error::UnknownVip(address), Error::Registry))
+}
+
+/// Another node's name, as far as it is known; else its id.
+fn node_name(registry: &Registry, id: IpAddr) -> String {
+    let cluster = nodes::or_alone(nodes::load_others(registry));
+    let known = cluster.as_ref().and_then(|cluster| cluster.by_address(id));
+    known.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
 /// A replica, by its attachment's name.
@@ -161,9 +179,31 @@ fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
 /// The replica that a UDP flow stays with, where UDP flows do (`viproute.io/udp-sticky`).
 fn kept<'a>(registry: &Registry, vip: &VipKey, replicas: &'a [Named], flow: Flow) -> Result<Option<&'a Named>, Error> {
     let Some(dir) = registry.vip_record(vip)?.and_then(|record| record.flow_owner) else { return Ok(None) };
-    let Some(maps) = Maps::open(&dir)? else { return Ok(None) };
-    let link = maps.sticky(flow.client, flow.vip)?;
-    Ok(replicas.iter().find(|(_, endpoint)| endpoint.udp_sticky && link.is_some() && endpoint.ifindex == link))
+    Ok(match ebpf::sticky(&dir, flow.client, flow.vip)? {
+        None => None,
+        Some(FlowPlace::Replica(link)) => {
+            replicas.iter().find(|(_, endpoint)| endpoint.udp_sticky && endpoint.ifindex == Some(link))
+        }
+        Some(FlowPlace::Node(id)) => of_node(replicas, id),
+    })
+}
+
+/// The other node where a packet of the connection was found to belong before.
+fn found_far<'a>(
+    registry: &Registry,
+    vip: &VipKey,
+    replicas: &'a [Named],
+    flow: Flow,
+) -> Result<Option<&'a Named>, Error> {
+    let Some(dir) = registry.vip_record(vip)?.and_then(|record| record.flow_owner) else { return Ok(None) };
+    Ok(match ebpf::hint(&dir, flow.client, flow.vip)? {
+        Some(FlowPlace::Node(id)) => of_node(replicas, id),
+        _ => None,
+    })
+}
+
+fn of_node(replicas: &[Named], id: NodeId) -> Option<&Named> {
+    replicas.iter().find(|(_, endpoint)| !endpoint.backend.is_local() && endpoint.node == IpAddr::V4(id.0))
 }
 
 /// The replica that the flow's first packet would be sent to.
@@ -207,13 +247,17 @@ fn input(net: &NodeNet, client: IpAddr) -> Result<Option<u32>, Error> {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vip, client, replica: Replica { pod, address, device }, because, .. } = self;
+        let Self { vip, client, replica: Replica { pod, address, device, node }, because, .. } = self;
         write!(f, "{vip} from {client}: {pod} ({address}, {device}), ")?;
         f.write_str(match because {
             Reason::Connection => "which has the connection",
             Reason::Sticky => "where the flow began and stays",
-            Reason::Route => "where the route leads",
-            Reason::Node => "where the route leads: ask there which replica it is",
-        })
+            Reason::Found => "where the connection was found before",
+            Reason::Route | Reason::Node => "where the route leads",
+        })?;
+        match node {
+            Some(node) => write!(f, ": `viproutectl where` on {node} names the replica"),
+            None => Ok(()),
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::registry::{Registry, nodes};
 
 use super::ids::{self, TUNNEL_TABLE, VethNames};
 use super::node::tunnel;
-use super::owner::Op;
+use super::owner::{self, Op};
 use super::{Error, Result, member_id};
 
 /// Removes orphans from the kernel, and from the maps pinned in these directories. Returns what was removed.
@@ -125,6 +125,9 @@ impl Seen {
         });
         for entries in &mut self.entries {
             entries.retain_unknown(is_known, &self.indices);
+            if cluster.is_some() {
+                entries.leave_lingering()?;
+            }
         }
         self.entries.retain(|entries| !entries.findings().is_empty());
         Ok(())
@@ -177,6 +180,18 @@ impl Entries {
     fn retain_unknown(&mut self, is_known: impl Fn(&IpAddr) -> bool, links: &BTreeSet<u32>) {
         self.vips.retain(|vip| !is_known(&IpAddr::V4(*vip)));
         self.attached.retain(|(ifindex, vip)| !is_known(&IpAddr::V4(*vip)) || !links.contains(ifindex));
+    }
+
+    /// Those of VIPs whose last replica has just left are no orphans yet.
+    fn leave_lingering(&mut self) -> Result<()> {
+        let mut orphans = Vec::with_capacity(self.vips.len());
+        for vip in self.vips.drain(..) {
+            if !owner::lingers(&self.maps, vip)? {
+                orphans.push(vip);
+            }
+        }
+        self.vips = orphans;
+        Ok(())
     }
 
     fn findings(&self) -> Vec<String> {

@@ -20,8 +20,12 @@ use super::attachment::{self, HostVeth};
 use super::ids::VethNames;
 use super::{Result, Tables, reconcile_vip};
 
+const SECOND: u64 = 1_000_000_000;
 /// A SYN-ACK is repeated for about so long (`tcp_synack_retries` 5), seconds.
 const HANDSHAKE: u64 = 64;
+/// For so long other nodes may send packets of a VIP whose last replica has left, until they have heard of it, nanoseconds. What
+/// isn't known here is dropped; what is goes back.
+const LINGER: u64 = 60 * SECOND;
 
 /// What the maps must have of a VIP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Want {
     pub attached: BTreeMap<u32, Attached>,
     /// Where another node has replicas: which nodes.
     pub ring: Option<Ring>,
+    /// What the VIP's entry says for [`LINGER`] once it has no replica; `None`: it goes at once, there are no other nodes.
+    pub lingers: Option<Ring>,
 }
 
 impl Want {
@@ -41,7 +47,11 @@ impl Want {
         // Another node's replicas are that node's to steer to.
         let local = || replicas.values().filter_map(|replica| Some((replica.host_veth()?, replica)));
         let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, wanted(replica)?)));
-        Self { attached: attached.collect(), ring: cluster.and_then(|cluster| ring(cluster, replicas)) }
+        Self {
+            attached: attached.collect(),
+            ring: cluster.and_then(|cluster| ring(cluster, replicas)),
+            lingers: cluster.map(lingering),
+        }
     }
 
     /// Whether the VIP has an entry of its own: without replicas here too, while packets of it come from other nodes.
@@ -68,13 +78,16 @@ impl Want {
     /// Whether these are the replicas to be asked: all of them, or where they are more than the limit as many as that.
     fn is_met_by(&self, known: Option<&Known>, limit: usize) -> bool {
         let Some(Known { members, ring }) = known else { return !self.has_entry() };
+        if !self.has_entry() {
+            return self.lingers.as_ref() == Some(ring) && members.is_empty();
+        }
         let is_wanted = |member: &Member| {
             let wanted = self.attached.get(&member.ifindex);
             wanted.is_some_and(|wanted| Member::new(member.ifindex, wanted) == *member)
         };
         let once = members.is_sorted_by(|one, next| one < next);
         let are_all = members.len() == self.attached.len().min(limit);
-        self.has_entry() && *ring == self.ring.unwrap_or_default() && once && are_all && members.iter().all(is_wanted)
+        *ring == self.ring.unwrap_or_default() && once && are_all && members.iter().all(is_wanted)
     }
 }
 
@@ -121,6 +134,8 @@ pub enum Op {
     Detach(u32),
     /// The replicas that are asked for a flow, and the other nodes.
     Set(Known),
+    /// The VIP's entry stays a while without a replica.
+    Linger(Ring),
     /// The whole VIP, gone.
     Forget,
 }
@@ -134,6 +149,7 @@ impl Op {
             }
             Self::Detach(ifindex) => format!("the flow owner's entry of {vip} on link {ifindex} should not be there"),
             Self::Set(_) => format!("the flow owner doesn't know the replicas of {vip}"),
+            Self::Linger(_) => format!("the flow owner should not know replicas of {vip}"),
             Self::Forget => format!("the flow owner should not know {vip}"),
         }
     }
@@ -170,8 +186,8 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
     }
     let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
     after.extend(stale.map(|index| Op::Detach(*index)));
-    if !want.has_entry() && have.known.is_some() {
-        after.push(Op::Forget);
+    if !want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
+        after.push(want.lingers.map_or(Op::Forget, Op::Linger));
     }
     (before, after)
 }
@@ -229,7 +245,6 @@ impl Owner {
 
     /// Wants nothing of one of the VIP's addresses. None also for an IPv6 address, which the maps have no key for.
     pub fn bare(record: &VipRecord, address: IpAddr) -> Result<Option<Self>> {
-        const SECOND: u64 = 1_000_000_000;
         let Some(vip) = ipv4(address) else { return Ok(None) };
         let Some(dir) = &record.flow_owner else { return Ok(None) };
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
@@ -283,6 +298,10 @@ impl Owner {
                     let until = self.maps.syn_search_until(self.vip)?;
                     self.maps.set(self.vip, &known, until)?;
                 }
+                Op::Linger(ring) => {
+                    let known = Known { members: Vec::new(), ring };
+                    self.maps.set(self.vip, &known, now().saturating_add(LINGER))?;
+                }
                 Op::Forget => self.maps.forget(self.vip)?,
             }
         }
@@ -292,10 +311,25 @@ impl Owner {
     /// The group is about to change: for a while a SYN may be the second one of a handshake with another replica.
     pub fn open_syn_search(&mut self) -> Result<()> {
         let Some(known) = self.maps.known(self.vip)? else { return Ok(()) };
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
-        let now = u64::try_from(now.as_nanos()).unwrap_or_default();
-        Ok(self.maps.set(self.vip, &known, now.saturating_add(self.syn_search_window))?)
+        Ok(self.maps.set(self.vip, &known, now().saturating_add(self.syn_search_window))?)
     }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
+/// Whether a VIP's entry is one that stays a while without a replica.
+pub fn lingers(maps: &Maps, vip: Ipv4Addr) -> Result<bool> {
+    Ok(maps.lingers_until(vip)?.is_some_and(|until| until > now()))
+}
+
+/// Which node has replicas of a VIP isn't known any more: what goes round goes to the next one, whatever that has.
+fn lingering(cluster: &Cluster) -> Ring {
+    let all = cluster.nodes.iter().map(|node| node.number).collect();
+    Ring { next: cluster.ring(&all).0, lingers: true, ..Ring::default() }
 }
 
 /// The other nodes that have replicas of a VIP; `None`: none has any.
@@ -306,7 +340,8 @@ fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring>
     };
     let numbers: BTreeSet<u32> = replicas.values().filter_map(number).collect();
     let (next, suspect) = cluster.ring(&numbers);
-    (!numbers.is_empty()).then_some(Ring { next, suspect })
+    let flows_stay = replicas.values().any(|replica| replica.udp_sticky);
+    (!numbers.is_empty()).then_some(Ring { next, suspect, flows_stay, lingers: false })
 }
 
 /// A replica's entry; none where the record doesn't say enough.
@@ -421,7 +456,7 @@ mod tests {
     }
 
     fn want(indices: &[u32]) -> Want {
-        Want { attached: indices.iter().map(|index| (*index, entry(*index))).collect(), ring: None }
+        Want { attached: indices.iter().map(|index| (*index, entry(*index))).collect(), ..Want::default() }
     }
 
     fn members(indices: &[u32]) -> Known {
@@ -464,9 +499,22 @@ mod tests {
     }
 
     #[test]
+    fn among_other_nodes_the_vip_stays_a_while_without_replicas() {
+        let ring = Ring { next: Some(NodeId(Ipv4Addr::new(192, 0, 2, 2))), lingers: true, ..Ring::default() };
+        let none = Want { lingers: Some(ring), ..want(&[]) };
+        assert_eq!(steps(&reconciled(&[3]), &none), (vec![], vec![Op::Detach(3), Op::Linger(ring)]));
+        let lingering = Have { known: Some(Known { members: vec![], ring }), ..Have::default() };
+        assert_eq!(steps(&lingering, &none), (vec![], vec![]));
+        assert_eq!(steps(&lingering, &want(&[])).1, [Op::Forget], "the other nodes are gone");
+        let again = Want { lingers: Some(ring), ..want(&[3]) };
+        assert_eq!(steps(&lingering, &again).0.last(), Some(&Op::Set(members(&[3]))));
+        assert_eq!(steps(&Have::default(), &none), (vec![], vec![]));
+    }
+
+    #[test]
     fn a_vip_that_other_nodes_have_replicas_of_is_known_without_any_here() {
         let next = NodeId(Ipv4Addr::new(192, 0, 2, 2));
-        let ring = Ring { next: Some(next), suspect: false };
+        let ring = Ring { next: Some(next), ..Ring::default() };
         let far = Want { ring: Some(ring), ..want(&[]) };
         assert_eq!(steps(&Have::default(), &far).0, [Op::Set(Known { members: vec![], ring })]);
         let have = Have { known: Some(Known { members: vec![], ring }), ..Have::default() };
@@ -475,7 +523,7 @@ mod tests {
         let before = Have { known: Some(Known { ring, ..members(&[3]) }), ..reconciled(&[3]) };
         assert_eq!(steps(&before, &far), (vec![], vec![Op::Set(Known { members: vec![], ring }), Op::Detach(3)]));
         // One falls silent.
-        let suspect = Ring { next: None, suspect: true };
+        let suspect = Ring { suspect: true, ..Ring::default() };
         let silent = Want { ring: Some(suspect), ..want(&[3]) };
         assert_eq!(steps(&before, &silent), (vec![Op::Set(Known { ring: suspect, ..members(&[3]) })], vec![]));
         assert_eq!(steps(&have, &want(&[])), (vec![], vec![Op::Forget]));

@@ -27,15 +27,15 @@ pub const ADDRESSES: u32 = 16384;
 pub(super) const ATTACHED: &str = "attached_v2";
 pub(super) const VIPS: &str = "vips_v3";
 pub(super) const VIPS_OF_FEW: &str = "vips_few_v3";
-pub(super) const HINTS: &str = "hints_v2";
-pub(super) const STICKY: &str = "sticky_v1";
+pub(super) const HINTS: &str = "hints_v3";
+pub(super) const STICKY: &str = "sticky_v2";
 pub(super) const HEARD: &str = "heard_v1";
-pub(super) const FRAGMENTS: &str = "fragments_v1";
+pub(super) const FRAGMENTS: &str = "fragments_v2";
 pub(super) const COUNTS: &str = "counts_v3";
 pub(super) const LINK_DROPS: &str = "link_drops_v1";
 pub(super) const USED: &str = "used_v1";
-pub(super) const ALLOWANCES: &str = "allowances_v4";
-pub(super) const SHARES: &str = "shares_v2";
+pub(super) const ALLOWANCES: &str = "allowances_v5";
+pub(super) const SHARES: &str = "shares_v3";
 pub(super) const COPYING: &str = "copying_v1";
 pub(super) const NODES: &str = "nodes_v1";
 pub(super) const NODE_AT: &str = "node_at_v1";
@@ -126,6 +126,10 @@ pub struct Ring {
     pub next: Option<NodeId>,
     /// One that has replicas of it has fallen silent.
     pub suspect: bool,
+    /// Flows of UDP stay, by the word of a replica on any node.
+    pub flows_stay: bool,
+    /// No replica is known, here or elsewhere: for a while what other nodes send is passed on, to `next`, whatever that has.
+    pub lingers: bool,
 }
 
 /// What is known of a VIP but for its entries of attachments.
@@ -139,6 +143,17 @@ pub struct Known {
 
 /// A node that has replicas of the VIP has fallen silent.
 const SUSPECT: u32 = 1;
+/// [`Ring::flows_stay`].
+const FLOWS_STAY: u32 = 2;
+/// [`Ring::lingers`].
+const LINGERS: u32 = 4;
+
+impl Ring {
+    fn flags(self) -> u32 {
+        let flags = [(self.suspect, SUSPECT), (self.flows_stay, FLOWS_STAY), (self.lingers, LINGERS)];
+        flags.into_iter().filter(|(is, _)| *is).fold(0, |flags, (_, flag)| flags | flag)
+    }
+}
 
 /// `struct vip`.
 #[repr(C)]
@@ -163,26 +178,17 @@ impl<const N: usize> Vip<N> {
             count: u32::try_from(count).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or_default(),
             next: ring.next.map_or([0; 4], |id| id.0.octets()),
-            flags: if ring.suspect { SUSPECT } else { 0 },
+            flags: ring.flags(),
             member,
         }
     }
 
     fn known(&self) -> Known {
         let next = Some(self.next).filter(|next| *next != [0; 4]).map(|next| NodeId(next.into()));
-        let ring = Ring { next, suspect: self.flags & SUSPECT != 0 };
+        let is = |flag| self.flags & flag != 0;
+        let ring = Ring { next, suspect: is(SUSPECT), flows_stay: is(FLOWS_STAY), lingers: is(LINGERS) };
         Known { members: self.member.iter().take(self.count as usize).copied().collect(), ring }
     }
-}
-
-/// `struct flow`, in network order.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FlowKey {
-    client: [u8; 4],
-    vip: [u8; 4],
-    client_port: [u8; 2],
-    vip_port: [u8; 2],
 }
 
 /// `struct counts`: what became of a VIP's packets, since the program was loaded.
@@ -218,7 +224,7 @@ pub struct LinkDrops {
 }
 
 /// `struct share`: nothing here reads what is in it.
-type Share = [u64; 12];
+type Share = [u64; 14];
 
 /// The C structs have these sizes, and fields at these places (a test asks the object's BTF).
 const _: () = {
@@ -226,7 +232,6 @@ const _: () = {
     assert!(size_of::<Attached>() == 32 + 4 * PORTS && offset_of!(Attached, port) == 24);
     assert!(size_of::<Member>() == 16 && offset_of!(Member, mac) == 8);
     assert!(size_of::<Vip<MEMBERS>>() == 24 + 16 * MEMBERS && offset_of!(Vip<MEMBERS>, member) == 24);
-    assert!(size_of::<FlowKey>() == 12);
     assert!(size_of::<Counts>() == 8 * 8);
     assert!(size_of::<LinkDrops>() == 2 * 8);
 };
@@ -237,8 +242,6 @@ unsafe impl Pod for AttachedKey {}
 unsafe impl Pod for Attached {}
 // SAFETY: as above: 8 + 4 × 4 + N × 16 bytes.
 unsafe impl<const N: usize> Pod for Vip<N> {}
-// SAFETY: bytes.
-unsafe impl Pod for FlowKey {}
 // SAFETY: eight u64.
 unsafe impl Pod for Counts {}
 // SAFETY: two u64.
@@ -357,6 +360,13 @@ impl Maps {
         patiently(|| self.vips.insert(vip, known, syn_search_until)).map_err(|e| Error::map("write", vip, e))
     }
 
+    /// Until when the entry of a VIP that has no replica any more is kept, nanoseconds of `CLOCK_MONOTONIC`; `None`: it isn't
+    /// such an entry.
+    pub fn lingers_until(&self, vip: Ipv4Addr) -> Result<Option<u64>> {
+        let value = found(self.vips.get(vip)).map_err(|e| Error::map("read", vip, e))?;
+        Ok(value.filter(|(_, known)| known.ring.lingers).map(|(until, _)| until))
+    }
+
     /// Removes a VIP, its counts and its shares; it needn't be there.
     pub fn forget(&mut self, vip: Ipv4Addr) -> Result<()> {
         found(self.vips.remove(vip)).map_err(|e| Error::map("delete", vip, e))?;
@@ -419,19 +429,6 @@ impl Maps {
         let Some(map) = open(&self.dir, USED)? else { return Ok(0) };
         let second = HashMap::<_, u32, u64>::try_from(Map::LruHashMap(map)).and_then(|map| found(map.get(&ifindex, 0)));
         second.map(Option::unwrap_or_default).map_err(|e| Error::map("read", USED, e))
-    }
-
-    /// The host veth of the replica that a sticky UDP flow stays with.
-    pub fn sticky(&self, client: std::net::SocketAddrV4, vip: std::net::SocketAddrV4) -> Result<Option<u32>> {
-        let Some(map) = open(&self.dir, STICKY)? else { return Ok(None) };
-        let key = FlowKey {
-            client: client.ip().octets(),
-            vip: vip.ip().octets(),
-            client_port: client.port().to_be_bytes(),
-            vip_port: vip.port().to_be_bytes(),
-        };
-        let kept = HashMap::<_, FlowKey, u32>::try_from(Map::LruHashMap(map)).and_then(|map| found(map.get(&key, 0)));
-        kept.map_err(|e| Error::map("read", STICKY, e))
     }
 }
 
@@ -505,6 +502,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::express::{ExpressCounts, ExpressPlace, State};
+    use super::super::flows::{FlowKey, Hint};
     use super::*;
 
     /// A struct of the object's: its size, and its fields with their offsets.
@@ -563,12 +561,13 @@ mod tests {
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.object()).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
-        let ours: [(&str, Layout); 9] = [
+        let ours: [(&str, Layout); 10] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
             ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, own, pad)),
             ("member", layout!(Member, ifindex, netns, mac, flags)),
             ("vip", vip),
             ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),
+            ("hint", layout!(Hint, ifindex, node, flags)),
             ("link_drops", layout!(LinkDrops, spoofed, misrouted)),
             ("express", layout!(State, generation, key)),
             ("express_counts", layout!(ExpressCounts, in_packets, in_bytes, out_packets, out_bytes)),

@@ -1,11 +1,12 @@
 //! The flow owner: two programs on every host veth, two on every uplink and two on the tunnel to other nodes
-//! (`owner.bpf.c`, `express.h`, `nodes.h`), loaded once per boot
+//! (`owner.bpf.c`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
 
 mod express;
+mod flows;
 mod listening;
 mod maps;
 mod nodes;
@@ -22,6 +23,7 @@ use aya::programs::{ProgramError, ProgramType};
 use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
+pub use flows::{FlowPlace, hint, sticky};
 pub use listening::{Listening, Question};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,

@@ -13,17 +13,10 @@
 #ifndef VIPROUTE_NODES_H
 #define VIPROUTE_NODES_H
 
-// What a packet in the tunnel says of its way.
-struct transit {
-	__be32 sender;	// the node that sent it
-	__be32 origin;	// the node at which it entered
-	__u32 kind;
-	__u32 hop;
-};
+enum { NO_FLOW, OPENS, BELONGS, DATAGRAM, REPORTS, FOLLOWS };
 
-enum { NO_FLOW, OPENS, BELONGS };
-
-// What the packet is: of a flow that a socket has, the first one of such, or neither; below 0: no IPv4.
+// What the packet is: of a flow that a socket has, the first one of such; UDP's, or an ICMP error about that; a fragment that isn't
+// the first; or something else. Below 0: no IPv4.
 static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
@@ -34,8 +27,8 @@ static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
 	p->flow.client = p->ip.saddr;
 	p->flow.vip = p->ip.daddr;
 	p->settled = 1;
-	if (p->ip.frag_off & htons(IP_OFFSET))
-		return NO_FLOW;
+	if (is_fragment(p) && read_fragment(p))
+		return FOLLOWS;
 	if (p->ip.protocol == IPPROTO_TCP) {
 		if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
 			return NO_FLOW;
@@ -45,7 +38,16 @@ static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
 		p->for_opening = p->tcp.syn || p->tcp.rst;
 		return p->tcp.syn && !p->tcp.ack ? OPENS : BELONGS;
 	}
-	return p->ip.protocol == IPPROTO_ICMP && read_error(skb, p) == IPPROTO_TCP ? BELONGS : NO_FLOW;
+	__be16 ports[2];
+	if (p->ip.protocol == IPPROTO_UDP && !load(skb, p, p->inner, ports, sizeof(ports))) {
+		p->flow.client_port = ports[0];
+		p->flow.vip_port = ports[1];
+		return DATAGRAM;
+	}
+	if (p->ip.protocol != IPPROTO_ICMP)
+		return NO_FLOW;
+	int protocol = read_error(skb, p);
+	return protocol == IPPROTO_TCP ? BELONGS : protocol == IPPROTO_UDP ? REPORTS : NO_FLOW;
 }
 
 // Asks all replicas of this node about a flow, as far as that is allowed; below 0: it isn't.
@@ -61,7 +63,7 @@ static inline_always int search_here(struct __sk_buff *skb, struct packet *p, st
 	charge(&grant, v->count);
 	if (found->answer == OPEN) {
 		struct hint hint = { .ifindex = found->ifindex };
-		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+		bpf_map_update_elem(&hints_v3, &p->flow, &hint, BPF_ANY);
 	}
 	return found->answer;
 }
@@ -77,21 +79,23 @@ static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet 
 }
 
 // A guess where a flow is.
-static inline_always void guess(struct packet *p, __be32 node)
+static inline_always void guess(struct packet *p, __be32 node, __u32 flags)
 {
-	struct hint hint = { .node = node };
+	struct hint hint = { .node = node, .flags = flags };
 	if (may_remember(p->flow.vip))
-		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+		bpf_map_update_elem(&hints_v3, &p->flow, &hint, BPF_ANY);
 }
 
 // A packet of a flow for which the group has chosen that node. TC_ACT_UNSPEC: it goes there.
 static inline_always int flow_outward(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node)
 {
-	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
-	if (hint && hint->node == node)
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
+	int is_opening = hint && hint->flags & OPENING;
+	__be32 first = is_opening ? hint->node : node;
+	if (hint && hint->node == node && !is_opening)
 		return TC_ACT_UNSPEC;
-	if (hint) {
-		int verdict = hint->node ? to_node(skb, hint->node) : to_hinted_replica(skb, p, hint);
+	if (hint && !is_opening) {
+		int verdict = hint->node ? to_node(skb, p, hint->node) : to_hinted_replica(skb, p, hint);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
@@ -103,78 +107,41 @@ static inline_always int flow_outward(struct __sk_buff *skb, struct packet *p, s
 			return hand_over(skb, p, found.ifindex, replica->mac);
 		}
 	}
-	guess(p, node);
-	return TC_ACT_UNSPEC;
+	guess(p, first, 0);
+	return first == node ? TC_ACT_UNSPEC : to_node(skb, p, first);
 }
 
-SEC("classifier")
-int outward(struct __sk_buff *skb)
+// A SYN for which the group has chosen that node. While buckets move it may be the repetition of one that was answered elsewhere: by
+// a replica here, or by the node where the one before it went. TC_ACT_UNSPEC: it goes there.
+static inline_always int opening_outward(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node)
 {
-	struct bpf_tunnel_key key = {};
-	struct packet p = {};
-	struct {
-		__u8 to[2];
-		__be32 node;
-	} __attribute__((packed)) eth;
-	struct here *here = this_node();
-	if (!here || peek(skb, 0, &eth, sizeof(eth)))
-		return TC_ACT_SHOT;
-	if (!bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
-		return key.tunnel_id >> 16 == TAG ? TC_ACT_OK : TC_ACT_SHOT;	// a program here has addressed it
-	__be32 node = eth.node, id = here->id;
-	int what = read_flow(skb, &p);
-	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
-	if (!v)
-		return dropped_in_tunnel(NOT_OURS);
-	if (what == OPENS) {	// the connection before it of these ports, and what was known of that, is over
-		struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p.flow);
-		if (hint) {
-			hint->ifindex = 0;
-			hint->node = node;
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
+	struct grant grant = {};
+	p->settled = is_settled(v);
+	if (!p->settled && v->count && allowed(&grant, FOR_SYNS, p->flow.vip)) {
+		struct found found;
+		clear(skb, &found);
+		__u32 answer = search_opening(skb, p, v, &found);
+		charge(&grant, v->count);
+		struct attached *replica = answer >= HALF_OPEN ? found_replica(p, &found) : 0;
+		if (replica) {
+			count(p->flow.vip, STEERED);
+			return hand_over(skb, p, found.ifindex, replica->mac);
 		}
-	} else if (what == BELONGS) {
-		int verdict = flow_outward(skb, &p, v, node);
+	}
+	if (!p->settled && hint && hint->flags & OPENING && hint->node != node) {
+		int verdict = to_node(skb, p, hint->node);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
-	return aim(skb, node, id, CHOSEN, 0) ? dropped_in_tunnel(TOO_FAR) : TC_ACT_OK;
-}
-
-// Whether it is from a node that this one knows, addressed to this one, and its way can be as it says.
-// (A function of its own: what it needs of the stack is free again when sockets are asked.)
-verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
-{
-	struct here *here = this_node();
-	struct bpf_tunnel_key key = {};
-	struct {
-		__u8 to[2];
-		__be32 receiver;
-		__u8 from[2];
-		__be32 origin;
-	} __attribute__((packed)) eth;
-	if (!here || !t || bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
-		return -1;
-	if (key.tunnel_id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
-		return -1;
-	__be32 from = htonl(key.remote_ipv4);
-	__be32 *sender = bpf_map_lookup_elem(&node_at_v1, &from);
-	if (!sender || eth.receiver != here->id || eth.to[0] != 0x02 || eth.to[1] != TAG || eth.from[1] != TAG)
-		return -1;
-	t->sender = *sender;
-	t->origin = eth.origin;
-	t->kind = key.tunnel_id >> 8 & 0xff;
-	t->hop = key.tunnel_id & 0xff;
-	switch (t->kind) {
-	case BACK:
-		return t->origin == here->id ? 0 : -1;
-	case WALK:
-		return t->origin == here->id || bpf_map_lookup_elem(&nodes_v1, &t->origin) ? 0 : -1;
-	case CHOSEN:
-	case AIMED:
-	case FOUND:
-		return t->origin == t->sender ? 0 : -1;
+	if (!hint) {
+		guess(p, node, OPENING);
+	} else {	// the connection before it of these ports, and what was known of that, is over
+		hint->ifindex = 0;
+		hint->node = node;
+		hint->flags = OPENING;
 	}
-	return -1;
+	return TC_ACT_UNSPEC;
 }
 
 // To a replica as it is: the owner there asks nobody else.
@@ -232,15 +199,16 @@ static inline_always int onward(struct __sk_buff *skb, struct packet *p, struct 
 			return walk(skb, v->next, t->origin, t->hop + 1);
 		return aim(skb, t->origin, t->origin, BACK, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
 	}
-	if (v->next && t->kind == BACK)
-		return begin_walk(skb, p, v->next, 0);
+	if (v->next && t->kind == BACK)	// on the last walk any node that has something ready takes a datagram
+		return begin_walk(skb, p, v->next, p->ip.protocol == IPPROTO_UDP ? LAST : 0);
 	return of_nobody(skb, p, v, belongs);
 }
 
 // The replica gets the packet; what is left of it tells the origin where the flow is.
-static inline_always int report(struct __sk_buff *skb, struct attached *replica, __u32 ifindex, __be32 origin)
+static inline_always int report(struct __sk_buff *skb, struct packet *p, struct attached *replica, __u32 ifindex, __be32 origin)
 {
 	struct here *here = this_node();
+	lead(p, ifindex, 0);
 	if (!here || bpf_skb_store_bytes(skb, 0, replica->mac, ETH_ALEN, 0))
 		return TC_ACT_SHOT;
 	bpf_clone_redirect(skb, ifindex, 0);
@@ -256,9 +224,9 @@ static inline_always int flow_inward(struct __sk_buff *skb, struct packet *p, st
 	if (!here)
 		return TC_ACT_SHOT;
 	int is_home = t->origin == here->id;
-	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
 	if (hint && hint->node && is_home) {
-		bpf_map_delete_elem(&hints_v2, &p->flow);	// it led to a node that doesn't have the flow
+		bpf_map_delete_elem(&hints_v3, &p->flow);	// it led to a node that doesn't have the flow
 	} else if (hint && !hint->node && t->kind != WALK) {
 		int verdict = to_hinted_replica(skb, p, hint);
 		if (verdict != TC_ACT_UNSPEC)
@@ -273,7 +241,7 @@ static inline_always int flow_inward(struct __sk_buff *skb, struct packet *p, st
 	struct attached *replica = answer ? found_replica(p, &found) : 0;
 	if (replica && answer >= HALF_OPEN) {
 		if (t->kind == WALK && !is_home)
-			return report(skb, replica, found.ifindex, t->origin);
+			return report(skb, p, replica, found.ifindex, t->origin);
 		return hand_over(skb, p, found.ifindex, replica->mac);
 	}
 	// A connection that the client has opened anew may be open on one node and in TIME_WAIT on another.
@@ -289,10 +257,13 @@ static inline_always int flow_inward(struct __sk_buff *skb, struct packet *p, st
 static inline_always int opening_inward(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct transit *t)
 {
 	struct grant grant = {};
+	if (t->kind == BACK)	// it isn't where it went
+		bpf_map_delete_elem(&hints_v3, &p->flow);
 	if (!v->count)
 		return onward(skb, p, v, t, 0);
 	if (!allowed(&grant, FOR_SYNS, p->flow.vip))
 		return v->ready ? TC_ACT_OK : TC_ACT_SHOT;
+	p->settled = t->kind != AIMED;	// a repetition goes to who has answered the first one
 	struct found found;
 	clear(skb, &found);
 	int answer = search_opening(skb, p, v, &found);
@@ -301,6 +272,59 @@ static inline_always int opening_inward(struct __sk_buff *skb, struct packet *p,
 		return TC_ACT_OK;	// the group of them chooses
 	struct attached *replica = answer >= HALF_OPEN ? found_replica(p, &found) : 0;
 	return replica ? hand_over(skb, p, found.ifindex, replica->mac) : onward(skb, p, v, t, 0);
+}
+
+#include "datagrams.h"
+
+// A packet for which the group has chosen that node: where it belongs. TC_ACT_UNSPEC: there.
+static inline_always int to_place(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node, int what)
+{
+	switch (what) {
+	case OPENS:
+		return opening_outward(skb, p, v, node);
+	case BELONGS:
+		return flow_outward(skb, p, v, node);
+	case DATAGRAM:
+		return datagram_outward(skb, p, v, node);
+	case REPORTS:
+		return error_outward(skb, p, v);
+	case FOLLOWS:
+		return fragment_outward(skb, p);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+SEC("classifier")
+int outward(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	struct packet p = {};
+	struct {
+		__u8 to[2];
+		__be32 node;
+	} __attribute__((packed)) eth;
+	struct here *here = this_node();
+	if (!here || peek(skb, 0, &eth, sizeof(eth)))
+		return TC_ACT_SHOT;
+	if (!bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
+		return key.tunnel_id >> 16 == TAG ? TC_ACT_OK : TC_ACT_SHOT;	// a program here has addressed it
+	__be32 node = eth.node, id = here->id;
+	int what = read_flow(skb, &p);
+	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
+	if (!v)
+		return dropped_in_tunnel(NOT_OURS);
+	int verdict = to_place(skb, &p, v, node, what);
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+	if (p.first)
+		lead_no_more(&p, 0, node);
+	return aim(skb, node, id, CHOSEN, 0) ? dropped_in_tunnel(TOO_FAR) : TC_ACT_OK;
+}
+
+// The minute is over for which the entry of a VIP without replicas stays, for what other nodes send that don't know of it yet.
+static inline_always int is_over(const struct vip *v)
+{
+	return v->flags & LINGERS && is_settled(v);
 }
 
 SEC("classifier")
@@ -314,19 +338,33 @@ int inward(struct __sk_buff *skb)
 		return dropped_in_tunnel(TOO_FAR);
 	int what = read_flow(skb, &p);
 	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
-	if (!v)
+	if (!v || is_over(v))
 		return dropped_in_tunnel(NOT_OURS);
 	if (t.kind == FOUND) {
-		if (what == BELONGS) {
-			struct hint hint = { .node = t.sender };
-			bpf_map_update_elem(&hints_v2, &p.flow, &hint, BPF_ANY);
-		}
+		struct hint hint = { .node = t.sender };
+		if (what == BELONGS)
+			bpf_map_update_elem(&hints_v3, &p.flow, &hint, BPF_ANY);
+		else if (what == DATAGRAM)
+			bpf_map_update_elem(&sticky_v2, &p.flow, &hint, BPF_ANY);
 		return TC_ACT_SHOT;
 	}
-	if (what == BELONGS)
+	switch (what) {
+	case BELONGS:
 		return flow_inward(skb, &p, v, &t);
-	if (what == OPENS)
+	case OPENS:
 		return opening_inward(skb, &p, v, &t);
+	case DATAGRAM:
+		if (v->flags & FLOWS_STAY || asks(&t))
+			return datagram_inward(skb, &p, v, &t);
+		break;
+	case REPORTS:
+		return error_inward(skb, &p, v, &t);
+	case FOLLOWS: {
+		int verdict = fragment_inward(skb, &p, v, &t);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	}
 	return v->ready ? TC_ACT_OK : onward(skb, &p, v, &t, 0);
 }
 

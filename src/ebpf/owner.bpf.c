@@ -47,7 +47,8 @@
 #define LINEAR 256
 #define SECOND 1000000000ULL
 // Of each CPU's time one nanosecond in so many is an allowance, and up to a second's worth of it may be used at once: 7 % for
-// searches for connections, as much for retransmitted SYNs, and as much for asking other nodes; 1.8 % for what ends a handshake, and for ICMP errors about UDP.
+// searches for connections, as much for retransmitted SYNs, and as much for asking other nodes; 1.8 % for what ends a handshake, for ICMP errors about UDP, and
+// for asking other nodes for UDP flows that stay.
 // A flood of one kind takes nothing from the others.
 #define ONE_IN 14
 #define ONE_IN_FEW 56
@@ -117,6 +118,8 @@ struct member {
 };
 
 #define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow
+#define FLOWS_STAY 2		// of UDP, by the word of a replica here or elsewhere; where there are other nodes
+#define LINGERS 4		// no replica is known, here or elsewhere: until syn_search_until packets under way are passed on
 
 // The replicas of a VIP on this node, draining ones too.
 struct vip {
@@ -124,7 +127,7 @@ struct vip {
 	__u32 count;
 	__u32 ready;		// how many of them get new connections
 	__be32 next;		// the node behind this one, in the order of their ids, that has replicas of it; 0: none
-	__u32 flags;		// SUSPECT
+	__u32 flags;		// SUSPECT, FLOWS_STAY, LINGERS
 	struct member member[MEMBERS];
 };
 
@@ -144,11 +147,15 @@ struct flow {
 	__be16 vip_port;
 };
 
+#define OPENING 1		// of a TCP flow: a SYN went there, and nothing has been heard since
+#define ASKED 2			// of a UDP flow: that is the group's choice, while other nodes are asked for the flow
+
 // Where a misplaced TCP flow was found last: a replica here, or another node. Asked before it is believed; what leads to a node that
 // doesn't have it comes back.
 struct hint {
 	__u32 ifindex;
 	__be32 node;		// 0: a replica here
+	__u32 flags;		// OPENING, ASKED
 };
 
 struct {
@@ -156,15 +163,15 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, struct flow);
 	__type(value, struct hint);
-} hints_v2 SEC(".maps");
+} hints_v3 SEC(".maps");
 
-// UDP flows that stay where they began.
+// UDP flows that stay where they began: a replica here, or another node.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct flow);
-	__type(value, __u32);	// ifindex
-} sticky_v1 SEC(".maps");
+	__type(value, struct hint);
+} sticky_v2 SEC(".maps");
 
 // Flows of UDP, or of a protocol that has no ports here, that a client outside has begun with a VIP: what the pod sends of them
 // is an answer. Any replica may give it.
@@ -181,7 +188,8 @@ struct {
 	__type(value, __u32);	// ifindex of the replica it came to
 } heard_v1 SEC(".maps");
 
-// A datagram in fragments whose first one was handed to another replica: the others, which name no port, follow it.
+// A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
+// it.
 struct datagram {
 	__be32 client;
 	__be32 vip;
@@ -194,8 +202,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct datagram);
-	__type(value, __u32);	// ifindex
-} fragments_v1 SEC(".maps");
+	__type(value, struct hint);	// neither a replica nor a node: round all nodes
+} fragments_v2 SEC(".maps");
 
 // What became of a VIP's packets.
 enum { LOCAL_HIT, STEERED, NO_OWNER, SEARCH_THROTTLED, PORT_DENIED, EGRESS_DENIED, RESET_WITHHELD, OWN_SOURCE, COUNTS };
@@ -233,7 +241,7 @@ struct {
 	__type(value, __u64);
 } used_v1 SEC(".maps");
 
-enum { FOR_CONNECTIONS, FOR_SYNS, FOR_HANDSHAKES, FOR_ERRORS, FOR_WALKS, ALLOWANCES };
+enum { FOR_CONNECTIONS, FOR_SYNS, FOR_HANDSHAKES, FOR_ERRORS, FOR_WALKS, FOR_FLOWS, ALLOWANCES };
 
 struct allowance {
 	__u64 since;	// CLOCK_MONOTONIC, ns: when it was refilled last
@@ -245,7 +253,7 @@ struct {
 	__uint(max_entries, ALLOWANCES);
 	__type(key, __u32);
 	__type(value, struct allowance);
-} allowances_v4 SEC(".maps");
+} allowances_v5 SEC(".maps");
 
 // What is a VIP's own.
 struct share {
@@ -259,7 +267,7 @@ struct {
 	__uint(max_entries, 16384);
 	__type(key, __be32);	// the VIP
 	__type(value, struct share);
-} shares_v2 SEC(".maps");
+} shares_v3 SEC(".maps");
 
 // Not 0 while this CPU sends copies of a packet to other host veths: the owner runs there within the call that sends one, and
 // must not send copies in turn. A mark of the packet would say the same, and could be set by others.
@@ -284,6 +292,46 @@ struct packet {
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
 };
+
+static inline_always int is_fragment(const struct packet *p)
+{
+	return p->ip.frag_off & htons(IP_MF | IP_OFFSET);
+}
+
+// Reads of which datagram the packet is a fragment. Whether it isn't the first one.
+static inline_always int read_fragment(struct packet *p)
+{
+	p->datagram.client = p->ip.saddr;
+	p->datagram.vip = p->ip.daddr;
+	p->datagram.id = p->ip.id;
+	p->datagram.protocol = p->ip.protocol;
+	p->first = !(p->ip.frag_off & htons(IP_OFFSET));
+	return !p->first;
+}
+
+// The fragments behind a first one that goes to a replica, or to a node, follow it there; where it goes to neither, round all nodes.
+static inline_always void lead(struct packet *p, __u32 ifindex, __be32 node)
+{
+	if (!p->first)
+		return;
+	struct hint to = { .ifindex = ifindex, .node = node };
+#ifdef WITHOUT_BTF
+	bpf_map_update_elem(&fragments_v2, &p->datagram, &to, BPF_ANY);
+#else
+	struct datagram datagram = p->datagram;	// a function verified alone has its keys on its own stack
+	bpf_map_update_elem(&fragments_v2, &datagram, &to, BPF_ANY);
+#endif
+}
+
+// A first fragment goes where all of its datagram do: one that had its number before is no longer followed elsewhere.
+static inline_always void lead_no_more(struct packet *p, __u32 ifindex, __be32 node)
+{
+	struct hint *with = bpf_map_lookup_elem(&fragments_v2, &p->datagram);
+	if (!with)
+		return;
+	with->ifindex = ifindex;
+	with->node = node;
+}
 
 // Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
 static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
@@ -358,16 +406,16 @@ static inline_always void dropped(__u32 ifindex, int is_spoofed)
 verified_alone int make_share(__u32 vip)
 {
 	struct share fresh = {};
-	return (int)bpf_map_update_elem(&shares_v2, &vip, &fresh, BPF_NOEXIST);
+	return (int)bpf_map_update_elem(&shares_v3, &vip, &fresh, BPF_NOEXIST);
 }
 
 static inline_always struct share *share_of(__be32 vip)
 {
-	struct share *share = bpf_map_lookup_elem(&shares_v2, &vip);
+	struct share *share = bpf_map_lookup_elem(&shares_v3, &vip);
 	if (share)
 		return share;
 	make_share(vip);
-	return bpf_map_lookup_elem(&shares_v2, &vip);
+	return bpf_map_lookup_elem(&shares_v3, &vip);
 }
 
 // Adds what has come to it since, one nanosecond in so many.
@@ -391,7 +439,7 @@ struct grant {
 // Whether anything is left for such a search; it begins.
 static inline_always int allowed(struct grant *grant, __u32 which, __be32 vip)
 {
-	struct allowance *all = bpf_map_lookup_elem(&allowances_v4, &which);
+	struct allowance *all = bpf_map_lookup_elem(&allowances_v5, &which);
 	struct share *share = share_of(vip);
 	__u32 place = which;
 	asm volatile("" : "+r"(place));	// or the compiler leaves out the check that the verifier wants to see
@@ -401,7 +449,7 @@ static inline_always int allowed(struct grant *grant, __u32 which, __be32 vip)
 	if (!share)
 		return 0;
 #endif
-	__u32 one_in = which == FOR_HANDSHAKES || which == FOR_ERRORS ? ONE_IN_FEW : ONE_IN;
+	__u32 one_in = which == FOR_HANDSHAKES || which == FOR_ERRORS || which == FOR_FLOWS ? ONE_IN_FEW : ONE_IN;
 	__u64 now = bpf_ktime_get_ns();
 	grant->all = all;
 	grant->own = share ? &share->of[place] : 0;
@@ -455,8 +503,7 @@ static inline_always int hand_over(struct __sk_buff *skb, struct packet *p, __u3
 {
 	if (bpf_skb_store_bytes(skb, 0, mac, ETH_ALEN, 0))
 		return TC_ACT_SHOT;
-	if (p->first)
-		bpf_map_update_elem(&fragments_v1, &p->datagram, &ifindex, BPF_ANY);
+	lead(p, ifindex, 0);
 	return bpf_redirect(ifindex, 0);
 }
 
@@ -608,16 +655,17 @@ static inline_always int is_settled(const struct vip *v)
 // Where the flow was found before, if it is still there: TC_ACT_UNSPEC if not. `here` is what the chosen replica has.
 static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32 here)
 {
-	struct hint *hint = bpf_map_lookup_elem(&hints_v2, &p->flow);
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
 	if (!hint || hint->ifindex == p->self)
 		return TC_ACT_UNSPEC;
 	__u32 ifindex = hint->ifindex;
 #if HAS_TUNNEL
 	if (hint->node) {
 		struct vip *v = here ? bpf_map_lookup_elem(&vips_v3, &p->flow.vip) : 0;
-		if (here && (!v || is_settled(v)))
+		// Any host can send a SYN: that one went there tells nothing of whose the flow is.
+		if (hint->flags & OPENING || (here && (!v || is_settled(v))))
 			return TC_ACT_UNSPEC;
-		return to_node(skb, hint->node);
+		return to_node(skb, p, hint->node);
 	}
 #else
 	(void)here;
@@ -635,6 +683,18 @@ static inline_always int may_be_far(const struct vip *v)
 {
 	return HAS_TUNNEL && (v->next || v->flags & SUSPECT);
 }
+
+#if HAS_TUNNEL
+// No replica here has the flow, whose SYN went to another node: there. TC_ACT_UNSPEC: none did.
+static inline_always int after_syn(struct __sk_buff *skb, struct packet *p)
+{
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
+	if (!hint || !(hint->flags & OPENING))
+		return TC_ACT_UNSPEC;
+	hint->flags = 0;
+	return to_node(skb, p, hint->node);
+}
+#endif
 
 // A packet of a connection that the chosen replica doesn't have: `here` is what it does have.
 static inline_always int elsewhere(struct __sk_buff *skb, struct packet *p, struct attached *chosen, __u32 here)
@@ -660,6 +720,9 @@ static inline_always int elsewhere(struct __sk_buff *skb, struct packet *p, stru
 #if HAS_TUNNEL
 	__u32 best = there > here ? there : here;
 	if (best == NOTHING || (best == TIME_WAIT && !is_settled(v))) {
+		int verdict = after_syn(skb, p);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
 		if (v->next)
 			return begin_walk(skb, p, v->next, 0);
 		if (best == NOTHING && v->flags & SUSPECT) {
@@ -679,7 +742,7 @@ static inline_always int elsewhere(struct __sk_buff *skb, struct packet *p, stru
 		goto stays;
 	if (there == OPEN) {
 		struct hint hint = { .ifindex = found.ifindex };
-		bpf_map_update_elem(&hints_v2, &p->flow, &hint, BPF_ANY);
+		bpf_map_update_elem(&hints_v3, &p->flow, &hint, BPF_ANY);
 	}
 	count(p->flow.vip, STEERED);
 	return hand_over(skb, p, found.ifindex, replica->mac);
@@ -889,6 +952,21 @@ verified_alone int search_opening(struct __sk_buff *skb, struct packet *p, struc
 	return found->answer;
 }
 
+#if HAS_TUNNEL
+// A SYN for a replica here. Where the one before it of these ports went to another node a moment ago, and buckets move, it is that
+// one's repetition. Otherwise what was known of the ports is over.
+static inline_always int repeated(struct __sk_buff *skb, struct packet *p)
+{
+	struct hint *hint = bpf_map_lookup_elem(&hints_v3, &p->flow);
+	if (!hint)
+		return TC_ACT_UNSPEC;
+	if (!p->settled && hint->flags & OPENING)
+		return to_node(skb, p, hint->node);
+	bpf_map_delete_elem(&hints_v3, &p->flow);
+	return TC_ACT_UNSPEC;
+}
+#endif
+
 // A SYN: to the chosen replica, if it listens; if not, to one that does. While buckets move, or where nobody listened a moment
 // ago, it may be the repetition of one that another replica has answered already: two half-open connections would kill each
 // other. Where nobody listens the chosen one answers.
@@ -901,13 +979,16 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
 	if (!v || (v->count < 2 && !may_be_far(v)))
 		return TC_ACT_OK;
-#if HAS_TUNNEL
-	if (v->next)	// what was known of the connection before it of these ports
-		bpf_map_delete_elem(&hints_v2, &p->flow);
-#endif
 	__u64 now = bpf_ktime_get_ns();
 	p->settled = now >= v->syn_search_until && now >= chosen->syn_search_until;
 	__u32 here = ask_opening(skb, p, chosen->netns);
+#if HAS_TUNNEL
+	if (may_be_far(v) && here < HALF_OPEN && !came_by_tunnel(skb)) {
+		int verdict = repeated(skb, p);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+#endif
 	if (here >= HALF_OPEN || (here == LISTENS && p->settled))
 		return TC_ACT_OK;
 	struct grant grant = {};
@@ -985,10 +1066,16 @@ static inline_always int tcp(struct __sk_buff *skb, struct packet *p, struct att
 // Keeps a UDP flow where it began: TC_ACT_UNSPEC where it has no such place.
 static inline_always int stay(struct __sk_buff *skb, struct packet *p)
 {
-	__u32 *kept = bpf_map_lookup_elem(&sticky_v1, &p->flow);
+	struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &p->flow);
 	if (!kept)
 		return TC_ACT_UNSPEC;
-	__u32 ifindex = *kept;
+	__u32 ifindex = kept->ifindex;
+#if HAS_TUNNEL
+	if (kept->flags & ASKED)
+		return TC_ACT_UNSPEC;
+	if (kept->node)
+		return came_by_tunnel(skb) ? TC_ACT_UNSPEC : to_node(skb, p, kept->node);
+#endif
 	if (ifindex == p->self)
 		return TC_ACT_OK;
 	struct attached *other = attached(ifindex, p->flow.vip);
@@ -1057,12 +1144,30 @@ static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, str
 	return there ? there : at;
 }
 
+// Whether a flow has a replica here. (Without other nodes it has no other place: the verifier has enough to do there.)
+static inline_always int has_replica(const struct hint *kept)
+{
+	return kept && (!HAS_TUNNEL || kept->ifindex);
+}
+
+static inline_always int is_at(const struct hint *kept, __u32 ifindex)
+{
+	return kept && kept->ifindex == ifindex && (!HAS_TUNNEL || !kept->flags);
+}
+
 // To where its flow began, if flows stay, or to the chosen replica; of a declared port, to another one if that one has no socket
 // for it.
 static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	__u32 *kept = chosen->flags & STICKY ? bpf_map_lookup_elem(&sticky_v1, &p->flow) : 0;
-	__u32 at = kept ? *kept : p->self;
+	struct hint *kept = chosen->flags & STICKY ? bpf_map_lookup_elem(&sticky_v2, &p->flow) : 0;
+#if HAS_TUNNEL
+	if (chosen->flags & STICKY && !came_by_tunnel(skb)) {
+		int verdict = stay_far(skb, p, 0);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+#endif
+	__u32 at = has_replica(kept) ? kept->ifindex : p->self;
 	struct attached *replica = at == p->self ? chosen : attached(at, p->flow.vip);
 	if (!replica) {
 		at = p->self;
@@ -1071,8 +1176,10 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 	__u32 to = at;
 	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns))
 		to = receiver(skb, p, chosen, at);
-	if (chosen->flags & STICKY && (!kept || *kept != to))
-		bpf_map_update_elem(&sticky_v1, &p->flow, &to, BPF_ANY);
+	if (chosen->flags & STICKY && !is_at(kept, to)) {
+		struct hint place = { .ifindex = to };
+		bpf_map_update_elem(&sticky_v2, &p->flow, &place, BPF_ANY);
+	}
 	if (to == p->self)
 		return TC_ACT_OK;
 	if (to != at)
@@ -1156,12 +1263,36 @@ static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, str
 	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
+#if HAS_TUNNEL
+// The replica here that the group has chosen gets what goes to other nodes too.
+static inline_always void copy_to_self(struct __sk_buff *skb)
+{
+	__u32 *flag = copying();
+	if (!flag)
+		return;
+	*flag = 1;
+	bpf_clone_redirect(skb, skb->ifindex, 0);
+	*flag = 0;
+}
+#endif
+
+// Whether other nodes get an error that no replica here has a connected socket for: where it entered, and nowhere else.
+static inline_always int goes_round(struct __sk_buff *skb, const struct vip *v)
+{
+#if HAS_TUNNEL
+	return v->next && !came_by_tunnel(skb);
+#else
+	(void)skb, (void)v;
+	return 0;
+#endif
+}
+
 // An error about a UDP packet: to the replica that has a socket connected to that client; where none has, to all that have a
-// socket of the port.
+// socket of the port, on this node and on the others.
 static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
-	if (is_copy() || !v || v->count < 2 || ask_udp(skb, p, chosen->netns) == CONNECTED)
+	if (is_copy() || !v || (v->count < 2 && !goes_round(skb, v)) || ask_udp(skb, p, chosen->netns) == CONNECTED)
 		return TC_ACT_OK;
 	struct grant grant = {};
 	if (!allowed(&grant, FOR_ERRORS, p->flow.vip))
@@ -1180,10 +1311,19 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 		count(p->flow.vip, STEERED);
 		return hand_over(skb, p, found.ifindex, replica->mac);
 	}
-	if (!found.several)
-		return TC_ACT_OK;
-	charge_copies(&grant, found.several);
-	return to_senders(skb, p, v, chosen);
+	int verdict = TC_ACT_OK;
+	if (found.several) {
+		charge_copies(&grant, found.several);
+		verdict = to_senders(skb, p, v, chosen);
+	}
+#if HAS_TUNNEL
+	if (verdict == TC_ACT_OK && goes_round(skb, v)) {
+		take(&grant, WALK_COSTS);
+		copy_to_self(skb);
+		return set_out(skb, v->next);
+	}
+#endif
+	return verdict;
 }
 
 // An ICMP error follows the packet it speaks of, which a replica has sent: its header is inside (RFC 792). Returns that one's
@@ -1222,23 +1362,17 @@ static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct at
 	return verdict == TC_ACT_UNSPEC ? udp_error(skb, p, chosen) : verdict;
 }
 
-// A first fragment: it is here, so a datagram that had its number before is no longer followed elsewhere. Should it be handed
-// over now, that is noted then.
-static inline_always void first_fragment(struct packet *p)
-{
-	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
-	if (with)
-		*with = p->self;
-	p->first = 1;
-}
-
 // A fragment that isn't the first: after it.
 static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
 {
-	__u32 *with = bpf_map_lookup_elem(&fragments_v1, &p->datagram);
-	if (!with || *with == p->self)
+	struct hint *with = bpf_map_lookup_elem(&fragments_v2, &p->datagram);
+	if (!with || with->ifindex == p->self)
 		return TC_ACT_OK;
-	__u32 ifindex = *with;
+	__u32 ifindex = with->ifindex;
+#if HAS_TUNNEL
+	if (!ifindex)
+		return came_by_tunnel(skb) ? TC_ACT_SHOT : follow_far(skb, p, with->node);
+#endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
 	return replica ? hand_over(skb, p, ifindex, replica->mac) : TC_ACT_OK;
 }
@@ -1282,14 +1416,10 @@ int owner(struct __sk_buff *skb)
 		count(p.flow.vip, OWN_SOURCE);
 		return TC_ACT_SHOT;
 	}
-	if (p.ip.frag_off & htons(IP_MF | IP_OFFSET)) {
-		p.datagram.client = p.ip.saddr;
-		p.datagram.vip = p.ip.daddr;
-		p.datagram.id = p.ip.id;
-		p.datagram.protocol = p.ip.protocol;
-		if (p.ip.frag_off & htons(IP_OFFSET))
+	if (is_fragment(&p)) {
+		if (read_fragment(&p))
 			return later_fragment(skb, &p);
-		first_fragment(&p);
+		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
 	switch (p.ip.protocol) {
 	case IPPROTO_TCP:

@@ -159,6 +159,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
             ATTACHED,
             VIPS,
             HINTS,
+            STICKY,
             FRAGMENTS,
             COUNTS,
             ALLOWANCES,
@@ -173,7 +174,20 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
     ProgramSpec {
         name: "outward",
         hook: Hook::TunnelEgress,
-        maps: &[ATTACHED, VIPS, HINTS, FRAGMENTS, COUNTS, ALLOWANCES, SHARES, NODES, THIS_NODE, TUNNEL_COUNTS],
+        maps: &[
+            ATTACHED,
+            VIPS,
+            HINTS,
+            STICKY,
+            FRAGMENTS,
+            COUNTS,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
+            NODES,
+            THIS_NODE,
+            TUNNEL_COUNTS,
+        ],
     },
 ];
 

@@ -113,6 +113,51 @@ verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 ki
 	return 0;
 }
 
+// What a packet in the tunnel says of its way.
+struct transit {
+	__be32 sender;	// the node that sent it
+	__be32 origin;	// the node at which it entered
+	__u32 kind;
+	__u32 hop;
+};
+
+// Whether it is from a node that this one knows, addressed to this one, and its way can be as it says.
+// (A function of its own: what it needs of the stack is free again when sockets are asked.)
+verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
+{
+	struct here *here = this_node();
+	struct bpf_tunnel_key key = {};
+	struct {
+		__u8 to[2];
+		__be32 receiver;
+		__u8 from[2];
+		__be32 origin;
+	} __attribute__((packed)) eth;
+	if (!here || !t || bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
+		return -1;
+	if (key.tunnel_id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
+		return -1;
+	__be32 from = htonl(key.remote_ipv4);
+	__be32 *sender = bpf_map_lookup_elem(&node_at_v1, &from);
+	if (!sender || eth.receiver != here->id || eth.to[0] != 0x02 || eth.to[1] != TAG || eth.from[1] != TAG)
+		return -1;
+	t->sender = *sender;
+	t->origin = eth.origin;
+	t->kind = key.tunnel_id >> 8 & 0xff;
+	t->hop = key.tunnel_id & 0xff;
+	switch (t->kind) {
+	case BACK:
+		return t->origin == here->id ? 0 : -1;
+	case WALK:
+		return t->origin == here->id || bpf_map_lookup_elem(&nodes_v1, &t->origin) ? 0 : -1;
+	case CHOSEN:
+	case AIMED:
+	case FOUND:
+		return t->origin == t->sender ? 0 : -1;
+	}
+	return -1;
+}
+
 // On to the next node that has replicas of the VIP, in the order of their ids; home to the origin where that is the next one, or
 // lies before it.
 verified_alone int walk(struct __sk_buff *skb, __u32 next, __u32 origin, __u32 hop)
@@ -128,6 +173,20 @@ verified_alone int walk(struct __sk_buff *skb, __u32 next, __u32 origin, __u32 h
 	return bpf_redirect(here->ifindex, 0);
 }
 
+// It has come by the tunnel: the node where it entered has decided about it.
+static inline_always int came_by_tunnel(struct __sk_buff *skb)
+{
+	struct here *here = this_node();
+	return here && skb->ingress_ifindex == here->ifindex;
+}
+
+// Round the other nodes, from the one behind this one.
+verified_alone int set_out(struct __sk_buff *skb, __u32 next)
+{
+	struct here *here = this_node();
+	return here ? walk(skb, next, here->id, 1) : TC_ACT_SHOT;
+}
+
 // A packet of a flow that nobody here has, and that no hint tells of: round the other nodes, if that is still allowed. If not it
 // is dropped: TCP sends again.
 verified_alone int begin_walk(struct __sk_buff *skb, struct packet *p, __u32 next, __u32 last)
@@ -141,16 +200,63 @@ verified_alone int begin_walk(struct __sk_buff *skb, struct packet *p, __u32 nex
 		return TC_ACT_SHOT;
 	}
 	take(&grant, WALK_COSTS);
+	lead(p, 0, 0);
 	return walk(skb, next, here->id, last | 1);
 }
 
 // To the node where the flow was found before. TC_ACT_UNSPEC: that one isn't known any more.
-verified_alone int to_node(struct __sk_buff *skb, __u32 node)
+verified_alone int to_node(struct __sk_buff *skb, struct packet *p, __u32 node)
 {
 	struct here *here = this_node();
-	if (!here || aim(skb, node, here->id, AIMED, 0))
+	if (!p || !here || aim(skb, node, here->id, AIMED, 0))
 		return TC_ACT_UNSPEC;
+	lead(p, 0, node);
 	return bpf_redirect(here->ifindex, 0);
+}
+
+// A fragment behind a first one that went to another node, or round all of them (node 0): likewise.
+verified_alone int follow_far(struct __sk_buff *skb, struct packet *p, __u32 node)
+{
+	if (!p)
+		return TC_ACT_SHOT;
+	__be32 vip = p->flow.vip;
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &vip);
+	if (!v)
+		return TC_ACT_SHOT;
+	if (!node)
+		return v->next ? begin_walk(skb, p, v->next, 0) : TC_ACT_SHOT;
+	int verdict = to_node(skb, p, node);
+	return verdict == TC_ACT_UNSPEC ? TC_ACT_SHOT : verdict;
+}
+
+// A datagram of a flow that stays, where it enters: to the node that has the flow. Where that isn't known the other nodes are asked
+// for it, and what the group has chosen, that node or with 0 the replica here, is noted until they have answered; as far as asking is
+// allowed. TC_ACT_UNSPEC: the flow is a replica's here, or goes where the group says.
+verified_alone int stay_far(struct __sk_buff *skb, struct packet *p, __u32 node)
+{
+	struct here *here = this_node();
+	if (!p || !here)
+		return TC_ACT_UNSPEC;
+	struct flow flow = p->flow;
+	if (flow.client == HOST_ADDRESS)	// each node has it
+		return TC_ACT_UNSPEC;
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &flow.vip);
+	struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &flow);
+	if (kept && !(kept->flags & ASKED)) {
+		if (!kept->node)
+			return TC_ACT_UNSPEC;
+		int verdict = to_node(skb, p, kept->node);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	struct grant grant = {};
+	if (!v || !v->next || !allowed(&grant, FOR_FLOWS, flow.vip))
+		return TC_ACT_UNSPEC;
+	take(&grant, WALK_COSTS);
+	struct hint choice = { .ifindex = node ? 0 : p->self, .node = node, .flags = ASKED };
+	bpf_map_update_elem(&sticky_v2, &flow, &choice, BPF_ANY);
+	lead(p, 0, 0);
+	return walk(skb, v->next, here->id, 1);
 }
 
 #endif

@@ -30,6 +30,8 @@ pub struct Leg {
     pub replicas: u32,
     /// Whether it gets new connections.
     pub state: State,
+    /// UDP flows stay, by the word of one of its replicas.
+    pub udp_sticky: bool,
 }
 
 /// What records are written with.
@@ -43,9 +45,9 @@ pub struct Here {
     pub flow_owner: Option<PathBuf>,
 }
 
-/// What is recorded of other nodes for a VIP: its address, and by their numbers the weights of ready replicas and how many
-/// replicas there are.
-pub type Shares = (IpAddr, BTreeMap<u32, (u32, u32)>);
+/// What is recorded of other nodes for a VIP: its address, and by their numbers the weights of ready replicas, how many
+/// replicas there are, and whether UDP flows stay.
+pub type Shares = (IpAddr, BTreeMap<u32, (u32, u32, bool)>);
 
 /// Makes the VIP's records of other nodes these; none: it has none any more. A VIP that has replicas here keeps its address:
 /// legs of another one are not recorded. Returns whether anything was changed.
@@ -131,7 +133,8 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
         let share = |endpoint: Endpoint| match endpoint.backend {
             Backend::Remote(peer) if endpoint.source == Source::Peer => {
                 let ready = number(&endpoint, READY).unwrap_or(u32::from(endpoint.weight));
-                Some((peer.number, (ready, number(&endpoint, REPLICAS).unwrap_or(ready).max(1))))
+                let replicas = number(&endpoint, REPLICAS).unwrap_or(ready).max(1);
+                Some((peer.number, (ready, replicas, endpoint.udp_sticky)))
             }
             _ => None,
         };
@@ -205,7 +208,7 @@ fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
         udp_reply: false,
         place: None,
         node_source_address: None,
-        udp_sticky: false,
+        udp_sticky: leg.udp_sticky,
         egress: crate::model::Egress::Answer.into(),
         state: leg.state,
         health: None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +121,11 @@ impl Cluster {
             }
         }
         Ok(Self { own, nodes })
+    }
+
+    /// The other node of that id, written as an address.
+    pub fn by_address(&self, id: IpAddr) -> Option<&ClusterNode> {
+        self.nodes.iter().find(|node| IpAddr::V4(node.id.0) == id)
     }
 
     /// Of the nodes with these numbers: the one behind this node in the order of their ids, suspects left out; and whether one

@@ -1,10 +1,16 @@
 //! Three nodes that know each other serve one VIP together: its replicas have equal shares whichever node a packet reaches, and no
 //! live connection breaks, whatever routes and replicas do.
 
+mod errors;
+mod fragments;
 mod hostile;
+mod lingering;
 mod long;
+mod repeated;
 mod rules;
 mod scene;
+mod sticky;
+mod told;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;

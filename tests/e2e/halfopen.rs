@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::harness::{Join, LONG, Netns, PORT, Run, Service, Storm, connect, deadline, hear, until};
 
-const HANDSHAKES: usize = 200;
+pub const HANDSHAKES: usize = 200;
 
 /// First nothing comes back from the servers; a SYN that is sent again may open the connection a second time, elsewhere.
 const HOLD_ANSWERS: &str = "table ip hold { chain answers {
@@ -35,7 +35,7 @@ table ip hold { chain requests {
 const TURN: Duration = Duration::from_millis(6300);
 
 /// A socket that connects to the VIP without waiting for it; from `port` if there is one, though it was used just now.
-fn begin(ns: &Netns, vip: Ipv4Addr, port: Option<u16>) -> TcpStream {
+pub fn begin(ns: &Netns, vip: Ipv4Addr, port: Option<u16>) -> TcpStream {
     until("a free port", LONG, || {
         let fd: OwnedFd = ns.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -78,51 +78,61 @@ fn service(joined: usize, spare: usize) -> Service {
     Service::with(&Join::annotated("web").key("group", json!({ "buckets": 16 })), joined, spare)
 }
 
-/// Handshakes from `ns` under way, then `change`, then they may go on: each must come to an answer.
-fn complete_after(service: &Service, ns: &Netns, change: impl FnOnce()) {
-    // Newer kernels send the first SYNs each second, which would leave no bucket idle.
+/// Newer kernels send the first SYNs each second, which would leave no bucket idle.
+pub fn repeats_rarely(ns: &Netns) {
     let linear = "net/ipv4/tcp_syn_linear_timeouts";
     if ns.sysctls(&[linear.to_owned()])[0].is_some() {
         ns.set_sysctl(linear, "0");
     }
+}
+
+/// Handshakes from `ns` under way, then `change`, then they may go on: each must come to an answer.
+pub fn complete_after(vip: Ipv4Addr, ns: &Netns, change: impl FnOnce()) {
+    repeats_rarely(ns);
     let rules = |rules: &str| ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
     rules(HOLD_ANSWERS);
     let start = Instant::now();
-    let mut streams: Vec<_> = (0..HANDSHAKES).map(|_| begin(ns, service.vip, None)).collect();
+    let mut streams: Vec<_> = (0..HANDSHAKES).map(|_| begin(ns, vip, None)).collect();
     thread::sleep(Duration::from_millis(200));
     assert!(streams.iter().all(|stream| stream.peer_addr().is_err()), "no handshake is complete");
     change();
     thread::sleep(TURN.saturating_sub(start.elapsed()));
     rules(HOLD_REQUESTS);
+    all_complete(&mut streams);
+}
+
+/// Each comes to an answer.
+pub fn all_complete(streams: &mut [TcpStream]) {
     let deadline = deadline(LONG);
+    let count = streams.len();
     let answers: Vec<_> = streams.iter_mut().map(|stream| complete(stream, deadline)).collect();
     let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
-    assert!(failed.is_empty(), "{} of {HANDSHAKES} failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
+    assert!(failed.is_empty(), "{} of {count} failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
 }
 
 #[test]
 fn handshakes_of_a_client_complete_while_replicas_join() {
     let service = service(3, 2);
-    complete_after(&service, &service.client, || service.pods[3..].iter().for_each(|pod| service.add(pod)));
+    complete_after(service.vip, &service.client, || service.pods[3..].iter().for_each(|pod| service.add(pod)));
 }
 
 #[test]
 fn handshakes_of_the_node_complete_while_replicas_join() {
     let service = service(3, 2);
-    complete_after(&service, &service.node.ns, || service.pods[3..].iter().for_each(|pod| service.add(pod)));
+    complete_after(service.vip, &service.node.ns, || service.pods[3..].iter().for_each(|pod| service.add(pod)));
 }
 
 #[test]
 fn handshakes_complete_while_a_replica_drains() {
     let service = service(3, 0);
-    complete_after(&service, &service.client, || service.drain(&service.pods[0]));
+    complete_after(service.vip, &service.client, || service.drain(&service.pods[0]));
 }
 
 /// Those of the replica that leaves are begun anew by TCP itself: the SYN is sent again, and reaches another.
 #[test]
 fn handshakes_complete_while_a_replica_leaves() {
     let service = service(4, 0);
-    complete_after(&service, &service.client, || service.remove(&service.pods[3]));
+    complete_after(service.vip, &service.client, || service.remove(&service.pods[3]));
 }
 
 /// With cookies a replica that has sent a SYN-ACK knows nothing of the connection until the client's next packet.

@@ -115,7 +115,8 @@ fn of_vip<'a>(
     let legs = said.map(|(id, node, share)| {
         let serves = ready(node, &share) && (is_live(node) || !others);
         let state = if serves { State::Ready } else { State::Draining };
-        (node.number, Leg { id: *id, ready: share.ready, replicas: share.replicas, state })
+        let Share { ready, replicas, udp_sticky, .. } = share;
+        (node.number, Leg { id: *id, ready, replicas, state, udp_sticky })
     });
     legs.collect()
 }
@@ -139,7 +140,7 @@ mod tests {
         let own = own.map(|text| {
             let numbers: Vec<&str> = text.split(' ').collect();
             let [ready, replicas] = [1, 2].map(|n| numbers[n].parse().unwrap());
-            let share = Share { address: numbers[0].parse().unwrap(), ready, replicas };
+            let share = Share { address: numbers[0].parse().unwrap(), ready, replicas, udp_sticky: false };
             (WEB.parse().unwrap(), Own { share, serves: true })
         });
         let found = legs(&nodes.iter().cloned().collect(), &own.into_iter().collect(), |_, _| None);

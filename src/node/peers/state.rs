@@ -98,6 +98,7 @@ fn own(view: &VipView) -> Result<Option<(Own, BTreeSet<IpAddr>)>, ()> {
     let ready = local.iter().filter(is_ready).map(|replica| u32::from(replica.weight)).sum();
     let pods = local.iter().flat_map(|replica| replica.addresses.iter()).collect();
     let replicas = u32::try_from(local.len()).unwrap_or(u32::MAX);
-    let share = Share { address: record.address(), ready, replicas };
+    let udp_sticky = local.iter().any(|replica| replica.udp_sticky);
+    let share = Share { address: record.address(), ready, replicas, udp_sticky };
     Ok(Some((Own { share, serves: !record.withdrawn }, pods)))
 }

@@ -84,7 +84,7 @@ fn is_short(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What a node says of a VIP: `address ready replicas`.
+/// What a node says of a VIP: `address ready replicas`, and ` sticky` where UDP flows stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The VIP's address there.
@@ -93,17 +93,24 @@ pub struct Share {
     pub ready: u32,
     /// How many replicas it has, ready or not.
     pub replicas: u32,
+    /// A replica of it says that UDP flows stay.
+    pub udp_sticky: bool,
 }
+
+/// The word for it.
+const STICKY: &str = "sticky";
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.address, self.ready, self.replicas)
+        write!(f, "{} {} {}", self.address, self.ready, self.replicas)?;
+        if self.udp_sticky { write!(f, " {STICKY}") } else { Ok(()) }
     }
 }
 
 impl FromStr for Share {
     type Err = ();
 
+    /// What a later version adds behind it is ignored.
     fn from_str(text: &str) -> Result<Self, ()> {
         let mut fields = text.split(' ');
         let mut field = || fields.next().ok_or(());
@@ -112,7 +119,8 @@ impl FromStr for Share {
         let (ready, replicas) = (number()?, number()?);
         // The data path is IPv4's alone.
         let fine = address.is_ipv4() && is_unicast(address) && replicas > 0;
-        if fine { Ok(Self { address, ready, replicas }) } else { Err(()) }
+        let udp_sticky = fields.next() == Some(STICKY);
+        if fine { Ok(Self { address, ready, replicas, udp_sticky }) } else { Err(()) }
     }
 }
 
@@ -159,6 +167,8 @@ mod tests {
         }
         let share: Share = "10.118.0.7 2 3".parse().unwrap();
         assert_eq!(share.to_string(), "10.118.0.7 2 3");
+        let sticky: Share = "10.118.0.7 2 3 sticky later".parse().unwrap();
+        assert_eq!((sticky.udp_sticky, sticky.to_string().as_str()), (true, "10.118.0.7 2 3 sticky"));
         for bad in
             ["", "10.118.0.7", "10.118.0.7 1", "10.118.0.7 1 0", "127.0.0.1 1 1", "2001:db8::1 1 1", "10.118.0.7 -1 1"]
         {

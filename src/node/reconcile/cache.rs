@@ -73,6 +73,8 @@ pub struct Cache {
     tunnel: Option<Settled>,
     /// Host veths of removed pods that are still recorded: they are in no flow owner's maps.
     gone: BTreeSet<u32>,
+    /// Where the flow owners of all VIPs so far are pinned.
+    all_bpf_dirs: BTreeSet<PathBuf>,
 }
 
 impl Cache {
@@ -99,6 +101,7 @@ impl Cache {
         }
         self.by_address.extend(vip.record.all_addresses().map(|address| (address, key.clone())));
         self.by_group.insert(ids::group(vip.record.slot), key.clone());
+        self.all_bpf_dirs.extend(vip.record.flow_owner.clone());
         let mut vip = vip;
         vip.want.attached.retain(|ifindex, _| !self.gone.contains(ifindex));
         self.vips.insert(key.clone(), vip);
@@ -253,6 +256,11 @@ impl Cache {
     /// The directories of the flow owners in use.
     pub fn bpf_dirs(&self) -> BTreeSet<PathBuf> {
         self.vips.values().filter_map(|vip| vip.record.flow_owner.clone()).collect()
+    }
+
+    /// The same with those of VIPs that are gone: their maps may have something left.
+    pub fn all_bpf_dirs(&self) -> &BTreeSet<PathBuf> {
+        &self.all_bpf_dirs
     }
 
     /// The VIPs whose flow owner is pinned there.

@@ -68,7 +68,7 @@ impl Reconciler {
 
     pub(super) fn sweep_orphans(&mut self) {
         self.sweep = None;
-        let dirs = self.cache.bpf_dirs();
+        let dirs = self.cache.all_bpf_dirs();
         let removed = dataplane::gc::objects(&self.node, &self.registry, dirs.iter().map(std::path::PathBuf::as_path));
         self.swept = Some(Instant::now());
         match removed {

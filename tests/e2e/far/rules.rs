@@ -174,7 +174,7 @@ fn the_set_follows_the_nodes() {
         let table = cluster.node(3).table();
         (table.contains("@vips") && !table.contains("8118") && !table.contains("members")).then_some(())
     });
-    cluster.joins_again(3);
+    cluster.knows_others(3);
     cluster.node(1).lets_in(&[2, 3]);
     cluster.node(3).lets_in(&[1, 2]);
     // Another address, as the membership would record it.

@@ -21,10 +21,6 @@ const SETTINGS: &str = r#"
     cidr = "10.118.0.0/24"
 "#;
 
-pub fn web() -> Join {
-    Join::annotated("web")
-}
-
 /// A node with viprouted, its replicas, and a pod that is none.
 pub struct Node {
     pub pods: Vec<Pod>,
@@ -80,6 +76,9 @@ pub struct Cluster {
     suspects: Vec<u8>,
     /// Nodes that know no other.
     alone: Vec<u8>,
+    join: Join,
+    /// It says that UDP flows stay.
+    is_sticky: bool,
 }
 
 fn address(number: u8) -> Ipv4Addr {
@@ -89,13 +88,26 @@ fn address(number: u8) -> Ipv4Addr {
 impl Cluster {
     /// `replicas` on each of three nodes; packets for the VIP come to node 1.
     pub fn new(replicas: usize) -> Self {
+        Self::of(&Join::annotated("web"), replicas)
+    }
+
+    /// The same of a VIP whose UDP flows stay.
+    pub fn sticky(replicas: usize) -> Self {
+        let join = Join::annotated("web").annotation("viproute.io/ports", "8080/udp,8080/tcp");
+        Self::of(&join.annotation("viproute.io/udp-sticky", "true"), replicas)
+    }
+
+    /// As the pods join.
+    pub fn of(join: &Join, replicas: usize) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let routed = lan.routed_client();
-        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, replicas)).collect();
+        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, join, replicas)).collect();
         let vip = nodes[0].pods[0].vip();
-        let mut cluster = Self { nodes, client, routed, lan, vip, suspects: Vec::new(), alone: Vec::new() };
+        let is_sticky = join.annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
+        let (suspects, alone) = (Vec::new(), Vec::new());
+        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, join: join.clone(), is_sticky };
         for number in 1..=3 {
             for other in (1..=3).filter(|other| *other != number) {
                 cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
@@ -134,22 +146,27 @@ impl Cluster {
 
     /// All of them answer, each by the replica that it began with, twice.
     pub fn unbroken(live: &mut [Flows], when: &str) {
+        Self::unbroken_but(live, &[], when);
+    }
+
+    /// The same of those that began with others than the replicas `gone`.
+    pub fn unbroken_but(live: &mut [Flows], gone: &[String], when: &str) {
         for _ in 0..2 {
             live.iter_mut().for_each(Flows::ask);
             live.iter_mut().for_each(Flows::hear);
         }
-        let gone: Vec<String> = Vec::new();
-        let complaints: Vec<_> = live.iter().filter_map(|flows| flows.complaint(&gone)).collect();
+        let complaints: Vec<_> = live.iter().filter_map(|flows| flows.complaint(gone)).collect();
         assert!(complaints.is_empty(), "{when}\n{}", complaints.join("\n"));
     }
 
     /// One more replica, which had no connection before.
     pub fn joins(&mut self, number: u8) {
+        let join = self.join.clone();
         let node = self.node_mut(number);
         let place = node.pods.len();
         let pod = node.host.pod();
         node.servers.push(Crowd::start(&pod));
-        node.host.add(&pod, &web()).ok();
+        node.host.add(&pod, &join).ok();
         node.pods.push(pod);
         node.joined.push(place);
         self.tell_all();
@@ -179,11 +196,25 @@ impl Cluster {
 
     /// The one that came last, by DEL.
     pub fn leaves(&mut self, number: u8) {
+        self.leaves_unheard(number);
+        self.tell_all();
+    }
+
+    /// The others don't learn of it.
+    pub fn leaves_unheard(&mut self, number: u8) {
+        let join = self.join.clone();
         let node = self.node_mut(number);
         let place = node.joined.pop().expect("a replica");
         node.drained.retain(|drained| *drained != place);
-        node.host.del(&node.pods[place], &web()).ok();
-        self.tell_all();
+        node.host.del(&node.pods[place], &join).ok();
+    }
+
+    /// It has heard of no replica of the others'.
+    pub fn has_heard_nothing(&self, number: u8) {
+        for other in 1..=3 {
+            self.node(number).write(&format!("node-{other}@peer.json"), None);
+        }
+        until("the group has no far legs", SOON, || (self.node(number).far_legs() == 0).then_some(()));
     }
 
     pub fn everything_leaves(&mut self, number: u8) {
@@ -191,9 +222,10 @@ impl Cluster {
         for other in 1..=3 {
             self.node(number).forgets(other);
         }
+        let join = self.join.clone();
         let node = self.node_mut(number);
         for place in std::mem::take(&mut node.joined) {
-            node.host.del(&node.pods[place], &web()).ok();
+            node.host.del(&node.pods[place], &join).ok();
         }
         self.tell_all();
     }
@@ -225,8 +257,8 @@ impl Cluster {
         self.tell_all();
     }
 
-    /// What stood alone knows the others again.
-    pub fn joins_again(&mut self, number: u8) {
+    /// It and the others know each other again.
+    pub fn knows_others(&mut self, number: u8) {
         self.alone.retain(|alone| *alone != number);
         self.tell_all();
     }
@@ -294,7 +326,16 @@ impl Cluster {
         let (on, node) = (&self.node(number).host, address(other));
         match self.leg(other) {
             Some(ready) => {
-                FarReplicas { number: other.into(), node, via: node, device: "viptun0", ifindex, ready }.write(on);
+                FarReplicas {
+                    number: other.into(),
+                    node,
+                    via: node,
+                    device: "viptun0",
+                    ifindex,
+                    ready,
+                    sticky: self.is_sticky,
+                }
+                .write(on);
             }
             None => self.node(number).forgets(other),
         }
@@ -322,7 +363,7 @@ impl Cluster {
     }
 }
 
-fn node(lan: &Lan, number: u8, replicas: usize) -> Node {
+fn node(lan: &Lan, number: u8, join: &Join, replicas: usize) -> Node {
     let node = crate::harness::Node::without_allocator(lan, number);
     let sidecar = Sidecar::start(&node, SETTINGS);
     let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
@@ -331,7 +372,7 @@ fn node(lan: &Lan, number: u8, replicas: usize) -> Node {
     }
     let servers = pods.iter().map(Crowd::start).collect();
     for pod in &pods {
-        node.add(pod, &web()).ok();
+        node.add(pod, join).ok();
     }
     let bystander = node.pod();
     let joined = (0..replicas).collect();

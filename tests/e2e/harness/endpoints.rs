@@ -52,17 +52,20 @@ pub struct FarReplicas<'a> {
     pub ifindex: u64,
     /// How many are ready; none: they drain.
     pub ready: usize,
+    /// Their VIP has `udp-sticky`.
+    pub sticky: bool,
 }
 
 impl FarReplicas<'_> {
     /// Records them on a node, as viprouted does.
     pub fn write(&self, on: &Node) {
-        let Self { number, node, via, device, ifindex, ready } = *self;
+        let Self { number, node, via, device, ifindex, ready, sticky } = *self;
         let record = json!({
             "schema": 2, "network": "", "addresses": [node], "node": node, "gateway": null,
             "backend": { "remote": { "number": number, "address": via } }, "source": "peer",
             "device": device, "ifindex": ifindex, "nexthop": FAR_NEXTHOPS | number,
             "state": if ready > 0 { "ready" } else { "draining" }, "weight": ready.max(1),
+            "udp_sticky": sticky,
         });
         write_endpoint(on, &far_endpoint(number), Some(record.to_string()));
     }

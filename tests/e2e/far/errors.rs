@@ -1,0 +1,98 @@
+//! An ICMP error about a datagram is hashed by its own header: wherever that leads, it must reach whose socket has sent the datagram.
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use crate::harness::{Echo, Netns, PORT, Pod, SOON, until};
+
+use super::scene::Cluster;
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
+const TIMES: u64 = 5;
+
+/// The sum of 16-bit words (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(!sum & 0xffff).expect("16 bits").to_be_bytes()
+}
+
+/// "Fragmentation needed" about a datagram from the VIP's port to a client's (RFC 1191).
+fn error(vip: (Ipv4Addr, u16), client: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut ip = vec![0x45, 0, 5, 220, 0, 1, 0x40, 0, 63, 17, 0, 0];
+    ip.extend(vip.0.octets());
+    ip.extend(client.0.octets());
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    let mut bytes = vec![3, 4, 0, 0, 0, 0, 5, 120];
+    bytes.extend(ip);
+    bytes.extend(vip.1.to_be_bytes());
+    bytes.extend(client.1.to_be_bytes());
+    bytes.extend([5, 200, 0, 0]);
+    let sum = checksum(&bytes);
+    bytes[2..4].copy_from_slice(&sum);
+    bytes
+}
+
+/// Sends errors from a client about its own datagrams.
+fn send(from: &Netns, vip: (Ipv4Addr, u16), client: (Ipv4Addr, u16)) {
+    from.run(|| {
+        // SAFETY: a system call; what it returns is this function's own.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_ICMP);
+            assert!(fd >= 0, "a raw socket: {}", std::io::Error::last_os_error());
+            UdpSocket::from(OwnedFd::from_raw_fd(fd))
+        };
+        for _ in 0..TIMES {
+            socket.send_to(&error(vip, client), (vip.0, 0)).expect("send an error");
+        }
+    });
+}
+
+/// `Icmp InDestUnreachs` of a pod.
+fn received(pod: &Pod) -> u64 {
+    let text = pod.ns.run(|| fs::read_to_string("/proc/thread-self/net/snmp")).expect("the pod's counters");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp: ")).map(|line| line.split(' '));
+    let (names, mut values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let place = names.into_iter().position(|name| name == "InDestUnreachs").expect("the counter");
+    values.nth(place).expect("a value").parse().expect("a number")
+}
+
+fn all(cluster: &Cluster) -> [u64; 3] {
+    [1, 2, 3].map(|number| received(&cluster.node(number).pods[0]))
+}
+
+#[test]
+fn one_for_a_connected_socket_reaches_that_alone() {
+    let cluster = Cluster::new(1);
+    for number in [1, 2, 3] {
+        let (vip, client) = ((cluster.vip, 9000 + u16::from(number)), (CLIENT, 40000));
+        let socket = cluster.node(number).pods[0].ns.run(|| UdpSocket::bind(vip).expect("a socket of the pod's"));
+        socket.connect(client).expect("connect to the client");
+        let mut expected = all(&cluster);
+        expected[usize::from(number) - 1] += TIMES;
+        send(&cluster.client, vip, client);
+        until(&format!("the errors reach the pod of node {number}, and no other"), SOON, || {
+            (all(&cluster) == expected).then_some(())
+        });
+    }
+}
+
+#[test]
+fn one_for_a_port_reaches_all_pods_that_have_a_socket_of_it() {
+    let cluster = Cluster::new(2);
+    let servers = [1, 2].map(|number| Echo::on(&cluster.node(number).pods[0], cluster.vip, PORT + 1));
+    for at in [1, 2, 3] {
+        cluster.leads_to(at);
+        let before = all(&cluster);
+        send(&cluster.client, (cluster.vip, PORT + 1), (CLIENT, 40000));
+        let expected = [before[0] + TIMES, before[1] + TIMES];
+        until(&format!("the errors that come to node {at} reach both pods"), SOON, || {
+            (all(&cluster)[..2] == expected).then_some(())
+        });
+    }
+    drop(servers);
+}
