@@ -297,7 +297,6 @@ static inline_always int to_place(struct __sk_buff *skb, struct packet *p, struc
 SEC("classifier")
 int outward(struct __sk_buff *skb)
 {
-	struct bpf_tunnel_key key = {};
 	struct packet p = {};
 	struct {
 		__u8 to[2];
@@ -306,8 +305,9 @@ int outward(struct __sk_buff *skb)
 	struct here *here = this_node();
 	if (!here || peek(skb, 0, &eth, sizeof(eth)))
 		return TC_ACT_SHOT;
-	if (!bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
-		return key.tunnel_id >> 16 == TAG ? TC_ACT_OK : TC_ACT_SHOT;	// a program here has addressed it
+	int addressed = is_addressed(skb);
+	if (addressed)
+		return addressed > 0 ? TC_ACT_OK : TC_ACT_SHOT;
 	__be32 node = eth.node, id = here->id;
 	int what = read_flow(skb, &p);
 	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);

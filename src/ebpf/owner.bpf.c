@@ -305,8 +305,10 @@ static inline_always int read_fragment(struct packet *p)
 	p->datagram.vip = p->ip.daddr;
 	p->datagram.id = p->ip.id;
 	p->datagram.protocol = p->ip.protocol;
-	p->first = !(p->ip.frag_off & htons(IP_OFFSET));
-	return !p->first;
+	if (p->ip.frag_off & htons(IP_OFFSET))
+		return 1;
+	p->first = 1;
+	return 0;
 }
 
 // The fragments behind a first one that goes to a replica, or to a node, follow it there; where it goes to neither, round all nodes.

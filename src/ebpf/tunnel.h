@@ -91,6 +91,17 @@ static inline_always struct here *this_node(void)
 	return here && here->id ? here : 0;
 }
 
+// struct bpf_tunnel_key as far as older kernels know it: more takes more of the stack.
+struct tunnel_key {
+	__u32 id;
+	__u32 remote;
+	__u32 of_ipv6[3];
+	__u8 tos, ttl;
+	__u16 pad;
+};
+
+_Static_assert(sizeof(struct tunnel_key) == __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), "");
+
 // Addresses the packet to a node. Not 0: it is none of the nodes that this one knows.
 verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 kind, __u32 hop)
 {
@@ -100,17 +111,23 @@ verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 ki
 	__u8 addresses[2 * ETH_ALEN] = { 0x02, TAG, 0, 0, 0, 0, kind == CHOSEN || kind == AIMED ? 0x02 : 0x06, TAG };
 	__builtin_memcpy(addresses + 2, &node, sizeof(node));
 	__builtin_memcpy(addresses + ETH_ALEN + 2, &origin, sizeof(origin));
-	struct bpf_tunnel_key key = {
-		.tunnel_id = VNI(kind & 0xff, hop & 0xff), .remote_ipv4 = ntohl(*at), .tunnel_ttl = 64,
-	};
-	// An older kernel's struct ends there.
-	if (bpf_skb_set_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), BPF_F_ZERO_CSUM_TX))
+	struct tunnel_key key = { .id = VNI(kind & 0xff, hop & 0xff), .remote = ntohl(*at), .ttl = 64 };
+	if (bpf_skb_set_tunnel_key(skb, (void *)&key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return -1;
 	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
 		return -1;
 	count_tunnel(kind == CHOSEN ? SENT_CHOSEN : kind == AIMED ? SENT_AIMED : kind == WALK ? SENT_WALKING :
 		     kind == FOUND ? SENT_FOUND : SENT_BACK);
 	return 0;
+}
+
+// Whether a program here has addressed the packet already; below 0: it is addressed, but not by one. (As read_transit().)
+verified_alone int is_addressed(struct __sk_buff *skb)
+{
+	struct tunnel_key key = {};
+	if (bpf_skb_get_tunnel_key(skb, (void *)&key, sizeof(key), 0))
+		return 0;
+	return key.id >> 16 == TAG ? 1 : -1;
 }
 
 // What a packet in the tunnel says of its way.
@@ -126,30 +143,31 @@ struct transit {
 verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
 {
 	struct here *here = this_node();
-	struct bpf_tunnel_key key = {};
+	struct tunnel_key key = {};
 	struct {
 		__u8 to[2];
 		__be32 receiver;
 		__u8 from[2];
 		__be32 origin;
 	} __attribute__((packed)) eth;
-	if (!here || !t || bpf_skb_get_tunnel_key(skb, &key, __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), 0))
+	if (!here || !t || bpf_skb_get_tunnel_key(skb, (void *)&key, sizeof(key), 0))
 		return -1;
-	if (key.tunnel_id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
+	if (key.id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
 		return -1;
-	__be32 from = htonl(key.remote_ipv4);
+	__be32 from = htonl(key.remote);
 	__be32 *sender = bpf_map_lookup_elem(&node_at_v1, &from);
 	if (!sender || eth.receiver != here->id || eth.to[0] != 0x02 || eth.to[1] != TAG || eth.from[1] != TAG)
 		return -1;
+	__be32 origin = eth.origin;	// a key is on the function's own stack
 	t->sender = *sender;
-	t->origin = eth.origin;
-	t->kind = key.tunnel_id >> 8 & 0xff;
-	t->hop = key.tunnel_id & 0xff;
+	t->origin = origin;
+	t->kind = key.id >> 8 & 0xff;
+	t->hop = key.id & 0xff;
 	switch (t->kind) {
 	case BACK:
 		return t->origin == here->id ? 0 : -1;
 	case WALK:
-		return t->origin == here->id || bpf_map_lookup_elem(&nodes_v1, &t->origin) ? 0 : -1;
+		return origin == here->id || bpf_map_lookup_elem(&nodes_v1, &origin) ? 0 : -1;
 	case CHOSEN:
 	case AIMED:
 	case FOUND:

@@ -14,6 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, sets
 use super::netns::Netns;
 use super::pod::Pod;
 use super::traffic::PORT;
+use super::wait::scaled;
 
 /// Room for what comes while this process doesn't get to run: a lost datagram must not be the test's own fault.
 const BUFFER: usize = 4 << 20;
@@ -145,7 +146,7 @@ fn run(mut flows: Vec<Flow>, over: &AtomicBool) -> Vec<Flow> {
     loop {
         let now = Instant::now();
         if end.is_none() && over.load(Ordering::Relaxed) {
-            end = Some(now + Datagrams::GRACE);
+            end = Some(now + scaled(Datagrams::GRACE));
         }
         let waiting = flows.iter().any(|flow| flow.answered < flow.sent);
         match end {
