@@ -59,7 +59,7 @@ echo "another version, and back"
 echo "# mine" >>/etc/viproute/viprouted.toml
 dpkg-deb -R /deb /tmp/newer
 sed -i 's/^Version: .*/&.1/' /tmp/newer/DEBIAN/control
-dpkg-deb --root-owner-group -b /tmp/newer /tmp/newer.deb
+dpkg-deb --root-owner-group -Zgzip -z1 -b /tmp/newer /tmp/newer.deb
 for package in /tmp/newer.deb /deb; do
     dpkg -i $package >/tmp/said
     if grep "node join" /tmp/said; then exit 1; fi

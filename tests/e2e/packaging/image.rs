@@ -33,13 +33,14 @@ root=$(podman image mount localhost/viproute:VERSION)
 [ ! -e "$root/bin" ] && [ -z "$(find "$root" -name '*sh' -type f)" ]
 mount -t tmpfs tmpfs /mnt
 cp -r "$root" /mnt/image
-mkdir /mnt/image/host
+mkdir /mnt/image/host /mnt/image/proc
+mount -t proc proc /mnt/image/proc
 mount --rbind / /mnt/image/host
-in() { chroot /mnt/image "$@"; }
-in /usr/sbin/nft --version
-in /usr/local/bin/viprouted --version
-in /usr/local/bin/viproutectl node install --root /host
-in /usr/local/bin/viproutectl node install --root /host
+inside() { chroot /mnt/image "$@"; }
+inside /usr/sbin/nft --version
+inside /usr/local/bin/viprouted --version
+inside /usr/local/bin/viproutectl node install --root /host
+inside /usr/local/bin/viproutectl node install --root /host
 cmp "$root/usr/local/bin/viproute" /opt/cni/bin/viproute
 "#;
 
