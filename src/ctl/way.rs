@@ -114,6 +114,8 @@ impl<'a> RouteQuery<'a> {
             }
             Answer::Out { index, table } => match name(index)? {
                 Some(device) if ids::is_host_veth(&device) => None,
+                // To another node's replicas: nothing but VIPs' groups leads there.
+                Some(device) if table == MAIN && device == ids::TUNNEL_DEVICE => None,
                 _ if table != MAIN => {
                     let rules = rule::list_all(self.net)?;
                     let rule = rules.iter().find(|rule| rule.table == Some(table));

@@ -212,7 +212,7 @@ impl Cluster {
     /// It has heard of no replica of the others'.
     pub fn has_heard_nothing(&self, number: u8) {
         for other in 1..=3 {
-            self.node(number).write(&format!("node-{other}@peer.json"), None);
+            self.node(number).forgets(other);
         }
         until("the group has no far legs", SOON, || (self.node(number).far_legs() == 0).then_some(()));
     }

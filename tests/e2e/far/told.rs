@@ -5,16 +5,13 @@ use std::net::{SocketAddr, SocketAddrV4};
 
 use serde_json::Value;
 
-use crate::harness::{Finished, PORT, Run, VIPROUTECTL};
+use crate::harness::{Finished, PORT, Run};
 use crate::where_::connect_from;
 
 use super::scene::Cluster;
 
 fn ctl(cluster: &Cluster, arguments: &[&str]) -> Finished {
-    let node = cluster.node(1);
-    let mut command = node.ns().cmd(VIPROUTECTL);
-    command.args(["--data-dir", &node.host.data(), "--allocator", &node.host.socket()]);
-    command.args(arguments).finish("")
+    cluster.node(1).host.ctl().args(arguments).finish("")
 }
 
 #[test]
@@ -56,4 +53,15 @@ fn drain_says_where_another_nodes_replicas_are_drained() {
     let expected = "run the command there. Nodes that have replicas: n2 (192.0.2.2), n3 (192.0.2.3)";
     assert!(refused.stderr.contains(expected), "{refused:?}");
     assert_eq!(cluster.node(1).far_legs(), 2, "nothing was drained");
+}
+
+/// Asked for the way to the VIP the kernel names one leg of the group, by the addresses alone: most of them lead to another node.
+#[test]
+fn a_way_by_the_tunnel_is_the_vips_own() {
+    let cluster = Cluster::new(1);
+    for number in 1..=3 {
+        let status = cluster.node(number).host.ctl().args(["status", "--output", "json"]).finish("").ok();
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        assert_eq!(status["vips"][0]["state"], "serving", "node {number}: {status:#}");
+    }
 }
