@@ -37,23 +37,32 @@ fn a_nodes_death_ends_its_own_connections_alone() {
 
 #[test]
 fn a_false_alarm_breaks_nothing() {
+    // After ten seconds it would be none: node 1 is forgotten. A busy machine may be that late.
+    assert!((0..3).any(|_| ends_in_time()), "three alarms lasted for nine seconds each");
+}
+
+/// Whether the alarm was over before node 1 was forgotten; if it was, it has broken nothing.
+fn ends_in_time() -> bool {
     let mut live = Live::new(50);
-    let nft = |text: &str| {
+    let nft = |live: &Live, text: &str| {
         let mut command = live.scene.members[2].node.ns.cmd("nft");
         command.args(["-f", "-"]).finish(text).ok()
     };
-    nft(DEAF);
+    nft(&live, DEAF);
     live.scene.members[2].sees("node 1 is suspected", SOON, &[("n1", "suspect"), ("n2", "live")]);
-    live.scene.members[2].leads_to("while node 1 is suspected", 1);
     let suspected = Instant::now();
+    live.scene.members[2].leads_to("while node 1 is suspected", 1);
     // Two nodes answer now.
     until("node 3 answers", SOON, || (live.scene.answering(&[0, 1, 2]) == [0, 2]).then_some(()));
-    while suspected.elapsed() < Duration::from_secs(3) {
-        live.unbroken("node 3 takes node 1 for dead");
+    live.ask();
+    live.new_ones("while node 3 takes node 1 for dead", 20);
+    nft(&live, "delete table inet deaf");
+    if suspected.elapsed() > Duration::from_secs(9) {
+        return false;
     }
-    let mut command = live.scene.members[2].node.ns.cmd("nft");
-    command.args(["delete", "table", "inet", "deaf"]).finish("").ok();
+    live.unbroken_since("node 3 takes node 1 for dead");
     live.scene.has_all("node 3 hears node 1 again", 2);
     live.scene.answers("again", &[0, 1, 2], 0);
     live.unbroken("node 3 hears node 1 again");
+    true
 }
