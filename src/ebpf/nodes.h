@@ -197,6 +197,8 @@ static inline_always int onward(struct __sk_buff *skb, struct packet *p, struct 
 	if (t->origin != here->id) {
 		if (t->kind == WALK)
 			return walk(skb, v->next, t->origin, t->hop + 1);
+		if (belongs)
+			return send_back(skb, p, t->origin);
 		return aim(skb, t->origin, t->origin, BACK, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
 	}
 	if (v->next && t->kind == BACK)	// on the last walk any node that has something ready takes a datagram

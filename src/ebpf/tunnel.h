@@ -222,6 +222,22 @@ verified_alone int begin_walk(struct __sk_buff *skb, struct packet *p, __u32 nex
 	return walk(skb, next, here->id, last | 1);
 }
 
+// A packet of a flow that this node doesn't have: back to its origin, which begins a walk, and a second one if nobody has it. No more
+// of them than this node might begin itself: the origin can't either. What is beyond is dropped: TCP sends again.
+verified_alone int send_back(struct __sk_buff *skb, struct packet *p, __u32 origin)
+{
+	struct here *here = this_node();
+	if (!p || !here)
+		return TC_ACT_SHOT;
+	struct grant grant = {};
+	if (!allowed(&grant, FOR_WALKS, p->flow.vip)) {
+		count(p->flow.vip, SEARCH_THROTTLED);
+		return TC_ACT_SHOT;
+	}
+	take(&grant, 2 * WALK_COSTS);
+	return aim(skb, origin, origin, BACK, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
+}
+
 // To the node where the flow was found before. TC_ACT_UNSPEC: that one isn't known any more.
 verified_alone int to_node(struct __sk_buff *skb, struct packet *p, __u32 node)
 {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{Flows, PORT, Service, Storm};
 
 #[path = "../../benches/load/misplaced.rs"]
-mod sender;
+pub mod sender;
 
 const REPLICAS: usize = 100;
 

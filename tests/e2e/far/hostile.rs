@@ -1,9 +1,10 @@
 //! What others put into the tunnel, and what goes round in it: dropped and counted, and no connection is the worse for it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use crate::harness::{PORT, SOON, until};
+use crate::flood::sender::{Misplaced, raw_socket};
+use crate::harness::{PATIENCE, PORT, Page, SOON, until};
 
 use super::scene::Cluster;
 
@@ -104,4 +105,27 @@ fn a_packet_that_nobody_takes_comes_to_an_end() {
     assert!((1..=15).contains(&packets), "{packets} packets in the tunnel for one connection");
     let mut live = live;
     Cluster::unbroken(&mut live, "nobody ready anywhere");
+}
+
+/// Packets that were dropped because no more may be searched for there.
+fn throttled(cluster: &Cluster, number: u8) -> i64 {
+    let labels = [("namespace", "default"), ("outcome", "search_throttled"), ("vip", "web")];
+    Page::of(&cluster.node(number).host).find("viproute_flow_owner_packets_total", &labels).unwrap_or(0)
+}
+
+/// Packets of no connection, as many as a thread can send: only so many go on to another node and back, and good connections go on.
+#[test]
+fn good_connections_go_on_in_a_flood() {
+    let cluster = Cluster::new(1);
+    let mut live = cluster.flows(30);
+    let socket = cluster.client.run(|| raw_socket().expect("a raw socket"));
+    let flood = Misplaced::start(socket, SocketAddrV4::new(cluster.vip, PORT));
+    for number in 1..=3 {
+        until(&format!("node {number} drops what is too much"), PATIENCE, || {
+            Cluster::unbroken(&mut live, "a flood");
+            (throttled(&cluster, number) > 0).then_some(())
+        });
+    }
+    drop(flood);
+    Cluster::unbroken(&mut live, "the flood is over");
 }
