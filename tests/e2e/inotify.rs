@@ -38,7 +38,8 @@ fn works_by_polling(call: &str, errno: &str, setting: &str) {
     let node = Node::without_allocator(&lan, 1);
     let (log, inject) = (node.dir.file("strace.log"), format!("--inject={call}:error={errno}"));
     let trace = format!("--trace={call}");
-    let sidecar = Sidecar::run_by("strace", &["-f", "-o", &log, &trace, &inject], &node, POOL);
+    // Beside viprouted, which then is the process that the test ends.
+    let sidecar = Sidecar::run_by("strace", &["-D", "-f", "-o", &log, &trace, &inject], &node, POOL);
     let pods = [node.joined(&web()), node.joined(&web())];
     let (vip, _servers) = (pods[0].vip(), serve_all(&pods));
     let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
