@@ -11,7 +11,7 @@ mod upgrade;
 mod versions;
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,7 +19,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Finished, Join, Lan, Node, PATIENCE, Page, Pod, Run, SOON, Sidecar, TempDir, VIPROUTECTL, until};
+use crate::harness::{
+    Finished, Join, Lan, Node, PATIENCE, PORT, Page, Pod, Run, SOON, Sidecar, TempDir, VIPROUTECTL, connect, serve_all,
+    until,
+};
 
 const WEB: &str = "10.118.9.1";
 
@@ -231,6 +234,23 @@ fn replicas_of_other_nodes_come_and_go() {
     for member in &scene.members {
         assert!(!member.daemon().log().contains("panicked"), "{}", member.daemon().log());
     }
+}
+
+/// Packets of a VIP that another node alone has replicas of, from the first one on.
+#[test]
+fn a_node_that_has_never_had_a_replica_sends_on() {
+    let scene = Scene::new(2);
+    let [n1, n2] = &scene.members[..] else { unreachable!() };
+    let pods = [n2.node.joined(&web())];
+    let _servers = serve_all(&pods);
+    let client = scene.lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+    until("the VIP's route is on node 1", SOON, || n1.routes().contains("nhid").then_some(()));
+    until("new connections", SOON, || {
+        let answered = client
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(pods[0].vip().into(), PORT), Duration::from_secs(1)));
+        answered.is_ok().then_some(())
+    });
+    connect(&client, pods[0].vip(), 50);
 }
 
 #[test]

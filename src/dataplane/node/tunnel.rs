@@ -161,14 +161,17 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     ops.extend((!have.has_rule).then_some(Op::AddRule));
     ops.extend((link.mtu != want.mtu).then_some(Op::SetMtu(index, want.mtu)));
     let is_configured = link.settings.rp_filter == RP_FILTER_LOOSE && link.settings.forwarding == 1;
-    ops.extend((!is_configured || !link.up).then_some(Op::Configure(index)));
+    let has_all = Hook::TUNNEL.iter().all(|hook| want.programs.contains_key(hook));
+    // A device that is down shows no IPv6 address that it would take.
+    let goes_up = has_all && !link.up;
+    ops.extend((!is_configured || goes_up).then_some(Op::Configure(index)));
     ops.extend((!have.has_address).then_some(Op::AddAddress(index)));
     let is_attached = |hook: &Hook| want.programs.get(hook).is_none_or(|id| have.programs.get(hook) == Some(id));
     ops.extend(Hook::TUNNEL.into_iter().filter(|hook| !is_attached(hook)).map(|hook| Op::Attach(index, hook)));
-    if !Hook::TUNNEL.iter().all(|hook| want.programs.contains_key(hook)) {
+    if !has_all {
         return ops;
     }
-    ops.extend((!link.up).then_some(Op::Up(index)));
+    ops.extend(goes_up.then_some(Op::Up(index)));
     nodes(have, want, index, &mut ops);
     ops
 }
