@@ -246,6 +246,9 @@ fn bundle(data_dir: Option<PathBuf>, allocator: Option<PathBuf>, order: Bundle) 
 
 fn change_node(order: Node) -> Outcome {
     let Node { action, root, conf_dir, bin_dir, no_chain, dry_run } = order;
+    if action == Action::Leave && (dry_run || no_chain) {
+        return Err("--dry-run and --no-chain are for install and join: without them leave changes the network".into());
+    }
     let places = chain::Places { root, conf_dir };
     let own = std::env::current_exe().map_err(|e| format!("find this program: {e}"))?;
     let plugin = chain::Plugin { program: own.with_file_name("viproute"), bin_dir };

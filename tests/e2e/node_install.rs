@@ -38,8 +38,12 @@ impl Scene {
     }
 
     fn command(&self) -> Command {
+        self.node("install")
+    }
+
+    fn node(&self, action: &str) -> Command {
         let mut command = Command::new(self.programs.path().join("viproutectl"));
-        command.args(["node", "install", "--root"]).arg(self.root.path());
+        command.args(["node", action, "--root"]).arg(self.root.path());
         command
     }
 
@@ -78,6 +82,8 @@ fn copies_links_and_joins_once() {
     assert_eq!(fs::metadata(&plugin).unwrap().permissions().mode() & 0o7777, 0o755);
     assert_eq!(fs::read_link(scene.path("usr/lib/cni/viproute")).unwrap(), Path::new("/opt/cni/bin/viproute"));
     let before = scene.files();
+    let refused = scene.node("leave").arg("--dry-run").finish("");
+    assert!(!refused.status.success() && refused.stderr.contains("--dry-run"), "{refused:?}");
     let said = scene.install(&[]).ok();
     assert_eq!((said, scene.files()), (format!("Nothing was done: {} has viproute.\n", chain.display()), before));
     // An older plugin is replaced, and a copy where a link belongs.
