@@ -34,7 +34,7 @@ const SYSTEMCTL: &str = r#"#!/bin/sh
 mkdir -p /run/viproute
 /usr/local/bin/viprouted --config /etc/viproute/viprouted.toml </dev/null >>/var/log/viprouted.log 2>&1 &
 echo $! >/run/viprouted.pid
-until /usr/local/bin/viproutectl status >/dev/null 2>&1; do sleep 0.05; done
+until /usr/local/bin/viproutectl events >/dev/null 2>&1; do sleep 0.05; done
 "#;
 
 /// In place of the registry's image one made here.
