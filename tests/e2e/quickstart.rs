@@ -90,7 +90,9 @@ fn containerd() {
     let said = machine.read("/root/said");
     for part in [
         "== the end",
-        "default/web  10.118.0.1  for ever  serving  default-web-1@eth0",
+        // The one that has come first is above.
+        "default/web  10.118.0.1  for ever  serving  default-web-",
+        "default-web-1@eth0",
         "default-web-2@eth0",
         "10.118.0.1 nhid",
         "a page of the server",
