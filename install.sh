@@ -420,7 +420,7 @@ do_test() {
     passed=$(total passed "$output")
     failed=$(total failed "$output")
     local failure
-    # Where the closing lines are all that somebody sees of this run.
+    # CI may show the closing lines alone.
     sed -n '/^---- .* stdout ----$/,/^failures:$/p' "$output"
     if [ ${#failures[@]} = 0 ] && [ "$failed" != 0 ]; then
         say "passed when they ran once more, alone: $(failed_tests "$output" | xargs)"

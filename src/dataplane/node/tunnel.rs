@@ -192,8 +192,8 @@ fn nodes(have: &Have, want: &Want, index: u32, ops: &mut Vec<Op>) {
             None => ops.push(Op::AddNexthop(*nexthop)),
         }
     }
-    let strays = have.nexthops.values().filter(|found| found.index == index && !wanted.contains_key(&found.id));
-    ops.extend(strays.map(|found| Op::DelNexthop(found.id)));
+    let orphans = have.nexthops.values().filter(|found| found.index == index && !wanted.contains_key(&found.id));
+    ops.extend(orphans.map(|found| Op::DelNexthop(found.id)));
 }
 
 /// The steps that remove all of it.

@@ -70,8 +70,8 @@ fn what_is_missing_or_wrong_is_put_right() {
     assert_eq!(without(|have| have.has_rule = false), [Op::AddRule]);
     assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
     assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
-    let stray = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
-    assert_eq!(without(stray), [Op::DelNexthop(0x7800_0007)]);
+    let orphan = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
+    assert_eq!(without(orphan), [Op::DelNexthop(0x7800_0007)]);
     let wrong = |have: &mut Have| assert!(have.nexthops.insert(0x7800_0001, nexthop(1, 7)).is_some());
     assert_eq!(without(wrong), [Op::DelNexthop(0x7800_0001), Op::AddNexthop(nexthop(1, 2))]);
     assert_eq!(without(|have| have.link.as_mut().unwrap().mtu = 1450), [Op::SetMtu(9, 1500)]);
