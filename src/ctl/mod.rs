@@ -17,10 +17,11 @@ pub mod join;
 pub mod manual;
 pub mod networks;
 pub mod nodes;
-pub mod pods;
 pub mod probe;
 pub mod status;
 pub mod trace;
 pub mod unload;
 pub mod watch;
 pub mod way;
+
+pub use crate::membership::running as pods;

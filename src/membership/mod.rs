@@ -19,6 +19,8 @@ pub mod node;
 #[cfg(feature = "node")]
 pub mod peer;
 pub mod repair;
+#[cfg(feature = "node")]
+pub mod running;
 mod set_vips;
 pub mod want;
 

@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::dataplane::ids::POD_DEVICE;
-use crate::membership::Pod;
 use crate::model::{AttachmentId, Family, NetworkSpec};
 use crate::net::{self, Netns, PodNet, address, link};
 use crate::registry::{self, AttachmentRecord, Registry, attachment_name, record};
+
+use super::Pod;
 
 /// Where runtimes show their pods' namespaces: containerd, CRI-O, podman and Nomad in one of the first two, which are one
 /// directory on most nodes; Docker, for Nomad too, in the last.
@@ -140,7 +141,8 @@ fn by_name(registry: &Registry, name: &str) -> Result<Found, Error> {
     }
 }
 
-fn by_address(registry: &Registry, address: IpAddr) -> Result<Found, Error> {
+/// The pod that has this address.
+pub fn by_address(registry: &Registry, address: IpAddr) -> Result<Found, Error> {
     let ambiguous = |number| {
         let expected = "the <namespace>/<name> of a pod, or a container's ID";
         Error::Ambiguous { name: address.to_string(), number, expected }
