@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::cni::protocol::Config;
+use crate::membership::running::{self, Found};
 use crate::membership::{self, Change, Host, Want, set_vips};
 use crate::model::{CheckSpec, NetworkSpec, Port, Recorded, Source, VipKey};
 use crate::net::sockets::Sockets;
@@ -11,7 +12,6 @@ use crate::net::{self, Netns};
 use crate::registry::{self, Registry, State, attachment_name};
 
 use super::networks::Network;
-use super::pods::{self, Found};
 
 /// Where things are.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ pub struct Options {
 pub enum Error {
     /// No such pod.
     #[error(transparent)]
-    Pod(#[from] pods::Error),
+    Pod(#[from] running::Error),
     /// Its VIPs are as they were.
     #[error(transparent)]
     Membership(#[from] membership::Error),
@@ -109,7 +109,7 @@ fn find(registry: &Registry, name: &str) -> Result<Found, Error> {
     if registry.exists() {
         registry.begin()?;
     }
-    Ok(pods::find(registry, name)?)
+    Ok(running::find(registry, name)?)
 }
 
 fn shown(found: &Found, name: &str) -> String {
@@ -132,7 +132,7 @@ fn want(
 ) -> Result<Want, Error> {
     let before = registry.endpoint(vip, &attachment_name(&found.pod.attachment))?;
     let mut want = if let Some(endpoint) = before {
-        Want { source: Source::Person, ..Want::of(vip.clone(), &endpoint) }
+        Want { source: Source::Person, admitted: true, ..Want::of(vip.clone(), &endpoint) }
     } else {
         let health = network.health.as_ref().and_then(Recorded::known).cloned();
         Want { health, ..Want::new(vip.clone(), Source::Person) }

@@ -36,6 +36,37 @@ pub fn apply(
     Ok(states)
 }
 
+/// Lets replicas have new connections, or not, as the source says that made them such: by attachment. Returns the old and the new state of
+/// each; those that are missing are left out.
+pub fn admit(
+    node: &NodeNet,
+    registry: &Registry,
+    vip: &VipKey,
+    admitted: &BTreeMap<String, bool>,
+) -> Result<BTreeMap<String, (State, State)>> {
+    let mut states = BTreeMap::new();
+    let Some(mut vip) = registry.vip_if_present(vip)? else { return Ok(states) };
+    for (name, admitted) in admitted {
+        let changed = change(&mut vip, name, |endpoint| set(endpoint, *admitted))?;
+        states.extend(changed.map(|changed| (name.clone(), changed)));
+    }
+    reconcile_vip(node, vip, None)?;
+    Ok(states)
+}
+
+/// What a source says becomes the endpoint's state.
+pub(super) fn set(endpoint: &mut Endpoint, admitted: bool) {
+    // Only on a change: one that has a check would lose what that has found.
+    if endpoint.admitted == admitted {
+        return;
+    }
+    endpoint.admitted = admitted;
+    endpoint.state = match endpoint.state {
+        State::Pending if !admitted => State::Pending,
+        _ => by_hand(endpoint),
+    };
+}
+
 /// Drains a replica for an operator, or ends its drain. Returns its old and its new state; `None`: it is missing.
 pub fn drain(
     node: &NodeNet,
@@ -71,6 +102,8 @@ fn change(vip: &mut LockedVip, name: &str, set: impl FnOnce(&mut Endpoint)) -> R
 fn state_after(endpoint: &Endpoint, status: HealthStatus) -> State {
     match (status, endpoint.state) {
         _ if endpoint.drained => State::Draining,
+        (_, State::Pending) if !endpoint.admitted => State::Pending,
+        _ if !endpoint.admitted => State::Draining,
         (HealthStatus::Up, _) => State::Ready,
         (HealthStatus::Down, State::Pending) => State::Pending,
         (HealthStatus::Down, State::Ready | State::Draining) => State::Draining,
@@ -79,9 +112,50 @@ fn state_after(endpoint: &Endpoint, status: HealthStatus) -> State {
 
 /// One that has a check is ready again when that says so.
 fn by_hand(endpoint: &Endpoint) -> State {
-    match (endpoint.drained, &endpoint.health) {
+    match (endpoint.drained || !endpoint.admitted, &endpoint.health) {
         (true, _) => State::Draining,
         (false, None) => State::Ready,
         (false, Some(_)) => State::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    fn with(state: State, drained: bool, health: bool) -> Endpoint {
+        let mut record = serde_json::json!({
+            "network": "net", "addresses": ["10.1.0.1"], "node": "192.0.2.1", "gateway": null, "device": "vip0", "ifindex": 7, "nexthop": 7,
+            "state": state.name(), "drained": drained, "weight": 1,
+        });
+        if health {
+            record["health"] = "listen".into();
+        }
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[test]
+    fn what_a_source_says_becomes_the_state() {
+        for (state, drained, health, said, becomes) in [
+            (State::Ready, false, false, false, State::Draining),
+            (State::Pending, false, false, false, State::Pending),
+            (State::Ready, true, false, false, State::Draining),
+        ] {
+            let mut endpoint = with(state, drained, health);
+            set(&mut endpoint, said);
+            assert_eq!((endpoint.state, endpoint.admitted), (becomes, said), "{state:?} {drained} {health}");
+            // A check that passes changes nothing of it.
+            assert_eq!(state_after(&endpoint, HealthStatus::Up), becomes);
+        }
+        for (drained, health, becomes) in
+            [(false, false, State::Ready), (false, true, State::Pending), (true, false, State::Draining)]
+        {
+            let mut endpoint = Endpoint { admitted: false, ..with(State::Draining, drained, health) };
+            set(&mut endpoint, true);
+            assert_eq!(endpoint.state, becomes);
+        }
+        let mut endpoint = with(State::Draining, false, true);
+        assert!(endpoint.admitted, "records of before say nothing of it");
+        set(&mut endpoint, true);
+        assert_eq!(endpoint.state, State::Draining, "said before: its check says the rest");
     }
 }

@@ -18,6 +18,7 @@ use crate::net::route::{self, Packet};
 use crate::registry::record::SCHEMA;
 use crate::registry::{Endpoint, Intent, LockedVip, State, VipRecord, attachment_name, is_peer_endpoint};
 
+use super::admission;
 use super::node::{self, Node};
 use super::{Error, Host, Pod, Want};
 
@@ -112,6 +113,7 @@ impl<'a> Joining<'a> {
             state: State::Pending,
             health: None,
             drained: false,
+            admitted: want.admitted,
             weight: 1,
             other: BTreeMap::new(),
         };
@@ -231,7 +233,8 @@ impl<'a> Joining<'a> {
     pub fn finish(&self, key: &VipKey, known: &Known, endpoint: &mut Endpoint, pair: Pair) -> Result<(), Error> {
         pair.record_in(endpoint);
         // With a check viprouted says when.
-        endpoint.state = if endpoint.health.is_none() { State::Ready } else { State::Pending };
+        let is_ready = endpoint.health.is_none() && endpoint.admitted;
+        endpoint.state = if is_ready { State::Ready } else { State::Pending };
         let name = attachment_name(&self.pod.attachment);
         let handed_in = self.host.registry.hand_in(key, &name, &Intent::Join(endpoint, known.addresses()));
         let mut vip = self.host.registry.vip(key)?;
@@ -275,10 +278,11 @@ pub(super) fn fill(endpoint: &mut Endpoint, want: &Want, source: Option<IpAddr>,
     }
     if endpoint.health.as_ref().and_then(Recorded::known) != want.health.as_ref() {
         endpoint.health = want.health.clone().map(Into::into);
-        if endpoint.health.is_none() && !endpoint.drained {
+        if endpoint.health.is_none() && !endpoint.drained && endpoint.admitted {
             endpoint.state = State::Ready;
         }
     }
+    admission::set(endpoint, want.admitted);
     endpoint.source = want.source.clone();
     endpoint.udp_reply = want.udp_reply;
     endpoint.place = want.udp_reply.then(|| endpoint.place.unwrap_or(place));

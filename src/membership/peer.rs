@@ -213,6 +213,7 @@ fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
         state: leg.state,
         health: None,
         drained: false,
+        admitted: true,
         weight: u8::try_from(leg.ready.clamp(1, 255)).unwrap_or(u8::MAX),
         other: said.into_iter().map(|(field, number)| (field.to_owned(), number.into())).collect(),
     })

@@ -24,6 +24,8 @@ pub struct Want {
     pub udp_reply: bool,
     /// Its UDP flows keep their replica.
     pub udp_sticky: bool,
+    /// It may get new connections.
+    pub admitted: bool,
 }
 
 /// Wants that don't go together.
@@ -62,12 +64,21 @@ pub enum WantError {
 impl Want {
     /// Every port, no check, weight 1.
     pub fn new(vip: VipKey, source: Source) -> Self {
-        Self { vip, source, ports: Vec::new(), weight: 1, health: None, udp_reply: false, udp_sticky: false }
+        Self {
+            vip,
+            source,
+            ports: Vec::new(),
+            weight: 1,
+            health: None,
+            udp_reply: false,
+            udp_sticky: false,
+            admitted: true,
+        }
     }
 
     /// What a replica is now. Ports and checks of a later version's are left out.
     pub fn of(vip: VipKey, endpoint: &Endpoint) -> Self {
-        let Endpoint { source, ports, weight, health, udp_reply, udp_sticky, .. } = endpoint;
+        let Endpoint { source, ports, weight, health, udp_reply, udp_sticky, admitted, .. } = endpoint;
         Self {
             vip,
             source: source.clone(),
@@ -76,6 +87,7 @@ impl Want {
             health: health.as_ref().and_then(Recorded::known).cloned(),
             udp_reply: *udp_reply,
             udp_sticky: *udp_sticky,
+            admitted: *admitted,
         }
     }
 

@@ -25,6 +25,10 @@ fn schema() -> u64 {
     SCHEMA
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// `vip.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VipRecord {
@@ -110,6 +114,7 @@ impl State {
 /// `endpoints/<containerID>@<ifname>.json`: a replica, and where it is (its *base information*: its address, its node's
 /// address, that node's gateway).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // each is about something else, in every combination
 pub struct Endpoint {
     /// [`SCHEMA`].
     #[serde(default = "schema")]
@@ -172,6 +177,9 @@ pub struct Endpoint {
     /// An operator has drained it (`viproutectl drain`): it is draining whatever its check says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// It may get new connections, as its source says (a Service: that its pod is ready). Without that it is draining, or pending still.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub admitted: bool,
     /// Its share beside the others', 1–255.
     pub weight: u8,
     /// Fields of later versions.

@@ -71,6 +71,7 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         state,
         health: None,
         drained: false,
+        admitted: true,
         weight: 1,
         other: BTreeMap::new(),
     }
