@@ -346,7 +346,7 @@ fn why_not(setup: &Setup, own: Option<NodeId>) -> String {
 }
 
 /// The addresses of a pool that a VIP can have, without those that are pinned.
-pub(super) fn free<'a>(pool: &'a Pool, pins: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = Ipv4Addr> + 'a {
+pub fn free<'a>(pool: &'a Pool, pins: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = Ipv4Addr> + 'a {
     hosts(pool.cidr).filter(|address| !pool.exclude.contains(address) && !pins.contains(&IpAddr::V4(*address)))
 }
 

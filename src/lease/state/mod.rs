@@ -84,6 +84,18 @@ impl Rules {
     }
 }
 
+/// What is said of a VIP's address for the sake of something else than a replica here: a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Demand {
+    /// Replicas here decide.
+    #[default]
+    Elsewhere,
+    /// It is to have one, whether it has replicas here or not.
+    Wanted,
+    /// It is never to have one again: without replicas it is given up at once.
+    Ended,
+}
+
 /// Names a caller that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller(pub u64);
@@ -127,6 +139,8 @@ pub enum Input {
     Checked(IpAddr, Findings),
     /// `Save` is done.
     Saved(Result<(), String>),
+    /// Something else than a replica wants an address, or no longer does.
+    Demand(Demand),
     /// The registry says this now.
     LocalUsage(LocalUsage),
     /// The dataplane failed to execute an action.
@@ -227,7 +241,7 @@ impl State {
         }
         let known = self.vips.contains_key(vip);
         let wanted = match &input {
-            Input::Loaded(_) | Input::Acquire(_) => true,
+            Input::Loaded(_) | Input::Acquire(_) | Input::Demand(Demand::Wanted) => true,
             Input::LocalUsage(usage) => usage.endpoints > 0,
             _ => false,
         };
@@ -240,7 +254,7 @@ impl State {
     }
 
     /// Why a VIP that has no address can't have one, though there may be some.
-    fn over_limit(&mut self, vip: &VipKey) -> Option<Refusal> {
+    pub fn over_limit(&mut self, vip: &VipKey) -> Option<Refusal> {
         if self
             .vips
             .get(vip)

@@ -29,6 +29,7 @@ enum Happening {
     Checked(u8, bool),
     Saved(bool),
     Present(Option<u8>, usize, usize),
+    Demand(u8),
     DataplaneFailed,
 }
 
@@ -63,6 +64,9 @@ fn input(happening: &Happening, caller: Caller, now: SystemTime) -> Input {
             ready: ready.min(endpoints),
             previous: Vec::new(),
         }),
+        Happening::Demand(0) => Input::Demand(Demand::Wanted),
+        Happening::Demand(1) => Input::Demand(Demand::Ended),
+        Happening::Demand(_) => Input::Demand(Demand::Elsewhere),
         Happening::DataplaneFailed => Input::DataplaneFailed(word()),
     }
 }
@@ -72,6 +76,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         Just(Happening::LoadNothing),
         (1..4_u8).prop_map(Happening::LoadLease),
         Just(Happening::LoadBad),
+        (0..3_u8).prop_map(Happening::Demand),
         Just(Happening::Acquire),
         Just(Happening::Acquire),
         (1..4_u8).prop_map(Happening::Bound),

@@ -1,6 +1,7 @@
 //! The state as `leases` and `status` show it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::api::protocol::{LeaseEntry, LeaseState, VipStatus};
@@ -67,6 +68,17 @@ impl State {
             vips => format!("{} VIPs ({}, …): {why}", vips.len(), vips[0]),
         };
         causes.into_iter().map(sentence).collect()
+    }
+
+    /// The VIP's address once it may be told of, and what keeps it from one.
+    pub fn service(&self, vip: &VipKey, now: SystemTime) -> (Option<IpAddr>, Option<String>) {
+        let Some(found) = self.vips.get(vip) else { return (None, None) };
+        let is_good = matches!(found.phase, Phase::Bound) && !found.lost;
+        let address = found.lease.as_ref().filter(|_| is_good).map(|lease| lease.address);
+        let is_served = found.usage.endpoints > 0 && !found.lost;
+        let address = address.or(found.usage.address.filter(|_| is_served));
+        let error = found.readiness_error(now).filter(|_| address.is_none());
+        (address, error.map(str::to_owned))
     }
 
     /// The state of one VIP.

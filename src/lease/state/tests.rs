@@ -616,3 +616,44 @@ fn one_cause_is_one_sentence() {
     step(&mut state, "a/three", Input::Checked(A, Findings::default()), 5);
     assert_eq!(state.readiness_errors(at(5)), ["2 VIPs (a/one, …): no server"]);
 }
+
+#[test]
+fn a_service_keeps_its_address_without_a_replica() {
+    let mut story = Story::new(Rules { gives_back: true, ..rules() });
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [Action::Ask(None)]);
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [], "it is being asked for");
+    story.bound(A);
+    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save(A, None)], "it outlives a restart");
+    story.on(Input::Saved(Ok(())));
+    assert_eq!(story.state.service(&vip(), at(0)), (Some(A), None));
+    assert_eq!(story.state.next_tick(), None);
+    story.present(A, 1);
+    assert_eq!(story.present(A, 0), []);
+    assert_eq!(story.tick(3000), []);
+    // Another node keeps it from now on: it is held as any other.
+    assert_eq!(story.on(Input::Demand(Demand::Elsewhere)), [save(A, Some(3000))]);
+    assert_eq!(story.tick(3599), []);
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [save(A, None)]);
+    // The Service is gone.
+    assert_eq!(story.on(Input::Demand(Demand::Ended)), [save(A, Some(3599))]);
+    assert_eq!(story.tick(3599), [Action::Release, Action::Erase]);
+}
+
+#[test]
+fn a_service_is_deleted_before_its_pods_have_left() {
+    let mut story = Story::serving(Rules { gives_back: true, ..rules() });
+    story.on(Input::Demand(Demand::Wanted));
+    assert_eq!(story.on(Input::Demand(Demand::Ended)), []);
+    assert_eq!(story.tick(10), [], "a replica uses it");
+    assert_eq!(story.present(A, 0), [save(A, Some(10))]);
+    assert_eq!(story.tick(10), [Action::Release, Action::Erase]);
+}
+
+#[test]
+fn a_service_that_gets_no_address_is_tried_on() {
+    let mut story = Story::new(rules());
+    story.on(Input::Demand(Demand::Wanted));
+    story.on(Input::News(News::Failed { why: "none is free".into(), exhausted: false }));
+    assert_eq!(story.state.service(&vip(), at(0)), (None, Some("none is free".into())));
+    assert_eq!(story.tick(60), [Action::Ask(None)]);
+}

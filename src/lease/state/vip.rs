@@ -13,8 +13,8 @@ use crate::lease::store::Record;
 use crate::model::Mac;
 
 use super::{
-    ANSWERS_FOR_ALL, Action, Caller, Findings, Input, LocalUsage, MAX_DECLINES, MAX_DOUBLINGS, PAUSE, Rules, SETTLE,
-    disk, grant, not_now,
+    ANSWERS_FOR_ALL, Action, Caller, Demand, Findings, Input, LocalUsage, MAX_DECLINES, MAX_DOUBLINGS, PAUSE, Rules,
+    SETTLE, disk, grant, not_now,
 };
 
 /// The phase of a VIP.
@@ -57,6 +57,8 @@ pub(super) struct Vip {
     pub(super) usage: LocalUsage,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,
+    /// What is said of it beside its replicas here.
+    pub(super) demand: Demand,
     /// The last call for it, while no replica has come of it.
     called: Option<SystemTime>,
     /// Who waits, and since when.
@@ -87,6 +89,7 @@ impl Vip {
             withdrawn: false,
             usage: LocalUsage::default(),
             left: Some(now),
+            demand: Demand::default(),
             called: None,
             waiting: Vec::new(),
             conflicts: Vec::new(),
@@ -104,8 +107,33 @@ impl Vip {
             Input::News(news) => self.news(rules, news, now, act),
             Input::Checked(address, findings) => self.checked(rules, address, &findings, now, act),
             Input::Saved(result) => self.saved(result, act),
+            Input::Demand(demand) => self.demanded(demand, now, act),
             Input::LocalUsage(usage) => self.present(rules, usage, now, act),
             Input::DataplaneFailed(why) => self.error = Some(why),
+        }
+    }
+
+    /// A Service wants an address, or wants it no longer.
+    fn demanded(&mut self, demand: Demand, now: SystemTime, act: &mut Actions) {
+        self.demand = demand;
+        self.follow_use(now, act);
+        let is_idle = matches!(self.phase, Phase::Idle | Phase::Failed { paused: false, .. });
+        if demand == Demand::Wanted && is_idle && self.damaged.is_none() {
+            self.ask(act);
+        }
+    }
+
+    /// It has replicas here, or a Service wants it.
+    pub(super) fn is_used(&self) -> bool {
+        self.usage.endpoints > 0 || self.demand == Demand::Wanted
+    }
+
+    /// Since when it isn't used, on disk too.
+    fn follow_use(&mut self, now: SystemTime, act: &mut Actions) {
+        let left = if self.is_used() { None } else { self.left.or(Some(now)) };
+        if left != self.left {
+            self.left = left;
+            self.save(act);
         }
     }
 
@@ -388,11 +416,7 @@ impl Vip {
 
     fn present(&mut self, rules: &Rules, usage: LocalUsage, now: SystemTime, act: &mut Actions) {
         let before = std::mem::replace(&mut self.usage, usage);
-        let left = if self.usage.endpoints > 0 { None } else { self.left.or(Some(now)) };
-        if left != self.left {
-            self.left = left;
-            self.save(act);
-        }
+        self.follow_use(now, act);
         if self.usage.endpoints == 0 {
             self.withdrawn = false; // the last replica took the routes along
             return;
@@ -438,14 +462,14 @@ impl Vip {
     /// Whether a caller waits for an address, or a replica has none.
     pub(super) fn wants_an_address(&self) -> bool {
         let has = self.lease.is_some() && !self.lost;
-        !has && (self.usage.endpoints > 0 || !self.waiting.is_empty())
+        !has && (self.is_used() || !self.waiting.is_empty())
     }
 
     /// Since when its address has been held without a replica; none where it is in use, or may be soon.
     pub(super) fn held_since(&self, now: SystemTime) -> Option<SystemTime> {
         let called = self.called.is_some_and(|called| now < called + SETTLE);
         let held = self.phase == Phase::Bound && self.lease.is_some() && self.damaged.is_none();
-        self.left.filter(|_| held && !called && self.usage.endpoints == 0 && self.waiting.is_empty())
+        self.left.filter(|_| held && !called && !self.is_used() && self.waiting.is_empty())
     }
 
     /// Gives up the unused address.
@@ -465,7 +489,7 @@ impl Vip {
 
     /// What keeps it from an address, where it is asked for and none is to be had.
     pub(super) fn readiness_error(&self, now: SystemTime) -> Option<&str> {
-        let failed = matches!(self.phase, Phase::Failed { again, .. } if now < again || self.usage.endpoints > 0);
+        let failed = matches!(self.phase, Phase::Failed { again, .. } if now < again || self.is_used());
         self.error.as_deref().filter(|_| failed || (self.running && self.server_silent))
     }
 

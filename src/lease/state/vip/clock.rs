@@ -1,9 +1,9 @@
 //! What time does to a VIP.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::lease::grant::Lease;
-use crate::lease::state::{ANSWER_WITHIN, CONFIRM_WITHIN, Rules, SETTLE, not_now};
+use crate::lease::state::{ANSWER_WITHIN, CONFIRM_WITHIN, Demand, Rules, SETTLE, not_now};
 
 use super::{Actions, Phase, Vip};
 
@@ -11,7 +11,7 @@ impl Vip {
     /// Returns false when the VIP can be forgotten.
     pub(in super::super) fn tick(&mut self, rules: &Rules, now: SystemTime, act: &mut Actions) -> bool {
         self.answer_the_patient(rules, now, act);
-        if matches!(self.phase, Phase::Failed { again, .. } if again <= now) && self.usage.endpoints > 0 {
+        if matches!(self.phase, Phase::Failed { again, .. } if again <= now) && self.is_used() {
             self.ask(act);
             if self.keeps(rules) {
                 self.phase = Phase::Bound;
@@ -57,7 +57,7 @@ impl Vip {
             None => *since + ANSWER_WITHIN,
         });
         let retry = match self.phase {
-            Phase::Failed { again, .. } if self.usage.endpoints > 0 => Some(again),
+            Phase::Failed { again, .. } if self.is_used() => Some(again),
             _ => None,
         };
         [answer, retry, self.unused_at(rules)].into_iter().flatten().min()
@@ -66,9 +66,10 @@ impl Vip {
     /// When it will have been unused for the hold time; none while it is in use, or while its file must not be touched.
     fn unused_at(&self, rules: &Rules) -> Option<SystemTime> {
         let idle = self.damaged.is_some() && !self.counts();
-        let free = self.usage.endpoints == 0 && self.waiting.is_empty() && !idle;
+        let free = !self.is_used() && self.waiting.is_empty() && !idle;
         let left = self.left.filter(|_| free)?;
         let settled = self.called.map(|called| called + SETTLE);
-        settled.into_iter().chain([left + rules.hold]).max()
+        let hold = if self.demand == Demand::Ended { Duration::ZERO } else { rules.hold };
+        settled.into_iter().chain([left + hold]).max()
     }
 }
