@@ -11,6 +11,7 @@ mod express;
 mod generation;
 mod health;
 mod journal;
+mod kubernetes;
 mod leases;
 pub mod log;
 mod metrics;
@@ -30,6 +31,7 @@ use nix::sys::eventfd::EventFd;
 
 pub use express::Express;
 pub use journal::{Journal, Kind};
+pub use kubernetes::Services;
 pub use leases::run;
 pub use metrics::{AllocatorStatus, Counters, StatusRequests};
 pub use peers::Peers;
@@ -63,6 +65,8 @@ pub struct Context {
     pub express: Express,
     /// The other nodes.
     pub peers: Peers,
+    /// The Kubernetes Services.
+    pub services: Services,
     /// What the configuration asks for.
     pub wanted: Wanted,
 }
@@ -107,7 +111,8 @@ impl Context {
         let (journal, subsystems, watch) = (Journal::default(), Subsystems::default(), Watch::default());
         let problems = Problems::new(journal.clone());
         let (counters, express, peers) = (Counters::new()?, Express::default(), Peers::default());
-        Ok(Self { registry, journal, counters, subsystems, problems, watch, express, peers, wanted })
+        let services = Services::default();
+        Ok(Self { registry, journal, counters, subsystems, problems, watch, express, peers, services, wanted })
     }
 
     /// Starts the watcher of the registry and of the runtime's networks.

@@ -12,6 +12,8 @@ pub const UPLINK: &str = "uplink";
 pub const OTHER_LINK: &str = "leases of another link";
 /// The same for the gossip among nodes.
 pub const MEMBERSHIP: &str = "membership";
+/// The same for the Kubernetes API.
+pub const KUBERNETES: &str = "kubernetes";
 /// The same for the tunnel to other nodes: its device, and what is on it.
 pub const TUNNEL: &str = "tunnel";
 /// The same for the proxy neighbour entries on it.

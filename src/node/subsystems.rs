@@ -59,12 +59,16 @@ pub const ROUTES: Subsystem = subsystem("the reader of routes", "routes", 10);
 pub const PEERS: Subsystem = subsystem("the gossip among nodes", "peers", 1);
 /// Records what other nodes say.
 pub const PEER_RECORDS: Subsystem = subsystem("the records of other nodes", "peer-records", 1);
+/// Watches the Kubernetes API and writes to it.
+pub const KUBERNETES: Subsystem = subsystem("the watch of Kubernetes", "kubernetes", 2);
+/// Has Services' pods join their VIPs and leave them.
+pub const SERVICES: Subsystem = subsystem("Services", "services", 5);
 /// Serves metrics and samples traffic.
 pub const METRICS: Subsystem = subsystem("metrics", "metrics", 15);
 
 /// All of them; the main thread, which keeps leases and serves the socket, is asked by a question of its own.
 #[cfg(test)]
-const ALL: [&Subsystem; 15] = [
+const ALL: [&Subsystem; 17] = [
     &REGISTRY,
     &CHAIN,
     &EVENTS,
@@ -79,6 +83,8 @@ const ALL: [&Subsystem; 15] = [
     &ROUTES,
     &PEERS,
     &PEER_RECORDS,
+    &KUBERNETES,
+    &SERVICES,
     &METRICS,
 ];
 

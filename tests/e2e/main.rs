@@ -41,6 +41,7 @@ mod input;
 mod install;
 mod kept;
 mod kills;
+mod kubernetes;
 mod leases;
 mod listener;
 mod locks;

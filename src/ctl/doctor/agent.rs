@@ -91,7 +91,7 @@ fn waiting(scene: &Scene<'_>) -> Option<Finding> {
 
 /// Each node's pool gives the lowest address that is free on this node, unless nodes know each other and one decides for all.
 fn pools(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
-    let one_decides = config.membership.is_some();
+    let one_decides = config.membership.is_some() || config.kubernetes.is_some();
     if one_decides || !matches!(config.lease.backend, Backend::Pool(_)) || config.lease.peers.len() < 2 {
         return Vec::new();
     }

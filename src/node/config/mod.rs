@@ -1,5 +1,6 @@
 //! `viprouted.toml`: every key optional, every default here, everything checked before anything starts.
 
+mod kubernetes;
 mod membership;
 mod observe;
 mod table;
@@ -16,6 +17,7 @@ use crate::lease::allow::Allow;
 use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Pool, Relay, RoutingDaemon};
 use crate::model::VipKey;
 use crate::node::Wanted;
+pub use crate::node::config::kubernetes::Kubernetes;
 pub use crate::node::config::membership::{DEFAULT_KEY_FILE, Membership, is_node_name};
 pub use crate::node::config::observe::{Form, Log, Metrics};
 use crate::node::config::table::Reader;
@@ -91,6 +93,8 @@ pub struct Config {
     pub express: bool,
     /// The other nodes; none: the node stands alone.
     pub membership: Option<Membership>,
+    /// The Kubernetes API; none: Services are none of its business.
+    pub kubernetes: Option<Kubernetes>,
     /// Where metrics are served.
     pub metrics: Metrics,
     /// The log's form and level.
@@ -162,6 +166,7 @@ impl Config {
             interface,
             notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             express: top.text("express", "\"on\" or \"off\"", switch)?.unwrap_or(true),
+            kubernetes: Kubernetes::read(&mut top)?,
             membership,
             metrics: Metrics::read(&mut top)?,
             log: Log::read(&mut top)?,

@@ -70,6 +70,34 @@ fn other_nodes() {
 }
 
 #[test]
+fn kubernetes() {
+    for off in ["", "[kubernetes]", "[kubernetes]\nenabled = false\nclass = \"a/b\""] {
+        assert_eq!(Config::parse(off).unwrap().kubernetes, None, "{off}");
+    }
+    let bare = Config::parse("[kubernetes]\nenabled = true").unwrap().kubernetes.unwrap();
+    assert_eq!((bare.class.as_str(), bare.default_class), ("viproute.io/vip", false));
+    assert_eq!((bare.kubeconfig, bare.node, bare.server), (None, None, None));
+    let text = "[kubernetes]\nenabled = true\nkubeconfig = \"/etc/k\"\nnode = \"n1.example\"\nclass = \"vip\"\n\
+        default_class = true\nserver = \"https://192.0.2.1:6443\"";
+    let full = Config::parse(text).unwrap().kubernetes.unwrap();
+    assert_eq!((full.node.as_deref(), full.server.as_deref()), (Some("n1.example"), Some("https://192.0.2.1:6443")));
+    for (line, says) in [
+        ("enabled = \"yes\"", "kubernetes.enabled = \"yes\": expected true or false"),
+        ("kubeconfig = \"k\"", "kubernetes.kubeconfig = \"k\": expected an absolute path"),
+        ("node = \"N1\"", "kubernetes.node = \"N1\": expected a node's name"),
+        ("class = \"/vip\"", "kubernetes.class = \"/vip\": expected a load balancer's class"),
+        ("server = \"192.0.2.1\"", "kubernetes.server = \"192.0.2.1\": expected the API server as https://HOST:PORT"),
+        (
+            "serve = 1",
+            "kubernetes.serve: no such key (there are: enabled, kubeconfig, node, class, default_class, server)",
+        ),
+    ] {
+        let found = complaint(&format!("[kubernetes]\n{line}"));
+        assert!(found.starts_with(says), "{found}");
+    }
+}
+
+#[test]
 fn everything_set() {
     let config = Config::parse(
         r#"

@@ -12,7 +12,7 @@ use crate::dataplane;
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
 use crate::lease::source::{self, Notices};
-use crate::lease::state::Findings;
+use crate::lease::state::{Demand, Findings};
 use crate::lease::writer::Done;
 use crate::model::VipKey;
 use crate::net::arp::Claim;
@@ -47,6 +47,8 @@ pub struct Events {
     pub others: OthersLeases,
     /// What is asked of the node that gives out the pool's addresses.
     pub wanted: UnboundedReceiver<Order>,
+    /// Which VIPs are to have addresses for Services' sake.
+    pub demands: UnboundedReceiver<(VipKey, Demand)>,
     /// What the dataplane could not do.
     pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
     /// Claims of other hosts to an address of ours; none without a link.
@@ -83,6 +85,8 @@ pub enum Event {
     Heard(Heard),
     /// An address of the pool is asked for, or given up.
     Pool(Order),
+    /// A Service wants an address, or no longer does.
+    Demand(VipKey, Demand),
     /// The dataplane could not carry out an order.
     DataplaneFailed(VipKey, dataplane::Error),
     /// Time has passed.
@@ -114,6 +118,7 @@ impl Events {
             }
             Some(link) = self.links.recv() => Some(Event::Link(link)),
             Some(order) = self.wanted.recv() => Some(Event::Pool(order)),
+            Some((vip, demand)) = self.demands.recv() => Some(Event::Demand(vip, demand)),
             heard = next_heard(&mut self.others) => Some(Event::Heard(heard.ok_or(ended("the gossip among nodes"))?)),
             failure = self.failures.recv() => {
                 let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;

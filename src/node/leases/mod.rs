@@ -16,6 +16,7 @@ mod executor;
 mod foreign;
 mod link;
 mod pool;
+mod services;
 mod sharing;
 mod start;
 mod usage;
@@ -31,7 +32,7 @@ use crate::lease::grant::{News, Report};
 use crate::lease::search;
 use crate::lease::settings::Settings;
 use crate::lease::source;
-use crate::lease::state::{Findings, Input, LocalUsage, State, Step};
+use crate::lease::state::{Demand, Findings, Input, LocalUsage, State, Step};
 use crate::lease::store::{self, Contents};
 use crate::lease::writer::Done;
 use crate::model::VipKey;
@@ -98,6 +99,9 @@ pub enum Error {
     /// No agent.
     #[error(transparent)]
     Agent(#[from] node::Error),
+    /// No Services.
+    #[error(transparent)]
+    Kubernetes(#[from] node::kubernetes::Error),
     /// A part that must not end has ended.
     #[error("{0} has ended")]
     Ended(&'static str),
@@ -132,6 +136,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             links,
         };
         let _agent = node::start(&daemon.agent, &config.metrics, sender, (wake, settings))?;
+        node::kubernetes::start(&daemon.agent, config)?;
         let (sender, calls) = tokio::sync::mpsc::unbounded_channel();
         events.calls = calls;
         let serving = tokio::spawn(async move { server.run(sender).await });
@@ -171,6 +176,8 @@ struct Daemon {
     /// This node's part in the pool; none: it stands alone.
     pool: Option<PoolClaims>,
     cluster: Option<Cluster>,
+    /// VIPs that are to have addresses for Services' sake.
+    demanded: BTreeSet<VipKey>,
     /// Sees whether `link` is up.
     node: NodeNet,
     link: Option<Link>,
@@ -232,6 +239,7 @@ impl Daemon {
             Event::Registry(batch) => self.present(batch),
             Event::Link(link) => self.next_link = Some(link),
             Event::Heard(heard) => self.heard(heard),
+            Event::Demand(vip, demand) => self.demanded(&vip, demand),
             Event::DataplaneFailed(vip, error) => {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
@@ -277,6 +285,7 @@ impl Daemon {
         let wanted = match &input {
             Input::Acquire(_) => true,
             Input::LocalUsage(usage) => usage.endpoints > 0,
+            Input::Demand(demand) => *demand == Demand::Wanted,
             _ => false,
         };
         if wanted && self.state.needs_record(vip) {
@@ -291,6 +300,7 @@ impl Daemon {
         self.event_log.look(&self.state, vip);
         self.perform(steps);
         self.share(vip);
+        self.tell_service(vip);
     }
 
     fn perform(&mut self, steps: Vec<Step>) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::lease::decider::register::Register;
 use crate::lease::decider::{Order, Out, PoolClaims, Remote, Setup, Uses};
@@ -13,6 +13,7 @@ use crate::lease::settings::Backend;
 use crate::lease::source::Sources;
 use crate::lease::state::State;
 use crate::model::VipKey;
+use crate::node::Services;
 use crate::node::config::{Config, Membership};
 use crate::with_causes;
 
@@ -37,8 +38,18 @@ impl Uses for Here<'_> {
 }
 
 /// Has the pool's addresses given out by one node for all; the orders come by the receiver. None: this node stands alone.
-pub(super) fn start(config: &Config, sources: &mut Sources) -> (Option<PoolClaims>, UnboundedReceiver<Order>) {
+pub(super) fn start(
+    config: &Config,
+    sources: &mut Sources,
+    (services, reports): (&Services, UnboundedSender<Report>),
+) -> (Option<PoolClaims>, UnboundedReceiver<Order>) {
     let (orders, received) = tokio::sync::mpsc::unbounded_channel();
+    // A cluster has one register already.
+    if config.kubernetes.is_some() && matches!(config.lease.backend, Backend::Pool(_)) {
+        sources.decide_by(Box::new(Remote(orders)));
+        services.keep_pool(received, reports);
+        return (None, tokio::sync::mpsc::unbounded_channel().1);
+    }
     let Some(membership) = &config.membership else { return (None, received) };
     let pool = match &config.lease.backend {
         Backend::Pool(pool) => Some(pool.clone()),

@@ -50,13 +50,14 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let cluster = cluster(config, !contents.records.is_empty())?;
     let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
     let interface = link.as_ref().map(|link| link.name.as_str());
+    let told = sender.clone();
     let (mut sources, notices) = Sources::start(&config.lease, cluster.as_ref(), interface, sender)?;
     let is_shared = others.is_some() && cluster.is_some();
     if is_shared {
         sources.share();
     }
     let sharing = Sharing::new(is_shared);
-    let (pool, wanted) = pool::start(config, &mut sources);
+    let (pool, wanted) = pool::start(config, &mut sources, (&agent.services, told));
     let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
     let (orders, failures) = start_dataplane(&agent)?;
@@ -75,6 +76,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         links: tokio::sync::mpsc::unbounded_channel().1,
         others,
         wanted,
+        demands: agent.services.demands(),
         failures,
         claims,
         strange,
@@ -97,6 +99,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         sharing,
         pool,
         cluster,
+        demanded: BTreeSet::new(),
         node,
         link,
         last_caller: 0,
@@ -152,7 +155,8 @@ fn rules(config: &Config, cluster: Option<&Cluster>) -> Rules {
     let rules = Rules::of(&config.lease, cluster);
     // Also where all seeds are names.
     let knows_others = config.membership.is_some();
-    let trusts_memory = !(knows_others && matches!(config.lease.backend, Backend::Pool(_)));
+    let is_shared = knows_others || config.kubernetes.is_some();
+    let trusts_memory = !(is_shared && matches!(config.lease.backend, Backend::Pool(_)));
     Rules { has_peers: rules.has_peers || knows_others, trusts_memory, ..rules }
 }
 

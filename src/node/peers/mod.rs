@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 pub use leases::{Heard, Own};
+pub use names::lookup;
 pub use sessions::Drop;
 pub use transport::read_anything;
 

@@ -32,7 +32,8 @@ pub fn resolve(seeds: Vec<String>) -> Receiver<BTreeSet<SocketAddrV4>> {
     found
 }
 
-async fn lookup(seed: &str) -> Result<BTreeSet<SocketAddrV4>, String> {
+/// The addresses of a name with a port.
+pub async fn lookup(seed: &str) -> Result<BTreeSet<SocketAddrV4>, String> {
     let (name, port) = seed.rsplit_once(':').ok_or("no port")?;
     let port = port.parse().map_err(|_| "no port")?;
     let resolver = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);

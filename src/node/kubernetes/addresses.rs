@@ -1,0 +1,103 @@
+//! Which VIPs are to have an address for a Service's sake, whether they have replicas here or not, and what has become of it. The leases
+//! themselves are the daemon's (`node::leases`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::api::protocol::Nodes;
+use crate::lease::state::Demand;
+use crate::model::VipKey;
+
+/// What has become of a VIP's address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// The address, if it has one.
+    pub address: Option<IpAddr>,
+    /// What keeps it from one.
+    pub error: Option<String>,
+}
+
+/// What is to be said to the daemon, after what was said before: `wanted` here, and of the others whether the Service itself is gone.
+pub fn demands(before: &BTreeMap<VipKey, Demand>, wanted: &BTreeMap<VipKey, Demand>) -> Vec<(VipKey, Demand)> {
+    let new = wanted.iter().filter(|(vip, demand)| before.get(vip) != Some(demand));
+    let over = before.iter().filter(|(vip, demand)| !wanted.contains_key(vip) && **demand == Demand::Wanted);
+    new.map(|(vip, demand)| (vip.clone(), *demand)).chain(over.map(|(vip, _)| (vip.clone(), Demand::Ended))).collect()
+}
+
+/// Whether this node is the one that keeps the VIP's address and writes its Service's status: of the nodes that live the one that a hash
+/// chooses. Two halves of a partition have one each, which write the same.
+pub fn is_keeper(vip: &VipKey, nodes: Option<&Nodes>) -> bool {
+    let Some(own) = nodes.and_then(|nodes| nodes.own.as_ref()) else { return true };
+    let others = nodes.into_iter().flat_map(|nodes| &nodes.nodes).filter(|node| node.state == LIVE);
+    let rank = |id: Ipv4Addr| (rank(vip, id), id);
+    let best = others.map(|node| rank(node.id)).max();
+    best.is_none_or(|best| rank(own.id) >= best)
+}
+
+/// FNV-1a of both, mixed once more (as `MurmurHash3` ends): its last bytes alone would decide otherwise. Asked for each VIP at each change.
+fn rank(vip: &VipKey, id: Ipv4Addr) -> u64 {
+    let bytes = vip.namespace().bytes().chain([b'/']).chain(vip.name().bytes()).chain(id.octets());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed ^ (mixed >> 33)
+}
+
+/// The state of a node that is heard.
+const LIVE: &str = "live";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::protocol::NodeEntry;
+
+    fn node(last: u8, state: &str) -> NodeEntry {
+        NodeEntry {
+            name: format!("n{last}"),
+            id: Ipv4Addr::new(192, 0, 2, last),
+            tunnel: Ipv4Addr::new(192, 0, 2, last),
+            state: state.into(),
+            silent_ms: 0,
+            vips: 0,
+            ready: 0,
+            version: String::new(),
+        }
+    }
+
+    /// As each of these nodes sees it.
+    fn keepers(vip: &VipKey, lives: &[u8], silent: &[u8]) -> Vec<u8> {
+        let seen_by = |own: &u8| {
+            let others = lives.iter().filter(|other| *other != own).map(|other| node(*other, LIVE));
+            let silent = silent.iter().map(|other| node(*other, "suspect"));
+            Nodes { own: Some(node(*own, LIVE)), nodes: others.chain(silent).collect(), findings: Vec::new() }
+        };
+        lives.iter().copied().filter(|own| is_keeper(vip, Some(&seen_by(own)))).collect()
+    }
+
+    #[test]
+    fn each_vip_has_one_keeper_and_they_share_the_work() {
+        let mut count = BTreeMap::<u8, usize>::new();
+        for number in 0..300 {
+            let vip: VipKey = format!("shop/web-{number}").parse().unwrap();
+            let [keeper] = keepers(&vip, &[1, 2, 3], &[])[..] else { panic!("{vip}") };
+            *count.entry(keeper).or_default() += 1;
+            // Who goes takes along its own alone.
+            let [later] = keepers(&vip, &[1, 2], &[3])[..] else { panic!("{vip}") };
+            assert!(keeper == 3 || later == keeper);
+        }
+        assert!(count.values().all(|count| *count > 60), "{count:?}");
+        assert!(is_keeper(&"a/b".parse().unwrap(), None), "a node that stands alone keeps all");
+    }
+
+    #[test]
+    fn only_differences_are_said() {
+        let vip = |name: &str| -> VipKey { format!("shop/{name}").parse().unwrap() };
+        let wanted = |names: &[&str]| names.iter().map(|name| (vip(name), Demand::Wanted)).collect::<BTreeMap<_, _>>();
+        assert_eq!(demands(&wanted(&[]), &wanted(&["a"])), [(vip("a"), Demand::Wanted)]);
+        assert!(demands(&wanted(&["a"]), &wanted(&["a"])).is_empty());
+        assert_eq!(demands(&wanted(&["a", "b"]), &wanted(&["b"])), [(vip("a"), Demand::Ended)]);
+        let kept_elsewhere = BTreeMap::from([(vip("a"), Demand::Elsewhere)]);
+        assert_eq!(demands(&wanted(&["a"]), &kept_elsewhere), [(vip("a"), Demand::Elsewhere)]);
+        assert!(demands(&kept_elsewhere, &wanted(&[])).is_empty());
+    }
+}

@@ -1,0 +1,379 @@
+//! Which pods of this node are to be replicas of which Services, and in what state. Pure: objects and what is recorded go in.
+//!
+//! kube-proxy's rules apply: an endpoint that is ready gets new connections; where none is (in the cluster, with
+//! `externalTrafficPolicy: Local` on the node), those get them that are about to end and still answer. What this node's own pods say
+//! goes before what slices say of them: that a pod ends is known here a moment sooner.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::dataplane::ids::MAX_VIPS;
+use crate::ebpf::PORTS as MAX_PORTS;
+use crate::model::{Port, Source, VipKey};
+use crate::registry::record;
+
+use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, ServicePort, Slice};
+
+/// A pod that is recorded on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its record's name.
+    pub name: String,
+    /// The pod, as the runtime names it.
+    pub pod: record::Pod,
+    /// Its address.
+    pub address: Option<IpAddr>,
+    /// Its VIPs.
+    pub vips: BTreeMap<VipKey, Member>,
+}
+
+/// What a pod is in a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What made it one.
+    pub source: Source,
+    /// What it serves there.
+    pub ports: Vec<Port>,
+    /// It gets new connections, as far as its source decides that.
+    pub is_admitted: bool,
+}
+
+/// A pod by all that must agree.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodId {
+    /// `<namespace>/<name>`.
+    pub key: Key,
+    /// Its identity.
+    pub uid: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// What a pod is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// The pod, where the API names it.
+    pub pod: Option<PodId>,
+    /// In each of its VIPs.
+    pub vips: BTreeMap<VipKey, Role>,
+}
+
+/// What a pod is to be in a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// What it serves there, and on which of its own numbers.
+    pub ports: BTreeMap<Port, u16>,
+    /// It gets new connections.
+    pub is_admitted: bool,
+}
+
+/// What is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Pods that are recorded, by their records' names. A VIP that isn't here, and has a Service as its source, is left.
+    pub recorded: BTreeMap<String, Roles>,
+    /// Pods that aren't.
+    pub unknown: BTreeMap<PodId, Roles>,
+    /// What there is to say of Services.
+    pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
+}
+
+/// Something to say of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// No pod takes connections, in the whole cluster.
+    NoReadyEndpoints,
+    /// A pod can't be a replica.
+    PodNotAttachable {
+        /// `<namespace>/<name>`.
+        pod: Key,
+        /// Why not.
+        why: String,
+    },
+    /// A port can't be served.
+    PortRefused {
+        /// As `80/TCP`.
+        port: String,
+        /// Why not.
+        why: String,
+    },
+    /// An endpoint is no pod.
+    ForeignEndpoints,
+}
+
+/// Of all Services at once.
+pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
+    let mut desired = Desired::default();
+    let slices = by_service(objects);
+    let known = Recorded::new(attachments);
+    for (key, service) in in_order(objects) {
+        let slices = slices.get(key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
+        let scene = Scene { key: &key, service, slices, pods: &objects.pods, known: &known };
+        scene.add(&mut desired);
+    }
+    keep_connections(objects, attachments, &mut desired);
+    desired
+}
+
+/// The oldest first: its pods join it before they join a later one.
+fn in_order(objects: &Objects) -> Vec<(VipKey, &Service)> {
+    let read = |(key, service): (&Key, _)| Some((key.parse::<VipKey>().ok()?, service));
+    let mut services: Vec<(VipKey, &Service)> = objects.services.iter().filter_map(read).collect();
+    services.sort_by(|one, other| (one.1.created, &one.0).cmp(&(other.1.created, &other.0)));
+    services.retain(|(_, service)| !service.is_ending);
+    services
+}
+
+fn by_service(objects: &Objects) -> BTreeMap<&str, Vec<&Slice>> {
+    let mut found: BTreeMap<&str, Vec<&Slice>> = BTreeMap::new();
+    for slice in objects.slices.values().filter(|slice| objects.services.contains_key(&slice.service)) {
+        found.entry(&slice.service).or_default().push(slice);
+    }
+    found
+}
+
+/// The attachments, to be found by what a slice says of a pod.
+struct Recorded<'a> {
+    by_uid: BTreeMap<&'a str, Vec<&'a Attachment>>,
+    by_address: BTreeMap<IpAddr, Vec<&'a Attachment>>,
+}
+
+impl<'a> Recorded<'a> {
+    fn new(attachments: &'a [Attachment]) -> Self {
+        let mut found = Self { by_uid: BTreeMap::new(), by_address: BTreeMap::new() };
+        for attachment in attachments {
+            if !attachment.pod.uid.is_empty() {
+                found.by_uid.entry(&attachment.pod.uid).or_default().push(attachment);
+            }
+            if let Some(address) = attachment.address {
+                found.by_address.entry(address).or_default().push(attachment);
+            }
+        }
+        found
+    }
+
+    /// The attachment of that pod: its identity and its address agree. Addresses are used again, by strangers.
+    fn find(&self, pod: &PodId, is_mirror: bool) -> Option<&'a Attachment> {
+        let has_address = |attachment: &&Attachment| attachment.address == Some(pod.address);
+        let mut of_uid = self.by_uid.get(pod.uid.as_str()).into_iter().flatten().copied();
+        if let Some(found) = of_uid.find(has_address) {
+            return Some(found);
+        }
+        // The runtime knows a static pod by another identity, some know none, and one that was found by hand has no name.
+        let mut at_address = self.by_address.get(&pod.address).into_iter().flatten().copied();
+        let is_it = |found: &&Attachment| {
+            let name = format!("{}/{}", found.pod.namespace, found.pod.name);
+            found.pod.is_unnamed() || (is_mirror || found.pod.uid.is_empty()) && name == pod.key
+        };
+        at_address.find(is_it)
+    }
+}
+
+/// An endpoint as all slices of the Service have it together.
+#[derive(Clone, Debug)]
+struct Merged {
+    is_ready: bool,
+    is_serving: bool,
+    is_terminating: bool,
+    ports: BTreeMap<Port, u16>,
+}
+
+/// A Service and its surroundings.
+struct Scene<'a> {
+    key: &'a VipKey,
+    service: &'a Service,
+    slices: &'a [&'a Slice],
+    pods: &'a BTreeMap<Key, Pod>,
+    known: &'a Recorded<'a>,
+}
+
+impl Scene<'_> {
+    fn add(&self, desired: &mut Desired) {
+        let mut notes = BTreeSet::new();
+        let here = self.endpoints(&mut notes);
+        let is_ready = here.values().any(|merged| merged.is_ready);
+        let is_ready_elsewhere = self.slices.iter().any(|slice| slice.ready_elsewhere);
+        let any_ready = is_ready || is_ready_elsewhere && !self.service.is_local;
+        let mut is_served = false;
+        for (pod, merged) in here {
+            let is_admitted = if any_ready { merged.is_ready } else { merged.is_serving && merged.is_terminating };
+            is_served |= is_admitted;
+            let role = Role { ports: merged.ports, is_admitted };
+            self.place((pod, merged.is_terminating), role, desired, &mut notes);
+        }
+        is_served |= self.slices.iter().any(|slice| slice.ready_elsewhere || slice.serving_elsewhere);
+        if !is_served {
+            notes.insert(Note::NoReadyEndpoints);
+        }
+        if self.slices.iter().any(|slice| slice.has_foreign) {
+            notes.insert(Note::ForeignEndpoints);
+        }
+        notes.extend(self.refused_ports());
+        if !notes.is_empty() {
+            desired.notes.entry(self.key.clone()).or_default().extend(notes);
+        }
+    }
+
+    /// The endpoints here, each once.
+    fn endpoints(&self, notes: &mut BTreeSet<Note>) -> BTreeMap<PodId, Merged> {
+        let mut found: BTreeMap<PodId, Merged> = BTreeMap::new();
+        for slice in self.slices {
+            for endpoint in &slice.here {
+                let Some(pod) = self.pod_of(endpoint) else { continue };
+                if pod.is_in_host_network {
+                    let why = "it is in the node's own network, which has no VIPs".to_owned();
+                    notes.insert(Note::PodNotAttachable { pod: endpoint.pod.clone(), why });
+                    continue;
+                }
+                let id = PodId { key: endpoint.pod.clone(), uid: endpoint.uid.clone(), address: endpoint.address };
+                let next = self.merged(endpoint, pod, slice);
+                match found.get_mut(&id) {
+                    Some(merged) => merged.join(next),
+                    None => drop(found.insert(id, next)),
+                }
+            }
+        }
+        found
+    }
+
+    /// The endpoint's pod, if it runs here under that identity and address. One that the pods' watch hasn't shown yet waits for it: it may
+    /// as well be one that is gone.
+    fn pod_of(&self, endpoint: &Endpoint) -> Option<&Pod> {
+        let pod = self.pods.get(&endpoint.pod)?;
+        let is_it = pod.uid == endpoint.uid && pod.addresses.contains(&endpoint.address);
+        (is_it && !pod.is_over).then_some(pod)
+    }
+
+    fn merged(&self, endpoint: &Endpoint, pod: &Pod, slice: &Slice) -> Merged {
+        let is_ending = pod.is_ending && !self.service.publish_not_ready;
+        Merged {
+            is_ready: endpoint.is_ready && !is_ending,
+            is_serving: endpoint.is_serving || endpoint.is_ready,
+            is_terminating: endpoint.is_terminating || pod.is_ending,
+            ports: self.ports(slice),
+        }
+    }
+
+    /// The slice's ports by those of the Service: `targetPort` is the controller's business.
+    fn ports(&self, slice: &Slice) -> BTreeMap<Port, u16> {
+        let mut found = BTreeMap::new();
+        for of_service in &self.service.ports {
+            let Some(port) = of_service.port() else { continue };
+            let target = slice.ports.iter().filter(|of_slice| of_slice.name == of_service.name);
+            let target = target.filter_map(|of_slice| of_slice.target);
+            let target =
+                target.filter(|(_, protocol)| *protocol == Protocol::from(port.transport)).map(|(number, _)| number);
+            // One of a name and protocol there is in a slice; if not, always the same.
+            if let Some(target) = target.min() {
+                found.insert(port, target);
+            }
+        }
+        found
+    }
+
+    fn place(&self, (pod, is_ending): (PodId, bool), role: Role, desired: &mut Desired, notes: &mut BTreeSet<Note>) {
+        let is_mirror = self.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
+        let attachment = self.known.find(&pod, is_mirror);
+        let is_member = attachment.and_then(|attachment| attachment.vips.get(self.key));
+        // Whoever made it a replica otherwise says what it is there.
+        if is_member.is_some_and(|member| member.source != Source::Service) {
+            return;
+        }
+        let mut role = role;
+        role.ports.retain(|port, target| is_served(*port, *target));
+        while role.ports.len() > MAX_PORTS {
+            role.ports.pop_last();
+        }
+        // No port at all would mean all of them.
+        if role.ports.is_empty() {
+            return;
+        }
+        // One that ends was in it, or is too late: its runtime may have let go of it already.
+        if attachment.is_none() && is_ending {
+            return;
+        }
+        let key = pod.key.clone();
+        let (roles, others) = match attachment {
+            Some(attachment) => {
+                let others = attachment.vips.values().filter(|member| member.source != Source::Service).count();
+                (desired.recorded.entry(attachment.name.clone()).or_default(), others)
+            }
+            None => (desired.unknown.entry(pod.clone()).or_default(), 0),
+        };
+        if roles.vips.len() + others >= MAX_VIPS {
+            let why = format!("it is in {MAX_VIPS} VIPs already, which is as many as a pod can join");
+            notes.insert(Note::PodNotAttachable { pod: key, why });
+            return;
+        }
+        roles.pod = Some(pod);
+        roles.vips.insert(self.key.clone(), role);
+    }
+
+    fn refused_ports(&self) -> Vec<Note> {
+        let refuse = |port: &ServicePort, why: String| Note::PortRefused {
+            port: format!("{}/{}", port.number, port.protocol),
+            why,
+        };
+        let mut notes = Vec::new();
+        for of_service in &self.service.ports {
+            let Some(port) = of_service.port() else {
+                notes.push(refuse(of_service, format!("{} is no protocol of VIPs", of_service.protocol)));
+                continue;
+            };
+            let targets: BTreeSet<u16> =
+                self.slices.iter().filter_map(|slice| self.ports(slice).get(&port).copied()).collect();
+            let Some(other) = targets.into_iter().find(|target| !is_served(port, *target)) else { continue };
+            let why = format!("its pods listen on {other}, and port numbers aren't translated");
+            notes.push(refuse(of_service, why));
+        }
+        notes.extend(
+            self.service
+                .ports
+                .iter()
+                .skip(MAX_PORTS)
+                .map(|port| refuse(port, format!("a VIP has {MAX_PORTS} ports at most"))),
+        );
+        notes
+    }
+}
+
+/// Whether a pod that listens on `target` can serve `port`.
+fn is_served(port: Port, target: u16) -> bool {
+    port.number == target
+}
+
+impl Merged {
+    /// The same endpoint in another slice, which the controller hasn't taken out of there yet.
+    fn join(&mut self, other: Self) {
+        self.is_ready |= other.is_ready;
+        self.is_serving |= other.is_serving;
+        self.is_terminating &= other.is_terminating;
+        for (port, target) in other.ports {
+            let known = self.ports.entry(port).or_insert(target);
+            *known = target.min(*known);
+        }
+    }
+}
+
+/// A pod that no slice names any more, while it and the Service live, keeps its connections and gets no new ones: its labels have changed,
+/// or it ends.
+fn keep_connections(objects: &Objects, attachments: &[Attachment], desired: &mut Desired) {
+    let alive: BTreeSet<&str> = objects.pods.values().filter(|pod| !pod.is_over).map(|pod| pod.uid.as_str()).collect();
+    for attachment in attachments.iter().filter(|attachment| alive.contains(attachment.pod.uid.as_str())) {
+        let others = attachment.vips.values().filter(|member| member.source != Source::Service).count();
+        for (key, member) in attachment.vips.iter().filter(|(_, member)| member.source == Source::Service) {
+            let service = objects.services.get(&key.to_string());
+            if service.is_none_or(|service| service.is_ending) {
+                continue;
+            }
+            let roles = desired.recorded.entry(attachment.name.clone()).or_default();
+            if !roles.vips.contains_key(key) && roles.vips.len() + others < MAX_VIPS {
+                let ports = member.ports.iter().map(|port| (*port, port.number)).collect();
+                roles.vips.insert(key.clone(), Role { ports, is_admitted: false });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

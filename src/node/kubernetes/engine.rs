@@ -1,0 +1,290 @@
+//! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Receiver;
+
+use crate::api::protocol::Nodes;
+use crate::model::VipKey;
+use crate::node::config::Kubernetes;
+use crate::node::subsystems::SubsystemGuard;
+use crate::node::{Context, problems};
+use crate::registry::Registry;
+use crate::with_causes;
+
+use super::addresses::is_keeper;
+use super::api::{self, Place};
+use super::events::Announcer;
+use super::objects::{Class, Objects, Service};
+use super::pool::PoolKeeper;
+use super::register::Cluster;
+use super::remembered::Remembered;
+use super::status::{Status, StatusWriter};
+use super::store::Heard;
+use super::watches::{self, Watched};
+
+/// What the watches may be ahead of who reads them.
+const AHEAD: usize = 256;
+/// The loop turns so often with nothing to do.
+const TURN: Duration = Duration::from_secs(1);
+/// What is known is written to disk so often at most.
+const SAVE: Duration = Duration::from_secs(10);
+/// An API that says nothing for so long is looked for elsewhere.
+const ELSEWHERE: Duration = Duration::from_secs(10);
+/// What isn't taken up is heard anew after this time.
+const ANEW: Duration = Duration::from_secs(10);
+/// The API is told of what changes within this time at once.
+const TOGETHER: Duration = Duration::from_millis(30);
+/// Without a client it is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What the thread needs.
+#[derive(Debug)]
+pub struct Engine {
+    context: Context,
+    settings: Kubernetes,
+    /// What the cluster calls this node.
+    node: String,
+    known: Known,
+    save_due: Instant,
+    /// Which of the places is tried.
+    turn: usize,
+}
+
+/// What outlives a client.
+#[derive(Debug)]
+pub struct Known {
+    /// Where it is kept.
+    pub state_dir: PathBuf,
+    /// What is on disk.
+    pub saved: Remembered,
+    /// The pool's register; none: addresses come from elsewhere.
+    pub pool: Option<PoolKeeper>,
+}
+
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why a client isn't used any more.
+enum Over {
+    /// Nothing is heard there.
+    Silent,
+    /// It has to be heard anew.
+    Held,
+}
+
+impl Engine {
+    /// That hasn't asked anything yet.
+    pub fn new(context: Context, settings: Kubernetes, node: String, known: Known) -> Self {
+        Self { context, settings, node, known, save_due: Instant::now(), turn: 0 }
+    }
+
+    /// Runs until viprouted ends.
+    pub async fn run(mut self, guard: &SubsystemGuard) {
+        loop {
+            guard.turn();
+            let places = api::places(&self.settings, &self.servers());
+            let place = &places[self.turn % places.len()];
+            match tokio::time::timeout(api::ANSWER, api::client(&self.settings, place)).await {
+                Ok(Ok(client)) => match self.serve(client, place, guard).await {
+                    Over::Silent => self.turn += 1,
+                    Over::Held => {}
+                },
+                Ok(Err(error)) => self.pause(with_causes(&error), guard).await,
+                Err(_) => self.pause(with_causes(&api::Error::TimedOut), guard).await,
+            }
+        }
+    }
+
+    async fn pause(&mut self, problem: String, guard: &SubsystemGuard) {
+        self.turn += 1;
+        self.context.problems.set(problems::KUBERNETES, Some(problem));
+        guard.turn();
+        tokio::time::sleep(AGAIN).await;
+    }
+
+    fn servers(&self) -> Vec<SocketAddr> {
+        let now = Remembered::servers_of(self.context.services.shared().store.objects());
+        if now.is_empty() { self.known.saved.servers.clone() } else { now }
+    }
+
+    async fn serve(&mut self, client: kube::Client, place: &Place, guard: &SubsystemGuard) -> Over {
+        tracing::info!(?place, node = self.node, "watching Kubernetes");
+        let (sender, mut heard) = tokio::sync::mpsc::channel(AHEAD);
+        self.context.services.shared().store.restart();
+        let watched = Watched {
+            has_pool: self.known.pool.is_some(),
+            class: Class { name: self.settings.class.clone(), is_default: self.settings.default_class },
+            node: self.node.clone(),
+        };
+        // They end with it.
+        let _watches = watches::start(&client, &watched, &sender);
+        let mut status = StatusWriter::new(client.clone());
+        let mut events = Announcer::new(client.clone(), &self.node);
+        let mut tick = tokio::time::interval(TURN);
+        let mut due = None;
+        let begun = Instant::now();
+        let mut live_at = begun;
+        let services = self.context.services.clone();
+        loop {
+            tokio::select! {
+                Some(first) = heard.recv() => self.hear(first, &mut heard),
+                () = next(&mut self.known.pool) => {}
+                () = services.0.changed.notified() => {}
+                written = status.next_done() => events.on_written(written),
+                () = until(due) => {
+                    due = None;
+                    self.tell(&mut status, &mut events);
+                    self.turn_pool(&client);
+                    continue;
+                }
+                _ = tick.tick() => {
+                    guard.turn();
+                    if let Some(over) = self.look(begun, &mut live_at) {
+                        return over;
+                    }
+                    self.save().await;
+                }
+            }
+            // What comes together is told together.
+            due = due.or_else(|| Some(tokio::time::Instant::now() + TOGETHER));
+        }
+    }
+
+    /// Everything that is there already is one change for who applies.
+    fn hear(&mut self, first: Heard, more: &mut Receiver<Heard>) {
+        let mut shared = self.context.services.shared();
+        let mut has_changed = false;
+        let mut next = Some(first);
+        while let Some(heard) = next {
+            match (heard, &mut self.known.pool) {
+                (Heard::Addresses(change), Some(pool)) => pool.hear(change),
+                (Heard::Addresses(_), None) => {}
+                (heard, _) => has_changed |= shared.store.hear(heard),
+            }
+            next = more.try_recv().ok();
+        }
+        if has_changed {
+            shared.wake();
+        }
+    }
+
+    /// Once a second: what is wrong, and whether another client is to be had.
+    fn look(&self, begun: Instant, live_at: &mut Instant) -> Option<Over> {
+        let now = Instant::now();
+        let mut shared = self.context.services.shared();
+        shared.store.forget_failures(now);
+        let (problem, is_held, is_silent) = (shared.store.problem(), shared.store.is_held(), shared.store.is_silent());
+        drop(shared);
+        self.context.problems.set(problems::KUBERNETES, problem);
+        if is_held && now.saturating_duration_since(begun) >= ANEW {
+            return Some(Over::Held);
+        }
+        if !is_silent {
+            *live_at = now;
+        }
+        (now.saturating_duration_since(*live_at) >= ELSEWHERE).then_some(Over::Silent)
+    }
+
+    /// Has statuses written and events sent, of the Services that this node keeps.
+    fn tell(&self, status: &mut StatusWriter, events: &mut Announcer) {
+        let nodes = self.context.peers.status();
+        let shared = self.context.services.shared();
+        if !shared.store.is_live() {
+            return;
+        }
+        let now = Instant::now();
+        let mut kept: BTreeMap<VipKey, (&Service, Option<IpAddr>)> = BTreeMap::new();
+        for (key, service) in shared.store.objects().services.iter().filter(|(_, service)| !service.is_ending) {
+            let Ok(vip) = key.parse::<VipKey>() else { continue };
+            if is_keeper(&vip, nodes.as_ref()) {
+                let lease = shared.leases.get(&vip);
+                events.on_lease(&vip, service, lease, now);
+                kept.insert(vip, (service, lease.and_then(|lease| lease.address)));
+            }
+        }
+        events.on_notes(&shared.notes, &shared.store.objects().services, |vip| kept.contains_key(vip), now);
+        let wanted =
+            kept.iter().filter_map(|(vip, (service, address))| Some((vip, Status { service, address: (*address)? })));
+        status.write(wanted, now);
+        events.send(now);
+    }
+
+    /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
+    fn turn_pool(&mut self, client: &kube::Client) {
+        let Some(pool) = &mut self.known.pool else { return };
+        let nodes = self.context.peers.status();
+        let shared = self.context.services.shared();
+        if shared.store.is_live() {
+            let objects = shared.store.objects();
+            pool.turn(client, &Scene { objects, nodes: nodes.as_ref(), registry: &self.context.registry });
+        }
+    }
+
+    /// Writes down what is in force, if it is what the API says and differs from what was written.
+    async fn save(&mut self) {
+        let now = Instant::now();
+        if now < self.save_due {
+            return;
+        }
+        self.save_due = now + SAVE;
+        let known = {
+            let shared = self.context.services.shared();
+            let store = &shared.store;
+            if !store.is_live() || self.known.saved.is(store.cluster(), store.objects()) {
+                return;
+            }
+            Remembered::of(store.cluster(), store.objects())
+        };
+        let (state_dir, text) = (self.known.state_dir.clone(), known.clone());
+        match tokio::task::spawn_blocking(move || text.save(&state_dir)).await {
+            Ok(Ok(())) => self.known.saved = known,
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "what is known of Kubernetes isn't kept");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn next(pool: &mut Option<PoolKeeper>) {
+    match pool {
+        Some(pool) => pool.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the register asks of VIPs.
+struct Scene<'a> {
+    objects: &'a Objects,
+    nodes: Option<&'a Nodes>,
+    registry: &'a Registry,
+}
+
+impl Cluster for Scene<'_> {
+    fn service(&self, vip: &VipKey) -> Option<(&str, i64)> {
+        let service = self.objects.services.get(&vip.to_string()).filter(|service| !service.is_ending)?;
+        Some((&service.uid, service.created))
+    }
+
+    fn is_keeper(&self, vip: &VipKey) -> bool {
+        is_keeper(vip, self.nodes)
+    }
+
+    fn is_used(&self, vip: &VipKey) -> bool {
+        // Other nodes' replicas are recorded too.
+        self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
+    }
+
+    fn services(&self) -> Box<dyn Iterator<Item = (VipKey, i64)> + '_> {
+        let read = |(key, service): (&String, &Service)| Some((key.parse().ok()?, service.created));
+        Box::new(self.objects.services.iter().filter(|(_, service)| !service.is_ending).filter_map(read))
+    }
+}

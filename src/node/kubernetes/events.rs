@@ -1,0 +1,250 @@
+//! What people read in `kubectl describe service`. A condition is told when it comes; one that comes and goes, three times in ten minutes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+
+use crate::model::VipKey;
+
+use super::addresses::Lease;
+use super::api::ANSWER;
+use super::desired::Note;
+use super::objects::{Key, Service};
+use super::status::Written;
+
+/// As who events are told.
+const CONTROLLER: &str = "viproute.io/viprouted";
+/// One of a Service and reason is told so often in this time.
+const LIMIT: (usize, Duration) = (3, Duration::from_secs(600));
+/// What is so at first with most Services is worth a word only if it stays.
+const SETTLES: Duration = Duration::from_secs(10);
+/// So many wait to be told at most.
+const MOST: usize = 200;
+/// The API takes no longer note.
+const LONGEST: usize = 1000;
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Said {
+    vip: VipKey,
+    uid: String,
+    reason: &'static str,
+    is_warning: bool,
+    note: String,
+}
+
+/// A condition that lasts.
+#[derive(Debug)]
+struct Condition {
+    since: Instant,
+    is_told: bool,
+    /// It was there when everything was last looked at.
+    seen: Instant,
+}
+
+/// Decides what is told.
+#[derive(Debug, Default)]
+struct Limiter {
+    lasting: BTreeMap<Said, Condition>,
+    told: BTreeMap<(String, &'static str), VecDeque<Instant>>,
+    waiting: VecDeque<Said>,
+}
+
+impl Limiter {
+    /// Something is so at `now`.
+    fn lasts(&mut self, said: Said, settles: Duration, now: Instant) {
+        let condition = self.lasting.entry(said.clone()).or_insert(Condition { since: now, is_told: false, seen: now });
+        condition.seen = now;
+        if !condition.is_told && now.saturating_duration_since(condition.since) >= settles {
+            condition.is_told = true;
+            self.tell(said, now);
+        }
+    }
+
+    /// Something has happened.
+    fn tell(&mut self, said: Said, now: Instant) {
+        let (most, within) = LIMIT;
+        let told = self.told.entry((said.uid.clone(), said.reason)).or_default();
+        while told.front().is_some_and(|at| now.saturating_duration_since(*at) >= within) {
+            told.pop_front();
+        }
+        if told.len() < most && self.waiting.len() < MOST {
+            told.push_back(now);
+            self.waiting.push_back(said);
+        }
+    }
+
+    /// What isn't so any more.
+    fn forget(&mut self, now: Instant) {
+        self.lasting.retain(|_, condition| condition.seen == now);
+        let within = LIMIT.1;
+        self.told.retain(|_, told| told.back().is_some_and(|at| now.saturating_duration_since(*at) < within));
+    }
+}
+
+/// Tells the API.
+#[derive(Debug)]
+pub struct Announcer {
+    limiter: Limiter,
+    to: tokio::sync::mpsc::Sender<Said>,
+}
+
+impl Announcer {
+    /// That has told nothing. `node`: this one.
+    pub fn new(client: kube::Client, node: &str) -> Self {
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.to_owned()) };
+        let recorder = Recorder::new(client, reporter);
+        let (to, mut said) = tokio::sync::mpsc::channel(1);
+        // Ends with the sender.
+        tokio::spawn(async move {
+            while let Some(next) = said.recv().await {
+                publish(&recorder, next).await;
+            }
+        });
+        Self { limiter: Limiter::default(), to }
+    }
+
+    /// What keeps a Service from its address.
+    pub fn on_lease(&mut self, vip: &VipKey, service: &Service, lease: Option<&Lease>, now: Instant) {
+        let Some(Lease { address: None, error: Some(why) }) = lease else { return };
+        let note = format!("no address so far: {why}");
+        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason: "NoAddress", is_warning: true, note };
+        self.limiter.lasts(said, Duration::from_secs(2), now);
+    }
+
+    /// What there is to say of Services. `is_kept`: this node speaks for all of it.
+    pub fn on_notes(
+        &mut self,
+        notes: &BTreeMap<VipKey, BTreeSet<Note>>,
+        services: &BTreeMap<Key, Service>,
+        is_kept: impl Fn(&VipKey) -> bool,
+        now: Instant,
+    ) {
+        for (vip, notes) in notes {
+            let Some(service) = services.get(&vip.to_string()) else { continue };
+            for note in notes {
+                let (reason, text, settles) = phrased(note);
+                // Its own pods each node speaks for.
+                if is_kept(vip) || matches!(note, Note::PodNotAttachable { .. }) {
+                    let uid = service.uid.clone();
+                    let said = Said { vip: vip.clone(), uid, reason, is_warning: true, note: text };
+                    self.limiter.lasts(said, settles, now);
+                }
+            }
+        }
+        self.limiter.forget(now);
+    }
+
+    /// A Service's status was written.
+    pub fn on_written(&mut self, written: Written) {
+        let Written { vip, uid, address, instead_of, is_new, error } = written;
+        let now = Instant::now();
+        if let Some(error) = error {
+            tracing::warn!(%vip, error, "the status of a Service could not be written");
+            return;
+        }
+        tracing::info!(%vip, %address, "status written");
+        if is_new {
+            let note = format!("{address}");
+            self.limiter.tell(Said { vip, uid, reason: "AddressAssigned", is_warning: false, note }, now);
+        } else if let Some(other) = instead_of {
+            let note = format!(
+                "{other} writes this Service's status too, which says {address}: it is this load balancer's by its class"
+            );
+            self.limiter.tell(Said { vip, uid, reason: "StatusOverwritten", is_warning: true, note }, now);
+        }
+    }
+
+    /// Sends what waits, one after the other.
+    pub fn send(&mut self, _now: Instant) {
+        while let Some(next) = self.limiter.waiting.pop_front() {
+            if let Err(error) = self.to.try_send(next) {
+                if let tokio::sync::mpsc::error::TrySendError::Full(next) = error {
+                    self.limiter.waiting.push_front(next);
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Reason, words, and for how long it has to be so.
+fn phrased(note: &Note) -> (&'static str, String, Duration) {
+    match note {
+        Note::NoReadyEndpoints => ("NoReadyEndpoints", "no pod is ready: connections are refused".to_owned(), SETTLES),
+        Note::PodNotAttachable { pod, why } => {
+            ("PodNotAttachable", format!("{pod} gets no connections: {why}"), Duration::from_secs(2))
+        }
+        Note::PortRefused { port, why } => ("PortRefused", format!("{port} isn't served: {why}"), Duration::ZERO),
+        Note::ForeignEndpoints => {
+            let text = "an endpoint is no pod of a node of the cluster, and gets no connections".to_owned();
+            ("ForeignEndpoints", text, SETTLES)
+        }
+    }
+}
+
+async fn publish(recorder: &Recorder, said: Said) {
+    let Said { vip, uid, reason, is_warning, note } = said;
+    let service = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some(vip.namespace().to_owned()),
+        name: Some(vip.name().to_owned()),
+        uid: Some(uid),
+        ..ObjectReference::default()
+    };
+    let event = Event {
+        type_: if is_warning { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(LONGEST).collect()),
+        action: "Serve".to_owned(),
+        secondary: None,
+    };
+    match tokio::time::timeout(ANSWER, recorder.publish(&event, &service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%vip, reason, error = super::api::reason(&error), "event not told"),
+        Err(_) => tracing::debug!(%vip, reason, "event not told in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(reason: &'static str, note: &str) -> Said {
+        Said { vip: "shop/web".parse().unwrap(), uid: "u1".into(), reason, is_warning: true, note: note.into() }
+    }
+
+    #[test]
+    fn a_condition_is_told_once_and_when_it_comes_again_three_times() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut limiter = Limiter::default();
+        for second in 0..30 {
+            limiter.lasts(said("NoReadyEndpoints", "x"), SETTLES, at(second));
+            limiter.forget(at(second));
+        }
+        assert_eq!(limiter.waiting.len(), 1, "it lasts");
+        for second in 30..600 {
+            if second % 20 > 5 {
+                limiter.lasts(said("NoReadyEndpoints", "x"), SETTLES, at(second));
+            }
+            limiter.forget(at(second));
+        }
+        assert_eq!(limiter.waiting.len(), 3, "it comes and goes");
+        limiter.tell(said("AddressAssigned", "192.0.2.7"), at(600));
+        assert_eq!(limiter.waiting.len(), 4, "another reason");
+    }
+
+    #[test]
+    fn what_passes_soon_isnt_told() {
+        let begun = Instant::now();
+        let mut limiter = Limiter::default();
+        limiter.lasts(said("NoReadyEndpoints", "x"), SETTLES, begun);
+        limiter.forget(begun + Duration::from_secs(1));
+        limiter.lasts(said("NoReadyEndpoints", "x"), SETTLES, begun + SETTLES);
+        assert!(limiter.waiting.is_empty());
+    }
+}

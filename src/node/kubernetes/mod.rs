@@ -1,0 +1,169 @@
+//! Kubernetes Services as a source of desired state: the ready pods of a Service of type `LoadBalancer` become replicas of the VIP of its
+//! name.
+//!
+//! [`watches`] brings the API's objects, cut down to [`objects`]; [`store`] says whether they may be acted upon, [`remembered`] keeps them
+//! over a restart; [`desired`] (pure) says which pods of this node are to be what, [`apply`] has it done by
+//! [`membership`](crate::membership), on a thread of its own; [`status`] and [`events`] tell the API what has come of it; [`engine`]
+//! drives all that talks to the API, by [`api`]. Addresses are the daemon's to get: [`addresses`] says for which VIPs. Those of a pool are
+//! entered at the API ([`register`], pure, by [`pool`]).
+//!
+//! Traffic depends on none of it: while the API is away everything stays as it was.
+
+pub mod addresses;
+mod api;
+mod apply;
+mod desired;
+mod engine;
+mod events;
+mod objects;
+mod pool;
+mod register;
+mod remembered;
+mod status;
+mod store;
+mod watches;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::lease::decider::Order;
+use crate::lease::grant::Report;
+use crate::lease::settings::Backend;
+use crate::lease::state::Demand;
+use crate::model::VipKey;
+use crate::net::{self, NodeNet};
+
+use super::Context;
+use super::config::{Config, is_node_name};
+use super::subsystems::{KUBERNETES, SERVICES};
+use addresses::Lease;
+use apply::Applier;
+use desired::Note;
+use engine::{Engine, Known};
+use pool::{Desk, PoolKeeper};
+use register::Register;
+use store::Store;
+
+/// The Service of the API server itself, which every cluster has.
+const API_SERVICE: &str = "default/kubernetes";
+
+/// Why Services can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node has no name.
+    #[error("kubernetes.node is missing: expected the node's name (kubectl get nodes), because the host name is {0:?}")]
+    Name(String),
+    /// Nothing to work with in the kernel.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// No thread.
+    #[error("start the threads for Kubernetes")]
+    Io(#[from] io::Error),
+}
+
+/// What viprouted's other parts know of it. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Services(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    shared: Mutex<Shared>,
+    /// Something has changed that the API is to hear of.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    store: Store,
+    /// What has become of VIPs' addresses that Services want.
+    leases: BTreeMap<VipKey, Lease>,
+    /// What there is to say of Services.
+    notes: BTreeMap<VipKey, BTreeSet<Note>>,
+    /// Wakes the thread that applies.
+    applier: Option<SyncSender<()>>,
+    /// Where the daemon hears which VIPs are to have addresses.
+    demands: Option<UnboundedSender<(VipKey, Demand)>>,
+    /// What the daemon wants of the pool.
+    desk: Option<Desk>,
+}
+
+impl Services {
+    /// Where the daemon hears which VIPs are to have addresses.
+    pub fn demands(&self) -> UnboundedReceiver<(VipKey, Demand)> {
+        let (sender, demands) = tokio::sync::mpsc::unbounded_channel();
+        self.shared().demands = Some(sender);
+        demands
+    }
+
+    /// The pool's addresses are given out by the API: what is wanted of them, and where to say what has become of that.
+    pub fn keep_pool(&self, orders: UnboundedReceiver<Order>, reports: UnboundedSender<Report>) {
+        self.shared().desk = Some(Desk { orders, reports });
+    }
+
+    /// What has become of an address that was demanded; none: nothing is demanded any more.
+    pub fn leased(&self, vip: &VipKey, lease: Option<Lease>) {
+        let mut shared = self.shared();
+        if shared.leases.get(vip) != lease.as_ref() {
+            match lease {
+                Some(lease) => drop(shared.leases.insert(vip.clone(), lease)),
+                None => drop(shared.leases.remove(vip)),
+            }
+            shared.wake();
+            drop(shared);
+            self.0.changed.notify_one();
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Has the thread that applies look again. One that has work before it looks in any case.
+    fn wake(&self) {
+        if let Some(applier) = &self.applier {
+            let _ = applier.try_send(());
+        }
+    }
+}
+
+/// Starts the threads, where the configuration wants them.
+pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
+    let Some(settings) = config.kubernetes.clone() else { return Ok(()) };
+    let host_name = nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase());
+    let name = settings.node.clone().or_else(|| is_node_name(&host_name).then(|| host_name.clone()));
+    let name = name.ok_or(Error::Name(host_name))?;
+    let services = &context.services;
+    let (applier, wakes) = std::sync::mpsc::sync_channel(1);
+    let remembered = remembered::Remembered::load(&config.state_dir);
+    {
+        let mut shared = services.shared();
+        shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
+        shared.applier = Some(applier.clone());
+    }
+    // Replicas come and go by other ways too.
+    context
+        .watch
+        .subscribe(move |_| !matches!(applier.try_send(()), Err(std::sync::mpsc::TrySendError::Disconnected(()))));
+    let work = Applier::new(context.clone(), NodeNet::open()?, config);
+    context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let pool = match (&config.lease.backend, services.shared().desk.take()) {
+        (Backend::Pool(pool), Some(desk)) => {
+            let pins = config.lease.pins.values().copied().collect();
+            Some(PoolKeeper::new(Register::new(pool.clone(), pins), desk))
+        }
+        _ => None,
+    };
+    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool };
+    let engine = Engine::new(context.clone(), settings, name, known);
+    context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
+    Ok(())
+}

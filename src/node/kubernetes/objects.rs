@@ -1,0 +1,352 @@
+//! What is kept of the API's objects: what Services take, some hundred bytes each.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Port, Transport, VipKey};
+
+/// The label by which a slice names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The annotation of a pod that kubelet runs from a file of its own: the API's object mirrors it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The label of a node that load balancers are to pass by, whatever its value.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The field of a status whose writer is of interest.
+const INGRESS_FIELD: &str = "f:loadBalancer";
+/// Ports of a Service that are kept: the API refuses more than this in a Service of any use.
+const MAX_PORTS: usize = 128;
+
+/// `<namespace>/<name>`, or a name alone where the kind has no namespace.
+pub type Key = String;
+
+/// Everything that is known of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objects {
+    /// The Services of this load balancer's class.
+    pub services: BTreeMap<Key, Service>,
+    /// All slices of IPv4.
+    pub slices: BTreeMap<Key, Slice>,
+    /// The pods of this node.
+    pub pods: BTreeMap<Key, Pod>,
+    /// The nodes.
+    pub nodes: BTreeMap<Key, Node>,
+}
+
+/// Which Services are this load balancer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// `spec.loadBalancerClass`.
+    pub name: String,
+    /// Those without a class too.
+    pub is_default: bool,
+}
+
+/// A Service of type `LoadBalancer`, of this load balancer's class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its identity: one that is made again under the same name is another.
+    pub uid: String,
+    /// When it was made, Unix seconds.
+    pub created: i64,
+    /// Its ports, by name.
+    pub ports: Vec<ServicePort>,
+    /// Endpoints count as ready whatever their state.
+    pub publish_not_ready: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub is_local: bool,
+    /// It is being deleted.
+    pub is_ending: bool,
+    /// What its status says.
+    pub ingress: Vec<Ingress>,
+    /// Who wrote that last.
+    pub status_by: Option<String>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Empty where there is only one.
+    pub name: String,
+    /// Its number and protocol, as it is written; one of a protocol that VIPs don't have can't be read as a [`Port`].
+    pub number: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+}
+
+impl ServicePort {
+    /// As VIPs have it; `None`: SCTP.
+    pub fn port(&self) -> Option<Port> {
+        Some(Port { number: self.number, transport: transport(&self.protocol)? })
+    }
+}
+
+/// An address in a Service's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// The address; empty for a name.
+    pub ip: String,
+    /// `Proxy` or `VIP`; empty where the API doesn't know it.
+    pub mode: String,
+}
+
+/// An `EndpointSlice`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Its Service, `<namespace>/<name>`.
+    pub service: Key,
+    /// What the pods listen on, by the names of the Service's ports.
+    pub ports: Vec<SlicePort>,
+    /// Its endpoints on this node.
+    pub here: Vec<Endpoint>,
+    /// An endpoint elsewhere is ready.
+    pub ready_elsewhere: bool,
+    /// An endpoint elsewhere is serving, ready or not.
+    pub serving_elsewhere: bool,
+    /// An endpoint is no pod of any node: an address that somebody wrote there.
+    pub has_foreign: bool,
+    /// Where the API server is: of its own Service alone.
+    pub api_servers: Vec<SocketAddr>,
+}
+
+/// A port that a slice's pods listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlicePort {
+    /// The Service's port.
+    pub name: String,
+    /// `None`: any number, or a protocol that VIPs don't have.
+    pub target: Option<(u16, Protocol)>,
+}
+
+/// A protocol that VIPs have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
+    }
+}
+
+/// An endpoint of a slice on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its pod, `<namespace>/<name>`; empty: it is none.
+    pub pod: Key,
+    /// The pod's identity.
+    pub uid: String,
+    /// It takes new connections.
+    pub is_ready: bool,
+    /// It answers, ending or not.
+    pub is_serving: bool,
+    /// It is about to end.
+    pub is_terminating: bool,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // as the API has them, in every combination
+pub struct Pod {
+    /// Its identity.
+    pub uid: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its deletion has begun.
+    pub is_ending: bool,
+    /// Its phase is `Failed` or `Succeeded`.
+    pub is_over: bool,
+    /// It is in the node's own network.
+    pub is_in_host_network: bool,
+    /// The runtime knows it by another identity.
+    pub is_mirror: bool,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Load balancers are to pass it by.
+    pub is_excluded: bool,
+}
+
+fn transport(protocol: &str) -> Option<Transport> {
+    match protocol {
+        "TCP" => Some(Transport::Tcp),
+        "UDP" => Some(Transport::Udp),
+        _ => None,
+    }
+}
+
+/// `<namespace>/<name>`.
+pub fn key(meta: &ObjectMeta) -> Key {
+    let name = meta.name.as_deref().unwrap_or_default();
+    match meta.namespace.as_deref() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+impl Class {
+    /// The Service, if it is this load balancer's.
+    pub fn service(&self, service: core::Service) -> Option<Service> {
+        let spec = service.spec?;
+        let is_ours = match spec.load_balancer_class.as_deref() {
+            Some(class) => class == self.name,
+            None => self.is_default,
+        };
+        if spec.type_.as_deref() != Some("LoadBalancer") || !is_ours {
+            return None;
+        }
+        // What has no VIP's name can't be one: names of Services are shorter than that.
+        key(&service.metadata).parse::<VipKey>().ok()?;
+        let port = |port: core::ServicePort| {
+            Some(ServicePort {
+                name: port.name.unwrap_or_default(),
+                number: number(port.port)?,
+                protocol: port.protocol.unwrap_or_else(|| "TCP".to_owned()),
+            })
+        };
+        let ingress = service.status.and_then(|status| status.load_balancer).and_then(|status| status.ingress);
+        Some(Service {
+            status_by: status_by(&service.metadata),
+            uid: service.metadata.uid.unwrap_or_default(),
+            created: service.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+            ports: spec.ports.unwrap_or_default().into_iter().filter_map(port).take(MAX_PORTS).collect(),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            is_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            is_ending: service.metadata.deletion_timestamp.is_some(),
+            ingress: ingress.unwrap_or_default().into_iter().map(Ingress::of).collect(),
+        })
+    }
+}
+
+impl Ingress {
+    fn of(ingress: core::LoadBalancerIngress) -> Self {
+        Self { ip: ingress.ip.unwrap_or_default(), mode: ingress.ip_mode.unwrap_or_default() }
+    }
+}
+
+/// The field manager that has written the load balancer's status last.
+fn status_by(meta: &ObjectMeta) -> Option<String> {
+    let fields = meta.managed_fields.iter().flatten();
+    let of_status = fields.filter(|entry| {
+        entry.subresource.as_deref() == Some("status")
+            && entry.fields_v1.as_ref().is_some_and(|fields| fields.0.to_string().contains(INGRESS_FIELD))
+    });
+    of_status.max_by_key(|entry| entry.time.as_ref().map(|time| time.0)).and_then(|entry| entry.manager.clone())
+}
+
+fn number(port: i32) -> Option<u16> {
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
+impl Slice {
+    /// Of a slice of IPv4 that names its Service. `node`: this one.
+    pub fn of(slice: discovery::EndpointSlice, node: &str) -> Option<Self> {
+        if slice.address_type != "IPv4" {
+            return None;
+        }
+        let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+        let service = format!("{}/{service}", slice.metadata.namespace.as_deref()?);
+        let ports = slice.ports.unwrap_or_default();
+        let api_port = ports.first().and_then(|port| number(port.port?)).filter(|_| service == super::API_SERVICE);
+        let mut found = Self {
+            service,
+            ports: ports.into_iter().take(MAX_PORTS).map(SlicePort::of).collect(),
+            here: Vec::new(),
+            ready_elsewhere: false,
+            serving_elsewhere: false,
+            has_foreign: false,
+            api_servers: Vec::new(),
+        };
+        for endpoint in slice.endpoints.into_iter().flatten() {
+            if let Some(port) = api_port {
+                let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
+                found.api_servers.extend(addresses.map(|address: IpAddr| SocketAddr::new(address, port)));
+            }
+            found.add(endpoint, node);
+        }
+        Some(found)
+    }
+
+    fn add(&mut self, endpoint: discovery::Endpoint, node: &str) {
+        let conditions = endpoint.conditions.unwrap_or_default();
+        // What isn't said is as good as true (discovery/v1).
+        let is_ready = conditions.ready.unwrap_or(true);
+        let is_serving = conditions.serving.unwrap_or(is_ready);
+        let target = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
+        self.has_foreign |= target.is_none() || endpoint.node_name.is_none();
+        if endpoint.node_name.as_deref() != Some(node) {
+            self.ready_elsewhere |= is_ready;
+            self.serving_elsewhere |= is_serving;
+            return;
+        }
+        // The first address is the one that counts; others are its aliases.
+        let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else { return };
+        let target = target.unwrap_or_default();
+        let pod = match (target.namespace, target.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ => String::new(),
+        };
+        self.here.push(Endpoint {
+            address,
+            pod,
+            uid: target.uid.unwrap_or_default(),
+            is_ready,
+            is_serving,
+            is_terminating: conditions.terminating.unwrap_or_default(),
+        });
+    }
+}
+
+impl SlicePort {
+    fn of(port: discovery::EndpointPort) -> Self {
+        let transport = transport(port.protocol.as_deref().unwrap_or("TCP"));
+        let target = port.port.and_then(number).zip(transport.map(Protocol::from));
+        Self { name: port.name.unwrap_or_default(), target }
+    }
+}
+
+impl Pod {
+    /// Of a pod of this node.
+    pub fn of(pod: core::Pod) -> Self {
+        let status = pod.status.unwrap_or_default();
+        let addresses = status.pod_ips.into_iter().flatten().map(|address| address.ip);
+        let annotations = pod.metadata.annotations.unwrap_or_default();
+        Self {
+            uid: pod.metadata.uid.unwrap_or_default(),
+            addresses: addresses.filter_map(|address| address.parse().ok()).collect(),
+            is_ending: pod.metadata.deletion_timestamp.is_some(),
+            is_over: matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")),
+            is_in_host_network: pod.spec.and_then(|spec| spec.host_network).unwrap_or_default(),
+            is_mirror: annotations.contains_key(MIRROR),
+        }
+    }
+}
+
+impl Node {
+    /// Of any node.
+    pub fn of(node: core::Node) -> Self {
+        let addresses = node.status.and_then(|status| status.addresses).into_iter().flatten();
+        let labels = node.metadata.labels.unwrap_or_default();
+        Self {
+            addresses: addresses.filter_map(|address| address.address.parse().ok()).collect(),
+            is_excluded: labels.contains_key(EXCLUDED),
+        }
+    }
+}

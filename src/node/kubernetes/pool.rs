@@ -1,0 +1,166 @@
+//! The register of the pool at the API: `IPAddress` objects of `networking.k8s.io`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
+
+use crate::lease::decider::Order;
+use crate::lease::grant::Report;
+
+use super::api::{self, ANSWER};
+use super::objects::{Key, key};
+use super::register::{Answer, Cluster, Entry, Register, Step};
+use super::status::MANAGER;
+use super::store::Change;
+
+/// Who looks after an address: the API server's own repair leaves it alone then.
+pub const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "viproute.io");
+const VIP: &str = "viproute.io/vip";
+const SERVICE: &str = "viproute.io/service-uid";
+
+/// What the daemon wants of the pool, and where it hears what has become of that.
+#[derive(Debug)]
+pub struct Desk {
+    /// What it wants.
+    pub orders: UnboundedReceiver<Order>,
+    /// What has become of it.
+    pub reports: UnboundedSender<Report>,
+}
+
+/// Keeps the register at the API.
+#[derive(Debug)]
+pub struct PoolKeeper {
+    register: Register,
+    desk: Desk,
+    calls: JoinSet<Option<(Ipv4Addr, Entry, Answer)>>,
+}
+
+impl PoolKeeper {
+    /// With nothing known.
+    pub fn new(register: Register, desk: Desk) -> Self {
+        Self { register, desk, calls: JoinSet::new() }
+    }
+
+    /// The next order or answer is taken up.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            Some(order) = self.desk.orders.recv() => self.register.on_order(order, Instant::now()),
+            Some(done) = self.calls.join_next() => {
+                if let Ok(Some((address, entry, answer))) = done {
+                    let step = self.register.on_made(address, entry, answer, Instant::now());
+                    self.report(step);
+                }
+            }
+            else => std::future::pending().await,
+        }
+    }
+
+    /// What the watch has heard.
+    pub fn hear(&mut self, change: Change<Entry>) {
+        match change {
+            Change::All(all) => {
+                let read = |(key, entry): (Key, Entry)| Some((key.parse().ok()?, entry));
+                self.register.on_list(all.into_iter().filter_map(read).collect());
+            }
+            Change::One(key, entry) => {
+                if let Ok(address) = key.parse() {
+                    self.register.on_entry(address, entry, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Does what is to be done.
+    pub fn turn(&mut self, client: &kube::Client, cluster: &dyn Cluster) {
+        for step in self.register.steps(cluster, Instant::now()) {
+            match step {
+                Step::Create(address, entry) => {
+                    let call = create(client.clone(), address, entry);
+                    self.calls.spawn(async move { Some(call.await) });
+                }
+                Step::Delete(address) => {
+                    let call = delete(client.clone(), address);
+                    self.calls.spawn(async move {
+                        call.await;
+                        None
+                    });
+                }
+                report @ Step::Report(..) => self.report(Some(report)),
+            }
+        }
+    }
+
+    fn report(&self, step: Option<Step>) {
+        if let Some(Step::Report(vip, news)) = step {
+            // Its reader is gone only while viprouted ends.
+            let _ = self.desk.reports.send(Report::new(vip, news));
+        }
+    }
+}
+
+/// What an object says; `None`: it isn't of a VIP.
+pub fn entry(object: IPAddress) -> (Key, Option<Entry>) {
+    let key = key(&object.metadata);
+    let said = object.metadata.annotations.unwrap_or_default();
+    let vip = said.get(VIP).and_then(|vip| vip.parse().ok());
+    (key, vip.map(|vip| Entry { vip, service: said.get(SERVICE).cloned() }))
+}
+
+/// Gives an address out.
+async fn create(client: kube::Client, address: Ipv4Addr, entry: Entry) -> (Ipv4Addr, Entry, Answer) {
+    let api: Api<IPAddress> = Api::all(client);
+    let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+    let object = object(address, &entry);
+    let answer = match tokio::time::timeout(ANSWER, api.create(&parameters, &object)).await {
+        Ok(Ok(_)) => Answer::Made,
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Answer::Taken,
+        Ok(Err(error)) => Answer::Failed(api::reason(&error)),
+        Err(_) => Answer::Failed(crate::with_causes(&api::Error::TimedOut)),
+    };
+    (address, entry, answer)
+}
+
+/// Takes one back; what is gone is.
+async fn delete(client: kube::Client, address: Ipv4Addr) {
+    let api: Api<IPAddress> = Api::all(client);
+    let name = address.to_string();
+    match tokio::time::timeout(ANSWER, api.delete(&name, &DeleteParams::default())).await {
+        Ok(Ok(_)) => tracing::info!(%address, "given back to the pool"),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+        Ok(Err(error)) => tracing::warn!(%address, error = api::reason(&error), "not given back to the pool"),
+        Err(_) => tracing::warn!(%address, "not given back to the pool in time"),
+    }
+}
+
+fn object(address: Ipv4Addr, entry: &Entry) -> IPAddress {
+    let (label, manager) = MANAGED_BY;
+    let mut annotations = BTreeMap::from([(VIP.to_owned(), entry.vip.to_string())]);
+    annotations.extend(entry.service.clone().map(|uid| (SERVICE.to_owned(), uid)));
+    let (group, resource) = match entry.service {
+        Some(_) => (None, "services"),
+        None => (Some("viproute.io".to_owned()), "vips"),
+    };
+    IPAddress {
+        metadata: ObjectMeta {
+            name: Some(address.to_string()),
+            labels: Some(BTreeMap::from([(label.to_owned(), manager.to_owned())])),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        spec: IPAddressSpec {
+            parent_ref: ParentReference {
+                group,
+                resource: resource.to_owned(),
+                namespace: Some(entry.vip.namespace().to_owned()),
+                name: entry.vip.name().to_owned(),
+            },
+        },
+    }
+}

@@ -1,0 +1,203 @@
+//! The status of Services: the VIP's address, by server-side apply, only where it differs. A second writer is answered at once, then once in
+//! a few seconds.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1 as core;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use tokio::task::JoinSet;
+
+use crate::model::VipKey;
+
+use super::api::{self, ANSWER};
+use super::objects::{Ingress, Service};
+
+/// As whom statuses are written.
+pub const MANAGER: &str = "viproute";
+/// kube-proxy is to leave the address alone: packets come to it with the VIP as their destination.
+const MODE: &str = "Proxy";
+/// A Service's status is written so often at most, but for the first answer to a second writer.
+const OFTEN: Duration = Duration::from_secs(5);
+/// What was written comes back by the watch within this time.
+const ECHO: Duration = Duration::from_millis(500);
+/// So many writes are under way at a time.
+const MOST: usize = 8;
+
+/// What a Service's status is to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Status<'a> {
+    /// The Service.
+    pub service: &'a Service,
+    /// Its VIP's address.
+    pub address: IpAddr,
+}
+
+/// A write that is done.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The Service.
+    pub vip: VipKey,
+    /// Its identity.
+    pub uid: String,
+    /// What was written.
+    pub address: IpAddr,
+    /// Who had written something else after this node had written; `None`: nobody.
+    pub instead_of: Option<String>,
+    /// Whether it had no address before.
+    pub is_new: bool,
+    /// Why it could not be written; `None`: it was.
+    pub error: Option<String>,
+}
+
+/// Writes statuses.
+pub struct StatusWriter {
+    client: kube::Client,
+    under_way: JoinSet<Written>,
+    /// When each Service's status was written, by its identity.
+    past: BTreeMap<String, Past>,
+    /// The API drops what it doesn't know.
+    lacks_mode: bool,
+}
+
+/// Writes of one Service's status.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    last: Instant,
+    /// The one before.
+    earlier: Option<Instant>,
+    is_under_way: bool,
+    seen: Instant,
+}
+
+impl StatusWriter {
+    /// That has written nothing.
+    pub fn new(client: kube::Client) -> Self {
+        Self { client, under_way: JoinSet::new(), past: BTreeMap::new(), lacks_mode: false }
+    }
+
+    /// Begins to write what differs.
+    pub fn write<'a>(&mut self, wanted: impl Iterator<Item = (&'a VipKey, Status<'a>)>, now: Instant) {
+        for (vip, status) in wanted {
+            if let Some(past) = self.past.get_mut(&status.service.uid) {
+                past.seen = now;
+            }
+            let is_written = is_said(status, self.lacks_mode);
+            if is_written || self.under_way.len() >= MOST {
+                continue;
+            }
+            let past = self.past.get(&status.service.uid).copied();
+            if past.is_some_and(|past| !past.may_write(now)) {
+                continue;
+            }
+            let earlier = past.map(|past| past.last);
+            let next = Past { last: now, earlier, is_under_way: true, seen: now };
+            self.past.insert(status.service.uid.clone(), next);
+            let is_new = status.service.ingress.is_empty();
+            let by_other = status.service.status_by.clone().filter(|by| by != MANAGER);
+            let written = Written {
+                vip: vip.clone(),
+                uid: status.service.uid.clone(),
+                address: status.address,
+                instead_of: by_other.filter(|_| past.is_some() && !is_new),
+                is_new,
+                error: None,
+            };
+            self.under_way.spawn(write(self.client.clone(), written));
+        }
+        self.past.retain(|_, past| now.saturating_duration_since(past.seen) < Duration::from_secs(600));
+    }
+
+    /// The next write that is done; waits for ever where none is under way.
+    pub async fn next_done(&mut self) -> Written {
+        loop {
+            match self.under_way.join_next().await {
+                None => std::future::pending().await,
+                Some(Err(_)) => {} // it was aborted: viprouted ends
+                Some(Ok(written)) => {
+                    if let Some(past) = self.past.get_mut(&written.uid) {
+                        past.is_under_way = false;
+                    }
+                    return written;
+                }
+            }
+        }
+    }
+}
+
+impl Past {
+    fn may_write(&self, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let is_first_answer = self.earlier.is_none_or(|earlier| since(earlier) >= OFTEN);
+        !self.is_under_way && (since(self.last) >= OFTEN || is_first_answer && since(self.last) >= ECHO)
+    }
+}
+
+/// The Service's status says so already.
+fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
+    let mode = if lacks_mode { "" } else { MODE };
+    matches!(&status.service.ingress[..], [Ingress { ip, mode: said }] if *ip == status.address.to_string() && said == mode)
+}
+
+async fn write(client: kube::Client, written: Written) -> Written {
+    let api: Api<core::Service> = Api::namespaced(client, written.vip.namespace());
+    let ingress = serde_json::json!([{ "ip": written.address.to_string(), "ipMode": MODE }]);
+    // With its identity: one that was made again under this name meanwhile isn't meant.
+    let patch = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": written.vip.name(), "uid": written.uid },
+        "status": { "loadBalancer": { "ingress": ingress } },
+    });
+    let parameters = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Apply(&patch);
+    let answer = tokio::time::timeout(ANSWER, api.patch_status(written.vip.name(), &parameters, &patch)).await;
+    let error = match answer {
+        Ok(Ok(_)) => None,
+        // Deleted, made again, or of another type by now: the watch says so too.
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409 | 422) => None,
+        Ok(Err(error)) => Some(api::reason(&error)),
+        Err(_) => Some(crate::with_causes(&api::Error::TimedOut)),
+    };
+    Written { error, ..written }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_difference_is_written() {
+        let says = |said: &[(&str, &str)]| {
+            let ingress = said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into() }).collect();
+            let service = Service { ingress, ..Service::default() };
+            is_said(Status { service: &service, address: [192, 0, 2, 7].into() }, false)
+        };
+        assert!(says(&[("192.0.2.7", "Proxy")]));
+        for other in [
+            &[][..],
+            &[("192.0.2.7", "VIP")],
+            &[("192.0.2.8", "Proxy")],
+            &[("192.0.2.7", "Proxy"), ("192.0.2.8", "Proxy")],
+        ] {
+            assert!(!says(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_answered_at_once_and_then_now_and_then() {
+        let begun = Instant::now();
+        let at = |seconds: f64| begun + Duration::from_secs_f64(seconds);
+        let first = Past { last: begun, earlier: None, is_under_way: false, seen: begun };
+        assert!(!first.may_write(at(0.1)), "its own word has not come back yet");
+        assert!(first.may_write(at(1.0)));
+        let answered = Past { last: at(1.0), earlier: Some(begun), ..first };
+        assert!(!answered.may_write(at(2.0)) && !answered.may_write(at(4.0)));
+        assert!(answered.may_write(at(6.0)));
+        let rested = Past { last: at(60.0), earlier: Some(at(6.0)), ..first };
+        assert!(rested.may_write(at(60.6)), "after a rest it is the first again");
+        assert!(!Past { is_under_way: true, ..rested }.may_write(at(100.0)));
+    }
+}
