@@ -15,6 +15,7 @@ use crate::node::{Context, problems};
 use crate::registry::Registry;
 use crate::with_causes;
 
+use super::Excluded;
 use super::addresses::is_keeper;
 use super::api::{self, Place};
 use super::events::Announcer;
@@ -172,6 +173,7 @@ impl Engine {
             next = more.try_recv().ok();
         }
         if has_changed {
+            shared.excluded = Excluded::of(shared.store.objects(), &self.node);
             shared.wake();
         }
     }

@@ -25,6 +25,7 @@ mod watches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -45,6 +46,7 @@ use addresses::Lease;
 use apply::Applier;
 use desired::Note;
 use engine::{Engine, Known};
+use objects::Objects;
 use pool::{Desk, PoolKeeper};
 use register::Register;
 use store::Store;
@@ -84,6 +86,7 @@ struct Shared {
     leases: BTreeMap<VipKey, Lease>,
     /// What there is to say of Services.
     notes: BTreeMap<VipKey, BTreeSet<Note>>,
+    excluded: Excluded,
     /// Wakes the thread that applies.
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
@@ -92,7 +95,31 @@ struct Shared {
     desk: Option<Desk>,
 }
 
+/// The nodes that load balancers are to pass by, by a label of theirs. They answer ARP for no VIP that another node can answer for; their pods
+/// stay replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Excluded {
+    /// This one is one of them.
+    pub is_own: bool,
+    /// The addresses of all of them.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+impl Excluded {
+    /// `node`: this one.
+    fn of(objects: &Objects, node: &str) -> Self {
+        let excluded = || objects.nodes.iter().filter(|(_, found)| found.is_excluded);
+        let nodes = excluded().flat_map(|(_, found)| found.addresses.iter().copied()).collect();
+        Self { is_own: excluded().any(|(name, _)| name == node), nodes }
+    }
+}
+
 impl Services {
+    /// The nodes that load balancers are to pass by.
+    pub fn excluded(&self) -> Excluded {
+        self.shared().excluded.clone()
+    }
+
     /// Where the daemon hears which VIPs are to have addresses.
     pub fn demands(&self) -> UnboundedReceiver<(VipKey, Demand)> {
         let (sender, demands) = tokio::sync::mpsc::unbounded_channel();
@@ -145,6 +172,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     let remembered = remembered::Remembered::load(&config.state_dir);
     {
         let mut shared = services.shared();
+        shared.excluded = Excluded::of(&remembered.objects, &name);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());
     }
@@ -166,4 +194,20 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     let engine = Engine::new(context.clone(), settings, name, known);
     context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::objects::Node;
+    use super::*;
+
+    #[test]
+    fn nodes_that_load_balancers_pass_by_are_known_by_name_and_address() {
+        let node = |last: u8, is_excluded| Node { addresses: vec![[192, 0, 2, last].into()], is_excluded };
+        let nodes = [("n1".to_owned(), node(1, true)), ("n2".to_owned(), node(2, false))];
+        let objects = Objects { nodes: nodes.into(), ..Objects::default() };
+        let addresses = BTreeSet::from([IpAddr::from([192, 0, 2, 1])]);
+        assert_eq!(Excluded::of(&objects, "n1"), Excluded { is_own: true, nodes: addresses.clone() });
+        assert_eq!(Excluded::of(&objects, "n2"), Excluded { is_own: false, nodes: addresses });
+    }
 }

@@ -14,6 +14,7 @@ use crate::dataplane::owner;
 use crate::model::address::ipv4;
 use crate::model::node::NodeId;
 use crate::model::{Backend, Cluster, VipKey};
+use crate::node::kubernetes::Excluded;
 use crate::registry::watch::View;
 use crate::registry::{self, Replica, State, VipRecord, attachment_of};
 
@@ -141,16 +142,17 @@ impl Cache {
     }
 
     /// Whether this node is the one that answers ARP for a VIP that it serves: the others that have ready replicas of it might. One
-    /// that leaves does so where there is no other.
-    pub fn answers_for(&self, address: IpAddr) -> bool {
+    /// that leaves, or that load balancers are to pass by, does so where there is no other.
+    pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
         let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
         let ready = vip.into_iter().flat_map(|vip| vip.replicas.values()).filter(|one| one.state == State::Ready);
-        let mut others = ready.filter_map(|replica| match replica.backend {
+        let others = ready.filter_map(|replica| match replica.backend {
             Backend::Remote(peer) => ipv4(peer.address).map(NodeId),
             Backend::Local => None,
         });
-        if own.left {
+        let mut others = others.filter(|id| !excluded.nodes.contains(&IpAddr::V4(id.0)));
+        if own.left || excluded.is_own {
             return others.next().is_none();
         }
         election::answers(address, others.chain([own.id])) == Some(own.id)

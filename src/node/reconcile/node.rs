@@ -14,8 +14,9 @@ use crate::model::address::ipv4;
 use crate::net::arp::Sender;
 use crate::net::link::Link;
 use crate::net::{self, NodeNet};
+use crate::node::kubernetes::Excluded;
 use crate::node::problems::{PROXIES, UPLINK};
-use crate::node::{Context, Problems};
+use crate::node::{Context, Problems, Services};
 use crate::with_causes;
 
 use super::announcements::Announcements;
@@ -72,6 +73,7 @@ pub struct NodeSettings {
 pub struct NodeObjects {
     settings: NodeSettings,
     problems: Problems,
+    services: Services,
     pub notrack: Notrack,
     /// The link was up and had a carrier when it was last read.
     carried: bool,
@@ -90,6 +92,7 @@ impl NodeObjects {
             carried: settings.link.as_ref().is_some_and(|link| link.up && link.carrier),
             settings,
             problems: context.problems.clone(),
+            services: context.services.clone(),
             notrack: Notrack::new(context),
             applied: proxy::Want::default(),
             announcements: Announcements::default(),
@@ -101,6 +104,11 @@ impl NodeObjects {
     /// The index of the link to the gateways, as it was found last.
     pub fn link(&self) -> Option<u32> {
         self.settings.link.as_ref().map(|link| link.index)
+    }
+
+    /// The nodes that load balancers are to pass by.
+    pub fn excluded(&self) -> Excluded {
+        self.services.excluded()
     }
 
     /// Sets or clears a problem of the node's.

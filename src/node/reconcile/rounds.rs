@@ -92,7 +92,8 @@ impl Reconciler {
             self.source();
         }
         let cache = &self.cache;
-        let proxies = self.objects.proxies(&self.node, |address| cache.answers_for(address));
+        let excluded = self.objects.excluded();
+        let proxies = self.objects.proxies(&self.node, |address| cache.answers_for(address, &excluded));
         self.objects.proxies_failed(proxies.as_ref().err());
         self.repaired(ObjectId::Other("proxy neighbours".into()), None, &proxies.unwrap_or_default(), "the node");
         self.objects.announce();
