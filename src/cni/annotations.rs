@@ -7,7 +7,7 @@ use crate::cni::protocol::{Call, Config};
 use crate::ebpf::PORTS as MAX_PORTS;
 use crate::membership::want::{self, Want, WantError};
 use crate::model::check as health_check;
-use crate::model::{BadKey, Port, Source, VipKey};
+use crate::model::{BadKey, PortMap, Source, VipKey};
 
 use super::error::Error;
 
@@ -39,7 +39,7 @@ impl<'a> Said<'a> {
         annotated.or_else(|| {
             let text = self.arguments.get(&argument(annotation))?;
             Some(match annotation {
-                PORTS => text.replace(':', "=").into(),
+                PORTS => ports(text).into(),
                 HEALTH => equated(text).into(),
                 _ => text.as_str().into(),
             })
@@ -91,6 +91,9 @@ impl<'a> Said<'a> {
             WantError::TooMany(_) | WantError::Twice(_) => format!("{error} ({vip_key} and \"vips\" together)"),
             WantError::TooManyPorts(vip) => format!("{ports} names more than {MAX_PORTS} ports for VIP {vip}"),
             WantError::PortTwice(vip, port) => format!("{ports} names {port} twice for VIP {vip}"),
+            WantError::TargetTwice(vip, one, other) => {
+                format!("{ports} has {one} and {other} for VIP {vip}: expected another port of the pod for each")
+            }
             WantError::NoPort { check, needed, vip } => {
                 format!("{health} (or \"health\") is \"{check}\": expected {needed} for VIP {vip} in {ports}")
             }
@@ -100,6 +103,15 @@ impl<'a> Said<'a> {
             }
         })
     }
+}
+
+/// `web:80:8080/tcp` as annotations have it, `web=80:8080/tcp`. What is a number before a colon is a port, and no VIP's name.
+fn ports(list: &str) -> String {
+    let equated = |item: &str| match item.split_once(':') {
+        Some((name, port)) if name.parse::<u64>().is_err() => format!("{name}={port}"),
+        _ => item.to_owned(),
+    };
+    list.split(',').map(str::trim).map(equated).collect::<Vec<_>>().join(",")
 }
 
 /// `http:80/ fall:2` as annotations have it: the CNI project's own plugins, which get the same `CNI_ARGS`, refuse a second `=`.
@@ -222,14 +234,14 @@ struct PortList<'a> {
 }
 
 impl PortList<'_> {
-    /// `80/tcp,web=53/udp`: for all VIPs of the pod, or for one.
+    /// `80:8080/tcp,web=53/udp`: for all VIPs of the pod, or for one.
     fn read(&self, text: &str, wants: &mut [Want]) -> Result<(), Error> {
         for item in split(text) {
             let (of, port) = match item.split_once('=') {
                 Some((name, port)) => (Some(self.named(name, wants)?), port),
                 None => (None, item),
             };
-            let port: Port = port.parse().map_err(|_| invalid(&self.key, item, PORT_LIST))?;
+            let port: PortMap = port.parse().map_err(|_| invalid(&self.key, item, PORT_LIST))?;
             for want in wants.iter_mut().filter(|want| of.as_ref().is_none_or(|of| want.vip == *of)) {
                 want.ports.push(port);
             }
@@ -250,7 +262,7 @@ impl PortList<'_> {
     }
 }
 
-const PORT_LIST: &str = "a list like 80/tcp,53/udp or web=80/tcp,dns=53/udp, ports from 1 to 65535";
+const PORT_LIST: &str = "a list like 80/tcp,53/udp, 80:8080/tcp or web=80/tcp,dns=53/udp, ports from 1 to 65535";
 const A_WEIGHT: &str = "a number from 1 to 255";
 
 fn weight(text: &str) -> Option<u8> {

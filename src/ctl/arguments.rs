@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::model::address::is_unicast;
-use crate::model::{CheckSpec, Port, VipKey, check};
+use crate::model::{CheckSpec, PortMap, VipKey, check};
 use crate::node::config::{DEFAULT_PATH, HOLD, duration};
 
 mod machine;
@@ -226,9 +226,9 @@ pub struct Join {
     pub pod: String,
     /// The VIP as NAMESPACE/NAME.
     pub vip: VipKey,
-    /// What the pod serves there, as viproute.io/ports has it: 80/tcp,53/udp. Without it: everything.
+    /// What the pod serves there, as viproute.io/ports has it: 80/tcp,53/udp, or 80:8080/tcp. Without it: everything.
     #[arg(long, value_name = "PORT/PROTOCOL", value_delimiter = ',')]
-    pub ports: Option<Vec<Port>>,
+    pub ports: Option<Vec<PortMap>>,
     /// What makes it ready, as viproute.io/health has it: none, listen, tcp or `http:PORT/PATH`, with options.
     #[arg(long, value_name = "CHECK", value_parser = health)]
     pub health: Option<Health>,

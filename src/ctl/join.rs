@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::cni::protocol::Config;
 use crate::membership::running::{self, Found};
 use crate::membership::{self, Change, Host, Want, set_vips};
-use crate::model::{CheckSpec, NetworkSpec, Port, Recorded, Source, VipKey};
+use crate::model::{CheckSpec, NetworkSpec, PortMap, Recorded, Source, VipKey};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns};
 use crate::registry::{self, Registry, State, attachment_name};
@@ -26,7 +26,7 @@ pub struct Places<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// What it serves there.
-    pub ports: Option<Vec<Port>>,
+    pub ports: Option<Vec<PortMap>>,
     /// What makes it ready; `Some(None)`: nothing has to.
     pub health: Option<Option<CheckSpec>>,
     /// Its share.

@@ -44,7 +44,10 @@ const SAID: [(&str, &str); 6] = [
         "viproute.io/vip, VIPROUTE_VIP",
         "The VIP's name, or a comma list of up to 8. The VIP is of the pod's own namespace.",
     ),
-    ("viproute.io/ports, VIPROUTE_PORTS", "What the VIP serves there: 80/tcp,53/udp for all VIPs, web=80/tcp for one."),
+    (
+        "viproute.io/ports, VIPROUTE_PORTS",
+        "What the VIP serves there: 80/tcp,53/udp for all VIPs, web=80/tcp for one, 80:8080/tcp where the pod has 8080.",
+    ),
     ("viproute.io/health, VIPROUTE_HEALTH", "What makes it ready: none, listen, tcp or http:PORT/PATH, with options."),
     ("viproute.io/weight, VIPROUTE_WEIGHT", "Its share beside the other replicas', from 1 to 255."),
     ("viproute.io/udp-reply, VIPROUTE_UDP_REPLY", "vip: unbound UDP sockets answer from the VIP."),

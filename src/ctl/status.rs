@@ -129,6 +129,8 @@ pub struct Replica {
     pub health: Option<String>,
     /// What made it one: `annotation`, `conflist`, `person`, …
     pub source: Source,
+    /// What it serves, as `viproute.io/ports` has it; empty: everything.
+    pub ports: Vec<String>,
     /// Its share as configured.
     pub weight: u8,
     /// Its share of the VIP's buckets, 0 to 1.
@@ -389,6 +391,7 @@ fn read_replica(
         state: endpoint.state,
         health: endpoint.health.as_ref().map(ToString::to_string),
         source: endpoint.source.clone(),
+        ports: endpoint.ports.iter().map(ToString::to_string).collect(),
         weight: endpoint.weight,
         buckets: share(mine, buckets.len()),
         packets_in: packets.map(|packets| packets.sent + express.in_packets),

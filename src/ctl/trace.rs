@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::ebpf::{self, FlowPlace};
 use crate::model::node::NodeId;
-use crate::model::{Backend, Family, Transport, VipKey};
+use crate::model::port;
+use crate::model::{Backend, Family, Port, Transport, VipKey};
 use crate::net::route::{self, Hop, Packet};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet, address, link};
@@ -48,6 +49,9 @@ pub struct Replica {
     pub address: IpAddr,
     /// The host veth of its pair.
     pub device: String,
+    /// The number that its sockets have in the place of the VIP's port; none: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// The name of the other node that it is, with all its replicas; none: it is a replica here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -138,8 +142,9 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     let is_local = endpoint.backend.is_local();
     let because = if because == Reason::Route && !is_local { Reason::Node } else { because };
     let address = if is_local { endpoint.address() } else { endpoint.node };
+    let port = at_pod(endpoint, flow).filter(|port| is_local && *port != flow.vip.port());
     let node = if is_local { None } else { Some(node_name(registry, endpoint.node)) };
-    let replica = Replica { pod: endpoint.pod_name(name), address, device: endpoint.device.clone(), node };
+    let replica = Replica { pod: endpoint.pod_name(name), address, device: endpoint.device.clone(), port, node };
     Ok(Place { vip: vip.to_string(), address: IpAddr::V4(*flow.vip.ip()), client: flow.client, replica, because })
 }
 
@@ -168,12 +173,20 @@ type Named = (String, Endpoint);
 /// The replica with the connection: also one that gets no new ones.
 fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
     for replica in replicas {
+        let Some(port) = at_pod(&replica.1, flow) else { continue };
         let Some(netns) = Netns::open_if_alive(&replica.1.netns)? else { continue };
-        if Sockets::open(&netns)?.has_connection(flow.vip.into(), flow.client.into())? {
+        let local = SocketAddrV4::new(*flow.vip.ip(), port);
+        if Sockets::open(&netns)?.has_connection(local.into(), flow.client.into())? {
             return Ok(Some(replica));
         }
     }
     Ok(None)
+}
+
+/// The number by which a replica's sockets have the flow; `None`: it doesn't serve it.
+fn at_pod(endpoint: &Endpoint, flow: Flow) -> Option<u16> {
+    let asked = Port { number: flow.vip.port(), transport: flow.transport };
+    port::at_pod(endpoint.known_ports(), asked).map(|port| port.number)
 }
 
 /// The replica that a UDP flow stays with, where UDP flows do (`viproute.io/udp-sticky`).
@@ -247,8 +260,9 @@ fn input(net: &NodeNet, client: IpAddr) -> Result<Option<u32>, Error> {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vip, client, replica: Replica { pod, address, device, node }, because, .. } = self;
-        write!(f, "{vip} from {client}: {pod} ({address}, {device}), ")?;
+        let Self { vip, client, replica: Replica { pod, address, device, port, node }, because, .. } = self;
+        let port = port.map_or_else(String::new, |port| format!(", port {port}"));
+        write!(f, "{vip} from {client}: {pod} ({address}{port}, {device}), ")?;
         f.write_str(match because {
             Reason::Connection => "which has the connection",
             Reason::Sticky => "where the flow began and stays",

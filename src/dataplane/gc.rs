@@ -172,8 +172,9 @@ impl Entries {
     /// Reads them. `None`: no maps are pinned.
     fn read(dir: &Path) -> Result<Option<Self>> {
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
-        let (vips, attached) = (maps.vips()?, maps.all_attached()?);
-        Ok(Some(Self { maps, vips, attached }))
+        let (vips, mut attached) = (maps.vips()?, maps.all_translated()?);
+        attached.extend(maps.all_attached()?);
+        Ok(Some(Self { maps, vips, attached: attached.into_iter().collect() }))
     }
 
     /// Keeps the orphans: entries of a VIP that isn't known, or of a host veth that is missing.

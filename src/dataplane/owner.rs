@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::ebpf::{
     self, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT, PORTS,
-    PinDir, Programs, Ring, STICKY_UDP,
+    PinDir, Programs, Ring, STICKY_UDP, TRANSLATES,
 };
 use crate::model::address::ipv4;
 use crate::model::{Backend, Cluster, Port, Recorded};
@@ -99,7 +99,9 @@ pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() 
     let limit = maps.limit();
     let mut right = !is_due() || want.is_met_by(maps.known(vip)?.as_ref(), limit);
     for (ifindex, wanted) in &want.attached {
-        right &= !is_due() || maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted));
+        right &= !is_due()
+            || (maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted))
+                && maps.is_translated(*ifindex, vip, wanted)?);
     }
     Ok(right)
 }
@@ -110,10 +112,15 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, removed: &[u32]) -> Result<Have
     known.extend(entry.iter().flat_map(|entry| &entry.members).map(|member| member.ifindex));
     known.extend(removed);
     let mut attached = BTreeMap::new();
+    let mut untranslated = BTreeSet::new();
     for ifindex in known {
-        attached.extend(maps.attached(ifindex, vip)?.map(|value| (ifindex, value)));
+        let Some(value) = maps.attached(ifindex, vip)? else { continue };
+        if !maps.is_translated(ifindex, vip, &value)? {
+            untranslated.insert(ifindex);
+        }
+        attached.insert(ifindex, value);
     }
-    Ok(Have { attached, known: entry })
+    Ok(Have { attached, untranslated, known: entry })
 }
 
 /// What the maps have of a VIP.
@@ -121,6 +128,8 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, removed: &[u32]) -> Result<Have
 pub struct Have {
     /// By host veth, as far as asked for.
     pub attached: BTreeMap<u32, Attached>,
+    /// Those of them whose translations aren't all there.
+    pub untranslated: BTreeSet<u32>,
     /// The VIP's own entry: the replicas that are asked for a flow, and the other nodes; `None`: it has none.
     pub known: Option<Known>,
 }
@@ -164,7 +173,7 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
     let mut before: Vec<Op> = Vec::new();
     let mut after: Vec<Op> = Vec::new();
     for (ifindex, wanted) in &want.attached {
-        if have.attached.get(ifindex) != Some(wanted) {
+        if have.attached.get(ifindex) != Some(wanted) || have.untranslated.contains(ifindex) {
             before.push(Op::Attach(*ifindex, Box::new(*wanted)));
         }
     }
@@ -273,7 +282,9 @@ impl Owner {
     pub fn finding_for(&self, ifindex: u32) -> Result<Option<String>> {
         let Some(wanted) = self.want.attached.get(&ifindex) else { return Ok(None) };
         let stateless = |entry: Attached| Attached { flags: entry.flags & !DRAINING, ..entry };
-        let op = if self.maps.attached(ifindex, self.vip)?.map(stateless) == Some(stateless(*wanted)) {
+        let is_right = self.maps.attached(ifindex, self.vip)?.map(stateless) == Some(stateless(*wanted))
+            && self.maps.is_translated(ifindex, self.vip, wanted)?;
+        let op = if is_right {
             let known = self.maps.known(self.vip)?.unwrap_or_default();
             // Where they are too many, not all of them are asked.
             if self.want.attached.len() > self.maps.limit()
@@ -346,13 +357,15 @@ fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring>
 
 /// A replica's entry; none where the record doesn't say enough.
 fn wanted(replica: &Replica) -> Option<Attached> {
-    let mut port = [0; PORTS];
+    let (mut port, mut target) = ([0; PORTS], [0; PORTS]);
     let mut ports = 0;
-    for (place, wanted) in port.iter_mut().zip(replica.ports.iter().filter_map(Recorded::known)) {
-        *place = port_number(*wanted);
+    for (place, wanted) in replica.ports.iter().filter_map(Recorded::known).take(PORTS).enumerate() {
+        (port[place], target[place]) = (port_number(wanted.port), wanted.target);
         ports += 1;
     }
+    let translates = replica.ports.iter().filter_map(Recorded::known).any(|port| port.is_translated());
     let flags = [
+        (translates, TRANSLATES),
         (!replica.ports.is_empty(), GUARDED),
         (replica.udp_sticky, STICKY_UDP),
         (replica.egress.is_any(), ANY_EGRESS),
@@ -362,7 +375,7 @@ fn wanted(replica: &Replica) -> Option<Attached> {
     let bare = Attached::new(replica.netns_id?, replica.mac.as_ref()?.known()?.0, flags);
     // The maps have keys of IPv4, and a pod at most one address of it here.
     let own = replica.addresses.iter().find_map(ipv4).map_or([0; 4], |address| address.octets());
-    Some(Attached { ports, port, own, ..bare })
+    Some(Attached { ports, port, target, own, ..bare })
 }
 
 /// As the program has it: IP protocol << 16 | port.
@@ -465,7 +478,7 @@ mod tests {
     }
 
     fn reconciled(indices: &[u32]) -> Have {
-        Have { attached: want(indices).attached, known: Some(members(indices)) }
+        Have { attached: want(indices).attached, known: Some(members(indices)), ..Have::default() }
     }
 
     fn steps(have: &Have, want: &Want) -> (Vec<Op>, Vec<Op>) {
@@ -536,6 +549,8 @@ mod tests {
         assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
         have.attached.clear();
         assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+        let untranslated = Have { untranslated: BTreeSet::from([3]), ..reconciled(&[3]) };
+        assert_eq!(steps(&untranslated, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
     }
 
     #[test]
@@ -546,7 +561,7 @@ mod tests {
         assert_eq!(before.last(), Some(&Op::Set(last.clone())));
         assert_eq!(after, []);
         // Any 256 of them are good enough until something changes.
-        let have = Have { attached: want(&many).attached, known: Some(members(&many[..LIMIT])) };
+        let have = Have { attached: want(&many).attached, known: Some(members(&many[..LIMIT])), ..Have::default() };
         assert_eq!(steps(&have, &want(&many)), (vec![], vec![]));
     }
 

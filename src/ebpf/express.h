@@ -39,7 +39,7 @@
 #define PROOF 0x3fff
 
 // Whether there is any express, and the secret of the leases' hash. viprouted alone writes the first entry. The second one's
-// generation is another random number whenever anybody has changed attached_v2: leases say what that said.
+// generation is another random number whenever anybody has changed attached_v3: leases say what that said.
 struct express {
 	__u64 generation;	// 0: no express. Changed at every change of the node: what was granted before is void
 	__u64 key[KEYS];	// random; without it nobody can aim at another flow's place
@@ -69,6 +69,7 @@ struct lease {
 	__u64 netns;		// tag << 32 | the replica's namespace, as an id of the node's
 	__u64 mac;		// short tag << 48 | the container veth's address (mac_word)
 	__u64 handshake;	// tag << 32 | what acknowledges the replica's SYN
+	__u64 target;		// tag << 32 | what the pod has in the place of the flow's port
 	struct way out;		// from a host veth to an uplink
 	__u64 destination;	// short tag << 48 | address (mac_word), as the stack wrote it
 	__u64 source;
@@ -79,7 +80,7 @@ struct {
 	__uint(max_entries, LEASES);
 	__type(key, __u32);
 	__type(value, struct lease);
-} leases_v1 SEC(".maps");
+} leases_v2 SEC(".maps");
 
 // What went straight, as the devices count.
 struct express_counts {
@@ -198,7 +199,7 @@ static inline_always __u32 proof(__u64 hash)
 static inline_always struct lease *lease_of(__u64 hash)
 {
 	__u32 place = hash & (LEASES - 1);
-	return bpf_map_lookup_elem(&leases_v1, &place);
+	return bpf_map_lookup_elem(&leases_v2, &place);
 }
 
 static inline_always __u32 clock(void)
@@ -378,14 +379,22 @@ static inline_always struct ethhdr *forwarded(struct __sk_buff *skb)
 
 // Whether the replica has the connection. Where that is a handshake's, the packet must acknowledge the replica's SYN: any client
 // can begin a handshake with the ports of another replica's connection.
-static inline_always int has_connection(struct __sk_buff *skb, const struct crossing *c, const struct lease *lease)
+static inline_always int has_connection(struct __sk_buff *skb, const struct crossing *c, const struct lease *lease, __be16 target)
 {
 	struct packet p = { .flow = c->flow };
 	__u64 netns = lease->netns;
 	if (netns >> 32 != c->hash >> 32)
 		return 0;
-	__u32 here = ask(skb, &p, (__u32)netns);
+	__u32 here = ask(skb, &p, (__u32)netns, target);
 	return here == OPEN || (here == HALF_OPEN && lease->handshake == tagged(c->hash, c->acknowledged));
+}
+
+// Gives a request the number that its port has in the pod. (It has no IP options.)
+static inline_always int enter_at(struct __sk_buff *skb, const struct crossing *c, __be16 target)
+{
+	__u32 inner = ETH_HLEN + sizeof(struct iphdr);
+	struct place place = { .at = inner + 2, .check = inner + checksum_at(c->protocol), .protocol = c->protocol };
+	return renumber(skb, &place, c->flow.vip_port, target);
 }
 
 // Sends a request straight into its replica's pod. TC_ACT_UNSPEC: it goes by the stack.
@@ -394,14 +403,14 @@ static inline_always int enter(struct __sk_buff *skb, struct crossing *c)
 	struct lease *lease = lease_of(c->hash);
 	if (!lease || c->syn || c->last_hop || skb->pkt_type)	// PACKET_HOST: it came for this node, not just by it
 		return TC_ACT_UNSPEC;
-	__u64 mac = lease->mac, *clone = 0;
-	if ((mac ^ short_tag(c->hash)) >> 48)
+	__u64 mac = lease->mac, target = lease->target, *clone = 0;
+	if ((mac ^ short_tag(c->hash)) >> 48 || target >> 32 != c->hash >> 32)
 		return TC_ACT_UNSPEC;
 	__u32 ifindex = leased(skb, c, &lease->in, &clone);
 	if (!ifindex)
 		return TC_ACT_UNSPEC;
 	if (c->protocol == IPPROTO_TCP) {
-		if (!has_connection(skb, c, lease))
+		if (!has_connection(skb, c, lease, (__be16)target))
 			return TC_ACT_UNSPEC;
 		if (!clone)	// the owner counts that
 			count(c->flow.vip, LOCAL_HIT);
@@ -417,6 +426,8 @@ static inline_always int enter(struct __sk_buff *skb, struct crossing *c)
 		send_clone(skb, c, clone);
 	skb->tc_index = 0;
 	skb->mark = 0;	// the node's; redirect_peer takes it away itself since Linux 6.16
+	if ((__be16)target != c->flow.vip_port && enter_at(skb, c, (__be16)target))
+		return TC_ACT_SHOT;
 	struct ethhdr *eth = forwarded(skb);
 	if (!eth)
 		return TC_ACT_SHOT;
@@ -443,7 +454,7 @@ int express_in(struct __sk_buff *skb)
 
 // A packet has come to a host veth by way of the stack, and the owner has let it through to the pod: the replica may be reached
 // straight. A clone has served its purpose.
-static inline_always int arrived(struct __sk_buff *skb, const struct packet *p, const struct attached *replica, int verdict)
+static inline_always int arrived(struct __sk_buff *skb, struct packet *p, struct attached *replica, int verdict)
 {
 	__u32 sign = skb->tc_index;
 	if (verdict != TC_ACT_OK || !(sign & KIND))
@@ -461,6 +472,7 @@ static inline_always int arrived(struct __sk_buff *skb, const struct packet *p, 
 		return done;
 	*(volatile __u64 *)&lease->netns = tagged(c.hash, replica->netns);
 	*(volatile __u64 *)&lease->mac = short_tag(c.hash) | mac_word(replica->mac);
+	*(volatile __u64 *)&lease->target = tagged(c.hash, port_at(p, replica->flags, skb->ifindex, c.protocol));
 	grant(&lease->in, &c, skb->ingress_ifindex, skb->ifindex);
 	return done;
 }

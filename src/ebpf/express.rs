@@ -16,7 +16,7 @@ use super::{Error, Result};
 const KEYS: usize = 10;
 /// The entry that only viprouted writes.
 const OF_NODE: u32 = 0;
-/// The one that is another whenever `attached_v2` has changed.
+/// The one that is another whenever `attached_v3` has changed.
 const OF_REPLICAS: u32 = 1;
 
 /// `struct express`.

@@ -1,5 +1,6 @@
 //! The maps of `owner.bpf.c`: the same structs, and how they are read and written.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -13,7 +14,7 @@ use super::express::replicas_changed;
 use crate::model::node::NodeId;
 
 use super::spec::Variant;
-use super::{Error, Result};
+use super::{Error, Result, translations};
 
 /// How many replicas of a VIP are asked for a flow's socket.
 pub const MEMBERS: usize = 256;
@@ -24,7 +25,8 @@ pub const PORTS: usize = 64;
 /// How many VIPs' addresses are known at most.
 pub const ADDRESSES: u32 = 16384;
 
-pub(super) const ATTACHED: &str = "attached_v2";
+pub(super) const ATTACHED: &str = "attached_v3";
+pub(super) const TRANSLATIONS: &str = "translations_v1";
 pub(super) const VIPS: &str = "vips_v3";
 pub(super) const VIPS_OF_FEW: &str = "vips_few_v3";
 pub(super) const HINTS: &str = "hints_v3";
@@ -42,7 +44,7 @@ pub(super) const NODE_AT: &str = "node_at_v1";
 pub(super) const THIS_NODE: &str = "this_node_v1";
 pub(super) const TUNNEL_COUNTS: &str = "tunnel_counts_v1";
 pub(super) const EXPRESS: &str = "express_v1";
-pub(super) const LEASES: &str = "leases_v1";
+pub(super) const LEASES: &str = "leases_v2";
 pub(super) const CLOSED: &str = "closed_v1";
 pub(super) const EXPRESS_COUNTS: &str = "express_counts_v1";
 pub(super) const EXPRESS_PLACES: &str = "express_places_v1";
@@ -65,6 +67,8 @@ pub const OVER_MEMBER_LIMIT: u32 = 4;
 pub const ANY_EGRESS: u32 = 8;
 /// The replica gets no new flows.
 pub const DRAINING: u32 = 16;
+/// Of some of its ports the pod has another number.
+pub const TRANSLATES: u32 = 32;
 
 /// `struct attached`: a VIP of an attachment.
 #[repr(C)]
@@ -75,7 +79,7 @@ pub struct Attached {
     pub syn_search_until: u64,
     /// The pod's namespace, as an id of the node's.
     pub netns: u32,
-    /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`].
+    /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`], [`TRANSLATES`].
     pub flags: u32,
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
@@ -83,6 +87,8 @@ pub struct Attached {
     pub ports: u16,
     /// IP protocol << 16 | port.
     pub port: [u32; PORTS],
+    /// What the pod has in the place of each. The programs read what follows from it ([`translations`]).
+    pub target: [u16; PORTS],
     /// The pod's own address, in network order.
     pub own: [u8; 4],
     /// 0.
@@ -92,7 +98,17 @@ pub struct Attached {
 impl Attached {
     /// Of a replica that serves everything, and whose own address isn't known.
     pub fn new(netns: u32, mac: [u8; 6], flags: u32) -> Self {
-        Self { syn_search_until: 0, netns, flags, mac, ports: 0, port: [0; PORTS], own: [0; 4], pad: 0 }
+        Self {
+            syn_search_until: 0,
+            netns,
+            flags,
+            mac,
+            ports: 0,
+            port: [0; PORTS],
+            target: [0; PORTS],
+            own: [0; 4],
+            pad: 0,
+        }
     }
 }
 
@@ -106,7 +122,7 @@ pub struct Member {
     pub netns: u32,
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
-    /// [`DRAINING`].
+    /// [`DRAINING`], [`TRANSLATES`].
     pub flags: u16,
 }
 
@@ -114,7 +130,7 @@ impl Member {
     /// A replica to be asked, by its host veth and what is known of it.
     pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
         // It fits.
-        let flags = u16::try_from(flags & DRAINING).unwrap_or_default();
+        let flags = u16::try_from(flags & (DRAINING | TRANSLATES)).unwrap_or_default();
         Self { ifindex, netns: *netns, mac: *mac, flags }
     }
 }
@@ -229,7 +245,7 @@ type Share = [u64; 14];
 /// The C structs have these sizes, and fields at these places (a test asks the object's BTF).
 const _: () = {
     assert!(size_of::<AttachedKey>() == 8);
-    assert!(size_of::<Attached>() == 32 + 4 * PORTS && offset_of!(Attached, port) == 24);
+    assert!(size_of::<Attached>() == 32 + 6 * PORTS && offset_of!(Attached, port) == 24);
     assert!(size_of::<Member>() == 16 && offset_of!(Member, mac) == 8);
     assert!(size_of::<Vip<MEMBERS>>() == 24 + 16 * MEMBERS && offset_of!(Vip<MEMBERS>, member) == 24);
     assert!(size_of::<Counts>() == 8 * 8);
@@ -238,7 +254,7 @@ const _: () = {
 
 // SAFETY: integers and arrays of them without padding between or behind them.
 unsafe impl Pod for AttachedKey {}
-// SAFETY: as above: 8 + 4 + 4 + 6 + 2 + 64 × 4 + 4 + 4 bytes.
+// SAFETY: as above: 8 + 4 + 4 + 6 + 2 + 64 × 4 + 64 × 2 + 4 + 4 bytes.
 unsafe impl Pod for Attached {}
 // SAFETY: as above: 8 + 4 × 4 + N × 16 bytes.
 unsafe impl<const N: usize> Pod for Vip<N> {}
@@ -329,8 +345,11 @@ impl Maps {
         Ok(value.map(|value| Attached { syn_search_until: 0, ..value }))
     }
 
-    /// Writes a VIP of an attachment.
+    /// Writes a VIP of an attachment. Its translations before it: whoever finds the entry as it should be finds them too, but for
+    /// what others do.
     pub fn attach(&mut self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<()> {
+        let before = self.attached(ifindex, vip)?;
+        translations::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         patiently(|| self.attached.insert(key, value, 0)).map_err(|e| Error::map("write", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
@@ -338,9 +357,21 @@ impl Maps {
 
     /// Removes a VIP of an attachment; it needn't be there.
     pub fn detach(&mut self, ifindex: u32, vip: Ipv4Addr) -> Result<()> {
+        let before = self.attached(ifindex, vip)?;
+        translations::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         found(self.attached.remove(&key)).map_err(|e| Error::map("delete", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
+    }
+
+    /// Whether the translations of a VIP of an attachment are there.
+    pub fn is_translated(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
+        translations::are_there(&self.dir, (ifindex, vip), value)
+    }
+
+    /// The host veths, and their pods' VIPs, that translations are of. Their entries may be missing.
+    pub fn all_translated(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+        translations::places(&self.dir)
     }
 
     /// What is known of a VIP; `None`: nothing.
@@ -457,7 +488,9 @@ impl LinkDrops {
 
 /// The kernel takes memory for entries out of a small store that it fills up a moment later (`bpf_mem_alloc`, Linux 6.1): an update
 /// right after another may find it empty.
-fn patiently(mut write: impl FnMut() -> std::result::Result<(), MapError>) -> std::result::Result<(), MapError> {
+pub(super) fn patiently(
+    mut write: impl FnMut() -> std::result::Result<(), MapError>,
+) -> std::result::Result<(), MapError> {
     const TRIES: u32 = 20;
     const MOMENT: Duration = Duration::from_millis(5);
     for _ in 1..TRIES {
@@ -503,6 +536,7 @@ mod tests {
 
     use super::super::express::{ExpressCounts, ExpressPlace, State};
     use super::super::flows::{FlowKey, Hint};
+    use super::super::translations::TranslationKey;
     use super::*;
 
     /// A struct of the object's: its size, and its fields with their offsets.
@@ -561,9 +595,10 @@ mod tests {
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.object()).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
-        let ours: [(&str, Layout); 10] = [
+        let ours: [(&str, Layout); 11] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
-            ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, own, pad)),
+            ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, pad)),
+            ("translation_key", layout!(TranslationKey, ifindex, vip, number, way)),
             ("member", layout!(Member, ifindex, netns, mac, flags)),
             ("vip", vip),
             ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),

@@ -1,5 +1,5 @@
 //! The flow owner: two programs on every host veth, two on every uplink and two on the tunnel to other nodes
-//! (`owner.bpf.c`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
+//! (`owner.bpf.c`, `ports.h`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
@@ -13,6 +13,7 @@ mod nodes;
 mod pins;
 mod program;
 mod spec;
+mod translations;
 
 use std::fmt;
 use std::io;
@@ -27,7 +28,7 @@ pub use flows::{FlowPlace, hint, sticky};
 pub use listening::{Listening, Question};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
-    OVER_MEMBER_LIMIT, PORTS, Ring, STICKY_UDP,
+    OVER_MEMBER_LIMIT, PORTS, Ring, STICKY_UDP, TRANSLATES,
 };
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};

@@ -75,6 +75,7 @@
 #define ICMP_PARAMETERPROB 12
 #define ICMP_TIMESTAMPREPLY 14
 #define ICMP_HEADER 8
+#define ICMP_CHECKSUM 2
 
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
@@ -90,6 +91,7 @@ struct attached_key {
 #define OVER_MEMBER_LIMIT 4	// the VIP has more replicas than MEMBERS: note when this one was of use
 #define ANY_EGRESS 8		// flows may begin in the pod
 #define DRAINING 16		// no new flows; and a member's flag
+#define TRANSLATES 32		// of some of its ports the pod has another number; and a member's flag
 
 struct attached {
 	__u64 syn_search_until;	// CLOCK_MONOTONIC, ns, written here: SYNs for this replica may have been handed to another one
@@ -98,6 +100,7 @@ struct attached {
 	__u8 mac[ETH_ALEN];	// the container veth's address
 	__u16 ports;		// how many are listed
 	__u32 port[PORTS];	// protocol << 16 | port
+	__u16 target[PORTS];	// what the pod has in the place of each; the programs read translations_v1
 	__be32 own;		// the pod's own address
 	__u32 pad;
 };
@@ -108,13 +111,13 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, struct attached_key);
 	__type(value, struct attached);
-} attached_v2 SEC(".maps");
+} attached_v3 SEC(".maps");
 
 struct member {
 	__u32 ifindex;
 	__u32 netns;
 	__u8 mac[ETH_ALEN];
-	__u16 flags;		// DRAINING
+	__u16 flags;		// DRAINING, TRANSLATES
 };
 
 #define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow
@@ -350,12 +353,17 @@ static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u
 
 // Copies part of the packet. What lies behind its total length is padding, and no part of it. (A GSO packet of more than 64 KB
 // has a total length of 0.)
-static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
+static inline_always int load_within(struct __sk_buff *skb, const struct iphdr *ip, __u32 offset, void *to, __u32 len)
 {
-	__u32 total = ntohs(p->ip.tot_len);
+	__u32 total = ntohs(ip->tot_len);
 	if (total && offset + len > ETH_HLEN + total)
 		return -1;
 	return peek(skb, offset, to, len);
+}
+
+static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
+{
+	return load_within(skb, &p->ip, offset, to, len);
 }
 
 // (A function of its own: it needs more of the stack than its callers have left.)
@@ -379,7 +387,7 @@ static inline_always void count(__be32 vip, __u32 what)
 static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
 {
 	struct attached_key key = { .ifindex = ifindex, .vip = vip };
-	return bpf_map_lookup_elem(&attached_v2, &key);
+	return bpf_map_lookup_elem(&attached_v3, &key);
 }
 
 static inline_always void used(const struct attached *replica, __u32 ifindex)
@@ -496,6 +504,7 @@ static inline_always int is_copy(void)
 	return flag && *flag;
 }
 
+#include "ports.h"
 #if HAS_TUNNEL
 #include "tunnel.h"
 #endif
@@ -512,12 +521,13 @@ static inline_always int hand_over(struct __sk_buff *skb, struct packet *p, __u3
 // What a namespace knows of a flow. LISTENS is said to a SYN alone, which hears of no TIME_WAIT.
 enum { NOTHING, TIME_WAIT, LISTENS, HALF_OPEN, OPEN };
 
-verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns)
+// `port`: what the replica has in the place of the flow's; 0: nothing.
+verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u32 port)
 {
 	if (!p)
 		return NOTHING;
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
 	};
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	if (!sk)
@@ -526,7 +536,10 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns)
 	switch (sk->state) {
 	case BPF_TCP_LISTEN:	// holds no flow, unless this packet brings back the flow's own cookie
 		answer = NOTHING;
-		if (p->cookie && !bpf_tcp_check_syncookie(sk, &p->ip, sizeof(p->ip), &p->tcp, sizeof(p->tcp)))
+		if (!p->cookie)
+			break;
+		p->tcp.dest = (__be16)port;	// the cookie is of what the replica has
+		if (!bpf_tcp_check_syncookie(sk, &p->ip, sizeof(p->ip), &p->tcp, sizeof(p->tcp)))
 			answer = HALF_OPEN;
 		break;
 	case BPF_TCP_NEW_SYN_RECV:
@@ -583,7 +596,7 @@ verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vi
 	struct member *m = &v->member[i];
 	if (m->ifindex == p->self)
 		return 0;
-	__u32 answer = ask(skb, p, m->netns);
+	__u32 answer = ask(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == TIME_WAIT)
 		found->several++;
 	note(found, m, answer);
@@ -624,9 +637,10 @@ verified_alone int copy_to(struct __sk_buff *skb, struct packet *p, struct vip *
 // A copy to one replica if it has the flow in TIME_WAIT.
 verified_alone int copy_to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
 {
-	if (!p || !v || i >= MEMBERS || ask(skb, p, v->member[i].netns) != TIME_WAIT)
+	if (!p || !v || i >= MEMBERS)
 		return 0;
-	return copy_to(skb, p, v, i);
+	struct member *m = &v->member[i];
+	return ask(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP)) == TIME_WAIT ? copy_to(skb, p, v, i) : 0;
 }
 
 // More than one replica has a flow of these ports and addresses in TIME_WAIT: the client has used its port again and reached
@@ -673,7 +687,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32
 	(void)here;
 #endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns) != OPEN)
+	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
 		return TC_ACT_UNSPEC;
 	used(replica, ifindex);
 	count(p->flow.vip, STEERED);
@@ -761,7 +775,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 	p->cookie = unknown(skb, p->cookie);
 	p->for_opening = unknown(skb, p->for_opening);
 	p->first = unknown(skb, p->first);
-	__u32 here = ask(skb, p, chosen->netns);
+	__u32 here = ask(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
 	if (here == OPEN) {
 		used(chosen, p->self);
 		count(p->flow.vip, LOCAL_HIT);
@@ -859,17 +873,18 @@ verified_alone int reset(struct __sk_buff *skb, struct packet *p)
 	answer.tcp = tcp;
 	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
 		return TC_ACT_SHOT;
+	skb->tc_index = MADE_HERE;
 	return bpf_redirect(p->self, BPF_F_INGRESS);
 }
 
 // What a namespace has for a SYN: the connection, or a socket that would take it. One that is tied to a device takes only what
 // comes by that one, which can't be told from here: it doesn't count.
-verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 netns)
+verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 netns, __u32 port)
 {
 	if (!p)
 		return NOTHING;
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
 	};
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	if (sk && sk->state == BPF_TCP_TIME_WAIT) {	// it gives way to a socket that listens
@@ -927,7 +942,7 @@ verified_alone int ask_member_opening(struct __sk_buff *skb, struct packet *p, s
 	struct member *m = &v->member[i];
 	if (m->ifindex == p->self)
 		return 0;
-	__u32 answer = ask_opening(skb, p, m->netns);
+	__u32 answer = ask_opening(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == LISTENS && !takes_new(m, p, IPPROTO_TCP))
 		return 0;
 	note(found, m, answer);
@@ -983,7 +998,7 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 		return TC_ACT_OK;
 	__u64 now = bpf_ktime_get_ns();
 	p->settled = now >= v->syn_search_until && now >= chosen->syn_search_until;
-	__u32 here = ask_opening(skb, p, chosen->netns);
+	__u32 here = ask_opening(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
 #if HAS_TUNNEL
 	if (may_be_far(v) && here < HALF_OPEN && !came_by_tunnel(skb)) {
 		int verdict = repeated(skb, p);
@@ -1088,12 +1103,12 @@ static inline_always int stay(struct __sk_buff *skb, struct packet *p)
 }
 
 // Whether a namespace has a UDP socket that would take the packet; as of TCP, one that is tied to a device doesn't count.
-verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 netns)
+verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 netns, __u32 port)
 {
 	if (!p)
 		return 0;
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
 	};
 	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	if (!sk)
@@ -1109,7 +1124,9 @@ verified_alone int ask_member_datagram(struct __sk_buff *skb, struct packet *p, 
 	if (!p || !v || i >= MEMBERS)
 		return 0;
 	struct member *m = &v->member[i];
-	return m->ifindex != p->self && ask_datagram(skb, p, m->netns) && takes_new(m, p, IPPROTO_UDP) ? m->ifindex : 0;
+	if (m->ifindex == p->self || !ask_datagram(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP)))
+		return 0;
+	return takes_new(m, p, IPPROTO_UDP) ? m->ifindex : 0;
 }
 
 // The host veth of a replica other than the chosen one that takes a datagram, the first one from where the flow's hash says; 0:
@@ -1141,7 +1158,11 @@ static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, str
 	struct grant grant = {};
 	if (!v || v->count < 2 || !allowed(&grant, FOR_SYNS, p->flow.vip))
 		return at;
-	__u32 there = at != p->self && ask_datagram(skb, p, chosen->netns) ? p->self : search_datagram(skb, p, v);
+	__u32 there = 0;
+	if (at != p->self && ask_datagram(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_UDP)))
+		there = p->self;
+	else
+		there = search_datagram(skb, p, v);
 	charge(&grant, v->count);
 	return there ? there : at;
 }
@@ -1176,7 +1197,7 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 		replica = chosen;
 	}
 	__u32 to = at;
-	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns))
+	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns, port_at(p, replica->flags, at, IPPROTO_UDP)))
 		to = receiver(skb, p, chosen, at);
 	if (chosen->flags & STICKY && !is_at(kept, to)) {
 		struct hint place = { .ifindex = to };
@@ -1211,12 +1232,12 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 // What a namespace's UDP sockets have to do with a flow.
 enum { NO_SOCKET, MAY_HAVE_SENT, CONNECTED };
 
-verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns)
+verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns, __u32 port)
 {
 	if (!p)
 		return NO_SOCKET;
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, p->flow.vip_port },
+		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
 	};
 	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
 	if (!sk)
@@ -1234,7 +1255,7 @@ verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struc
 	struct member *m = &v->member[i];
 	if (m->ifindex == p->self)
 		return 0;
-	__u32 answer = ask_udp(skb, p, m->netns);
+	__u32 answer = ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP));
 	if (answer)
 		found->several++;
 	note(found, m, answer);
@@ -1244,9 +1265,10 @@ verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struc
 // A copy to one replica if a UDP socket of it may have sent the packet.
 verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
 {
-	if (!p || !v || i >= MEMBERS || !ask_udp(skb, p, v->member[i].netns))
+	if (!p || !v || i >= MEMBERS)
 		return 0;
-	return copy_to(skb, p, v, i);
+	struct member *m = &v->member[i];
+	return ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP)) ? copy_to(skb, p, v, i) : 0;
 }
 
 // Sends copies of the error to the other replicas that may have sent the packet.
@@ -1294,7 +1316,8 @@ static inline_always int goes_round(struct __sk_buff *skb, const struct vip *v)
 static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
-	if (is_copy() || !v || (v->count < 2 && !goes_round(skb, v)) || ask_udp(skb, p, chosen->netns) == CONNECTED)
+	if (is_copy() || !v || (v->count < 2 && !goes_round(skb, v)) ||
+	    ask_udp(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_UDP)) == CONNECTED)
 		return TC_ACT_OK;
 	struct grant grant = {};
 	if (!allowed(&grant, FOR_ERRORS, p->flow.vip))
@@ -1399,6 +1422,20 @@ static inline_always int is_from_itself(const struct packet *p, const struct att
 #include "nodes.h"
 #endif
 
+// What the replica is to have of a packet that its host veth was chosen for.
+static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	switch (p->ip.protocol) {
+	case IPPROTO_TCP:
+		return arrived(skb, p, chosen, tcp(skb, p, chosen));
+	case IPPROTO_UDP:
+		return arrived(skb, p, chosen, udp(skb, p, chosen));
+	case IPPROTO_ICMP:
+		return icmp(skb, p, chosen);
+	}
+	return portless(p, chosen);
+}
+
 SEC("classifier")
 int owner(struct __sk_buff *skb)
 {
@@ -1423,15 +1460,7 @@ int owner(struct __sk_buff *skb)
 			return later_fragment(skb, &p);
 		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
-	switch (p.ip.protocol) {
-	case IPPROTO_TCP:
-		return arrived(skb, &p, chosen, tcp(skb, &p, chosen));
-	case IPPROTO_UDP:
-		return arrived(skb, &p, chosen, udp(skb, &p, chosen));
-	case IPPROTO_ICMP:
-		return icmp(skb, &p, chosen);
-	}
-	return portless(&p, chosen);
+	return delivered(skb, chosen, taken(skb, &p, chosen));
 }
 
 // Whether a packet from a pod is an answer; if not, it may begin a flow. A connection can't begin without a SYN that has no
@@ -1471,7 +1500,7 @@ static inline_always int is_answer(struct __sk_buff *skb, const struct attached 
 // A reset that answers a SYN for which the pod has no socket, though another replica listens: the socket was closed after the
 // owner had seen it. It is withheld: TCP sends the SYN again, and that one goes to the other replica. Only a segment without an
 // acknowledgement is answered with the sequence number 0 (RFC 9293, 3.10.7.1).
-static inline_always int is_late_reset(struct __sk_buff *skb, const struct attached *pod, const struct iphdr *ip)
+static inline_always int is_late_reset(struct __sk_buff *skb, struct attached *pod, const struct iphdr *ip)
 {
 	struct tcphdr tcp;
 	if (ip->protocol != IPPROTO_TCP || ip->frag_off & htons(IP_MF | IP_OFFSET))
@@ -1485,7 +1514,8 @@ static inline_always int is_late_reset(struct __sk_buff *skb, const struct attac
 	p.settled = 1;
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
 	// What the owner itself refuses comes by here, too.
-	if (!v || v->count < 2 || is_refused(pod, IPPROTO_TCP, tcp.source) || ask_opening(skb, &p, pod->netns))
+	if (!v || v->count < 2 || is_refused(pod, IPPROTO_TCP, tcp.source) ||
+	    ask_opening(skb, &p, pod->netns, port_at(&p, pod->flags, p.self, IPPROTO_TCP)))
 		return 0;
 	struct grant grant = {};
 	if (!allowed(&grant, FOR_SYNS, p.flow.vip))
@@ -1495,6 +1525,12 @@ static inline_always int is_late_reset(struct __sk_buff *skb, const struct attac
 	int there = search_opening(skb, &p, v, &found);
 	charge(&grant, v->count);
 	return there != NOTHING;
+}
+
+// What the programs have sent up a host veth, for the second time or in the pod's name, has the VIP's numbers already.
+static inline_always int has_left(const struct __sk_buff *skb)
+{
+	return skb->tc_index == MADE_HERE || (skb->tc_index & KIND) == CLONE;
 }
 
 SEC("classifier")
@@ -1511,6 +1547,8 @@ int guard(struct __sk_buff *skb)
 		dropped(skb->ifindex, 1);
 		return TC_ACT_SHOT;
 	}
+	if (pod->flags & TRANSLATES && !has_left(skb) && translate(skb, OUT_OF_POD) != TC_ACT_OK)
+		return TC_ACT_SHOT;
 	if (WITHHOLDS_RESETS && is_late_reset(skb, pod, &ip)) {
 		count(ip.saddr, RESET_WITHHELD);
 		return TC_ACT_SHOT;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::maps::{
     ALLOWANCES, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS,
-    LEASES, LINK_DROPS, NODE_AT, NODES, SHARES, STICKY, THIS_NODE, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
+    LEASES, LINK_DROPS, NODE_AT, NODES, SHARES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS,
+    VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -110,6 +111,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
         hook: Hook::HostIngress,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
             VIPS,
             HEARD,
             COUNTS,
@@ -128,6 +130,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
         hook: Hook::HostEgress,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
             VIPS,
             HINTS,
             STICKY,
@@ -157,6 +160,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
         hook: Hook::TunnelIngress,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
             VIPS,
             HINTS,
             STICKY,
@@ -176,6 +180,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
         hook: Hook::TunnelEgress,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
             VIPS,
             HINTS,
             STICKY,

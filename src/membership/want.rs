@@ -1,10 +1,10 @@
 //! What a pod is to be in a VIP.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::PORTS as MAX_PORTS;
-use crate::model::{CheckSpec, Port, Probe, Recorded, Source, Transport, VipKey};
+use crate::model::{CheckSpec, Port, PortMap, Probe, Recorded, Source, Transport, VipKey};
 use crate::registry::Endpoint;
 
 /// A pod as a replica of one VIP.
@@ -15,7 +15,7 @@ pub struct Want {
     /// Who wants it.
     pub source: Source,
     /// What it serves there; none: everything.
-    pub ports: Vec<Port>,
+    pub ports: Vec<PortMap>,
     /// Its share beside the other replicas'.
     pub weight: u8,
     /// What makes it ready; `None`: it is ready at once.
@@ -43,6 +43,9 @@ pub enum WantError {
     /// The same port again.
     #[error("{1} is named twice for VIP {0}")]
     PortTwice(VipKey, Port),
+    /// Two ports have one in the pod.
+    #[error("{1} and {2} lead to one port of the pod for VIP {0}: its answers can't be told apart")]
+    TargetTwice(VipKey, PortMap, PortMap),
     /// A check that has no port to probe.
     #[error("the check \"{check}\" needs {needed} of VIP {vip}")]
     NoPort {
@@ -91,16 +94,13 @@ impl Want {
         }
     }
 
-    /// Its ports by UDP.
+    /// The ports of its UDP sockets.
     pub fn udp_ports(&self) -> impl Iterator<Item = Port> {
-        self.ports.iter().copied().filter(|port| port.transport == Transport::Udp)
+        self.ports.iter().map(|port| port.at_pod()).filter(|port| port.transport == Transport::Udp)
     }
 
     fn check(&self) -> Result<(), WantError> {
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = self.ports.iter().find(|port| !seen.insert(**port)) {
-            return Err(WantError::PortTwice(self.vip.clone(), *twice));
-        }
+        self.check_ports()?;
         if self.ports.len() > MAX_PORTS {
             return Err(WantError::TooManyPorts(self.vip.clone()));
         }
@@ -112,9 +112,24 @@ impl Want {
         }
     }
 
+    /// Each port is one of the VIP's and one of the pod's.
+    fn check_ports(&self) -> Result<(), WantError> {
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.ports.iter().find(|listed| !seen.insert(listed.port)) {
+            return Err(WantError::PortTwice(self.vip.clone(), twice.port));
+        }
+        let mut by_target = BTreeMap::new();
+        for listed in &self.ports {
+            if let Some(other) = by_target.insert(listed.at_pod(), *listed) {
+                return Err(WantError::TargetTwice(self.vip.clone(), other, *listed));
+            }
+        }
+        Ok(())
+    }
+
     /// A check of ports must have some to probe: what kind of port is missing.
     fn port_lacking(&self) -> Option<&'static str> {
-        let is_tcp = |port: &Port| port.transport == Transport::Tcp;
+        let is_tcp = |listed: &PortMap| listed.port.transport == Transport::Tcp;
         match self.health.as_ref()?.probe {
             Probe::Listen => self.ports.is_empty().then_some("a port"),
             Probe::Tcp => (!self.ports.iter().any(is_tcp)).then_some("a TCP port"),

@@ -11,7 +11,7 @@ mod key;
 mod mac;
 mod network;
 pub mod node;
-mod port;
+pub mod port;
 mod recorded;
 mod source;
 
@@ -25,6 +25,6 @@ pub use key::{BadKey, VipKey};
 pub use mac::Mac;
 pub use network::{DEFAULT_BPF_DIR, NetworkSpec};
 pub use node::Cluster;
-pub use port::{Port, Transport};
+pub use port::{Port, PortMap, Transport};
 pub use recorded::Recorded;
 pub use source::Source;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{
-    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, GroupSpec, Mac, NetworkSpec, Port,
+    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, GroupSpec, Mac, NetworkSpec, PortMap,
     Recorded, Source, Transport, VipKey,
 };
 
@@ -148,9 +148,9 @@ pub struct Endpoint {
     /// Its network namespace, as an id of the node's (`link-netnsid` of the host veth); `None` until the pair exists.
     #[serde(default)]
     pub netns_id: Option<u32>,
-    /// What it serves under this VIP: `80/tcp`. Empty: everything.
+    /// What it serves under this VIP: `80/tcp`, or `80:8080/tcp` where its sockets have another number. Empty: everything.
     #[serde(default)]
-    pub ports: Vec<Recorded<Port>>,
+    pub ports: Vec<Recorded<PortMap>>,
     /// What made it a replica.
     #[serde(default, skip_serializing_if = "Source::is_annotation")]
     pub source: Source,
@@ -202,9 +202,14 @@ impl Endpoint {
         self.addresses.first()
     }
 
-    /// The UDP ports it serves under this VIP, as far as this version knows them.
+    /// What it serves under this VIP, as far as this version knows it.
+    pub fn known_ports(&self) -> impl Iterator<Item = PortMap> {
+        self.ports.iter().filter_map(Recorded::known).copied()
+    }
+
+    /// The UDP ports that its sockets have for this VIP, as far as this version knows them.
     pub fn udp_ports(&self) -> impl Iterator<Item = u16> {
-        let ports = self.ports.iter().filter_map(Recorded::known);
+        let ports = self.known_ports().map(PortMap::at_pod);
         ports.filter(|port| port.transport == Transport::Udp).map(|port| port.number)
     }
 
@@ -225,7 +230,7 @@ pub struct Unknown {
 
 pub(super) fn unknown(
     mac: Option<&Recorded<Mac>>,
-    ports: &[Recorded<Port>],
+    ports: &[Recorded<PortMap>],
     egress: &Recorded<Egress>,
     health: Option<&Recorded<CheckSpec>>,
 ) -> Vec<Unknown> {

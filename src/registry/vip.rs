@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, Port, Recorded, VipKey};
+use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, PortMap, Recorded, VipKey};
 
 use super::file::{self, Durability, Fields, Form};
 use super::lock::{Lock, Missing, of_dir};
@@ -45,7 +45,7 @@ pub struct Replica {
     pub mac: Option<Recorded<Mac>>,
     /// What it serves; empty: everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<Recorded<Port>>,
+    pub ports: Vec<Recorded<PortMap>>,
     /// Its UDP flows stay with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub udp_sticky: bool,

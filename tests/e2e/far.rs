@@ -11,6 +11,7 @@ mod rules;
 mod scene;
 mod sticky;
 mod told;
+mod translated;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;

@@ -292,12 +292,12 @@ fn pins_of_others_stay() {
     for dir in [shared, mount.join(".")] {
         let foreign = ["someone_elses", "vips", "owner_map", "cilium_v1", "owner_0123456789abcdef"];
         for name in foreign {
-            std::fs::hard_link(own.join("attached_v2"), dir.join(name)).expect("pin a map a second time");
+            std::fs::hard_link(own.join("attached_v3"), dir.join(name)).expect("pin a map a second time");
         }
         std::fs::create_dir(dir.join("somebodys")).unwrap();
         // Another build's, by their names.
         for name in ["owner_000000000000", "guard_000000000000", "counts_v1", "spoofed_v1", "vips_v0"] {
-            std::fs::hard_link(own.join("attached_v2"), dir.join(name)).expect("pin a map a second time");
+            std::fs::hard_link(own.join("attached_v3"), dir.join(name)).expect("pin a map a second time");
         }
         let join = Join::annotated("api").key("bpfDir", json!(dir));
         let pod = scene.node.joined(&join);
@@ -349,13 +349,13 @@ fn a_directory_that_others_can_write_to_is_refused() {
     refused("it doesn't belong to root");
     chown(&dir, 0);
     // Something that was put there before.
-    let planted = dir.join("attached_v2");
-    std::fs::hard_link(own.join("attached_v2"), &planted).unwrap();
+    let planted = dir.join("attached_v3");
+    std::fs::hard_link(own.join("attached_v3"), &planted).unwrap();
     chown(&planted, 65534);
     refused("it doesn't belong to root");
     chown(&planted, 0);
     std::fs::remove_file(&planted).unwrap();
-    std::os::unix::fs::symlink(own.join("attached_v2"), &planted).unwrap();
+    std::os::unix::fs::symlink(own.join("attached_v3"), &planted).unwrap();
     refused("it is no file, as a pin is");
     std::fs::remove_file(&planted).unwrap();
     scene.node.add(&pod, &join).ok();

@@ -28,8 +28,11 @@ impl Source {
     const PORT: u16 = PORT + 1;
 
     fn start(pod: &Pod) -> Self {
-        let listener =
-            pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, Self::PORT))).expect("a server in a pod");
+        Self::on(pod, Self::PORT)
+    }
+
+    fn on(pod: &Pod, port: u16) -> Self {
+        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).expect("a server in a pod");
         let accepting = listener.try_clone().expect("a second descriptor");
         let thread = thread::spawn(move || {
             while let Ok((mut stream, _)) = accepting.accept() {
@@ -109,7 +112,18 @@ fn downloads_finish_over_a_smaller_link() {
     assert_eq!(sizes, [SIZE; DOWNLOADS]);
 }
 
-/// What the test above is about: left to the hash, the router's message reaches one of the replicas and the others never
+/// The router quotes the VIP's port, and the pod's sender has another number.
+#[test]
+fn downloads_of_translated_ports_finish_over_a_smaller_link() {
+    const TARGET: u16 = 9500;
+    let ports = format!("{PORT}/tcp,{}:{TARGET}/tcp", Source::PORT);
+    let service = Service::with(&Join::annotated("web").annotation("viproute.io/ports", &ports), 3, 0);
+    let _sources: Vec<_> = service.pods.iter().map(|pod| Source::on(pod, TARGET)).collect();
+    let sizes = Far::new(&service).download(service.vip, Duration::from_secs(30));
+    assert_eq!(sizes, [SIZE; DOWNLOADS]);
+}
+
+/// What the tests above are about: left to the hash, the router's message reaches one of the replicas and the others never
 /// learn.
 #[test]
 fn downloads_stall_over_a_smaller_link_without_the_flow_owner() {

@@ -28,6 +28,7 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (3, "map_delete_elem", (3, 19)),
     (5, "ktime_get_ns", (4, 1)),
     (9, "skb_store_bytes", (4, 1)),
+    (11, "l4_csum_replace", (4, 1)),
     (13, "clone_redirect", (4, 2)),
     (20, "skb_get_tunnel_key", (4, 3)),
     (21, "skb_set_tunnel_key", (4, 3)),

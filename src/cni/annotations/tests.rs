@@ -75,7 +75,7 @@ fn with(annotations: &[(&str, &str)]) -> Result<Vec<Want>, Error> {
 
 fn ports_of(annotations: &[(&str, &str)]) -> Vec<String> {
     let wants = with(annotations).unwrap();
-    let shown = |ports: &[Port]| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let shown = |ports: &[PortMap]| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     wants.iter().map(|Want { vip, ports, .. }| format!("{vip}: {}", shown(ports))).collect()
 }
 
@@ -109,6 +109,28 @@ fn bad_ports_are_refused() {
     assert_refused(&[(PORTS, "80/tcp,Web=25/tcp")], "Web");
     assert_refused(&[(PORTS, "80/tcp,53/udp,80/tcp")], "names 80/tcp twice");
     assert_refused(&[(PORTS, "80/tcp,53/udp,web=080/tcp")], "names 80/tcp twice for VIP shop/web");
+}
+
+#[test]
+fn a_pods_port_may_have_another_number() {
+    let list = "80:8080/tcp, web=443:8443/tcp, 53:5353/udp,dns/dns=8080:80/tcp";
+    let expected = [
+        "shop/web: 80:8080/tcp 443:8443/tcp 53:5353/udp",
+        "shop/api: 80:8080/tcp 53:5353/udp",
+        "dns/dns: 80:8080/tcp 53:5353/udp 8080:80/tcp",
+    ];
+    assert_eq!(ports_of(&[(PORTS, list)]), expected);
+    for bad in ["80:/tcp", ":80/tcp", "80:0/tcp", "80:http/tcp", "80:8080", "web=80:8080:1/tcp"] {
+        assert_refused(&[(PORTS, bad)], &format!("viproute.io/ports is \"{bad}\": expected a list like 80/tcp"));
+    }
+    // Whose answers its server gives couldn't be told.
+    let twice = "viproute.io/ports has 80:8080/tcp and 443:8080/tcp for VIP shop/web: expected another port of the pod";
+    assert_refused(&[(PORTS, "80:8080/tcp,443:8080/tcp")], twice);
+    assert_refused(&[(PORTS, "8080/tcp,80:8080/tcp")], "has 8080/tcp and 80:8080/tcp for VIP shop/web");
+    assert_refused(&[(PORTS, "80:8080/tcp,80:9090/tcp")], "names 80/tcp twice");
+    // Unbound sockets have the pod's numbers.
+    let same = [(PORTS, "web=53:5353/udp,api=54:5353/udp,dns/dns=53/udp"), (UDP_REPLY, "vip")];
+    assert_refused(&same, "have 5353/udp both");
 }
 
 #[test]
@@ -180,6 +202,12 @@ fn an_argument_says_what_an_annotation_says() {
         (UDP_REPLY, "vip"),
         (UDP_STICKY, "true"),
     ];
+    assert_eq!(wants, annotated("shop", &config, &annotations).unwrap().unwrap());
+    // A number before a colon is a port.
+    let arguments =
+        "VIPROUTE_VIP=web,80;VIPROUTE_PORTS=80:8080/tcp,web:443:8443/tcp,shop/80:53:5353/udp,dns/dns:53/udp";
+    let annotations = [(VIP, "web,80"), (PORTS, "80:8080/tcp,web=443:8443/tcp,80=53:5353/udp,dns/dns=53/udp")];
+    let wants = allocated(arguments, &config).unwrap().unwrap();
     assert_eq!(wants, annotated("shop", &config, &annotations).unwrap().unwrap());
     // Without one the conflist's value counts.
     let wants = allocated("VIPROUTE_VIP=web;VIPROUTE_PORTS=80/tcp", &config).unwrap().unwrap();

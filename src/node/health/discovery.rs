@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{CheckSpec, Port, Probe, Recorded, Transport, VipKey};
+use crate::model::{CheckSpec, PortMap, Probe, Recorded, Transport, VipKey};
 use crate::registry::watch::{Update, View};
 use crate::registry::{self, Netns, Registry, State, attachment_of};
 
@@ -17,7 +17,7 @@ pub struct ProbeTarget {
     /// The check.
     pub check: CheckSpec,
     /// What it serves; empty: everything.
-    pub ports: Vec<Port>,
+    pub ports: Vec<PortMap>,
     /// The pod's network namespace.
     pub netns: Netns,
     /// The host veth of its pair.
@@ -32,7 +32,7 @@ impl ProbeTarget {
         let each = match self.check.probe {
             Probe::Listen => 0,
             Probe::Http { .. } => 1,
-            Probe::Tcp => self.ports.iter().filter(|port| port.transport == Transport::Tcp).count(),
+            Probe::Tcp => self.ports.iter().filter(|listed| listed.port.transport == Transport::Tcp).count(),
         };
         u32::try_from(each).map_or(f64::MAX, f64::from) / self.check.interval.as_secs_f64()
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::ebpf::{self, Listening, Question};
 use crate::model::address::ipv4;
-use crate::model::{Port, Transport};
+use crate::model::{Port, PortMap, Transport};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet};
 use crate::registry;
@@ -66,7 +66,7 @@ impl Tables {
             if let Some(netns) = self.open.get(&target.netns.identity()).and_then(|table| table.netns_id)
                 && let Some(address) = ipv4(target.address)
             {
-                questions.extend(target.ports.iter().map(|port| question(netns, address, *port)));
+                questions.extend(target.ports.iter().map(|listed| question(netns, address, listed.at_pod())));
             }
             asked.push(before..questions.len());
         }
@@ -97,7 +97,7 @@ impl Tables {
     pub fn check(&mut self, node: &NodeNet, target: &ProbeTarget) -> Outcome {
         match self.deaf(node, target) {
             Ok(None) => Outcome::Up,
-            Ok(Some(port)) => Outcome::Down(format!("no socket listens on {port}")),
+            Ok(Some(listed)) => Outcome::Down(format!("no socket listens on {}", shown(*listed))),
             Err(error) => {
                 self.forget(&target.netns);
                 Outcome::Unknown(crate::with_causes(&error))
@@ -116,16 +116,17 @@ impl Tables {
     }
 
     /// The first port on which no socket listens.
-    fn deaf<'a>(&mut self, node: &NodeNet, target: &'a ProbeTarget) -> net::Result<Option<&'a Port>> {
+    fn deaf<'a>(&mut self, node: &NodeNet, target: &'a ProbeTarget) -> net::Result<Option<&'a PortMap>> {
         let table = self.table(node, &target.netns)?;
-        for port in &target.ports {
+        for listed in &target.ports {
+            let port = listed.at_pod();
             let local = SocketAddr::new(target.address, port.number);
             let is_served = match port.transport {
                 Transport::Tcp => table.sockets.takes_connections(local)?,
                 Transport::Udp => table.takes_datagrams(local)?,
             };
             if !is_served {
-                return Ok(Some(port));
+                return Ok(Some(listed));
             }
         }
         Ok(None)
@@ -141,6 +142,12 @@ impl Tables {
             }
         }
     }
+}
+
+/// The pod's port, and the VIP's where that is another.
+fn shown(listed: PortMap) -> String {
+    let vips = if listed.is_translated() { format!(", which has the place of {}", listed.port) } else { String::new() };
+    format!("{}{vips}", listed.at_pod())
 }
 
 fn question(netns: u32, address: Ipv4Addr, port: Port) -> Question {

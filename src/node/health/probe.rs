@@ -82,7 +82,8 @@ async fn ask(visitor: &Visitor, target: &ProbeTarget) -> Result<(), Failure> {
         }
         // `listen` is looked up, not probed.
         Probe::Tcp | Probe::Listen => {
-            for port in target.ports.iter().filter(|port| port.transport == Transport::Tcp) {
+            let ports = target.ports.iter().map(|listed| listed.at_pod());
+            for port in ports.filter(|port| port.transport == Transport::Tcp) {
                 connect(visitor, target, SocketAddr::new(target.address, port.number), Close::Reset).await?;
             }
             Ok(())

@@ -5,6 +5,7 @@ mod closed;
 mod hostile;
 mod rules;
 mod straight;
+mod translated;
 
 use std::cell::Cell;
 use std::io::{ErrorKind, Read, Write};

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
+use super::translated::{joining, served};
 use crate::harness::{
     Crowd, FAR_NEXTHOPS, FarReplicas, Flows, Join, Lan, Netns, PATIENCE, Page, Pod, SOON, Sidecar, allow_many_files,
     far_endpoint, until, vip_dir, write_endpoint,
@@ -77,6 +78,7 @@ pub struct Cluster {
     /// Nodes that know no other.
     alone: Vec<u8>,
     join: Join,
+    is_translated: bool,
     /// It says that UDP flows stay.
     is_sticky: bool,
 }
@@ -97,17 +99,27 @@ impl Cluster {
         Self::of(&join.annotation("viproute.io/udp-sticky", "true"), replicas)
     }
 
+    /// Of pods that have another number in the place of the VIP's port, on each node its own.
+    pub fn translated(replicas: usize) -> Self {
+        Self::build(&Join::annotated("web"), replicas, true)
+    }
+
     /// As the pods join.
     pub fn of(join: &Join, replicas: usize) -> Self {
+        Self::build(join, replicas, false)
+    }
+
+    fn build(join: &Join, replicas: usize, is_translated: bool) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let routed = lan.routed_client();
-        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, join, replicas)).collect();
+        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, (join, is_translated), replicas)).collect();
         let vip = nodes[0].pods[0].vip();
         let is_sticky = join.annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
         let (suspects, alone) = (Vec::new(), Vec::new());
-        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, join: join.clone(), is_sticky };
+        let join = join.clone();
+        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, join, is_translated, is_sticky };
         for number in 1..=3 {
             for other in (1..=3).filter(|other| *other != number) {
                 cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
@@ -161,11 +173,11 @@ impl Cluster {
 
     /// One more replica, which had no connection before.
     pub fn joins(&mut self, number: u8) {
-        let join = self.join.clone();
+        let (join, port) = (joining(&self.join, number, self.is_translated), served(number, self.is_translated));
         let node = self.node_mut(number);
         let place = node.pods.len();
         let pod = node.host.pod();
-        node.servers.push(Crowd::start(&pod));
+        node.servers.push(Crowd::on(&pod, port));
         node.host.add(&pod, &join).ok();
         node.pods.push(pod);
         node.joined.push(place);
@@ -363,16 +375,17 @@ impl Cluster {
     }
 }
 
-fn node(lan: &Lan, number: u8, join: &Join, replicas: usize) -> Node {
+fn node(lan: &Lan, number: u8, (join, is_translated): (&Join, bool), replicas: usize) -> Node {
     let node = crate::harness::Node::without_allocator(lan, number);
     let sidecar = Sidecar::start(&node, SETTINGS);
     let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
     for pod in &mut pods {
         pod.name = format!("n{number}-{}", pod.name);
     }
-    let servers = pods.iter().map(Crowd::start).collect();
+    let servers = pods.iter().map(|pod| Crowd::on(pod, served(number, is_translated))).collect();
+    let join = joining(join, number, is_translated);
     for pod in &pods {
-        node.add(pod, join).ok();
+        node.add(pod, &join).ok();
     }
     let bystander = node.pod();
     let joined = (0..replicas).collect();

@@ -16,6 +16,7 @@ use super::lan::Lan;
 use super::netns::Netns;
 use super::node::Node;
 use super::pod::Pod;
+use super::traffic::PORT;
 
 /// The VIP and its pods, of which some have joined. Fields are dropped in this order.
 pub struct Service {
@@ -27,6 +28,8 @@ pub struct Service {
     pub lan: Lan,
     pub join: Join,
     pub vip: Ipv4Addr,
+    /// Each pod has another number in the place of the VIP's port.
+    is_translated: bool,
 }
 
 impl Service {
@@ -36,27 +39,38 @@ impl Service {
     }
 
     pub fn with(join: &Join, joined: usize, spare: usize) -> Self {
-        Self::of(join, joined, |node| (0..joined + spare).map(|_| node.pod()).collect())
+        Self::of(join, joined, false, |node| (0..joined + spare).map(|_| node.pod()).collect())
+    }
+
+    /// Of pods whose servers have another number in the place of [`PORT`], each its own: [`Service::target`].
+    pub fn translated(join: &Join, joined: usize, spare: usize) -> Self {
+        Self::of(join, joined, true, |node| (0..joined + spare).map(|_| node.pod()).collect())
     }
 
     /// So many replicas that pods made by a base plugin would take too long.
     pub fn of_many(replicas: usize) -> Self {
-        Self::of(&Join::annotated("web"), replicas, |_| (1..=replicas).map(bare_pod).collect())
+        Self::of(&Join::annotated("web"), replicas, false, |_| (1..=replicas).map(bare_pod).collect())
     }
 
-    fn of(join: &Join, joined: usize, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
+    fn of(join: &Join, joined: usize, is_translated: bool, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let node = Node::new(&lan, 1);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let pods = pods(&node);
         // Servers first: a replica that is in the group is taken to be ready.
-        let servers = pods.iter().map(Crowd::start).collect();
+        let port = |pod| if is_translated { target(pod) } else { PORT };
+        let servers = pods.iter().map(|pod| Crowd::on(pod, port(pod))).collect();
         for pod in &pods[..joined] {
-            node.add(pod, join).ok();
+            node.add(pod, &joining(join, pod, is_translated)).ok();
         }
-        let vip = pods[0].vips()[0];
-        Self { _servers: servers, bystander: node.pod(), client, node, lan, join: join.clone(), vip, pods }
+        let (vip, join) = (pods[0].vips()[0], join.clone());
+        Self { _servers: servers, bystander: node.pod(), client, node, lan, join, vip, is_translated, pods }
+    }
+
+    /// What the pod's server has in the place of the VIP's port.
+    pub fn target(&self, pod: &Pod) -> u16 {
+        if self.is_translated { target(pod) } else { PORT }
     }
 
     /// All who call, by name.
@@ -70,7 +84,7 @@ impl Service {
     }
 
     pub fn add(&self, pod: &Pod) {
-        self.node.add(pod, &self.join).ok();
+        self.node.add(pod, &joining(&self.join, pod, self.is_translated)).ok();
     }
 
     /// DEL: the pod's connections are lost.
@@ -127,6 +141,20 @@ impl Service {
         let status = self.status();
         status["flows"][name].as_u64().unwrap_or_else(|| panic!("no counter {name:?} of the VIP's flows in {status}"))
     }
+}
+
+/// A number of the pod's own, behind the `p` of its name.
+fn target(pod: &Pod) -> u16 {
+    let number: u16 = pod.name.trim_start_matches('p').parse().expect("the number of a pod");
+    9000 + number
+}
+
+fn joining(join: &Join, pod: &Pod, is_translated: bool) -> Join {
+    if !is_translated {
+        return join.clone();
+    }
+    let target = target(pod);
+    join.clone().annotation("viproute.io/ports", &format!("{PORT}:{target}/tcp,{PORT}:{target}/udp"))
 }
 
 /// What `viproutectl status` says of one VIP of a node.

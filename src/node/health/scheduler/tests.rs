@@ -162,7 +162,7 @@ fn a_replica_that_flaps_is_held_down() {
 fn a_pod_that_asks_for_too_many_connections_is_checked_less_often() {
     let greedy = {
         let mut greedy = discovery("tcp interval=100ms", State::Ready);
-        greedy.target.ports = (1..=64).map(|number| Port { number, transport: Transport::Tcp }).collect();
+        greedy.target.ports = (1..=64).map(|number| Port { number, transport: Transport::Tcp }.into()).collect();
         greedy
     };
     let modest = {

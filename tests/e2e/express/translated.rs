@@ -1,0 +1,98 @@
+//! Ports that the pod has under another number go straight, too.
+
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use viproute::internals::ebpf::ExpressCounts;
+
+use super::{Flow, Switch, Talk, since};
+use crate::harness::{Echo, Join, PORT, SOON, Service, deadline, hear, scaled};
+
+const ASKED: u64 = 40;
+
+fn service(replicas: usize, spare: usize) -> Service {
+    Service::translated(&Join::annotated("web"), replicas, spare)
+}
+
+#[test]
+fn a_connections_packets_go_straight_both_ways() {
+    let service = service(3, 0);
+    let switch = Switch::on(&service.node);
+    for _ in 0..5 {
+        let before = switch.counts();
+        let mut talk = Talk::with(&service.client, service.vip);
+        let name = talk.ask();
+        for _ in 1..ASKED {
+            assert_eq!(talk.ask(), name);
+        }
+        let (requests, answers) = since(switch.counts(), before);
+        assert!(requests >= ASKED - 2, "of {ASKED} requests {requests} went straight");
+        assert!(answers >= ASKED - 2, "of {ASKED} answers {answers} went straight");
+    }
+}
+
+/// Clones pass the host veth a second time, with the numbers that the originals have there.
+#[test]
+fn datagrams_go_straight_and_none_comes_twice() {
+    let service = service(2, 0);
+    let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect();
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    let (before, mut sent) = (switch.counts(), 0);
+    let name = flow.ask().expect("an answer");
+    for _ in 0..300 {
+        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
+        sent += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    flow.0.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
+    assert!(flow.0.recv(&mut [0; 64]).is_err(), "an answer more than questions");
+    let (requests, answers) = since(switch.counts(), before);
+    assert!(requests > sent * 9 / 10 && answers > sent * 9 / 10, "of {sent}: {requests} in, {answers} out straight");
+}
+
+/// A segment of many, whose checksum is left to a network card, and one that a card has put together.
+#[test]
+fn long_segments_come_whole() {
+    let service = service(1, 0);
+    let switch = Switch::on(&service.node);
+    let mut talk = Talk::with(&service.client, service.vip);
+    talk.ask();
+    for _ in 0..20 {
+        talk.0.write_all(&b"who\n".repeat(200)).expect("ask");
+        for _ in 0..200 {
+            hear(&mut talk.0, deadline(SOON)).expect("an answer");
+        }
+    }
+    assert!(since(switch.counts(), ExpressCounts::default()).0 > 0, "some went straight");
+    let ns = &service.client;
+    let denied = ns.run(|| {
+        std::net::TcpStream::connect_timeout(&(service.vip, service.target(&service.pods[0])).into(), scaled(SOON))
+    });
+    assert_eq!(denied.expect_err("a closed port").kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+/// The pod's number changes under a flow that goes straight: the lease is void at once.
+#[test]
+fn another_number_is_followed_at_once() {
+    let service = service(1, 0);
+    let pod = &service.pods[0];
+    let (first, second) = (Echo::on(pod, service.vip, service.target(pod)), Echo::on(pod, service.vip, 9999));
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    for _ in 0..20 {
+        flow.ask().expect("an answer");
+    }
+    assert!(since(switch.counts(), ExpressCounts::default()).0 > 10, "it goes straight");
+    let attachment = format!("default/{}", pod.name);
+    let ports = format!("{PORT}:9999/udp");
+    let mut command = service.node.ctl();
+    command.args(["join", &attachment, "default/web", "--ports", &ports]);
+    crate::harness::Run::finish(&mut command, "").ok();
+    drop(first);
+    for _ in 0..20 {
+        flow.ask().expect("an answer of the other server's");
+    }
+    drop(second);
+}

@@ -1,0 +1,141 @@
+//! UDP: short and long datagrams, such without a checksum, errors, flows that stay.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use super::segment;
+use super::service;
+use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, scaled};
+
+fn servers(service: &Service) -> Vec<Echo> {
+    service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect()
+}
+
+fn connected(ns: &Netns, vip: Ipv4Addr) -> UdpSocket {
+    let socket = ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).expect("a socket");
+    socket.connect((vip, PORT)).expect("connect");
+    socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
+    socket
+}
+
+/// The length of the answer without the name before it.
+fn echoed(socket: &UdpSocket, said: &[u8]) -> usize {
+    socket.send(said).expect("send");
+    let mut buffer = vec![0; 1 << 16];
+    let length = socket.recv(&mut buffer).expect("an answer");
+    let name = buffer.iter().position(|byte| *byte == b' ').expect("a name");
+    length - name - 1
+}
+
+#[test]
+fn flows_are_answered_and_none_is_lost() {
+    let service = service(3, 0);
+    let _servers = servers(&service);
+    let every = Duration::from_millis(50);
+    let kinds = service.callers().map(|(from, ns)| Kind { from, ns, connected: true, every });
+    let flows = Datagrams::start(service.vip, &kinds, 30);
+    thread::sleep(Duration::from_secs(2));
+    for outcome in flows.stop() {
+        assert_eq!((outcome.lost, outcome.replicas.len()), (0, 1), "{}", outcome.kind);
+        assert!(outcome.sent > 10, "{}", outcome.kind);
+    }
+}
+
+#[test]
+fn fragments_are_answered() {
+    let service = service(2, 0);
+    let _servers = servers(&service);
+    for (from, ns) in service.callers() {
+        let socket = connected(ns, service.vip);
+        for length in [1, 1400, 1900] {
+            assert_eq!(echoed(&socket, &vec![b'x'; length]), length, "from {from}");
+        }
+    }
+}
+
+#[test]
+fn a_datagram_without_a_checksum_is_answered() {
+    let service = service(1, 0);
+    let _servers = servers(&service);
+    let socket = connected(&service.client, service.vip);
+    let port = socket.local_addr().expect("its address").port();
+    segment::send_unchecked(&service.client, port, SocketAddrV4::new(service.vip, PORT), b"hello");
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer).expect("an answer");
+    assert_eq!(&buffer[..length], format!("{} hello", service.pods[0].name).as_bytes());
+}
+
+/// The pod's ICMP error quotes the pod's number; the client's socket knows the VIP's.
+#[test]
+fn a_port_without_a_socket_is_unreachable() {
+    let service = service(1, 0);
+    for (from, ns) in service.callers() {
+        let socket = connected(ns, service.vip);
+        for said in [&b"x"[..], &[b'x'; 1000]] {
+            socket.send(said).expect("send");
+            let error = socket.recv(&mut [0; 64]).expect_err("no server");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {from}: {error}");
+        }
+    }
+}
+
+/// The client's ICMP error quotes the VIP's number; the pod's socket knows the pod's.
+#[test]
+fn a_client_that_is_gone_is_told_to_the_pod() {
+    let service = service(2, 0);
+    let clients: Vec<_> = service.pods.iter().map(|_| connected(&service.client, service.vip)).collect();
+    let sockets: Vec<_> = service
+        .pods
+        .iter()
+        .zip(&clients)
+        .map(|(pod, client)| {
+            let socket = pod.ns.run(|| UdpSocket::bind((service.vip, service.target(pod)))).expect("a socket");
+            let client = (segment::CLIENT, client.local_addr().expect("its address").port());
+            socket.connect(client).expect("connect to the client");
+            socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
+            socket
+        })
+        .collect();
+    // They have begun: else the guard takes what comes for no answer.
+    drop(clients);
+    for (pod, socket) in service.pods.iter().zip(&sockets) {
+        socket.send(b"x").expect("send");
+        let error = socket.recv(&mut [0; 64]).expect_err("nobody is there");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{}: {error}", pod.name);
+    }
+}
+
+#[test]
+fn sticky_flows_stay_when_a_replica_joins() {
+    let service = Service::translated(&Join::annotated("web").annotation("viproute.io/udp-sticky", "true"), 2, 1);
+    let _servers = servers(&service);
+    let kind = Kind { from: "the client", ns: &service.client, connected: true, every: Duration::from_millis(400) };
+    let flows = Datagrams::start(service.vip, &[kind], 60);
+    thread::sleep(Duration::from_secs(2));
+    service.add(&service.pods[2]);
+    thread::sleep(Duration::from_secs(4));
+    for outcome in flows.stop() {
+        assert_eq!((outcome.lost, outcome.replicas.len()), (0, 1), "{}", outcome.kind);
+    }
+}
+
+/// A server that binds no address is found by the number that it has.
+#[test]
+fn an_unbound_server_answers_from_the_vip() {
+    let service = Service::translated(&Join::annotated("web").annotation("viproute.io/udp-reply", "vip"), 1, 0);
+    let pod = &service.pods[0];
+    let server = pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, service.target(pod)))).expect("a server");
+    let answering = thread::spawn(move || {
+        let mut buffer = [0; 64];
+        for _ in 0..2 {
+            let (length, client) = server.recv_from(&mut buffer).expect("a datagram");
+            server.send_to(&[b"p ", &buffer[..length]].concat(), client).expect("an answer");
+        }
+    });
+    for ns in [&service.client, &service.bystander.ns] {
+        assert_eq!(echoed(&connected(ns, service.vip), b"hello"), 5);
+    }
+    answering.join().expect("the server");
+}
