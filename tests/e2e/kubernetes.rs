@@ -1,10 +1,11 @@
 //! Kubernetes Services, by an API that says what the test wants (`harness::KubeApi`). With real parts: `tests/kubernetes`.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Join, KubeApi, Lan, Node, PORT, Pod, PodServer, SOON, Sidecar, connect, nothing_left, until};
+use crate::harness::{Join, KubeApi, Lan, Load, Node, PORT, Pod, PodServer, SOON, Sidecar, nothing_left, until};
 
 const RANGE: &str = "10.118.0.0/24";
 
@@ -18,7 +19,7 @@ fn service(uid: &str) -> Value {
         "metadata": { "namespace": "default", "name": "web", "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z" },
         "spec": {
             "type": "LoadBalancer", "loadBalancerClass": "viproute.io/vip",
-            "ports": [{ "name": "http", "port": PORT, "protocol": "TCP" }],
+            "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
         },
     })
 }
@@ -156,7 +157,9 @@ fn a_service_gets_an_address_and_its_ready_pods_serve_it() {
     scene.waits_for(&[(0, "ready"), (1, "pending")]);
     assert!(scene.pod(2).vips().is_empty(), "no slice names it");
     let client = scene.lan.client(50, &[&format!("{RANGE} via {}", scene.node.address())]);
-    let tally = connect(&client, address.parse().unwrap(), 10);
+    let address: Ipv4Addr = address.parse().unwrap();
+    let tally = client.run(|| Load { to: (address, 80).into(), count: 10, rate: None, concurrency: 4 }.run());
+    assert_eq!(tally.failed, 0, "{tally:?}");
     assert_eq!(tally.names.keys().collect::<Vec<_>>(), [&scene.pod(0).name]);
     assert!(scene.api.reasons().contains(&"AddressAssigned".to_owned()), "{:?}", scene.api.reasons());
     // The other becomes ready; the first ends, which its slice doesn't say yet.

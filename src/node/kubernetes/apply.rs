@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::lease::state::Demand;
 use crate::membership::{self, Change, Host, Pod, Want, admission, running, set_vips};
-use crate::model::{NetworkSpec, Recorded, Source, VipKey};
+use crate::model::{NetworkSpec, PortMap, Recorded, Source, VipKey};
 use crate::net::NodeNet;
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
@@ -317,7 +317,7 @@ fn find(registry: &Registry, name: &str, id: Option<&PodId>) -> Result<(Pod, Opt
 }
 
 fn want(vip: &VipKey, role: &Role) -> Want {
-    let ports = role.ports.keys().copied().collect();
+    let ports = role.ports.iter().map(|(port, target)| PortMap { port: *port, target: *target }).collect();
     Want { ports, admitted: role.is_admitted, ..Want::new(vip.clone(), Source::Service) }
 }
 

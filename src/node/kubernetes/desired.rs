@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::PORTS as MAX_PORTS;
-use crate::model::{Port, Source, VipKey};
+use crate::model::{Port, PortMap, Source, VipKey};
 use crate::registry::record;
 
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, ServicePort, Slice};
@@ -33,7 +33,7 @@ pub struct Member {
     /// What made it one.
     pub source: Source,
     /// What it serves there.
-    pub ports: Vec<Port>,
+    pub ports: Vec<PortMap>,
     /// It gets new connections, as far as its source decides that.
     pub is_admitted: bool,
 }
@@ -280,7 +280,7 @@ impl Scene<'_> {
             return;
         }
         let mut role = role;
-        role.ports.retain(|port, target| is_served(*port, *target));
+        role.ports = served(&role.ports);
         while role.ports.len() > MAX_PORTS {
             role.ports.pop_last();
         }
@@ -320,11 +320,14 @@ impl Scene<'_> {
                 notes.push(refuse(of_service, format!("{} is no protocol of VIPs", of_service.protocol)));
                 continue;
             };
-            let targets: BTreeSet<u16> =
-                self.slices.iter().filter_map(|slice| self.ports(slice).get(&port).copied()).collect();
-            let Some(other) = targets.into_iter().find(|target| !is_served(port, *target)) else { continue };
-            let why = format!("its pods listen on {other}, and port numbers aren't translated");
-            notes.push(refuse(of_service, why));
+            let is_left_out = |slice: &&Slice| {
+                let ports = self.ports(slice);
+                ports.contains_key(&port) && !served(&ports).contains_key(&port)
+            };
+            if self.slices.iter().any(is_left_out) {
+                let why = "its pods listen on one number for another port too: answers can't be told apart".to_owned();
+                notes.push(refuse(of_service, why));
+            }
         }
         notes.extend(
             self.service
@@ -337,9 +340,11 @@ impl Scene<'_> {
     }
 }
 
-/// Whether a pod that listens on `target` can serve `port`.
-fn is_served(port: Port, target: u16) -> bool {
-    port.number == target
+/// Those of the ports that a pod can serve: of several with one target the first.
+fn served(ports: &BTreeMap<Port, u16>) -> BTreeMap<Port, u16> {
+    let mut targets = BTreeSet::new();
+    let first = ports.iter().filter(|(port, target)| targets.insert((port.transport, **target)));
+    first.map(|(port, target)| (*port, *target)).collect()
 }
 
 impl Merged {
@@ -368,7 +373,7 @@ fn keep_connections(objects: &Objects, attachments: &[Attachment], desired: &mut
             }
             let roles = desired.recorded.entry(attachment.name.clone()).or_default();
             if !roles.vips.contains_key(key) && roles.vips.len() + others < MAX_VIPS {
-                let ports = member.ports.iter().map(|port| (*port, port.number)).collect();
+                let ports = member.ports.iter().map(|map| (map.port, map.target)).collect();
                 roles.vips.insert(key.clone(), Role { ports, is_admitted: false });
             }
         }

@@ -63,7 +63,7 @@ fn objects(slices: Vec<Slice>, pods: impl IntoIterator<Item = (Key, Pod)>) -> Ob
 
 fn attachment(number: u8, vips: &[(&str, Source)]) -> Attachment {
     let pod = record::Pod { namespace: "shop".into(), name: format!("p{number}"), uid: format!("u{number}") };
-    let member = |source: &Source| Member { source: source.clone(), ports: vec![port(80)], is_admitted: true };
+    let member = |source: &Source| Member { source: source.clone(), ports: vec![port(80).into()], is_admitted: true };
     let vips = vips.iter().map(|(key, source)| (key.parse().unwrap(), member(source))).collect();
     Attachment { name: format!("c{number}@eth0"), pod, address: Some(address(number)), vips }
 }
@@ -196,6 +196,38 @@ fn ports_are_named_by_the_service_and_numbered_by_the_slice() {
 }
 
 #[test]
+fn a_port_is_served_by_the_pods_own_number() {
+    let numbered =
+        |target| super::super::objects::SlicePort { name: "http".into(), target: Some((target, Protocol::Tcp)) };
+    let slices = vec![
+        Slice { ports: vec![numbered(8080)], ..slice(vec![endpoint(1, true)]) },
+        Slice { ports: vec![numbered(9090)], ..slice(vec![endpoint(2, true)]) },
+    ];
+    let mut objects = objects(slices, [pod(1), pod(2)]);
+    let attachments = [attachment(1, &[]), attachment(2, &[])];
+    let found = desired(&objects, &attachments);
+    let ports = |name: &str| found.recorded[name].vips[&vip()].ports.clone();
+    assert_eq!(
+        (ports("c1@eth0"), ports("c2@eth0")),
+        (BTreeMap::from([(port(80), 8080)]), BTreeMap::from([(port(80), 9090)]))
+    );
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+    // Two ports that lead to one number of a pod: its answers could be to either.
+    objects.services.get_mut("shop/web").unwrap().ports.push(ServicePort {
+        name: "tls".into(),
+        number: 443,
+        protocol: "TCP".into(),
+    });
+    for slice in objects.slices.values_mut() {
+        let also = super::super::objects::SlicePort { name: "tls".into(), ..slice.ports[0].clone() };
+        slice.ports.push(also);
+    }
+    let found = desired(&objects, &attachments);
+    assert_eq!(found.recorded["c1@eth0"].vips[&vip()].ports, BTreeMap::from([(port(80), 8080)]));
+    assert!(found.notes[&vip()].iter().any(|note| matches!(note, Note::PortRefused { port, .. } if port == "443/TCP")));
+}
+
+#[test]
 fn pods_of_the_host_network_are_named_and_join_nothing() {
     let (key, host) = pod(1);
     let host = Pod { is_in_host_network: true, ..host };
@@ -318,7 +350,7 @@ proptest! {
         for attachment in &mut attachments {
             attachment.vips.clear();
             for (key, role) in first.recorded.get(&attachment.name).into_iter().flat_map(|roles| &roles.vips) {
-                let ports = role.ports.keys().copied().collect();
+                let ports = role.ports.iter().map(|(port, target)| PortMap { port: *port, target: *target }).collect();
                 let member = Member { source: Source::Service, ports, is_admitted: role.is_admitted };
                 attachment.vips.insert(key.clone(), member);
             }
