@@ -36,6 +36,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// `IFF_LOOPBACK`.
     pub loopback: bool,
+    /// The kernel has IPv6 for it.
+    pub ipv6: bool,
     /// A VXLAN device's port, where each packet says itself where it goes (`external`).
     pub external_vxlan: Option<u16>,
     /// The namespace its other end is in, as an id of this one's (`link-netnsid`); none where that is this one.
@@ -141,15 +143,50 @@ pub fn set_up(index: u32) -> Request {
 
 /// `ip link set dev INDEX addrgenmode none`. A kernel without IPv6 has nothing to switch off.
 pub fn no_ipv6_addresses(index: u32) -> Request {
-    let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    let message =
-        LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet6])).build();
+    let message = LinkUnspec::new_with_index(index).append_extra_attribute(families(vec![no_inet6()])).build();
     Request::new("set addrgenmode none", format!("link {index}"), 0, &Message::SetLink(message))
         .accept(&[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP])
 }
 
 /// Writes per-device IPv4 settings by netlink (`inet_set_link_af`): no `/proc` of the right namespace is needed.
 pub fn configure(index: u32, settings: &[(Setting, i32)]) -> Request {
+    let message = LinkUnspec::new_with_index(index).append_extra_attribute(families(vec![inet(settings)])).build();
+    let object = format!("link {index} {settings:?}");
+    Request::new("configure", object, 0, &Message::SetLink(message))
+}
+
+/// Readies a new device that is down: [`configure`], and [`no_ipv6_addresses`] where it has IPv6, in one request. For each the kernel
+/// sends one notification, in which it looks for the id of the other end's namespace among those of a node's thousand pods.
+pub fn prepare(device: &Link, settings: &[(Setting, i32)]) -> Request {
+    Request::new("configure", format!("link {} {settings:?}", device.index), 0, &preparation(device, settings, false))
+}
+
+/// As [`prepare`], and up with the same request. In it the kernel brings a device up before all else, so that it must not get a
+/// carrier by that: the other end is down.
+pub fn prepare_up(device: &Link, settings: &[(Setting, i32)]) -> Request {
+    Request::new("set up", format!("link {} {settings:?}", device.index), 0, &preparation(device, settings, true))
+}
+
+fn preparation(device: &Link, settings: &[(Setting, i32)], up: bool) -> Message {
+    let mut message = LinkUnspec::new_with_index(device.index);
+    let inet = (!settings.is_empty()).then(|| inet(settings));
+    let all: Vec<_> = inet.into_iter().chain(device.ipv6.then(no_inet6)).collect();
+    if !all.is_empty() {
+        message = message.append_extra_attribute(families(all));
+    }
+    Message::SetLink(if up { message.up() } else { message }.build())
+}
+
+/// `IFLA_AF_SPEC`. A family that the device doesn't have makes the kernel refuse all of the request.
+fn families(all: Vec<AfSpecUnspec>) -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(all)
+}
+
+fn no_inet6() -> AfSpecUnspec {
+    AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])
+}
+
+fn inet(settings: &[(Setting, i32)]) -> AfSpecUnspec {
     const IFLA_INET_CONF: u16 = 1;
     let mut nested = Vec::new();
     for (setting, value) in settings {
@@ -158,11 +195,7 @@ pub fn configure(index: u32, settings: &[(Setting, i32)]) -> Request {
         nested.resize(start + nla.buffer_len(), 0);
         nla.emit(&mut nested[start..]);
     }
-    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF, nested))]);
-    let message =
-        LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![inet])).build();
-    let object = format!("link {index} {settings:?}");
-    Request::new("configure", object, 0, &Message::SetLink(message))
+    AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF, nested))])
 }
 
 /// `ip link del NAME`. Takes its pair's other end with it, wherever that is.
@@ -220,6 +253,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
     const LINKINFO: u16 = 18;
     const STATS64: u16 = 23;
     const AF_SPEC: u16 = 26;
+    const INET6: u16 = 10;
     const LINK_NETNSID: u16 = 37;
     let flags = LinkFlags::from_bits_retain(number(payload, 8)?);
     let mut link = Link {
@@ -243,7 +277,10 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
             LINKINFO => (is_routed, link.external_vxlan) = (is_port_of_vrf(value), external_vxlan(value)),
             LINK_NETNSID => link.peer_netns = number(value, 0).filter(|id| id.cast_signed() >= 0),
             STATS64 => (link.packets, link.bytes) = (traffic(value, 0)?, traffic(value, 16)?),
-            AF_SPEC => link.settings = decode_settings(value).unwrap_or_default(),
+            AF_SPEC => {
+                link.settings = decode_settings(value).unwrap_or_default();
+                link.ipv6 = attributes(value).any(|(kind, _)| kind == INET6);
+            }
             _ => {}
         }
     }

@@ -20,6 +20,7 @@ pub mod link;
 pub mod module;
 pub mod monitor;
 pub mod neighbour;
+pub mod netconf;
 pub mod netns;
 pub mod nexthop;
 pub mod nftables;

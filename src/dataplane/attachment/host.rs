@@ -78,16 +78,21 @@ impl HostVeth {
         let Link { index, name, settings, up, .. } = &self.link;
         let index = *index;
         let mut fixes = Vec::new();
+        let wanted = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
+        let is_configured = settings.rp_filter == RP_FILTER_LOOSE && settings.forwarding == 1;
+        let finding = if is_configured {
+            format!("{name} may take IPv6 addresses")
+        } else {
+            format!("{name} has rp_filter {}, forwarding {}", settings.rp_filter, settings.forwarding)
+        };
+        // Up later: the container veth may be up, and the carrier be there at once.
         if !up {
-            fixes.push(fix(format!("{name} may take IPv6 addresses"), link::no_ipv6_addresses(index)));
+            fixes.push(fix(finding, link::prepare(&self.link, &wanted)));
+        } else if !is_configured {
+            fixes.push(fix(finding, link::configure(index, &wanted)));
         }
         if !self.addresses.iter().any(|a| a.address == HOST_ADDRESS) {
             fixes.push(fix(format!("address {HOST_ADDRESS} on {name} is missing"), address::add(index, HOST_ADDRESS)));
-        }
-        if settings.rp_filter != RP_FILTER_LOOSE || settings.forwarding != 1 {
-            let wanted = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
-            let finding = format!("{name} has rp_filter {}, forwarding {}", settings.rp_filter, settings.forwarding);
-            fixes.push(fix(finding, link::configure(index, &wanted)));
         }
         if !up {
             fixes.push(fix(format!("{name} is down"), link::set_up(index)));

@@ -16,7 +16,7 @@ use crate::net::filter::Side;
 use crate::net::link::{self, End};
 use crate::net::neighbour::Neighbour;
 use crate::net::nexthop;
-use crate::net::route::{self, TableRoute};
+use crate::net::route::{self, Action, TableRoute};
 use crate::net::rule;
 use crate::net::{self, Netns, NodeNet, PodNet, Request, Socket};
 use crate::registry::record::SavedSysctls;
@@ -88,12 +88,17 @@ fn route_fixes(have: &BTreeSet<TableRoute>, want: &BTreeSet<TableRoute>) -> Vec<
 /// Takes our rules and routes out of a pod that lives on, and puts its interface's settings back. A `vip0` that isn't
 /// this pair's belongs to another attachment, and so does all the rest then.
 pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls) -> net::Result<()> {
-    if link::by_name(pod, POD_DEVICE)?.is_some_and(|link| link.mac != Some(names.pod_mac)) {
+    let vip0 = link::by_name(pod, POD_DEVICE)?;
+    if vip0.as_ref().is_some_and(|link| link.mac != Some(names.pod_mac)) {
         return Ok(());
     }
     let mut requests: Vec<Request> = rule::list(pod, Family::V4)?.into_iter().map(rule::del).collect();
-    // Those by way of vip0 go with it; `throw` has no device to go with.
-    requests.extend(pod::read_routes(pod)?.into_iter().map(route::del));
+    // Those by way of vip0 go with it, and without a notification each; `throw` has no device to go with.
+    let goes_with = |route: &TableRoute| match route.action {
+        Action::Via { index, .. } => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
+        _ => false,
+    };
+    requests.extend(pod::read_routes(pod)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
     if let Some(interface) = link::by_name(pod, ifname)? {
         let restored = settings::restored(saved, &interface.settings);
         if !restored.is_empty() {

@@ -106,11 +106,19 @@ impl ContainerVeth {
 
     /// What must still be done, in an order in which replies have their way before requests can come.
     pub fn fixes(&self, want: &PodWant<'_>) -> Vec<Fix> {
-        let mut fixes: Vec<Fix> = self.settings_fix(want.ifname).into_iter().chain(self.source_fix(want)).collect();
+        let mut fixes: Vec<Fix> = self.settings_fix(want.ifname).into_iter().collect();
         let index = self.link.index;
-        if !self.link.up {
-            fixes.push(fix(format!("{POD_DEVICE} may take IPv6 addresses"), link::no_ipv6_addresses(index)));
-            fixes.push(fix(format!("{POD_DEVICE} is down"), link::set_up(index)));
+        let source = self
+            .source_settings(want)
+            .map(|(rp_filter, accept_local)| [(Setting::RpFilter, rp_filter), (Setting::AcceptLocal, accept_local)]);
+        match source {
+            // The host veth comes up after it.
+            source if !self.link.up => {
+                let settings = source.as_ref().map_or(&[][..], |settings| &settings[..]);
+                fixes.push(fix(format!("{POD_DEVICE} is down"), link::prepare_up(&self.link, settings)));
+            }
+            Some(settings) => fixes.push(fix(self.source_finding(&settings), link::configure(index, &settings))),
+            None => {}
         }
         for missing in want.vips.difference(&self.addresses) {
             fixes.push(fix(format!("address {missing} on {POD_DEVICE} is missing"), address::add(index, *missing)));
@@ -142,9 +150,10 @@ impl ContainerVeth {
         }
     }
 
-    /// An address that the programs don't know, of another of the pod's networks, is left to the pod to check.
-    fn source_fix(&self, want: &PodWant<'_>) -> Option<Fix> {
-        let Link { index, settings: link::Settings { rp_filter, accept_local, .. }, .. } = self.link;
+    /// The `rp_filter` and `accept_local` that `vip0` is to have instead of its own. An address that the programs don't know, of
+    /// another of the pod's networks, is left to the pod to check.
+    fn source_settings(&self, want: &PodWant<'_>) -> Option<(i32, i32)> {
+        let link::Settings { rp_filter, accept_local, .. } = self.link.settings;
         let wanted = if want.source_checked? && self.others.is_subset(&want.own) {
             UNCHECKED
         } else if accept_local == 0 {
@@ -152,15 +161,13 @@ impl ContainerVeth {
         } else {
             (RP_FILTER_LOOSE, 0)
         };
-        if (rp_filter, accept_local) == wanted {
-            return None;
-        }
-        let finding = format!(
-            "{POD_DEVICE} has rp_filter {rp_filter}, accept_local {accept_local}, not {}, {}",
-            wanted.0, wanted.1
-        );
-        let wanted = [(Setting::RpFilter, wanted.0), (Setting::AcceptLocal, wanted.1)];
-        Some(fix(finding, link::configure(index, &wanted)))
+        ((rp_filter, accept_local) != wanted).then_some(wanted)
+    }
+
+    fn source_finding(&self, wanted: &[(Setting, i32); 2]) -> String {
+        let link::Settings { rp_filter, accept_local, .. } = self.link.settings;
+        let [(_, filter), (_, local)] = wanted;
+        format!("{POD_DEVICE} has rp_filter {rp_filter}, accept_local {accept_local}, not {filter}, {local}")
     }
 
     fn settings_fix(&self, ifname: &str) -> Option<Fix> {

@@ -2,6 +2,7 @@
 
 use crate::dataplane::ids::POD_DEVICE;
 use crate::net::link::{self, Link, Setting};
+use crate::net::netconf::{self, Devices};
 use crate::net::{self, PodNet, sysctl};
 use crate::registry::record::SavedSysctls;
 
@@ -37,19 +38,17 @@ pub(super) fn restored(saved: SavedSysctls, settings: &link::Settings) -> Vec<(S
 
 /// The kernel takes the greater one of this and the device's.
 const ALL_RP_FILTER: &str = "net.ipv4.conf.all.rp_filter";
-/// What a device that comes later has.
-const DEFAULT_RP_FILTER: &str = "net.ipv4.conf.default.rp_filter";
 
 /// A pod's `all.rp_filter` where it makes `vip0` check sources and nothing else: each other device is as strict by itself, and so are
 /// those to come.
 pub(super) fn strict_for_all(pod: &PodNet) -> net::Result<Option<i32>> {
-    let read = || [ALL_RP_FILTER, DEFAULT_RP_FILTER].map(|name| sysctl::get(name).ok());
-    let [Some(all), Some(default)] = pod.netns().run(read)? else { return Ok(None) };
-    if all == 0 || default < all {
+    let read = |devices| netconf::rp_filter(pod, devices).unwrap_or_default();
+    let Some(all) = read(Devices::All).filter(|all| *all != 0) else { return Ok(None) };
+    if read(Devices::Default).is_none_or(|default| default < all) {
         return Ok(None);
     }
-    let is_strict = |link: &Link| link.loopback || link.name == POD_DEVICE || i64::from(link.settings.rp_filter) >= all;
-    Ok(if link::list(pod)?.iter().all(is_strict) { i32::try_from(all).ok() } else { None })
+    let is_strict = |link: &Link| link.loopback || link.name == POD_DEVICE || link.settings.rp_filter >= all;
+    Ok(link::list(pod)?.iter().all(is_strict).then_some(all))
 }
 
 /// Lowers a pod's `all.rp_filter` that was saved: `vip0` alone changes. Where it can't be written, packets are looked up as before.
