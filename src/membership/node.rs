@@ -33,7 +33,7 @@ impl Node {
         if let (Some(address), gateway @ Some(_)) = (config.node_ip, config.gateway) {
             return Ok(Self { address, gateway });
         }
-        let way = route::default_way(net)?;
+        let way = route::default_way_by_packet(net)?;
         let address = match config.node_ip {
             Some(address) => address,
             None => source::best(net, way.as_ref())?.ok_or(Error::NoNodeAddress)?,

@@ -1,6 +1,6 @@
 //! What the kernel does with a packet (`ip route get`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::Parseable;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use crate::model::Family;
 use crate::net::{Result, Socket, address_family};
 
-use super::decode::{read, read_hops};
+use super::decode::{decode, read, read_hops};
 use super::{DEFAULT, Filter, Hop, Kind, MAIN, Route, host, list};
 
 /// The way a packet takes.
@@ -27,6 +27,22 @@ pub fn default_way(socket: &Socket) -> Result<Option<Way>> {
     let filter = Filter { table: Some(MAIN), prefix: Some(DEFAULT), ..Filter::default() };
     Ok(best_way(&list(socket, filter)?))
 }
+
+/// The same, asked for by a packet that no other route is likely to be for: the dump of a table has each of a VIP's thousand next
+/// hops in it. Where another route is for it, or another table, the table is dumped.
+pub fn default_way_by_packet(socket: &Socket) -> Result<Option<Way>> {
+    let mut query = query(Packet::to(RESERVED));
+    query.header.flags = RouteFlags::FibMatch;
+    let found = socket.get(("get route", RESERVED), &Message::GetRoute(query), |_, payload| decode(payload));
+    let is_default = |route: &Route| route.table == MAIN && route.prefix == DEFAULT;
+    match found.ok().flatten().filter(is_default).and_then(|route| best_way(&[route])) {
+        Some(way) => Ok(Some(way)),
+        None => default_way(socket),
+    }
+}
+
+/// Of the block 240.0.0.0/4, which is in no use (RFC 1112).
+const RESERVED: IpAddr = IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1));
 
 /// A packet whose way is to be found.
 #[derive(Clone, Copy, Debug)]

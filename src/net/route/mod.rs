@@ -22,7 +22,7 @@ use super::{PROTOCOL, Request, address_family};
 
 pub(super) use decode::decode;
 pub use dump::{Filter, Reach, covering, devices, list};
-pub use lookup::{Answer, Packet, Way, ask, default_way, is_local, lookup};
+pub use lookup::{Answer, Packet, Way, ask, default_way, default_way_by_packet, is_local, lookup};
 
 /// Table `main`.
 pub const MAIN: u32 = 254;
