@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 
 use super::file::{self, Durability};
 use super::lock::{Lock, Missing, of_dir};
-use super::{Error, Registry, Result, nodes, schema};
+use super::{Error, Registry, Result, nodes, schema, taken};
 
 const BOOT_ID: &str = "boot-id";
 /// The kernel's has 36 characters.
@@ -67,7 +67,7 @@ impl Registry {
         };
         let metadata = dir.metadata().map_err(failed)?;
         // A directory of others' files is no registry, whatever the configuration says.
-        let ours = [BOOT_ID, "lock", schema::FILE, nodes::FILE, "vips", "attachments"];
+        let ours = [BOOT_ID, "lock", schema::FILE, nodes::FILE, taken::FILE, "vips", "attachments"];
         let is_registry = || Ok::<_, Error>(file::list(self.dir())?.iter().all(|name| ours.contains(&name.as_str())));
         if metadata.uid() != Uid::effective().as_raw() || metadata.mode().trailing_zeros() >= 6 || !is_registry()? {
             return Ok(false);

@@ -4,6 +4,7 @@
 //! /var/lib/cni/viproute/
 //!   boot-id                                    the boot this state belongs to
 //!   lock                                       flock: boot check and slots; its text is where the next search begins
+//!   slots                                      derived: which slots are taken (`taken`)
 //!   schema                                     the schema to write, and the boot in which a viprouted of it has run
 //!   vips/<namespace>_<name>/
 //!     vip.json                                 address, slot
@@ -29,6 +30,7 @@ pub mod record;
 mod schema;
 mod schema1;
 mod slots;
+mod taken;
 mod vip;
 #[cfg(feature = "node")]
 pub mod watch;

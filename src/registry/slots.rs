@@ -1,7 +1,6 @@
 //! Slots: the lower bits of VIPs' group ids. Two VIPs with one slot would have one group, and each other's traffic, so what is
 //! free is what no record has, whatever else says otherwise.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
@@ -33,9 +32,11 @@ impl LockedVip {
             return Err(damage.into());
         }
         let lock = self.registry.lock()?;
-        let taken = self.others_slots()?;
+        let noted = self.registry.taken()?;
+        let taken = noted.by_others(self.key());
         let own = self.record.as_ref().map(|record| record.slot).filter(|slot| *slot < SLOTS && !taken.contains(slot));
         if let Some(slot) = own {
+            noted.note(self.key(), slot)?;
             return Ok(self.write_record(make(slot))?);
         }
         let mut text = Vec::new();
@@ -44,6 +45,7 @@ impl LockedVip {
         let first = hint(&text);
         for slot in (first..SLOTS).chain(1..first).filter(|slot| !taken.contains(slot)) {
             if is_free(slot)? {
+                noted.note(self.key(), slot)?;
                 self.write_record(make(slot))?;
                 // Written over where it is, never emptied before.
                 let next = format!("{:<8}\n", slot + 1);
@@ -66,19 +68,11 @@ impl LockedVip {
         }
         Ok(None)
     }
-
-    fn others_slots(&self) -> Result<BTreeSet<u32>> {
-        let mut taken = BTreeSet::new();
-        for key in self.registry.vips()?.into_iter().filter(|key| key != self.key()) {
-            taken.extend(self.registry.slot(&key)?);
-        }
-        Ok(taken)
-    }
 }
 
 impl Registry {
     /// A VIP's slot, also of a record that a later version wrote. `None`: it has none, or one that can't be read.
-    fn slot(&self, key: &VipKey) -> Result<Option<u32>> {
+    pub(super) fn slot(&self, key: &VipKey) -> Result<Option<u32>> {
         #[derive(Deserialize)]
         struct Only {
             slot: u32,

@@ -297,6 +297,51 @@ fn one_of_two_vips_in_one_slot_gets_another() {
     assert_eq!(registry.vip(&key("b")).unwrap().other_in_slot(5).unwrap(), None);
 }
 
+/// What is noted of slots spares the reading of records, and is believed of no VIP but those it is about.
+#[test]
+fn among_many_vips_slots_are_noted() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    let vip = |number: u32| registry.vip(&key(&format!("v{number}"))).unwrap();
+    let noted = registry.dir().join("slots");
+    let lock = registry.dir().join("lock");
+    let slots: Vec<u32> = (0..40).map(|number| record(&mut vip(number), |_| true).unwrap()).collect();
+    assert_eq!(slots.iter().collect::<BTreeSet<_>>().len(), slots.len());
+    assert!(noted.exists());
+    // Its record says nothing any more.
+    spoil(&registry.vips_dir().join("shop_v7/vip.json"), r#"{"schema":1"#);
+    spoil(&lock, &slots[7].to_string());
+    assert!(!slots.contains(&record(&mut vip(40), |_| true).unwrap()));
+    // Another directory than the one that is noted.
+    std::fs::rename(registry.vips_dir().join("shop_v8"), registry.vips_dir().join(".away")).unwrap();
+    drop(vip(8));
+    spoil(&lock, &slots[8].to_string());
+    assert_eq!(record(&mut vip(41), |_| true).unwrap(), slots[8]);
+    // A VIP that is recorded anew in another slot, and one whose slot is free with it.
+    spoil(&lock, "100");
+    let other = record(&mut vip(8), |_| true).unwrap();
+    assert_eq!(other, 100);
+    spoil(&lock, "100");
+    assert_ne!(record(&mut vip(42), |_| true).unwrap(), other);
+    vip(9).remove().unwrap();
+    spoil(&lock, &slots[9].to_string());
+    assert_eq!(record(&mut vip(43), |_| true).unwrap(), slots[9]);
+    // Not whole: the records say it.
+    let whole = std::fs::read_to_string(&noted).unwrap();
+    for text in ["", "0\n", &whole[..whole.len() / 2], &whole.replace(" 11 ", " 1111 ")] {
+        assert_ne!(text, whole);
+        spoil(&noted, text);
+        spoil(&lock, &slots[10].to_string());
+        let mut again = vip(44);
+        assert!(!slots[10..].contains(&record(&mut again, |_| true).unwrap()), "{text:?}");
+        again.remove().unwrap();
+    }
+    // Beside a few nothing is noted.
+    (12..44).for_each(|number| vip(number).remove().unwrap());
+    record(&mut vip(45), |_| true).unwrap();
+    assert!(!noted.exists());
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
