@@ -16,7 +16,9 @@ mod reconcile;
 mod timing;
 
 pub use node::settings;
-pub use reconcile::{Tables, differs, differs_for, drop_previous, member_id, reconcile_vip, reconcile_without};
+pub use reconcile::{
+    Tables, differs, differs_for, drop_previous, member_id, reconcile_vip, reconcile_with, reconcile_without,
+};
 pub use timing::observe_syncs;
 
 use crate::model::VipKey;

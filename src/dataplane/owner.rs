@@ -106,14 +106,16 @@ pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() 
     Ok(right)
 }
 
-fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, removed: &[u32]) -> Result<Have> {
+/// `settled`: the entries of these are right.
+fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &BTreeSet<u32>)) -> Result<Have> {
     let entry = maps.known(vip)?;
     let mut known: BTreeSet<u32> = want.attached.keys().copied().collect();
     known.extend(entry.iter().flat_map(|entry| &entry.members).map(|member| member.ifindex));
     known.extend(removed);
-    let mut attached = BTreeMap::new();
+    let settled = want.attached.iter().filter(|(ifindex, _)| settled.contains(ifindex));
+    let mut attached: BTreeMap<u32, Attached> = settled.map(|(ifindex, entry)| (*ifindex, *entry)).collect();
     let mut untranslated = BTreeSet::new();
-    for ifindex in known {
+    for ifindex in known.into_iter().filter(|ifindex| !attached.contains_key(ifindex)).collect::<Vec<_>>() {
         let Some(value) = maps.attached(ifindex, vip)? else { continue };
         if !maps.is_translated(ifindex, vip, &value)? {
             untranslated.insert(ifindex);
@@ -219,6 +221,8 @@ pub struct Owner {
     want: Want,
     /// Host veths that may have an entry and must not.
     removed: Vec<u32>,
+    /// Host veths whose entries are right, and aren't read.
+    settled: BTreeSet<u32>,
     /// Nanoseconds from a change of the group during which buckets may move, and handshakes be caught between replicas.
     syn_search_window: u64,
 }
@@ -262,12 +266,21 @@ impl Owner {
             0 => u64::MAX,
             seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
         };
-        Ok(Some(Self { maps, vip, want: Want::default(), removed: Vec::new(), syn_search_window }))
+        let (removed, settled) = (Vec::new(), BTreeSet::new());
+        Ok(Some(Self { maps, vip, want: Want::default(), removed, settled, syn_search_window }))
+    }
+
+    /// The entries of all host veths but these are right. With the number of replicas that are asked each entry changes
+    /// ([`OVER_MEMBER_LIMIT`]): then all are compared.
+    pub fn compare_only(&mut self, changed: &BTreeSet<u32>) {
+        if self.want.attached.len().abs_diff(self.maps.limit()) > changed.len() + self.removed.len() {
+            self.settled = self.want.attached.keys().copied().filter(|ifindex| !changed.contains(ifindex)).collect();
+        }
     }
 
     /// The steps that are needed.
     pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
-        let have = read(&self.maps, self.vip, &self.want, &self.removed)?;
+        let have = read(&self.maps, self.vip, &self.want, (&self.removed, &self.settled))?;
         let recent = |ifindex| self.maps.used(ifindex).unwrap_or_default();
         Ok(difference(&have, &self.want, self.maps.limit(), recent))
     }

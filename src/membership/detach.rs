@@ -10,7 +10,7 @@ use crate::dataplane::{Error, Result, attachment, reconcile_without};
 use crate::model::{AttachmentId, VipKey};
 use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::record::SavedSysctls;
-use crate::registry::{AttachmentRecord, Intent, LockedAttachment, Registry, attachment_name};
+use crate::registry::{AttachmentRecord, Intent, LockedAttachment, Registry, Turn, attachment_name};
 
 /// Short, since a release only notifies the allocator: it learns the same from the registry anyway.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,16 +62,16 @@ impl Detach<'_> {
 
     /// True: that was the VIP's last replica here.
     fn leave_vip(&self, key: &VipKey, name: &str) -> Result<bool> {
-        let handed_in = self.registry.hand_in(key, name, &Intent::Leave);
-        let Some(mut vip) = self.registry.vip_if_present(key)? else {
-            // Perhaps a DEL was killed while it removed the VIP: this is that DEL again.
-            self.registry.sweep_removed_vips()?;
-            return Ok(false);
+        let mut vip = match self.registry.vip_for(key, name, &Intent::Leave)? {
+            Turn::Taken(vip) => vip,
+            // Another call had the lock, and has taken it out with its own.
+            Turn::Needless => return Ok(false),
+            Turn::Absent => {
+                // Perhaps a DEL was killed while it removed the VIP: this is that DEL again.
+                self.registry.sweep_removed_vips()?;
+                return Ok(false);
+            }
         };
-        // Another call had the lock meanwhile, and has taken it out with its own.
-        if handed_in && !vip.has_intent(name) && vip.endpoint(name).is_ok_and(|endpoint| endpoint.is_none()) {
-            return Ok(false);
-        }
         vip.carry_out_intents()?;
         vip.remove_endpoint(name)?;
         match reconcile_without(self.net, vip) {

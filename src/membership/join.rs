@@ -9,14 +9,14 @@ use std::time::Duration;
 use crate::api::client;
 use crate::api::protocol::{AcquireRequest, Grant};
 use crate::dataplane::attachment::HostVeth;
-use crate::dataplane::{address, ids, owner, reconcile_vip};
+use crate::dataplane::{address, ids, owner, reconcile_with};
 use crate::ebpf::Programs;
 use crate::model::{Backend, Recorded, VipKey};
 use crate::net::NodeNet;
 use crate::net::nexthop::{self, Nexthop};
 use crate::net::route::{self, Packet};
 use crate::registry::record::SCHEMA;
-use crate::registry::{Endpoint, Intent, LockedVip, State, VipRecord, attachment_name, is_peer_endpoint};
+use crate::registry::{Endpoint, Intent, LockedVip, State, Turn, VipRecord, attachment_name};
 
 use super::admission;
 use super::node::{self, Node};
@@ -136,7 +136,7 @@ impl<'a> Joining<'a> {
     fn is_new(&self, key: &VipKey) -> bool {
         let registry = &self.host.registry;
         let is_recorded = registry.vip_record(key).is_ok_and(|record| record.is_some());
-        !is_recorded || registry.endpoint_names(key).is_ok_and(|names| names.iter().all(|name| is_peer_endpoint(name)))
+        !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
     fn insert_pending_in(&self, key: &VipKey, granted: Option<IpAddr>, endpoint: &Endpoint) -> Result<(), Error> {
@@ -236,19 +236,20 @@ impl<'a> Joining<'a> {
         let is_ready = endpoint.health.is_none() && endpoint.admitted;
         endpoint.state = if is_ready { State::Ready } else { State::Pending };
         let name = attachment_name(&self.pod.attachment);
-        let handed_in = self.host.registry.hand_in(key, &name, &Intent::Join(endpoint, known.addresses()));
-        let mut vip = self.host.registry.vip(key)?;
+        let registry = &self.host.registry;
+        let mut vip = match registry.vip_for(key, &name, &Intent::Join(endpoint, known.addresses()))? {
+            Turn::Taken(vip) => vip,
+            // Another call had the lock, and has made it a replica with its own.
+            Turn::Needless => return Ok(()),
+            Turn::Absent => registry.vip(key)?,
+        };
         if vip.record.as_ref().map(Known::of).as_ref() != Some(known) {
             return Err(Error::Renumbered(key.to_string()));
-        }
-        // Another call had the lock meanwhile, and has made it a replica with its own.
-        if handed_in && !vip.has_intent(&name) && vip.has_pair(&name) {
-            return Ok(());
         }
         vip.carry_out_intents()?;
         self.follow_source(&mut vip)?;
         vip.join(&name, endpoint)?;
-        reconcile_vip(&self.host.net, vip, None)?;
+        reconcile_with(&self.host.net, vip)?;
         Ok(())
     }
 

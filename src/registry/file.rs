@@ -178,13 +178,20 @@ pub fn empty(path: &Path) -> Result<()> {
 
 /// Whether a directory holds nothing but hidden (temporary) files, or doesn't exist.
 pub fn is_empty_dir(path: &Path) -> Result<bool> {
+    has_none(path, |_| true)
+}
+
+/// Whether no name in a directory is such a one, hidden (temporary) files left out; also where there is no directory.
+pub(super) fn has_none(path: &Path, is_such: impl Fn(&str) -> bool) -> Result<bool> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
         Err(e) => return Err(Error::io("list", path)(e)),
     };
     for entry in entries {
-        if !entry.map_err(Error::io("list", path))?.file_name().as_encoded_bytes().starts_with(b".") {
+        let name = entry.map_err(Error::io("list", path))?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && is_such(&name) {
             return Ok(false);
         }
     }

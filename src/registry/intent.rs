@@ -11,14 +11,14 @@
 //! the same attachment replaces it.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::VipKey;
 
 use super::file::{self, Durability, Form};
-use super::lock::of_dir;
+use super::lock::{Attempt, Turn, of_dir};
 use super::record::{Endpoint, SCHEMA};
 use super::vip::LockedVip;
 use super::{Registry, Result};
@@ -50,9 +50,41 @@ pub enum Intent<'a> {
 }
 
 impl Registry {
+    /// Locks a VIP for a change of one of its replicas. Where another call holds the lock the change is handed in, and the lock
+    /// waited for until that or another call has made it.
+    pub fn vip_for(&self, key: &VipKey, name: &str, intent: &Intent<'_>) -> Result<Turn<LockedVip>> {
+        if let Attempt::Taken(vip) = self.try_vip(key)? {
+            vip.withdraw_intent(name)?;
+            return Ok(Turn::Taken(vip));
+        }
+        if !self.hand_in(key, name, intent) {
+            return Ok(self.vip_if_present(key)?.map_or(Turn::Absent, Turn::Taken));
+        }
+        let turn = self.vip_unless(key, || self.is_made(key, name, intent))?;
+        if matches!(turn, Turn::Taken(_)) && self.is_made(key, name, intent) {
+            return Ok(Turn::Needless); // by the call that had the lock
+        }
+        Ok(turn)
+    }
+
+    /// Whether a change that was handed in is in the records and the kernel: a VIP's directory may have been removed and made anew
+    /// meanwhile.
+    fn is_made(&self, key: &VipKey, name: &str, intent: &Intent<'_>) -> bool {
+        if has_intent(&self.vip_dir(key).join(DIR), name) {
+            return false;
+        }
+        let endpoint = self.endpoint(key, name);
+        match intent {
+            Intent::Join(..) => {
+                endpoint.is_ok_and(|endpoint| endpoint.is_some_and(|endpoint| endpoint.ifindex.is_some()))
+            }
+            Intent::Leave => endpoint.is_ok_and(|endpoint| endpoint.is_none()),
+        }
+    }
+
     /// Hands in a change before the VIP's lock is waited for. False: it couldn't be (a full disk, no such VIP), and is to be
     /// made under the lock like any other.
-    pub fn hand_in(&self, key: &VipKey, name: &str, intent: &Intent<'_>) -> bool {
+    pub(super) fn hand_in(&self, key: &VipKey, name: &str, intent: &Intent<'_>) -> bool {
         // Without its lock file the VIP isn't whole: who takes the lock needs what room is left on the disk first.
         of_dir(&self.vip_dir(key)).exists() && self.write_intent(key, name, intent).is_ok()
     }
@@ -79,11 +111,16 @@ impl Registry {
     }
 }
 
+/// Whether a change of that attachment was handed in and isn't made yet.
+fn has_intent(dir: &Path, name: &str) -> bool {
+    [JOINS, LEAVES].iter().any(|end| dir.join(format!("{name}{end}")).exists())
+}
+
 impl LockedVip {
     /// Whether a change of that attachment was handed in and isn't made yet.
+    #[cfg(test)]
     pub fn has_intent(&self, name: &str) -> bool {
-        let dir = self.intents_dir();
-        [JOINS, LEAVES].iter().any(|end| dir.join(format!("{name}{end}")).exists())
+        has_intent(&self.intents_dir(), name)
     }
 
     /// Records all changes that were handed in. The caller reconciles the VIP before it lets go of the lock.
@@ -104,6 +141,17 @@ impl LockedVip {
         Ok(())
     }
 
+    /// What a call that was killed has handed in for that attachment: the present one knows better.
+    fn withdraw_intent(&self, name: &str) -> Result<()> {
+        let dir = self.intents_dir();
+        if !dir.exists() {
+            return Ok(());
+        }
+        let joins = dir.join(format!("{name}{JOINS}"));
+        file::remove_record(&joins)?;
+        file::remove(&dir.join(format!("{name}{LEAVES}"))).map(drop)
+    }
+
     /// Records an endpoint with its pair, unless it is recorded with one already: what checks and operators have said of it
     /// since then stays.
     pub fn join(&mut self, name: &str, endpoint: &Endpoint) -> Result<()> {
@@ -116,7 +164,7 @@ impl LockedVip {
     }
 
     /// The kernel has what was recorded by [`LockedVip::carry_out_intents`]: those who wait need do nothing more.
-    pub fn intents_done(&mut self) {
+    pub(super) fn intents_done(&mut self) {
         let dir = self.intents_dir();
         for file in std::mem::take(&mut self.intents) {
             // One that stays is carried out once more, which changes nothing.

@@ -43,7 +43,7 @@ use crate::model::VipKey;
 pub use attachment::{LockedAttachment, attachment_name, attachment_of};
 pub use boot::Boot;
 pub use intent::Intent;
-pub use lock::{Attempt, WaitLimit};
+pub use lock::{Attempt, Turn, WaitLimit};
 pub use record::{AttachmentRecord, Endpoint, Netns, PreviousAddress, State, VipRecord};
 pub use vip::{LockedVip, Replica, is_peer_endpoint, peer_endpoint};
 
@@ -190,6 +190,11 @@ impl Registry {
     /// Reads the names of a VIP's endpoints without a lock, whatever their state.
     pub fn endpoint_names(&self, key: &VipKey) -> Result<Vec<String>> {
         vip::endpoint_names(&self.vip_dir(key))
+    }
+
+    /// Whether no endpoint of this node's is recorded for a VIP, usable or not; without a lock.
+    pub fn is_unused_here(&self, key: &VipKey) -> Result<bool> {
+        vip::is_unused_here(&self.vip_dir(key))
     }
 
     /// Reads a VIP's replicas that have their pair without a lock, by attachment name: one file is read, unless

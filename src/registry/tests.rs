@@ -139,6 +139,43 @@ fn a_crash_in_a_change_leaves_no_index_that_lies() {
     assert_eq!(ready(registry), ["a", "b"]);
 }
 
+/// What a holder of the lock needs to compare: nothing but its own changes where the kernel had all the rest.
+#[test]
+fn the_index_says_whether_the_kernel_had_it() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    let change = |number: u8, reconciled: bool| {
+        let mut vip = registry.vip(&key("web")).unwrap();
+        vip.write_endpoint(&number.to_string(), &endpoint(number.into(), State::Ready)).unwrap();
+        let known = vip.only_changed().unwrap();
+        if reconciled {
+            vip.reconciled();
+        }
+        known.map(|known| known.into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(change(1, true), None, "there was no index");
+    assert_eq!(change(2, true), Some(vec![2]));
+    assert_eq!(change(3, false), Some(vec![3]));
+    assert_eq!(change(4, true), None, "the kernel may lack the third");
+    let mut vip = registry.vip(&key("web")).unwrap();
+    vip.remove_endpoint("4").unwrap();
+    assert_eq!(vip.only_changed().unwrap(), Some([4].into()));
+    vip.reconciled();
+    vip.write_endpoint("5", &endpoint(5, State::Ready)).unwrap();
+    drop(vip);
+    assert_eq!(change(6, true), None, "the kernel may lack the fifth");
+    let mut vip = registry.vip(&key("web")).unwrap();
+    vip.write_record(vip_record(1)).unwrap();
+    assert_eq!(vip.only_changed().unwrap(), None, "another address, say");
+    drop(vip);
+    assert_eq!(change(7, true), None, "or one that a call was killed at");
+    let text = std::fs::read_to_string(index(registry)).unwrap();
+    let mut before: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(before.as_object_mut().unwrap().remove("reconciled"), Some(true.into()));
+    spoil(&index(registry), &before.to_string());
+    assert_eq!(change(8, true), None, "a version before doesn't say");
+}
+
 #[test]
 fn a_damaged_endpoint_is_told_of_and_left_out() {
     let scratch = Scratch::new();
@@ -404,6 +441,38 @@ fn who_gets_the_lock_makes_all_changes_that_wait() {
     assert!(!vip.has_intent("a") && vip.has_intent("e"), "that of e waits for its own ADD");
     drop(vip);
     assert_eq!(ready(registry), ["c", "d"]);
+}
+
+/// A free lock is taken: nothing is handed in, and what a killed call of the same attachment has left is done with.
+#[test]
+fn changes_are_handed_in_where_the_lock_is_held() {
+    let scratch = Scratch::new();
+    let registry = &scratch.0;
+    let none = registry.vip_for(&key("web"), "a", &Intent::Leave).unwrap();
+    assert!(matches!(none, Turn::Absent), "{none:?}");
+    drop(registry.vip(&key("web")).unwrap().write_record(vip_record(1)));
+    let joining = endpoint(1, State::Ready);
+    assert!(registry.hand_in(&key("web"), "a", &Intent::Join(&joining, vec![IpAddr::from([10, 118, 0, 7])])));
+    let Turn::Taken(mut vip) = registry.vip_for(&key("web"), "a", &Intent::Leave).unwrap() else {
+        panic!("its lock is free");
+    };
+    assert!(!vip.has_intent("a"));
+    vip.carry_out_intents().unwrap();
+    assert_eq!(vip.names().unwrap(), Vec::<String>::new());
+    // One of them is made by the holder, the other one is not: that address isn't the VIP's.
+    let other = Intent::Join(&joining, Vec::new());
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| registry.vip_for(&key("web"), "b", &Intent::Leave).unwrap());
+        let not_made = scope.spawn(|| registry.vip_for(&key("web"), "c", &other).unwrap());
+        while !vip.has_intent("b") || !vip.has_intent("c") {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        vip.carry_out_intents().unwrap();
+        vip.reconciled();
+        assert!(matches!(made.join().unwrap(), Turn::Needless), "while the lock is held");
+        drop(vip);
+        assert!(matches!(not_made.join().unwrap(), Turn::Taken(_)));
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One VIP's directory under its lock.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, PortMap, Recorded, VipKey};
 
 use super::file::{self, Durability, Fields, Form};
-use super::lock::{Lock, Missing, of_dir};
+use super::lock::{Attempt, Lock, Missing, Turn, of_dir};
 use super::record::{self, Endpoint, SCHEMA, State, Unknown, VipRecord};
 use super::schema1::Names;
 use super::{Error, Registry, Result};
@@ -95,6 +95,9 @@ impl Replica {
 struct Index {
     schema: u64,
     replicas: BTreeMap<String, Replica>,
+    /// The flow owner's maps had all of them when this was written ([`LockedVip::only_changed`]).
+    #[serde(default)]
+    reconciled: bool,
 }
 
 impl Form for Index {
@@ -134,8 +137,14 @@ pub struct LockedVip {
     replicas: Option<BTreeMap<String, Replica>>,
     /// Host veths of endpoints that were removed, or got another one, by this holder of the lock.
     removed: Vec<u32>,
+    /// Host veths of endpoints that were recorded, new or changed, by this holder of the lock.
+    written: Vec<u32>,
     /// The index was emptied and must be written again.
     index_is_due: bool,
+    /// The index said that the flow owner's maps had all that was recorded, and the VIP's record is still the one of then.
+    was_reconciled: bool,
+    /// The flow owner's maps have all that is recorded now.
+    is_reconciled: bool,
     /// The nodes that this one knows, once they were asked for.
     pub(super) cluster: OnceCell<Option<Cluster>>,
     /// Files of intents that are recorded, and that the kernel doesn't have yet.
@@ -181,40 +190,71 @@ impl Registry {
         Ok(())
     }
 
+    /// Locks a VIP, if anything is recorded of it and its lock is free.
+    pub(super) fn try_vip(&self, key: &VipKey) -> Result<Attempt<LockedVip>> {
+        let dir = self.vip_dir(key);
+        check_dirs(&dir)?;
+        Ok(match Lock::attempt(&of_dir(&dir))? {
+            Attempt::Taken(lock) => Attempt::Taken(self.locked_vip(key, dir, lock)?),
+            Attempt::Busy => Attempt::Busy,
+            Attempt::Absent => Attempt::Absent,
+        })
+    }
+
+    /// Locks a VIP, if anything is recorded of it, unless that becomes needless before its lock is free.
+    pub(super) fn vip_unless(&self, key: &VipKey, is_needless: impl Fn() -> bool) -> Result<Turn<LockedVip>> {
+        let dir = self.vip_dir(key);
+        check_dirs(&dir)?;
+        Ok(match Lock::take_unless(&of_dir(&dir), is_needless, &self.waits)? {
+            Turn::Taken(lock) => Turn::Taken(self.locked_vip(key, dir, lock)?),
+            Turn::Needless => Turn::Needless,
+            Turn::Absent => Turn::Absent,
+        })
+    }
+
     fn lock_vip(&self, key: &VipKey, missing: Missing) -> Result<Option<LockedVip>> {
         let dir = self.vip_dir(key);
-        for own in [&dir, &dir.join(ENDPOINTS)] {
-            match file::check_own_dir(own) {
-                // To be made, or just removed by another.
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
-        let Some(lock) = Lock::take(&of_dir(&dir), missing, &self.waits)? else {
-            return Ok(None);
-        };
+        check_dirs(&dir)?;
+        let lock = Lock::take(&of_dir(&dir), missing, &self.waits)?;
+        lock.map(|lock| self.locked_vip(key, dir, lock)).transpose()
+    }
+
+    fn locked_vip(&self, key: &VipKey, dir: PathBuf, lock: Lock) -> Result<LockedVip> {
         let (record, record_damage) = match file::read(&dir.join(RECORD)) {
             Ok(record) => (record, None),
             Err(e) if e.is_damage() => (None, Some(e)),
             Err(e) => return Err(e),
         };
-        let (registry, key, schema) = (self.clone(), key.clone(), self.schema()?);
-        let (replicas, removed, index_is_due) = (None, Vec::new(), false);
-        Ok(Some(LockedVip {
-            registry,
-            key,
+        Ok(LockedVip {
+            registry: self.clone(),
+            key: key.clone(),
             dir,
             _lock: lock,
-            schema,
+            schema: self.schema()?,
             record,
             record_damage,
-            replicas,
-            removed,
-            index_is_due,
+            replicas: None,
+            removed: Vec::new(),
+            written: Vec::new(),
+            index_is_due: false,
+            was_reconciled: false,
+            is_reconciled: false,
             cluster: OnceCell::new(),
             intents: Vec::new(),
-        }))
+        })
     }
+}
+
+/// Refuses symbolic links in the places of a VIP's directories.
+fn check_dirs(dir: &Path) -> Result<()> {
+    for own in [dir, &dir.join(ENDPOINTS)] {
+        match file::check_own_dir(own) {
+            // To be made, or just removed by another.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn is_fleeting(error: &std::io::Error) -> bool {
@@ -247,6 +287,11 @@ pub(super) fn endpoint_names(dir: &Path) -> Result<Vec<String>> {
     Ok(files.iter().filter_map(|name| name.strip_suffix(".json").map(str::to_owned)).collect())
 }
 
+/// No endpoint of this node is recorded in a VIP's directory, usable or not. Ends at the first one.
+pub(super) fn is_unused_here(dir: &Path) -> Result<bool> {
+    file::has_none(&dir.join(ENDPOINTS), |name| name.strip_suffix(".json").is_some_and(|name| !is_peer_endpoint(name)))
+}
+
 /// The name of the endpoint that stands for another node's replicas.
 pub fn peer_endpoint(number: u32) -> String {
     format!("{PEER}{number}{PEERS_DEVICE}")
@@ -258,15 +303,24 @@ pub fn is_peer_endpoint(name: &str) -> bool {
     number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// The replicas of a VIP's directory by attachment name, and whether the index lacks them and could have them.
-pub(super) fn read_replicas(dir: &Path) -> Result<(BTreeMap<String, Replica>, bool)> {
-    if let Ok(Some(Index { replicas, .. })) = file::read(&dir.join(INDEX)) {
-        return Ok((replicas, false));
+/// The replicas of a VIP's directory by attachment name, and where they are from.
+pub(super) fn read_replicas(dir: &Path) -> Result<(BTreeMap<String, Replica>, Origin)> {
+    if let Ok(Some(Index { replicas, reconciled, .. })) = file::read(&dir.join(INDEX)) {
+        return Ok((replicas, Origin::Index { reconciled }));
     }
     let endpoints = read_endpoints(dir)?;
-    let index_is_due = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
+    let whole = endpoints.iter().all(|(_, endpoint)| endpoint.is_ok());
     let replica = |(name, endpoint): (String, Result<Endpoint>)| Some((name, Replica::of(&endpoint.ok()?)?));
-    Ok((endpoints.into_iter().filter_map(replica).collect(), index_is_due))
+    Ok((endpoints.into_iter().filter_map(replica).collect(), Origin::Endpoints { whole }))
+}
+
+/// Where a VIP's replicas were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Its index, and whether the kernel had all of them when that was written.
+    Index { reconciled: bool },
+    /// Its endpoints' files; `whole`: none of them is damaged, so that an index can be made of them.
+    Endpoints { whole: bool },
 }
 
 impl LockedVip {
@@ -289,9 +343,25 @@ impl LockedVip {
         &self.removed
     }
 
+    /// Host veths of all endpoints that this holder of the lock has removed or recorded; `None`: the flow owner's maps may differ
+    /// from the registry in others too. They had all of them when the index was written, which each change of the registry empties.
+    pub fn only_changed(&mut self) -> Result<Option<BTreeSet<u32>>> {
+        self.replicas()?;
+        Ok(self.was_reconciled.then(|| self.removed.iter().chain(&self.written).copied().collect()))
+    }
+
+    /// The kernel has what is recorded. Those whose intents were carried out need do nothing more.
+    pub fn reconciled(&mut self) {
+        self.is_reconciled = true;
+        self.intents_done();
+    }
+
     fn read_replicas(&mut self) -> Result<BTreeMap<String, Replica>> {
-        let (replicas, index_is_due) = read_replicas(&self.dir)?;
-        self.index_is_due |= index_is_due;
+        let (replicas, origin) = read_replicas(&self.dir)?;
+        match origin {
+            Origin::Index { reconciled } => self.was_reconciled = reconciled,
+            Origin::Endpoints { whole } => self.index_is_due |= whole,
+        }
         Ok(replicas)
     }
 
@@ -302,7 +372,7 @@ impl LockedVip {
 
     /// No endpoint of this node is recorded, usable or not.
     pub fn is_unused_here(&self) -> Result<bool> {
-        Ok(self.names()?.iter().all(|name| is_peer_endpoint(name)))
+        is_unused_here(&self.dir)
     }
 
     /// No endpoint is recorded, usable or not.
@@ -323,6 +393,11 @@ impl LockedVip {
 
     /// Writes the VIP's record.
     pub fn write_record(&mut self, record: VipRecord) -> Result<()> {
+        match self.record {
+            Some(_) => self.before_change()?,
+            None => file::empty(&self.dir.join(INDEX))?, // of a record that was taken away by hand
+        }
+        self.was_reconciled = false;
         self.write(&self.dir.join(RECORD), &record)?;
         self.record = Some(record);
         Ok(())
@@ -349,6 +424,7 @@ impl LockedVip {
         };
         let left = before.filter(|before| Some(before.ifindex) != endpoint.ifindex);
         self.removed.extend(left.and_then(|before| before.host_veth()));
+        self.written.extend(endpoint.ifindex.filter(|_| endpoint.backend.is_local()));
         Ok(())
     }
 
@@ -400,6 +476,7 @@ impl LockedVip {
 
     fn before_change(&mut self) -> Result<()> {
         self.replicas()?;
+        self.is_reconciled = false;
         if !self.index_is_due {
             file::empty(&self.dir.join(INDEX))?;
             self.index_is_due = true;
@@ -433,7 +510,8 @@ impl Drop for LockedVip {
     /// holder of the lock who changed something, also on the way out of a failure.
     fn drop(&mut self) {
         if let Some(replicas) = self.replicas.take().filter(|_| self.index_is_due) {
-            let (path, index) = (self.dir.join(INDEX), Index { schema: SCHEMA, replicas });
+            let index = Index { schema: SCHEMA, replicas, reconciled: self.is_reconciled };
+            let path = self.dir.join(INDEX);
             let _ = file::encode(&path, &index, self.schema).and_then(|text| file::write_in_place(&path, &text));
         }
     }

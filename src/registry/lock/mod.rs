@@ -70,6 +70,21 @@ pub enum Missing {
     GiveUp,
 }
 
+/// What came of waiting for a lock that may become needless meanwhile.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// The lock is had.
+    Taken(T),
+    /// There is nothing left to take it for.
+    Needless,
+    /// The file doesn't exist.
+    Absent,
+}
+
+/// Between two tries, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+
 /// A lock that isn't waited for.
 #[derive(Debug)]
 pub enum Attempt<T> {
@@ -103,6 +118,30 @@ impl Lock {
                 return Ok(Attempt::Taken(lock));
             }
         }
+    }
+
+    /// Tries to take the lock of `path` again and again, unless it becomes needless: a thousand callers whose work one of them has
+    /// done needn't have the lock one after the other.
+    pub fn take_unless(path: &Path, is_needless: impl Fn() -> bool, limit: &WaitLimit) -> Result<Turn<Self>> {
+        let begun = Instant::now();
+        let (left, mut pause) = (limit.left(), FIRST_PAUSE);
+        let turn = loop {
+            match Self::attempt(path)? {
+                Attempt::Taken(lock) => break Turn::Taken(lock),
+                Attempt::Absent => break Turn::Absent,
+                Attempt::Busy if is_needless() => break Turn::Needless,
+                Attempt::Busy => {}
+            }
+            if begun.elapsed() >= left {
+                limit.spend(begun.elapsed());
+                let holder = File::open(path).ok().and_then(|file| Holder::of(&file));
+                return Err(Error::Locked { path: path.to_owned(), holder, waited: limit.whole() });
+            }
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        };
+        limit.spend(begun.elapsed());
+        Ok(turn)
     }
 
     /// Waits for the lock of `path`. `None`: the file (or its directory) doesn't exist, now or since the wait.
