@@ -102,7 +102,9 @@ fn apply(node: &NodeNet, mut vip: LockedVip, tables: Option<&Tables>, how: How) 
         if how.entries == Entries::Changed
             && let Some(changed) = vip.only_changed()?
         {
-            owners.iter_mut().for_each(|owner| owner.compare_only(&changed));
+            for owner in &mut owners {
+                owner.compare_only(&changed);
+            }
         }
         repairs = apply_plan(node, &want, seen, owners)?;
         vip.reconciled();

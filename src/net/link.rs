@@ -17,6 +17,7 @@ use super::{Module, Netns, Request, Result, Socket};
 
 /// A device as the kernel shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is something else that the kernel shows
 pub struct Link {
     /// Its index, unique in its namespace and not used again there.
     pub index: u32,

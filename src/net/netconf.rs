@@ -1,5 +1,5 @@
 //! The IPv4 settings of all devices together and of those to come (`ip netconf show`), by netlink: below `/proc/sys` a lookup of a
-//! name goes through those of every namespace it was ever looked up in (`proc_sys_compare` in fs/proc/proc_sysctl.c), a node's
+//! name goes through those of every namespace it was ever looked up in (`proc_sys_compare` in `fs/proc/proc_sysctl.c`), a node's
 //! thousand pods say.
 
 use netlink_packet_core::{DefaultNla, Emitable, NetlinkSerializable};

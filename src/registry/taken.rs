@@ -89,7 +89,9 @@ fn text(slots: &BTreeMap<String, (u64, Option<u32>)>) -> String {
 }
 
 fn digest(lines: &str) -> String {
-    Sha256::digest(lines).iter().map(|byte| format!("{byte:02x}")).collect()
+    let hash = Sha256::digest(lines);
+    let half = hash.first_chunk::<16>().map_or(0, |half| u128::from_be_bytes(*half));
+    format!("{half:032x}")
 }
 
 /// Inodes and slots by directory; none where the file isn't whole.
