@@ -14,7 +14,7 @@ use crate::net::route::{self, Filter, Kind};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link};
 use crate::registry::{Registry, nodes};
 
-use super::ids::{self, TUNNEL_TABLE, VethNames};
+use super::ids::{self, INWARD_TOS, VethNames};
 use super::node::tunnel;
 use super::owner::{self, Op};
 use super::{Error, Result, member_id};
@@ -73,8 +73,8 @@ impl Seen {
             let filter = Filter { family, table: Some(route::MAIN), protocol: Some(PROTOCOL), prefix: None };
             routes.extend(route::list(node, filter)?);
         }
-        let filter = Filter { table: Some(TUNNEL_TABLE), protocol: Some(PROTOCOL), ..Filter::default() };
-        routes.extend(route::list(node, filter)?);
+        let filter = Filter { table: Some(route::LOCAL), protocol: Some(PROTOCOL), ..Filter::default() };
+        routes.extend(route::list(node, filter)?.into_iter().filter(|route| route.tos == INWARD_TOS));
         routes.retain(|route| route::is_host(route.prefix));
         let mut nexthops = nexthop::list(node)?;
         nexthops.retain(|n| ids::is_ours(n.id()));
@@ -113,7 +113,7 @@ impl Seen {
             }
         }
         let is_known = |address: &IpAddr| some_are_unknown || addresses.contains(address);
-        let is_wanted = |route: &route::Route| route.table != TUNNEL_TABLE || cluster.is_some();
+        let is_wanted = |route: &route::Route| route.table != route::LOCAL || cluster.is_some();
         self.routes.retain(|route| !is_known(&route.prefix.ip()) || !is_wanted(route));
         let (known, orphans): (Vec<_>, Vec<_>) = self.links.iter().cloned().partition(|l| names.contains(&l.name));
         let hops: BTreeSet<u32> = known.iter().filter_map(|link| ids::nexthop(link.index)).collect();
@@ -149,7 +149,7 @@ impl Seen {
     fn requests(&mut self) -> Vec<Request> {
         let mut requests: Vec<Request> = Vec::new();
         requests.extend(self.routes.iter().filter_map(|route| match route.kind {
-            _ if route.table == TUNNEL_TABLE => route.of_ours().map(route::del),
+            _ if route.table == route::LOCAL => route.of_ours().map(route::del),
             Kind::Unreachable => Some(route::del_unreachable(route.prefix.ip(), route.metric)),
             _ => Some(route::del_nexthop(route.prefix.ip())),
         }));

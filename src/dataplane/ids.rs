@@ -18,8 +18,11 @@ pub const TABLE: u32 = 118;
 pub const TUNNEL_DEVICE: &str = "viptun0";
 /// The UDP port of the tunnel between nodes.
 pub const TUNNEL_PORT: u16 = 8118;
-/// The table, on a node, of what comes by the tunnel: this node's own replicas alone.
-pub const TUNNEL_TABLE: u32 = 119;
+/// The TOS by which what comes by the tunnel finds this node's own replicas alone (`INWARD_TOS` in tunnel.h): each VIP has a route
+/// for it in table `local`. Rules ask that table first, and routing daemons leave it alone.
+pub const INWARD_TOS: u8 = 0x1c;
+/// The table that earlier builds had for that, and a rule that led there.
+pub const FORMER_TUNNEL_TABLE: u32 = 119;
 /// The first of the tables by which unbound UDP sockets answer from a VIP; the VIP's place in its attachment's list is
 /// added.
 pub const REPLY_TABLE: u32 = 1180;

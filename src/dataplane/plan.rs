@@ -7,7 +7,7 @@ use crate::net::Request;
 use crate::net::nexthop::{self, Group, GroupMember, Nexthop, Object, Resilience};
 use crate::net::route::{self, Action, NexthopRoute, TableRoute};
 
-use super::ids::TUNNEL_TABLE;
+use super::ids::INWARD_TOS;
 
 /// The metric of the advertised route while no replica is ready: any other route to the VIP is better.
 pub const NOBODY_READY: u32 = u32::MAX;
@@ -174,8 +174,8 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     ops
 }
 
-/// What other nodes send is for the replicas here alone, by a group and routes of their own. What has none of them, an entry of
-/// that table refuses.
+/// What other nodes send is for the replicas here alone, by a group and routes of their own. Of a VIP that has none of them nothing comes
+/// that way: the tunnel's program sends it back (`v->ready` in nodes.h).
 fn put_inbound(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) {
     let Some(id) = want.inbound else { return };
     let is_wanted = want.present && !members.is_empty();
@@ -201,7 +201,7 @@ fn put_inbound(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Ve
     // The programs know no IPv6.
     for address in want.addresses.iter().chain(&want.previous).filter(|address| address.is_ipv4()) {
         let action = Action::Nexthop { id, source: want.source };
-        let route = TableRoute { table: TUNNEL_TABLE, prefix: route::host(*address), action };
+        let route = TableRoute { table: route::LOCAL, prefix: route::host(*address), tos: INWARD_TOS, action };
         match have.inbound_routes.get(address) {
             Some(found) if !is_wanted => ops.push(Op::DelInbound(*found)),
             None if is_wanted => ops.push(Op::AddInbound(route)),

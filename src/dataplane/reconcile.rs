@@ -410,10 +410,11 @@ fn read_inbound(node: &NodeNet, address: IpAddr) -> net::Result<Option<TableRout
 
 /// The routes for what other nodes send, of one address or of all.
 fn list_inbound(node: &NodeNet, address: Option<IpAddr>) -> net::Result<Vec<TableRoute>> {
-    let (table, protocol) = (Some(ids::TUNNEL_TABLE), Some(PROTOCOL));
+    let (table, protocol) = (Some(route::LOCAL), Some(PROTOCOL));
     let filter = Filter { family: Family::V4, table, protocol, prefix: address.map(route::host) };
     let routes = route::list(node, filter)?;
-    Ok(routes.iter().filter(|route| route::is_host(route.prefix)).filter_map(Route::of_ours).collect())
+    let is_inbound = |route: &&Route| route.tos == ids::INWARD_TOS && route::is_host(route.prefix);
+    Ok(routes.iter().filter(is_inbound).filter_map(Route::of_ours).collect())
 }
 
 /// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of

@@ -3,7 +3,7 @@
 //   outward (tc egress)   the VIP's group has chosen another node: its address as a neighbour names it
 //   inward  (tc ingress)  another node sends a packet of a VIP
 //
-// New connections and datagrams go where the group's hash says, and there the group of that node's own replicas chooses (table 119).
+// New connections and datagrams go where the group's hash says, and there the group of that node's own replicas chooses (to_group).
 // Every other TCP packet goes to the socket that has its flow: here; else where it was found last (a hint); else to the node that
 // the hash chose; and if that sends it back, once round the nodes in the order of their ids. The node that has the flow tells the
 // origin, whose next packet goes straight there. A packet that a node doesn't own goes back to its origin first: a walk that began
@@ -12,6 +12,9 @@
 // What is delivered here passes the replica's host veth, and the owner there, like any other packet.
 #ifndef VIPROUTE_NODES_H
 #define VIPROUTE_NODES_H
+
+// Of what comes in: up the stack, but for no replica here. (TC_ACT_OK: for the one that the group of them chooses.)
+#define UNCHANGED TC_ACT_PIPE
 
 enum { NO_FLOW, OPENS, BELONGS, DATAGRAM, REPORTS, FOLLOWS };
 
@@ -156,23 +159,26 @@ static inline_always int as_it_is(struct __sk_buff *skb, __u32 ifindex, const __
 	return TC_ACT_SHOT;
 }
 
-// The place of a replica here that gets new flows; MEMBERS: none does.
-verified_alone int first_ready(struct vip *v)
+// The place of the first replica here, from that one on, that gets new flows; MEMBERS: none does.
+verified_alone int ready_from(struct vip *v, __u32 start)
 {
 	if (!v)
 		return MEMBERS;
 	for (__u32 i = 0; i < MEMBERS; i++) {
 		if (i >= v->count)
 			break;
-		if (!(v->member[i].flags & DRAINING))
-			return i;
+		__u32 place = start + i;
+		if (place >= v->count)
+			place -= v->count;
+		if (place < MEMBERS && !(v->member[place].flags & DRAINING))
+			return place;
 	}
 	return MEMBERS;
 }
 
 // No node has it. While one is only suspected to be away the flow may be there: better no answer than a reset. Otherwise a replica
-// here answers, as a host should; where there is none, the route in table 119 does. What would begin a flow is never for a replica that
-// drains.
+// here answers, as a host should; where there is none, the stack does: the packet has had its last hop, which the client takes like
+// any other word that there is no way. What would begin a flow is never for a replica that drains.
 static inline_always int of_nobody(struct __sk_buff *skb, struct packet *p, struct vip *v, int belongs)
 {
 	__u32 place = 0;
@@ -182,9 +188,9 @@ static inline_always int of_nobody(struct __sk_buff *skb, struct packet *p, stru
 	}
 	count(p->flow.vip, NO_OWNER);
 	if (!belongs)
-		place = first_ready(v);
+		place = ready_from(v, 0);
 	if (place >= v->count || place >= MEMBERS)
-		return TC_ACT_OK;
+		return end_here(skb) ? TC_ACT_SHOT : UNCHANGED;
 	return as_it_is(skb, v->member[place].ifindex, v->member[place].mac);
 }
 
@@ -296,6 +302,19 @@ static inline_always int to_place(struct __sk_buff *skb, struct packet *p, struc
 	return TC_ACT_UNSPEC;
 }
 
+// It has come by the tunnel, and the group of this node's replicas has not had it: the route to that is missing, or a packet filter has
+// given the packet another TOS. No second node: to one of these replicas all the same.
+static inline_always int stay_here(struct __sk_buff *skb, struct packet *p, struct vip *v, int what)
+{
+	int verdict = what == FOLLOWS ? fragment_outward(skb, p) : TC_ACT_UNSPEC;
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+	__u32 place = v->count ? ready_from(v, begin_at(&p->flow, v->count)) : MEMBERS;
+	if (place >= v->count || place >= MEMBERS)
+		return dropped_in_tunnel(TOO_FAR);
+	return hand_over(skb, p, v->member[place].ifindex, v->member[place].mac);
+}
+
 SEC("classifier")
 int outward(struct __sk_buff *skb)
 {
@@ -315,6 +334,8 @@ int outward(struct __sk_buff *skb)
 	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
 	if (!v)
 		return dropped_in_tunnel(NOT_OURS);
+	if (skb->ingress_ifindex == here->ifindex)
+		return stay_here(skb, &p, v, what);
 	int verdict = to_place(skb, &p, v, node, what);
 	if (verdict != TC_ACT_UNSPEC)
 		return verdict;
@@ -329,45 +350,53 @@ static inline_always int is_over(const struct vip *v)
 	return v->flags & LINGERS && is_settled(v);
 }
 
-SEC("classifier")
-int inward(struct __sk_buff *skb)
+static inline_always int come_in(struct __sk_buff *skb, struct packet *p)
 {
-	struct packet p = {};
 	struct transit t = {};
 	if (read_transit(skb, &t))
 		return dropped_in_tunnel(STRANGER);
 	if ((t.hop & ~LAST) > HOPS)
 		return dropped_in_tunnel(TOO_FAR);
-	int what = read_flow(skb, &p);
-	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p.flow.vip);
+	int what = read_flow(skb, p);
+	struct vip *v = what < 0 ? 0 : bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
 	if (!v || is_over(v))
 		return dropped_in_tunnel(NOT_OURS);
 	if (t.kind == FOUND) {
 		struct hint hint = { .node = t.sender };
 		if (what == BELONGS)
-			bpf_map_update_elem(&hints_v3, &p.flow, &hint, BPF_ANY);
+			bpf_map_update_elem(&hints_v3, &p->flow, &hint, BPF_ANY);
 		else if (what == DATAGRAM)
-			bpf_map_update_elem(&sticky_v2, &p.flow, &hint, BPF_ANY);
+			bpf_map_update_elem(&sticky_v2, &p->flow, &hint, BPF_ANY);
 		return TC_ACT_SHOT;
 	}
 	switch (what) {
 	case BELONGS:
-		return flow_inward(skb, &p, v, &t);
+		return flow_inward(skb, p, v, &t);
 	case OPENS:
-		return opening_inward(skb, &p, v, &t);
+		return opening_inward(skb, p, v, &t);
 	case DATAGRAM:
 		if (v->flags & FLOWS_STAY || asks(&t))
-			return datagram_inward(skb, &p, v, &t);
+			return datagram_inward(skb, p, v, &t);
 		break;
 	case REPORTS:
-		return error_inward(skb, &p, v, &t);
+		return error_inward(skb, p, v, &t);
 	case FOLLOWS: {
-		int verdict = fragment_inward(skb, &p, v, &t);
+		int verdict = fragment_inward(skb, p, v, &t);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
 	}
-	return v->ready ? TC_ACT_OK : onward(skb, &p, v, &t, 0);
+	return v->ready ? TC_ACT_OK : onward(skb, p, v, &t, 0);
+}
+
+SEC("classifier")
+int inward(struct __sk_buff *skb)
+{
+	struct packet p = {};
+	int verdict = come_in(skb, &p);
+	if (verdict == TC_ACT_OK)
+		return to_group(skb, p.ip.tos);
+	return verdict == UNCHANGED ? TC_ACT_OK : verdict;
 }
 
 #endif

@@ -1448,6 +1448,10 @@ int owner(struct __sk_buff *skb)
 	p.inner = ETH_HLEN + p.ip.ihl * 4;
 	p.flow.client = p.ip.saddr;
 	p.flow.vip = p.ip.daddr;
+#if HAS_TUNNEL
+	if (restore_tos(skb, &p))
+		return TC_ACT_SHOT;
+#endif
 	struct attached *chosen = attached(p.self, p.flow.vip);
 	if (!chosen)	// the VIP's group has chosen a wrong device, or the VIP's entry is missing
 		return misrouted(skb);

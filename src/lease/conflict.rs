@@ -108,12 +108,15 @@ fn meaning(route: &Route, candidate: IpAddr, allow: &Allow, evidence: &Evidence)
     if !route.prefix.contains(candidate) {
         return Meaning::Nothing;
     }
+    if route.protocol == PROTOCOL {
+        return Meaning::Nothing;
+    }
     if route.table == LOCAL {
         // The kernel's own: an address of this node, or the broadcast address of one of its links.
         let own = route::is_host(route.prefix);
         return if own { Meaning::Conflict("it is an address of this node".into()) } else { Meaning::Nothing };
     }
-    if matches!(route.protocol, PROTOCOL | KERNEL) || route.prefix.prefix() <= allow.prefix_of(candidate) {
+    if route.protocol == KERNEL || route.prefix.prefix() <= allow.prefix_of(candidate) {
         return Meaning::Nothing;
     }
     let hops = match &route.kind {

@@ -292,7 +292,7 @@ fn ids_of_kernel_objects() {
         vec![ids::TUNNEL_DEVICE.to_owned(), ids::TUNNEL_PORT.to_string()],
         vec![ids::HOST_ADDRESS.to_string()],
         vec![ids::TABLE.to_string()],
-        vec![ids::TUNNEL_TABLE.to_string()],
+        vec![format!("{:#04x}", ids::INWARD_TOS), "local".to_owned()],
         vec![first.to_string(), last.to_string()],
         vec![ids::RULE_PRIORITY.to_string()],
     ];

@@ -11,6 +11,7 @@ mod rules;
 mod scene;
 mod sticky;
 mod told;
+mod tos;
 mod translated;
 
 use std::collections::BTreeSet;
@@ -128,33 +129,29 @@ fn what_is_deleted_of_the_tunnel_comes_back() {
         let links = ns.ip("-d link show viptun0 up");
         let neighbours = ns.ip("neigh show dev viptun0 nud permanent");
         let hops = ns.ip("nexthop show proto 118");
-        let table = ns.ip("route show table 119");
+        let table = ns.ip("route show table local");
         links.contains("external")
             && neighbours.lines().count() == 2
             && links.contains("mtu 1500")
             && ns.ip("addr show dev viptun0").contains("169.254.118.1/32")
             && hops.lines().filter(|hop| hop.contains("dev viptun0")).count() == 2
-            && ns.ip("rule show").contains("iif viptun0 lookup 119")
-            && table.contains("unreachable default")
-            && table.contains(&format!("{} nhid", cluster.vip))
+            && table.lines().any(|route| route.contains(&format!("{} nhid", cluster.vip)) && route.contains("tos 0x1c"))
             && node.far_legs() == 2
             && ns
                 .run(|| std::process::Command::new("tc").args(["filter", "show", "dev", "viptun0", "ingress"]).output())
                 .is_ok_and(|shown| !shown.stdout.is_empty())
     };
     until("the tunnel is whole", SOON, || is_whole().then_some(()));
-    let deletions: [(&str, &str); 9] = [
-        ("ip", "rule del pref 118"),
+    let deletions: [(&str, &str); 7] = [
         ("ip", "neigh flush dev viptun0 nud permanent"),
         ("ip", "nexthop del id 2013265922"),
-        ("ip", "route del unreachable default table 119"),
         ("tc", "qdisc del dev viptun0 clsact"),
         ("ip", "addr del 169.254.118.1/32 dev viptun0"),
         ("ip", "link set viptun0 mtu 1400"),
         ("ip", "link set viptun0 down"),
         ("ip", "link del viptun0"),
     ];
-    let of_vip = format!("route del {} table 119", cluster.vip);
+    let of_vip = format!("route del {} tos 0x1c table local", cluster.vip);
     for (program, change) in deletions.into_iter().chain([("ip", of_vip.as_str())]) {
         let mut command = ns.cmd(program);
         assert!(command.args(change.split(' ')).status().expect(program).success(), "{program} {change}");
@@ -178,7 +175,7 @@ fn nothing_is_left_behind() {
         let links = ns.has_device("viptun0");
         let hops = ns.ip("nexthop show proto 118");
         let groups = hops.lines().any(|hop| hop.contains("id 20048") || hop.contains("viptun0"));
-        links || groups || ns.ip("rule show").contains("119") || ns.ip("route show table all").contains("table 119")
+        links || groups || ns.ip("route show table local").contains("tos 0x1c")
     };
     assert!(of_tunnel(cluster.node(1)), "there is a tunnel to be removed");
     // It stands alone again: the VIP and its own replica stay.
@@ -189,8 +186,8 @@ fn nothing_is_left_behind() {
     cluster.everything_leaves(2);
     until("groups and routes are gone", SOON, || {
         let ns = cluster.node(2).ns();
-        let table = ns.ip("route show table 119");
-        (table.trim() == "unreachable default proto 118" && !ns.ip("nexthop show").contains("group")).then_some(())
+        let table = ns.ip("route show table local");
+        (!table.contains("tos 0x1c") && !ns.ip("nexthop show").contains("group")).then_some(())
     });
     cluster.stands_alone(2);
     until("the tunnel is gone", SOON, || (!of_tunnel(cluster.node(2))).then_some(()));

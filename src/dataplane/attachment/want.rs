@@ -109,6 +109,7 @@ impl<'a> PodWant<'a> {
         let way_back = |table, source, advmss| TableRoute {
             table,
             prefix: route::DEFAULT,
+            tos: 0,
             action: Action::Via { gateway: HOST_ADDRESS, index, source, advmss },
         };
         let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
@@ -116,7 +117,7 @@ impl<'a> PodWant<'a> {
             routes.insert(way_back(*table, Some(*vip), None));
             let around = [route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))].into_iter();
             let around = around.chain(node_source_address.map(route::host));
-            routes.extend(around.map(|prefix| TableRoute { table: *table, prefix, action: Action::Throw }));
+            routes.extend(around.map(|prefix| TableRoute { table: *table, prefix, tos: 0, action: Action::Throw }));
         }
         routes
     }

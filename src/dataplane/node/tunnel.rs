@@ -1,25 +1,28 @@
 //! The tunnel to the other nodes: its device with the programs, a neighbour and a nexthop for each node, which all VIPs' groups
-//! share, the rule by which what comes in by it is for this node's own replicas alone, and the programs' maps of nodes.
+//! share, and the programs' maps of nodes.
 //!
 //! ```text
 //! viptun0: mtu 1500 … link/ether 02:76:c0:00:02:01, vxlan external dstport 8118, 169.254.118.1/32
 //! 192.0.2.2 dev viptun0 lladdr 02:76:c0:00:02:02 PERMANENT proto 118
 //! nexthop id 2013265921 via 192.0.2.2 dev viptun0 onlink proto 118
-//! 118: from all iif viptun0 lookup 119 proto 118
-//! unreachable default table 119 proto 118
 //! ```
 //!
-//! The device comes up last: nothing passes it before its programs are there.
+//! The device comes up last: nothing passes it before its programs are there. What they let in is for this node's own replicas alone:
+//! the TOS that they give it is that of routes of the VIPs' own ([`ids::INWARD_TOS`]). No rule says so, since with the first rule of a
+//! network namespace Linux asks its tables one by one, for each packet that the node forwards and for its source too, until the next
+//! boot (`fib_has_custom_rules`). Earlier builds had one. It goes once it has no use any more ([`Former`]).
 //!
 //! The kernel tells of each change to these objects, but not of the programs and their maps: those are read again and again
 //! ([`recheck`]), all else when something is heard of it.
+
+mod former;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use crate::dataplane::attachment::{RP_FILTER_LOOSE, side};
-use crate::dataplane::ids::{self, HOST_ADDRESS, RULE_PRIORITY, TUNNEL_DEVICE, TUNNEL_PORT, TUNNEL_TABLE};
+use crate::dataplane::ids::{self, HOST_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
 use crate::dataplane::{Result, owner};
 use crate::ebpf::{self, Here, Hook, Nodes, Programs};
 use crate::model::node::NodeId;
@@ -27,10 +30,12 @@ use crate::model::{Cluster, Family, Mac};
 use crate::net::link::{self, End, Link, Setting};
 use crate::net::neighbour::{self, Neighbour};
 use crate::net::nexthop::{self, Nexthop, Object};
-use crate::net::route::{self, Action, Filter, TableRoute};
-use crate::net::rule::{self, Name, Rule, Selector};
-use crate::net::{self, NodeNet, PROTOCOL, Request, address, filter};
+use crate::net::route::{self, TableRoute};
+use crate::net::{self, NodeNet, Request, address, filter, rule};
 use crate::registry::{Registry, nodes};
+
+use former::FORMER_RULE;
+pub use former::Former;
 
 /// Bytes that the tunnel adds to a packet: Ethernet, VXLAN, UDP and IPv4 headers.
 const OVERHEAD: u32 = 14 + 8 + 8 + 20;
@@ -41,10 +46,6 @@ const ROUNDS: u32 = 4;
 
 /// What is wrong where the programs' maps are.
 const OTHER_NODES: &str = "the programs knew other nodes";
-
-const RULE: Rule =
-    Rule { selector: Selector::Device(Name::new(TUNNEL_DEVICE)), table: TUNNEL_TABLE, priority: RULE_PRIORITY };
-const REFUSAL: TableRoute = TableRoute { table: TUNNEL_TABLE, prefix: route::DEFAULT, action: Action::Unreachable };
 
 /// What must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Want {
     pub nodes: BTreeMap<u32, NodeId>,
     /// The programs' ids, by hook. Without all of them the device stays down.
     pub programs: BTreeMap<Hook, u32>,
+    /// They are this build's: those of earlier ones need the rule.
+    pub current: bool,
 }
 
 /// What is.
@@ -70,10 +73,8 @@ pub struct Have {
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// The nexthops to other nodes.
     pub nexthops: BTreeMap<u32, Nexthop>,
-    /// The rule is there.
-    pub has_rule: bool,
-    /// What no VIP of this node's is refused.
-    pub refuses: bool,
+    /// What is to go once the programs and the VIPs' routes are there.
+    pub former: Former,
     /// The programs on it, by hook.
     pub programs: BTreeMap<Hook, u32>,
 }
@@ -82,10 +83,7 @@ impl Have {
     /// Reads it.
     pub fn read(node: &NodeNet) -> net::Result<Self> {
         let link = link::by_name(node, TUNNEL_DEVICE)?;
-        let mut have = Self { has_rule: rule::list(node, Family::V4)?.contains(&RULE), ..Self::default() };
-        let filter = Filter { table: Some(TUNNEL_TABLE), protocol: Some(PROTOCOL), ..Filter::default() };
-        have.refuses =
-            route::list(node, filter)?.iter().filter_map(route::Route::of_ours).any(|route| route == REFUSAL);
+        let mut have = Self { former: Former::read(node)?, ..Self::default() };
         let peers = nexthop::list(node)?.into_iter().filter_map(|object| match object {
             Object::Single(nexthop) if ids::is_peer(nexthop.id) => Some((nexthop.id, nexthop)),
             _ => None,
@@ -105,7 +103,7 @@ impl Have {
 
     /// Nothing of it is there.
     fn is_nothing(&self) -> bool {
-        self.link.as_ref().is_none_or(|link| !is_ours(link)) && !self.has_rule && !self.refuses
+        self.link.as_ref().is_none_or(|link| !is_ours(link)) && self.former.is_nothing()
     }
 }
 
@@ -132,14 +130,10 @@ pub enum Op {
     AddNexthop(Nexthop),
     /// A nexthop that leads elsewhere, or to a node that this one doesn't know.
     DelNexthop(u32),
-    /// What isn't for this node's replicas is refused.
-    Refuse,
-    /// That is over.
-    RefuseNoMore,
-    /// What comes in by the device asks the table.
-    AddRule,
-    /// That is over.
+    /// An earlier build's rule goes.
     DelRule,
+    /// And what it had in its table.
+    DelRoute(TableRoute),
 }
 
 /// Whether a device of that name may be changed or removed.
@@ -156,9 +150,6 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
         return vec![if is_ours(link) { Op::DelLink(index) } else { Op::AddLink(want.own, want.mtu) }];
     }
     let mut ops = Vec::new();
-    // Before anything can come in by it.
-    ops.extend((!have.refuses).then_some(Op::Refuse));
-    ops.extend((!have.has_rule).then_some(Op::AddRule));
     ops.extend((link.mtu != want.mtu).then_some(Op::SetMtu(index, want.mtu)));
     let is_configured = link.settings.rp_filter == RP_FILTER_LOOSE && link.settings.forwarding == 1;
     let has_all = Hook::TUNNEL.iter().all(|hook| want.programs.contains_key(hook));
@@ -168,11 +159,13 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     ops.extend((!have.has_address).then_some(Op::AddAddress(index)));
     let is_attached = |hook: &Hook| want.programs.get(hook).is_none_or(|id| have.programs.get(hook) == Some(id));
     ops.extend(Hook::TUNNEL.into_iter().filter(|hook| !is_attached(hook)).map(|hook| Op::Attach(index, hook)));
-    if !has_all {
-        return ops;
+    if has_all {
+        ops.extend(goes_up.then_some(Op::Up(index)));
+        nodes(have, want, index, &mut ops);
     }
-    ops.extend(goes_up.then_some(Op::Up(index)));
-    nodes(have, want, index, &mut ops);
+    if want.current && have.former.needed_by.is_empty() {
+        ops.extend(have.former.removal());
+    }
     ops
 }
 
@@ -204,8 +197,7 @@ pub fn removal(have: &Have) -> Vec<Op> {
         ops.extend(of_it.map(|nexthop| Op::DelNexthop(nexthop.id)));
         ops.push(Op::DelLink(link.index));
     }
-    ops.extend(have.has_rule.then_some(Op::DelRule));
-    ops.extend(have.refuses.then_some(Op::RefuseNoMore));
+    ops.extend(have.former.removal());
     ops
 }
 
@@ -231,10 +223,8 @@ impl Op {
             Self::SetNeighbour(index, id) => vec![neighbour::replace(*index, id.0.into(), id.mac())],
             Self::AddNexthop(nexthop) => vec![nexthop::add(*nexthop)],
             Self::DelNexthop(id) => vec![nexthop::del(*id)],
-            Self::Refuse => vec![route::replace(REFUSAL)],
-            Self::RefuseNoMore => vec![route::del(REFUSAL)],
-            Self::AddRule => vec![rule::add(RULE)],
-            Self::DelRule => vec![rule::del(RULE)],
+            Self::DelRule => vec![rule::del(FORMER_RULE)],
+            Self::DelRoute(route) => vec![route::del(*route)],
         })
     }
 
@@ -251,10 +241,8 @@ impl Op {
             Self::SetNeighbour(_, id) => format!("neighbour {id} on {TUNNEL_DEVICE} is missing"),
             Self::AddNexthop(nexthop) => format!("nexthop {} via {} is missing", nexthop.id, nexthop.gateway),
             Self::DelNexthop(id) => format!("nexthop {id} leads to no node that is known"),
-            Self::Refuse => format!("route {REFUSAL} is missing"),
-            Self::RefuseNoMore => format!("route {REFUSAL} should not be there"),
-            Self::AddRule => format!("rule {RULE} is missing"),
-            Self::DelRule => format!("rule {RULE} should not be there"),
+            Self::DelRule => format!("rule {FORMER_RULE} should not be there"),
+            Self::DelRoute(route) => format!("route {route} should not be there"),
         }
     }
 }
@@ -308,7 +296,8 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
         done.lacks = Some(Error::NoBtf);
     }
     let nodes = cluster.nodes.iter().map(|node| (node.number, node.id)).collect();
-    let want = Want { own: cluster.own.id, mtu: underlay.mtu, nodes, programs: of_tunnel };
+    let current = dir.map_or(Ok(true), |dir| Ok::<_, ebpf::Error>(Programs::open(dir)?.is_some()))?;
+    let want = Want { own: cluster.own.id, mtu: underlay.mtu, nodes, programs: of_tunnel, current };
     for _ in 0..ROUNDS {
         let have = Have::read(node)?;
         if let Some(link) = have.link.as_ref().filter(|_| !want.programs.is_empty()) {
@@ -318,7 +307,8 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
         if ops.is_empty() {
             let settled =
                 |link: Link| Settled { device: link.index, underlay: underlay.index, programs: want.programs };
-            done.settled = have.link.map(settled);
+            // Until what earlier builds had is gone all is compared again and again.
+            done.settled = have.link.filter(|_| have.former.is_nothing()).map(settled);
             break;
         }
         for op in &ops {

@@ -214,7 +214,7 @@ fn what_other_nodes_send_is_for_the_replicas_here_alone() {
     let ops = inbound(&have, with_peer(&[5], 3));
     let local = Group { id: INBOUND, resilience: Resilience { buckets: 1021, ..RESILIENCE }, ..group(&[5]) };
     let action = Action::Nexthop { id: INBOUND, source: NODE };
-    let route = TableRoute { table: 119, prefix: route::host(VIP), action };
+    let route = TableRoute { table: route::LOCAL, prefix: route::host(VIP), tos: 0x1c, action };
     assert_eq!(ops[1..], [Op::AddGroup(local), Op::AddInbound(route)]);
     apply(&mut have, &ops);
     assert_eq!(inbound(&have, with_peer(&[5], 3)), []);

@@ -16,6 +16,7 @@ fn route(prefix: &str, protocol: u8, hops: &[Hop]) -> Route {
         prefix: prefix.parse().unwrap(),
         table: MAIN,
         protocol,
+        tos: 0,
         metric: 0,
         source: None,
         advmss: None,
@@ -97,6 +98,8 @@ fn an_address_of_the_node_is_a_conflict() {
     let local = |prefix| Route { table: LOCAL, kind: Kind::Other, ..route(prefix, KERNEL, &[]) };
     assert_eq!(judged(&[], &[local("10.118.0.7/32")]).conflicts, ["it is an address of this node"]);
     assert!(is_free(&[], &[local("10.0.0.0/8")]));
+    // The VIP's own, for what other nodes send.
+    assert!(is_free(&[], &[Route { protocol: PROTOCOL, tos: 0x1c, ..local("10.118.0.7/32") }]));
 }
 
 #[test]

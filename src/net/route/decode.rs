@@ -83,6 +83,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         prefix: IpNetwork::new(destination, 0).ok()?,
         table: u32::from(message.header.table),
         protocol: u8::from(message.header.protocol),
+        tos: message.header.tos,
         metric: 0,
         source: None,
         advmss: None,

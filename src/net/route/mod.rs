@@ -26,7 +26,7 @@ pub use lookup::{Answer, Packet, Way, ask, default_way, default_way_by_packet, i
 
 /// Table `main`.
 pub const MAIN: u32 = 254;
-/// Table `local`, the kernel's own.
+/// Table `local`, the kernel's own, which its rules ask before any other.
 pub const LOCAL: u32 = 255;
 
 /// `0.0.0.0/0`.
@@ -81,6 +81,8 @@ pub struct Route {
     pub table: u32,
     /// Who made it (`proto`).
     pub protocol: u8,
+    /// `tos`: for packets with this one alone; 0: for all that no other route to the prefix is for.
+    pub tos: u8,
     /// `metric`; 0 where none is shown.
     pub metric: u32,
     /// `src`.
@@ -156,13 +158,15 @@ fn unreachable(address: IpAddr, metric: u32) -> RouteMessage {
     message
 }
 
-/// A route of ours in a table of ours: `PREFIX ACTION table TABLE proto 118`.
+/// A route of ours in another table than main: `PREFIX tos TOS ACTION table TABLE proto 118`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableRoute {
     /// Its table.
     pub table: u32,
     /// Its destination.
     pub prefix: IpNetwork,
+    /// The packets' TOS; 0: any.
+    pub tos: u8,
     /// What it does.
     pub action: Action,
 }
@@ -205,6 +209,9 @@ impl fmt::Display for TableRoute {
             0 => f.write_str("default")?,
             _ => write!(f, "{}", self.prefix)?,
         }
+        if self.tos != 0 {
+            write!(f, " tos {:#04x}", self.tos)?;
+        }
         if let Action::Via { gateway, source, .. } = self.action {
             write!(f, " via {gateway}")?;
             source.map_or(Ok(()), |source| write!(f, " src {source}"))?;
@@ -220,14 +227,14 @@ impl fmt::Display for TableRoute {
     }
 }
 
-/// `ip route add PREFIX ACTION table TABLE proto 118`. Fails where the table has a route to the prefix.
+/// `ip route add PREFIX tos TOS ACTION table TABLE proto 118`. Fails where the table has a route to the prefix for that TOS.
 pub fn add(route: TableRoute) -> Request {
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     Request::new("add route", route.to_string(), flags, &Message::NewRoute(table_message(route)))
 }
 
-/// `ip route replace PREFIX ACTION table TABLE proto 118`: in the place of the first route to the prefix, whosever it is: for a table of
-/// ours.
+/// `ip route replace PREFIX tos TOS ACTION table TABLE proto 118`: in the place of the first route to the prefix for that TOS, whosever it
+/// is: for a table, or a TOS, of ours.
 pub fn replace(route: TableRoute) -> Request {
     let flags = NLM_F_CREATE | NLM_F_REPLACE;
     Request::new("replace route", route.to_string(), flags, &Message::NewRoute(table_message(route)))
@@ -242,6 +249,7 @@ pub fn del(route: TableRoute) -> Request {
 
 fn table_message(route: TableRoute) -> RouteMessage {
     let mut message = ours(route.prefix, route.table);
+    message.header.tos = route.tos;
     match route.action {
         Action::Via { gateway, index, source, advmss } => {
             message.header.flags = RouteFlags::Onlink;
@@ -277,8 +285,8 @@ impl Route {
             },
             _ => return None,
         };
-        let Self { table, prefix, protocol, metric, .. } = *self;
-        (protocol == PROTOCOL && metric == 0).then_some(TableRoute { table, prefix, action })
+        let Self { table, prefix, tos, protocol, metric, .. } = *self;
+        (protocol == PROTOCOL && metric == 0).then_some(TableRoute { table, prefix, tos, action })
     }
 }
 

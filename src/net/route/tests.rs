@@ -8,7 +8,7 @@ use super::lookup::best_way;
 use super::*;
 
 fn default_route(metric: u32, kind: Kind) -> Route {
-    Route { prefix: DEFAULT, table: MAIN, protocol: 4, metric, source: None, advmss: None, kind }
+    Route { prefix: DEFAULT, table: MAIN, protocol: 4, tos: 0, metric, source: None, advmss: None, kind }
 }
 
 /// A route's message: its prefix's length, protocol, type, and attributes.
@@ -75,10 +75,13 @@ fn our_routes_are_read_as_they_are_written() {
         ("::/0", via6, "default via fe80::1 src 2001:db8::7 table 1180"),
         ("ff00::/8", Action::Throw, "throw ff00::/8 table 1180"),
     ] {
-        let route = TableRoute { table: 1180, prefix: prefix.parse().unwrap(), action };
+        let route = TableRoute { table: 1180, prefix: prefix.parse().unwrap(), tos: 0, action };
         assert_eq!(read(&table_message(route)).and_then(|route| route.of_ours()), Some(route));
         assert_eq!(route.to_string(), shown);
     }
+    let of_tos = TableRoute { table: LOCAL, prefix: host([10, 118, 0, 7].into()), tos: 0x1c, action: group };
+    assert_eq!(read(&table_message(of_tos)).and_then(|route| route.of_ours()), Some(of_tos));
+    assert_eq!(of_tos.to_string(), "10.118.0.7/32 tos 0x1c nhid 2004877313 src 192.0.2.1 table 255");
 }
 
 #[test]

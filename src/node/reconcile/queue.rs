@@ -81,15 +81,16 @@ impl WorkQueue {
                     None => drop(self.devices.insert(*index)),
                 }
             }
-            (None, Change::Route { prefix, table })
-                if [route::MAIN, ids::TUNNEL_TABLE].contains(table) && route::is_host(*prefix) =>
-            {
+            (None, Change::Route { prefix, table }) if *table == route::MAIN && route::is_host(*prefix) => {
                 match cache.by_address(prefix.ip()) {
                     Some(vip) => drop(self.vips.insert(vip.clone())),
                     None => self.orphans = true,
                 }
             }
-            (None, Change::Route { table, .. }) if *table == ids::TUNNEL_TABLE => self.tunnel = true,
+            // Among the addresses of the node's devices: what other nodes send.
+            (None, Change::Route { prefix, table }) if *table == route::LOCAL && route::is_host(*prefix) => {
+                self.vips.extend(cache.by_address(prefix.ip()).cloned());
+            }
             (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix == route::DEFAULT => {
                 self.link = LinkNews::DefaultRoute;
             }
@@ -97,9 +98,8 @@ impl WorkQueue {
             (None, Change::Route { prefix, .. }) if *prefix == route::DEFAULT => {
                 self.link = self.link.max(LinkNews::Device);
             }
-            (None, Change::Rules) => self.tunnel |= cache.cluster().is_some(),
             (None, Change::Nexthop(id)) if ids::is_ours(*id) => self.nexthop(cache, *id),
-            (None, Change::Route { .. } | Change::Nexthop(_)) => {}
+            (None, Change::Route { .. } | Change::Nexthop(_) | Change::Rules) => {}
         }
     }
 
@@ -211,6 +211,8 @@ mod tests {
         assert_eq!(heard(&cache, None, route("10.118.0.7/32", 254)), about(false, true, false));
         assert_eq!(heard(&cache, None, route("10.118.0.8/32", 254)), about(false, false, true));
         assert_eq!(heard(&cache, None, route("10.118.0.7/32", 7)), WorkQueue::default());
+        assert_eq!(heard(&cache, None, route("10.118.0.7/32", 255)), about(false, true, false));
+        assert_eq!(heard(&cache, None, route("10.1.0.1/32", 255)), WorkQueue::default(), "a device's address");
         assert_eq!(heard(&cache, None, Change::Nexthop(0x7700_0005)), about(false, true, false));
         assert_eq!(heard(&cache, None, Change::Nexthop(0x7600_0007)), about(true, true, false));
         assert_eq!(heard(&cache, None, Change::Nexthop(0x7600_0008)), about(false, false, true));
@@ -236,8 +238,6 @@ mod tests {
             Change::OnLink(9),
             address(9, [169, 254, 118, 1]),
             address(3, [192, 0, 2, 1]),
-            route("0.0.0.0/0", ids::TUNNEL_TABLE),
-            Change::Rules,
             Change::Nexthop(0x7800_0001),
         ];
         for change in concern {
@@ -248,7 +248,8 @@ mod tests {
             Change::OnLink(2),
             address(2, [192, 0, 2, 7]),
             address(7, [169, 254, 118, 1]),
-            route("10.118.0.7/32", ids::TUNNEL_TABLE),
+            route("10.118.0.7/32", route::LOCAL),
+            Change::Rules,
             Change::Nexthop(0x7700_0005),
         ];
         for change in none {

@@ -198,7 +198,7 @@ impl Cluster {
         node.drained.push(place);
         let expected = node.ready();
         until("the replica has left the group", SOON, || {
-            let table = self.node(number).ns().ip("route show table 119");
+            let table = self.node(number).ns().ip("route show table local proto 118");
             let groups = self.node(number).ns().ip_json("nexthop show proto 118 groups");
             let local = groups.iter().find(|group| group["id"].as_u64().is_some_and(|id| id & 0x0080_0000 != 0));
             let members = local.and_then(|group| group["group"].as_array()).map_or(0, Vec::len);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::net::route::Action;
 
 fn id(last: u8) -> NodeId {
     NodeId(Ipv4Addr::new(192, 0, 2, last))
@@ -10,7 +11,7 @@ fn nexthop(number: u32, last: u8) -> Nexthop {
 
 fn want() -> Want {
     let programs = [(Hook::TunnelIngress, 31), (Hook::TunnelEgress, 32)].into();
-    Want { own: id(1), mtu: 1500, nodes: [(1, id(2)), (2, id(3))].into(), programs }
+    Want { own: id(1), mtu: 1500, nodes: [(1, id(2)), (2, id(3))].into(), programs, current: true }
 }
 
 fn right() -> Have {
@@ -30,8 +31,7 @@ fn right() -> Have {
         has_address: true,
         neighbours: [2, 3].map(|last| (id(last).0.into(), id(last).mac())).into(),
         nexthops: [nexthop(1, 2), nexthop(2, 3)].map(|nexthop| (nexthop.id, nexthop)).into(),
-        has_rule: true,
-        refuses: true,
+        former: Former::default(),
         programs: want().programs,
     }
 }
@@ -51,10 +51,10 @@ fn the_device_is_made_first_and_comes_up_behind_its_programs() {
         ops.extend([Op::AddNexthop(nexthop(1, 2)), Op::AddNexthop(nexthop(2, 3))]);
     };
     let waits = Want { programs: BTreeMap::new(), ..want() };
-    assert_eq!(difference(&made, &waits), [Op::Refuse, Op::AddRule, Op::AddAddress(9)], "nothing may pass it");
-    let there = Have { has_rule: true, refuses: true, has_address: true, link: made.link.clone(), ..Have::default() };
+    assert_eq!(difference(&made, &waits), [Op::AddAddress(9)], "nothing may pass it");
+    let there = Have { has_address: true, link: made.link.clone(), ..Have::default() };
     assert_eq!(difference(&there, &waits), [], "as far as it can be");
-    let mut expected = vec![Op::Refuse, Op::AddRule, Op::Configure(9), Op::AddAddress(9)];
+    let mut expected = vec![Op::Configure(9), Op::AddAddress(9)];
     expected.extend([Op::Attach(9, Hook::TunnelIngress), Op::Attach(9, Hook::TunnelEgress), Op::Up(9)]);
     nodes(&mut expected);
     assert_eq!(difference(&made, &want()), expected);
@@ -67,7 +67,6 @@ fn what_is_missing_or_wrong_is_put_right() {
         change(&mut have);
         difference(&have, &want())
     };
-    assert_eq!(without(|have| have.has_rule = false), [Op::AddRule]);
     assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
     assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
     let orphan = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
@@ -86,15 +85,46 @@ fn another_id_makes_another_device_and_a_foreign_one_stays() {
     let mut foreign = right();
     foreign.link.as_mut().unwrap().external_vxlan = None;
     assert_eq!(difference(&foreign, &want()), [Op::AddLink(id(1), 1500)]);
-    assert_eq!(removal(&foreign), [Op::DelRule, Op::RefuseNoMore]);
+    assert_eq!(removal(&foreign), []);
 }
 
 #[test]
 fn all_of_it_goes() {
-    let gone =
-        [Op::DelNexthop(0x7800_0001), Op::DelNexthop(0x7800_0002), Op::DelLink(9), Op::DelRule, Op::RefuseNoMore];
+    let gone = [Op::DelNexthop(0x7800_0001), Op::DelNexthop(0x7800_0002), Op::DelLink(9)];
     assert_eq!(removal(&right()), gone);
     assert_eq!(removal(&Have::default()), []);
+    let former = |needed_by| Have { former: former(needed_by), ..right() };
+    assert_eq!(removal(&former(&[VIP]))[..3], gone);
+    assert_eq!(removal(&former(&[VIP]))[3..], former_gone());
+}
+
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 118, 0, 7));
+
+fn former(needed_by: &[IpAddr]) -> Former {
+    let refusal = TableRoute { table: 119, prefix: route::DEFAULT, tos: 0, action: Action::Unreachable };
+    let action = Action::Nexthop { id: 0x7780_0001, source: id(1).0.into() };
+    let routes = vec![TableRoute { prefix: route::host(VIP), action, ..refusal }, refusal];
+    Former { has_rule: true, routes, needed_by: needed_by.iter().copied().collect() }
+}
+
+fn former_gone() -> Vec<Op> {
+    let mut gone = vec![Op::DelRule];
+    gone.extend(former(&[]).routes.into_iter().map(Op::DelRoute));
+    gone
+}
+
+#[test]
+fn an_earlier_builds_rule_goes_once_nothing_needs_it() {
+    let have = Have { former: former(&[]), ..right() };
+    assert_eq!(difference(&have, &want()), former_gone());
+    assert_eq!(difference(&have, &Want { current: false, ..want() }), [], "its programs are still there");
+    assert_eq!(difference(&Have { former: former(&[VIP]), ..right() }, &want()), [], "a VIP has no other route yet");
+    // The programs come first.
+    let mut before = have;
+    before.programs.insert(Hook::TunnelIngress, 7);
+    let mut expected = vec![Op::Attach(9, Hook::TunnelIngress)];
+    expected.extend(former_gone());
+    assert_eq!(difference(&before, &want()), expected);
 }
 
 #[test]
