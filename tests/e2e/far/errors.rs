@@ -65,19 +65,29 @@ fn all(cluster: &Cluster) -> [u64; 3] {
     [1, 2, 3].map(|number| received(&cluster.node(number).pods[0]))
 }
 
+/// Sends errors until pods have had as many as one sending has: on a busy machine, a node that is taken for dead for a moment is passed by.
+/// No other pod may have had one.
+fn reach(cluster: &Cluster, pods: &[usize], what: &str, vip: (Ipv4Addr, u16)) {
+    let before = all(cluster);
+    until(what, SOON, || {
+        send(&cluster.client, vip, (CLIENT, 40000));
+        let now = all(cluster);
+        pods.iter().all(|&pod| now[pod] >= before[pod] + TIMES).then_some(())
+    });
+    let now = all(cluster);
+    for pod in (0..3).filter(|pod| !pods.contains(pod)) {
+        assert_eq!(now[pod], before[pod], "{what}, and no other's");
+    }
+}
+
 #[test]
 fn one_for_a_connected_socket_reaches_that_alone() {
     let cluster = Cluster::new(1);
     for number in [1, 2, 3] {
-        let (vip, client) = ((cluster.vip, 9000 + u16::from(number)), (CLIENT, 40000));
+        let vip = (cluster.vip, 9000 + u16::from(number));
         let socket = cluster.node(number).pods[0].ns.run(|| UdpSocket::bind(vip).expect("a socket of the pod's"));
-        socket.connect(client).expect("connect to the client");
-        let mut expected = all(&cluster);
-        expected[usize::from(number) - 1] += TIMES;
-        send(&cluster.client, vip, client);
-        until(&format!("the errors reach the pod of node {number}, and no other"), SOON, || {
-            (all(&cluster) == expected).then_some(())
-        });
+        socket.connect((CLIENT, 40000)).expect("connect to the client");
+        reach(&cluster, &[usize::from(number) - 1], &format!("the errors reach the pod of node {number}"), vip);
     }
 }
 
@@ -87,12 +97,7 @@ fn one_for_a_port_reaches_all_pods_that_have_a_socket_of_it() {
     let servers = [1, 2].map(|number| Echo::on(&cluster.node(number).pods[0], cluster.vip, PORT + 1));
     for at in [1, 2, 3] {
         cluster.leads_to(at);
-        let before = all(&cluster);
-        send(&cluster.client, (cluster.vip, PORT + 1), (CLIENT, 40000));
-        let expected = [before[0] + TIMES, before[1] + TIMES];
-        until(&format!("the errors that come to node {at} reach both pods"), SOON, || {
-            (all(&cluster)[..2] == expected).then_some(())
-        });
+        reach(&cluster, &[0, 1], &format!("those to node {at} reach both pods"), (cluster.vip, PORT + 1));
     }
     drop(servers);
 }
