@@ -51,7 +51,9 @@ impl Member {
     fn new(lan: &Lan, number: u8, key: &str) -> Self {
         let (node, settings) = (Node::without_allocator(lan, number), Self::settings(number, key));
         let sidecar = Some(Sidecar::start(&node, &settings));
-        let pod = node.joined(&Join::annotated(&format!("own{number}")));
+        let (pod, join) = (node.pod(), Join::annotated(&format!("own{number}")));
+        // The node that gives out the pool's addresses may not be heard yet: a runtime asks again (CNI specification, code 11).
+        until("the node's own VIP", SOON, || node.add(&pod, &join).succeeded().then_some(()));
         Self { sidecar, pod, node, settings }
     }
 
