@@ -14,6 +14,8 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
        ./install.sh test                     formatting, lints, all tests
        ./install.sh test --kernels [KERNEL…]
                                              a part of the tests under other kernels: 6.1, 6.12, uml (all, if none is named)
+       ./install.sh test --kubernetes [FILTER…]
+                                             a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER
        ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
 BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
@@ -391,6 +393,7 @@ do_test() {
     case ${1:-} in
         "") ;;
         --kernels) test_kernels "${@:2}"; return ;;
+        --kubernetes) test_kubernetes "${@:2}"; return ;;
         *) usage >&2; exit 2 ;;
     esac
     # shellcheck disable=SC2046  # a list of packages
@@ -401,7 +404,7 @@ do_test() {
     command -v containerd >/dev/null || packages containerd runc
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }
-    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh packaging/*.sh packaging/deb/p* .ci/run
+    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh tests/kubernetes.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
     # The programs that the upgrade test begins with.
     check tests/previous.sh
     # A runtime that calls STATUS.
@@ -410,6 +413,8 @@ do_test() {
     check packaging/build.sh "$(uname -m)"
     check cargo fmt --check
     check cargo clippy --all-targets -- -D warnings
+    # No target of all: it is run by --kubernetes alone.
+    check cargo clippy --test kubernetes -- -D warnings
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now
     trap "rm -f '$output'" EXIT
@@ -441,6 +446,39 @@ test_kernels() {
     packages iproute2 containernetworking-plugins dnsmasq-base util-linux tcpdump conntrack nftables iptables procps $(compilers)
     cargo build --all-targets
     exec tests/kernels.sh "$@"
+}
+
+# What it is built of, and takes minutes to build, lies in target/ and Go's cache afterwards.
+test_kubernetes() {
+    # shellcheck disable=SC2046  # a list of packages
+    packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl $(compilers)
+    command -v containerd >/dev/null || packages containerd runc
+    debian_go
+    tests/containerd2.sh
+    tests/kubernetes.sh
+    local output code=0 failed
+    output=$(mktemp)
+    # shellcheck disable=SC2064  # the name is known now
+    trap "rm -f '$output'" EXIT
+    # Each has a cluster of its own, whose parts take a processor for seconds; the kernel gives a user 128 inotify instances, of which a cluster
+    # takes about 25.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-1} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
+    cargo test --no-fail-fast --test kubernetes -- "$@" 2>&1 | tee "$output" || code=1
+    failed=$(total failed "$output")
+    # What didn't compile or was killed has no result line, and is no success.
+    if [ $code != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
+    say "$(total passed "$output") passed, $failed failed"
+    return $code
+}
+
+# Debian's Go where it is new enough; tests/go.sh knows where to look for another one.
+debian_go() {
+    local candidate
+    # shellcheck source=tests/go.sh
+    . tests/go.sh
+    ! new_enough go && command -v apt-cache >/dev/null || return 0
+    candidate=$(apt-cache policy golang-go | sed -n 's/^  Candidate: \([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
+    if [ "$(printf '%s\n' 1.26 "${candidate:-0}" | sort -V | head -n 1)" = 1.26 ]; then packages golang-go; else packages python3-venv; fi
 }
 
 failed_tests() { sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$1"; }

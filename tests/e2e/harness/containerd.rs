@@ -1,5 +1,6 @@
 //! containerd on a machine of its own where viproute was installed: as Debian has it, or containerd 2.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -56,10 +57,20 @@ impl Containerd {
 
     /// The same with containerd 2 and this network, to which viproute is to belong.
     pub fn second(node: &Node, conflist: &str) -> Self {
-        assert!(Path::new(SECOND).join("version").is_file(), "{SECOND} is missing: run tests/containerd2.sh");
         let mut machine = Machine::new(node);
         machine.install(POOL);
         machine.write("/etc/cni/net.d/10-viproute.conflist", conflist);
+        Self::second_on(machine)
+    }
+
+    /// Debian's on a machine that has all else.
+    pub fn first_on(machine: Machine) -> Self {
+        Self::on(machine, "")
+    }
+
+    /// containerd 2 on a machine that has all else.
+    pub fn second_on(machine: Machine) -> Self {
+        assert!(Path::new(SECOND).join("version").is_file(), "{SECOND} is missing: run tests/containerd2.sh");
         machine.sh(&format!("for plugin in ptp loopback host-local; do ln -sfn {SECOND}/$plugin /usr/lib/cni/; done"));
         Self::on(machine, concat!("PATH=", env!("CARGO_MANIFEST_DIR"), "/target/containerd2:$PATH "))
     }
@@ -82,7 +93,8 @@ impl Containerd {
         let import = if path.is_empty() { "" } else { "--local" };
         let containerd = Self { machine, cri, path, import };
         containerd.wait();
-        containerd.import();
+        image::write(&containerd.machine.path("/root/pause.tar"));
+        containerd.imported("/root/pause.tar", IMAGE);
         containerd
     }
 
@@ -90,13 +102,18 @@ impl Containerd {
         until("containerd answers", PATIENCE, || self.cri.answers().then_some(()));
     }
 
-    fn import(&self) {
-        image::write(&self.machine.path("/root/image.tar"));
+    /// Gives it an image, by an archive of this machine.
+    pub fn import(&self, archive: &Path, name: &str) {
+        fs::copy(archive, self.machine.path("/root/image.tar")).expect("copy an image");
+        self.imported("/root/image.tar", name);
+    }
+
+    fn imported(&self, archive: &str, name: &str) {
         let ctr = format!("{}ctr -n k8s.io images", self.path);
-        self.machine.sh(&format!("{ctr} import {} --snapshotter native /root/image.tar", self.import));
+        self.machine.sh(&format!("{ctr} import {} --snapshotter native {archive}", self.import));
         // The CRI learns of it by an event, and would otherwise ask a registry.
         let listed = || self.machine.sh(&format!("{ctr} ls -q 'labels.\"io.cri-containerd.image\"==managed'"));
-        until("the CRI knows the image", PATIENCE, || listed().contains(IMAGE).then_some(()));
+        until("the CRI knows the image", PATIENCE, || listed().contains(name).then_some(()));
     }
 
     /// `kill -9`; the pods live on.

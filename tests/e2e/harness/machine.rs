@@ -137,8 +137,13 @@ impl Machine {
 
     /// `install.sh install`, and what its unit would start: viprouted, with a pool of VIPs.
     pub fn install(&mut self, cidr: &str) {
+        self.install_with(&format!("backend = \"pool\"\n[pool]\ncidr = \"{cidr}\"\n"));
+    }
+
+    /// The same with this configuration of viprouted.
+    pub fn install_with(&mut self, settings: &str) {
         self.sh("\"$SOURCE/install.sh\" install");
-        self.write("/etc/viproute/viprouted.toml", &format!("backend = \"pool\"\n[pool]\ncidr = \"{cidr}\"\n"));
+        self.write("/etc/viproute/viprouted.toml", settings);
         self.sh("mkdir -p /run/viproute");
         self.start_viprouted();
     }

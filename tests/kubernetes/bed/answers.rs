@@ -1,0 +1,36 @@
+//! Who answers for an address.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::cluster::Cluster;
+use crate::harness::{PATIENCE, attempt, until};
+
+impl Cluster {
+    /// The address that kube-proxy serves.
+    pub fn internal(&self, service: &str) -> Ipv4Addr {
+        let service = self.control.get(&["service", service]);
+        service["spec"]["clusterIP"].as_str().expect("an address").parse().expect("IPv4")
+    }
+
+    /// The names of the pods of a Deployment that aren't ending.
+    pub fn pods(&self, deployment: &str) -> BTreeSet<String> {
+        let pods = self.control.get(&["pods", &format!("--selector=app={deployment}")]);
+        let pods = pods["items"].as_array().expect("pods").iter();
+        let staying = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        staying.map(|pod| pod["metadata"]["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    /// Until these pods, and no others, answer for the VIP.
+    pub fn answer(&self, vip: Ipv4Addr, expected: &BTreeSet<String>) {
+        let mut found = String::new();
+        let fine = || {
+            let tally = attempt(&self.client, vip, 40 * expected.len().max(1));
+            found = format!("{tally:?}");
+            (tally.failed == 0 && tally.names.keys().eq(expected)).then_some(())
+        };
+        let waited = catch_unwind(AssertUnwindSafe(|| until("the pods answer", PATIENCE, fine)));
+        assert!(waited.is_ok(), "want answers of {expected:?} for {vip}, found {found}");
+    }
+}

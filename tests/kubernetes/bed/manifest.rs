@@ -1,0 +1,103 @@
+//! Objects as people write them.
+
+use serde_json::{Value, json};
+
+use super::cluster::SERVER;
+use super::control::ControlPlane;
+use crate::harness::PORT;
+
+/// A Deployment of the tests' server.
+#[derive(Clone)]
+pub struct Deployment {
+    pub name: &'static str,
+    pub replicas: u32,
+    /// Of its pods.
+    pub annotations: Value,
+    /// The port that its pods listen on.
+    pub port: u16,
+    /// Further arguments of the server.
+    pub arguments: Vec<String>,
+    /// `terminationGracePeriodSeconds`
+    pub grace: u32,
+    /// A change of it is a rollout.
+    pub revision: u32,
+}
+
+impl Deployment {
+    pub fn new(name: &'static str, replicas: u32) -> Self {
+        let (annotations, arguments) = (json!({}), Vec::new());
+        Self { name, replicas, annotations, port: PORT, arguments, grace: 2, revision: 1 }
+    }
+
+    /// The same, whose pods ignore SIGTERM: they are killed after their grace.
+    pub fn stubborn(mut self) -> Self {
+        self.arguments.push("-term=ignore".into());
+        self
+    }
+
+    pub fn annotated(mut self, annotations: Value) -> Self {
+        self.annotations = annotations;
+        self
+    }
+
+    fn object(&self) -> Value {
+        let labels = json!({ "app": self.name });
+        let mut arguments = vec![format!("-ports={}", self.port)];
+        arguments.extend(self.arguments.iter().cloned());
+        let container = json!({
+            "name": "server",
+            "image": SERVER,
+            "imagePullPolicy": "Never",
+            "args": arguments,
+            "env": [{ "name": "REVISION", "value": self.revision.to_string() }],
+            "ports": [{ "name": "main", "containerPort": self.port }],
+            "readinessProbe": { "tcpSocket": { "port": self.port }, "periodSeconds": 1 },
+        });
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": { "name": self.name },
+            "spec": {
+                "replicas": self.replicas,
+                "selector": { "matchLabels": labels },
+                "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+                "template": {
+                    "metadata": { "labels": labels, "annotations": self.annotations },
+                    "spec": {
+                        "containers": [container],
+                        "terminationGracePeriodSeconds": self.grace,
+                        // Half of them on each node.
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1,
+                            "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "ScheduleAnyway",
+                            "labelSelector": { "matchLabels": labels },
+                        }],
+                    },
+                },
+            },
+        })
+    }
+
+    /// Until all its pods are ready, and no other is left.
+    pub fn apply(&self, control: &ControlPlane) {
+        control.apply(&self.object());
+        control.run(&["rollout", "status", "--timeout=180s", "deployment", self.name]);
+    }
+
+    /// A Service of it: each of its ports, by the number that is called and the pods' own.
+    pub fn service(&self, kind: &str, ports: &[(u16, u16)]) -> Value {
+        let port =
+            |&(port, target): &(u16, u16)| json!({ "name": format!("p{port}"), "port": port, "targetPort": target });
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": self.name },
+            "spec": {
+                "type": kind,
+                "selector": { "app": self.name },
+                "ports": ports.iter().map(port).collect::<Vec<_>>(),
+            },
+        })
+    }
+}

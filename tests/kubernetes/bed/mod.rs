@@ -1,0 +1,14 @@
+//! What the tests here stand on, beyond the end-to-end tests' harness.
+
+mod answers;
+mod cluster;
+mod control;
+mod manifest;
+mod parts;
+mod pki;
+mod rollout;
+mod worker;
+
+pub use cluster::{Cluster, Setup};
+pub use manifest::Deployment;
+pub use rollout::Rollout;

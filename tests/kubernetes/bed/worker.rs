@@ -1,0 +1,165 @@
+//! A node of the cluster: a machine with containerd, kubelet and kube-proxy, on which viproute was installed.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::control::ADDRESS;
+use super::parts::part;
+use super::pki::{Pki, VIPROUTED};
+use crate::harness::{Containerd, Lan, Machine, Node, Run};
+
+/// What a cluster's nodes have in common.
+#[derive(Clone)]
+pub struct Kind {
+    /// containerd 2, and not Debian's.
+    pub second: bool,
+    /// Appended to viprouted's configuration.
+    pub settings: String,
+    /// Services are served.
+    pub services: bool,
+    /// The nodes' shared key.
+    pub key: String,
+    pub pki: Arc<Pki>,
+}
+
+pub struct Worker {
+    pub name: String,
+    pub containerd: Containerd,
+    pub node: Node,
+}
+
+/// Where pods' addresses on a node are from.
+pub fn pods(number: u8) -> String {
+    format!("10.88.{number}.0/24")
+}
+
+impl Worker {
+    /// Node 192.0.2.`number` with everything but what calls the API: [`Worker::join`].
+    pub fn new(lan: &Lan, number: u8, kind: &Kind) -> Self {
+        let (node, name) = (Node::without_allocator(lan, number), format!("n{number}"));
+        let mut machine = Machine::new(&node);
+        machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind.second).to_string());
+        machine.write("/etc/viproute/membership.key", &kind.key);
+        let credentials = kind.pki.kubeconfig(&format!("{name}-viprouted"), VIPROUTED);
+        machine.write("/etc/viproute/kubeconfig", &credentials);
+        machine.sh("chmod 600 /etc/viproute/membership.key /etc/viproute/kubeconfig");
+        machine.install_with(&viprouted(&name, kind));
+        let containerd = if kind.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
+        Self { name, containerd, node }
+    }
+
+    /// Starts kubelet and kube-proxy.
+    pub fn join(&mut self, pki: &Pki) {
+        let (name, machine) = (self.name.clone(), &mut self.containerd.machine);
+        let cgroup = machine.cgroup();
+        machine.sh(&CGROUPS.replace("NAME", &cgroup));
+        machine.write("/etc/kubernetes/ca.crt", &std::fs::read_to_string(pki.file("ca.crt")).expect("ca.crt"));
+        machine.write("/etc/kubernetes/kubelet.json", &kubelet(&cgroup).to_string());
+        let subject = format!("/O=system:nodes/CN=system:node:{name}");
+        machine.write("/etc/kubernetes/kubelet", &pki.kubeconfig(&name, &subject));
+        machine.write("/etc/kubernetes/proxy", &pki.kubeconfig(&format!("{name}-proxy"), "/CN=system:kube-proxy"));
+        self.start_kubelet();
+        self.start_proxy();
+    }
+
+    pub fn start_kubelet(&mut self) {
+        let (program, name, address) = (part("kubelet"), &self.name, self.node.address());
+        let command = format!(
+            "{program} --config /etc/kubernetes/kubelet.json --kubeconfig /etc/kubernetes/kubelet --hostname-override {name} \
+             --node-ip {address} --cert-dir /var/lib/kubelet/pki"
+        );
+        self.containerd.machine.start("kubelet", &command);
+    }
+
+    /// Settings of connection tracking can't be written in a network namespace: 0 leaves them alone.
+    fn start_proxy(&mut self) {
+        let (program, name) = (part("kube-proxy"), &self.name);
+        let command = format!(
+            "{program} --kubeconfig /etc/kubernetes/proxy --proxy-mode nftables --hostname-override {name} \
+             --cluster-cidr 10.88.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
+             --conntrack-tcp-timeout-close-wait=0"
+        );
+        self.containerd.machine.start("kube-proxy", &command);
+    }
+
+    /// viproutectl on the node: what it prints as JSON.
+    pub fn ctl(&self, arguments: &[&str]) -> Value {
+        let mut command = self.containerd.machine.cmd("/usr/local/bin/viproutectl");
+        let printed = command.args(arguments).args(["--output", "json"]).finish("").ok();
+        serde_json::from_str(&printed).expect("viproutectl's JSON")
+    }
+}
+
+/// The kubelet wants the folder that its pods' are made in to exist: in each hierarchy of version 1, where one of cpuset's takes no
+/// process before it says which processors it has.
+const CGROUPS: &str = r#"
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then mkdir -p /sys/fs/cgroup/NAME; exit; fi
+for controller in /sys/fs/cgroup/*/; do
+    [ ! -L "${controller%/}" ] || continue
+    mkdir -p "$controller/NAME"
+    for key in cpuset.cpus cpuset.mems; do
+        [ ! -e "$controller/$key" ] || cat "$controller/$key" >"$controller/NAME/$key"
+    done
+done"#;
+
+/// The pods' network: each pod is recorded, so that it can join a VIP while it runs.
+fn network(number: u8, second: bool) -> Value {
+    let routes = json!([{ "dst": "0.0.0.0/0" }]);
+    json!({
+        "cniVersion": if second { "1.1.0" } else { "1.0.0" },
+        "name": "pods",
+        "plugins": [
+            { "type": "ptp", "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods(number) }]], "routes": routes } },
+            { "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true }, "register": true },
+        ],
+    })
+}
+
+/// Pool and key are of all nodes, and the VIPs on the LAN's own link.
+fn viprouted(name: &str, kind: &Kind) -> String {
+    let credentials = "/etc/viproute/kubeconfig";
+    let services = format!(
+        "[kubernetes]\nenabled = {}\nkubeconfig = {credentials:?}\nnode = {name:?}\ndefault_class = true",
+        kind.services
+    );
+    format!(
+        "backend = \"pool\"\nannounce = \"arp\"\n{}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
+        kind.settings,
+        if kind.services { &services } else { "" },
+    )
+}
+
+/// A full disk or a busy machine is no reason to evict a pod here. Version 1 of cgroups is refused if it isn't asked for.
+fn kubelet(cgroup: &str) -> Value {
+    let never = json!({
+        "memory.available": "0%",
+        "nodefs.available": "0%",
+        "nodefs.inodesFree": "0%",
+        "imagefs.available": "0%",
+        "imagefs.inodesFree": "0%",
+    });
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": false },
+            "x509": { "clientCAFile": "/etc/kubernetes/ca.crt" },
+        },
+        "authorization": { "mode": "AlwaysAllow" },
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": cgroup,
+        "failCgroupV1": false,
+        "clusterDNS": [ADDRESS],
+        "clusterDomain": "cluster.local",
+        "evictionHard": never,
+        "failSwapOn": false,
+        "healthzPort": 0,
+        "imageGCHighThresholdPercent": 100,
+        "localStorageCapacityIsolation": false,
+        "makeIPTablesUtilChains": false,
+        "oomScoreAdj": 0,
+    })
+}
