@@ -1,4 +1,4 @@
-//! A real Kubernetes: API server, controllers, scheduler, two kubelets with containerd, kube-proxy and CoreDNS on a LAN of network
+//! A real Kubernetes: API server, controllers, scheduler, two kubelets with containerd, kube-proxy and `CoreDNS` on a LAN of network
 //! namespaces, with viproute in the pods' network.
 //!
 //! Run as root: `./install.sh test --kubernetes`, which builds what this needs. No other run of the tests has this target.

@@ -58,7 +58,7 @@ fn a_rolling_update_is_told_from_kube_proxys() {
     let rollout = Rollout::watch(&cluster.client, (vip, PORT), (beside, PORT), 100);
     Deployment { revision: 2, ..web }.apply(&cluster.control);
     let (ours, theirs) = rollout.end();
-    println!("rolling update of 4 annotated pods: {ours}; by kube-proxy: {theirs}");
+    eprintln!("rolling update of 4 annotated pods: {ours}; by kube-proxy: {theirs}");
     assert!(cluster.pods("web").is_disjoint(&expected), "all pods are new");
     cluster.answer(vip, &cluster.pods("web"));
 }

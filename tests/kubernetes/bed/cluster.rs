@@ -96,7 +96,7 @@ impl Cluster {
         }
     }
 
-    /// Pods can be made once there is the ServiceAccount that they have.
+    /// Pods can be made once there is the service account that they have.
     fn ready(&self) {
         until("the nodes are ready", LONG, || {
             let ready = self.workers.iter().all(|worker| self.is_ready(&worker.name))
@@ -126,7 +126,7 @@ impl Cluster {
     }
 }
 
-/// On the VIPs' link, with a way to Services' own addresses as an external client of NodePorts has it: by a node.
+/// On the VIPs' link, with a way to Services' own addresses as an external client of node ports has it: by a node.
 fn client(lan: &Lan) -> Netns {
     lan.client(50, &["10.118.0.0/16 dev eth0", &format!("{SERVICES} via 192.0.2.1")])
 }

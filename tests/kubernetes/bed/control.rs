@@ -1,4 +1,4 @@
-//! The control plane: etcd, the API server, controllers, the scheduler and CoreDNS, in a namespace of the LAN.
+//! The control plane: etcd, the API server, controllers, the scheduler and `CoreDNS`, in a namespace of the LAN.
 
 use std::fs;
 use std::process::Command;
