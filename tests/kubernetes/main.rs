@@ -10,6 +10,7 @@
 
 mod bed;
 mod replicas;
+mod services;
 
 // The end-to-end tests' own; not every item is used here.
 #[allow(dead_code, unused_imports)]

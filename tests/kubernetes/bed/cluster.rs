@@ -114,6 +114,10 @@ impl Cluster {
         conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
     }
 
+    pub fn worker(&self, name: &str) -> &Worker {
+        self.workers.iter().find(|worker| worker.name == name).expect("a node of that name")
+    }
+
     /// What viproutectl says of a VIP on the first node.
     pub fn vip(&self, vip: &str) -> Option<Value> {
         let status = self.workers[0].ctl(&["status"]);

@@ -7,8 +7,9 @@ mod manifest;
 mod parts;
 mod pki;
 mod rollout;
+mod service;
 mod worker;
 
 pub use cluster::{Cluster, Setup};
 pub use manifest::Deployment;
-pub use rollout::Rollout;
+pub use rollout::{Outcome, Rollout};

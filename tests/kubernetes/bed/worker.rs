@@ -83,6 +83,20 @@ impl Worker {
         self.containerd.machine.start("kube-proxy", &command);
     }
 
+    /// SIGKILL.
+    pub fn kill_viprouted(&self) {
+        self.containerd.machine.kill("viprouted");
+    }
+
+    pub fn start_viprouted(&mut self) {
+        self.containerd.machine.start_viprouted();
+    }
+
+    pub fn restart_viprouted(&mut self) {
+        self.kill_viprouted();
+        self.start_viprouted();
+    }
+
     /// viproutectl on the node: what it prints as JSON.
     pub fn ctl(&self, arguments: &[&str]) -> Value {
         let mut command = self.containerd.machine.cmd("/usr/local/bin/viproutectl");
