@@ -65,7 +65,7 @@ fn long_segments_come_whole() {
         let (mut lines, mut buffer) = (0, [0; 1 << 14]);
         while lines < 200 {
             let length = talk.0.read(&mut buffer).expect("answers");
-            lines += buffer[..length].iter().filter(|byte| **byte == b'\n').count();
+            lines += buffer[..length].split(|byte| *byte == b'\n').count() - 1;
             assert!(length > 0 && lines <= 200, "an answer for each question");
         }
     }
