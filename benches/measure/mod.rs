@@ -3,6 +3,7 @@
 #![allow(clippy::unnecessary_wraps)] // one form for all, though some can't fail
 
 mod agent;
+mod bystander;
 mod calls;
 mod changes;
 mod counters;

@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 
-use super::Scale;
 use super::data_path::CONCURRENCY;
+use super::{Scale, bystander};
 use crate::contenders::dnat_to;
 use crate::load::{Load, PORT, Server};
 use crate::results::{Chapter, Column, Outcome, Table, Unit, interleaved};
@@ -50,7 +50,7 @@ pub fn run(scale: &Scale) -> Result<Chapter> {
     Ok(Chapter {
         title: "Two nodes".into(),
         text: "Nodes, clients and pods share the machine's processors, so that a second node costs what it costs and takes no load off the first.".into(),
-        tables: vec![table.beside(BASE)],
+        tables: vec![table.beside(BASE), bystander::table(scale)?],
     })
 }
 
@@ -101,16 +101,26 @@ impl Site {
     }
 }
 
+/// viprouted on a node that knows no other.
+pub fn alone(node: &Node) -> Result<Sidecar> {
+    Sidecar::try_run(node.dir.path(), &settings(1), node.ns.cmd(program("viprouted")))
+}
+
+fn settings(number: usize) -> String {
+    format!(
+        "backend = \"pool\"\nannounce = \"none\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
+         [[pin]]\nvip = \"default/web\"\naddress = \"{VIP}\"\n"
+    )
+}
+
 /// viprouted on both, which know each other.
-fn members(nodes: &[Node; 2]) -> Result<Vec<Sidecar>> {
+pub fn members(nodes: &[Node; 2]) -> Result<Vec<Sidecar>> {
     let key = nodes[0].dir.file("membership.key");
     nodes[0].ns.cmd(program("viproutectl")).args(["key", "new", &key]).output_of("").context("a key")?;
     let start = |(number, node): (usize, &Node)| {
-        let settings = format!(
-            "backend = \"pool\"\nannounce = \"none\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
-             [[pin]]\nvip = \"default/web\"\naddress = \"{VIP}\"\n\
-             [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nkey_file = {key:?}\nname = \"n{number}\""
-        );
+        let membership =
+            format!("[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nkey_file = {key:?}\nname = \"n{number}\"");
+        let settings = settings(number) + &membership;
         Sidecar::try_run(node.dir.path(), &settings, node.ns.cmd(program("viprouted")))
     };
     (1..).zip(nodes).map(start).collect()
