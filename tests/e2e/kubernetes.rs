@@ -140,8 +140,7 @@ impl Scene {
         until("the VIP is gone", SOON, || pods[0].0.vips().is_empty().then_some(()));
         until("its address is given back", SOON, || api.names("IPAddress").is_empty().then_some(()));
         sidecar.stop();
-        for (pod, server) in &pods {
-            let _ = server;
+        for (pod, _) in &pods {
             node.remove(pod, &registered());
         }
         nothing_left(&node);
@@ -201,13 +200,11 @@ fn while_the_api_is_away_everything_stays() {
     until("the API's silence is named", SOON, || says("can't be watched"));
     scene.waits_for(&[(0, "ready")]);
     // Another cluster's API answers in its place, and has nothing.
-    let web = scene.api.get(&service("s1"));
     scene.api.delete(&service("s1"));
     scene.api.become_cluster("c2", false);
     until("the other cluster is named", SOON, || says("another cluster's"));
     scene.waits_for(&[(0, "ready")]);
     // The right one is back, and says that the Service is gone.
-    let _ = web;
     scene.api.become_cluster("c1", false);
     until("the replica has left", Duration::from_secs(60), || scene.pod(0).vips().is_empty().then_some(()));
     scene.ends();

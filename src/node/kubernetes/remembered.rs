@@ -79,6 +79,7 @@ mod tests {
     use crate::node::kubernetes::objects::Service;
 
     #[test]
+    #[allow(clippy::disallowed_methods)] // half a file is what it is about
     fn what_was_known_is_known_again() {
         let dir = std::env::temp_dir().join(format!("viproute-kubernetes-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
