@@ -2,6 +2,7 @@
 
 mod away;
 mod nodes;
+mod ports;
 mod rollouts;
 mod status;
 

@@ -32,7 +32,12 @@ struct Flow {
 impl Flows {
     /// Opens `count` connections; each must be answered.
     pub fn open(from: &'static str, ns: &Netns, vip: Ipv4Addr, count: usize) -> Self {
-        let to = SocketAddr::from((vip, PORT));
+        Self::on(from, ns, (vip, PORT), count)
+    }
+
+    /// The same to another port.
+    pub fn on(from: &'static str, ns: &Netns, to: (Ipv4Addr, u16), count: usize) -> Self {
+        let to = SocketAddr::from(to);
         let open = |number: usize| {
             Flow::open(to).unwrap_or_else(|error| panic!("connection {number} from {from} to {to}: {error}"))
         };

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::cluster::Cluster;
-use crate::harness::{PATIENCE, attempt, until};
+use crate::harness::{Load, PATIENCE, PORT, until};
 
 impl Cluster {
     /// The address that kube-proxy serves.
@@ -24,13 +24,19 @@ impl Cluster {
 
     /// Until these pods, and no others, answer for the VIP.
     pub fn answer(&self, vip: Ipv4Addr, expected: &BTreeSet<String>) {
+        self.answer_at((vip, PORT), expected);
+    }
+
+    /// The same for a port of it.
+    pub fn answer_at(&self, to: (Ipv4Addr, u16), expected: &BTreeSet<String>) {
         let mut found = String::new();
         let fine = || {
-            let tally = attempt(&self.client, vip, 40 * expected.len().max(1));
+            let load = Load { to: to.into(), count: 40 * expected.len().max(1), rate: None, concurrency: 4 };
+            let tally = self.client.run(|| load.run());
             found = format!("{tally:?}");
             (tally.failed == 0 && tally.names.keys().eq(expected)).then_some(())
         };
         let waited = catch_unwind(AssertUnwindSafe(|| until("the pods answer", PATIENCE, fine)));
-        assert!(waited.is_ok(), "want answers of {expected:?} for {vip}, found {found}");
+        assert!(waited.is_ok(), "want answers of {expected:?} for {to:?}, found {found}");
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::parts::part;
-use super::pki::{ADMIN, Pki, SERVER};
+use super::pki::{ADMIN, Pki, SERVER, VIPROUTED_USER};
 use crate::harness::{Daemon, Lan, Netns, PATIENCE, Run, TempDir, until};
 
 /// Its address on the LAN.
@@ -34,6 +34,10 @@ impl ControlPlane {
         let (ns, dir) = (lan.client(10, &[]), TempDir::new());
         pki.issue("api", "/CN=kube-apiserver", &format!("DNS:kubernetes.default.svc,IP:{ADDRESS},IP:10.96.0.1"));
         fs::write(dir.file("admin"), pki.kubeconfig("admin", ADMIN)).expect("write a kubeconfig");
+        // Of viprouted alone, once it has an answer.
+        let rule = json!({ "level": "Metadata", "users": [VIPROUTED_USER], "omitStages": ["RequestReceived"] });
+        let policy = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule, { "level": "None" }] });
+        fs::write(dir.file("audit.json"), policy.to_string()).expect("write the audit policy");
         let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir };
         control.start_etcd();
         control.start_api();
@@ -68,6 +72,8 @@ impl ControlPlane {
             file("kubelet-client-certificate", "admin.crt"),
             file("kubelet-client-key", "admin.key"),
             "--kubelet-preferred-address-types=InternalIP".into(),
+            format!("--audit-policy-file={}", self.dir.file("audit.json")),
+            format!("--audit-log-path={}", self.dir.file("audit")),
         ];
         let api = self.daemon("kube-apiserver", &arguments.each_ref().map(String::as_str));
         self.api = Some(api);
@@ -82,6 +88,12 @@ impl ControlPlane {
             }
             ready.then_some(())
         });
+    }
+
+    /// What viprouted has asked of the API: the audit log's entries.
+    pub fn asked(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.dir.file("audit")).expect("the audit log");
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// SIGKILL, as a machine that loses power.

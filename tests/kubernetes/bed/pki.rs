@@ -11,7 +11,10 @@ use crate::harness::{Run, TempDir, tool};
 /// The API server's address, as everybody knows it.
 pub const SERVER: &str = "https://192.0.2.10:6443";
 
-/// The service account that viprouted has: a certificate of this name has the rights of the account.
+/// The service account that viprouted has.
+pub const VIPROUTED_USER: &str = "system:serviceaccount:kube-system:viproute";
+
+/// The same on a certificate: one of this name has the rights of the account.
 pub const VIPROUTED: &str = "/O=system:serviceaccounts/CN=system:serviceaccount:kube-system:viproute";
 
 /// Of whoever may do everything.

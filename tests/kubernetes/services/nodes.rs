@@ -1,5 +1,8 @@
 //! What becomes of nodes.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use super::with_web;
 use crate::harness::{Flows, PATIENCE, Storm, until};
 
@@ -19,6 +22,58 @@ fn a_cordon_changes_nothing() {
     flows.ask();
     flows.hear();
     assert_eq!(flows.complaint(&[]), None);
+}
+
+/// The kubelet, then containerd: pods live on, and so do the connections.
+#[test]
+fn kubelet_and_containerd_are_killed() {
+    let (mut cluster, mut web) = with_web(4);
+    let (vip, pods) = (cluster.external("web"), cluster.pods("web"));
+    let mut flows = Flows::open("the client", &cluster.client, vip, 100);
+    let storm = Storm::start(&cluster.client, vip, 100);
+    for worker in &mut cluster.workers {
+        worker.containerd.machine.kill("kubelet");
+        worker.containerd.kill();
+        sleep(Duration::from_secs(1));
+        worker.containerd.start_again();
+        worker.start_kubelet();
+    }
+    sleep(Duration::from_secs(5));
+    cluster.answer(vip, &pods);
+    assert_eq!(storm.seen().failed, [""; 0]);
+    drop(storm);
+    flows.ask();
+    flows.hear();
+    assert_eq!(flows.complaint(&[]), None);
+    web.replicas = 6;
+    web.apply(&cluster.control);
+    cluster.answer(vip, &cluster.pods("web"));
+}
+
+/// A node loses power: its own connections end, and after a moment all new ones are answered by the other's pods, long before the API
+/// takes the node for dead.
+#[test]
+fn a_node_is_lost() {
+    let (mut cluster, _web) = with_web(4);
+    let vip = cluster.external("web");
+    let mut flows = Flows::open("the client", &cluster.client, vip, 100);
+    let lost = cluster.workers.pop().expect("a node");
+    let pods =
+        cluster.control.get(&["pods", "--selector=app=web", &format!("--field-selector=spec.nodeName={}", lost.name)]);
+    let names = pods["items"].as_array().expect("pods").iter();
+    let gone: Vec<_> = names.map(|pod| pod["metadata"]["name"].as_str().expect("a name").to_owned()).collect();
+    assert_eq!(gone.len(), 2, "half of the pods are there");
+    let staying = cluster.pods("web").into_iter().filter(|name| !gone.contains(name)).collect();
+    lost.node.ns.ip("link set eth0 down");
+    cluster.answer(vip, &staying);
+    assert!(cluster.is_ready(&lost.name), "the API doesn't know yet");
+    drop(lost);
+    until("the API knows", PATIENCE * 2, || (!cluster.is_ready("n2")).then_some(()));
+    cluster.answer(vip, &staying);
+    assert_eq!(cluster.ingress("web"), Some(vip));
+    flows.ask();
+    flows.hear();
+    assert!(flows.broken().keys().all(|replica| gone.iter().any(|name| name == replica)), "{:?}", flows.broken());
 }
 
 /// The label keeps connections away from the node, not from its pods.

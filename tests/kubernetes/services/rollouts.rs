@@ -1,8 +1,11 @@
 //! Rolling updates: new and live connections to the VIP, and to kube-proxy beside it.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use super::with;
 use crate::bed::{Deployment, Outcome, Rollout};
-use crate::harness::{Flows, PORT};
+use crate::harness::{Flows, PORT, Storm};
 
 /// 200 new connections a second and 300 live ones through a rolling update of 4 pods.
 fn update(kind: &str, web: Deployment) -> Outcome {
@@ -31,4 +34,24 @@ fn of_servers_that_ignore_sigterm() {
 fn of_servers_that_exit_at_sigterm() {
     let ours = update("exit at SIGTERM", Deployment::new("web", 4));
     assert!(ours.failed.iter().all(|end| end.contains("reset by peer")), "{ours}");
+}
+
+/// Where no endpoint is ready, one that is ending and still serves gets the connections.
+#[test]
+fn the_last_pod_is_answered_for_as_long_as_it_serves() {
+    let (cluster, web) = with(Deployment { grace: 20, ..Deployment::new("web", 1).stubborn() });
+    let vip = cluster.external("web");
+    let storm = Storm::start(&cluster.client, vip, 50);
+    cluster.control.run(&["scale", "deployment", "web", "--replicas=0"]);
+    sleep(Duration::from_secs(16));
+    let seen = storm.seen();
+    assert!(seen.failed.is_empty(), "{:?}", seen.failed);
+    assert!(seen.answers() > 400, "{}", seen.answers());
+    drop(storm);
+    assert!(cluster.pods("web").is_empty(), "it is ending");
+    cluster.is_silent(vip);
+    // The Service keeps its address, and has a pod again.
+    assert_eq!(cluster.ingress("web"), Some(vip));
+    web.apply(&cluster.control);
+    cluster.answer(vip, &cluster.pods("web"));
 }

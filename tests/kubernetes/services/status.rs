@@ -3,8 +3,11 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::with_web;
-use crate::harness::{PATIENCE, until};
+use crate::bed::Deployment;
+use crate::harness::{PATIENCE, PORT, until};
 
 /// At first at once, then seldom; and an Event names it.
 #[test]
@@ -33,4 +36,27 @@ fn a_second_writer_is_answered_and_named() {
     let named = || cluster.events("web").into_iter().find(|(_, note)| note.contains("rival"));
     eprintln!("{:?}", until("an Event names the other", PATIENCE, named));
     cluster.answer(vip, &cluster.pods("web"));
+}
+
+/// Its rights are enough, and while nothing changes it asks nothing.
+#[test]
+fn rights_are_enough_and_idleness_asks_nothing() {
+    let (mut cluster, web) = with_web(2);
+    // viprouted may have asked before there was a manifest.
+    let before = cluster.control.asked().len();
+    for worker in &mut cluster.workers {
+        worker.restart_viprouted();
+    }
+    cluster.control.apply(&Deployment { name: "other", ..web }.service("LoadBalancer", &[(PORT, PORT)]));
+    cluster.external("other");
+    cluster.control.run(&["delete", "service", "other"]);
+    until("it is no VIP any more", PATIENCE, || cluster.vip("default/other").is_none().then_some(()));
+    sleep(Duration::from_secs(10));
+    let asked = cluster.control.asked();
+    let refused: Vec<_> = asked[before..].iter().filter(|entry| entry["responseStatus"]["code"] == 403).collect();
+    assert!(refused.is_empty() && asked.len() > before, "of {}: {refused:?}", asked.len());
+    sleep(Duration::from_secs(30));
+    let idle: Vec<_> =
+        cluster.control.asked().split_off(asked.len()).into_iter().filter(|entry| entry["verb"] != "watch").collect();
+    assert_eq!(idle, [Value::Null; 0], "in 30 s in which nothing changed");
 }
