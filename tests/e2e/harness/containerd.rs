@@ -52,7 +52,7 @@ impl Containerd {
     pub fn start(node: &Node) -> Self {
         let mut machine = Machine::new(node);
         machine.install(POOL);
-        Self::on(machine, "")
+        Self::first_on(machine)
     }
 
     /// The same with containerd 2 and this network, to which viproute is to belong.
@@ -79,7 +79,7 @@ impl Containerd {
     pub fn with_network(node: &Node, conflist: &str) -> Self {
         let machine = Machine::new(node);
         machine.write("/etc/cni/net.d/10-theirs.conflist", conflist);
-        Self::on(machine, "")
+        Self::first_on(machine)
     }
 
     fn on(mut machine: Machine, path: &'static str) -> Self {
@@ -93,8 +93,9 @@ impl Containerd {
         let import = if path.is_empty() { "" } else { "--local" };
         let containerd = Self { machine, cri, path, import };
         containerd.wait();
-        image::write(&containerd.machine.path("/root/pause.tar"));
-        containerd.imported("/root/pause.tar", IMAGE);
+        let pause = containerd.machine.path("/root/pause.tar");
+        image::write(&pause);
+        containerd.import(&pause, IMAGE);
         containerd
     }
 

@@ -53,7 +53,7 @@ impl KubeApi {
         let listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("an API on the node");
         let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State::default());
-        state.held.lock().unwrap().cluster = "c1".to_owned();
+        state.held.lock().unwrap().cluster = "c1".into();
         let (accepting, shared) = (listener.try_clone().expect("a second descriptor"), state.clone());
         let thread = thread::spawn(move || {
             while let Ok((stream, _)) = accepting.accept() {
@@ -98,7 +98,7 @@ impl KubeApi {
     /// Another cluster's API from now on; or none at all.
     pub fn become_cluster(&self, uid: &str, is_away: bool) {
         let mut held = self.state.held.lock().unwrap();
-        held.cluster = uid.to_owned();
+        held.cluster = uid.into();
         held.is_away = is_away;
         self.state.changed.notify_all();
     }
