@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use directory::Directory;
-pub use nodes::{Departed, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+pub use nodes::{Departed, LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
 pub use status::{Express, ExpressOff, ExpressUplink, LeaseState, Status, UplinkOff, VipStatus};
 
 /// The longest request line, in bytes, without its newline.

@@ -4,6 +4,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+/// The state of a node that is heard.
+pub const LIVE: &str = "live";
+
 /// The reply to [`Request::Nodes`](super::Request::Nodes).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nodes {
@@ -27,7 +30,7 @@ pub struct NodeEntry {
     pub id: Ipv4Addr,
     /// Where its end of the tunnel is.
     pub tunnel: Ipv4Addr,
-    /// `live`, `suspect`, `restarting` or `left`.
+    /// [`LIVE`], `suspect`, `restarting` or `left`.
     pub state: String,
     /// For how many milliseconds its viprouted has said nothing.
     pub silent_ms: u64,

@@ -18,7 +18,7 @@ pub fn answers(vip: IpAddr, nodes: impl IntoIterator<Item = NodeId>) -> Option<N
     }
 }
 
-/// The one of `nodes` that renews the lease of `vip`, by the same rule; the VIP may have no address yet.
+/// The one of `nodes` that renews the lease of `vip` and writes its Service's status, by the same rule; the VIP may have no address yet.
 pub fn renews(vip: &VipKey, nodes: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
     elected(vip.to_string().as_bytes(), nodes)
 }

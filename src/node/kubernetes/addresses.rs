@@ -2,11 +2,13 @@
 //! themselves are the daemon's (`node::leases`).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use crate::api::protocol::Nodes;
+use crate::api::protocol::{LIVE, Nodes};
+use crate::dataplane::node::election::renews;
 use crate::lease::state::Demand;
 use crate::model::VipKey;
+use crate::model::node::NodeId;
 
 /// What has become of a VIP's address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,30 +26,18 @@ pub fn demands(before: &BTreeMap<VipKey, Demand>, wanted: &BTreeMap<VipKey, Dema
     new.map(|(vip, demand)| (vip.clone(), *demand)).chain(over.map(|(vip, _)| (vip.clone(), Demand::Ended))).collect()
 }
 
-/// Whether this node is the one that keeps the VIP's address and writes its Service's status: of the nodes that live the one that a hash
-/// chooses. Two halves of a partition have one each, which write the same.
+/// Whether this node is the one that keeps the VIP's address and writes its Service's status, of the nodes that live. Two halves of a
+/// partition have one each, which write the same.
 pub fn is_keeper(vip: &VipKey, nodes: Option<&Nodes>) -> bool {
-    let Some(own) = nodes.and_then(|nodes| nodes.own.as_ref()) else { return true };
-    let others = nodes.into_iter().flat_map(|nodes| &nodes.nodes).filter(|node| node.state == LIVE);
-    let rank = |id: Ipv4Addr| (rank(vip, id), id);
-    let best = others.map(|node| rank(node.id)).max();
-    best.is_none_or(|best| rank(own.id) >= best)
+    let Some((nodes, own)) = nodes.and_then(|nodes| Some((nodes, nodes.own.as_ref()?))) else { return true };
+    let live = nodes.nodes.iter().filter(|node| node.state == LIVE).chain([own]);
+    renews(vip, live.map(|node| NodeId(node.id))) == Some(NodeId(own.id))
 }
-
-/// FNV-1a of both, mixed once more (as `MurmurHash3` ends): its last bytes alone would decide otherwise. Asked for each VIP at each change.
-fn rank(vip: &VipKey, id: Ipv4Addr) -> u64 {
-    let bytes = vip.namespace().bytes().chain([b'/']).chain(vip.name().bytes()).chain(id.octets());
-    let hash =
-        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    mixed ^ (mixed >> 33)
-}
-
-/// The state of a node that is heard.
-const LIVE: &str = "live";
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::api::protocol::NodeEntry;
 

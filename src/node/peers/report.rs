@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use crate::api::protocol::{NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
 use crate::model::node::{NodeId, NodeState, OwnNode};
 
 use super::key::hexadecimal;
@@ -37,7 +37,7 @@ pub fn status(own: &OwnNode, state: &State, view: &View, findings: &BTreeSet<Nod
         name: own.name.clone(),
         id: own.id.0,
         tunnel: own.tunnel,
-        state: if state.phase == Phase::Up { "live" } else { state.phase.name() }.to_owned(),
+        state: if state.phase == Phase::Up { LIVE } else { state.phase.name() }.to_owned(),
         silent_ms: 0,
         vips: local().count(),
         ready: local().map(|share| u64::from(share.ready)).sum(),

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::api::protocol::LIVE;
 use crate::model::VipKey;
 use crate::model::node::{ClusterNode, NUMBERS, NodeId, NodeState};
 
@@ -305,7 +306,7 @@ impl View {
 /// As it is shown.
 pub fn name_of(state: NodeState) -> &'static str {
     match state {
-        NodeState::Live => "live",
+        NodeState::Live => LIVE,
         NodeState::Suspect => "suspect",
     }
 }
