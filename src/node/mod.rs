@@ -105,6 +105,18 @@ pub enum Error {
     },
 }
 
+/// This node's name: the configured one, else the host's. An error is the host's name, where that can't be one.
+fn own_name(configured: Option<&str>) -> Result<String, String> {
+    let of_host = || {
+        nix::sys::utsname::uname()
+            .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase())
+    };
+    match configured {
+        Some(name) => Ok(name.to_owned()),
+        None => Some(of_host()).filter(|name| config::is_node_name(name)).ok_or_else(of_host),
+    }
+}
+
 impl Context {
     /// With an empty journal and all counters at zero.
     pub fn new(registry: Registry, wanted: Wanted) -> Result<Self, Error> {

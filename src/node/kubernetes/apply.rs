@@ -1,7 +1,7 @@
 //! Has what is desired done on this node: by membership, as every source has. Who gets no new connections any more comes first, then who
 //! gets them, then who joins and leaves, one pod after the other; what changes meanwhile goes first again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::lease::state::Demand;
 use crate::membership::{self, Change, Host, Pod, Want, admission, running, set_vips};
-use crate::model::{NetworkSpec, PortMap, Recorded, Source, VipKey};
+use crate::model::{NetworkSpec, PortMap, Source, VipKey};
 use crate::net::NodeNet;
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
@@ -17,8 +17,8 @@ use crate::node::{Context, Kind};
 use crate::registry::{self, Registry, attachment_name, attachment_of, record};
 use crate::with_causes;
 
-use super::addresses;
 use super::desired::{Attachment, Desired, Member, Note, PodId, Role, Roles, desired};
+use super::{addresses, pause};
 
 /// What failed is tried again after this, then after twice the time, up to the last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -130,14 +130,14 @@ impl Applier {
     fn demand(&mut self, found: Option<&Desired>) {
         let nodes = self.context.peers.status();
         let shared = self.context.services.shared();
+        let here = found.map(Desired::vips).unwrap_or_default();
         let mut wanted = BTreeMap::new();
         for (key, service) in &shared.store.objects().services {
             let Ok(vip) = key.parse::<VipKey>() else { continue };
             if service.is_ending {
                 continue;
             }
-            let is_here = found.is_some_and(|found| found.has(&vip));
-            let is_wanted = is_here || addresses::is_keeper(&vip, nodes.as_ref());
+            let is_wanted = here.contains(&vip) || addresses::is_keeper(&vip, nodes.as_ref());
             let demand = if is_wanted { Demand::Wanted } else { Demand::Elsewhere };
             wanted.insert(vip, demand);
         }
@@ -229,8 +229,7 @@ impl Applier {
                     let text = format!("{shown} can't join or leave: {why}");
                     self.context.journal.record(Kind::Trouble, vips.first(), text);
                 }
-                let pause = AGAIN.0.saturating_mul(2_u32.saturating_pow(times)).min(AGAIN.1);
-                let again = Instant::now() + pause;
+                let again = Instant::now() + pause(AGAIN, times);
                 self.failed.insert(name, Failure { times: times.saturating_add(1), again, pod: shown, vips, why });
             }
         }
@@ -295,9 +294,9 @@ enum Error {
 }
 
 impl Desired {
-    fn has(&self, vip: &VipKey) -> bool {
-        let mut all = self.recorded.values().chain(self.unknown.values());
-        all.any(|roles| roles.vips.contains_key(vip))
+    /// What pods of this node are to be in.
+    fn vips(&self) -> BTreeSet<&VipKey> {
+        self.recorded.values().chain(self.unknown.values()).flat_map(|roles| roles.vips.keys()).collect()
     }
 }
 
@@ -352,7 +351,7 @@ fn recorded(registry: &Registry) -> registry::Result<Vec<Attachment>> {
             (record.address, record.pod.clone(), BTreeMap::new());
         for vip in record.keys() {
             let Some(endpoint) = registry.endpoint(&vip, &name).ok().flatten() else { continue };
-            let ports = endpoint.ports.iter().filter_map(Recorded::known).copied().collect();
+            let ports = endpoint.known_ports().collect();
             // One that an earlier version wrote leaves that to its replicas.
             if address.is_none() {
                 (address, pod) = (Some(endpoint.address()), endpoint.pod.clone());

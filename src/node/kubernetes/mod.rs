@@ -28,6 +28,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -39,9 +40,9 @@ use crate::lease::state::Demand;
 use crate::model::VipKey;
 use crate::net::{self, NodeNet};
 
-use super::Context;
-use super::config::{Config, is_node_name};
+use super::config::Config;
 use super::subsystems::{KUBERNETES, SERVICES};
+use super::{Context, own_name};
 use addresses::Lease;
 use apply::Applier;
 use desired::Note;
@@ -53,6 +54,11 @@ use store::Store;
 
 /// The Service of the API server itself, which every cluster has.
 const API_SERVICE: &str = "default/kubernetes";
+
+/// What failed is tried again after the first, then after twice the time, up to the last.
+fn pause((first, last): (Duration, Duration), failures: u32) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(failures)).min(last)
+}
 
 /// Why Services can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -163,10 +169,7 @@ impl Shared {
 /// Starts the threads, where the configuration wants them.
 pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     let Some(settings) = config.kubernetes.clone() else { return Ok(()) };
-    let host_name = nix::sys::utsname::uname()
-        .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase());
-    let name = settings.node.clone().or_else(|| is_node_name(&host_name).then(|| host_name.clone()));
-    let name = name.ok_or(Error::Name(host_name))?;
+    let name = own_name(settings.node.as_deref()).map_err(Error::Name)?;
     let services = &context.services;
     let (applier, wakes) = std::sync::mpsc::sync_channel(1);
     let remembered = remembered::Remembered::load(&config.state_dir);

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::objects::{Class, Key, Node, Pod, Slice, key};
 use super::store::{Change, Heard, Kind};
-use super::{API_SERVICE, api, pool};
+use super::{API_SERVICE, api, pause, pool};
 
 /// A watch that fails is tried again after this, then after twice the time, up to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -40,28 +40,26 @@ pub struct Watched {
 pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let page = watcher::Config::default().page_size(PAGE);
-    tasks.spawn(services(client.clone(), page.clone(), watched.class.clone(), heard.clone()));
+    let class = watched.class.clone();
+    let reduce = move |service: core::Service| (key(&service.metadata), class.service(service));
+    let teller = Teller { identified_by: Some(client.clone()), ..Teller::new(heard, Kind::Services, Heard::Services) };
+    tasks.spawn(watch(Api::all(client.clone()), page.clone(), reduce, teller));
     let node = watched.node.clone();
     let reduce = move |slice: EndpointSlice| (key(&slice.metadata), Slice::of(slice, &node));
     let slices = Api::all(client.clone());
     let labelled = page.clone().labels("kubernetes.io/service-name");
-    tasks.spawn(watch(
-        slices,
-        labelled,
-        reduce,
-        Teller { heard: heard.clone(), kind: Kind::Slices, say: Heard::Slices },
-    ));
+    tasks.spawn(watch(slices, labelled, reduce, Teller::new(heard, Kind::Slices, Heard::Slices)));
     let reduce = |pod: core::Pod| (key(&pod.metadata), Some(Pod::of(pod)));
     let pods = Api::all(client.clone());
     let of_node = page.clone().fields(&format!("spec.nodeName={}", watched.node));
-    tasks.spawn(watch(pods, of_node, reduce, Teller { heard: heard.clone(), kind: Kind::Pods, say: Heard::Pods }));
+    tasks.spawn(watch(pods, of_node, reduce, Teller::new(heard, Kind::Pods, Heard::Pods)));
     let reduce = |node: core::Node| (key(&node.metadata), Some(Node::of(node)));
     let nodes = Api::all(client.clone());
-    tasks.spawn(watch(nodes, page, reduce, Teller { heard: heard.clone(), kind: Kind::Nodes, say: Heard::Nodes }));
+    tasks.spawn(watch(nodes, page, reduce, Teller::new(heard, Kind::Nodes, Heard::Nodes)));
     if watched.has_pool {
         let (label, manager) = pool::MANAGED_BY;
         let ours = watcher::Config::default().page_size(PAGE).labels(&format!("{label}={manager}"));
-        let teller = Teller { heard: heard.clone(), kind: Kind::Addresses, say: Heard::Addresses };
+        let teller = Teller::new(heard, Kind::Addresses, Heard::Addresses);
         tasks.spawn(watch(Api::all(client.clone()), ours, pool::entry, teller));
     }
     tasks
@@ -72,12 +70,27 @@ struct Teller<T> {
     heard: Sender<Heard>,
     kind: Kind,
     say: fn(Change<T>) -> Heard,
+    /// The list comes together with the sign of which cluster it is of, which is asked here.
+    identified_by: Option<kube::Client>,
 }
 
 impl<T> Teller<T> {
+    fn new(heard: &Sender<Heard>, kind: Kind, say: fn(Change<T>) -> Heard) -> Self {
+        Self { heard: heard.clone(), kind, say, identified_by: None }
+    }
+
     /// An error: viprouted ends.
     async fn tell(&self, change: Change<T>) -> Result<(), ()> {
         self.heard.send((self.say)(change)).await.map_err(drop)
+    }
+
+    /// `has_api`: the Service of the API server is in the list.
+    async fn tell_all(&self, list: BTreeMap<Key, T>, has_api: bool) -> Result<(), ()> {
+        if let Some(client) = &self.identified_by {
+            let uid = cluster(client, self).await;
+            self.heard.send(Heard::Cluster { uid, has_api }).await.map_err(drop)?;
+        }
+        self.tell(Change::All(list)).await
     }
 
     async fn failed(&self, why: String) -> Result<(), ()> {
@@ -90,37 +103,6 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
-    let mut list = BTreeMap::new();
-    while let Some(event) = stream.next().await {
-        let told = match event {
-            Ok(Event::Init) => {
-                list.clear();
-                Ok(())
-            }
-            Ok(Event::InitApply(object)) => {
-                let (key, object) = reduce(object);
-                list.extend(object.map(|object| (key, object)));
-                Ok(())
-            }
-            Ok(Event::InitDone) => teller.tell(Change::All(std::mem::take(&mut list))).await,
-            Ok(Event::Apply(object)) => {
-                let (key, object) = reduce(object);
-                teller.tell(Change::One(key, object)).await
-            }
-            Ok(Event::Delete(object)) => teller.tell(Change::One(reduce(object).0, None)).await,
-            Err(error) => teller.failed(why(&error)).await,
-        };
-        if told.is_err() {
-            return;
-        }
-    }
-}
-
-/// Services are listed together with the sign of which cluster they are of.
-async fn services(client: kube::Client, config: watcher::Config, class: Class, heard: Sender<Heard>) {
-    let api: Api<core::Service> = Api::all(client.clone());
-    let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
-    let teller = Teller { heard: heard.clone(), kind: Kind::Services, say: Heard::Services };
     let (mut list, mut has_api) = (BTreeMap::new(), false);
     while let Some(event) = stream.next().await {
         let told = match event {
@@ -129,22 +111,18 @@ async fn services(client: kube::Client, config: watcher::Config, class: Class, h
                 has_api = false;
                 Ok(())
             }
-            Ok(Event::InitApply(service)) => {
-                let key = key(&service.metadata);
+            Ok(Event::InitApply(object)) => {
+                let (key, object) = reduce(object);
                 has_api |= key == API_SERVICE;
-                list.extend(class.service(service).map(|service| (key, service)));
+                list.extend(object.map(|object| (key, object)));
                 Ok(())
             }
-            Ok(Event::InitDone) => {
-                let uid = cluster(&client, &teller).await;
-                let told = heard.send(Heard::Cluster { uid, has_api }).await.map_err(drop);
-                told.and(teller.tell(Change::All(std::mem::take(&mut list))).await)
+            Ok(Event::InitDone) => teller.tell_all(std::mem::take(&mut list), has_api).await,
+            Ok(Event::Apply(object)) => {
+                let (key, object) = reduce(object);
+                teller.tell(Change::One(key, object)).await
             }
-            Ok(Event::Apply(service)) => {
-                let key = key(&service.metadata);
-                teller.tell(Change::One(key, class.service(service))).await
-            }
-            Ok(Event::Delete(service)) => teller.tell(Change::One(key(&service.metadata), None)).await,
+            Ok(Event::Delete(object)) => teller.tell(Change::One(reduce(object).0, None)).await,
             Err(error) => teller.failed(why(&error)).await,
         };
         if told.is_err() {
@@ -187,7 +165,7 @@ impl Iterator for Jittered {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = BACK_OFF.0.saturating_mul(2_u32.saturating_pow(self.failures)).min(BACK_OFF.1);
+        let pause = pause(BACK_OFF, self.failures);
         self.failures = self.failures.saturating_add(1);
         Some(pause.mul_f64(rand::random_range(0.5..1.5)))
     }

@@ -37,10 +37,10 @@ use crate::lease::settings::Backend;
 use crate::model::VipKey;
 use crate::model::node::NodeId;
 use crate::net::{self, NodeNet};
-use crate::node::config::{Config, is_node_name};
+use crate::node::config::Config;
 use crate::node::subsystems::{PEER_RECORDS, PEERS};
 
-use super::Context;
+use super::{Context, own_name};
 use engine::Order;
 use key::Keys;
 use leases::Leases;
@@ -144,9 +144,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
     let (Some(membership), Some(keys)) = (config.membership.clone(), keys(config)?) else {
         return records::clear(&NodeNet::open()?, &context.registry).map(|()| None).map_err(Error::Former);
     };
-    let host_name = nix::sys::utsname::uname()
-        .map_or_else(|_| String::new(), |host| host.nodename().to_string_lossy().to_lowercase());
-    let name = membership.name.clone().or_else(|| is_node_name(&host_name).then(|| host_name.clone()));
+    let name = own_name(membership.name.as_deref()).map_err(Error::Name)?;
     let pool = match &config.lease.backend {
         Backend::Pool(pool) => Some(pool.cidr),
         Backend::Dhcp(_) => None,
@@ -157,7 +155,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
     let setup = Setup {
         context: context.clone(),
         net: NodeNet::open()?,
-        name: name.ok_or(Error::Name(host_name))?,
+        name,
         membership,
         keys,
         cluster: cluster.map(str::to_owned),
