@@ -216,7 +216,7 @@ impl Engine {
         let wanted =
             kept.iter().filter_map(|(vip, (service, address))| Some((vip, Status { service, address: (*address)? })));
         status.write(wanted, now);
-        events.send(now);
+        events.send();
     }
 
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.

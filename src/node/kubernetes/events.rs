@@ -158,7 +158,7 @@ impl Announcer {
     }
 
     /// Sends what waits, one after the other.
-    pub fn send(&mut self, _now: Instant) {
+    pub fn send(&mut self) {
         while let Some(next) = self.limiter.waiting.pop_front() {
             if let Err(error) = self.to.try_send(next) {
                 if let tokio::sync::mpsc::error::TrySendError::Full(next) = error {

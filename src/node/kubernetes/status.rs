@@ -58,8 +58,6 @@ pub struct StatusWriter {
     under_way: JoinSet<Written>,
     /// When each Service's status was written, by its identity.
     past: BTreeMap<String, Past>,
-    /// The API drops what it doesn't know.
-    lacks_mode: bool,
 }
 
 /// Writes of one Service's status.
@@ -75,7 +73,7 @@ struct Past {
 impl StatusWriter {
     /// That has written nothing.
     pub fn new(client: kube::Client) -> Self {
-        Self { client, under_way: JoinSet::new(), past: BTreeMap::new(), lacks_mode: false }
+        Self { client, under_way: JoinSet::new(), past: BTreeMap::new() }
     }
 
     /// Begins to write what differs.
@@ -84,8 +82,7 @@ impl StatusWriter {
             if let Some(past) = self.past.get_mut(&status.service.uid) {
                 past.seen = now;
             }
-            let is_written = is_said(status, self.lacks_mode);
-            if is_written || self.under_way.len() >= MOST {
+            if is_said(status) || self.under_way.len() >= MOST {
                 continue;
             }
             let past = self.past.get(&status.service.uid).copied();
@@ -136,9 +133,8 @@ impl Past {
 }
 
 /// The Service's status says so already.
-fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
-    let mode = if lacks_mode { "" } else { MODE };
-    matches!(&status.service.ingress[..], [Ingress { ip, mode: said }] if *ip == status.address.to_string() && said == mode)
+fn is_said(status: Status<'_>) -> bool {
+    matches!(&status.service.ingress[..], [Ingress { ip, mode }] if *ip == status.address.to_string() && mode == MODE)
 }
 
 async fn write(client: kube::Client, written: Written) -> Written {
@@ -173,7 +169,7 @@ mod tests {
         let says = |said: &[(&str, &str)]| {
             let ingress = said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into() }).collect();
             let service = Service { ingress, ..Service::default() };
-            is_said(Status { service: &service, address: [192, 0, 2, 7].into() }, false)
+            is_said(Status { service: &service, address: [192, 0, 2, 7].into() })
         };
         assert!(says(&[("192.0.2.7", "Proxy")]));
         for other in [
