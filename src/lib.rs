@@ -68,7 +68,7 @@ pub mod internals {
         pub use crate::lease::decode_lease_file;
     }
     pub mod membership {
-        pub use crate::membership::admission;
+        pub use crate::membership::{admission, running};
     }
     pub mod model {
         pub use crate::model::address;

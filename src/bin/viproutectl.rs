@@ -16,7 +16,8 @@ use viproute::ctl::bundle::{self, Written};
 use viproute::ctl::doctor::{self, Severity};
 use viproute::ctl::join::{self, Left, Options, Places};
 use viproute::ctl::trace::{self, Flow};
-use viproute::ctl::{announce, drain, events, identity, manual, nodes, pods, probe, status, unload, watch};
+use viproute::ctl::{announce, drain, events, identity, manual, nodes, probe, status, unload, watch};
+use viproute::internals::membership::running;
 use viproute::internals::model::Transport;
 use viproute::internals::registry::{Registry, State};
 use viproute::node::config::{Config, DEFAULT_PATH};
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 fn list_attached(data_dir: Option<PathBuf>) -> Outcome {
     let configured = || Config::load(Path::new(DEFAULT_PATH)).ok().map(|config| config.data_dir);
     let registry = Registry::new(data_dir.or_else(configured).unwrap_or_else(|| default::DATA_DIR.into()));
-    let names = pods::attached(&registry).map_err(|e| with_causes(&e))?;
+    let names = running::attached(&registry).map_err(|e| with_causes(&e))?;
     Ok(print_each(names.iter()))
 }
 

@@ -23,5 +23,3 @@ pub mod trace;
 pub mod unload;
 pub mod watch;
 pub mod way;
-
-pub use crate::membership::running as pods;

@@ -105,10 +105,7 @@ enum Meaning {
 }
 
 fn meaning(route: &Route, candidate: IpAddr, allow: &Allow, evidence: &Evidence) -> Meaning {
-    if !route.prefix.contains(candidate) {
-        return Meaning::Nothing;
-    }
-    if route.protocol == PROTOCOL {
+    if !route.prefix.contains(candidate) || route.protocol == PROTOCOL {
         return Meaning::Nothing;
     }
     if route.table == LOCAL {

@@ -274,7 +274,7 @@ pub(super) fn node_source_address(net: &NodeNet, pod: IpAddr, wants: &[Want]) ->
 /// Writes a want into an endpoint. Its state stays, unless its check is removed; what a later version wrote stays, unless
 /// the want has something else in its place.
 pub(super) fn fill(endpoint: &mut Endpoint, want: &Want, source: Option<IpAddr>, place: u8) {
-    if !endpoint.ports.iter().filter_map(Recorded::known).eq(&want.ports) {
+    if !endpoint.known_ports().eq(want.ports.iter().copied()) {
         endpoint.ports = want.ports.iter().copied().map(Into::into).collect();
     }
     if endpoint.health.as_ref().and_then(Recorded::known) != want.health.as_ref() {

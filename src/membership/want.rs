@@ -81,11 +81,11 @@ impl Want {
 
     /// What a replica is now. Ports and checks of a later version's are left out.
     pub fn of(vip: VipKey, endpoint: &Endpoint) -> Self {
-        let Endpoint { source, ports, weight, health, udp_reply, udp_sticky, admitted, .. } = endpoint;
+        let Endpoint { source, weight, health, udp_reply, udp_sticky, admitted, .. } = endpoint;
         Self {
             vip,
             source: source.clone(),
-            ports: ports.iter().filter_map(Recorded::known).copied().collect(),
+            ports: endpoint.known_ports().collect(),
             weight: *weight,
             health: health.as_ref().and_then(Recorded::known).cloned(),
             udp_reply: *udp_reply,
