@@ -1,15 +1,14 @@
 //! What pods and machines on the LAN may try.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use viproute::internals::ebpf::{ExpressCounts, Maps};
 
 use super::{Flow, SILENCE, Switch, Talk, joining, nft, service, since};
-use crate::harness::{Echo, Netns, PORT, Run, Service};
+use crate::harness::segment::{self, SYN};
+use crate::harness::{Echo, PORT, Run, Service};
 
 /// A rule for one client alone doesn't stop another one's flows, nor does it let the first one's through.
 #[test]
@@ -112,27 +111,6 @@ fn a_pod_can_not_forge_the_sign() {
     }
 }
 
-/// Sends a SYN by which another machine would pass for that client.
-fn send_syn(ns: &Netns, client: SocketAddrV4, vip: SocketAddrV4) {
-    let mut tcp = [0_u8; 20];
-    tcp[0..2].copy_from_slice(&client.port().to_be_bytes());
-    tcp[2..4].copy_from_slice(&vip.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44]);
-    tcp[12..16].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
-    let mut summed = [client.ip().octets(), vip.ip().octets()].concat();
-    summed.extend([0, 6, 0, 20]);
-    summed.extend(tcp);
-    let sum: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("sixteen bits");
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    let fd: OwnedFd = ns.run(|| {
-        socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp).expect("a raw socket")
-    });
-    // The standard library sends by it as if it were UDP's.
-    UdpSocket::from(fd).send_to(&tcp, (*vip.ip(), 0)).expect("send");
-}
-
 /// A connection that isn't where the hash would send it, and a SYN with its ports: the replica that the SYN reaches begins a
 /// handshake, and gets nothing of the connection.
 #[test]
@@ -153,7 +131,7 @@ fn a_syn_draws_no_packet_of_another_replicas_connection() {
             let (client, vip) = (talk.0.local_addr().expect("an address"), (service.vip, PORT));
             let std::net::SocketAddr::V4(client) = client else { panic!("IPv6") };
             switch.bump(); // as if it had rested
-            send_syn(&service.client, client, SocketAddrV4::new(vip.0, vip.1));
+            segment::send(&service.client, client, SocketAddrV4::new(vip.0, vip.1), SYN);
             thread::sleep(Duration::from_millis(5));
             assert_eq!(talk.ask(), *name, "round {round}");
         }

@@ -12,7 +12,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use viproute::internals::ebpf::{Express, ExpressCounts, express_counts};
@@ -93,6 +93,40 @@ fn counts(node: &Node) -> ExpressCounts {
         out_packets: sum.out_packets + pod.out_packets,
         out_bytes: sum.out_bytes + pod.out_bytes,
     })
+}
+
+/// How often a connection of [`goes_straight`] asks.
+const ASKED: u64 = 40;
+
+/// A new connection's questions and answers go straight. Its server's name.
+fn goes_straight(service: &Service, switch: &Switch<'_>) -> String {
+    let before = switch.counts();
+    let mut talk = Talk::with(&service.client, service.vip);
+    let name = talk.ask();
+    for _ in 1..ASKED {
+        assert_eq!(talk.ask(), name);
+    }
+    let (requests, answers) = since(switch.counts(), before);
+    assert!(requests >= ASKED - 2, "of {ASKED} requests {requests} went straight");
+    assert!(answers >= ASKED - 2, "of {ASKED} answers {answers} went straight");
+    name
+}
+
+/// Clones end at the host veth and at the uplink; each datagram of a flow is answered once.
+fn no_datagram_comes_twice(service: &Service) {
+    let switch = Switch::on(&service.node);
+    let flow = Flow::with(&service.client, service.vip);
+    let (before, begin, mut sent) = (switch.counts(), Instant::now(), 0);
+    let name = flow.ask().expect("an answer");
+    while begin.elapsed() < 4 * UDP_LEASE {
+        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
+        sent += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    flow.0.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
+    assert!(flow.0.recv(&mut [0; 64]).is_err(), "an answer more than questions");
+    let (requests, answers) = since(switch.counts(), before);
+    assert!(requests > sent * 9 / 10 && answers > sent * 9 / 10, "of {sent}: {requests} in, {answers} out straight");
 }
 
 /// What went straight since.

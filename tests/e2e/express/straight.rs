@@ -9,24 +9,15 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setso
 
 use viproute::internals::ebpf::ExpressCounts;
 
-use super::{Flow, Switch, Talk, joining, service, since};
+use super::{ASKED, Flow, Switch, Talk, goes_straight, joining, service, since};
 use crate::harness::{Echo, PORT, SOON, Service, until};
-
-const ASKED: u64 = 40;
 
 #[test]
 fn a_connections_packets_go_straight_both_ways() {
     let service = service(3, 0);
     let switch = Switch::on(&service.node);
-    let (before, hits) = (switch.counts(), service.counter("local_hit"));
-    let mut talk = Talk::with(&service.client, service.vip);
-    let name = talk.ask();
-    for _ in 1..ASKED {
-        assert_eq!(talk.ask(), name);
-    }
-    let (requests, answers) = since(switch.counts(), before);
-    assert!(requests >= ASKED - 2, "of {ASKED} requests {requests} went straight");
-    assert!(answers >= ASKED - 2, "of {ASKED} answers {answers} went straight");
+    let hits = service.counter("local_hit");
+    goes_straight(&service, &switch);
     // Each is counted as one of the connection's, once: a question, the end of the handshake, acknowledgements.
     let hits = service.counter("local_hit") - hits;
     assert!((ASKED..=2 * ASKED + 2).contains(&hits), "{hits} packets of a connection were counted");
@@ -58,24 +49,11 @@ fn what_begins_on_the_node_is_the_stacks() {
     assert_eq!(since(switch.counts(), ExpressCounts::default()), (0, 0));
 }
 
-/// A flow's clones end at the host veth and at the uplink; each datagram is answered once.
 #[test]
 fn no_datagram_comes_twice() {
     let service = service(3, 0);
     let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::start(pod, service.vip)).collect();
-    let switch = Switch::on(&service.node);
-    let flow = Flow::with(&service.client, service.vip);
-    let (before, begin, mut sent) = (switch.counts(), Instant::now(), 0);
-    let name = flow.ask().expect("an answer");
-    while begin.elapsed() < Duration::from_secs(4) {
-        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
-        sent += 1;
-        thread::sleep(Duration::from_millis(10));
-    }
-    flow.0.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
-    assert!(flow.0.recv(&mut [0; 64]).is_err(), "an answer more than questions");
-    let (requests, answers) = since(switch.counts(), before);
-    assert!(requests > sent * 9 / 10 && answers > sent * 9 / 10, "of {sent}: {requests} in, {answers} out straight");
+    super::no_datagram_comes_twice(&service);
 }
 
 /// One clone a direction in half a second: the stack's rules see the flow go on.

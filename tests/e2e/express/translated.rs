@@ -1,15 +1,11 @@
 //! Ports that the pod has under another number go straight, too.
 
 use std::io::{Read, Write};
-use std::thread;
-use std::time::Duration;
 
 use viproute::internals::ebpf::ExpressCounts;
 
-use super::{Flow, Switch, Talk, since};
+use super::{Flow, Switch, Talk, goes_straight, no_datagram_comes_twice, since};
 use crate::harness::{Echo, Join, PORT, SOON, Service, scaled};
-
-const ASKED: u64 = 40;
 
 fn service(replicas: usize, spare: usize) -> Service {
     Service::translated(&Join::annotated("web"), replicas, spare)
@@ -20,15 +16,7 @@ fn a_connections_packets_go_straight_both_ways() {
     let service = service(3, 0);
     let switch = Switch::on(&service.node);
     for _ in 0..5 {
-        let before = switch.counts();
-        let mut talk = Talk::with(&service.client, service.vip);
-        let name = talk.ask();
-        for _ in 1..ASKED {
-            assert_eq!(talk.ask(), name);
-        }
-        let (requests, answers) = since(switch.counts(), before);
-        assert!(requests >= ASKED - 2, "of {ASKED} requests {requests} went straight");
-        assert!(answers >= ASKED - 2, "of {ASKED} answers {answers} went straight");
+        goes_straight(&service, &switch);
     }
 }
 
@@ -37,19 +25,7 @@ fn a_connections_packets_go_straight_both_ways() {
 fn datagrams_go_straight_and_none_comes_twice() {
     let service = service(2, 0);
     let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect();
-    let switch = Switch::on(&service.node);
-    let flow = Flow::with(&service.client, service.vip);
-    let (before, mut sent) = (switch.counts(), 0);
-    let name = flow.ask().expect("an answer");
-    for _ in 0..300 {
-        assert_eq!(flow.ask().as_deref(), Some(name.as_str()));
-        sent += 1;
-        thread::sleep(Duration::from_millis(10));
-    }
-    flow.0.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
-    assert!(flow.0.recv(&mut [0; 64]).is_err(), "an answer more than questions");
-    let (requests, answers) = since(switch.counts(), before);
-    assert!(requests > sent * 9 / 10 && answers > sent * 9 / 10, "of {sent}: {requests} in, {answers} out straight");
+    no_datagram_comes_twice(&service);
 }
 
 /// A segment of many, whose checksum is left to a network card, and one that a card has put together.

@@ -171,6 +171,22 @@ impl Cluster {
         assert!(complaints.is_empty(), "{when}\n{}", complaints.join("\n"));
     }
 
+    /// They stay while a replica comes, drains and goes on each of these nodes, and while the VIP's packets come to each node in turn.
+    pub fn unbroken_by_changes(&mut self, live: &mut [Flows], nodes: &[u8]) {
+        for number in nodes {
+            self.joins(*number);
+            Self::unbroken(live, &format!("a replica joins on {number}"));
+            self.drains(*number);
+            Self::unbroken(live, &format!("a replica drains on {number}"));
+            self.leaves(*number);
+            Self::unbroken(live, &format!("the drained replica leaves {number}"));
+        }
+        for number in [2, 3, 1] {
+            self.leads_to(number);
+            Self::unbroken(live, &format!("the VIP's packets come to {number}"));
+        }
+    }
+
     /// One more replica, which had no connection before.
     pub fn joins(&mut self, number: u8) {
         let (join, port) = (joining(&self.join, number, self.is_translated), served(number, self.is_translated));

@@ -29,16 +29,5 @@ fn all_replicas_of_all_nodes_have_equal_shares() {
 fn live_connections_stay_where_they_are() {
     let mut cluster = Cluster::translated(2);
     let mut live = cluster.flows(100);
-    for number in [1, 2] {
-        cluster.joins(number);
-        Cluster::unbroken(&mut live, &format!("a replica joins on {number}"));
-        cluster.drains(number);
-        Cluster::unbroken(&mut live, &format!("a replica drains on {number}"));
-        cluster.leaves(number);
-        Cluster::unbroken(&mut live, &format!("the drained replica leaves {number}"));
-    }
-    for number in [2, 3, 1] {
-        cluster.leads_to(number);
-        Cluster::unbroken(&mut live, &format!("the VIP's packets come to {number}"));
-    }
+    cluster.unbroken_by_changes(&mut live, &[1, 2]);
 }

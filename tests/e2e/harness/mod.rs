@@ -16,6 +16,7 @@ mod kubernetes;
 mod machine;
 mod metrics;
 mod routing;
+pub mod segment;
 mod service;
 mod smallfs;
 mod storm;

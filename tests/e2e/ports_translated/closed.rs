@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
 
-use super::segment::{self, ACK, CLIENT, RST};
 use super::service;
+use crate::harness::segment::{self, ACK, CLIENT, RST};
 use crate::harness::{Echo, Netns, PORT, SOON, deadline, hear, until};
 
 /// Longer than any answer takes; so long silence is awaited.
@@ -53,7 +53,12 @@ fn a_stray_segment_to_a_pods_number_never_gets_there() {
     let mut live = from(&service.client, PORT_OF_CLIENT, SocketAddrV4::new(service.vip, PORT)).expect("connect");
     let before = service.counter("port_denied");
     for flags in [RST, ACK] {
-        segment::send(&service.client, PORT_OF_CLIENT, SocketAddrV4::new(service.vip, target), flags);
+        segment::send(
+            &service.client,
+            SocketAddrV4::new(CLIENT, PORT_OF_CLIENT),
+            SocketAddrV4::new(service.vip, target),
+            flags,
+        );
     }
     until("they are counted", SOON, || (service.counter("port_denied") >= before + 2).then_some(()));
     live.write_all(b"who\n").expect("ask");

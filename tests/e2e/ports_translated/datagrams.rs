@@ -5,9 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use super::segment;
 use super::service;
-use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, scaled};
+use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, scaled, segment};
 
 fn servers(service: &Service) -> Vec<Echo> {
     service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect()

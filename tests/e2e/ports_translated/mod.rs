@@ -6,7 +6,6 @@ mod datagrams;
 mod entries;
 mod live;
 mod said;
-mod segment;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

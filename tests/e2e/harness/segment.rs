@@ -5,22 +5,23 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use crate::harness::Netns;
+use super::Netns;
 
+pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
-/// The client of [`crate::harness::Service`].
+/// The client of [`Service`](super::Service).
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
 
-/// Sends one from that port of the client's.
-pub fn send(ns: &Netns, port: u16, vip: SocketAddrV4, flags: u8) {
+/// Sends one of TCP's that says it is from that client.
+pub fn send(ns: &Netns, client: SocketAddrV4, vip: SocketAddrV4, flags: u8) {
     let mut tcp = [0_u8; 20];
-    tcp[0..2].copy_from_slice(&port.to_be_bytes());
+    tcp[0..2].copy_from_slice(&client.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&vip.port().to_be_bytes());
     tcp[4..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44]);
     tcp[12..16].copy_from_slice(&[0x50, flags, 0xff, 0xff]);
-    let mut summed = [CLIENT.octets(), vip.ip().octets()].concat();
+    let mut summed = [client.ip().octets(), vip.ip().octets()].concat();
     summed.extend([0, 6, 0, 20]);
     summed.extend(tcp);
     let sum: u32 = summed.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
