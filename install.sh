@@ -451,7 +451,7 @@ test_kernels() {
 # What it is built of, and takes minutes to build, lies in target/ and Go's cache afterwards.
 test_kubernetes() {
     # shellcheck disable=SC2046  # a list of packages
-    packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl $(compilers)
+    packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl curl dnsmasq-base $(compilers)
     command -v containerd >/dev/null || packages containerd runc
     debian_go
     tests/containerd2.sh

@@ -1,6 +1,8 @@
 //! Services of type `LoadBalancer`, by viproute alone.
 
 mod away;
+mod dhcp;
+mod many;
 mod nodes;
 mod ports;
 mod rollouts;

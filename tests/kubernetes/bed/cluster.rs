@@ -14,30 +14,26 @@ use super::parts::part;
 use super::pki::Pki;
 use super::worker::{Kind, Worker, pods};
 use crate::harness::image::{self, Content};
-use crate::harness::{LONG, Lan, Netns, Run, TempDir, VIPROUTECTL, until};
+use crate::harness::{DhcpServer, LONG, Lan, Netns, Run, TempDir, VIPROUTECTL, until};
 
 /// What the tests' pods run.
 pub const SERVER: &str = "viproute.test/server:1";
 
-/// Where VIPs are from, unless a test says another place.
-pub const POOL: &str = "[pool]\ncidr = \"10.118.0.0/24\"";
-
 /// What viprouted may do.
 const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/kubernetes-rbac.yaml");
 
+/// What the LAN's DHCP server may give, and how many that are.
+const DHCP_RANGE: &str = "192.0.2.100,192.0.2.103";
+pub const DHCP_ADDRESSES: u32 = 4;
+
+#[derive(Clone, Copy, Default)]
 pub struct Setup {
     /// containerd 2, and not Debian's.
     pub second: bool,
-    /// Appended to viprouted's configuration; the pool, say.
-    pub settings: String,
+    /// VIPs are from a DHCP server on the LAN, and not from a pool.
+    pub dhcp: bool,
     /// Services of type `LoadBalancer` are served.
     pub services: bool,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { second: false, settings: POOL.into(), services: false }
-    }
 }
 
 /// Dropped in this order: nodes, then the control plane.
@@ -45,6 +41,7 @@ pub struct Cluster {
     pub workers: Vec<Worker>,
     pub control: ControlPlane,
     pub client: Netns,
+    _dhcp: Option<DhcpServer>,
     _lan: Lan,
 }
 
@@ -56,8 +53,8 @@ impl Cluster {
     /// Two nodes that are ready, where pods can be made.
     pub fn with(setup: &Setup) -> Self {
         let (lan, dir, pki) = (Lan::new(), TempDir::new(), Arc::new(Pki::new()));
-        let (settings, services) = (setup.settings.clone(), setup.services);
-        let kind = Kind { second: setup.second, settings, services, key: key(&dir), pki: pki.clone() };
+        let dhcp = setup.dhcp.then(|| DhcpServer::dnsmasq(&lan, DHCP_RANGE, "1h", ""));
+        let kind = Kind { setup: *setup, key: key(&dir), pki: pki.clone() };
         let image = dir.path().join("server.tar");
         image::of(&image, &Content { name: SERVER, entrypoint: &["/bin/server"], programs: &[part("server")] });
         let (mut workers, control) = scope(|scope| {
@@ -80,7 +77,7 @@ impl Cluster {
         for worker in &mut workers {
             worker.join(&pki);
         }
-        let cluster = Self { workers: workers.into(), client: client(&lan), control, _lan: lan };
+        let cluster = Self { workers: workers.into(), client: client(&lan), control, _dhcp: dhcp, _lan: lan };
         cluster.connect();
         cluster.ready();
         cluster

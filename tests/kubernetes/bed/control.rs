@@ -55,6 +55,17 @@ impl ControlPlane {
         self.etcd = Some(self.daemon("etcd", &[&data, "--unsafe-no-fsync"]));
     }
 
+    /// etcd keeps nothing of how what it has came to be.
+    pub fn compact_etcd(&self) {
+        let ask = |path: &str, body: &str| {
+            let url = format!("http://127.0.0.1:2379/v3/{path}");
+            self.ns.cmd("curl").args(["--silent", "--show-error", "--fail", &url, "--data", body]).finish("").ok()
+        };
+        let status: Value = serde_json::from_str(&ask("maintenance/status", "{}")).expect("etcd's JSON");
+        let revision = &status["header"]["revision"];
+        ask("kv/compaction", &json!({ "revision": revision, "physical": true }).to_string());
+    }
+
     pub fn start_api(&mut self) {
         let file = |flag: &str, name: &str| format!("--{flag}={}", self.pki.file(name));
         let arguments = [

@@ -40,7 +40,8 @@ impl Deployment {
         self
     }
 
-    fn object(&self) -> Value {
+    /// As it is given to the API.
+    pub fn object(&self) -> Value {
         let labels = json!({ "app": self.name });
         let mut arguments = vec![format!("-ports={}", self.port)];
         arguments.extend(self.arguments.iter().cloned());
@@ -82,6 +83,11 @@ impl Deployment {
     /// Until all its pods are ready, and no other is left.
     pub fn apply(&self, control: &ControlPlane) {
         control.apply(&self.object());
+        self.wait(control);
+    }
+
+    /// Until that is so of one that the API has.
+    pub fn wait(&self, control: &ControlPlane) {
         control.run(&["rollout", "status", "--timeout=180s", "deployment", self.name]);
     }
 

@@ -1,6 +1,7 @@
 //! What the tests here stand on, beyond the end-to-end tests' harness.
 
 mod answers;
+mod arrivals;
 mod cluster;
 mod control;
 mod manifest;
@@ -10,6 +11,7 @@ mod rollout;
 mod service;
 mod worker;
 
-pub use cluster::{Cluster, Setup};
+pub use arrivals::Arrivals;
+pub use cluster::{Cluster, DHCP_ADDRESSES, Setup};
 pub use manifest::Deployment;
 pub use rollout::{Outcome, Rollout};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::cluster::Setup;
 use super::control::ADDRESS;
 use super::parts::part;
 use super::pki::{Pki, VIPROUTED};
@@ -12,12 +13,7 @@ use crate::harness::{Containerd, Lan, Machine, Node, Run};
 /// What a cluster's nodes have in common.
 #[derive(Clone)]
 pub struct Kind {
-    /// containerd 2, and not Debian's.
-    pub second: bool,
-    /// Appended to viprouted's configuration.
-    pub settings: String,
-    /// Services are served.
-    pub services: bool,
+    pub setup: Setup,
     /// The nodes' shared key.
     pub key: String,
     pub pki: Arc<Pki>,
@@ -39,13 +35,13 @@ impl Worker {
     pub fn new(lan: &Lan, number: u8, kind: &Kind) -> Self {
         let (node, name) = (Node::without_allocator(lan, number), format!("n{number}"));
         let mut machine = Machine::new(&node);
-        machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind.second).to_string());
+        machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind.setup.second).to_string());
         machine.write("/etc/viproute/membership.key", &kind.key);
         let credentials = kind.pki.kubeconfig(&format!("{name}-viprouted"), VIPROUTED);
         machine.write("/etc/viproute/kubeconfig", &credentials);
         machine.sh("chmod 600 /etc/viproute/membership.key /etc/viproute/kubeconfig");
         machine.install_with(&viprouted(&name, kind));
-        let containerd = if kind.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
+        let containerd = if kind.setup.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
         Self { name, containerd, node }
     }
 
@@ -86,6 +82,11 @@ impl Worker {
     /// SIGKILL.
     pub fn kill_viprouted(&self) {
         self.containerd.machine.kill("viprouted");
+    }
+
+    /// `STOP`: it hangs, until `CONT`.
+    pub fn signal_viprouted(&self, signal: &str) {
+        self.containerd.machine.sh(&format!("kill -{signal} $(cat /run/viprouted.pid)"));
     }
 
     pub fn start_viprouted(&mut self) {
@@ -130,17 +131,21 @@ fn network(number: u8, second: bool) -> Value {
     })
 }
 
-/// Pool and key are of all nodes, and the VIPs on the LAN's own link.
+/// Where VIPs are from: each way they are on the LAN's own link.
+const POOL: &str = "backend = \"pool\"\nannounce = \"arp\"\npool.cidr = \"10.118.0.0/24\"";
+const DHCP: &str = "backend = \"dhcp\"";
+
+/// All nodes have the same but their names.
 fn viprouted(name: &str, kind: &Kind) -> String {
     let credentials = "/etc/viproute/kubeconfig";
     let services = format!(
         "[kubernetes]\nenabled = {}\nkubeconfig = {credentials:?}\nnode = {name:?}\ndefault_class = true",
-        kind.services
+        kind.setup.services
     );
     format!(
-        "backend = \"pool\"\nannounce = \"arp\"\n{}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
-        kind.settings,
-        if kind.services { &services } else { "" },
+        "{}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
+        if kind.setup.dhcp { DHCP } else { POOL },
+        if kind.setup.services { &services } else { "" },
     )
 }
 

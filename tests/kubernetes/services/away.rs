@@ -34,6 +34,32 @@ fn the_api_is_killed_for_a_minute() {
     cluster.answer(vip, &cluster.pods("web"));
 }
 
+/// viprouted hangs on both nodes; meanwhile Services change, etcd forgets how, and the API server starts anew: no watch can go on where it
+/// was (410).
+#[test]
+fn etcd_is_compacted() {
+    let (mut cluster, web) = with_web(4);
+    let old = Deployment { name: "old", ..web.clone() };
+    cluster.control.apply(&old.service("LoadBalancer", &[(PORT, PORT)]));
+    let (vip, pods, gone) = (cluster.external("web"), cluster.pods("web"), cluster.external("old"));
+    cluster.answer(gone, &pods);
+    let storm = Storm::start(&cluster.client, vip, 100);
+    cluster.workers.iter().for_each(|worker| worker.signal_viprouted("STOP"));
+    cluster.control.run(&["delete", "service", "old"]);
+    let mut new = web.service("LoadBalancer", &[(PORT, PORT)]);
+    new["metadata"]["name"] = "new".into();
+    cluster.control.apply(&new);
+    cluster.control.compact_etcd();
+    cluster.control.kill_api();
+    cluster.control.start_api();
+    cluster.control.wait();
+    cluster.workers.iter().for_each(|worker| worker.signal_viprouted("CONT"));
+    until("the Service that is gone is no VIP", PATIENCE, || cluster.vip("default/old").is_none().then_some(()));
+    cluster.answer(cluster.external("new"), &pods);
+    cluster.answer(vip, &pods);
+    assert_eq!(storm.seen().failed, [""; 0]);
+}
+
 #[test]
 fn services_change_while_viprouted_is_down() {
     let (mut cluster, mut web) = with_web(4);
