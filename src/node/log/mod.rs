@@ -7,10 +7,14 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::node::config::{Form, Log};
 use repeats::Repeats;
@@ -28,14 +32,25 @@ pub fn init(log: Log) {
     let lines =
         tracing_subscriber::fmt().with_writer(std::io::stderr).log_internal_errors(false).with_max_level(log.level);
     match log.form {
-        Form::Json => lines.json().event_format(Repeats::new(format.json())).init(),
+        Form::Json => {
+            lines.json().event_format(Repeats::new(format.json())).finish().with(told(log.level)).init();
+        }
         Form::Text if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => {
-            lines.event_format(Repeats::new(Prioritised(format.without_time().with_level(false)))).init();
+            let format = Prioritised(format.without_time().with_level(false));
+            lines.event_format(Repeats::new(format)).finish().with(told(log.level)).init();
         }
         Form::Text => {
-            lines.with_ansi(std::io::stderr().is_terminal()).event_format(Repeats::new(format)).init();
+            let lines = lines.with_ansi(std::io::stderr().is_terminal());
+            lines.event_format(Repeats::new(format)).finish().with(told(log.level)).init();
         }
     }
+}
+
+/// What is logged. The Kubernetes client warns of each watch that fails, each time it is tried again: viprouted says that in its own
+/// words, once for all of them.
+fn told(level: LevelFilter) -> Targets {
+    let client = if level >= LevelFilter::DEBUG { level } else { LevelFilter::OFF };
+    Targets::new().with_default(level).with_targets(["kube_client", "kube_runtime"].map(|part| (part, client)))
 }
 
 /// Whether stderr leads to the journal: `$JOURNAL_STREAM` is the `device:inode` of the socket that does, and of another one
@@ -77,6 +92,14 @@ mod tests {
     use nix::sys::signal::Signal;
 
     use super::*;
+
+    #[test]
+    fn the_kubernetes_client_warns_nobody() {
+        let logs = |level, target| told(level).would_enable(target, &Level::WARN);
+        assert!(logs(LevelFilter::INFO, "viproute::node") && logs(LevelFilter::INFO, "chitchat"));
+        assert!(!logs(LevelFilter::INFO, "kube_runtime::watcher") && !logs(LevelFilter::WARN, "kube_client::client"));
+        assert!(logs(LevelFilter::DEBUG, "kube_runtime::watcher"));
+    }
 
     /// In a process of its own, which is this test once more.
     #[test]
