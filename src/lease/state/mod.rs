@@ -96,6 +96,18 @@ pub enum Demand {
     Ended,
 }
 
+/// Which node renews a lease that nodes have in one name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Renewer {
+    /// Another one, or that isn't known.
+    #[default]
+    Other,
+    /// This one, for others that have it too.
+    OwnForOthers,
+    /// This one, which alone has it.
+    OwnAlone,
+}
+
 /// Names a caller that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Caller(pub u64);
@@ -139,6 +151,8 @@ pub enum Input {
     Checked(IpAddr, Findings),
     /// `Save` is done.
     Saved(Result<(), String>),
+    /// Who renews its lease from now on.
+    Renewer(Renewer),
     /// Something else than a replica wants an address, or no longer does.
     Demand(Demand),
     /// The registry says this now.

@@ -30,6 +30,7 @@ enum Happening {
     Saved(bool),
     Present(Option<u8>, usize, usize),
     Demand(u8),
+    Renewer(u8),
     DataplaneFailed,
 }
 
@@ -67,6 +68,9 @@ fn input(happening: &Happening, caller: Caller, now: SystemTime) -> Input {
         Happening::Demand(0) => Input::Demand(Demand::Wanted),
         Happening::Demand(1) => Input::Demand(Demand::Ended),
         Happening::Demand(_) => Input::Demand(Demand::Elsewhere),
+        Happening::Renewer(0) => Input::Renewer(Renewer::Other),
+        Happening::Renewer(1) => Input::Renewer(Renewer::OwnAlone),
+        Happening::Renewer(_) => Input::Renewer(Renewer::OwnForOthers),
         Happening::DataplaneFailed => Input::DataplaneFailed(word()),
     }
 }
@@ -77,6 +81,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         (1..4_u8).prop_map(Happening::LoadLease),
         Just(Happening::LoadBad),
         (0..3_u8).prop_map(Happening::Demand),
+        (0..3_u8).prop_map(Happening::Renewer),
         Just(Happening::Acquire),
         Just(Happening::Acquire),
         (1..4_u8).prop_map(Happening::Bound),

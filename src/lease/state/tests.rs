@@ -649,6 +649,28 @@ fn a_service_is_deleted_before_its_pods_have_left() {
     assert_eq!(story.tick(10), [Action::Release, Action::Erase]);
 }
 
+/// Nodes that have one lease in common hear of the Service's end one after the other: the last one gives it back.
+#[test]
+fn what_nodes_share_is_given_back_by_the_last_one() {
+    let renewed_by = |renewer| {
+        let mut story = Story::serving(rules());
+        story.on(Input::Demand(Demand::Wanted));
+        story.on(Input::Renewer(renewer));
+        story.present(A, 0);
+        story.on(Input::Demand(Demand::Ended));
+        story
+    };
+    assert_eq!(renewed_by(Renewer::Other).tick(0), [Action::Stop, Action::Erase]);
+    assert_eq!(renewed_by(Renewer::OwnAlone).tick(0), [Action::Release, Action::Erase]);
+    let mut waits = renewed_by(Renewer::OwnForOthers);
+    assert_eq!(waits.tick(30), [], "another node may use it on");
+    assert_eq!(waits.on(Input::Renewer(Renewer::OwnAlone)), []);
+    assert_eq!(waits.tick(30), [Action::Release, Action::Erase]);
+    // Pods that have joined by annotation use it on.
+    let mut waits = renewed_by(Renewer::OwnForOthers);
+    assert_eq!(waits.tick(600), [Action::Stop, Action::Erase]);
+}
+
 #[test]
 fn a_service_that_gets_no_address_is_tried_on() {
     let mut story = Story::new(rules());

@@ -13,8 +13,8 @@ use crate::lease::store::Record;
 use crate::model::Mac;
 
 use super::{
-    ANSWERS_FOR_ALL, Action, Caller, Demand, Findings, Input, LocalUsage, MAX_DECLINES, MAX_DOUBLINGS, PAUSE, Rules,
-    SETTLE, disk, grant, not_now,
+    ANSWERS_FOR_ALL, Action, Caller, Demand, Findings, Input, LocalUsage, MAX_DECLINES, MAX_DOUBLINGS, PAUSE, Renewer,
+    Rules, SETTLE, disk, grant, not_now,
 };
 
 /// The phase of a VIP.
@@ -59,6 +59,7 @@ pub(super) struct Vip {
     pub(super) left: Option<SystemTime>,
     /// What is said of it beside its replicas here.
     pub(super) demand: Demand,
+    pub(super) renewer: Renewer,
     /// The last call for it, while no replica has come of it.
     called: Option<SystemTime>,
     /// Who waits, and since when.
@@ -90,6 +91,7 @@ impl Vip {
             usage: LocalUsage::default(),
             left: Some(now),
             demand: Demand::default(),
+            renewer: Renewer::default(),
             called: None,
             waiting: Vec::new(),
             conflicts: Vec::new(),
@@ -107,6 +109,7 @@ impl Vip {
             Input::News(news) => self.news(rules, news, now, act),
             Input::Checked(address, findings) => self.checked(rules, address, &findings, now, act),
             Input::Saved(result) => self.saved(result, act),
+            Input::Renewer(renewer) => self.renewer = renewer,
             Input::Demand(demand) => self.demanded(demand, now, act),
             Input::LocalUsage(usage) => self.present(rules, usage, now, act),
             Input::DataplaneFailed(why) => self.error = Some(why),
@@ -475,7 +478,8 @@ impl Vip {
     /// Gives up the unused address.
     pub(super) fn give_up(&mut self, rules: &Rules, now: SystemTime, act: &mut Actions) {
         let valid = !self.lost && self.lease.as_ref().is_some_and(|lease| lease.is_valid(now));
-        if rules.gives_back && valid && self.running {
+        let is_the_last = self.demand == Demand::Ended && self.renewer == Renewer::OwnAlone;
+        if (rules.gives_back || is_the_last) && valid && self.running {
             self.running = false;
             act.push(Action::Release);
         } else {

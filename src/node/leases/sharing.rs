@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::api::protocol::{LeaseEntry, VipStatus};
 use crate::dhcp::Turn;
 use crate::lease::grant::Lease;
+use crate::lease::state::{Input, Renewer};
 use crate::model::VipKey;
 use crate::node::peers::{Heard, Own};
 
@@ -95,11 +96,19 @@ impl Daemon {
                 pool.tick(here, now)
             }),
             Heard::Pool(from, message) => self.decide(|pool, here, now| pool.on_message(from, message, here, now)),
-            Heard::Renewer { vip, is_own, name } => {
+            Heard::Renewer { vip, is_own, has_others, name } => {
                 let Some(shared) = self.sharing.vips.get_mut(&vip) else { return };
-                tracing::info!(%vip, node = name, "its lease is renewed by");
-                shared.renewer = Some(name);
+                if shared.renewer.as_ref() != Some(&name) {
+                    tracing::info!(%vip, node = name, "its lease is renewed by");
+                    shared.renewer = Some(name);
+                }
                 self.executor.take_turn(&vip, if is_own { Turn::Own } else { Turn::Others });
+                let renewer = match (is_own, has_others) {
+                    (false, _) => Renewer::Other,
+                    (true, true) => Renewer::OwnForOthers,
+                    (true, false) => Renewer::OwnAlone,
+                };
+                self.step(&vip, Input::Renewer(renewer));
             }
             Heard::Lease(vip, lease) => self.learn(&vip, &lease),
         }

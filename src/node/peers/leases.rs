@@ -50,6 +50,8 @@ pub enum Heard {
         vip: VipKey,
         /// It is this node.
         is_own: bool,
+        /// Others than this node have the lease, or want it.
+        has_others: bool,
         /// The node's name.
         name: String,
     },
@@ -103,6 +105,8 @@ struct Entry {
     /// When this node began to have it.
     since: Instant,
     renewer: Option<NodeId>,
+    /// Whether other nodes have it, or want it.
+    has_others: bool,
     /// The grants that others have told of: by node, the process and the number.
     learned: BTreeMap<NodeId, (u64, u64)>,
     asked: BTreeMap<NodeId, Question>,
@@ -154,7 +158,10 @@ impl Leases {
         let grant = self.grants;
         let Some(entry) = self.own.get_mut(key) else {
             let (learned, asked) = (BTreeMap::new(), BTreeMap::new());
-            self.own.insert(key.clone(), Entry { own, grant, since: now, renewer: None, learned, asked });
+            self.own.insert(
+                key.clone(),
+                Entry { own, grant, since: now, renewer: None, has_others: false, learned, asked },
+            );
             return true;
         };
         let is_first = grants && !matches!(entry.own, Own::Granted(_));
@@ -194,10 +201,14 @@ impl Leases {
             let renewer = renewer(key, entry, members, &said, now);
             // Until that is known, and until each question is answered, this goes on.
             self.changed |= renewer.is_none();
-            if let (Some(found), Some(heard)) = (renewer.filter(|_| entry.renewer != renewer), &self.heard) {
+            let has_others = !said.is_empty();
+            let is_new = entry.renewer != renewer || entry.has_others != has_others;
+            if let (Some(found), Some(heard)) = (renewer.filter(|_| is_new), &self.heard) {
                 let name = members.others.get(&found).map_or(members.name, |node| &node.word.name).to_owned();
                 // Its reader is gone only while viprouted ends.
-                let _ = heard.send(Heard::Renewer { vip: key.clone(), is_own: found == members.own, name });
+                let is_own = found == members.own;
+                let _ = heard.send(Heard::Renewer { vip: key.clone(), is_own, has_others, name });
+                entry.has_others = has_others;
             }
             entry.renewer = renewer.or(entry.renewer);
             entry.learned.retain(|id, _| members.others.contains_key(id));

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::lease::grant::Lease;
-use crate::lease::state::{ANSWER_WITHIN, CONFIRM_WITHIN, Demand, Rules, SETTLE, not_now};
+use crate::lease::state::{ANSWER_WITHIN, CONFIRM_WITHIN, Demand, Renewer, Rules, SETTLE, not_now};
 
 use super::{Actions, Phase, Vip};
 
@@ -69,7 +69,9 @@ impl Vip {
         let free = !self.is_used() && self.waiting.is_empty() && !idle;
         let left = self.left.filter(|_| free)?;
         let settled = self.called.map(|called| called + SETTLE);
-        let hold = if self.demand == Demand::Ended { Duration::ZERO } else { rules.hold };
+        // Who renews it gives it back when the others have gone, who are about to go too: or else no one would.
+        let waits = !rules.gives_back && self.renewer == Renewer::OwnForOthers;
+        let hold = if self.demand == Demand::Ended && !waits { Duration::ZERO } else { rules.hold };
         settled.into_iter().chain([left + hold]).max()
     }
 }
