@@ -8,6 +8,8 @@ mod ports;
 mod rollouts;
 mod status;
 
+use serde_json::Value;
+
 use crate::bed::{Cluster, Deployment, Setup};
 use crate::harness::{Flows, LONG, PATIENCE, PORT, connect, until};
 
@@ -27,6 +29,13 @@ fn with(web: Deployment) -> (Cluster, Deployment) {
     cluster.control.apply(&web.service("LoadBalancer", &[(PORT, PORT)]));
     cluster.answer(cluster.external("web"), &cluster.pods("web"));
     (cluster, web)
+}
+
+/// One more Service of the same pods.
+fn another(web: &Deployment, name: &str) -> Value {
+    let mut service = web.service("LoadBalancer", &[(PORT, PORT)]);
+    service["metadata"]["name"] = name.into();
+    service
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::with_web;
+use super::{another, with_web};
 use crate::bed::Deployment;
 use crate::harness::{Flows, PATIENCE, PORT, Storm, until};
 
@@ -39,16 +39,13 @@ fn the_api_is_killed_for_a_minute() {
 #[test]
 fn etcd_is_compacted() {
     let (mut cluster, web) = with_web(4);
-    let old = Deployment { name: "old", ..web.clone() };
-    cluster.control.apply(&old.service("LoadBalancer", &[(PORT, PORT)]));
+    cluster.control.apply(&another(&web, "old"));
     let (vip, pods, gone) = (cluster.external("web"), cluster.pods("web"), cluster.external("old"));
     cluster.answer(gone, &pods);
     let storm = Storm::start(&cluster.client, vip, 100);
     cluster.workers.iter().for_each(|worker| worker.signal_viprouted("STOP"));
     cluster.control.run(&["delete", "service", "old"]);
-    let mut new = web.service("LoadBalancer", &[(PORT, PORT)]);
-    new["metadata"]["name"] = "new".into();
-    cluster.control.apply(&new);
+    cluster.control.apply(&another(&web, "new"));
     cluster.control.compact_etcd();
     cluster.control.kill_api();
     cluster.control.start_api();
@@ -72,9 +69,7 @@ fn services_change_while_viprouted_is_down() {
     cluster.control.run(&["delete", "service", "old"]);
     web.replicas = 2;
     web.apply(&cluster.control);
-    let mut new = web.service("LoadBalancer", &[(PORT, PORT)]);
-    new["metadata"]["name"] = "new".into();
-    cluster.control.apply(&new);
+    cluster.control.apply(&another(&web, "new"));
     sleep(Duration::from_secs(2));
     for worker in &mut cluster.workers {
         worker.start_viprouted();

@@ -1,5 +1,6 @@
 //! Services whose addresses a DHCP server of the LAN gives.
 
+use super::another;
 use crate::bed::{Cluster, DHCP_ADDRESSES, Deployment, Setup};
 use crate::harness::{PATIENCE, PORT, until};
 
@@ -22,9 +23,7 @@ fn a_service_has_its_address_of_the_lans_server() {
     cluster.control.run(&["delete", "service", "web"]);
     for number in 0..2 * DHCP_ADDRESSES {
         let name = format!("web-{number}");
-        let mut service = web.service("LoadBalancer", &[(PORT, PORT)]);
-        service["metadata"]["name"] = name.clone().into();
-        cluster.control.apply(&service);
+        cluster.control.apply(&another(&web, &name));
         cluster.answer(cluster.external(&name), &pods);
         cluster.control.run(&["delete", "service", &name]);
         until("it is no VIP any more", PATIENCE, || cluster.vip(&format!("default/{name}")).is_none().then_some(()));
