@@ -17,7 +17,7 @@ rm -rf $to
 mkdir -p $to/source
 git archive $commit | tar -x -C $to/source
 # Its own directory: in the common one its programs would take the place of those under test.
-(cd $to/source && cargo build --bins --locked --target-dir ../build)
+(cd $to/source && CARGO_PROFILE_DEV_DEBUG=0 cargo build --bins --locked --target-dir ../build)
 cp $to/build/debug/viproute $to/build/debug/viprouted $to/build/debug/viproutectl $to
 rm -rf $to/source $to/build
 echo $commit >$to/commit
