@@ -74,6 +74,8 @@ pub struct Record {
     pub lease: Lease,
     /// When its last replica on this node left; none while there is one.
     pub left: Option<SystemTime>,
+    /// A Service wants it, whether it has replicas here or not.
+    pub service: bool,
 }
 
 /// The file's form. Times are seconds since 1970, by the wall clock as it was when it was written.
@@ -90,6 +92,8 @@ struct Form {
     rebind: Option<u64>,
     expires: Option<u64>,
     left: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    service: bool,
     /// What sets these times right when the wall clock was set since, as long as the machine is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boot: Option<Boot>,
@@ -188,6 +192,7 @@ impl Store {
             rebind: lease.rebind.map(wall),
             expires: lease.expires.map(wall),
             left: record.left.map(wall),
+            service: record.service,
             boot,
             more: read(&path, vip)?.map(|old| old.more).unwrap_or_default(),
         };
@@ -253,7 +258,7 @@ fn record(form: &Form, shift: i64) -> Option<Record> {
         rebind: time(form.rebind)?,
         expires: time(form.expires)?,
     };
-    Some(Record { lease, left: time(form.left)? })
+    Some(Record { lease, left: time(form.left)?, service: form.service })
 }
 
 #[cfg(test)]

@@ -114,7 +114,11 @@ mod tests {
     fn jobs_are_done_in_order_and_the_last_ones_before_the_end() {
         let dir = std::env::temp_dir().join(format!("viproute-writer-{}", std::process::id()));
         let vip: VipKey = "shop/web".parse().unwrap();
-        let record = |octet| Record { lease: Lease::permanent([10, 118, 0, octet].into(), UNIX_EPOCH), left: None };
+        let record = |octet| Record {
+            lease: Lease::permanent([10, 118, 0, octet].into(), UNIX_EPOCH),
+            left: None,
+            service: false,
+        };
         let (writer, mut results) = LeaseWriter::start(Store::open(&dir).unwrap(), ()).unwrap();
         writer.give(Job::Save(vip.clone(), 1, record(7)));
         writer.give(Job::Load(vip.clone()));

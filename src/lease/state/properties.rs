@@ -46,7 +46,9 @@ fn input(happening: &Happening, caller: Caller, now: SystemTime) -> Input {
     let word = || "so".to_string();
     match *happening {
         Happening::LoadNothing => Input::Loaded(Ok(None)),
-        Happening::LoadLease(a) => Input::Loaded(Ok(Some(Record { lease: lease(a, now), left: Some(now) }))),
+        Happening::LoadLease(a) => {
+            Input::Loaded(Ok(Some(Record { lease: lease(a, now), left: Some(now), service: false })))
+        }
         Happening::LoadBad => Input::Loaded(Err(word())),
         Happening::Acquire => Input::Acquire(caller),
         Happening::Bound(a) => Input::News(News::Bound(lease(a, now))),

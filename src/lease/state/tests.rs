@@ -105,7 +105,11 @@ impl Story {
 }
 
 fn save(address: IpAddr, left: Option<u64>) -> Action {
-    Action::Save(Record { lease: lease(address), left: left.map(at) })
+    Action::Save(Record { lease: lease(address), left: left.map(at), service: false })
+}
+
+fn save_wanted(address: IpAddr) -> Action {
+    Action::Save(Record { lease: lease(address), left: None, service: true })
 }
 
 fn refusal(actions: &[Action]) -> &Refusal {
@@ -190,7 +194,7 @@ fn with_peers_only_a_strangers_address_is_declined() {
     assert_eq!(story.on(Input::Checked(B, Findings { at_peer: true, ..in_conflict() })), [Action::Restart]);
     // An address this node held before is left alone too.
     let mut story = Story { state: State::new(peers), now: 0 };
-    let held = Record { lease: lease(A), left: Some(at(0)) };
+    let held = Record { lease: lease(A), left: Some(at(0)), service: false };
     assert_eq!(story.on(Input::Loaded(Ok(Some(held)))), [Action::Ask(Some(lease(A)))]);
     assert_eq!(story.bound(A), [Action::Check(A)]);
     assert_eq!(story.on(Input::Checked(A, in_conflict())), [Action::Restart]);
@@ -288,7 +292,7 @@ fn keep_goes_on_serving_and_asks_for_the_same_address_later() {
 #[test]
 fn after_a_restart_a_vip_in_service_goes_on_while_its_lease_is_confirmed() {
     let mut story = Story { state: State::new(rules()), now: 10 };
-    let record = Record { lease: lease(A), left: None };
+    let record = Record { lease: lease(A), left: None, service: false };
     assert_eq!(story.on(Input::Loaded(Ok(Some(record)))), [Action::Ask(Some(lease(A)))]);
     assert_eq!(story.present(A, 2), [save(A, None)]);
     assert_eq!(story.state.announced(), BTreeSet::from([A]));
@@ -298,7 +302,7 @@ fn after_a_restart_a_vip_in_service_goes_on_while_its_lease_is_confirmed() {
 #[test]
 fn after_a_restart_a_lease_that_ran_out_withdraws_until_it_is_back() {
     let mut story = Story { state: State::new(rules()), now: 3600 };
-    story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: None }))));
+    story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: None, service: false }))));
     assert_eq!(story.present(A, 1), [save(A, None), Action::Withdraw]);
     story.bound(A);
     assert_eq!(story.on(Input::Saved(Ok(()))), [Action::Serve(A)]);
@@ -316,7 +320,7 @@ fn a_vip_in_service_without_a_lease_file_is_asked_for_by_its_address() {
 #[test]
 fn an_unconfirmed_lease_serves_a_caller_when_the_server_is_silent() {
     let mut story = Story { state: State::new(rules()), now: 0 };
-    story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: Some(at(0)) }))));
+    story.on(Input::Loaded(Ok(Some(Record { lease: lease(A), left: Some(at(0)), service: false }))));
     assert_eq!(story.on(Input::Acquire(Caller(1))), []);
     assert_eq!(story.state.next_tick(), Some(at(5)));
     assert_eq!(story.tick(5), [save(A, Some(0))]);
@@ -623,7 +627,7 @@ fn a_service_keeps_its_address_without_a_replica() {
     assert_eq!(story.on(Input::Demand(Demand::Wanted)), [Action::Ask(None)]);
     assert_eq!(story.on(Input::Demand(Demand::Wanted)), [], "it is being asked for");
     story.bound(A);
-    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save(A, None)], "it outlives a restart");
+    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save_wanted(A)], "it outlives a restart");
     story.on(Input::Saved(Ok(())));
     assert_eq!(story.state.service(&vip(), at(0)), (Some(A), None));
     assert_eq!(story.state.next_tick(), None);
@@ -633,7 +637,7 @@ fn a_service_keeps_its_address_without_a_replica() {
     // Another node keeps it from now on: it is held as any other.
     assert_eq!(story.on(Input::Demand(Demand::Elsewhere)), [save(A, Some(3000))]);
     assert_eq!(story.tick(3599), []);
-    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [save(A, None)]);
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [save_wanted(A)]);
     // The Service is gone.
     assert_eq!(story.on(Input::Demand(Demand::Ended)), [save(A, Some(3599))]);
     assert_eq!(story.tick(3599), [Action::Release, Action::Erase]);
@@ -642,8 +646,8 @@ fn a_service_keeps_its_address_without_a_replica() {
 #[test]
 fn a_service_is_deleted_before_its_pods_have_left() {
     let mut story = Story::serving(Rules { gives_back: true, ..rules() });
-    story.on(Input::Demand(Demand::Wanted));
-    assert_eq!(story.on(Input::Demand(Demand::Ended)), []);
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [save_wanted(A)], "a restart knows");
+    assert_eq!(story.on(Input::Demand(Demand::Ended)), [save(A, None)]);
     assert_eq!(story.tick(10), [], "a replica uses it");
     assert_eq!(story.present(A, 0), [save(A, Some(10))]);
     assert_eq!(story.tick(10), [Action::Release, Action::Erase]);

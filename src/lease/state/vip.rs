@@ -118,8 +118,11 @@ impl Vip {
 
     /// A Service wants an address, or wants it no longer.
     fn demanded(&mut self, demand: Demand, now: SystemTime, act: &mut Actions) {
-        self.demand = demand;
-        self.follow_use(now, act);
+        let before = std::mem::replace(&mut self.demand, demand);
+        let is_said = self.follow_use(now, act);
+        if !is_said && (before == Demand::Wanted) != (demand == Demand::Wanted) {
+            self.save(act);
+        }
         let is_idle = matches!(self.phase, Phase::Idle | Phase::Failed { paused: false, .. });
         if demand == Demand::Wanted && is_idle && self.damaged.is_none() {
             self.ask(act);
@@ -131,13 +134,15 @@ impl Vip {
         self.usage.endpoints > 0 || self.demand == Demand::Wanted
     }
 
-    /// Since when it isn't used, on disk too.
-    fn follow_use(&mut self, now: SystemTime, act: &mut Actions) {
+    /// Since when it isn't used, on disk too. Whether that was written.
+    fn follow_use(&mut self, now: SystemTime, act: &mut Actions) -> bool {
         let left = if self.is_used() { None } else { self.left.or(Some(now)) };
-        if left != self.left {
+        let is_other = left != self.left;
+        if is_other {
             self.left = left;
             self.save(act);
         }
+        is_other
     }
 
     /// A remembered lease is confirmed by the server before a new replica gets it.
@@ -165,7 +170,11 @@ impl Vip {
     /// Writes down what is known, if that is of worth and there is nothing in the way.
     fn save(&self, act: &mut Actions) {
         if let (Some(lease), false, None) = (&self.lease, self.lost, &self.damaged) {
-            act.push(Action::Save(Record { lease: lease.clone(), left: self.left }));
+            act.push(Action::Save(Record {
+                lease: lease.clone(),
+                left: self.left,
+                service: self.demand == Demand::Wanted,
+            }));
         }
     }
 

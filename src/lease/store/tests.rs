@@ -50,7 +50,7 @@ fn record() -> Record {
         rebind: Some(at(1_790_000_525)),
         expires: Some(at(1_790_000_600)),
     };
-    Record { lease, left: None }
+    Record { lease, left: None, service: true }
 }
 
 #[test]
@@ -62,7 +62,8 @@ fn a_record_comes_back_and_goes() {
     assert_eq!(store.load(&vip("shop/web")).unwrap(), Some(record()));
     let path = place.0.join("leases/shop_web.json");
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
-    let forever = Record { lease: Lease::permanent([10, 118, 0, 8].into(), UNIX_EPOCH), left: Some(UNIX_EPOCH) };
+    let forever =
+        Record { lease: Lease::permanent([10, 118, 0, 8].into(), UNIX_EPOCH), left: Some(UNIX_EPOCH), service: false };
     store.save(&vip("shop/web"), &forever).unwrap();
     assert_eq!(store.load_all().unwrap().records[&vip("shop/web")].as_ref().unwrap(), &forever);
     store.remove(&vip("shop/web")).unwrap();
@@ -130,7 +131,7 @@ fn recent() -> Record {
     let now = UNIX_EPOCH + Duration::from_secs(seconds(clock::now()));
     let after = |seconds| Some(now + Duration::from_secs(seconds));
     let lease = Lease { granted: now, renew: after(300), rebind: after(525), expires: after(600), ..record().lease };
-    Record { lease, left: None }
+    Record { lease, left: None, service: false }
 }
 
 /// What is written while the wall clock is wrong by so many seconds.

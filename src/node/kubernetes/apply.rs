@@ -62,7 +62,9 @@ impl Applier {
     /// That has done nothing yet.
     pub fn new(context: Context, net: NodeNet, config: &Config) -> Self {
         let allocator = config.socket.clone();
-        Self { context, net, allocator, demanded: BTreeMap::new(), changed: BTreeMap::new(), failed: BTreeMap::new() }
+        let had = std::mem::take(&mut context.services.shared().had);
+        let demanded = had.into_iter().map(|vip| (vip, Demand::Elsewhere)).collect();
+        Self { context, net, allocator, demanded, changed: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// Applies whenever something has changed, until viprouted ends.
@@ -140,6 +142,10 @@ impl Applier {
             let is_wanted = here.contains(&vip) || addresses::is_keeper(&vip, nodes.as_ref());
             let demand = if is_wanted { Demand::Wanted } else { Demand::Elsewhere };
             wanted.insert(vip, demand);
+        }
+        if found.is_none() {
+            // Which Services are gone isn't known yet.
+            wanted = self.demanded.clone().into_iter().chain(wanted).collect();
         }
         let Some(demands) = &shared.demands else { return };
         for order in addresses::demands(&self.demanded, &wanted) {

@@ -93,6 +93,8 @@ struct Shared {
     /// What there is to say of Services.
     notes: BTreeMap<VipKey, BTreeSet<Note>>,
     excluded: Excluded,
+    /// VIPs whose addresses Services wanted when viprouted ended.
+    had: BTreeSet<VipKey>,
     /// Wakes the thread that applies.
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
@@ -131,6 +133,11 @@ impl Services {
         let (sender, demands) = tokio::sync::mpsc::unbounded_channel();
         self.shared().demands = Some(sender);
         demands
+    }
+
+    /// A Service wanted an address for that VIP when viprouted ended: where there is none any more, it is told of that.
+    pub fn had(&self, vip: VipKey) {
+        self.shared().had.insert(vip);
     }
 
     /// The pool's addresses are given out by the API: what is wanted of them, and where to say what has become of that.

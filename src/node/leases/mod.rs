@@ -263,6 +263,9 @@ impl Daemon {
             match record {
                 Ok(record) if unused && record.left.is_some_and(over) => self.executor.erase(&vip),
                 record => {
+                    if record.as_ref().is_ok_and(|record| record.service) {
+                        self.agent.services.had(vip.clone());
+                    }
                     let record = record.map(Some).map_err(|error| with_causes(&error));
                     if let Err(error) = &record {
                         tracing::warn!(%vip, %error, "lease not understood");

@@ -182,3 +182,23 @@ fn kubelet(cgroup: &str) -> Value {
         "oomScoreAdj": 0,
     })
 }
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let shown = [
+            "viproutectl status",
+            "viproutectl doctor",
+            "ip route show table all proto 118",
+            "ip nexthop",
+            "ip neigh show proxy",
+        ];
+        for command in shown {
+            let printed = self.containerd.machine.cmd("sh").args(["-c", &format!("{command} 2>&1")]).try_finish("");
+            let printed = printed.map_or_else(|error| error.to_string(), |printed| printed.stdout);
+            eprintln!("--- {command} on {}\n{printed}", self.name);
+        }
+    }
+}
