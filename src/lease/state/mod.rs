@@ -153,6 +153,8 @@ pub enum Input {
     Saved(Result<(), String>),
     /// Who renews its lease from now on.
     Renewer(Renewer),
+    /// A Service says that the VIP has had this address.
+    Stated(IpAddr),
     /// Something else than a replica wants an address, or no longer does.
     Demand(Demand),
     /// The registry says this now.
@@ -255,7 +257,7 @@ impl State {
         }
         let known = self.vips.contains_key(vip);
         let wanted = match &input {
-            Input::Loaded(_) | Input::Acquire(_) | Input::Demand(Demand::Wanted) => true,
+            Input::Loaded(_) | Input::Acquire(_) | Input::Stated(_) | Input::Demand(Demand::Wanted) => true,
             Input::LocalUsage(usage) => usage.endpoints > 0,
             _ => false,
         };

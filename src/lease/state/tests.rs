@@ -683,3 +683,25 @@ fn a_service_that_gets_no_address_is_tried_on() {
     assert_eq!(story.state.service(&vip(), at(0)), (None, Some("none is free".into())));
     assert_eq!(story.tick(60), [Action::Ask(None)]);
 }
+
+/// What only a Service's status says is asked for, and is the VIP's when that is confirmed.
+#[test]
+fn an_address_that_a_status_says_is_asked_for_first() {
+    let mut story = Story::new(rules());
+    story.on(Input::Stated(A));
+    let asked = story.on(Input::Demand(Demand::Wanted));
+    let [Action::Ask(Some(hint))] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(hint.address, A);
+    assert!(!hint.is_valid(at(0)), "it isn't used unconfirmed");
+    assert_eq!(story.state.service(&vip(), at(0)), (None, None));
+    story.bound(A);
+    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save(A, None)]);
+    story.on(Input::Saved(Ok(())));
+    assert_eq!(story.state.service(&vip(), at(0)), (Some(A), None));
+    assert_eq!(story.on(Input::Stated(B)), [], "what is known counts");
+    assert_eq!(story.state.service(&vip(), at(0)), (Some(A), None));
+    // One that can't be a VIP's isn't asked for.
+    let mut story = Story::new(rules());
+    story.on(Input::Stated([192, 0, 2, 9].into()));
+    assert_eq!(story.on(Input::Demand(Demand::Wanted)), [Action::Ask(None)]);
+}

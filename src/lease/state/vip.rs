@@ -110,9 +110,19 @@ impl Vip {
             Input::Checked(address, findings) => self.checked(rules, address, &findings, now, act),
             Input::Saved(result) => self.saved(result, act),
             Input::Renewer(renewer) => self.renewer = renewer,
+            Input::Stated(address) => self.stated(rules, address, now),
             Input::Demand(demand) => self.demanded(demand, now, act),
             Input::LocalUsage(usage) => self.present(rules, usage, now, act),
             Input::DataplaneFailed(why) => self.error = Some(why),
+        }
+    }
+
+    /// What is only said of an address that nothing is known of otherwise is asked for first, and not used before it is confirmed.
+    fn stated(&mut self, rules: &Rules, address: IpAddr, now: SystemTime) {
+        let is_unknown = self.lease.is_none() && self.phase == Phase::Idle && self.usage.endpoints == 0;
+        if is_unknown && self.damaged.is_none() && rules.allow.permits(address) {
+            self.lease = Some(Lease { expires: Some(now), ..Lease::presumed(address, now) });
+            self.lost = true;
         }
     }
 
