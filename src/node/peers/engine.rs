@@ -53,6 +53,8 @@ const ROUND: Duration = Duration::from_millis(100);
 pub enum Order {
     /// To say that the node leaves.
     Leave,
+    /// To say that it stays after all.
+    Stay,
     /// To say what the node has of a VIP's lease; none: nothing, and it wants nothing.
     Lease(VipKey, Option<Own>),
     /// To send a note about an address of the pool.
@@ -215,6 +217,7 @@ impl Engine {
     async fn obey(&mut self, state: &mut State, order: Order) {
         let (phase, told) = match order {
             Order::Leave => (Phase::Left, None),
+            Order::Stay => (Phase::Up, None),
             Order::Restart(told) => (Phase::Restarting, Some(told)),
             Order::Lease(key, own) => return self.tell_lease(state, &key, own).await,
             Order::Pool(to, message) => {
@@ -222,7 +225,7 @@ impl Engine {
                 return self.keyed.send_note(to, &message.to_string());
             }
         };
-        if state.phase != Phase::Left {
+        if state.phase != Phase::Left || phase == Phase::Up {
             state.phase = phase;
             self.own.left = phase == Phase::Left;
             self.seen = None;

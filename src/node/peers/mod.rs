@@ -46,6 +46,7 @@ use key::Keys;
 use leases::Leases;
 use records::Records;
 use state::{Setup, State};
+use word::Phase;
 
 /// The others are told of a restart within this time.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -97,6 +98,20 @@ impl Peers {
     /// Tells the others that this node leaves, until its viprouted starts again. False: it stands alone.
     pub fn leave(&self) -> bool {
         self.order(Order::Leave)
+    }
+
+    /// It has said that it leaves.
+    pub fn has_left(&self) -> bool {
+        self.shared()
+            .status
+            .as_ref()
+            .and_then(|nodes| nodes.own.as_ref())
+            .is_some_and(|own| own.state == Phase::Left.name())
+    }
+
+    /// It stays after all.
+    pub fn stay(&self) {
+        self.order(Order::Stay);
     }
 
     /// Tells the others that viprouted ends and comes back; returns once they know, or can't be told.

@@ -91,5 +91,6 @@ pub(super) fn obey_unheard(state: &mut State, order: Order) {
         // It is asked again.
         Order::Pool(..) => {}
         Order::Leave => state.phase = Phase::Left,
+        Order::Stay => state.phase = Phase::Up,
     }
 }
