@@ -173,3 +173,46 @@ fn masquerade_of_pods() {
         patient.has("hint", "conntrack follows the connections to VIPs");
     }
 }
+
+/// A mesh's proxy takes all connections by a port of its own; not those by an interface that it is to leave alone.
+#[test]
+fn rules_in_a_pod_that_lead_to_another_ports_socket() {
+    // As Istio's init container has them.
+    const MESH: [&str; 5] = [
+        "-t nat -N ISTIO_INBOUND",
+        "-t nat -N ISTIO_IN_REDIRECT",
+        "-t nat -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006",
+        "-t nat -A PREROUTING -p tcp -j ISTIO_INBOUND",
+        "-t nat -A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
+    ];
+    let patient = Patient::new(2);
+    let pod = &patient.pods[0].ns;
+    let what = "lead what comes for default/web to a socket of another port";
+    let by = |program: &str, lines: &[&str]| {
+        for line in lines {
+            let lock = patient.dir.file("xtables.lock");
+            pod.cmd(program).args(line.split(' ')).env("XTABLES_LOCKFILE", lock).finish("").ok();
+        }
+    };
+    for program in ["iptables-nft", "iptables-legacy"] {
+        by(program, &MESH);
+        patient.has("warning", what);
+        by(program, &["-t nat -I PREROUTING 1 -i vip0 -j RETURN"]);
+        patient.is_well();
+        by(program, &["-t nat -F", "-t nat -X"]);
+    }
+    let nft = |rules: &str| drop(pod.cmd("nft").args(["-f", "-"]).finish(rules).ok());
+    nft(
+        "table ip mesh { chain in { type nat hook prerouting priority dstnat; tcp dport 1-65535 redirect to :15006\n}\n}",
+    );
+    patient.has("warning", what);
+    nft(
+        "flush chain ip mesh in\nadd rule ip mesh in iifname \"vip0\" accept\nadd rule ip mesh in meta l4proto tcp redirect to :15006",
+    );
+    patient.is_well();
+    // Only what the pod itself calls.
+    nft(
+        "delete table ip mesh\ntable ip mesh { chain out { type nat hook output priority -100; meta l4proto tcp redirect to :15001\n}\n}",
+    );
+    patient.is_well();
+}

@@ -37,6 +37,7 @@ fn hook_of(table: &str, chain: &str, policy: &str) -> Option<Hook> {
         ("nat", "POSTROUTING", _) => Some(Hook::SourceNat),
         (_, "FORWARD", _) => Some(Hook::Forward),
         (_, "INPUT", _) => Some(Hook::Input),
+        (_, "PREROUTING", _) => Some(Hook::Prerouting),
         _ => Some(Hook::Other),
     }
 }
@@ -132,9 +133,10 @@ fn verdict(target: &str) -> Verdict {
         "DROP" | "REJECT" => Verdict::Drop,
         "RETURN" => Verdict::Return,
         "MASQUERADE" | "SNAT" => Verdict::Rewrite,
+        "REDIRECT" | "TPROXY" => Verdict::Redirect,
         "LOG" | "NFLOG" | "ULOG" | "MARK" | "CONNMARK" | "TCPMSS" | "CT" | "TRACE" | "TOS" | "DSCP" | "SET"
         | "AUDIT" | "SECMARK" | "CONNSECMARK" | "CHECKSUM" | "CLASSIFY" => Verdict::Continue,
-        "NFQUEUE" | "TPROXY" | "NETMAP" | "DNAT" | "REDIRECT" | "SYNPROXY" => Verdict::Unknown,
+        "NFQUEUE" | "NETMAP" | "DNAT" | "SYNPROXY" => Verdict::Unknown,
         chain => Verdict::Jump(chain.to_owned()),
     }
 }

@@ -6,6 +6,7 @@
 mod iptables;
 mod nft;
 mod nodes;
+mod pods;
 mod read;
 mod ruleset;
 
@@ -34,6 +35,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
         }
     }
     findings.extend(nodes::look(scene, &tables, untracked));
+    findings.extend(pods::look(scene));
     if !untracked && scene.has_other_nodes() {
         findings.extend(tracked_between_nodes(scene));
     } else if !untracked && !scene.vips.is_empty() {

@@ -44,6 +44,7 @@ fn hook_of(hook: &str, kind: &str) -> Hook {
     match (hook, kind) {
         ("forward", _) => Hook::Forward,
         ("input", "filter") => Hook::Input,
+        ("prerouting", _) => Hook::Prerouting,
         ("postrouting", "nat") => Hook::SourceNat,
         _ => Hook::Other,
     }
@@ -95,10 +96,12 @@ fn verdict(name: &str, body: &Value) -> Option<Verdict> {
         "xt" => match body["name"].as_str().unwrap_or_default() {
             "REJECT" => Verdict::Drop,
             "MASQUERADE" | "SNAT" => Verdict::Rewrite,
+            "REDIRECT" | "TPROXY" => Verdict::Redirect,
             "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "TCPMSS" => Verdict::Continue,
             _ => Verdict::Unknown,
         },
-        "queue" | "tproxy" | "synproxy" | "redirect" | "dnat" | "fwd" => Verdict::Unknown,
+        "redirect" | "tproxy" => Verdict::Redirect,
+        "queue" | "synproxy" | "dnat" | "fwd" => Verdict::Unknown,
         _ => return None,
     })
 }

@@ -53,6 +53,15 @@ pub fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
     tables
 }
 
+/// What is in the calling thread's network namespace, those of the old kernel interface included.
+pub fn all_tables() -> Vec<Table> {
+    let mut found = tables(&mut Vec::new());
+    if let Answer::Text(text) = ask("iptables-legacy-save", &[]) {
+        found.extend(iptables::parse(&text));
+    }
+    found
+}
+
 /// A kernel without nftables has no such tables.
 fn unreadable() -> Option<Finding> {
     if !Path::new("/sys/module/nf_tables").exists() {

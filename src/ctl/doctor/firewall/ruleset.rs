@@ -48,6 +48,8 @@ pub enum Hook {
     Forward,
     /// Packets for the node itself.
     Input,
+    /// Packets that have just come in.
+    Prerouting,
     /// Where addresses are translated on the way out.
     SourceNat,
     /// Any other.
@@ -74,6 +76,8 @@ pub enum Verdict {
     Drop,
     /// Its source is rewritten.
     Rewrite,
+    /// It goes to a socket of another port.
+    Redirect,
     /// Another chain's rules come first.
     Jump(String),
     /// Another chain's rules come instead.
@@ -161,6 +165,8 @@ pub enum Fate {
     Dropped,
     /// Its source is rewritten for certain.
     Rewritten,
+    /// It goes to a socket of another port for certain.
+    Redirected,
 }
 
 /// Deeper than any kernel lets chains jump (`NFT_JUMP_STACK_SIZE`).
@@ -224,6 +230,7 @@ impl Table {
                     Some(Fate::Dropped)
                 }
                 Verdict::Rewrite => Some(Fate::Rewritten),
+                Verdict::Redirect => Some(Fate::Redirected),
                 Verdict::Jump(name) => into(name),
                 Verdict::Return => return None,
                 Verdict::Goto(name) => return into(name),
