@@ -97,6 +97,12 @@ pub fn nodes(socket: &Path, timeout: Duration) -> Result<protocol::Nodes, Error>
     call(socket, &Request::Nodes {}, timeout)
 }
 
+/// What `viprouted` knows of Kubernetes Services. `examine`: also what only the API can say.
+#[cfg(feature = "node")]
+pub fn kubernetes(socket: &Path, examine: bool, timeout: Duration) -> Result<protocol::Kubernetes, Error> {
+    call(socket, &Request::Kubernetes(protocol::KubernetesRequest { examine }), timeout)
+}
+
 /// Has the others told that this node leaves. False: it stands alone.
 #[cfg(feature = "node")]
 pub fn depart(socket: &Path, timeout: Duration) -> Result<bool, Error> {

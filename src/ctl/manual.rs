@@ -140,7 +140,9 @@ fn sections(page: &str) -> Vec<Section> {
                     + ".PP\nPackets of connections:\n"
                     + &terms(status::PACKETS)
                     + ".PP\nUplinks:\n"
-                    + &terms(status::UPLINKS),
+                    + &terms(status::UPLINKS)
+                    + ".PP\nKubernetes Services:\n"
+                    + &terms(status::SERVICES),
             },
             Section {
                 title: "STATES",

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::api::client;
-use crate::api::protocol::{Express, LeaseState, VipStatus};
+use crate::api::protocol::{Express, LeaseState, ServiceEntry, VipStatus};
 use crate::ctl::ANSWER;
 use crate::dataplane::{self, ids};
 use crate::ebpf::{self, Counts, ExpressCounts, LinkDrops};
@@ -20,7 +20,7 @@ use super::way::{Causes, RouteQuery, shown};
 
 mod table;
 
-pub use table::table;
+pub use table::{SERVICES, table};
 
 /// Everything `status` shows.
 #[derive(Debug, Serialize)]
@@ -30,6 +30,9 @@ pub struct Report {
     /// The express path as viprouted has it; none while it doesn't answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub express: Option<Express>,
+    /// The Kubernetes Services, where they are served; with one VIP alone, its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceEntry>,
     /// What could not be read or asked, a sentence each.
     pub problems: Vec<String>,
 }
@@ -246,10 +249,13 @@ impl VipState {
 /// Reads all VIPs, or one of them.
 pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Result<Report, dataplane::Error> {
     let net = NodeNet::open()?;
-    let mut report = Report { vips: Vec::new(), express: None, problems: Vec::new() };
+    let mut report = Report { vips: Vec::new(), express: None, services: Vec::new(), problems: Vec::new() };
     let mut leases = read_leases(allocator, &mut report);
+    // One that is older than this, or doesn't answer, says nothing of them.
+    report.services = client::kubernetes(allocator, false, ANSWER).map(|found| found.services).unwrap_or_default();
     if let Some(only) = only.map(ToString::to_string) {
         leases.retain(|vip, _| *vip == only);
+        report.services.retain(|service| service.service == only);
     }
     let mut ways = Ways { query: RouteQuery::new(&net)?, causes: Causes::default() };
     for key in registry.vips()?.into_iter().filter(|key| only.is_none_or(|only| only == key)) {

@@ -9,6 +9,7 @@
 //! {"identity": {"vip": "shop/web"}}           {"vip": "shop/web", "client_id": "ff:…", "mac": "02:…", …}
 //! {"events": {"after": 0}}                    {"events": [{"number": 17, "at": 1790000000123, "kind": "lease", …}]}
 //! {"nodes": {}}                               {"own": {"name": "n1", "id": "192.0.2.1", …}, "nodes": [{"name": "n2", …}]}
+//! {"kubernetes": {"examine": true}}           {"services": [{"service": "shop/web", …}], "findings": [{"kind": "right", …}]}
 //! {"depart": {}}                              {"departed": true}
 //! {"called": {"verb": "ADD", "code": 0, …}}   no reply: the connection is closed
 //! anything else                               {"error": {"code": 6, "msg": "…"}}
@@ -17,6 +18,7 @@
 //! Each side ignores unknown keys, so either may be the newer one.
 
 mod directory;
+mod kubernetes;
 mod nodes;
 mod status;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use directory::Directory;
+pub use kubernetes::{ClusterFinding, ClusterFindingKind, Kubernetes, KubernetesRequest, ServiceEntry};
 pub use nodes::{Departed, LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
 pub use status::{Express, ExpressOff, ExpressUplink, LeaseState, Status, UplinkOff, VipStatus};
 
@@ -64,6 +67,8 @@ pub enum Request {
     Events(EventsRequest),
     /// This node and the others.
     Nodes {},
+    /// What is known of Kubernetes Services.
+    Kubernetes(KubernetesRequest),
     /// The others are to be told that this node leaves.
     Depart {},
     /// The plugin was called, and has answered. The client waits for no reply to this.

@@ -8,6 +8,8 @@ mod express;
 mod firewall;
 mod flow_owner;
 mod installed;
+mod kube_proxy;
+mod kubernetes;
 mod lsm;
 mod node;
 mod nodes;
@@ -179,13 +181,14 @@ pub struct Grouped {
 /// Looks for one group of findings.
 type Look = fn(&Scene<'_>) -> dataplane::Result<Vec<Finding>>;
 
-const GROUPS: [(&str, Look); 12] = [
+const GROUPS: [(&str, Look); 13] = [
     ("node", node::look),
     ("firewall", |scene| Ok(firewall::look(scene))),
     ("network", |scene| Ok(chain::look(scene))),
     ("plugin", |scene| Ok(plugin::look(scene))),
     ("viprouted", |scene| Ok(agent::look(scene))),
     ("nodes", |scene| Ok(nodes::look(scene))),
+    ("kubernetes", |scene| Ok(kubernetes::look(scene))),
     ("flow owner", flow_owner::look),
     ("express", |scene| Ok(express::look(scene))),
     ("registry", registry::look),

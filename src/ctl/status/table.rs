@@ -6,8 +6,17 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{COLUMNS, Lease, PACKETS, Replica, Report, UPLINKS, Vip};
-use crate::api::protocol::{Express, LeaseState};
+use crate::api::protocol::{Express, LeaseState, ServiceEntry};
 use crate::registry::State;
+
+/// The columns of the fourth table, of Kubernetes Services, and what they mean.
+pub const SERVICES: [(&str, &str); 5] = [
+    ("SERVICE", "<namespace>/<name>, which is its VIP's name."),
+    ("UID", "Its identity: one that is made again under the same name is another."),
+    ("EXTERNAL-IP", "Its address; - while it has none."),
+    ("KEPT BY", "The node that gets its address and writes its status."),
+    ("WAITS FOR", "What keeps it from an address."),
+];
 
 /// The report as a table, a line per replica.
 pub fn table(report: &Report) -> String {
@@ -38,6 +47,10 @@ pub fn table(report: &Report) -> String {
     if let Some(express) = &report.express {
         text.push_str("\n\n");
         text.push_str(&express_table(express));
+    }
+    if !report.services.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&services_table(&report.services));
     }
     for problem in &report.problems {
         text.push_str("\n! ");
@@ -82,6 +95,19 @@ fn express_table(express: &Express) -> String {
     for uplink in &express.uplinks {
         let own = uplink.off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));
         table.add_row([uplink.device.clone(), node.clone().unwrap_or(own)]);
+    }
+    table.trim_fmt()
+}
+
+/// A line per Service.
+fn services_table(services: &[ServiceEntry]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(SERVICES.map(|(name, _)| name));
+    for ServiceEntry { service, uid, address, keeper, waits } in services {
+        let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        table.add_row([service.clone(), uid.clone(), address, or_none(keeper), or_none(waits)]);
     }
     table.trim_fmt()
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::api::protocol::{LIVE, Nodes};
+use crate::api::protocol::{LIVE, NodeEntry, Nodes};
 use crate::dataplane::node::election::renews;
 use crate::lease::state::Demand;
 use crate::model::VipKey;
@@ -29,9 +29,16 @@ pub fn demands(before: &BTreeMap<VipKey, Demand>, wanted: &BTreeMap<VipKey, Dema
 /// Whether this node is the one that keeps the VIP's address and writes its Service's status, of the nodes that live. Two halves of a
 /// partition have one each, which write the same.
 pub fn is_keeper(vip: &VipKey, nodes: Option<&Nodes>) -> bool {
-    let Some((nodes, own)) = nodes.and_then(|nodes| Some((nodes, nodes.own.as_ref()?))) else { return true };
-    let live = nodes.nodes.iter().filter(|node| node.state == LIVE).chain([own]);
-    renews(vip, live.map(|node| NodeId(node.id))) == Some(NodeId(own.id))
+    let own = nodes.and_then(|nodes| nodes.own.as_ref());
+    keeper(vip, nodes).map(|keeper| keeper.id) == own.map(|own| own.id)
+}
+
+/// That node; none: this one, which knows no others.
+pub fn keeper<'a>(vip: &VipKey, nodes: Option<&'a Nodes>) -> Option<&'a NodeEntry> {
+    let own = nodes?.own.as_ref()?;
+    let mut live = nodes?.nodes.iter().filter(|node| node.state == LIVE).chain([own]);
+    let keeper = renews(vip, live.clone().map(|node| NodeId(node.id)))?;
+    live.find(|node| NodeId(node.id) == keeper)
 }
 
 #[cfg(test)]
@@ -39,7 +46,6 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::api::protocol::NodeEntry;
 
     fn node(last: u8, state: &str) -> NodeEntry {
         NodeEntry {

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::Api;
+use kube::api::ListParams;
 use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::node::config::Kubernetes;
 use crate::node::peers::lookup;
+
+use super::API_SERVICE;
 
 /// A connection that isn't there after this time is tried elsewhere.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -120,11 +123,15 @@ fn build(config: kube::Config) -> Result<kube::Client, Error> {
     Ok(kube::Client::new(service, config.default_namespace))
 }
 
-/// Which cluster it is: the identity of its namespace kube-system.
-pub async fn cluster(client: &kube::Client) -> Result<String, Error> {
+/// Which cluster it is: the identity of its namespace kube-system. And whether it has the API's own Service, which none is without.
+pub async fn cluster(client: &kube::Client) -> Result<(String, bool), Error> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let found = tokio::time::timeout(ANSWER, namespaces.get("kube-system")).await.map_err(|_| Error::TimedOut)??;
-    Ok(found.metadata.uid.unwrap_or_default())
+    let (namespace, name) = API_SERVICE.split_once('/').unwrap_or_default();
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let its = ListParams::default().fields(&format!("metadata.name={name}"));
+    let asked = async { tokio::try_join!(namespaces.get("kube-system"), services.list(&its)) };
+    let (system, services) = tokio::time::timeout(ANSWER, asked).await.map_err(|_| Error::TimedOut)??;
+    Ok((system.metadata.uid.unwrap_or_default(), !services.items.is_empty()))
 }
 
 /// What went wrong, in few words: the API's own where it gave some.

@@ -18,6 +18,7 @@ use crate::registry::{self, Registry, attachment_name, attachment_of, record};
 use crate::with_causes;
 
 use super::desired::{Attachment, Desired, Member, Note, PodId, Role, Roles, desired};
+use super::listeners::Listeners;
 use super::{addresses, pause};
 
 /// What failed is tried again after this, then after twice the time, up to the last.
@@ -39,6 +40,7 @@ pub struct Applier {
     changed: BTreeMap<String, Instant>,
     /// What failed, likewise.
     failed: BTreeMap<String, Failure>,
+    listeners: Listeners,
 }
 
 #[derive(Debug)]
@@ -61,10 +63,11 @@ struct Todo {
 impl Applier {
     /// That has done nothing yet.
     pub fn new(context: Context, net: NodeNet, config: &Config) -> Self {
-        let allocator = config.socket.clone();
+        let (allocator, listeners) = (config.socket.clone(), Listeners::default());
         let had = std::mem::take(&mut context.services.shared().had);
         let demanded = had.into_iter().map(|vip| (vip, Demand::Elsewhere)).collect();
-        Self { context, net, allocator, demanded, changed: BTreeMap::new(), failed: BTreeMap::new() }
+        let (changed, failed) = (BTreeMap::new(), BTreeMap::new());
+        Self { context, net, allocator, demanded, changed, failed, listeners }
     }
 
     /// Applies whenever something has changed, until viprouted ends.
@@ -80,7 +83,7 @@ impl Applier {
             wait = match self.round(guard, || wakes.try_recv().is_ok()) {
                 Ok(Done::Interrupted) => Duration::ZERO,
                 Ok(Done::Resting) => REST,
-                Ok(Done::All) => self.next_try().min(guard.period()).min(ROUND),
+                Ok(Done::All) => self.next_try().min(self.listeners.next()).min(guard.period()).min(ROUND),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "Services can't be applied");
                     ROUND
@@ -102,7 +105,8 @@ impl Applier {
         };
         self.demand(found.as_ref());
         // What is known only of before the start moves nobody: the registry is younger.
-        let Some(found) = found else { return Ok(Done::All) };
+        let Some(mut found) = found else { return Ok(Done::All) };
+        self.listeners.hold_back(&self.net, &attachments, &self.addresses(), &mut found);
         self.admit(&attachments, &found);
         let todos = self.todos(&attachments, &found);
         self.failed.retain(|name, _| todos.iter().any(|todo| todo.name == *name));
@@ -215,6 +219,12 @@ impl Applier {
             member.is_none_or(|member| member.ports != want.ports)
         };
         wants.filter(differs).filter(|want| self.has_address(&want.vip)).collect()
+    }
+
+    /// Those of the VIPs that have one.
+    fn addresses(&self) -> BTreeMap<VipKey, IpAddr> {
+        let shared = self.context.services.shared();
+        shared.leases.iter().filter_map(|(vip, lease)| Some((vip.clone(), lease.address?))).collect()
     }
 
     fn has_address(&self, vip: &VipKey) -> bool {
@@ -364,7 +374,7 @@ fn recorded(registry: &Registry) -> registry::Result<Vec<Attachment>> {
             }
             vips.insert(vip, Member { source: endpoint.source, ports, is_admitted: endpoint.admitted });
         }
-        found.push(Attachment { name, pod, address, vips });
+        found.push(Attachment { name, pod, address, netns: record.netns.clone(), vips });
     }
     Ok(found)
 }

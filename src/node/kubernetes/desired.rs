@@ -12,6 +12,7 @@ use crate::ebpf::PORTS as MAX_PORTS;
 use crate::model::{Port, PortMap, Source, VipKey};
 use crate::registry::record;
 
+use super::listeners::OwnAddressOnly;
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, ServicePort, Slice};
 
 /// A pod that is recorded on this node.
@@ -23,6 +24,8 @@ pub struct Attachment {
     pub pod: record::Pod,
     /// Its address.
     pub address: Option<IpAddr>,
+    /// Its network namespace.
+    pub netns: record::Netns,
     /// Its VIPs.
     pub vips: BTreeMap<VipKey, Member>,
 }
@@ -97,8 +100,12 @@ pub enum Note {
         /// Why not.
         why: String,
     },
+    /// A pod's server can't be reached at the VIP: it listens on the pod's own address only.
+    NotListening(OwnAddressOnly),
     /// An endpoint is no pod.
     ForeignEndpoints,
+    /// Load balancers are to pass by every node.
+    AllNodesExcluded,
 }
 
 /// Of all Services at once.
@@ -106,10 +113,14 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     let mut desired = Desired::default();
     let slices = by_service(objects);
     let known = Recorded::new(attachments);
+    let is_all_excluded = !objects.nodes.is_empty() && objects.nodes.values().all(|node| node.is_excluded);
     for (key, service) in in_order(objects) {
         let slices = slices.get(key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
         let scene = Scene { key: &key, service, slices, pods: &objects.pods, known: &known };
         scene.add(&mut desired);
+        if is_all_excluded {
+            desired.notes.entry(key).or_default().insert(Note::AllNodesExcluded);
+        }
     }
     keep_connections(objects, attachments, &mut desired);
     desired

@@ -1,6 +1,6 @@
 //! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,23 +9,25 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::api::protocol::Nodes;
 use crate::model::VipKey;
+use crate::model::address::ipv4;
 use crate::node::config::Kubernetes;
 use crate::node::subsystems::SubsystemGuard;
 use crate::node::{Context, problems};
 use crate::registry::Registry;
 use crate::with_causes;
 
-use super::Excluded;
 use super::addresses::is_keeper;
 use super::api::{self, Place};
 use super::events::Announcer;
+use super::examine::{Subject, examine};
 use super::objects::{Class, Objects, Service};
 use super::pool::PoolKeeper;
-use super::register::Cluster;
+use super::register::{Claimant, Cluster};
 use super::remembered::Remembered;
-use super::status::{Status, StatusWriter};
-use super::store::Heard;
+use super::status::{Status, StatusWriter, Written};
+use super::store::{Heard, Kind};
 use super::watches::{self, Watched};
+use super::{Excluded, Services};
 
 /// What the watches may be ahead of who reads them.
 const AHEAD: usize = 256;
@@ -53,6 +55,8 @@ pub struct Engine {
     save_due: Instant,
     /// Which of the places is tried.
     turn: usize,
+    /// It has told the others that the node leaves.
+    has_left: bool,
 }
 
 /// What outlives a client.
@@ -84,7 +88,7 @@ enum Over {
 impl Engine {
     /// That hasn't asked anything yet.
     pub fn new(context: Context, settings: Kubernetes, node: String, known: Known) -> Self {
-        Self { context, settings, node, known, save_due: Instant::now(), turn: 0 }
+        Self { context, settings, node, known, save_due: Instant::now(), turn: 0, has_left: false }
     }
 
     /// Runs until viprouted ends.
@@ -134,21 +138,27 @@ impl Engine {
         let begun = Instant::now();
         let mut live_at = begun;
         let services = self.context.services.clone();
+        let (examiner, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        services.shared().examiner = Some(examiner);
         loop {
             tokio::select! {
                 Some(first) = heard.recv() => self.hear(first, &mut heard),
                 () = next(&mut self.known.pool) => {}
                 () = services.0.changed.notified() => {}
-                written = status.next_done() => events.on_written(written),
+                written = status.next_done() => self.on_written(written, &status, &mut events),
+                Some(examination) = asked.recv() => {
+                    tokio::spawn(examine(client.clone(), self.subject(), examination));
+                }
                 () = until(due) => {
                     due = None;
                     self.tell(&mut status, &mut events);
-                    self.turn_pool(&client);
+                    self.turn_pool(&client, &mut events);
                     continue;
                 }
                 _ = tick.tick() => {
                     guard.turn();
                     if let Some(over) = self.look(begun, &mut live_at) {
+                        services.shared().examiner = None;
                         return over;
                     }
                     self.save().await;
@@ -157,6 +167,25 @@ impl Engine {
             // What comes together is told together.
             due = due.or_else(|| Some(tokio::time::Instant::now() + TOGETHER));
         }
+    }
+
+    fn on_written(&self, written: Written, status: &StatusWriter, events: &mut Announcer) {
+        self.context.services.shared().lacks_mode = status.lacks_mode();
+        events.on_written(written);
+    }
+
+    /// What doctor's questions to the API are about.
+    fn subject(&self) -> Subject {
+        let registry = &self.context.registry;
+        let mut replicas: BTreeMap<String, BTreeSet<VipKey>> = BTreeMap::new();
+        for attachment in registry.attachments().unwrap_or_default() {
+            let Some(record) = registry.attachment_record(&attachment).ok().flatten() else { continue };
+            if let Some(pod) = record.pod.label() {
+                replicas.entry(pod).or_default().extend(record.keys());
+            }
+        }
+        replicas.retain(|_, vips| !vips.is_empty());
+        Subject { node: self.node.clone(), has_pool: self.known.pool.is_some(), replicas }
     }
 
     /// Everything that is there already is one change for who applies.
@@ -168,6 +197,11 @@ impl Engine {
             match (heard, &mut self.known.pool) {
                 (Heard::Addresses(change), Some(pool)) => pool.hear(change),
                 (Heard::Addresses(_), None) => {}
+                (Heard::Unclaimed(change), _) => Services::unclaimed(&mut shared, change),
+                (Heard::Failed(Kind::Addresses, why), Some(pool)) => {
+                    pool.on_failed(&why);
+                    has_changed |= shared.store.hear(Heard::Failed(Kind::Addresses, why));
+                }
                 (heard, _) => has_changed |= shared.store.hear(heard),
             }
             next = more.try_recv().ok();
@@ -175,6 +209,27 @@ impl Engine {
         if has_changed {
             shared.excluded = Excluded::of(shared.store.objects(), &self.node);
             shared.wake();
+            let own = shared.store.objects().nodes.get(&self.node);
+            let is_ending = shared.store.is_live() && own.is_some_and(|node| node.is_shutting_down);
+            let was_ending = std::mem::replace(&mut shared.is_node_ending, is_ending);
+            drop(shared);
+            self.follow_shutdown(was_ending, is_ending);
+        }
+    }
+
+    /// The others take this node's connections while its pods still serve those that they have.
+    fn follow_shutdown(&mut self, was_ending: bool, is_ending: bool) {
+        let peers = &self.context.peers;
+        match (was_ending, is_ending) {
+            (false, true) => {
+                tracing::info!("the cluster says that this node is being shut down: it leaves the others");
+                self.has_left = !peers.has_left() && peers.leave();
+            }
+            (true, false) if std::mem::take(&mut self.has_left) => {
+                tracing::info!("this node is not being shut down any more");
+                peers.stay();
+            }
+            _ => {}
         }
     }
 
@@ -220,13 +275,18 @@ impl Engine {
     }
 
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
-    fn turn_pool(&mut self, client: &kube::Client) {
+    fn turn_pool(&mut self, client: &kube::Client, events: &mut Announcer) {
         let Some(pool) = &mut self.known.pool else { return };
         let nodes = self.context.peers.status();
         let shared = self.context.services.shared();
         if shared.store.is_live() {
             let objects = shared.store.objects();
-            pool.turn(client, &Scene { objects, nodes: nodes.as_ref(), registry: &self.context.registry });
+            let scene = Scene { objects, nodes: nodes.as_ref(), registry: &self.context.registry };
+            for (vip, why) in pool.turn(client, &scene) {
+                if let Some(service) = objects.services.get(&vip.to_string()) {
+                    events.on_conflict(&vip, service, why);
+                }
+            }
         }
     }
 
@@ -285,8 +345,10 @@ impl Cluster for Scene<'_> {
         self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
     }
 
-    fn services(&self) -> Box<dyn Iterator<Item = (VipKey, i64)> + '_> {
-        let read = |(key, service): (&String, &Service)| Some((key.parse().ok()?, service.created));
+    fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
+        let read = |(key, service): (&String, &Service)| {
+            Some(Claimant { created: service.created, vip: key.parse().ok()?, stated: service.stated().and_then(ipv4) })
+        };
         Box::new(self.objects.services.iter().filter(|(_, service)| !service.is_ending).filter_map(read))
     }
 }

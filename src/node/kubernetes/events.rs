@@ -11,7 +11,8 @@ use crate::model::VipKey;
 use super::addresses::Lease;
 use super::api::ANSWER;
 use super::desired::Note;
-use super::objects::{Key, Service};
+use super::listeners::OwnAddressOnly;
+use super::objects::{EXCLUDED, Key, Service};
 use super::status::Written;
 
 /// As who events are told.
@@ -114,6 +115,13 @@ impl Announcer {
         self.limiter.lasts(said, Duration::from_secs(2), now);
     }
 
+    /// A Service can't keep the address that its status says.
+    pub fn on_conflict(&mut self, vip: &VipKey, service: &Service, note: String) {
+        tracing::warn!(%vip, "{note}");
+        let (vip, uid) = (vip.clone(), service.uid.clone());
+        self.limiter.tell(Said { vip, uid, reason: "AddressConflict", is_warning: true, note }, Instant::now());
+    }
+
     /// What there is to say of Services. `is_kept`: this node speaks for all of it.
     pub fn on_notes(
         &mut self,
@@ -127,7 +135,7 @@ impl Announcer {
             for note in notes {
                 let (reason, text, settles) = phrased(note);
                 // Its own pods each node speaks for.
-                if is_kept(vip) || matches!(note, Note::PodNotAttachable { .. }) {
+                if is_kept(vip) || matches!(note, Note::PodNotAttachable { .. } | Note::NotListening(_)) {
                     let uid = service.uid.clone();
                     let said = Said { vip: vip.clone(), uid, reason, is_warning: true, note: text };
                     self.limiter.lasts(said, settles, now);
@@ -139,7 +147,7 @@ impl Announcer {
 
     /// A Service's status was written.
     pub fn on_written(&mut self, written: Written) {
-        let Written { vip, uid, address, instead_of, is_new, error } = written;
+        let Written { vip, uid, address, instead_of, is_new, lacks_mode: _, error } = written;
         let now = Instant::now();
         if let Some(error) = error {
             tracing::warn!(%vip, error, "the status of a Service could not be written");
@@ -171,13 +179,25 @@ impl Announcer {
 }
 
 /// Reason, words, and for how long it has to be so.
-fn phrased(note: &Note) -> (&'static str, String, Duration) {
+pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
     match note {
         Note::NoReadyEndpoints => ("NoReadyEndpoints", "no pod is ready: connections are refused".to_owned(), SETTLES),
         Note::PodNotAttachable { pod, why } => {
             ("PodNotAttachable", format!("{pod} gets no connections: {why}"), Duration::from_secs(2))
         }
         Note::PortRefused { port, why } => ("PortRefused", format!("{port} isn't served: {why}"), Duration::ZERO),
+        Note::NotListening(OwnAddressOnly { pod, port, at }) => {
+            let text = format!(
+                "{pod} serves {port} at {at} only, the pod's own address, and can't be reached there by the VIP: it is to listen on all addresses (0.0.0.0)"
+            );
+            ("NotListening", text, Duration::ZERO)
+        }
+        Note::AllNodesExcluded => {
+            let text = format!(
+                "every node has the label {EXCLUDED}, so nodes that have it answer for the address all the same"
+            );
+            ("AllNodesExcluded", text, Duration::from_secs(2))
+        }
         Note::ForeignEndpoints => {
             let text = "an endpoint is no pod of a node of the cluster, and gets no connections".to_owned();
             ("ForeignEndpoints", text, SETTLES)

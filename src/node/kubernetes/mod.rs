@@ -5,20 +5,26 @@
 //! over a restart; [`desired`] (pure) says which pods of this node are to be what, [`apply`] has it done by
 //! [`membership`](crate::membership), on a thread of its own; [`status`] and [`events`] tell the API what has come of it; [`engine`]
 //! drives all that talks to the API, by [`api`]. Addresses are the daemon's to get: [`addresses`] says for which VIPs. Those of a pool are
-//! entered at the API ([`register`], pure, by [`pool`]).
+//! entered at the API ([`register`], pure, by [`pool`]). Servers that can't be reached at a VIP are found by [`listeners`]. What people ask
+//! viprouted is answered by [`describe`], and what only the API can say, and only doctor asks for, by [`examine`].
 //!
 //! Traffic depends on none of it: while the API is away everything stays as it was.
 
 pub mod addresses;
 mod api;
 mod apply;
+mod describe;
 mod desired;
 mod engine;
 mod events;
+mod examine;
+mod listeners;
 mod objects;
+mod policies;
 mod pool;
 mod register;
 mod remembered;
+mod rights;
 mod status;
 mod store;
 mod watches;
@@ -47,13 +53,17 @@ use addresses::Lease;
 use apply::Applier;
 use desired::Note;
 use engine::{Engine, Known};
-use objects::Objects;
+use examine::Examination;
+use objects::{Key, Objects};
 use pool::{Desk, PoolKeeper};
 use register::Register;
-use store::Store;
+use store::{Change, Store};
 
 /// The Service of the API server itself, which every cluster has.
 const API_SERVICE: &str = "default/kubernetes";
+
+/// So many Services that nobody serves are known by name.
+const MAX_UNCLAIMED: usize = 1_000;
 
 /// What failed is tried again after the first, then after twice the time, up to the last.
 fn pause((first, last): (Duration, Duration), failures: u32) -> Duration {
@@ -95,6 +105,14 @@ struct Shared {
     excluded: Excluded,
     /// VIPs whose addresses Services wanted when viprouted ended.
     had: BTreeSet<VipKey>,
+    /// This node is being shut down, as the cluster says.
+    is_node_ending: bool,
+    /// Services of type `LoadBalancer` that have neither a class nor an address.
+    unclaimed: BTreeSet<Key>,
+    /// The API knows no `ipMode`.
+    lacks_mode: bool,
+    /// Asks the API on demand; none: it can't be asked.
+    examiner: Option<UnboundedSender<Examination>>,
     /// Wakes the thread that applies.
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
@@ -145,6 +163,11 @@ impl Services {
         self.shared().desk = Some(Desk { orders, reports });
     }
 
+    /// The address that the Service's status says, which may be all that is known of it.
+    pub fn stated(&self, vip: &VipKey) -> Option<IpAddr> {
+        self.shared().store.objects().services.get(&vip.to_string())?.stated()
+    }
+
     /// What has become of an address that was demanded; none: nothing is demanded any more.
     pub fn leased(&self, vip: &VipKey, lease: Option<Lease>) {
         let mut shared = self.shared();
@@ -156,6 +179,18 @@ impl Services {
             shared.wake();
             drop(shared);
             self.0.changed.notify_one();
+        }
+    }
+
+    /// What the watch has heard of Services that nobody serves, for want of a class.
+    fn unclaimed(shared: &mut Shared, change: Change<()>) {
+        match change {
+            Change::All(all) => shared.unclaimed = all.into_keys().take(MAX_UNCLAIMED).collect(),
+            Change::One(key, None) => drop(shared.unclaimed.remove(&key)),
+            Change::One(key, Some(())) if shared.unclaimed.len() < MAX_UNCLAIMED => {
+                shared.unclaimed.insert(key);
+            }
+            Change::One(..) => {}
         }
     }
 
@@ -195,8 +230,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pool = match (&config.lease.backend, services.shared().desk.take()) {
         (Backend::Pool(pool), Some(desk)) => {
-            let pins = config.lease.pins.values().copied().collect();
-            Some(PoolKeeper::new(Register::new(pool.clone(), pins), desk))
+            Some(PoolKeeper::new(Register::new(pool.clone(), config.lease.pins.clone()), desk))
         }
         _ => None,
     };
@@ -213,7 +247,8 @@ mod tests {
 
     #[test]
     fn nodes_that_load_balancers_pass_by_are_known_by_name_and_address() {
-        let node = |last: u8, is_excluded| Node { addresses: vec![[192, 0, 2, last].into()], is_excluded };
+        let node =
+            |last: u8, is_excluded| Node { addresses: vec![[192, 0, 2, last].into()], is_excluded, ..Node::default() };
         let nodes = [("n1".to_owned(), node(1, true)), ("n2".to_owned(), node(2, false))];
         let objects = Objects { nodes: nodes.into(), ..Objects::default() };
         let addresses = BTreeSet::from([IpAddr::from([192, 0, 2, 1])]);

@@ -15,7 +15,11 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation of a pod that kubelet runs from a file of its own: the API's object mirrors it.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The label of a node that load balancers are to pass by, whatever its value.
-const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+pub const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// What a kubelet says of its node while it ends its pods, because systemd is about to shut the machine down (`nodeshutdown` in its source).
+const SHUTTING_DOWN: &str = "node is shutting down";
+/// Taints of nodes that are down, or about to be.
+const SHUT_DOWN: [&str; 2] = ["node.cloudprovider.kubernetes.io/shutdown", "node.kubernetes.io/out-of-service"];
 /// The field of a status whose writer is of interest.
 const INGRESS_FIELD: &str = "f:loadBalancer";
 /// Ports of a Service that are kept: the API refuses more than this in a Service of any use.
@@ -182,6 +186,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Load balancers are to pass it by.
     pub is_excluded: bool,
+    /// It is being shut down.
+    #[serde(default)]
+    pub is_shutting_down: bool,
 }
 
 fn transport(protocol: &str) -> Option<Transport> {
@@ -202,6 +209,15 @@ pub fn key(meta: &ObjectMeta) -> Key {
 }
 
 impl Class {
+    /// Nobody serves the Service: it has no class, and no address after all.
+    pub fn is_unclaimed(&self, service: &core::Service) -> bool {
+        let Some(spec) = &service.spec else { return false };
+        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let has_address = status.is_some_and(|status| status.ingress.as_ref().is_some_and(|found| !found.is_empty()));
+        let is_wanted = spec.type_.as_deref() == Some("LoadBalancer") && service.metadata.deletion_timestamp.is_none();
+        !self.is_default && is_wanted && spec.load_balancer_class.is_none() && !has_address
+    }
+
     /// The Service, if it is this load balancer's.
     pub fn service(&self, service: core::Service) -> Option<Service> {
         let spec = service.spec?;
@@ -232,6 +248,13 @@ impl Class {
             is_ending: service.metadata.deletion_timestamp.is_some(),
             ingress: ingress.unwrap_or_default().into_iter().map(Ingress::of).collect(),
         })
+    }
+}
+
+impl Service {
+    /// The address that its status says.
+    pub fn stated(&self) -> Option<IpAddr> {
+        self.ingress.iter().find_map(|ingress| ingress.ip.parse().ok())
     }
 }
 
@@ -342,11 +365,22 @@ impl Pod {
 impl Node {
     /// Of any node.
     pub fn of(node: core::Node) -> Self {
+        let is_shutting_down = is_shutting_down(&node);
         let addresses = node.status.and_then(|status| status.addresses).into_iter().flatten();
         let labels = node.metadata.labels.unwrap_or_default();
         Self {
             addresses: addresses.filter_map(|address| address.address.parse().ok()).collect(),
             is_excluded: labels.contains_key(EXCLUDED),
+            is_shutting_down,
         }
     }
+}
+
+/// As its kubelet says it while it ends the pods, or the cloud's controller.
+fn is_shutting_down(node: &core::Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut ready = conditions.filter(|condition| condition.type_ == "Ready" && condition.status != "True");
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    ready.any(|condition| condition.message.as_ref().is_some_and(|message| message.contains(SHUTTING_DOWN)))
+        || taints.any(|taint| SHUT_DOWN.contains(&taint.key.as_str()))
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
+use crate::model::VipKey;
 
 use super::api::{self, ANSWER};
 use super::objects::{Key, key};
@@ -77,8 +78,14 @@ impl PoolKeeper {
         }
     }
 
-    /// Does what is to be done.
-    pub fn turn(&mut self, client: &kube::Client, cluster: &dyn Cluster) {
+    /// The register can't be read.
+    pub fn on_failed(&mut self, why: &str) {
+        self.register.on_failed(why);
+    }
+
+    /// Does what is to be done. Returns the Services that can't keep the address of their status, and why.
+    pub fn turn(&mut self, client: &kube::Client, cluster: &dyn Cluster) -> Vec<(VipKey, String)> {
+        let mut conflicts = Vec::new();
         for step in self.register.steps(cluster, Instant::now()) {
             match step {
                 Step::Create(address, entry) => {
@@ -92,9 +99,11 @@ impl PoolKeeper {
                         None
                     });
                 }
+                Step::Conflict(vip, why) => conflicts.push((vip, why)),
                 report @ Step::Report(..) => self.report(Some(report)),
             }
         }
+        conflicts
     }
 
     fn report(&self, step: Option<Step>) {

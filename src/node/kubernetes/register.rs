@@ -4,6 +4,9 @@
 //!
 //! The VIP's keeper makes the object, everyone else takes the address from it. Services that wait are served in the order in which they were
 //! made: a keeper takes a free address for one only if enough are free for all that have waited longer.
+//!
+//! An address that stands in a Service's status and in no object (the objects were lost, or another installation gave it out) is adopted before
+//! any Service that waits gets one. Of several Services that say the same address the oldest keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -41,6 +44,19 @@ pub enum Step {
     Delete(Ipv4Addr),
     /// What has become of a VIP's address.
     Report(VipKey, News),
+    /// A Service can't keep the address that its status says; why.
+    Conflict(VipKey, String),
+}
+
+/// A Service, as far as its address goes. The oldest are the least.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claimant {
+    /// When it was made, Unix seconds.
+    pub created: i64,
+    /// Its VIP.
+    pub vip: VipKey,
+    /// The address that its status says.
+    pub stated: Option<Ipv4Addr>,
 }
 
 /// What the API has answered.
@@ -63,7 +79,7 @@ pub trait Cluster {
     /// A node has replicas of it.
     fn is_used(&self, vip: &VipKey) -> bool;
     /// The Services that there are.
-    fn services(&self) -> Box<dyn Iterator<Item = (VipKey, i64)> + '_>;
+    fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_>;
 }
 
 /// A VIP that has, or is to have, an address.
@@ -83,11 +99,14 @@ struct Open {
 #[derive(Debug)]
 pub struct Register {
     pool: Pool,
-    pins: BTreeSet<IpAddr>,
+    /// VIPs that have addresses by the configuration.
+    pins: BTreeMap<VipKey, IpAddr>,
     /// Every address that is given out; an address of something else's has no entry.
     given: BTreeMap<Ipv4Addr, Option<Entry>>,
     /// All of them are known.
     is_complete: bool,
+    /// Why they aren't.
+    failed: Option<String>,
     open: BTreeMap<VipKey, Open>,
     /// Since when nothing needs an address.
     unneeded: BTreeMap<Ipv4Addr, Instant>,
@@ -95,15 +114,21 @@ pub struct Register {
 
 impl Register {
     /// With nothing known.
-    pub fn new(pool: Pool, pins: BTreeSet<IpAddr>) -> Self {
+    pub fn new(pool: Pool, pins: BTreeMap<VipKey, IpAddr>) -> Self {
         let (given, open, unneeded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { pool, pins, given, is_complete: false, open, unneeded }
+        Self { pool, pins, given, is_complete: false, failed: None, open, unneeded }
     }
 
     /// All addresses of VIPs that are given out.
     pub fn on_list(&mut self, entries: BTreeMap<Ipv4Addr, Entry>) {
         self.given = entries.into_iter().map(|(address, entry)| (address, Some(entry))).collect();
         self.is_complete = true;
+        self.failed = None;
+    }
+
+    /// They can't be read.
+    pub fn on_failed(&mut self, why: &str) {
+        self.failed = Some(why.to_owned());
     }
 
     /// One of them; `None`: it is taken back.
@@ -157,6 +182,12 @@ impl Register {
         if self.is_complete {
             self.make(cluster, now, &mut steps);
             self.take_back(cluster, now, &mut steps);
+        } else if let Some(why) = &self.failed {
+            for (vip, open) in self.open.iter_mut().filter(|(_, open)| open.granted.is_none() && now >= open.due) {
+                open.due = now + AGAIN;
+                let why = format!("the addresses that the Kubernetes API has given out can't be read: {why}");
+                steps.push(Step::Report(vip.clone(), News::Trouble { why, exhausted: false }));
+            }
         }
         steps
     }
@@ -186,17 +217,15 @@ impl Register {
     }
 
     fn make(&mut self, cluster: &dyn Cluster, now: Instant, steps: &mut Vec<Step>) {
+        let waiting = Waiting::new(self, cluster);
         let asking: BTreeSet<Ipv4Addr> = self.open.values().filter_map(|open| open.asking).collect();
-        let is_free = |address: &Ipv4Addr| !self.given.contains_key(address) && !asking.contains(address);
-        let mut free: BTreeSet<Ipv4Addr> = decider::free(&self.pool, &self.pins).filter(is_free).collect();
-        let queue = self.queue(cluster);
-        let mut wanted: Vec<(usize, VipKey)> = Vec::new();
+        let is_free = |address: &Ipv4Addr| !asking.contains(address) && !waiting.claims.contains_key(address);
+        let mut free: BTreeSet<Ipv4Addr> = self.unassigned().filter(is_free).collect();
+        let mut wanted: Vec<(Option<usize>, VipKey)> = Vec::new();
         for (vip, open) in &self.open {
-            if open.granted.is_some() || open.asking.is_some() || now < open.due {
-                continue;
+            if open.granted.is_none() && open.asking.is_none() && now >= open.due {
+                wanted.push((waiting.place(vip), vip.clone()));
             }
-            let place = queue.iter().position(|waiting| waiting == vip).unwrap_or(queue.len());
-            wanted.push((place, vip.clone()));
         }
         wanted.sort();
         let free_at_first = free.len();
@@ -206,10 +235,13 @@ impl Register {
             if !cluster.is_keeper(&vip) && !is_late {
                 continue;
             }
+            let stated = waiting.stated.get(&vip).copied();
             let fit = |address: &Ipv4Addr| !open.unfit.contains(address);
+            let adopted = stated.filter(|address| place.is_none() && !asking.contains(address));
             let remembered = open.remembered.filter(|address| free.contains(address) && fit(address));
             // Enough is there for those that have waited longer.
-            let chosen = remembered.or_else(|| free.iter().copied().find(fit)).filter(|_| place < free_at_first);
+            let has_turn = place.is_some_and(|place| place < free_at_first);
+            let chosen = adopted.or_else(|| remembered.or_else(|| free.iter().copied().find(fit)).filter(|_| has_turn));
             let Some(address) = chosen else {
                 open.due = now + AGAIN;
                 let why = format!("no address of {} is free", self.pool.cidr);
@@ -218,18 +250,20 @@ impl Register {
             };
             free.remove(&address);
             open.asking = Some(address);
+            if let Some(stated) = stated.filter(|stated| *stated != address) {
+                let why = waiting.conflict(stated, &self.given, &self.pool);
+                steps.push(Step::Conflict(vip.clone(), format!("{why}: it gets {address}")));
+            }
             let service = cluster.service(&vip).map(|(uid, _)| uid.to_owned());
             steps.push(Step::Create(address, Entry { vip, service }));
         }
     }
 
-    /// Services without an address, the oldest first.
-    fn queue(&self, cluster: &dyn Cluster) -> Vec<VipKey> {
-        let served: BTreeSet<&VipKey> = self.given.values().flatten().map(|entry| &entry.vip).collect();
-        let mut waiting: Vec<(i64, VipKey)> =
-            cluster.services().filter(|(vip, _)| !served.contains(vip)).map(|(vip, created)| (created, vip)).collect();
-        waiting.sort();
-        waiting.into_iter().map(|(_, vip)| vip).collect()
+    /// What may be given out and isn't.
+    fn unassigned(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let pins: BTreeSet<IpAddr> = self.pins.values().copied().collect();
+        let free: Vec<Ipv4Addr> = decider::free(&self.pool, &pins).collect();
+        free.into_iter().filter(|address| !self.given.contains_key(address))
     }
 
     /// Addresses of Services that are gone, and of VIPs that no node has any more: their keepers take them back.
@@ -256,6 +290,64 @@ impl Register {
             unneeded.insert(*address, since);
         }
         self.unneeded = unneeded;
+    }
+}
+
+/// Services without an object of theirs.
+struct Waiting {
+    /// What their statuses say.
+    stated: BTreeMap<VipKey, Ipv4Addr>,
+    /// Who adopts which address.
+    claims: BTreeMap<Ipv4Addr, VipKey>,
+    /// The others, the oldest first.
+    queue: Vec<VipKey>,
+}
+
+impl Waiting {
+    fn new(register: &Register, cluster: &dyn Cluster) -> Self {
+        let served: BTreeSet<&VipKey> = register.given.values().flatten().map(|entry| &entry.vip).collect();
+        let has_own = |claimant: &Claimant| served.contains(&claimant.vip) || register.pins.contains_key(&claimant.vip);
+        let mut waiting: Vec<Claimant> = cluster.services().filter(|claimant| !has_own(claimant)).collect();
+        waiting.sort();
+        let fit =
+            |vip: &VipKey, address: &Ipv4Addr| register.open.get(vip).is_none_or(|open| !open.unfit.contains(address));
+        let unassigned: BTreeSet<Ipv4Addr> = if waiting.iter().any(|claimant| claimant.stated.is_some()) {
+            register.unassigned().collect()
+        } else {
+            BTreeSet::new()
+        };
+        let mut found = Self { stated: BTreeMap::new(), claims: BTreeMap::new(), queue: Vec::new() };
+        for Claimant { vip, stated, .. } in waiting {
+            found.stated.extend(stated.map(|address| (vip.clone(), address)));
+            let adopted = stated.filter(|address| unassigned.contains(address) && fit(&vip, address));
+            match adopted.filter(|address| !found.claims.contains_key(address)) {
+                Some(address) => drop(found.claims.insert(address, vip)),
+                None => found.queue.push(vip),
+            }
+        }
+        found
+    }
+
+    /// How many wait longer; `None`: it adopts an address. What no Service names comes last.
+    fn place(&self, vip: &VipKey) -> Option<usize> {
+        if self.stated.get(vip).is_some_and(|stated| self.claims.get(stated) == Some(vip)) {
+            return None;
+        }
+        Some(self.queue.iter().position(|waiting| waiting == vip).unwrap_or(self.queue.len()))
+    }
+
+    /// Why an address that a status says isn't adopted.
+    fn conflict(&self, stated: Ipv4Addr, given: &BTreeMap<Ipv4Addr, Option<Entry>>, pool: &Pool) -> String {
+        let holder = given.get(&stated).map(|entry| entry.as_ref().map(|entry| &entry.vip));
+        let holder = holder.or_else(|| self.claims.get(&stated).map(Some));
+        match holder {
+            Some(Some(vip)) => format!("the address of its status, {stated}, is {vip}'s, which has had it for longer"),
+            Some(None) => format!("the address of its status, {stated}, is used by something else in the cluster"),
+            None if pool.cidr.contains(stated) => {
+                format!("the address of its status, {stated}, is pinned, excluded or in conflict on the network")
+            }
+            None => format!("the address of its status, {stated}, isn't of the pool ({})", pool.cidr),
+        }
     }
 }
 

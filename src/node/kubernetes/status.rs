@@ -48,6 +48,8 @@ pub struct Written {
     pub instead_of: Option<String>,
     /// Whether it had no address before.
     pub is_new: bool,
+    /// The API has not taken up the mode.
+    pub lacks_mode: bool,
     /// Why it could not be written; `None`: it was.
     pub error: Option<String>,
 }
@@ -76,6 +78,11 @@ impl StatusWriter {
         Self { client, under_way: JoinSet::new(), past: BTreeMap::new() }
     }
 
+    /// The API knows no `ipMode`.
+    pub fn lacks_mode(&self) -> bool {
+        self.lacks_mode
+    }
+
     /// Begins to write what differs.
     pub fn write<'a>(&mut self, wanted: impl Iterator<Item = (&'a VipKey, Status<'a>)>, now: Instant) {
         for (vip, status) in wanted {
@@ -100,6 +107,7 @@ impl StatusWriter {
                 address: status.address,
                 instead_of: by_other.filter(|_| past.is_some() && !is_new),
                 is_new,
+                lacks_mode: self.lacks_mode,
                 error: None,
             };
             self.under_way.spawn(write(self.client.clone(), written));
@@ -117,6 +125,7 @@ impl StatusWriter {
                     if let Some(past) = self.past.get_mut(&written.uid) {
                         past.is_under_way = false;
                     }
+                    self.lacks_mode |= written.lacks_mode;
                     return written;
                 }
             }
@@ -139,7 +148,10 @@ fn is_said(status: Status<'_>) -> bool {
 
 async fn write(client: kube::Client, written: Written) -> Written {
     let api: Api<core::Service> = Api::namespaced(client, written.vip.namespace());
-    let ingress = serde_json::json!([{ "ip": written.address.to_string(), "ipMode": MODE }]);
+    let mut ingress = serde_json::json!([{ "ip": written.address.to_string() }]);
+    if !written.lacks_mode {
+        ingress[0]["ipMode"] = MODE.into();
+    }
     // With its identity: one that was made again under this name meanwhile isn't meant.
     let patch = serde_json::json!({
         "apiVersion": "v1",
@@ -150,14 +162,29 @@ async fn write(client: kube::Client, written: Written) -> Written {
     let parameters = PatchParams::apply(MANAGER).force();
     let patch = Patch::Apply(&patch);
     let answer = tokio::time::timeout(ANSWER, api.patch_status(written.vip.name(), &parameters, &patch)).await;
+    let mut lacks_mode = written.lacks_mode;
     let error = match answer {
-        Ok(Ok(_)) => None,
+        // One that doesn't know a field leaves it out, or refuses it.
+        Ok(Ok(service)) => {
+            lacks_mode |= !has_mode(&service);
+            None
+        }
+        Ok(Err(kube::Error::Api(status))) if !lacks_mode && status.message.contains("ipMode") => {
+            lacks_mode = true;
+            Some(api::reason(&kube::Error::Api(status)))
+        }
         // Deleted, made again, or of another type by now: the watch says so too.
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409 | 422) => None,
         Ok(Err(error)) => Some(api::reason(&error)),
         Err(_) => Some(crate::with_causes(&api::Error::TimedOut)),
     };
-    Written { error, ..written }
+    Written { error, lacks_mode, ..written }
+}
+
+fn has_mode(service: &core::Service) -> bool {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let mut ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    ingress.any(|ingress| ingress.ip_mode.is_some())
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub enum Change<T> {
 pub enum Heard {
     /// Services.
     Services(Change<Service>),
-    /// Which cluster it is, and whether it has the API's own Service. Comes before each whole list of Services.
+    /// Which cluster it is, and whether it has the API's own Service. Comes before each whole list.
     Cluster {
         /// The identity of the namespace kube-system.
         uid: String,
@@ -76,6 +76,8 @@ pub enum Heard {
     Pods(Change<Pod>),
     /// Nodes.
     Nodes(Change<Node>),
+    /// Services that nobody serves, for want of a class. They aren't the store's.
+    Unclaimed(Change<()>),
     /// Addresses of the pool that are given out. They aren't the store's.
     Addresses(Change<Entry>),
     /// A watch has failed, and is tried again.
@@ -94,6 +96,8 @@ pub struct Store {
     complete: BTreeSet<Kind>,
     /// Why what is heard isn't taken up.
     held: Option<String>,
+    /// What was heard since then has to be heard anew.
+    is_stale: bool,
     failing: BTreeMap<Kind, (String, Instant)>,
     /// Of these there are more than are kept.
     full: BTreeSet<Kind>,
@@ -122,7 +126,7 @@ impl Store {
 
     /// What is heard isn't taken up, and has to be heard anew.
     pub fn is_held(&self) -> bool {
-        self.held.is_some()
+        self.held.is_some() || self.is_stale
     }
 
     /// All watches fail.
@@ -136,6 +140,7 @@ impl Store {
             self.waiting = Some(self.objects.clone());
         }
         self.complete.clear();
+        self.is_stale = false;
     }
 
     /// A watch that has not failed for a while works.
@@ -155,7 +160,11 @@ impl Store {
                 self.identify(&uid, has_api);
                 return false;
             }
-            Heard::Addresses(_) => return false,
+            Heard::Addresses(_) => {
+                self.failing.remove(&Kind::Addresses);
+                return false;
+            }
+            Heard::Unclaimed(_) => return false,
             Heard::Services(change) => (Kind::Services, Taken::of(&mut into.services, change, MAX_SERVICES)),
             Heard::Slices(change) => (Kind::Slices, Taken::of(&mut into.slices, change, MAX_SLICES)),
             Heard::Pods(change) => (Kind::Pods, Taken::of(&mut into.pods, change, MAX_PODS)),
@@ -177,13 +186,13 @@ impl Store {
 
     /// Puts what was heard in force, once it is whole.
     fn take_up(&mut self) {
-        let is_whole = self.complete.len() == Kind::ALL.len() && self.held.is_none();
+        let is_whole = self.complete.len() == Kind::ALL.len() && !self.is_held();
         if is_whole && let Some(objects) = self.waiting.take() {
             self.objects = objects;
         }
     }
 
-    /// The whole list of Services comes next.
+    /// A whole list comes next.
     fn identify(&mut self, uid: &str, has_api: bool) {
         self.held = match &self.cluster {
             Some(known) if known != uid => Some(format!(
@@ -199,7 +208,10 @@ impl Store {
         };
         if self.held.is_none() {
             self.cluster = Some(uid.to_owned());
-        } else if self.is_live() {
+            return;
+        }
+        self.is_stale = true;
+        if self.is_live() {
             self.waiting = Some(self.objects.clone());
         }
     }
@@ -257,132 +269,4 @@ impl Taken {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn service(uid: &str) -> Service {
-        Service { uid: uid.into(), ..Service::default() }
-    }
-
-    fn services(names: &[&str]) -> Heard {
-        Heard::Services(Change::All(names.iter().map(|name| ((*name).to_owned(), service(name))).collect()))
-    }
-
-    fn cluster(uid: &str) -> Heard {
-        Heard::Cluster { uid: uid.into(), has_api: true }
-    }
-
-    fn others(store: &mut Store) -> bool {
-        let slices = store.hear(Heard::Slices(Change::All(BTreeMap::new())));
-        let pods = store.hear(Heard::Pods(Change::All(BTreeMap::new())));
-        store.hear(Heard::Nodes(Change::All(BTreeMap::new()))) || slices || pods
-    }
-
-    fn remembered() -> Objects {
-        Objects { services: BTreeMap::from([("shop/old".to_owned(), service("old"))]), ..Objects::default() }
-    }
-
-    #[test]
-    fn what_is_known_stays_until_every_list_is_whole() {
-        let mut store = Store::new(Some("c1".into()), remembered());
-        assert!(!store.hear(cluster("c1")) && !store.hear(services(&["shop/web"])));
-        assert!(store.objects().services.contains_key("shop/old") && !store.is_live());
-        assert!(others(&mut store), "now it is whole");
-        assert!(store.is_live());
-        assert_eq!(store.objects().services.keys().collect::<Vec<_>>(), ["shop/web"]);
-        assert!(store.hear(Heard::Services(Change::One("shop/web".into(), None))), "what the watch says, counts");
-        assert!(!store.hear(Heard::Services(Change::One("shop/web".into(), None))), "once");
-        // A watch that fails takes nothing away.
-        store.hear(Heard::Failed(Kind::Pods, "no route to host".into()));
-        assert!(store.is_live());
-        let problem = store.problem().unwrap();
-        assert!(problem.starts_with("Kubernetes' pods can't be watched: no route to host"), "{problem}");
-        store.hear(Heard::Pods(Change::All(BTreeMap::new())));
-        assert_eq!(store.problem(), None);
-    }
-
-    #[test]
-    fn another_cluster_changes_nothing() {
-        let mut store = Store::new(Some("c1".into()), remembered());
-        store.hear(cluster("c2"));
-        store.hear(services(&[]));
-        others(&mut store);
-        assert!(store.objects().services.contains_key("shop/old") && !store.is_live() && store.is_held());
-        assert!(store.problem().unwrap().contains("another cluster's"));
-        // The right one is back.
-        store.hear(cluster("c1"));
-        assert!(store.hear(services(&["shop/web"])));
-        assert!(store.is_live() && store.problem().is_none());
-        // And is gone again, under a running viprouted.
-        store.hear(cluster("c3"));
-        assert!(!store.hear(services(&[])));
-        assert!(store.objects().services.contains_key("shop/web"));
-    }
-
-    #[test]
-    fn an_api_that_is_suddenly_empty_changes_nothing() {
-        let mut store = Store::new(None, Objects::default());
-        store.hear(cluster("c1"));
-        store.hear(services(&["shop/web"]));
-        others(&mut store);
-        store.hear(Heard::Cluster { uid: "c1".into(), has_api: false });
-        assert!(!store.hear(services(&[])));
-        assert!(store.objects().services.contains_key("shop/web") && store.is_held());
-        // Its last Service is gone, and the API's own is there: that is the truth.
-        store.hear(cluster("c1"));
-        assert!(store.hear(services(&[])));
-        assert!(store.objects().services.is_empty());
-    }
-
-    #[test]
-    fn a_restart_of_the_watches_waits_for_whole_lists_again() {
-        let mut store = Store::new(None, Objects::default());
-        store.hear(cluster("c1"));
-        store.hear(services(&["shop/web"]));
-        others(&mut store);
-        store.restart();
-        assert!(!store.hear(services(&[])) && store.objects().services.contains_key("shop/web"));
-        assert!(others(&mut store) && store.objects().services.is_empty());
-    }
-
-    #[test]
-    fn there_is_an_end_to_what_is_kept() {
-        let mut known = BTreeMap::new();
-        assert!(Taken::of(&mut known, Change::All(BTreeMap::from([("a".into(), 1), ("b".into(), 2)])), 1).is_full);
-        assert_eq!(known, BTreeMap::from([("a".to_owned(), 1)]));
-        let another = Taken::of(&mut known, Change::One("c".into(), Some(3)), 1);
-        assert!(another.is_full && !another.is_other);
-        assert!(Taken::of(&mut known, Change::One("a".into(), Some(3)), 1).is_other, "one that is known follows");
-    }
-
-    proptest! {
-        /// In whatever order a kind's changes come between the lists, the last word on each object counts.
-        #[test]
-        fn the_last_word_counts(words in proptest::collection::vec((0u8..4, proptest::option::of(0u8..3)), 0..20)) {
-            let mut store = Store::new(None, Objects::default());
-            let mut wanted = BTreeMap::new();
-            let (before, after) = words.split_at(words.len() / 2);
-            let one = |(name, uid): &(u8, Option<u8>)| {
-                let service = uid.map(|uid| service(&format!("u{uid}")));
-                (format!("shop/s{name}"), service)
-            };
-            store.hear(cluster("c1"));
-            store.hear(services(&[]));
-            for word in before {
-                let (key, service) = one(word);
-                match &service { Some(service) => wanted.insert(key.clone(), service.clone()), None => wanted.remove(&key) };
-                store.hear(Heard::Services(Change::One(key, service)));
-            }
-            others(&mut store);
-            for word in after {
-                let (key, service) = one(word);
-                let before = wanted.clone();
-                match &service { Some(service) => wanted.insert(key.clone(), service.clone()), None => wanted.remove(&key) };
-                let changed = store.hear(Heard::Services(Change::One(key, service)));
-                prop_assert_eq!(changed, before != wanted);
-            }
-            prop_assert_eq!(&store.objects().services, &wanted);
-        }
-    }
-}
+mod tests;

@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
-use super::objects::{Class, Key, Node, Pod, Slice, key};
+use super::objects::{Class, Key, Node, Pod, Service, Slice, key};
 use super::store::{Change, Heard, Kind};
-use super::{API_SERVICE, api, pause, pool};
+use super::{api, pause, pool};
 
 /// A watch that fails is tried again after this, then after twice the time, up to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -40,84 +40,89 @@ pub struct Watched {
 pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let page = watcher::Config::default().page_size(PAGE);
-    let class = watched.class.clone();
-    let reduce = move |service: core::Service| (key(&service.metadata), class.service(service));
-    let teller = Teller { identified_by: Some(client.clone()), ..Teller::new(heard, Kind::Services, Heard::Services) };
-    tasks.spawn(watch(Api::all(client.clone()), page.clone(), reduce, teller));
+    let services = teller(client, heard, Kind::Services, Heard::Services);
+    tasks.spawn(self::services(page.clone(), watched.class.clone(), services));
     let node = watched.node.clone();
     let reduce = move |slice: EndpointSlice| (key(&slice.metadata), Slice::of(slice, &node));
-    let slices = Api::all(client.clone());
     let labelled = page.clone().labels("kubernetes.io/service-name");
-    tasks.spawn(watch(slices, labelled, reduce, Teller::new(heard, Kind::Slices, Heard::Slices)));
+    tasks.spawn(watch(labelled, reduce, teller(client, heard, Kind::Slices, Heard::Slices)));
     let reduce = |pod: core::Pod| (key(&pod.metadata), Some(Pod::of(pod)));
-    let pods = Api::all(client.clone());
     let of_node = page.clone().fields(&format!("spec.nodeName={}", watched.node));
-    tasks.spawn(watch(pods, of_node, reduce, Teller::new(heard, Kind::Pods, Heard::Pods)));
+    tasks.spawn(watch(of_node, reduce, teller(client, heard, Kind::Pods, Heard::Pods)));
     let reduce = |node: core::Node| (key(&node.metadata), Some(Node::of(node)));
-    let nodes = Api::all(client.clone());
-    tasks.spawn(watch(nodes, page, reduce, Teller::new(heard, Kind::Nodes, Heard::Nodes)));
+    tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Nodes, Heard::Nodes)));
     if watched.has_pool {
         let (label, manager) = pool::MANAGED_BY;
-        let ours = watcher::Config::default().page_size(PAGE).labels(&format!("{label}={manager}"));
-        let teller = Teller::new(heard, Kind::Addresses, Heard::Addresses);
-        tasks.spawn(watch(Api::all(client.clone()), ours, pool::entry, teller));
+        let ours = page.labels(&format!("{label}={manager}"));
+        tasks.spawn(watch(ours, pool::entry, teller(client, heard, Kind::Addresses, Heard::Addresses)));
     }
     tasks
 }
 
 /// Says what a kind's watch has heard.
 struct Teller<T> {
+    client: kube::Client,
     heard: Sender<Heard>,
     kind: Kind,
     say: fn(Change<T>) -> Heard,
-    /// The list comes together with the sign of which cluster it is of, which is asked here.
-    identified_by: Option<kube::Client>,
+}
+
+fn teller<T>(client: &kube::Client, heard: &Sender<Heard>, kind: Kind, say: fn(Change<T>) -> Heard) -> Teller<T> {
+    Teller { client: client.clone(), heard: heard.clone(), kind, say }
 }
 
 impl<T> Teller<T> {
-    fn new(heard: &Sender<Heard>, kind: Kind, say: fn(Change<T>) -> Heard) -> Self {
-        Self { heard: heard.clone(), kind, say, identified_by: None }
-    }
-
     /// An error: viprouted ends.
     async fn tell(&self, change: Change<T>) -> Result<(), ()> {
         self.heard.send((self.say)(change)).await.map_err(drop)
     }
 
-    /// `has_api`: the Service of the API server is in the list.
-    async fn tell_all(&self, list: BTreeMap<Key, T>, has_api: bool) -> Result<(), ()> {
-        if let Some(client) = &self.identified_by {
-            let uid = cluster(client, self).await;
-            self.heard.send(Heard::Cluster { uid, has_api }).await.map_err(drop)?;
-        }
-        self.tell(Change::All(list)).await
-    }
-
     async fn failed(&self, why: String) -> Result<(), ()> {
         self.heard.send(Heard::Failed(self.kind, why)).await.map_err(drop)
     }
+
+    /// A whole list comes with the sign of which cluster it is of, whatever it is a list of: where an API is empty of a sudden, nothing says
+    /// which kind is listed first.
+    async fn tell_all(&self, all: BTreeMap<Key, T>) -> Result<(), ()> {
+        let (uid, has_api) = self.cluster().await;
+        self.heard.send(Heard::Cluster { uid, has_api }).await.map_err(drop)?;
+        self.tell(Change::All(all)).await
+    }
+
+    /// Which cluster it is, and whether it has the API's own Service: asked until the API says it.
+    async fn cluster(&self) -> (String, bool) {
+        let mut pauses = Jittered::default();
+        loop {
+            let why = match api::cluster(&self.client).await {
+                Ok(found) => return found,
+                Err(api::Error::Client(error)) => api::reason(&error),
+                Err(error) => crate::with_causes(&error),
+            };
+            let _ = self.failed(why).await;
+            tokio::time::sleep(pauses.next().unwrap_or(BACK_OFF.1)).await;
+        }
+    }
 }
 
-async fn watch<K, T>(api: Api<K>, config: watcher::Config, reduce: impl Fn(K) -> (Key, Option<T>), teller: Teller<T>)
+async fn watch<K, T>(config: watcher::Config, reduce: impl Fn(K) -> (Key, Option<T>), teller: Teller<T>)
 where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    let api: Api<K> = Api::all(teller.client.clone());
     let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
-    let (mut list, mut has_api) = (BTreeMap::new(), false);
+    let mut list = BTreeMap::new();
     while let Some(event) = stream.next().await {
         let told = match event {
             Ok(Event::Init) => {
                 list.clear();
-                has_api = false;
                 Ok(())
             }
             Ok(Event::InitApply(object)) => {
                 let (key, object) = reduce(object);
-                has_api |= key == API_SERVICE;
                 list.extend(object.map(|object| (key, object)));
                 Ok(())
             }
-            Ok(Event::InitDone) => teller.tell_all(std::mem::take(&mut list), has_api).await,
+            Ok(Event::InitDone) => teller.tell_all(std::mem::take(&mut list)).await,
             Ok(Event::Apply(object)) => {
                 let (key, object) = reduce(object);
                 teller.tell(Change::One(key, object)).await
@@ -131,17 +136,44 @@ where
     }
 }
 
-/// Which cluster it is, asked until the API says it.
-async fn cluster<T>(client: &kube::Client, teller: &Teller<T>) -> String {
-    let mut pauses = Jittered::default();
-    loop {
-        let why = match api::cluster(client).await {
-            Ok(uid) => return uid,
-            Err(api::Error::Client(error)) => api::reason(&error),
-            Err(error) => crate::with_causes(&error),
+/// Of Services those too that nobody serves, for want of a class.
+async fn services(config: watcher::Config, class: Class, teller: Teller<Service>) {
+    let api: Api<core::Service> = Api::all(teller.client.clone());
+    let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
+    let tell = |change| teller.heard.send(Heard::Unclaimed(change));
+    let (mut list, mut unclaimed) = (BTreeMap::new(), BTreeMap::new());
+    while let Some(event) = stream.next().await {
+        let told = match event {
+            Ok(Event::Init) => {
+                list.clear();
+                unclaimed.clear();
+                Ok(())
+            }
+            Ok(Event::InitApply(service)) => {
+                let key = key(&service.metadata);
+                unclaimed.extend(class.is_unclaimed(&service).then(|| (key.clone(), ())));
+                list.extend(class.service(service).map(|service| (key, service)));
+                Ok(())
+            }
+            Ok(Event::InitDone) => {
+                let _ = tell(Change::All(std::mem::take(&mut unclaimed))).await;
+                teller.tell_all(std::mem::take(&mut list)).await
+            }
+            Ok(Event::Apply(service)) => {
+                let key = key(&service.metadata);
+                let _ = tell(Change::One(key.clone(), class.is_unclaimed(&service).then_some(()))).await;
+                teller.tell(Change::One(key, class.service(service))).await
+            }
+            Ok(Event::Delete(service)) => {
+                let key = key(&service.metadata);
+                let _ = tell(Change::One(key.clone(), None)).await;
+                teller.tell(Change::One(key, None)).await
+            }
+            Err(error) => teller.failed(why(&error)).await,
         };
-        let _ = teller.failed(why).await;
-        tokio::time::sleep(pauses.next().unwrap_or(BACK_OFF.1)).await;
+        if told.is_err() {
+            return;
+        }
     }
 }
 

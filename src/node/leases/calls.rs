@@ -43,6 +43,10 @@ impl Daemon {
             Request::Identity(request) => server::line(&parse(&request.vip).and_then(|vip| self.identity(&vip))),
             Request::Events(EventsRequest { after }) => server::line(&Ok(self.events(after))),
             Request::Nodes {} => server::line(&Ok(self.agent.peers.status().unwrap_or_default())),
+            Request::Kubernetes(asked) => {
+                let nodes = self.agent.peers.status();
+                return self.agent.services.answer(asked, nodes.as_ref(), reply);
+            }
             Request::Depart {} => server::line(&Ok(Departed { departed: self.agent.peers.leave() })),
             Request::Called(called) => return node::calls::record(&self.agent, &called),
         };

@@ -286,7 +286,7 @@ impl Daemon {
             return waiting.push(input);
         }
         let wanted = match &input {
-            Input::Acquire(_) => true,
+            Input::Acquire(_) | Input::Stated(_) => true,
             Input::LocalUsage(usage) => usage.endpoints > 0,
             Input::Demand(demand) => *demand == Demand::Wanted,
             _ => false,

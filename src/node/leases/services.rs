@@ -16,6 +16,9 @@ impl Daemon {
                 let lease = Lease { address: None, error: Some(refusal.msg) };
                 return self.agent.services.leased(vip, Some(lease));
             }
+            if let Some(address) = self.agent.services.stated(vip).filter(|_| !self.state.has(vip)) {
+                self.step(vip, Input::Stated(address));
+            }
         }
         self.step(vip, Input::Demand(demand));
         if demand != Demand::Wanted && self.demanded.remove(vip) {

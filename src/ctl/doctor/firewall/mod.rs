@@ -16,6 +16,7 @@ use crate::node::config::Config;
 
 use super::scene::Scene;
 use super::{Cure, Finding, command, set};
+pub use read::{listed, saved};
 use read::{program, tables};
 use ruleset::{Chain, Fate, Hook, Packet, Place, Table};
 

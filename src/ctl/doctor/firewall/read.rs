@@ -62,6 +62,23 @@ pub fn all_tables() -> Vec<Table> {
     found
 }
 
+/// All of nftables, as `nft --json list ruleset` says it; none: it says nothing.
+pub fn listed() -> Option<serde_json::Value> {
+    match ask("nft", &["--json", "list", "ruleset"]) {
+        Answer::Text(text) => serde_json::from_str(&text).ok(),
+        Answer::None | Answer::Late(_) => None,
+    }
+}
+
+/// What `iptables-save` of each kind says.
+pub fn saved() -> Vec<String> {
+    let text = |save| match ask(save, &[]) {
+        Answer::Text(text) => Some(text),
+        Answer::None | Answer::Late(_) => None,
+    };
+    ["iptables-legacy-save", "iptables-nft-save"].into_iter().filter_map(text).collect()
+}
+
 /// A kernel without nftables has no such tables.
 fn unreadable() -> Option<Finding> {
     if !Path::new("/sys/module/nf_tables").exists() {

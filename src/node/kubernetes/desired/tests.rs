@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::objects::Node;
 use super::*;
 
 const NODE_POD: &str = "10.1.0.";
@@ -65,7 +66,8 @@ fn attachment(number: u8, vips: &[(&str, Source)]) -> Attachment {
     let pod = record::Pod { namespace: "shop".into(), name: format!("p{number}"), uid: format!("u{number}") };
     let member = |source: &Source| Member { source: source.clone(), ports: vec![port(80).into()], is_admitted: true };
     let vips = vips.iter().map(|(key, source)| (key.parse().unwrap(), member(source))).collect();
-    Attachment { name: format!("c{number}@eth0"), pod, address: Some(address(number)), vips }
+    let netns = record::Netns { path: format!("/run/netns/c{number}").into(), device: 4, inode: number.into() };
+    Attachment { name: format!("c{number}@eth0"), pod, address: Some(address(number)), netns, vips }
 }
 
 /// Which attachments get connections, and which are replicas that don't.
@@ -238,6 +240,18 @@ fn pods_of_the_host_network_are_named_and_join_nothing() {
         notes.iter().any(|note| matches!(note, Note::PodNotAttachable { pod, .. } if pod == "shop/p1")),
         "{notes:?}"
     );
+}
+
+#[test]
+fn nodes_are_named_where_load_balancers_are_to_pass_by_all_of_them() {
+    let node = |is_excluded| Node { addresses: Vec::new(), is_excluded, ..Node::default() };
+    let mut objects = objects(vec![slice(vec![endpoint(1, true)])], [pod(1)]);
+    for (nodes, is_said) in [(vec![], false), (vec![true, false], false), (vec![true, true], true)] {
+        objects.nodes = nodes.into_iter().enumerate().map(|(n, excluded)| (format!("n{n}"), node(excluded))).collect();
+        let found = desired(&objects, &[attachment(1, &[])]);
+        assert_eq!(found.notes.contains_key(&vip()), is_said, "{:?}", objects.nodes);
+        assert_eq!(admitted(&found).0, ["c1@eth0"], "its pods go on");
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ use super::*;
 struct Known {
     services: BTreeMap<VipKey, (String, i64)>,
     used: BTreeSet<VipKey>,
+    stated: BTreeMap<VipKey, Ipv4Addr>,
     is_keeper: bool,
 }
 
@@ -23,8 +24,13 @@ impl Cluster for Known {
         self.used.contains(vip)
     }
 
-    fn services(&self) -> Box<dyn Iterator<Item = (VipKey, i64)> + '_> {
-        Box::new(self.services.iter().map(|(vip, (_, created))| (vip.clone(), *created)))
+    fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
+        let claimant = |(vip, (_, created)): (&VipKey, &(String, i64))| Claimant {
+            created: *created,
+            vip: vip.clone(),
+            stated: self.stated.get(vip).copied(),
+        };
+        Box::new(self.services.iter().map(claimant))
     }
 }
 
@@ -49,7 +55,7 @@ fn known(names: &[&str]) -> Known {
 /// With two addresses, and nothing given out.
 fn register() -> Register {
     let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
-    let mut register = Register::new(pool, BTreeSet::new());
+    let mut register = Register::new(pool, BTreeMap::new());
     register.on_list(BTreeMap::new());
     register
 }
@@ -65,6 +71,14 @@ fn bound(steps: &[Step]) -> Vec<(String, IpAddr)> {
 fn created(steps: &[Step]) -> Vec<(String, Ipv4Addr)> {
     let of = |step: &Step| match step {
         Step::Create(address, entry) => Some((entry.vip.name().to_owned(), *address)),
+        _ => None,
+    };
+    steps.iter().filter_map(of).collect()
+}
+
+fn conflicts(steps: &[Step]) -> Vec<(String, String)> {
+    let of = |step: &Step| match step {
+        Step::Conflict(vip, why) => Some((vip.name().to_owned(), why.clone())),
         _ => None,
     };
     steps.iter().filter_map(of).collect()
@@ -141,9 +155,128 @@ fn an_address_in_conflict_is_left_and_given_back() {
 #[test]
 fn nothing_is_made_before_everything_is_known() {
     let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
-    let (mut register, cluster, now) = (Register::new(pool, BTreeSet::new()), known(&["a"]), Instant::now());
+    let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
     assert!(register.steps(&cluster, now).is_empty());
     register.on_list(BTreeMap::from([(at(2), entry("a"))]));
     assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(2)))]);
+}
+
+/// The register was lost: what statuses say is adopted before anyone who waits gets an address, however old.
+#[test]
+fn addresses_that_only_statuses_say_are_adopted_first() {
+    let (mut register, mut cluster, now) = (register(), known(&["old", "served", "late"]), Instant::now());
+    cluster.stated.insert(vip("served"), at(1));
+    for name in ["old", "late"] {
+        register.on_order(Order::Ask(vip(name), Some(at(1).into())), now);
+    }
+    let steps = register.steps(&cluster, now);
+    assert_eq!(created(&steps), [("old".to_owned(), at(2))], "the other address is spoken for, whoever its keeper is");
+    register.on_order(Order::Ask(vip("served"), None), now);
+    let steps = register.steps(&cluster, now);
+    assert_eq!(created(&steps), [("served".to_owned(), at(1))]);
+    assert!(conflicts(&steps).is_empty(), "{steps:?}");
+}
+
+/// Of two Services that say one address the older one keeps it, and the other is told.
+#[test]
+fn the_older_keeps_an_address_that_two_say() {
+    let (mut register, mut cluster, now) = (register(), known(&["z", "a"]), Instant::now());
+    for name in ["a", "z"] {
+        cluster.stated.insert(vip(name), at(2));
+        register.on_order(Order::Ask(vip(name), Some(at(2).into())), now);
+    }
+    let steps = register.steps(&cluster, now);
+    assert_eq!(created(&steps), [("z".to_owned(), at(2)), ("a".to_owned(), at(1))]);
+    let [(name, why)] = &conflicts(&steps)[..] else { panic!("{steps:?}") };
+    assert!(name == "a" && why.contains("10.118.0.2, is shop/z's"), "{name}: {why}");
+}
+
+/// What a register says goes before statuses; an address that something else has, or that isn't the pool's, can't be kept.
+#[test]
+fn an_address_that_cant_be_adopted_is_named() {
+    let now = Instant::now();
+    let outside = Ipv4Addr::new(192, 0, 2, 7);
+    for (stated, given, words) in [
+        (at(1), Some(Some(entry("other"))), "shop/other's"),
+        (at(1), Some(None), "used by something else"),
+        (outside, None, "isn't of the pool"),
+    ] {
+        let (mut register, mut cluster) = (register(), known(&["a", "other"]));
+        cluster.stated.insert(vip("a"), stated);
+        if let Some(given) = given {
+            register.given.insert(stated, given);
+        }
+        register.on_order(Order::Ask(vip("a"), Some(stated.into())), now);
+        let steps = register.steps(&cluster, now);
+        assert_eq!(created(&steps).len(), 1, "{steps:?}");
+        assert!(conflicts(&steps)[0].1.contains(words), "{steps:?}");
+    }
+}
+
+/// An address by the configuration isn't waited for.
+#[test]
+fn a_pinned_service_holds_up_no_other() {
+    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let (cluster, now) = (known(&["pinned", "a"]), Instant::now());
+    let mut register = Register::new(pool, BTreeMap::from([(vip("pinned"), at(1).into())]));
+    register.on_list(BTreeMap::new());
+    register.on_order(Order::Ask(vip("a"), None), now);
+    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(2))]);
+}
+
+/// An API that doesn't know such objects (Kubernetes 1.32 and before).
+#[test]
+fn who_waits_is_told_that_the_register_cant_be_read() {
+    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
+    register.on_order(Order::Ask(vip("a"), None), now);
+    register.on_failed("the server could not find the requested resource (404)");
+    let [Step::Report(_, News::Trouble { why, .. })] = &register.steps(&cluster, now)[..] else { panic!() };
+    assert!(why.ends_with("can't be read: the server could not find the requested resource (404)"), "{why}");
+    assert!(register.steps(&cluster, now).is_empty(), "once in a while");
+    register.on_list(BTreeMap::new());
+    assert_eq!(created(&register.steps(&cluster, now + AGAIN)), [("a".to_owned(), at(1))]);
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+    proptest! {
+        /// Whatever statuses say: no address goes to two, an address that a status says goes to nobody else while one that says it has none,
+        /// and who says nothing gets one in order of age.
+        #[test]
+        fn adoption_takes_nothing_from_anybody(
+            stated in proptest::collection::vec(proptest::option::of(1u8..6), NAMES.len()),
+            asked in proptest::collection::vec(any::<bool>(), NAMES.len()),
+        ) {
+            let pool = Pool { cidr: "10.118.0.0/29".parse().unwrap(), exclude: Vec::new() };
+            let mut register = Register::new(pool, BTreeMap::new());
+            register.on_list(BTreeMap::new());
+            let (mut cluster, now) = (known(&NAMES), Instant::now());
+            for (name, stated) in NAMES.iter().zip(&stated) {
+                cluster.stated.extend(stated.map(|last| (vip(name), at(last))));
+            }
+            for (name, _) in NAMES.iter().zip(&asked).filter(|(_, asked)| **asked) {
+                register.on_order(Order::Ask(vip(name), None), now);
+            }
+            let made = created(&register.steps(&cluster, now));
+            let addresses: BTreeSet<_> = made.iter().map(|(_, address)| *address).collect();
+            prop_assert_eq!(addresses.len(), made.len());
+            for (name, address) in &made {
+                let first = NAMES.iter().find(|other| cluster.stated.get(&vip(other)) == Some(address));
+                prop_assert!(first.is_none_or(|first| *first == name), "{name} has {address}, which {first:?} says");
+            }
+            let is_adopted = |name: &&str| cluster.stated.get(&vip(name)).is_some_and(|address| {
+                NAMES.iter().find(|other| cluster.stated.get(&vip(other)) == Some(address)) == Some(name)
+            });
+            for name in NAMES.iter().zip(&asked).filter(|(name, asked)| **asked && is_adopted(*name)).map(|(name, _)| name) {
+                prop_assert!(made.contains(&((*name).to_owned(), cluster.stated[&vip(name)])), "{name}");
+            }
+        }
+    }
 }
