@@ -1,11 +1,19 @@
 //! Kubernetes Services, by an API that says what the test wants (`harness::KubeApi`). With real parts: `tests/kubernetes`.
 
+mod addresses;
+mod answers;
+mod doctor;
+mod listening;
+mod named;
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Join, KubeApi, Lan, Load, Node, PORT, Pod, PodServer, SOON, Sidecar, nothing_left, until};
+use crate::harness::{
+    Join, KubeApi, Lan, Load, Node, PORT, Pod, PodServer, SOON, Sidecar, deadline, nothing_left, until,
+};
 
 const RANGE: &str = "10.118.0.0/24";
 
@@ -22,6 +30,13 @@ fn service(uid: &str) -> Value {
             "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
         },
     })
+}
+
+/// default/web, or another one of that class.
+fn named(name: &str) -> Value {
+    let mut service = service(&format!("uid-{name}"));
+    service["metadata"]["name"] = json!(name);
+    service
 }
 
 fn pod_object(pod: &Pod, metadata: &Value) -> Value {
@@ -63,23 +78,29 @@ struct Scene {
     api: KubeApi,
     sidecar: Sidecar,
     settings: String,
-    pods: Vec<(Pod, PodServer)>,
+    pods: Vec<(Pod, Option<PodServer>)>,
     node: Node,
     lan: Lan,
 }
 
 impl Scene {
     fn new(pods: usize) -> Self {
+        Self::with(pods, &format!("cidr = {RANGE:?}"), |_| {})
+    }
+
+    /// With that pool, and an API that has something from the beginning.
+    fn with(pods: usize, pool: &str, prepare: impl FnOnce(&KubeApi)) -> Self {
         let lan = Lan::new();
         let node = Node::without_allocator(&lan, 1);
         let api = KubeApi::start(&node);
-        let settings = format!("backend = \"pool\"\n[pool]\ncidr = {RANGE:?}\n{}", api.settings(&node));
+        prepare(&api);
+        let settings = format!("backend = \"pool\"\n[pool]\n{pool}\n{}", api.settings(&node));
         let sidecar = Sidecar::start(&node, &settings);
         let pods = (0..pods).map(|_| {
             let pod = node.joined(&registered());
             api.set(&pod_object(&pod, &json!({})));
             let server = PodServer::start(&pod);
-            (pod, server)
+            (pod, Some(server))
         });
         let pods = pods.collect();
         Self { api, sidecar, settings, pods, node, lan }
@@ -92,6 +113,26 @@ impl Scene {
     fn serve(&self, ready: &[(usize, bool)]) {
         let pods: Vec<_> = ready.iter().map(|(number, ready)| (self.pod(*number), *ready)).collect();
         self.api.set(&slice(&pods));
+    }
+
+    /// The address of a Service, if its status has one.
+    fn address_of(&self, name: &str) -> Option<String> {
+        let service = self.api.get(&named(name));
+        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
+    }
+
+    /// Whether viprouted says that of what is wrong.
+    fn says(&self, what: &str) -> Option<()> {
+        let status = self.sidecar.ask(&json!({ "status": {} }));
+        status["problems"].to_string().contains(what).then_some(())
+    }
+
+    /// An Event of that reason and with these words.
+    fn is_told(&self, reason: &str, words: &str) {
+        until(&format!("an Event {reason} with {words:?}"), SOON, || {
+            let events = self.api.events();
+            events.iter().any(|(of, note)| of == reason && note.contains(words)).then_some(())
+        });
     }
 
     /// `EXTERNAL-IP`, once the Service's status has one.
@@ -123,7 +164,7 @@ impl Scene {
             .map(|(number, state)| (format!("default/{}", self.pod(*number).name), (*state).to_owned()))
             .collect();
         let mut last = Vec::new();
-        let end = std::time::Instant::now() + SOON;
+        let end = deadline(SOON);
         while std::time::Instant::now() < end {
             last = self.states();
             if last == wanted {
@@ -193,16 +234,12 @@ fn while_the_api_is_away_everything_stays() {
     scene.api.become_cluster("c1", true);
     scene.sidecar.stop();
     scene.sidecar = Sidecar::start(&scene.node, &scene.settings);
-    let says = |what: &str| {
-        let status = scene.sidecar.ask(&json!({ "status": {} }));
-        status["problems"].to_string().contains(what).then_some(())
-    };
-    until("the API's silence is named", SOON, || says("can't be watched"));
+    until("the API's silence is named", SOON, || scene.says("can't be watched"));
     scene.waits_for(&[(0, "ready")]);
     // Another cluster's API answers in its place, and has nothing.
     scene.api.delete(&service("s1"));
     scene.api.become_cluster("c2", false);
-    until("the other cluster is named", SOON, || says("another cluster's"));
+    until("the other cluster is named", SOON, || scene.says("another cluster's"));
     scene.waits_for(&[(0, "ready")]);
     // The right one is back, and says that the Service is gone.
     scene.api.become_cluster("c1", false);

@@ -3,6 +3,7 @@
 mod arp;
 mod death;
 mod leases;
+mod leaving;
 mod live;
 mod pool;
 mod scale;

@@ -1,5 +1,7 @@
 //! A Kubernetes API as far as viprouted asks it: lists, watches, a Service's status, events. It serves what the test says.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -37,14 +39,26 @@ struct Held {
     requests: Vec<String>,
     events: Vec<Value>,
     is_away: bool,
+    /// Kinds that are refused, by what is answered.
+    refused: BTreeMap<&'static str, u16>,
+    /// How often versions were forgotten, and from which on there are some.
+    expiries: usize,
+    oldest: usize,
+    /// What viprouted may not do: `verb resource`.
+    denied: Vec<String>,
+    /// Seconds by which its clock is ahead.
+    ahead: i64,
+    /// It knows no `ipMode`.
+    lacks_mode: bool,
 }
 
-const KINDS: [&str; 5] = [
+const KINDS: [&str; 6] = [
     "/api/v1/services",
     "/apis/discovery.k8s.io/v1/endpointslices",
     "/api/v1/pods",
     "/api/v1/nodes",
     "/apis/networking.k8s.io/v1/ipaddresses",
+    "/apis/networking.k8s.io/v1/networkpolicies",
 ];
 
 impl KubeApi {
@@ -103,6 +117,11 @@ impl KubeApi {
         self.state.changed.notify_all();
     }
 
+    /// What was asked: method and path.
+    pub fn requests(&self) -> Vec<String> {
+        self.state.held.lock().unwrap().requests.clone()
+    }
+
     /// The names of a kind's objects: `<namespace>/<name>`.
     pub fn names(&self, kind: &str) -> Vec<String> {
         let held = self.state.held.lock().unwrap();
@@ -114,6 +133,13 @@ impl KubeApi {
     pub fn writes(&self) -> Vec<String> {
         let held = self.state.held.lock().unwrap();
         held.requests.iter().filter(|request| !request.starts_with("GET")).cloned().collect()
+    }
+
+    /// The events that were told: reason and note.
+    pub fn events(&self) -> Vec<(String, String)> {
+        let held = self.state.held.lock().unwrap();
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        held.events.iter().map(|event| (text(event, "reason"), text(event, "note"))).collect()
     }
 
     /// The reasons of events that were told.
@@ -138,6 +164,7 @@ fn kind_of(object: &Value) -> &'static str {
         "Pod" => KINDS[2],
         "Node" => KINDS[3],
         "IPAddress" => KINDS[4],
+        "NetworkPolicy" => KINDS[5],
         other => panic!("no {other} here"),
     }
 }
@@ -218,6 +245,10 @@ fn answer(stream: &TcpStream, state: &State, (method, target): (&str, &str), bod
         held.requests.push(format!("{method} {path}"));
     }
     let kind = KINDS.into_iter().find(|kind| *kind == path);
+    let refused = kind.and_then(|kind| state.held.lock().unwrap().refused.get(kind).copied());
+    if let Some(code) = refused.filter(|_| method == "GET") {
+        return reply(stream, code, &failure(code, "Refused"));
+    }
     match (method, kind) {
         ("GET", Some(kind)) if query.contains("watch=true") => watch(stream, state, kind, query),
         ("GET", Some(kind)) => {
@@ -235,6 +266,15 @@ fn answer(stream: &TcpStream, state: &State, (method, target): (&str, &str), bod
                 &json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": "kube-system", "uid": uid } }),
             )
         }
+        ("GET", None) if path == "/api/v1/namespaces/default/services" => {
+            let held = state.held.lock().unwrap();
+            let all = held.objects.get(KINDS[0]).into_iter().flat_map(BTreeMap::values);
+            let items: Vec<_> = all.filter(|service| service["metadata"]["name"] == "kubernetes").cloned().collect();
+            drop(held);
+            reply(stream, 200, &json!({ "kind": "ServiceList", "apiVersion": "v1", "metadata": {}, "items": items }))
+        }
+        ("GET", None) if path == "/version" => faults::version(stream, state),
+        ("POST", None) if path.ends_with("/selfsubjectaccessreviews") => faults::review(stream, state, body),
         ("POST", Some(kind)) => create(stream, state, kind, body),
         ("DELETE", None) if path.starts_with(KINDS[4]) => {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -265,6 +305,10 @@ fn patch(stream: &TcpStream, state: &State, path: &str, body: &Value) -> Option<
         return reply(stream, 409, &failure(409, "Conflict"));
     }
     service["status"] = body["status"].clone();
+    if state.held.lock().unwrap().lacks_mode {
+        let ingress = service["status"]["loadBalancer"]["ingress"][0].as_object_mut();
+        ingress.map(|ingress| ingress.remove("ipMode"));
+    }
     service["metadata"]["managedFields"] = json!([{
         "manager": "viproute", "subresource": "status", "operation": "Apply", "fieldsType": "FieldsV1", "time": "2026-01-01T00:00:00Z",
         "fieldsV1": { "f:status": { "f:loadBalancer": {} } },
@@ -275,22 +319,33 @@ fn patch(stream: &TcpStream, state: &State, path: &str, body: &Value) -> Option<
 
 fn reply(mut stream: &TcpStream, code: u16, body: &Value) -> Option<()> {
     let text = body.to_string();
-    let head = format!("HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", text.len());
+    let again = if code == 429 { "retry-after: 1\r\n" } else { "" };
+    let length = text.len();
+    let head =
+        format!("HTTP/1.1 {code} X\r\ncontent-type: application/json\r\n{again}content-length: {length}\r\n\r\n");
     stream.write_all((head + &text).as_bytes()).ok()
 }
 
 fn watch(mut stream: &TcpStream, state: &State, kind: &str, query: &str) -> Option<()> {
     let version = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
     let mut at: usize = version.and_then(|version| version.parse().ok()).unwrap_or_default();
-    let cluster = state.held.lock().unwrap().cluster.clone();
+    let (cluster, expiries) = {
+        let held = state.held.lock().unwrap();
+        (held.cluster.clone(), held.expiries)
+    };
     stream
         .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
         .ok()?;
     let mut held = state.held.lock().unwrap();
     loop {
         // Who is away, or is another one by now, hangs up.
-        if held.is_away || held.cluster != cluster {
+        if held.is_away || held.cluster != cluster || held.refused.contains_key(kind) {
             return None;
+        }
+        if held.expiries != expiries || at < held.oldest {
+            let line = format!("{}\n", json!({ "type": "ERROR", "object": failure(410, "Expired") }));
+            stream.write_all(format!("{:x}\r\n{line}\r\n0\r\n\r\n", line.len()).as_bytes()).ok()?;
+            return Some(());
         }
         let news: Vec<String> =
             held.log[at..].iter().filter(|(of, _)| *of == kind).map(|(_, event)| format!("{event}\n")).collect();

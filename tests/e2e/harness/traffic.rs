@@ -20,9 +20,14 @@ pub struct PodServer {
 
 impl PodServer {
     pub fn start(pod: &Pod) -> Self {
+        Self::at(pod, Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// One that is bound to this address of the pod's.
+    pub fn at(pod: &Pod, address: Ipv4Addr) -> Self {
         let seen = Arc::<Mutex<BTreeSet<IpAddr>>>::default();
         let log = seen.clone();
-        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+        let listen = SocketAddr::from((address, PORT));
         let server = pod.ns.run(|| {
             Server::start(&pod.name, listen, false, move |client| {
                 log.lock().unwrap().insert(client.ip());
