@@ -263,6 +263,19 @@ fn states_of_leases() {
     agree(&page, &page.keys("## States"), &LeaseState::ALL.map(|state| state.name().to_owned()).into());
 }
 
+/// People filter Events by them.
+#[test]
+fn reasons_of_events() {
+    let page = Page::read(&root().join("docs/how-to/kubernetes.md"));
+    let text = std::fs::read_to_string(root().join("src/node/kubernetes/events.rs")).expect("the events");
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default().split('"').skip(1).step_by(2);
+    let is_reason = |word: &&str| {
+        let capitals = word.chars().filter(char::is_ascii_uppercase).count();
+        capitals > 1 && word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().all(char::is_alphanumeric)
+    };
+    agree(&page, &page.keys("## Services"), &code.filter(is_reason).map(str::to_owned).collect());
+}
+
 #[test]
 fn error_codes() {
     let page = Page::reference("errors.md");
