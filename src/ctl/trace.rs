@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use serde::Serialize;
 
-use crate::ebpf::{self, FlowPlace};
+use crate::ebpf::{self, Asked, FlowPlace, Maps};
 use crate::model::node::NodeId;
 use crate::model::port;
 use crate::model::{Backend, Family, Port, Transport, VipKey};
@@ -67,6 +67,8 @@ pub enum Reason {
     Sticky,
     /// There is no connection; the VIP's route leads there.
     Route,
+    /// There is no connection; the VIP's route leads to one that doesn't serve the port, and of those that do the lot is this one's.
+    Lot,
     /// No replica here has the connection, and it was found on another node before.
     Found,
     /// No replica here has the connection, and the VIP's route leads to another node, which chooses among its own.
@@ -86,6 +88,14 @@ pub enum Error {
         vip: VipKey,
         /// The VIP's address.
         address: IpAddr,
+    },
+    /// Replicas serve different ports, and none this one.
+    #[error("no replica of {vip} that gets new connections serves port {port}")]
+    NoServer {
+        /// `<namespace>/<name>`.
+        vip: VipKey,
+        /// The VIP's port.
+        port: Port,
     },
     /// The route isn't ours, or leads elsewhere.
     #[error("{address} is not routed to a replica of {vip}: this node sends it out by {device}")]
@@ -136,11 +146,12 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     };
     let (replica, because) = match known {
         Some(known) => known,
-        None => (chosen(&net, &vip, &replicas, flow)?, Reason::Route),
+        None => drawn(registry, &vip, &replicas, flow, chosen(&net, &vip, &replicas, flow)?)?,
     };
     let (name, endpoint) = replica;
     let is_local = endpoint.backend.is_local();
-    let because = if because == Reason::Route && !is_local { Reason::Node } else { because };
+    let is_by_route = matches!(because, Reason::Route | Reason::Lot);
+    let because = if is_by_route && !is_local { Reason::Node } else { because };
     let address = if is_local { endpoint.address() } else { endpoint.node };
     let port = at_pod(endpoint, flow).filter(|port| is_local && *port != flow.vip.port());
     let node = if is_local { None } else { Some(node_name(registry, endpoint.node)) };
@@ -249,6 +260,37 @@ fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) ->
     Err(Error::Elsewhere { vip, address, device })
 }
 
+/// Where what begins the flow goes on to from the replica, or node, that the group has chosen: one that serves its port.
+fn drawn<'a>(
+    registry: &Registry,
+    vip: &VipKey,
+    replicas: &'a [Named],
+    flow: Flow,
+    chosen: &'a Named,
+) -> Result<(&'a Named, Reason), Error> {
+    let maps =
+        registry.vip_record(vip)?.and_then(|record| record.flow_owner).map(|dir| Maps::open(&dir)).transpose()?;
+    let by_port = maps.flatten().map(|maps| maps.servers(*flow.vip.ip())).transpose()?.unwrap_or_default();
+    let port = Port { number: flow.vip.port(), transport: flow.transport };
+    let mut listed = chosen.1.known_ports().map(|map| map.port).peekable();
+    let serves = chosen.1.backend.is_local() && (listed.peek().is_none() || listed.any(|own| own == port));
+    if by_port.is_empty() || serves {
+        return Ok((chosen, Reason::Route));
+    }
+    let via = match (chosen.1.backend, chosen.1.node) {
+        (Backend::Remote(_), IpAddr::V4(id)) => Some(NodeId(id)),
+        _ => None,
+    };
+    let asked = Asked { client: flow.client, port: port.number, protocol: port.transport.protocol() };
+    let no_server = || Error::NoServer { vip: vip.clone(), port };
+    let appointed = ebpf::appointed(&by_port, &asked, via).ok_or_else(no_server)?;
+    let replica = match appointed.ifindex {
+        0 => of_node(replicas, NodeId(appointed.node.into())),
+        link => replicas.iter().find(|(_, endpoint)| endpoint.backend.is_local() && endpoint.ifindex == Some(link)),
+    };
+    Ok((replica.ok_or_else(no_server)?, Reason::Lot))
+}
+
 /// The device a client's packets come in by: the one its answers leave by. `None`: the client is the node itself.
 fn input(net: &NodeNet, client: IpAddr) -> Result<Option<u32>, Error> {
     if address::list(net, Family::of(client), None)?.iter().any(|own| own.address == client) {
@@ -268,6 +310,7 @@ impl fmt::Display for Place {
             Reason::Sticky => "where the flow began and stays",
             Reason::Found => "where the connection was found before",
             Reason::Route | Reason::Node => "where the route leads",
+            Reason::Lot => "by lot among those that serve the port",
         })?;
         match node {
             Some(node) => write!(f, ": `viproutectl where` on {node} names the replica"),

@@ -172,7 +172,10 @@ impl Entries {
     /// Reads them. `None`: no maps are pinned.
     fn read(dir: &Path) -> Result<Option<Self>> {
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
-        let (vips, mut attached) = (maps.vips()?, maps.all_translated()?);
+        let (mut vips, mut attached) = (maps.vips()?, maps.all_translated()?);
+        vips.extend(maps.all_served()?);
+        vips.sort_unstable();
+        vips.dedup();
         attached.extend(maps.all_attached()?);
         Ok(Some(Self { maps, vips, attached: attached.into_iter().collect() }))
     }

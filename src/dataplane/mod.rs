@@ -13,6 +13,7 @@ pub mod node;
 pub mod owner;
 pub mod plan;
 mod reconcile;
+pub mod serving;
 mod timing;
 
 pub use node::settings;

@@ -8,8 +8,8 @@ use std::path::Path;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::ebpf::{
-    self, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT, PORTS,
-    PinDir, Programs, Ring, STICKY_UDP, TRANSLATES,
+    self, ANY_EGRESS, Attached, ByPort, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT,
+    PORTS, PinDir, Programs, Ring, STICKY_UDP, Server, TRANSLATES,
 };
 use crate::model::address::ipv4;
 use crate::model::{Backend, Cluster, Port, Recorded};
@@ -18,7 +18,7 @@ use crate::registry::{LockedVip, Registry, Replica, State, VipRecord};
 
 use super::attachment::{self, HostVeth};
 use super::ids::VethNames;
-use super::{Result, Tables, reconcile_vip};
+use super::{Result, Tables, reconcile_vip, serving};
 
 const SECOND: u64 = 1_000_000_000;
 /// A SYN-ACK is repeated for about so long (`tcp_synack_retries` 5), seconds.
@@ -36,6 +36,10 @@ pub struct Want {
     pub ring: Option<Ring>,
     /// What the VIP's entry says for [`LINGER`] once it has no replica; `None`: it goes at once, there are no other nodes.
     pub lingers: Option<Ring>,
+    /// Who serves which port, where not all replicas serve the same.
+    pub servers: ByPort,
+    /// That is so.
+    pub ports_differ: bool,
 }
 
 impl Want {
@@ -47,10 +51,13 @@ impl Want {
         // Another node's replicas are that node's to steer to.
         let local = || replicas.values().filter_map(|replica| Some((replica.host_veth()?, replica)));
         let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, wanted(replica)?)));
+        let servers = serving::by_port(replicas, cluster.is_none());
         Self {
             attached: attached.collect(),
             ring: cluster.and_then(|cluster| ring(cluster, replicas)),
             lingers: cluster.map(lingering),
+            ports_differ: !servers.is_empty(),
+            servers,
         }
     }
 
@@ -60,7 +67,7 @@ impl Want {
     }
 
     fn known(&self, members: Vec<Member>) -> Known {
-        Known { members, ring: self.ring.unwrap_or_default() }
+        Known { members, ring: self.ring.unwrap_or_default(), ports_differ: self.ports_differ }
     }
 
     /// An entry as maps have it where so many replicas are asked: of more, each notes when it was of use.
@@ -77,7 +84,7 @@ impl Want {
 
     /// Whether these are the replicas to be asked: all of them, or where they are more than the limit as many as that.
     fn is_met_by(&self, known: Option<&Known>, limit: usize) -> bool {
-        let Some(Known { members, ring }) = known else { return !self.has_entry() };
+        let Some(Known { members, ring, ports_differ }) = known else { return !self.has_entry() };
         if !self.has_entry() {
             return self.lingers.as_ref() == Some(ring) && members.is_empty();
         }
@@ -87,7 +94,8 @@ impl Want {
         };
         let once = members.is_sorted_by(|one, next| one < next);
         let are_all = members.len() == self.attached.len().min(limit);
-        *ring == self.ring.unwrap_or_default() && once && are_all && members.iter().all(is_wanted)
+        let is_of_others = *ring == self.ring.unwrap_or_default() && *ports_differ == self.ports_differ;
+        is_of_others && once && are_all && members.iter().all(is_wanted)
     }
 }
 
@@ -97,7 +105,8 @@ pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() 
     let Some(vip) = ipv4(vip) else { return Ok(true) };
     // Where the members are exactly the wanted replicas, no entry of another replica is known.
     let limit = maps.limit();
-    let mut right = !is_due() || want.is_met_by(maps.known(vip)?.as_ref(), limit);
+    let mut right =
+        !is_due() || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && maps.is_served(vip, &want.servers)?);
     for (ifindex, wanted) in &want.attached {
         right &= !is_due()
             || (maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted))
@@ -122,7 +131,9 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &B
         }
         attached.insert(ifindex, value);
     }
-    Ok(Have { attached, untranslated, known: entry })
+    let is_by_port = want.ports_differ || entry.as_ref().is_some_and(|entry| entry.ports_differ);
+    let servers = if is_by_port { maps.servers(vip)? } else { ByPort::new() };
+    Ok(Have { attached, untranslated, known: entry, servers })
 }
 
 /// What the maps have of a VIP.
@@ -134,6 +145,8 @@ pub struct Have {
     pub untranslated: BTreeSet<u32>,
     /// The VIP's own entry: the replicas that are asked for a flow, and the other nodes; `None`: it has none.
     pub known: Option<Known>,
+    /// Who serves which port, where either has something of it.
+    pub servers: ByPort,
 }
 
 /// One step from what is to what must be.
@@ -143,6 +156,8 @@ pub enum Op {
     Attach(u32, Box<Attached>),
     /// An attachment's entry, gone.
     Detach(u32),
+    /// Who serves a port; nobody: it isn't told apart any more.
+    Serve(u32, Vec<Server>),
     /// The replicas that are asked for a flow, and the other nodes.
     Set(Known),
     /// The VIP's entry stays a while without a replica.
@@ -152,6 +167,11 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether a flow's next SYN may go to another replica than its first one.
+    pub fn moves_flows(&self) -> bool {
+        matches!(self, Self::Serve(..))
+    }
+
     /// What is amiss where this step is needed, in a word for CHECK.
     pub fn finding(&self, vip: Ipv4Addr) -> String {
         match self {
@@ -159,6 +179,9 @@ impl Op {
                 format!("the flow owner's entry of {vip} on link {ifindex} is missing or wrong")
             }
             Self::Detach(ifindex) => format!("the flow owner's entry of {vip} on link {ifindex} should not be there"),
+            Self::Serve(number, _) => {
+                format!("the flow owner doesn't know which replicas of {vip} serve port {}", number & 0xffff)
+            }
             Self::Set(_) => format!("the flow owner doesn't know the replicas of {vip}"),
             Self::Linger(_) => format!("the flow owner should not know replicas of {vip}"),
             Self::Forget => format!("the flow owner should not know {vip}"),
@@ -179,6 +202,8 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
             before.push(Op::Attach(*ifindex, Box::new(*wanted)));
         }
     }
+    let new = want.servers.iter().filter(|(number, servers)| have.servers.get(number) != Some(servers));
+    before.extend(new.map(|(number, servers)| Op::Serve(*number, servers.clone())));
     if want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
         let wanted: BTreeMap<u32, Member> =
             want.attached.iter().map(|(index, entry)| (*index, Member::new(*index, entry))).collect();
@@ -195,6 +220,8 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
             after.push(Op::Set(wanted));
         }
     }
+    let unserved = have.servers.keys().filter(|number| !want.servers.contains_key(number));
+    after.extend(unserved.map(|number| Op::Serve(*number, Vec::new())));
     let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
     after.extend(stale.map(|index| Op::Detach(*index)));
     if !want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
@@ -251,6 +278,9 @@ impl Owner {
             }
             owner.want = Want::of(record, replicas, cluster.as_ref()).limited_to(limit);
             owner.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
+            if !owner.maps.draws_lots() {
+                owner.want.servers.clear();
+            }
             owner.removed.extend(gone);
         }
         Ok(Some(owner))
@@ -318,12 +348,13 @@ impl Owner {
             match op {
                 Op::Attach(ifindex, value) => self.maps.attach(ifindex, self.vip, &value)?,
                 Op::Detach(ifindex) => self.maps.detach(ifindex, self.vip)?,
+                Op::Serve(number, servers) => self.maps.set_servers(self.vip, number, &servers)?,
                 Op::Set(known) => {
                     let until = self.maps.syn_search_until(self.vip)?;
                     self.maps.set(self.vip, &known, until)?;
                 }
                 Op::Linger(ring) => {
-                    let known = Known { members: Vec::new(), ring };
+                    let known = Known { members: Vec::new(), ring, ports_differ: false };
                     self.maps.set(self.vip, &known, now().saturating_add(LINGER))?;
                 }
                 Op::Forget => self.maps.forget(self.vip)?,
@@ -392,7 +423,7 @@ fn wanted(replica: &Replica) -> Option<Attached> {
 }
 
 /// As the program has it: IP protocol << 16 | port.
-fn port_number(port: Port) -> u32 {
+pub(super) fn port_number(port: Port) -> u32 {
     u32::from(port.transport.protocol()) << 16 | u32::from(port.number)
 }
 
@@ -487,7 +518,7 @@ mod tests {
 
     fn members(indices: &[u32]) -> Known {
         let members = indices.iter().map(|index| Member::new(*index, &entry(*index))).collect();
-        Known { members, ring: Ring::default() }
+        Known { members, ..Known::default() }
     }
 
     fn reconciled(indices: &[u32]) -> Have {
@@ -529,7 +560,7 @@ mod tests {
         let ring = Ring { next: Some(NodeId(Ipv4Addr::new(192, 0, 2, 2))), lingers: true, ..Ring::default() };
         let none = Want { lingers: Some(ring), ..want(&[]) };
         assert_eq!(steps(&reconciled(&[3]), &none), (vec![], vec![Op::Detach(3), Op::Linger(ring)]));
-        let lingering = Have { known: Some(Known { members: vec![], ring }), ..Have::default() };
+        let lingering = Have { known: Some(Known { ring, ..Known::default() }), ..Have::default() };
         assert_eq!(steps(&lingering, &none), (vec![], vec![]));
         assert_eq!(steps(&lingering, &want(&[])).1, [Op::Forget], "the other nodes are gone");
         let again = Want { lingers: Some(ring), ..want(&[3]) };
@@ -542,17 +573,33 @@ mod tests {
         let next = NodeId(Ipv4Addr::new(192, 0, 2, 2));
         let ring = Ring { next: Some(next), ..Ring::default() };
         let far = Want { ring: Some(ring), ..want(&[]) };
-        assert_eq!(steps(&Have::default(), &far).0, [Op::Set(Known { members: vec![], ring })]);
-        let have = Have { known: Some(Known { members: vec![], ring }), ..Have::default() };
+        assert_eq!(steps(&Have::default(), &far).0, [Op::Set(Known { ring, ..Known::default() })]);
+        let have = Have { known: Some(Known { ring, ..Known::default() }), ..Have::default() };
         assert_eq!(steps(&have, &far), (vec![], vec![]));
         // The last one here leaves.
         let before = Have { known: Some(Known { ring, ..members(&[3]) }), ..reconciled(&[3]) };
-        assert_eq!(steps(&before, &far), (vec![], vec![Op::Set(Known { members: vec![], ring }), Op::Detach(3)]));
+        assert_eq!(steps(&before, &far), (vec![], vec![Op::Set(Known { ring, ..Known::default() }), Op::Detach(3)]));
         // One falls silent.
         let suspect = Ring { suspect: true, ..Ring::default() };
         let silent = Want { ring: Some(suspect), ..want(&[3]) };
         assert_eq!(steps(&before, &silent), (vec![Op::Set(Known { ring: suspect, ..members(&[3]) })], vec![]));
         assert_eq!(steps(&have, &want(&[])), (vec![], vec![Op::Forget]));
+    }
+
+    #[test]
+    fn who_serves_a_port_is_known_before_lots_are_drawn_and_after() {
+        let server = |ifindex| Server { ifindex, weight: 1, of: 1, ..Server::default() };
+        let by_port = ByPort::from([(80, vec![server(3)]), (443, vec![server(4)])]);
+        let differ = Want { servers: by_port.clone(), ports_differ: true, ..want(&[3, 4]) };
+        let marked = Known { ports_differ: true, ..members(&[3, 4]) };
+        let (before, after) = steps(&reconciled(&[3, 4]), &differ);
+        let written = [Op::Serve(80, vec![server(3)]), Op::Serve(443, vec![server(4)]), Op::Set(marked.clone())];
+        assert_eq!((before, after), (written.into(), vec![]));
+        let have = Have { servers: by_port, known: Some(marked), ..reconciled(&[3, 4]) };
+        assert_eq!(steps(&have, &differ), (vec![], vec![]));
+        let (before, after) = steps(&have, &want(&[3, 4]));
+        assert_eq!(before, [Op::Set(members(&[3, 4]))]);
+        assert_eq!(after, [Op::Serve(80, vec![]), Op::Serve(443, vec![])]);
     }
 
     #[test]

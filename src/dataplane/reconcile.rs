@@ -215,6 +215,9 @@ fn apply_plan(node: &NodeNet, want: &Want, seen: Seen<'_>, mut owners: Vec<Owner
     for owner in &mut owners {
         let (before, after) = owner.difference()?;
         found.extend(owner.findings(before.iter().chain(&after)));
+        if before.iter().chain(&after).any(owner::Op::moves_flows) {
+            owner.open_syn_search()?;
+        }
         owner.apply(before)?;
         later.push(after);
     }

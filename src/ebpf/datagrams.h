@@ -25,20 +25,30 @@ static inline_always int to_kept_replica(struct __sk_buff *skb, struct packet *p
 // A datagram for which the group has chosen that node. TC_ACT_UNSPEC: it goes there.
 static inline_always int datagram_outward(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node)
 {
-	if (!(v->flags & FLOWS_STAY))
+	int stays = v->flags & FLOWS_STAY, differs = v->flags & PORTS_DIFFER;
+	if (!stays && !differs)
 		return TC_ACT_UNSPEC;
-	struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &p->flow);
-	int verdict = to_kept_replica(skb, p, kept);
-	if (verdict != TC_ACT_UNSPEC) {
-		count(p->flow.vip, STEERED);
-		return verdict;
+	if (stays) {
+		int verdict = to_kept_replica(skb, p, bpf_map_lookup_elem(&sticky_v2, &p->flow));
+		if (verdict != TC_ACT_UNSPEC) {
+			count(p->flow.vip, STEERED);
+			return verdict;
+		}
 	}
-	verdict = stay_far(skb, p, node);
-	if (verdict != TC_ACT_UNSPEC)
-		return verdict;
-	struct hint place = { .node = node };
-	bpf_map_update_elem(&sticky_v2, &p->flow, &place, BPF_ANY);
-	return TC_ACT_UNSPEC;
+	__u64 place = differs ? appointed(p, IPPROTO_UDP, node, 0) : 0;
+	__u32 ifindex = place, to = place ? place >> 32 : node;
+	if (stays) {
+		p->self = ifindex;	// what is noted while other nodes are asked for the flow
+		int verdict = stay_far(skb, p, to);
+		p->self = 0;
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+		struct hint begins = { .ifindex = ifindex, .node = to };
+		bpf_map_update_elem(&sticky_v2, &p->flow, &begins, BPF_ANY);
+	}
+	if (ifindex)
+		return to_server(skb, p, ifindex, IPPROTO_UDP);
+	return to == node ? TC_ACT_UNSPEC : begin_there(skb, p, to, IPPROTO_UDP);
 }
 
 // A datagram that no node knows the flow of has come home: the flow begins where the group had said. TC_ACT_UNSPEC: that is no more.

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::express::replicas_changed;
 use crate::model::node::NodeId;
 
+use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
 use super::{Error, Result, translations};
 
@@ -39,6 +40,7 @@ pub(super) const USED: &str = "used_v1";
 pub(super) const ALLOWANCES: &str = "allowances_v5";
 pub(super) const SHARES: &str = "shares_v3";
 pub(super) const COPYING: &str = "copying_v1";
+pub(super) const SERVERS: &str = "servers_v1";
 pub(super) const NODES: &str = "nodes_v1";
 pub(super) const NODE_AT: &str = "node_at_v1";
 pub(super) const THIS_NODE: &str = "this_node_v1";
@@ -155,6 +157,8 @@ pub struct Known {
     pub members: Vec<Member>,
     /// The other nodes.
     pub ring: Ring,
+    /// Replicas serve different ports, here or elsewhere ([`Maps::servers`]).
+    pub ports_differ: bool,
 }
 
 /// A node that has replicas of the VIP has fallen silent.
@@ -163,6 +167,8 @@ const SUSPECT: u32 = 1;
 const FLOWS_STAY: u32 = 2;
 /// [`Ring::lingers`].
 const LINGERS: u32 = 4;
+/// [`Known::ports_differ`].
+const PORTS_DIFFER: u32 = 8;
 
 impl Ring {
     fn flags(self) -> u32 {
@@ -184,7 +190,7 @@ struct Vip<const N: usize> {
 }
 
 impl<const N: usize> Vip<N> {
-    fn new(Known { members, ring }: &Known, syn_search_until: u64) -> Self {
+    fn new(Known { members, ring, ports_differ }: &Known, syn_search_until: u64) -> Self {
         let mut member = [Member::default(); N];
         let count = members.len().min(N);
         member[..count].copy_from_slice(&members[..count]);
@@ -194,7 +200,7 @@ impl<const N: usize> Vip<N> {
             count: u32::try_from(count).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or_default(),
             next: ring.next.map_or([0; 4], |id| id.0.octets()),
-            flags: ring.flags(),
+            flags: ring.flags() | if *ports_differ { PORTS_DIFFER } else { 0 },
             member,
         }
     }
@@ -203,7 +209,8 @@ impl<const N: usize> Vip<N> {
         let next = Some(self.next).filter(|next| *next != [0; 4]).map(|next| NodeId(next.into()));
         let is = |flag| self.flags & flag != 0;
         let ring = Ring { next, suspect: is(SUSPECT), flows_stay: is(FLOWS_STAY), lingers: is(LINGERS) };
-        Known { members: self.member.iter().take(self.count as usize).copied().collect(), ring }
+        let members = self.member.iter().take(self.count as usize).copied().collect();
+        Known { members, ring, ports_differ: is(PORTS_DIFFER) }
     }
 }
 
@@ -374,6 +381,26 @@ impl Maps {
         translations::places(&self.dir)
     }
 
+    /// Who serves which port of a VIP; nothing where all replicas serve the same ports, and by programs that don't know it.
+    pub fn servers(&self, vip: Ipv4Addr) -> Result<ByPort> {
+        servers::read(&self.dir, vip)
+    }
+
+    /// Whether the map has these. By programs that don't know it: yes.
+    pub fn is_served(&self, vip: Ipv4Addr, by_port: &ByPort) -> Result<bool> {
+        servers::are_there(&self.dir, vip, by_port)
+    }
+
+    /// Writes who serves a port (protocol << 16 | port; 0: all that isn't named); nobody: it isn't known any more.
+    pub fn set_servers(&mut self, vip: Ipv4Addr, number: u32, of: &[Server]) -> Result<()> {
+        servers::write(&self.dir, vip, number, of)
+    }
+
+    /// Whether replicas with different ports are told apart by port: without BTF there is no room for that.
+    pub fn draws_lots(&self) -> bool {
+        matches!(self.vips, Vips::Full(_))
+    }
+
     /// What is known of a VIP; `None`: nothing.
     pub fn known(&self, vip: Ipv4Addr) -> Result<Option<Known>> {
         let value = found(self.vips.get(vip)).map_err(|e| Error::map("read", vip, e))?;
@@ -401,6 +428,9 @@ impl Maps {
     /// Removes a VIP, its counts and its shares; it needn't be there.
     pub fn forget(&mut self, vip: Ipv4Addr) -> Result<()> {
         found(self.vips.remove(vip)).map_err(|e| Error::map("delete", vip, e))?;
+        for number in self.servers(vip)?.into_keys() {
+            self.set_servers(vip, number, &[])?;
+        }
         self.forget_in::<Counts>(COUNTS, vip)?;
         self.forget_in::<Share>(SHARES, vip)
     }
@@ -410,6 +440,11 @@ impl Maps {
         let removed = PerCpuHashMap::<_, [u8; 4], V>::try_from(Map::PerCpuHashMap(map))
             .and_then(|mut map| found(map.remove(&vip.octets())));
         removed.map(drop).map_err(|e| Error::map("delete", vip, e))
+    }
+
+    /// The VIPs of whose ports something is known. Their own entries may be missing.
+    pub fn all_served(&self) -> Result<Vec<Ipv4Addr>> {
+        servers::vips(&self.dir)
     }
 
     /// The VIPs that are known.
@@ -536,6 +571,7 @@ mod tests {
 
     use super::super::express::{ExpressCounts, ExpressPlace, State};
     use super::super::flows::{FlowKey, Hint};
+    use super::super::servers::{PortKey, Servers};
     use super::super::translations::TranslationKey;
     use super::*;
 
@@ -609,6 +645,14 @@ mod tests {
             ("express_place", layout!(ExpressPlace, counts, ifindex)),
         ];
         for (name, ours) in ours {
+            assert_eq!(structs.get(name), Some(&ours), "struct {name}");
+        }
+        let of_ports: [(&str, Layout); 3] = [
+            ("port_key", layout!(PortKey, vip, number)),
+            ("server", layout!(Server, ifindex, node, weight, of)),
+            ("servers", layout!(Servers, count, pad, server)),
+        ];
+        for (name, ours) in of_ports.into_iter().filter(|_| variant == Variant::Full) {
             assert_eq!(structs.get(name), Some(&ours), "struct {name}");
         }
         // An array there, eight fields here.

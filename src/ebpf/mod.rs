@@ -1,5 +1,5 @@
 //! The flow owner: two programs on every host veth, two on every uplink and two on the tunnel to other nodes
-//! (`owner.bpf.c`, `ports.h`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
+//! (`owner.bpf.c`, `ports.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
@@ -8,10 +8,12 @@
 mod express;
 mod flows;
 mod listening;
+mod lots;
 mod maps;
 mod nodes;
 mod pins;
 mod program;
+mod servers;
 mod spec;
 mod translations;
 
@@ -26,6 +28,7 @@ use nix::errno::Errno;
 pub use express::{Express, ExpressCounts, express_counts};
 pub use flows::{FlowPlace, hint, sticky};
 pub use listening::{Listening, Question};
+pub use lots::{Asked, appointed};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
     OVER_MEMBER_LIMIT, PORTS, Ring, STICKY_UDP, TRANSLATES,
@@ -33,6 +36,7 @@ pub use maps::{
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
 pub use program::Programs;
+pub use servers::{ByPort, Server};
 pub use spec::{Hook, of_hook};
 
 /// Which build's programs these are.

@@ -137,6 +137,11 @@ static inline_always int opening_outward(struct __sk_buff *skb, struct packet *p
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
+	if (v->flags & PORTS_DIFFER) {
+		int verdict = opening_elsewhere(skb, p, node);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
 	if (!hint) {
 		guess(p, node, OPENING);
 	} else {	// the connection before it of these ports, and what was known of that, is over

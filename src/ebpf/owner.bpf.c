@@ -123,6 +123,7 @@ struct member {
 #define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow
 #define FLOWS_STAY 2		// of UDP, by the word of a replica here or elsewhere; where there are other nodes
 #define LINGERS 4		// no replica is known, here or elsewhere: until syn_search_until packets under way are passed on
+#define PORTS_DIFFER 8		// replicas serve different ports, here or elsewhere: servers_v1 says which
 
 // The replicas of a VIP on this node, draining ones too.
 struct vip {
@@ -130,7 +131,7 @@ struct vip {
 	__u32 count;
 	__u32 ready;		// how many of them get new connections
 	__be32 next;		// the node behind this one, in the order of their ids, that has replicas of it; 0: none
-	__u32 flags;		// SUSPECT, FLOWS_STAY, LINGERS
+	__u32 flags;		// SUSPECT, FLOWS_STAY, LINGERS, PORTS_DIFFER
 	struct member member[MEMBERS];
 };
 
@@ -507,6 +508,15 @@ static inline_always int is_copy(void)
 #include "ports.h"
 #if HAS_TUNNEL
 #include "tunnel.h"
+#endif
+
+#if HAS_TUNNEL
+// serving.h
+__u64 appointed(struct packet *p, __u32 protocol, __u32 via, __u32 here);
+int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol);
+int to_server(struct __sk_buff *skb, struct packet *p, __u32 ifindex, __u32 protocol);
+int begin_there(struct __sk_buff *skb, struct packet *p, __u32 node, __u32 protocol);
+int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via);
 #endif
 
 // Sends the packet out by another replica's host veth.
@@ -984,16 +994,57 @@ static inline_always int repeated(struct __sk_buff *skb, struct packet *p)
 }
 #endif
 
-// A SYN: to the chosen replica, if it listens; if not, to one that does. While buckets move, or where nobody listened a moment
+// A SYN to a port that the chosen replica doesn't serve: to one that does. Nobody: a reset. (Without functions that are verified alone
+// replicas with different ports have no equal shares: there is no room for lots.)
+static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p, struct vip *v)
+{
+	if (v && v->flags & PORTS_DIFFER && !is_copy()) {
+#if HAS_TUNNEL
+		p->settled = is_settled(v);
+		int verdict = opening_elsewhere(skb, p, 0);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+#else
+		struct found found;
+		clear(skb, &found);
+		p->settled = 1;
+		if (search_opening(skb, p, v, &found) >= LISTENS) {
+			struct attached *replica = found_replica(p, &found);
+			if (replica)
+				return hand_over(skb, p, found.ifindex, replica->mac);
+		}
+#endif
+	}
+	count(p->flow.vip, PORT_DENIED);
+	return reset(skb, p);
+}
+
+// Of several replicas that listen the one whose lot is the best, where not all of them serve the port: else those that come behind one
+// that doesn't would get its share.
+static inline_always void draw(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
+#if HAS_TUNNEL
+	if (!(v->flags & PORTS_DIFFER))
+		return;
+	__u32 ifindex = drawn(skb, p, IPPROTO_TCP);
+	struct attached *replica = ifindex ? attached(ifindex, p->flow.vip) : 0;
+	if (!replica)
+		return;
+	found->ifindex = ifindex;
+	found->netns = replica->netns;
+#else
+	(void)skb, (void)p, (void)v, (void)found;
+#endif
+}
+
+// A SYN: to the chosen replica, if it serves its port and listens; if not, to one that does. While buckets move, or where nobody listened a moment
 // ago, it may be the repetition of one that another replica has answered already: two half-open connections would kill each
 // other. Where nobody listens the chosen one answers.
 static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port)) {
-		count(p->flow.vip, PORT_DENIED);
-		return reset(skb, p);
-	}
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port))
+		return refused_opening(skb, p, v);
 	if (!v || (v->count < 2 && !may_be_far(v)))
 		return TC_ACT_OK;
 	__u64 now = bpf_ktime_get_ns();
@@ -1019,6 +1070,8 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 	struct found found;
 	clear(skb, &found);
 	__u32 there = search_opening(skb, p, v, &found);
+	if (there == LISTENS && !here)
+		draw(skb, p, v, &found);
 	charge(&grant, v->count);
 	struct attached *replica = there > here ? found_replica(p, &found) : 0;
 #if HAS_TUNNEL
@@ -1150,6 +1203,16 @@ verified_alone int search_datagram(struct __sk_buff *skb, struct packet *p, stru
 	return 0;
 }
 
+// The same, by lot among those that serve the port where not all of them do.
+static inline_always __u32 search_taker(struct __sk_buff *skb, struct packet *p, struct vip *v)
+{
+#if HAS_TUNNEL
+	if (v->flags & PORTS_DIFFER)
+		return drawn(skb, p, IPPROTO_UDP);
+#endif
+	return search_datagram(skb, p, v);
+}
+
 // Who takes a datagram in the place of the replica at `at`, which has no socket for it; `at` where nobody does, or too many are
 // looked for.
 static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, struct attached *chosen, __u32 at)
@@ -1162,7 +1225,7 @@ static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, str
 	if (at != p->self && ask_datagram(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_UDP)))
 		there = p->self;
 	else
-		there = search_datagram(skb, p, v);
+		there = search_taker(skb, p, v);
 	charge(&grant, v->count);
 	return there ? there : at;
 }
@@ -1213,6 +1276,53 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 	return hand_over(skb, p, to, replica->mac);
 }
 
+#if HAS_TUNNEL
+// `stays`: so do its flows. TC_ACT_UNSPEC: nobody serves its port.
+static inline_always int datagram_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 stays)
+{
+	struct hint *kept = stays ? bpf_map_lookup_elem(&sticky_v2, &p->flow) : 0;
+	if (kept && !kept->flags && kept->ifindex && kept->ifindex != p->self)
+		return to_server(skb, p, kept->ifindex, IPPROTO_UDP);
+	int is_inward = came_by_tunnel(skb);
+	__u64 place = appointed(p, IPPROTO_UDP, 0, is_inward);
+	if (!place)
+		return TC_ACT_UNSPEC;
+	__u32 self = p->self;
+	if (stays && !is_inward) {
+		p->self = place;	// what is noted while other nodes are asked for the flow
+		int verdict = stay_far(skb, p, place >> 32);
+		p->self = self;
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+		struct hint begins = { .ifindex = place, .node = place >> 32 };
+		bpf_map_update_elem(&sticky_v2, &p->flow, &begins, BPF_ANY);
+	}
+	return (__u32)place ? to_server(skb, p, place, IPPROTO_UDP) : begin_there(skb, p, place >> 32, IPPROTO_UDP);
+}
+#endif
+
+// A datagram to a port that the chosen replica doesn't serve: where its flow is, or begins among those that serve it.
+static inline_always int refused_datagram(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
+	int verdict = TC_ACT_UNSPEC;
+	if (v && v->flags & PORTS_DIFFER) {
+#if HAS_TUNNEL
+		verdict = datagram_elsewhere(skb, p, chosen->flags & STICKY);
+#else
+		(void)chosen;
+		__u32 ifindex = search_datagram(skb, p, v);
+		struct attached *replica = ifindex ? attached(ifindex, p->flow.vip) : 0;
+		if (replica)
+			return hand_over(skb, p, ifindex, replica->mac);
+#endif
+	}
+	if (verdict != TC_ACT_UNSPEC)
+		return verdict;
+	count(p->flow.vip, PORT_DENIED);
+	return TC_ACT_SHOT;
+}
+
 static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct udphdr udp;
@@ -1220,10 +1330,8 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 		return portless(p, chosen);
 	p->flow.client_port = udp.source;
 	p->flow.vip_port = udp.dest;
-	if (is_refused(chosen, IPPROTO_UDP, udp.dest)) {
-		count(p->flow.vip, PORT_DENIED);
-		return TC_ACT_SHOT;
-	}
+	if (is_refused(chosen, IPPROTO_UDP, udp.dest))
+		return refused_datagram(skb, p, chosen);
 	if (!(chosen->flags & GUARDED) || p->flow.client == HOST_ADDRESS)
 		hear(p);
 	return chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
@@ -1419,6 +1527,7 @@ static inline_always int is_from_itself(const struct packet *p, const struct att
 
 #include "express.h"
 #if HAS_TUNNEL
+#include "serving.h"
 #include "nodes.h"
 #endif
 

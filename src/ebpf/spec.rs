@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::maps::{
     ALLOWANCES, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS,
-    LEASES, LINK_DROPS, NODE_AT, NODES, SHARES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS,
+    LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS,
     VIPS_OF_FEW,
 };
 
@@ -144,6 +144,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
             COPYING,
             EXPRESS,
             LEASES,
+            SERVERS,
             NODES,
             THIS_NODE,
             TUNNEL_COUNTS,
@@ -189,6 +190,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
             ALLOWANCES,
             SHARES,
             COPYING,
+            SERVERS,
             NODES,
             THIS_NODE,
             TUNNEL_COUNTS,
@@ -197,7 +199,7 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 4] = [NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 5] = [SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
 
 /// The program of that hook.
 pub fn of_hook(hook: Hook) -> Option<&'static ProgramSpec> {

@@ -115,6 +115,7 @@ impl<'a> Joining<'a> {
             drained: false,
             admitted: want.admitted,
             weight: 1,
+            served: None,
             other: BTreeMap::new(),
         };
         fill(&mut endpoint, want, source, place);

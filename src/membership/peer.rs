@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::dataplane::{self, address, ids, reconcile_vip, reconcile_without};
 use crate::model::node::NodeId;
-use crate::model::{Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Source, VipKey};
+use crate::model::{Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey};
 use crate::net::NodeNet;
 use crate::net::nexthop;
 use crate::registry::record::{Pod, SCHEMA};
@@ -20,7 +20,7 @@ const READY: &str = "peer_ready";
 const REPLICAS: &str = "peer_replicas";
 
 /// Another node's share of a VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leg {
     /// The node.
     pub id: NodeId,
@@ -32,6 +32,21 @@ pub struct Leg {
     pub state: State,
     /// UDP flows stay, by the word of one of its replicas.
     pub udp_sticky: bool,
+    /// How much of `ready` serves which port; `None`: all of it every port.
+    pub served: Option<Served>,
+}
+
+/// What is recorded of another node's share of a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The weights of its ready replicas together.
+    pub ready: u32,
+    /// How many replicas it has.
+    pub replicas: u32,
+    /// UDP flows stay.
+    pub udp_sticky: bool,
+    /// How much of `ready` serves which port.
+    pub served: Option<Served>,
 }
 
 /// What records are written with.
@@ -45,9 +60,8 @@ pub struct Here {
     pub flow_owner: Option<PathBuf>,
 }
 
-/// What is recorded of other nodes for a VIP: its address, and by their numbers the weights of ready replicas, how many
-/// replicas there are, and whether UDP flows stay.
-pub type Shares = (IpAddr, BTreeMap<u32, (u32, u32, bool)>);
+/// What is recorded of other nodes for a VIP: its address, and their shares by their numbers.
+pub type Shares = (IpAddr, BTreeMap<u32, Known>);
 
 /// Makes the VIP's records of other nodes these; none: it has none any more. A VIP that has replicas here keeps its address:
 /// legs of another one are not recorded. Returns whether anything was changed.
@@ -134,7 +148,8 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
             Backend::Remote(peer) if endpoint.source == Source::Peer => {
                 let ready = number(&endpoint, READY).unwrap_or(u32::from(endpoint.weight));
                 let replicas = number(&endpoint, REPLICAS).unwrap_or(ready).max(1);
-                Some((peer.number, (ready, replicas, endpoint.udp_sticky)))
+                let served = endpoint.served.as_ref().and_then(Recorded::known).cloned();
+                Some((peer.number, Known { ready, replicas, udp_sticky: endpoint.udp_sticky, served }))
             }
             _ => None,
         };
@@ -215,6 +230,7 @@ fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
         drained: false,
         admitted: true,
         weight: u8::try_from(leg.ready.clamp(1, 255)).unwrap_or(u8::MAX),
+        served: leg.served.clone().map(Into::into),
         other: said.into_iter().map(|(field, number)| (field.to_owned(), number.into())).collect(),
     })
 }

@@ -13,6 +13,7 @@ mod network;
 pub mod node;
 pub mod port;
 mod recorded;
+mod served;
 mod source;
 
 pub use address::{Addresses, Family};
@@ -27,4 +28,5 @@ pub use network::{DEFAULT_BPF_DIR, NetworkSpec};
 pub use node::Cluster;
 pub use port::{Port, PortMap, Transport};
 pub use recorded::Recorded;
+pub use served::Served;
 pub use source::Source;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::model::{
     Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, GroupSpec, Mac, NetworkSpec, PortMap,
-    Recorded, Source, Transport, VipKey,
+    Recorded, Served, Source, Transport, VipKey,
 };
 
 use super::file::{Fields, Form};
@@ -182,6 +182,9 @@ pub struct Endpoint {
     pub admitted: bool,
     /// Its share beside the others', 1–255.
     pub weight: u8,
+    /// Of another node: which of its replicas' weight serves which port; `None`: all of them serve every port, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Recorded<Served>>,
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,

@@ -73,6 +73,7 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         drained: false,
         admitted: true,
         weight: 1,
+        served: None,
         other: BTreeMap::new(),
     }
 }

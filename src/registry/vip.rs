@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, PortMap, Recorded, VipKey};
+use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, Port, PortMap, Recorded, Served, VipKey};
 
 use super::file::{self, Durability, Fields, Form};
 use super::lock::{Attempt, Lock, Missing, Turn, of_dir};
@@ -58,6 +58,9 @@ pub struct Replica {
     /// Taken out by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Of another node: which of its replicas' weight serves which port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Recorded<Served>>,
 }
 
 impl Replica {
@@ -75,12 +78,18 @@ impl Replica {
             egress: endpoint.egress.clone(),
             health: endpoint.health.clone(),
             drained: endpoint.drained,
+            served: endpoint.served.clone(),
         })
     }
 
     /// The host veth's index; `None`: it is on another node.
     pub fn host_veth(&self) -> Option<u32> {
         self.backend.is_local().then_some(self.ifindex)
+    }
+
+    /// The VIP's ports that it lists, as far as this version knows them; none where it serves every port.
+    pub fn listed(&self) -> impl Iterator<Item = Port> {
+        self.ports.iter().filter_map(Recorded::known).map(|map| map.port)
     }
 
     /// What a later version wrote that this one doesn't understand.

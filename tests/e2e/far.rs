@@ -9,6 +9,7 @@ mod long;
 mod repeated;
 mod rules;
 mod scene;
+mod served;
 mod sticky;
 mod told;
 mod tos;

@@ -58,6 +58,7 @@ mod packaging;
 mod passthrough;
 mod pmtu;
 mod podman;
+mod ports_served;
 mod ports_translated;
 mod privileges;
 mod program;

@@ -6,6 +6,7 @@ mod leases;
 mod leaving;
 mod live;
 mod pool;
+mod ports;
 mod scale;
 mod unbroken;
 mod upgrade;

@@ -12,7 +12,7 @@ use super::view::Node;
 use super::word::{MAX_VIPS, Phase, Share};
 
 /// What this node has of a VIP itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
     /// Its share of it; no replicas: the VIP is known by the others' words alone.
     pub share: Share,
@@ -54,8 +54,8 @@ pub fn legs(
     let keys: BTreeSet<&VipKey> = nodes.values().flat_map(|node| node.vips.keys()).collect();
     let mut far_alone = 0;
     for key in keys {
-        let said: Vec<(&NodeId, &Node, Share)> =
-            nodes.iter().filter_map(|(id, node)| Some((id, node, *node.vips.get(key)?))).collect();
+        let said: Vec<(&NodeId, &Node, &Share)> =
+            nodes.iter().filter_map(|(id, node)| Some((id, node, node.vips.get(key)?))).collect();
         let own = own.get(key);
         let Some(address) = address(own, &said) else { continue };
         for (id, node, share) in said.iter().filter(|(_, _, share)| share.address != address) {
@@ -87,11 +87,11 @@ pub fn legs(
 /// This node's, where it has replicas; else what the others say, a ready and live one before the others, then the lowest id;
 /// what is in force stays as long as anybody says it. `None`: a VIP without replicas here begins with a node that lives and
 /// has ready ones.
-fn address(own: Option<&Own>, said: &[(&NodeId, &Node, Share)]) -> Option<IpAddr> {
+fn address(own: Option<&Own>, said: &[(&NodeId, &Node, &Share)]) -> Option<IpAddr> {
     if let Some(own) = own.filter(|own| own.is_local()) {
         return Some(own.share.address);
     }
-    let serving = |(_, node, share): &&(&NodeId, &Node, Share)| is_live(node) && share.ready > 0;
+    let serving = |(_, node, share): &&(&NodeId, &Node, &Share)| is_live(node) && share.ready > 0;
     let first = said.iter().find(serving).map(|(_, _, share)| share.address);
     let Some(own) = own else { return first };
     let is_said = |only_serving: bool| {
@@ -106,17 +106,17 @@ fn is_live(node: &Node) -> bool {
 
 fn of_vip<'a>(
     own: Option<&Own>,
-    said: impl Iterator<Item = (&'a NodeId, &'a Node, Share)> + Clone,
+    said: impl Iterator<Item = (&'a NodeId, &'a Node, &'a Share)> + Clone,
 ) -> BTreeMap<u32, Leg> {
     let ready = |node: &Node, share: &Share| share.ready > 0 && node.word.phase != Phase::Left;
     // On suspicion alone no VIP loses its last ready legs.
     let others = own.is_some_and(|own| own.serves && own.share.ready > 0)
-        || said.clone().any(|(_, node, share)| is_live(node) && ready(node, &share));
+        || said.clone().any(|(_, node, share)| is_live(node) && ready(node, share));
     let legs = said.map(|(id, node, share)| {
-        let serves = ready(node, &share) && (is_live(node) || !others);
+        let serves = ready(node, share) && (is_live(node) || !others);
         let state = if serves { State::Ready } else { State::Draining };
-        let Share { ready, replicas, udp_sticky, .. } = share;
-        (node.number, Leg { id: *id, ready, replicas, state, udp_sticky })
+        let Share { ready, replicas, udp_sticky, served, .. } = share.clone();
+        (node.number, Leg { id: *id, ready, replicas, state, udp_sticky, served })
     });
     legs.collect()
 }
@@ -140,7 +140,8 @@ mod tests {
         let own = own.map(|text| {
             let numbers: Vec<&str> = text.split(' ').collect();
             let [ready, replicas] = [1, 2].map(|n| numbers[n].parse().unwrap());
-            let share = Share { address: numbers[0].parse().unwrap(), ready, replicas, udp_sticky: false };
+            let share =
+                Share { address: numbers[0].parse().unwrap(), ready, replicas, udp_sticky: false, served: None };
             (WEB.parse().unwrap(), Own { share, serves: true })
         });
         let found = legs(&nodes.iter().cloned().collect(), &own.into_iter().collect(), |_, _| None);

@@ -90,8 +90,9 @@ pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
     };
     let mut vips: BTreeMap<u32, BTreeMap<VipKey, Share>> = BTreeMap::new();
     for (key, (address, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
-        for (number, (ready, replicas, udp_sticky)) in shares {
-            vips.entry(number).or_default().insert(key.clone(), Share { address, ready, replicas, udp_sticky });
+        for (number, peer::Known { ready, replicas, udp_sticky, served }) in shares {
+            let share = Share { address, ready, replicas, udp_sticky, served };
+            vips.entry(number).or_default().insert(key.clone(), share);
         }
     }
     let remembered =

@@ -32,7 +32,7 @@ pub fn short(cluster: &str) -> String {
 }
 
 pub fn status(own: &OwnNode, state: &State, view: &View, findings: &BTreeSet<NodeFinding>) -> Nodes {
-    let local = || state.own.values().map(|own| own.share).filter(|share| share.replicas > 0);
+    let local = || state.own.values().map(|own| &own.share).filter(|share| share.replicas > 0);
     let own = NodeEntry {
         name: own.name.clone(),
         id: own.id.0,

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use ipnetwork::Ipv4Network;
 
 use crate::lease::allow::Allow;
-use crate::model::VipKey;
+use crate::model::{Served, VipKey};
 use crate::net::NodeNet;
 use crate::node::Context;
 use crate::node::config::Membership;
@@ -85,8 +85,17 @@ impl State {
     pub fn share(&self, key: &VipKey) -> Option<Share> {
         let own = self.own.get(key).filter(|own| own.share.replicas > 0)?;
         let ready = if own.serves && self.phase != Phase::Left { own.share.ready } else { 0 };
-        Some(Share { ready, ..own.share })
+        Some(Share { ready, ..own.share.clone() })
     }
+}
+
+/// What the ready ones serve; `None`: every port, all of them.
+fn served(local: &[&Replica]) -> Option<Served> {
+    let mut served = Served::default();
+    for replica in local.iter().filter(|replica| replica.state == crate::registry::State::Ready) {
+        served.add(replica.weight.into(), &replica.listed().collect());
+    }
+    (!served.ports.is_empty()).then_some(served)
 }
 
 /// What is recorded of a VIP, and its pods. `Ok(None)`: nothing yet. An error: it can't be read.
@@ -99,6 +108,6 @@ fn own(view: &VipView) -> Result<Option<(Own, BTreeSet<IpAddr>)>, ()> {
     let pods = local.iter().flat_map(|replica| replica.addresses.iter()).collect();
     let replicas = u32::try_from(local.len()).unwrap_or(u32::MAX);
     let udp_sticky = local.iter().any(|replica| replica.udp_sticky);
-    let share = Share { address: record.address(), ready, replicas, udp_sticky };
+    let share = Share { address: record.address(), ready, replicas, udp_sticky, served: served(&local) };
     Ok(Some((Own { share, serves: !record.withdrawn }, pods)))
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use crate::model::VipKey;
 use crate::model::address::is_unicast;
+use crate::model::{Served, VipKey};
 use crate::node::config::is_node_name;
 
 /// The key of a node's word about itself.
@@ -84,8 +84,9 @@ fn is_short(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What a node says of a VIP: `address ready replicas`, and ` sticky` where UDP flows stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a node says of a VIP: `address ready replicas`, then ` sticky` where UDP flows stay, and ` ports=80/tcp=2` where ready replicas
+/// list what they serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The VIP's address there.
     pub address: IpAddr,
@@ -95,15 +96,22 @@ pub struct Share {
     pub replicas: u32,
     /// A replica of it says that UDP flows stay.
     pub udp_sticky: bool,
+    /// How much of `ready` serves which port; `None`: all of it every port.
+    pub served: Option<Served>,
 }
 
-/// The word for it.
+/// The word for flows that stay.
 const STICKY: &str = "sticky";
+/// What the word on ports begins with.
+const PORTS: &str = "ports=";
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.address, self.ready, self.replicas)?;
-        if self.udp_sticky { write!(f, " {STICKY}") } else { Ok(()) }
+        if self.udp_sticky {
+            write!(f, " {STICKY}")?;
+        }
+        self.served.as_ref().map_or(Ok(()), |served| write!(f, " {PORTS}{served}"))
     }
 }
 
@@ -119,8 +127,12 @@ impl FromStr for Share {
         let (ready, replicas) = (number()?, number()?);
         // The data path is IPv4's alone.
         let fine = address.is_ipv4() && is_unicast(address) && replicas > 0;
-        let udp_sticky = fields.next() == Some(STICKY);
-        if fine { Ok(Self { address, ready, replicas, udp_sticky }) } else { Err(()) }
+        let (mut udp_sticky, mut served) = (false, None);
+        for field in fields {
+            udp_sticky |= field == STICKY;
+            served = served.or_else(|| field.strip_prefix(PORTS)?.parse().ok());
+        }
+        if fine { Ok(Self { address, ready, replicas, udp_sticky, served }) } else { Err(()) }
     }
 }
 
@@ -169,6 +181,9 @@ mod tests {
         assert_eq!(share.to_string(), "10.118.0.7 2 3");
         let sticky: Share = "10.118.0.7 2 3 sticky later".parse().unwrap();
         assert_eq!((sticky.udp_sticky, sticky.to_string().as_str()), (true, "10.118.0.7 2 3 sticky"));
+        let ports: Share = "10.118.0.7 3 3 ports=80/tcp=2,443/tcp=1 later".parse().unwrap();
+        assert_eq!(ports.to_string(), "10.118.0.7 3 3 ports=80/tcp=2,443/tcp=1");
+        assert_eq!("10.118.0.7 3 3 ports=80/sctp=2".parse::<Share>().unwrap().served, None, "a later version's");
         for bad in
             ["", "10.118.0.7", "10.118.0.7 1", "10.118.0.7 1 0", "127.0.0.1 1 1", "2001:db8::1 1 1", "10.118.0.7 -1 1"]
         {

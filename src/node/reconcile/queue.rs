@@ -167,6 +167,7 @@ mod tests {
             egress: crate::model::Egress::Answer.into(),
             health: None,
             drained: false,
+            served: None,
         };
         let mut cache = Cache::default();
         let replicas = BTreeMap::from([("c1@eth0".to_owned(), replica)]);

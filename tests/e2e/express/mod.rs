@@ -4,6 +4,7 @@ mod change;
 mod closed;
 mod hostile;
 mod rules;
+mod served;
 mod straight;
 mod translated;
 

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::translated::{joining, served};
 use crate::harness::{
-    Crowd, FAR_NEXTHOPS, FarReplicas, Flows, Join, Lan, Netns, PATIENCE, Page, Pod, SOON, Sidecar, allow_many_files,
-    far_endpoint, until, vip_dir, write_endpoint,
+    Crowd, FAR_NEXTHOPS, FarReplicas, Flows, Join, Lan, Netns, PATIENCE, PORT, Page, Pod, SOON, Sidecar,
+    allow_many_files, far_endpoint, until, vip_dir, write_endpoint,
 };
 
 /// Each hands out the lowest address, which the others may serve too.
@@ -25,6 +25,8 @@ const SETTINGS: &str = r#"
 /// A node with viprouted, its replicas, and a pod that is none.
 pub struct Node {
     pub pods: Vec<Pod>,
+    /// How each has joined, by its place.
+    joins: Vec<Join>,
     /// Whose servers run; a drained one's as well.
     servers: Vec<Crowd>,
     /// Joined, by the pod's place.
@@ -40,8 +42,28 @@ impl Node {
         &self.host.ns
     }
 
+    fn ready_pods(&self) -> impl Iterator<Item = usize> {
+        self.joined.iter().copied().filter(|pod| !self.drained.contains(pod))
+    }
+
     fn ready(&self) -> usize {
-        self.joined.iter().filter(|pod| !self.drained.contains(pod)).count()
+        self.ready_pods().count()
+    }
+
+    /// What it tells the others of its ready pods' ports; none: they list none.
+    fn served(&self) -> Option<String> {
+        let mut weights = BTreeMap::<String, usize>::new();
+        for place in self.ready_pods() {
+            let lists = self.joins[place].annotations.as_ref().and_then(|all| all.get("viproute.io/ports")?.as_str());
+            for port in lists.into_iter().flat_map(|ports| ports.split(',')) {
+                // 8080:9001/tcp: the VIP's number, and the protocol.
+                let (number, transport) = port.split_once('/').expect("a protocol");
+                let number = number.split(':').next().expect("a number");
+                *weights.entry(format!("{number}/{transport}")).or_default() += 1;
+            }
+        }
+        let said: Vec<_> = weights.iter().map(|(port, weight)| format!("{port}={weight}")).collect();
+        (!said.is_empty()).then(|| said.join(","))
     }
 
     /// How many members of the VIP's group lead to other nodes.
@@ -77,8 +99,9 @@ pub struct Cluster {
     suspects: Vec<u8>,
     /// Nodes that know no other.
     alone: Vec<u8>,
-    join: Join,
-    is_translated: bool,
+    /// How pods join, by their nodes.
+    joins: [Join; 3],
+    ports: Ports,
     /// It says that UDP flows stay.
     is_sticky: bool,
 }
@@ -101,25 +124,30 @@ impl Cluster {
 
     /// Of pods that have another number in the place of the VIP's port, on each node its own.
     pub fn translated(replicas: usize) -> Self {
-        Self::build(&Join::annotated("web"), replicas, true)
+        Self::build([1, 2, 3].map(joining), replicas, Ports::Translated)
+    }
+
+    /// Of pods that join in another way on each node, and whose servers have both ports, whatever they serve.
+    pub fn serving(joins: &[Join; 3], replicas: usize) -> Self {
+        Self::build(joins.clone(), replicas, Ports::Both)
     }
 
     /// As the pods join.
     pub fn of(join: &Join, replicas: usize) -> Self {
-        Self::build(join, replicas, false)
+        Self::build([1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
     }
 
-    fn build(join: &Join, replicas: usize, is_translated: bool) -> Self {
+    fn build(joins: [Join; 3], replicas: usize, ports: Ports) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let routed = lan.routed_client();
-        let nodes: Vec<Node> = (1..=3).map(|number| node(&lan, number, (join, is_translated), replicas)).collect();
+        let of = |number: u8| node(&lan, number, (&joins[usize::from(number) - 1], ports), replicas);
+        let nodes: Vec<Node> = (1..=3).map(of).collect();
         let vip = nodes[0].pods[0].vip();
-        let is_sticky = join.annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
+        let is_sticky = joins[0].annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
         let (suspects, alone) = (Vec::new(), Vec::new());
-        let join = join.clone();
-        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, join, is_translated, is_sticky };
+        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, joins, ports, is_sticky };
         for number in 1..=3 {
             for other in (1..=3).filter(|other| *other != number) {
                 cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
@@ -189,13 +217,21 @@ impl Cluster {
 
     /// One more replica, which had no connection before.
     pub fn joins(&mut self, number: u8) {
-        let (join, port) = (joining(&self.join, number, self.is_translated), served(number, self.is_translated));
+        let join = self.joins[usize::from(number) - 1].clone();
+        self.joins_as(number, &join);
+    }
+
+    /// The same in another way.
+    pub fn joins_as(&mut self, number: u8, join: &Join) {
+        let ports = self.ports;
         let node = self.node_mut(number);
         let place = node.pods.len();
-        let pod = node.host.pod();
-        node.servers.push(Crowd::on(&pod, port));
-        node.host.add(&pod, &join).ok();
+        let mut pod = node.host.pod();
+        pod.name = format!("n{number}-{}", pod.name);
+        node.servers.extend(ports.on(&pod, number));
+        node.host.add(&pod, join).ok();
         node.pods.push(pod);
+        node.joins.push(join.clone());
         node.joined.push(place);
         self.tell_all();
     }
@@ -230,7 +266,7 @@ impl Cluster {
 
     /// The others don't learn of it.
     pub fn leaves_unheard(&mut self, number: u8) {
-        let join = self.join.clone();
+        let join = self.joins[usize::from(number) - 1].clone();
         let node = self.node_mut(number);
         let place = node.joined.pop().expect("a replica");
         node.drained.retain(|drained| *drained != place);
@@ -250,7 +286,7 @@ impl Cluster {
         for other in 1..=3 {
             self.node(number).forgets(other);
         }
-        let join = self.join.clone();
+        let join = self.joins[usize::from(number) - 1].clone();
         let node = self.node_mut(number);
         for place in std::mem::take(&mut node.joined) {
             node.host.del(&node.pods[place], &join).ok();
@@ -362,6 +398,7 @@ impl Cluster {
                     ifindex,
                     ready,
                     sticky: self.is_sticky,
+                    served: self.node(other).served(),
                 }
                 .write(on);
             }
@@ -391,19 +428,40 @@ impl Cluster {
     }
 }
 
-fn node(lan: &Lan, number: u8, (join, is_translated): (&Join, bool), replicas: usize) -> Node {
+/// Which ports pods' servers have.
+#[derive(Clone, Copy)]
+enum Ports {
+    /// The VIP's.
+    Same,
+    /// Another number in its place.
+    Translated,
+    /// The VIP's two.
+    Both,
+}
+
+impl Ports {
+    fn on(self, pod: &Pod, number: u8) -> Vec<Crowd> {
+        match self {
+            Self::Same => vec![Crowd::on(pod, PORT)],
+            Self::Translated => vec![Crowd::on(pod, served(number))],
+            Self::Both => [PORT, 9090].map(|port| Crowd::on(pod, port)).into(),
+        }
+    }
+}
+
+fn node(lan: &Lan, number: u8, (join, ports): (&Join, Ports), replicas: usize) -> Node {
     let node = crate::harness::Node::without_allocator(lan, number);
     let sidecar = Sidecar::start(&node, SETTINGS);
     let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
     for pod in &mut pods {
         pod.name = format!("n{number}-{}", pod.name);
     }
-    let servers = pods.iter().map(|pod| Crowd::on(pod, served(number, is_translated))).collect();
-    let join = joining(join, number, is_translated);
+    let servers = pods.iter().flat_map(|pod| ports.on(pod, number)).collect();
     for pod in &pods {
-        node.add(pod, &join).ok();
+        node.add(pod, join).ok();
     }
     let bystander = node.pod();
     let joined = (0..replicas).collect();
-    Node { pods, servers, joined, drained: Vec::new(), bystander, _sidecar: sidecar, host: node }
+    let joins = pods.iter().map(|_| join.clone()).collect();
+    Node { pods, joins, servers, joined, drained: Vec::new(), bystander, _sidecar: sidecar, host: node }
 }

@@ -4,17 +4,14 @@ use super::evenly;
 use super::scene::Cluster;
 use crate::harness::{Join, PORT};
 
-/// What the pods of a node have in the place of the VIP's port, where that is another number.
-pub fn joining(join: &Join, number: u8, is_translated: bool) -> Join {
-    if !is_translated {
-        return join.clone();
-    }
-    join.clone().annotation("viproute.io/ports", &format!("{PORT}:{}/tcp", served(number, true)))
+/// What the pods of a node have in the place of the VIP's port.
+pub fn joining(number: u8) -> Join {
+    Join::annotated("web").annotation("viproute.io/ports", &format!("{PORT}:{}/tcp", served(number)))
 }
 
 /// What their servers have.
-pub fn served(number: u8, is_translated: bool) -> u16 {
-    if is_translated { 9000 + u16::from(number) } else { PORT }
+pub fn served(number: u8) -> u16 {
+    9000 + u16::from(number)
 }
 
 #[test]

@@ -54,19 +54,24 @@ pub struct FarReplicas<'a> {
     pub ready: usize,
     /// Their VIP has `udp-sticky`.
     pub sticky: bool,
+    /// How many of them serve which port, `8080/tcp=2`; none: all of them every port.
+    pub served: Option<String>,
 }
 
 impl FarReplicas<'_> {
     /// Records them on a node, as viprouted does.
-    pub fn write(&self, on: &Node) {
-        let Self { number, node, via, device, ifindex, ready, sticky } = *self;
-        let record = json!({
+    pub fn write(self, on: &Node) {
+        let Self { number, node, via, device, ifindex, ready, sticky, served } = self;
+        let mut record = json!({
             "schema": 2, "network": "", "addresses": [node], "node": node, "gateway": null,
             "backend": { "remote": { "number": number, "address": via } }, "source": "peer",
             "device": device, "ifindex": ifindex, "nexthop": FAR_NEXTHOPS | number,
             "state": if ready > 0 { "ready" } else { "draining" }, "weight": ready.max(1),
             "udp_sticky": sticky,
         });
+        if let Some(served) = served {
+            record["served"] = json!(served);
+        }
         write_endpoint(on, &far_endpoint(number), Some(record.to_string()));
     }
 }

@@ -143,8 +143,17 @@ fn a_vip_with_replicas_on_many_nodes() {
     eprintln!("{others} nodes, none known before: the tunnel leads to them after {:.2?}", begun.elapsed());
     let replicas = |number: u32, ready: usize| {
         let address = of(number)["id"].as_str().expect("an address").parse().expect("an address");
-        FarReplicas { number, node: address, via: address, device: "viptun0", ifindex, ready, sticky: false }
-            .write(&node);
+        FarReplicas {
+            number,
+            node: address,
+            via: address,
+            device: "viptun0",
+            ifindex,
+            ready,
+            sticky: false,
+            served: None,
+        }
+        .write(&node);
     };
     let is_led_to = |nodes: u32, begun: Instant| {
         until(&format!("the VIP's route leads to {nodes} nodes"), LONG, || {
