@@ -19,6 +19,7 @@ use crate::with_causes;
 
 use super::desired::{Attachment, Desired, Member, Note, PodId, Role, Roles, desired};
 use super::listeners::Listeners;
+use super::sharing::Sharing;
 use super::{addresses, pause};
 
 /// What failed is tried again after this, then after twice the time, up to the last.
@@ -138,11 +139,7 @@ impl Applier {
         let shared = self.context.services.shared();
         let here = found.map(Desired::vips).unwrap_or_default();
         let mut wanted = BTreeMap::new();
-        for (key, service) in &shared.store.objects().services {
-            let Ok(vip) = key.parse::<VipKey>() else { continue };
-            if service.is_ending {
-                continue;
-            }
+        for vip in Sharing::of(shared.store.objects()).vips.into_keys() {
             let is_wanted = here.contains(&vip) || addresses::is_keeper(&vip, nodes.as_ref());
             let demand = if is_wanted { Demand::Wanted } else { Demand::Elsewhere };
             wanted.insert(vip, demand);
@@ -266,13 +263,16 @@ impl Applier {
     /// What there is to say of Services goes to who says it.
     fn publish(&self, found: Desired) {
         let mut notes = found.notes;
+        let mut shared = self.context.services.shared();
+        let sharing = Sharing::of(shared.store.objects());
         for failure in self.failed.values() {
-            for vip in &failure.vips {
+            let sharers = failure.vips.iter().filter_map(|vip| sharing.vips.get(vip)).flatten();
+            for sharer in sharers {
                 let note = Note::PodNotAttachable { pod: failure.pod.clone(), why: failure.why.clone() };
-                notes.entry(vip.clone()).or_default().insert(note);
+                notes.entry(sharer.key.clone()).or_default().insert(note);
             }
         }
-        let mut shared = self.context.services.shared();
+        drop(sharing);
         if shared.notes != notes {
             shared.notes = notes;
             drop(shared);

@@ -12,6 +12,7 @@ use super::addresses::{Lease, keeper};
 use super::events::phrased;
 use super::examine::Examination;
 use super::objects::Service;
+use super::sharing::Sharing;
 use super::{Services, Shared};
 
 /// So many Services without a class are named.
@@ -35,11 +36,15 @@ impl Services {
 }
 
 fn describe(shared: &Shared, nodes: Option<&Nodes>) -> Kubernetes {
-    let services = shared.store.objects().services.iter().filter(|(_, service)| !service.is_ending);
-    let entries = services.filter_map(|(key, service)| {
-        let vip: VipKey = key.parse().ok()?;
-        Some(entry(&vip, service, shared.leases.get(&vip), nodes))
+    let sharing = Sharing::of(shared.store.objects());
+    let having =
+        sharing.all().map(|(vip, sharer)| entry((vip, &sharer.key), sharer.service, shared.leases.get(vip), nodes));
+    let refused = sharing.refused.iter().map(|(key, service)| {
+        let why = sharing.notes.get(key).into_iter().flatten().map(|note| phrased(note).1).next();
+        ServiceEntry { address: None, waits: why, ..entry((key, key), service, None, nodes) }
     });
+    let mut entries: Vec<ServiceEntry> = having.chain(refused).collect();
+    entries.sort_by(|one, other| one.service.cmp(&other.service));
     let mut findings: Vec<ClusterFinding> = Vec::new();
     for (vip, notes) in &shared.notes {
         let text = |note| format!("{vip}: {}", phrased(note).1);
@@ -51,10 +56,12 @@ fn describe(shared: &Shared, nodes: Option<&Nodes>) -> Kubernetes {
         let text = "the Kubernetes API doesn't know ipMode in a Service's status (1.30 and later do)".to_owned();
         findings.push(ClusterFinding { kind: ClusterFindingKind::Api, text });
     }
-    Kubernetes { services: entries.collect(), findings }
+    Kubernetes { services: entries, findings }
 }
 
-fn entry(vip: &VipKey, service: &Service, lease: Option<&Lease>, nodes: Option<&Nodes>) -> ServiceEntry {
+/// `names`: its VIP's and its own.
+fn entry(names: (&VipKey, &VipKey), service: &Service, lease: Option<&Lease>, nodes: Option<&Nodes>) -> ServiceEntry {
+    let (vip, key) = names;
     let keeper = keeper(vip, nodes).map(|node| node.name.clone());
     let address: Option<IpAddr> = lease.and_then(|lease| lease.address).or_else(|| service.stated());
     let waits = match (address, lease.and_then(|lease| lease.error.clone()), &keeper) {
@@ -63,7 +70,7 @@ fn entry(vip: &VipKey, service: &Service, lease: Option<&Lease>, nodes: Option<&
         (None, None, Some(keeper)) if lease.is_none() => Some(format!("{keeper} asks for its address")),
         (None, None, _) => Some("its address is being asked for".to_owned()),
     };
-    ServiceEntry { service: vip.to_string(), uid: service.uid.clone(), address, keeper, waits }
+    ServiceEntry { service: key.to_string(), uid: service.uid.clone(), address, keeper, waits }
 }
 
 /// Services of type `LoadBalancer` that have neither a class nor an address: nobody serves them.
@@ -107,14 +114,15 @@ mod tests {
     #[test]
     fn a_service_that_waits_says_for_what() {
         let (vip, service) = ("shop/web".parse().unwrap(), Service { uid: "u1".into(), ..Service::default() });
-        let waits = |lease: Option<Lease>, nodes: Option<&Nodes>| entry(&vip, &service, lease.as_ref(), nodes).waits;
+        let waits =
+            |lease: Option<Lease>, nodes: Option<&Nodes>| entry((&vip, &vip), &service, lease.as_ref(), nodes).waits;
         let refused = Lease { address: None, error: Some("the pool is empty".into()) };
         assert_eq!(waits(Some(refused), None).as_deref(), Some("the pool is empty"));
         assert_eq!(waits(Some(Lease::default()), Some(&lone("n1"))).as_deref(), Some("its address is being asked for"));
         assert_eq!(waits(None, Some(&lone("n1"))).as_deref(), Some("n1 asks for its address"));
         assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), error: None }), None), None);
         let stated = Service { ingress: vec![Ingress { ip: "192.0.2.7".into(), mode: String::new() }], ..service };
-        let shown = entry(&vip, &stated, None, Some(&lone("n1")));
+        let shown = entry((&vip, &vip), &stated, None, Some(&lone("n1")));
         assert_eq!((shown.address, shown.waits, shown.uid.as_str()), (Some([192, 0, 2, 7].into()), None, "u1"));
     }
 

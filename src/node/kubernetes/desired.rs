@@ -14,6 +14,7 @@ use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, ServicePort, Slice};
+use super::sharing::{Sharer, Sharing};
 
 /// A pod that is recorded on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub struct Desired {
     pub recorded: BTreeMap<String, Roles>,
     /// Pods that aren't.
     pub unknown: BTreeMap<PodId, Roles>,
-    /// What there is to say of Services.
+    /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
 
@@ -106,33 +107,38 @@ pub enum Note {
     ForeignEndpoints,
     /// Load balancers are to pass by every node.
     AllNodesExcluded,
+    /// It can't have the VIP that it names.
+    NotShared {
+        /// Why not.
+        why: String,
+    },
 }
 
 /// Of all Services at once.
 pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
-    let mut desired = Desired::default();
+    let sharing = Sharing::of(objects);
+    let mut desired = Desired { notes: sharing.notes.clone(), ..Desired::default() };
     let slices = by_service(objects);
     let known = Recorded::new(attachments);
     let is_all_excluded = !objects.nodes.is_empty() && objects.nodes.values().all(|node| node.is_excluded);
-    for (key, service) in in_order(objects) {
-        let slices = slices.get(key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
-        let scene = Scene { key: &key, service, slices, pods: &objects.pods, known: &known };
+    for (vip, sharer) in in_order(&sharing) {
+        let slices = slices.get(sharer.key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
+        let Sharer { key, service, .. } = sharer;
+        let scene = Scene { vip, key, service, sharer, slices, pods: &objects.pods, known: &known };
         scene.add(&mut desired);
         if is_all_excluded {
-            desired.notes.entry(key).or_default().insert(Note::AllNodesExcluded);
+            desired.notes.entry(key.clone()).or_default().insert(Note::AllNodesExcluded);
         }
     }
-    keep_connections(objects, attachments, &mut desired);
+    keep_connections(objects, &sharing, attachments, &mut desired);
     desired
 }
 
-/// The oldest first: its pods join it before they join a later one.
-fn in_order(objects: &Objects) -> Vec<(VipKey, &Service)> {
-    let read = |(key, service): (&Key, _)| Some((key.parse::<VipKey>().ok()?, service));
-    let mut services: Vec<(VipKey, &Service)> = objects.services.iter().filter_map(read).collect();
-    services.sort_by(|one, other| (one.1.created, &one.0).cmp(&(other.1.created, &other.0)));
-    services.retain(|(_, service)| !service.is_ending);
-    services
+/// The oldest first: its pods join its VIP before they join a later one's.
+fn in_order<'a, 'b>(sharing: &'b Sharing<'a>) -> Vec<(&'b VipKey, &'b Sharer<'a>)> {
+    let mut all: Vec<_> = sharing.all().collect();
+    all.sort_by_key(|(_, sharer)| (sharer.service.created, &sharer.key));
+    all
 }
 
 fn by_service(objects: &Objects) -> BTreeMap<&str, Vec<&Slice>> {
@@ -191,8 +197,11 @@ struct Merged {
 
 /// A Service and its surroundings.
 struct Scene<'a> {
+    vip: &'a VipKey,
+    /// The Service's own name.
     key: &'a VipKey,
     service: &'a Service,
+    sharer: &'a Sharer<'a>,
     slices: &'a [&'a Slice],
     pods: &'a BTreeMap<Key, Pod>,
     known: &'a Recorded<'a>,
@@ -269,7 +278,7 @@ impl Scene<'_> {
     fn ports(&self, slice: &Slice) -> BTreeMap<Port, u16> {
         let mut found = BTreeMap::new();
         for of_service in &self.service.ports {
-            let Some(port) = of_service.port() else { continue };
+            let Some(port) = of_service.port().filter(|port| self.sharer.has(*port)) else { continue };
             let target = slice.ports.iter().filter(|of_slice| of_slice.name == of_service.name);
             let target = target.filter_map(|of_slice| of_slice.target);
             let target =
@@ -285,7 +294,7 @@ impl Scene<'_> {
     fn place(&self, (pod, is_ending): (PodId, bool), role: Role, desired: &mut Desired, notes: &mut BTreeSet<Note>) {
         let is_mirror = self.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
         let attachment = self.known.find(&pod, is_mirror);
-        let is_member = attachment.and_then(|attachment| attachment.vips.get(self.key));
+        let is_member = attachment.and_then(|attachment| attachment.vips.get(self.vip));
         // Whoever made it a replica otherwise says what it is there.
         if is_member.is_some_and(|member| member.source != Source::Service) {
             return;
@@ -311,13 +320,18 @@ impl Scene<'_> {
             }
             None => (desired.unknown.entry(pod.clone()).or_default(), 0),
         };
+        if let Some(role_before) = roles.vips.get_mut(self.vip) {
+            // An older Service of this VIP has it too.
+            role_before.join(role);
+            return;
+        }
         if roles.vips.len() + others >= MAX_VIPS {
             let why = format!("it is in {MAX_VIPS} VIPs already, which is as many as a pod can join");
             notes.insert(Note::PodNotAttachable { pod: key, why });
             return;
         }
         roles.pod = Some(pod);
-        roles.vips.insert(self.key.clone(), role);
+        roles.vips.insert(self.vip.clone(), role);
     }
 
     fn refused_ports(&self) -> Vec<Note> {
@@ -358,6 +372,20 @@ fn served(ports: &BTreeMap<Port, u16>) -> BTreeMap<Port, u16> {
     first.map(|(port, target)| (*port, *target)).collect()
 }
 
+impl Role {
+    /// The same pod by another Service of the VIP.
+    fn join(&mut self, other: Self) {
+        self.is_admitted |= other.is_admitted;
+        for (port, target) in other.ports {
+            self.ports.entry(port).or_insert(target);
+        }
+        self.ports = served(&self.ports);
+        while self.ports.len() > MAX_PORTS {
+            self.ports.pop_last();
+        }
+    }
+}
+
 impl Merged {
     /// The same endpoint in another slice, which the controller hasn't taken out of there yet.
     fn join(&mut self, other: Self) {
@@ -371,15 +399,18 @@ impl Merged {
     }
 }
 
-/// A pod that no slice names any more, while it and the Service live, keeps its connections and gets no new ones: its labels have changed,
-/// or it ends.
-fn keep_connections(objects: &Objects, attachments: &[Attachment], desired: &mut Desired) {
+/// A pod that no slice names any more, while it and a Service of its ports live, keeps its connections and gets no new ones: its labels have
+/// changed, or it ends.
+fn keep_connections(objects: &Objects, sharing: &Sharing<'_>, attachments: &[Attachment], desired: &mut Desired) {
     let alive: BTreeSet<&str> = objects.pods.values().filter(|pod| !pod.is_over).map(|pod| pod.uid.as_str()).collect();
     for attachment in attachments.iter().filter(|attachment| alive.contains(attachment.pod.uid.as_str())) {
         let others = attachment.vips.values().filter(|member| member.source != Source::Service).count();
         for (key, member) in attachment.vips.iter().filter(|(_, member)| member.source == Source::Service) {
-            let service = objects.services.get(&key.to_string());
-            if service.is_none_or(|service| service.is_ending) {
+            let named = |map: &PortMap| {
+                let mut sharers = sharing.vips.get(key).into_iter().flatten();
+                sharers.any(|sharer| sharer.service.ports.iter().any(|own| own.port() == Some(map.port)))
+            };
+            if !member.ports.iter().any(named) {
                 continue;
             }
             let roles = desired.recorded.entry(attachment.name.clone()).or_default();

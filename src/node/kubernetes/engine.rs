@@ -1,7 +1,7 @@
 //! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,11 @@ use super::addresses::is_keeper;
 use super::api::{self, Place};
 use super::events::Announcer;
 use super::examine::{Subject, examine};
-use super::objects::{Class, Objects, Service};
+use super::objects::Class;
 use super::pool::PoolKeeper;
 use super::register::{Claimant, Cluster};
 use super::remembered::Remembered;
+use super::sharing::{Sharer, Sharing};
 use super::status::{Status, StatusWriter, Written};
 use super::store::{Heard, Kind};
 use super::watches::{self, Watched};
@@ -258,19 +259,27 @@ impl Engine {
             return;
         }
         let now = Instant::now();
-        let mut kept: BTreeMap<VipKey, (&Service, Option<IpAddr>)> = BTreeMap::new();
-        for (key, service) in shared.store.objects().services.iter().filter(|(_, service)| !service.is_ending) {
-            let Ok(vip) = key.parse::<VipKey>() else { continue };
-            if is_keeper(&vip, nodes.as_ref()) {
-                let lease = shared.leases.get(&vip);
-                events.on_lease(&vip, service, lease, now);
-                kept.insert(vip, (service, lease.and_then(|lease| lease.address)));
+        let sharing = Sharing::of(shared.store.objects());
+        let mut kept: BTreeSet<&VipKey> = BTreeSet::new();
+        let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
+        for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
+            let lease = shared.leases.get(vip);
+            events.on_lease(&sharer.key, sharer.service, lease, now);
+            kept.insert(&sharer.key);
+            let address = lease.and_then(|lease| lease.address);
+            // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
+            if address.is_some() || !sharer.has_any() {
+                let address = address.filter(|_| sharer.has_any());
+                wanted.insert(&sharer.key, Status { service: sharer.service, address });
             }
         }
-        events.on_notes(&shared.notes, &shared.store.objects().services, |vip| kept.contains_key(vip), now);
-        let wanted =
-            kept.iter().filter_map(|(vip, (service, address))| Some((vip, Status { service, address: (*address)? })));
-        status.write(wanted, now);
+        for (key, service) in sharing.refused.iter().filter(|(key, _)| is_keeper(key, nodes.as_ref())) {
+            kept.insert(key);
+            wanted.insert(key, Status { service, address: None });
+        }
+        let is_kept = |key: &VipKey| kept.contains(key);
+        events.on_notes(&shared.notes, &shared.store.objects().services, is_kept, now);
+        status.write(wanted.into_iter(), now);
         events.send();
     }
 
@@ -280,11 +289,11 @@ impl Engine {
         let nodes = self.context.peers.status();
         let shared = self.context.services.shared();
         if shared.store.is_live() {
-            let objects = shared.store.objects();
-            let scene = Scene { objects, nodes: nodes.as_ref(), registry: &self.context.registry };
+            let sharing = Sharing::of(shared.store.objects());
+            let scene = Scene { sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
             for (vip, why) in pool.turn(client, &scene) {
-                if let Some(service) = objects.services.get(&vip.to_string()) {
-                    events.on_conflict(&vip, service, why);
+                if let Some(sharer) = scene.sharing.vips.get(&vip).and_then(|sharers| sharers.first()) {
+                    events.on_conflict(&sharer.key, sharer.service, why);
                 }
             }
         }
@@ -325,15 +334,15 @@ async fn next(pool: &mut Option<PoolKeeper>) {
 
 /// What the register asks of VIPs.
 struct Scene<'a> {
-    objects: &'a Objects,
+    sharing: Sharing<'a>,
     nodes: Option<&'a Nodes>,
     registry: &'a Registry,
 }
 
 impl Cluster for Scene<'_> {
     fn service(&self, vip: &VipKey) -> Option<(&str, i64)> {
-        let service = self.objects.services.get(&vip.to_string()).filter(|service| !service.is_ending)?;
-        Some((&service.uid, service.created))
+        let oldest = self.sharing.vips.get(vip)?.first()?;
+        Some((&oldest.service.uid, oldest.service.created))
     }
 
     fn is_keeper(&self, vip: &VipKey) -> bool {
@@ -346,9 +355,10 @@ impl Cluster for Scene<'_> {
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
-        let read = |(key, service): (&String, &Service)| {
-            Some(Claimant { created: service.created, vip: key.parse().ok()?, stated: service.stated().and_then(ipv4) })
+        let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
+            let stated = sharers.iter().find_map(|sharer| sharer.service.stated()).and_then(ipv4);
+            Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })
         };
-        Box::new(self.objects.services.iter().filter(|(_, service)| !service.is_ending).filter_map(read))
+        Box::new(self.sharing.vips.iter().filter_map(oldest))
     }
 }

@@ -122,7 +122,7 @@ impl Announcer {
         self.limiter.tell(Said { vip, uid, reason: "AddressConflict", is_warning: true, note }, Instant::now());
     }
 
-    /// What there is to say of Services. `is_kept`: this node speaks for all of it.
+    /// What there is to say of Services, by their names. `is_kept`: this node speaks for all of it.
     pub fn on_notes(
         &mut self,
         notes: &BTreeMap<VipKey, BTreeSet<Note>>,
@@ -153,6 +153,10 @@ impl Announcer {
             tracing::warn!(%vip, error, "the status of a Service could not be written");
             return;
         }
+        let Some(address) = address else {
+            tracing::info!(%vip, "status written: no address any more");
+            return;
+        };
         tracing::info!(%vip, %address, "status written");
         if is_new {
             let note = format!("{address}");
@@ -198,6 +202,7 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
             );
             ("AllNodesExcluded", text, Duration::from_secs(2))
         }
+        Note::NotShared { why } => ("NotShared", format!("no address: {why}"), Duration::ZERO),
         Note::ForeignEndpoints => {
             let text = "an endpoint is no pod of a node of the cluster, and gets no connections".to_owned();
             ("ForeignEndpoints", text, SETTLES)

@@ -2,7 +2,7 @@
 //! name.
 //!
 //! [`watches`] brings the API's objects, cut down to [`objects`]; [`store`] says whether they may be acted upon, [`remembered`] keeps them
-//! over a restart; [`desired`] (pure) says which pods of this node are to be what, [`apply`] has it done by
+//! over a restart; [`sharing`] (pure) says which Services have which VIP, [`desired`] (pure) which pods of this node are to be what, [`apply`] has it done by
 //! [`membership`](crate::membership), on a thread of its own; [`status`] and [`events`] tell the API what has come of it; [`engine`]
 //! drives all that talks to the API, by [`api`]. Addresses are the daemon's to get: [`addresses`] says for which VIPs. Those of a pool are
 //! entered at the API ([`register`], pure, by [`pool`]). Servers that can't be reached at a VIP are found by [`listeners`]. What people ask
@@ -25,6 +25,7 @@ mod pool;
 mod register;
 mod remembered;
 mod rights;
+mod sharing;
 mod status;
 mod store;
 mod watches;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Port, Transport, VipKey};
 
+use super::sharing;
+
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation of a pod that kubelet runs from a file of its own: the API's object mirrors it.
@@ -65,6 +67,12 @@ pub struct Service {
     pub is_local: bool,
     /// It is being deleted.
     pub is_ending: bool,
+    /// The VIP that it names ([`sharing::VIP`]); empty: that of its own name.
+    #[serde(default)]
+    pub vip: String,
+    /// Who of other namespaces may join its VIP ([`sharing::SHARED_WITH`]).
+    #[serde(default)]
+    pub shared_with: String,
     /// What its status says.
     pub ingress: Vec<Ingress>,
     /// Who wrote that last.
@@ -238,7 +246,13 @@ impl Class {
             })
         };
         let ingress = service.status.and_then(|status| status.load_balancer).and_then(|status| status.ingress);
+        let annotation = |name: &str| {
+            let all = service.metadata.annotations.as_ref();
+            all.and_then(|all| all.get(name)).cloned().unwrap_or_default()
+        };
         Some(Service {
+            vip: annotation(sharing::VIP),
+            shared_with: annotation(sharing::SHARED_WITH),
             status_by: status_by(&service.metadata),
             uid: service.metadata.uid.unwrap_or_default(),
             created: service.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),

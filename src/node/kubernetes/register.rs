@@ -72,13 +72,13 @@ pub enum Answer {
 
 /// What is known of VIPs.
 pub trait Cluster {
-    /// The Service of that name: its identity, and since when it is there.
+    /// The oldest of the Services that have the VIP: its identity, and since when it is there.
     fn service(&self, vip: &VipKey) -> Option<(&str, i64)>;
     /// This node keeps the VIP's address.
     fn is_keeper(&self, vip: &VipKey) -> bool;
     /// A node has replicas of it.
     fn is_used(&self, vip: &VipKey) -> bool;
-    /// The Services that there are.
+    /// The VIPs of Services, each as its oldest one claims it.
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_>;
 }
 

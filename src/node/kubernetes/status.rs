@@ -31,8 +31,8 @@ const MOST: usize = 8;
 pub struct Status<'a> {
     /// The Service.
     pub service: &'a Service,
-    /// Its VIP's address.
-    pub address: IpAddr,
+    /// Its VIP's address; none: it has none any more, and what was written goes.
+    pub address: Option<IpAddr>,
 }
 
 /// A write that is done.
@@ -42,8 +42,8 @@ pub struct Written {
     pub vip: VipKey,
     /// Its identity.
     pub uid: String,
-    /// What was written.
-    pub address: IpAddr,
+    /// What was written; none: that it has none.
+    pub address: Option<IpAddr>,
     /// Who had written something else after this node had written; `None`: nobody.
     pub instead_of: Option<String>,
     /// Whether it had no address before.
@@ -60,6 +60,8 @@ pub struct StatusWriter {
     under_way: JoinSet<Written>,
     /// When each Service's status was written, by its identity.
     past: BTreeMap<String, Past>,
+    /// The API drops what it doesn't know.
+    lacks_mode: bool,
 }
 
 /// Writes of one Service's status.
@@ -75,7 +77,7 @@ struct Past {
 impl StatusWriter {
     /// That has written nothing.
     pub fn new(client: kube::Client) -> Self {
-        Self { client, under_way: JoinSet::new(), past: BTreeMap::new() }
+        Self { client, under_way: JoinSet::new(), past: BTreeMap::new(), lacks_mode: false }
     }
 
     /// The API knows no `ipMode`.
@@ -89,7 +91,8 @@ impl StatusWriter {
             if let Some(past) = self.past.get_mut(&status.service.uid) {
                 past.seen = now;
             }
-            if is_said(status) || self.under_way.len() >= MOST {
+            let is_written = is_said(status, self.lacks_mode);
+            if is_written || self.under_way.len() >= MOST {
                 continue;
             }
             let past = self.past.get(&status.service.uid).copied();
@@ -141,17 +144,27 @@ impl Past {
     }
 }
 
-/// The Service's status says so already.
-fn is_said(status: Status<'_>) -> bool {
-    matches!(&status.service.ingress[..], [Ingress { ip, mode }] if *ip == status.address.to_string() && mode == MODE)
+/// The Service's status says so already. What another has written into one that has no address here is that one's.
+fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
+    let mode = if lacks_mode { "" } else { MODE };
+    let Service { ingress, status_by, .. } = status.service;
+    match status.address {
+        Some(address) => {
+            matches!(&ingress[..], [Ingress { ip, mode: said }] if *ip == address.to_string() && said == mode)
+        }
+        None => ingress.is_empty() || status_by.as_deref() != Some(MANAGER),
+    }
 }
 
 async fn write(client: kube::Client, written: Written) -> Written {
     let api: Api<core::Service> = Api::namespaced(client, written.vip.namespace());
-    let mut ingress = serde_json::json!([{ "ip": written.address.to_string() }]);
-    if !written.lacks_mode {
-        ingress[0]["ipMode"] = MODE.into();
-    }
+    let mode = if written.lacks_mode { serde_json::json!({}) } else { serde_json::json!({ "ipMode": MODE }) };
+    let entry = |address: IpAddr| {
+        let mut entry = mode.clone();
+        entry["ip"] = address.to_string().into();
+        entry
+    };
+    let ingress: Vec<_> = written.address.into_iter().map(entry).collect();
     // With its identity: one that was made again under this name meanwhile isn't meant.
     let patch = serde_json::json!({
         "apiVersion": "v1",
@@ -166,7 +179,7 @@ async fn write(client: kube::Client, written: Written) -> Written {
     let error = match answer {
         // One that doesn't know a field leaves it out, or refuses it.
         Ok(Ok(service)) => {
-            lacks_mode |= !has_mode(&service);
+            lacks_mode |= written.address.is_some() && !has_mode(&service);
             None
         }
         Ok(Err(kube::Error::Api(status))) if !lacks_mode && status.message.contains("ipMode") => {
@@ -196,7 +209,7 @@ mod tests {
         let says = |said: &[(&str, &str)]| {
             let ingress = said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into() }).collect();
             let service = Service { ingress, ..Service::default() };
-            is_said(Status { service: &service, address: [192, 0, 2, 7].into() })
+            is_said(Status { service: &service, address: Some([192, 0, 2, 7].into()) }, false)
         };
         assert!(says(&[("192.0.2.7", "Proxy")]));
         for other in [
@@ -207,6 +220,17 @@ mod tests {
         ] {
             assert!(!says(other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn an_address_that_a_service_has_no_longer_is_taken_back_by_who_wrote_it() {
+        let is_fine = |by: &str| {
+            let ingress = vec![Ingress { ip: "192.0.2.7".into(), mode: MODE.into() }];
+            let service = Service { ingress, status_by: Some(by.into()), ..Service::default() };
+            is_said(Status { service: &service, address: None }, false)
+        };
+        assert!(!is_fine(MANAGER) && is_fine("other"));
+        assert!(is_said(Status { service: &Service::default(), address: None }, false));
     }
 
     #[test]

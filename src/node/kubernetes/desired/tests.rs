@@ -229,6 +229,74 @@ fn a_port_is_served_by_the_pods_own_number() {
     assert!(found.notes[&vip()].iter().any(|note| matches!(note, Note::PortRefused { port, .. } if port == "443/TCP")));
 }
 
+/// Beside shop/web, on its VIP: pods 2 and 3 by their 8443.
+fn with_api(mut objects: Objects) -> Objects {
+    let tls = ServicePort { name: "tls".into(), number: 443, protocol: "TCP".into() };
+    let api = Service { uid: "s2".into(), created: 2, vip: "web".into(), ports: vec![tls], ..Service::default() };
+    let ports = vec![super::super::objects::SlicePort { name: "tls".into(), target: Some((8443, Protocol::Tcp)) }];
+    let here = vec![endpoint(2, true), endpoint(3, true)];
+    objects.slices.insert("shop/api-0".into(), Slice { service: "shop/api".into(), ports, ..slice(here) });
+    objects.services.insert("shop/api".into(), api);
+    objects
+}
+
+fn ports_of(desired: &Desired) -> BTreeMap<&str, Vec<String>> {
+    let shown = |role: &Role| role.ports.iter().map(|(port, target)| format!("{port} {target}")).collect();
+    desired.recorded.iter().map(|(name, roles)| (name.as_str(), shown(&roles.vips[&vip()]))).collect()
+}
+
+#[test]
+fn services_that_share_a_vip_have_each_its_own_pods() {
+    let both = with_api(objects(vec![slice(vec![endpoint(1, true), endpoint(2, true)])], [pod(1), pod(2), pod(3)]));
+    let mut attachments = [1, 2, 3].map(|number| attachment(number, &[]));
+    let found = desired(&both, &attachments);
+    let expected = [
+        ("c1@eth0", vec!["80/tcp 80".to_owned()]),
+        ("c2@eth0", vec!["80/tcp 80".to_owned(), "443/tcp 8443".to_owned()]),
+        ("c3@eth0", vec!["443/tcp 8443".to_owned()]),
+    ];
+    assert_eq!(ports_of(&found), expected.into());
+    assert_eq!(admitted(&found).0, ["c1@eth0", "c2@eth0", "c3@eth0"]);
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+    // The VIP's own Service is gone: its pods leave, the other's go on.
+    for attachment in &mut attachments {
+        let role = &found.recorded[&attachment.name].vips[&vip()];
+        let ports = role.ports.iter().map(|(port, target)| PortMap { port: *port, target: *target }).collect();
+        attachment.vips.insert(vip(), Member { source: Source::Service, ports, is_admitted: true });
+    }
+    let mut alone = both.clone();
+    alone.services.remove("shop/web");
+    let found = desired(&alone, &attachments);
+    assert_eq!(ports_of(&found).keys().copied().collect::<Vec<_>>(), ["c2@eth0", "c3@eth0"]);
+    assert_eq!(ports_of(&found)["c2@eth0"], ["443/tcp 8443"]);
+}
+
+#[test]
+fn a_port_that_an_older_service_has_is_served_by_its_pods_alone() {
+    let mut both = with_api(objects(vec![slice(vec![endpoint(1, true)])], [pod(1), pod(2), pod(3)]));
+    both.services.get_mut("shop/api").unwrap().ports[0].number = 80;
+    let found = desired(&both, &[1, 2, 3].map(|number| attachment(number, &[])));
+    assert_eq!(ports_of(&found).keys().copied().collect::<Vec<_>>(), ["c1@eth0"]);
+    let notes = &found.notes[&"shop/api".parse().unwrap()];
+    assert!(notes.iter().any(|note| matches!(note, Note::PortRefused { port, .. } if port == "80/TCP")), "{notes:?}");
+}
+
+#[test]
+fn a_named_port_is_served_by_the_pods_that_have_it() {
+    let admin = super::super::objects::SlicePort { name: "admin".into(), target: Some((9000, Protocol::Tcp)) };
+    let with_admin = slice(vec![endpoint(2, true)]);
+    let with_admin = Slice { ports: [with_admin.ports.clone(), vec![admin]].concat(), ..with_admin };
+    let mut objects = objects(vec![slice(vec![endpoint(1, true)]), with_admin], [pod(1), pod(2)]);
+    let ports = &mut objects.services.get_mut("shop/web").unwrap().ports;
+    ports.push(ServicePort { name: "admin".into(), number: 81, protocol: "TCP".into() });
+    let found = desired(&objects, &[attachment(1, &[]), attachment(2, &[])]);
+    let expected = [
+        ("c1@eth0", vec!["80/tcp 80".to_owned()]),
+        ("c2@eth0", vec!["80/tcp 80".to_owned(), "81/tcp 9000".to_owned()]),
+    ];
+    assert_eq!(ports_of(&found), expected.into());
+}
+
 #[test]
 fn pods_of_the_host_network_are_named_and_join_nothing() {
     let (key, host) = pod(1);

@@ -141,6 +141,17 @@ fn a_service_that_is_gone_gives_its_address_back_at_once() {
 }
 
 #[test]
+fn an_address_outlives_the_service_that_it_was_given_out_for() {
+    let (mut register, mut cluster, now) = (register(), known(&["a"]), Instant::now());
+    register.on_entry(at(1), Some(entry("a")), now);
+    // Another one has the VIP by now.
+    cluster.services.insert(vip("a"), ("uid-other".into(), 7));
+    assert!(register.steps(&cluster, now).is_empty());
+    cluster.services.clear();
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1))]);
+}
+
+#[test]
 fn an_address_in_conflict_is_left_and_given_back() {
     let (mut register, cluster, now) = (register(), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
