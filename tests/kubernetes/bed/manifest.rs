@@ -15,6 +15,10 @@ pub struct Deployment {
     pub annotations: Value,
     /// The port that its pods listen on.
     pub port: u16,
+    /// One more, which is named `second`.
+    pub second: Option<u16>,
+    /// What its pods have in common with those of other Deployments, by the label `part`.
+    pub part: &'static str,
     /// Further arguments of the server.
     pub arguments: Vec<String>,
     /// `terminationGracePeriodSeconds`
@@ -26,7 +30,7 @@ pub struct Deployment {
 impl Deployment {
     pub fn new(name: &'static str, replicas: u32) -> Self {
         let (annotations, arguments) = (json!({}), Vec::new());
-        Self { name, replicas, annotations, port: PORT, arguments, grace: 2, revision: 1 }
+        Self { name, replicas, annotations, port: PORT, second: None, part: name, arguments, grace: 2, revision: 1 }
     }
 
     /// The same, whose pods ignore SIGTERM: they are killed after their grace.
@@ -43,15 +47,18 @@ impl Deployment {
     /// As it is given to the API.
     pub fn object(&self) -> Value {
         let labels = json!({ "app": self.name });
-        let mut arguments = vec![format!("-ports={}", self.port)];
+        let ports: Vec<_> = [self.port].into_iter().chain(self.second).map(|port| port.to_string()).collect();
+        let mut arguments = vec![format!("-ports={}", ports.join(","))];
         arguments.extend(self.arguments.iter().cloned());
+        let mut named = vec![json!({ "name": "main", "containerPort": self.port })];
+        named.extend(self.second.map(|port| json!({ "name": "second", "containerPort": port })));
         let container = json!({
             "name": "server",
             "image": SERVER,
             "imagePullPolicy": "Never",
             "args": arguments,
             "env": [{ "name": "REVISION", "value": self.revision.to_string() }],
-            "ports": [{ "name": "main", "containerPort": self.port }],
+            "ports": named,
             "readinessProbe": { "tcpSocket": { "port": self.port }, "periodSeconds": 1 },
         });
         json!({
@@ -63,7 +70,7 @@ impl Deployment {
                 "selector": { "matchLabels": labels },
                 "strategy": { "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
                 "template": {
-                    "metadata": { "labels": labels, "annotations": self.annotations },
+                    "metadata": { "labels": { "app": self.name, "part": self.part }, "annotations": self.annotations },
                     "spec": {
                         "containers": [container],
                         "terminationGracePeriodSeconds": self.grace,
