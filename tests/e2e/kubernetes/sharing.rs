@@ -61,10 +61,6 @@ impl Scene {
         let ingress = self.api.get(object)["status"]["loadBalancer"]["ingress"][0].clone();
         ingress["ip"].as_str().map(str::to_owned)
     }
-
-    fn is_told(&self, reason: &str) {
-        until(reason, SOON, || self.api.reasons().contains(&reason.to_owned()).then_some(()));
-    }
 }
 
 #[test]
@@ -106,7 +102,7 @@ fn services_of_one_namespace_share_an_address() {
     for pods_own in [PORT, OTHER] {
         scene.answers(&client, (vip, pods_own), &[]);
     }
-    scene.is_told("PortRefused");
+    scene.is_told("PortRefused", "is older");
     assert_eq!(scene.api.names("IPAddress"), [format!("/{address}")], "one address is given out");
 
     // The first one is gone, and the address stays the other's, which has the port that it left.
@@ -130,7 +126,7 @@ fn another_namespaces_address_takes_its_services_word() {
     let mut api = joining("api", "default/web", 5, &[("tls", 443)]);
     api["metadata"]["namespace"] = json!("pay");
     scene.api.set(&api);
-    scene.is_told("NotShared");
+    scene.is_told("NotShared", "viproute.io/shared-with");
     assert_eq!(scene.ingress(&api), None);
     let mut owner = scene.api.get(&service("s1"));
     owner["metadata"]["annotations"] = json!({ "viproute.io/shared-with": "pay" });
