@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::harness::{
-    DhcpServer, Join, LONG, Lan, Node, PATIENCE, Pod, RELAYED, Run, SOON, Sidecar, Software, TempDir, connect,
-    nothing_left, serve_all, tool, until,
+    DhcpServer, Join, LONG, Lan, Machine, Node, PATIENCE, Pod, RELAYED, Run, SOON, Sidecar, Software, TempDir,
+    VIPROUTE, connect, nothing_left, serve_all, tool, until,
 };
 
 fn web() -> Join {
@@ -289,6 +289,26 @@ fn the_units_capabilities_are_enough() {
             node.ns.ip(&format!("route show {vip} proto 118")).is_empty().then_some(())
         });
     }
+}
+
+/// As in a container of the chart's: its own settings are read-only, and the node's are mounted beside them.
+#[test]
+fn settings_are_written_by_the_nodes_mount() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let machine = Machine::new(&node);
+    machine.sh("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys");
+    let join = web().version("1.1.0").strict().key("bpfDir", json!("/sys/fs/bpf/viproute"));
+    let conf = node.conf(&join).to_string();
+    let mut status = machine.cmd("env");
+    let status = status.args(["CNI_COMMAND=STATUS", "CNI_PATH=/opt/cni/bin", VIPROUTE]);
+    let refused = status.finish(&conf);
+    assert!(refused.stdout.contains("net.ipv4.fib_multipath_hash_policy is 0, must be 3"), "{refused:?}");
+    machine
+        .sh("mkdir -p /host/proc/sys/net && mount -t proc proc /mnt && mount --bind /mnt/sys/net /host/proc/sys/net");
+    // What is asked after the settings; this test has no viprouted.
+    let later = status.finish(&conf);
+    assert!(later.stdout.contains("viprouted can't be reached"), "{later:?}");
 }
 
 /// As in a container that was given no more: what is set already is enough.
