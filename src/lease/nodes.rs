@@ -2,9 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{Backend, VipKey};
 use crate::registry::{Registry, nodes};
+
+/// The addresses of nodes that a cluster's API tells of, perhaps before any of them was heard: two that start at the same moment probe for
+/// the same address. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Told(Arc<Mutex<BTreeSet<IpAddr>>>);
+
+impl Told {
+    /// Those that it tells of now.
+    pub fn set(&self, addresses: BTreeSet<IpAddr>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    fn get(&self) -> BTreeSet<IpAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// Where the nodes are known from.
 #[derive(Clone, Debug)]
@@ -12,17 +29,19 @@ pub struct Nodes {
     registry: Registry,
     /// `peers` of the configuration.
     configured: Vec<IpAddr>,
+    told: Told,
 }
 
 impl Nodes {
-    /// Those of `configured`, and those that `registry` has.
-    pub fn new(registry: Registry, configured: Vec<IpAddr>) -> Self {
-        Self { registry, configured }
+    /// Those of `configured`, those that `registry` has, and those of `told`.
+    pub fn new(registry: Registry, configured: Vec<IpAddr>, told: Told) -> Self {
+        Self { registry, configured, told }
     }
 
     /// Their addresses. A file that can't be read names none: what can't be told apart is a stranger's.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let mut addresses: BTreeSet<_> = self.configured.iter().copied().collect();
+        let mut addresses = self.told.get();
+        addresses.extend(&self.configured);
         let cluster = nodes::load(&self.registry).ok().flatten();
         addresses.extend(cluster.iter().flat_map(|cluster| &cluster.nodes).map(|node| IpAddr::V4(node.id.0)));
         addresses.into_iter().collect()
@@ -34,5 +53,22 @@ impl Nodes {
         let has_address = here.is_some_and(|record| record.addresses.contains(address));
         let replicas = || self.registry.replicas(vip).unwrap_or_default();
         has_address && replicas().values().any(|replica| matches!(replica.backend, Backend::Remote(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_the_api_tells_of_is_known_before_it_is_heard() {
+        let registry = Registry::new(std::env::temp_dir().join("viproute-no-such-registry"));
+        let (told, address) = (Told::default(), |last: u8| IpAddr::from([192, 0, 2, last]));
+        let nodes = Nodes::new(registry, vec![address(1)], told.clone());
+        assert_eq!(nodes.addresses(), [address(1)]);
+        told.set([address(2)].into());
+        assert_eq!(nodes.addresses(), [address(1), address(2)]);
+        told.set(BTreeSet::new());
+        assert_eq!(nodes.addresses(), [address(1)]);
     }
 }

@@ -22,7 +22,7 @@ use super::allow::Allow;
 use super::conflict::{self, Connected, Evidence};
 use super::gateway::{self, Heard};
 use super::heartbeat::Heartbeat;
-use super::nodes::Nodes;
+use super::nodes::{Nodes, Told};
 use super::settings::Gateway;
 use super::state::Findings;
 
@@ -76,12 +76,13 @@ pub struct Search {
 }
 
 impl Search {
-    /// By the rules of `settings`, on `link` if there is one; `registry` knows other nodes.
+    /// By the rules of `settings`, on `link` if there is one; `registry` knows other nodes, and so does `told`.
     pub fn new(
         settings: &Settings,
         registry: &Registry,
         link: Option<(&Link, Arc<Arp>)>,
         heartbeat: impl Heartbeat,
+        told: Told,
     ) -> Result<Self, Error> {
         let index = link.as_ref().map(|(link, _)| link.index);
         let (tables, questions) = mpsc::channel();
@@ -92,7 +93,7 @@ impl Search {
         };
         thread::Builder::new().name("routes".into()).spawn(read).map_err(|_| Error::NoReader)?;
         Ok(Self {
-            nodes: Nodes::new(registry.clone(), settings.peers.clone()),
+            nodes: Nodes::new(registry.clone(), settings.peers.clone(), told),
             gateways: settings.gateways.clone(),
             asking: Arc::default(),
             link: index,

@@ -69,6 +69,8 @@ pub struct Known {
     pub saved: Remembered,
     /// The pool's register; none: addresses come from elsewhere.
     pub pool: Option<PoolKeeper>,
+    /// The cluster's nodes serve VIPs together.
+    pub together: bool,
 }
 
 async fn until(due: Option<tokio::time::Instant>) {
@@ -208,7 +210,12 @@ impl Engine {
             next = more.try_recv().ok();
         }
         if has_changed {
-            shared.excluded = Excluded::of(shared.store.objects(), &self.node);
+            let objects = shared.store.objects();
+            if self.known.together {
+                let addresses = objects.nodes.values().flat_map(|node| &node.addresses).copied();
+                self.context.services.0.nodes.set(addresses.collect());
+            }
+            shared.excluded = Excluded::of(objects, &self.node);
             shared.wake();
             let own = shared.store.objects().nodes.get(&self.node);
             let is_ending = shared.store.is_live() && own.is_some_and(|node| node.is_shutting_down);

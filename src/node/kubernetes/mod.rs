@@ -11,7 +11,7 @@
 //! Traffic depends on none of it: while the API is away everything stays as it was.
 
 pub mod addresses;
-mod api;
+pub mod api;
 mod apply;
 mod describe;
 mod desired;
@@ -42,6 +42,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
+use crate::lease::nodes::Told;
 use crate::lease::settings::Backend;
 use crate::lease::state::Demand;
 use crate::model::VipKey;
@@ -94,6 +95,8 @@ struct Inner {
     shared: Mutex<Shared>,
     /// Something has changed that the API is to hear of.
     changed: Notify,
+    /// The nodes' addresses, where nodes serve VIPs together.
+    nodes: Told,
 }
 
 #[derive(Debug, Default)]
@@ -195,6 +198,11 @@ impl Services {
         }
     }
 
+    /// The addresses of the cluster's nodes, where they serve VIPs together.
+    pub fn nodes(&self) -> Told {
+        self.0.nodes.clone()
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.0.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,7 +243,8 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         }
         _ => None,
     };
-    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool };
+    let together = config.membership.is_some();
+    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool, together };
     let engine = Engine::new(context.clone(), settings, name, known);
     context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
     Ok(())

@@ -59,7 +59,8 @@ impl Daemon {
         let Some(link) = self.next_link.take() else { return };
         let opened = Arp::open(&link).map_err(|error| with_causes(&error)).and_then(|(arp, heard)| {
             let heartbeat = self.agent.subsystems.begin(&ROUTES);
-            let search = Search::new(&self.settings, &self.registry, Some((&link, arp.clone())), heartbeat);
+            let told = self.agent.services.nodes();
+            let search = Search::new(&self.settings, &self.registry, Some((&link, arp.clone())), heartbeat, told);
             search.map(|search| (arp, heard, search)).map_err(|error| with_causes(&error))
         });
         match opened {

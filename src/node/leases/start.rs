@@ -44,8 +44,9 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let link = uplink::find(&node, config)?;
     let (arp, claims) = link.as_ref().map(Arp::open).transpose()?.unzip();
     let agent = node::Context::new(registry.clone(), config.wanted())?;
-    let search =
-        Search::new(&config.lease, &registry, link.as_ref().zip(arp.clone()), agent.subsystems.begin(&ROUTES))?;
+    let heartbeat = agent.subsystems.begin(&ROUTES);
+    let told = agent.services.nodes();
+    let search = Search::new(&config.lease, &registry, link.as_ref().zip(arp.clone()), heartbeat, told)?;
     let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
     let cluster = cluster(config, !contents.records.is_empty())?;
     let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
