@@ -6,21 +6,23 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use viproute::chain::{self, runtimes};
 use viproute::ctl::arguments::{
     Action, Announce, Arguments, Bundle, Doctor, Drain, Events, Form, Health, Identity, Join, Key, KeyOrder, Leave,
-    Node, Nodes, NodesOrder, Output, Probe, Status, UdpReply, Verb, Where, default,
+    Node, Nodes, NodesOrder, Output, Probe, Retire, Status, UdpReply, Verb, Where, default,
 };
 use viproute::ctl::bundle::{self, Written};
 use viproute::ctl::doctor::{self, Severity};
 use viproute::ctl::join::{self, Left, Options, Places};
 use viproute::ctl::trace::{self, Flow};
-use viproute::ctl::{announce, drain, events, identity, manual, nodes, probe, status, unload, watch};
+use viproute::ctl::uninstall::{self, uninstall};
+use viproute::ctl::{announce, cluster, drain, events, identity, manual, nodes, probe, status, unload, watch};
 use viproute::internals::membership::running;
 use viproute::internals::model::Transport;
 use viproute::internals::registry::{Registry, State};
-use viproute::node::config::{Config, DEFAULT_PATH};
+use viproute::node::config::{Config, DEFAULT_KEY_FILE, DEFAULT_PATH};
 use viproute::node::peers::key;
 use viproute::with_causes;
 
@@ -47,10 +49,10 @@ fn main() -> ExitCode {
         Verb::Leave(order) => leave_vip(Places { registry: &registry, allocator: &socket }, &order),
         Verb::Announce(question) => write_announcement(&question),
         Verb::Nodes(question) => nodes_of(&socket, &question),
-        Verb::Key(Key { order: KeyOrder::New { path } }) => new_key(&path),
+        Verb::Key(Key { order: KeyOrder::New { path, secret } }) => new_key(path, secret),
         Verb::Doctor(question) => examine(data_dir, allocator, question),
         Verb::Bundle(order) => bundle(data_dir, allocator, order),
-        Verb::Node(order) => change_node(order),
+        Verb::Node(order) => change_node(order, &registry, socket),
         Verb::Probe(question) => probe(&question),
         Verb::PluginDirs { root } => {
             let dirs = runtimes::plugin_dirs(&root);
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
         }
         Verb::Attached => list_attached(data_dir),
         Verb::Unload => unload(),
+        Verb::Retire(order) => retire(&order),
+        Verb::Pause => pause(),
         Verb::Completions { shell } => Ok(print(manual::completions(shell).trim_end())),
         Verb::Man { dir } => written(manual::write(&dir).map_err(|e| format!("write manual pages: {e}"))),
     };
@@ -141,9 +145,30 @@ fn nodes_of(allocator: &Path, question: &Nodes) -> Outcome {
     })
 }
 
-fn new_key(path: &Path) -> Outcome {
-    key::write_new(path).map_err(|e| with_causes(&e))?;
+/// The command line has one of the two.
+fn new_key(path: Option<PathBuf>, secret: Option<(String, String)>) -> Outcome {
+    if let Some(secret) = secret {
+        let is_new = cluster::new_key(&secret).map_err(|e| with_causes(&e))?;
+        let what = if is_new { "has a new key" } else { "is there already, and stays as it is" };
+        return Ok(print(&format!("{}/{} {what}", secret.0, secret.1)));
+    }
+    let path = path.unwrap_or_else(|| DEFAULT_KEY_FILE.into());
+    key::write_new(&path).map_err(|e| with_causes(&e))?;
     Ok(print(&format!("{} is a new key: copy it to the other nodes, mode 0600", path.display())))
+}
+
+fn retire(order: &Retire) -> Outcome {
+    let Retire { daemonset, by, namespace, timeout } = order;
+    cluster::retire(namespace, (daemonset, by), *timeout).map_err(|e| with_causes(&e))?;
+    Ok(print(&format!("{namespace}/{daemonset} has ended, and each node is cleaned")))
+}
+
+/// To the first process of a container SIGTERM does nothing unless it is asked for.
+fn pause() -> Outcome {
+    let mut ends = SigSet::empty();
+    ends.extend([Signal::SIGTERM, Signal::SIGINT]);
+    ends.thread_block().and_then(|()| ends.wait()).map_err(|errno| format!("wait for a signal: {errno}"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// As they come, so not as one text.
@@ -245,29 +270,50 @@ fn bundle(data_dir: Option<PathBuf>, allocator: Option<PathBuf>, order: Bundle) 
     )))
 }
 
-fn change_node(order: Node) -> Outcome {
-    let Node { action, root, conf_dir, bin_dir, no_chain, dry_run } = order;
-    if action == Action::Leave && (dry_run || no_chain) {
-        return Err("--dry-run and --no-chain are for install and join: without them leave changes the network".into());
+fn change_node(order: Node, registry: &Registry, socket: PathBuf) -> Outcome {
+    fits(&order)?;
+    let Node { action, root, conf_dir, bin_dir, no_chain, register, dry_run, wait } = order;
+    let data_dir = registry.dir().to_owned();
+    if action == Action::Uninstall {
+        let places = uninstall::Places { root, conf_dir, bin_dir, data_dir, socket };
+        let lines = uninstall(&places, wait).map_err(|e| with_causes(&e))?;
+        return Ok(print_each(lines.iter()));
     }
     let places = chain::Places { root, conf_dir };
     let own = std::env::current_exe().map_err(|e| format!("find this program: {e}"))?;
     let plugin = chain::Plugin { program: own.with_file_name("viproute"), bin_dir };
-    let (plugin, joins) = ((action == Action::Install).then_some(&plugin), !no_chain);
-    let lines = match action {
-        Action::Leave => places.leave(),
-        Action::Install | Action::Join if dry_run => foretell(&places, plugin, joins),
-        Action::Install | Action::Join => set_up(&places, plugin, joins),
+    let plugin = (action == Action::Install).then_some(&plugin);
+    let lines = if action == Action::Leave {
+        places.leave()
+    } else if dry_run {
+        foretell(&places, plugin, !no_chain)
+    } else {
+        set_up(&places, plugin, (!no_chain).then_some(register))
     };
     let lines = lines.map_err(|e| with_causes(&e))?;
     Ok(print_each(lines.iter()))
 }
 
-/// What was done, a sentence each.
-fn set_up(places: &chain::Places, plugin: Option<&chain::Plugin>, joins: bool) -> Result<Vec<String>, chain::Error> {
+/// Options of another action would be passed over: refused, since leave and uninstall change the network all the same.
+fn fits(order: &Node) -> Result<(), &'static str> {
+    match order.action {
+        Action::Leave | Action::Uninstall if order.dry_run || order.no_chain || order.register => Err(
+            "--dry-run, --no-chain and --register are for install and join: without them leave and uninstall change the network",
+        ),
+        Action::Install | Action::Join | Action::Leave if order.wait.is_some() => Err("--wait is for uninstall"),
+        _ => Ok(()),
+    }
+}
+
+/// What was done, a sentence each. `joins`: a network, with all its pods recorded or not.
+fn set_up(
+    places: &chain::Places,
+    plugin: Option<&chain::Plugin>,
+    joins: Option<bool>,
+) -> Result<Vec<String>, chain::Error> {
     let mut lines = plugin.map(|plugin| places.install(plugin)).transpose()?.unwrap_or_default();
-    if joins {
-        lines.push(places.join()?);
+    if let Some(register) = joins {
+        lines.push(places.join(register)?);
     }
     Ok(lines)
 }

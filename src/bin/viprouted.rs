@@ -12,7 +12,7 @@ use viproute::with_causes;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {
-        Ok(config) => config,
+        Ok(config) => config.of_node(arguments.node.as_deref()),
         Err(error) => {
             // The log's form is not known yet.
             let _ = writeln!(std::io::stderr(), "viprouted: {}", with_causes(&error));

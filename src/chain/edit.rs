@@ -11,6 +11,10 @@ use crate::model::cni::SUPPORTED;
 /// What joins a chain.
 const ENTRY: &str = r#"{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true } }"#;
 
+/// The same, by which pods that name no VIP are recorded too.
+const REGISTERING: &str =
+    r#"{ "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true }, "register": true }"#;
+
 /// Why viproute can't join a network.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wrong {
@@ -57,8 +61,13 @@ struct Plugins<'a> {
     plugins: &'a RawValue,
 }
 
-/// The text with viproute's entry; none where it has one.
-pub fn with_viproute(text: &str) -> Result<Option<String>, Wrong> {
+/// Whether viproute's entry in a text that it has made records all pods.
+pub fn registers(joined: &str) -> bool {
+    joined.contains(REGISTERING)
+}
+
+/// The text with viproute's entry; none where it has one. `register`: pods that name no VIP are to be recorded too.
+pub fn with_viproute(text: &str, register: bool) -> Result<Option<String>, Wrong> {
     let documents: Result<Vec<Value>, _> = Deserializer::from_str(text).into_iter().collect();
     let documents = documents.map_err(|error| Wrong::NotJson(error.to_string()))?;
     let [Value::Object(network)] = &documents[..] else { return Err(Wrong::NotOneObject) };
@@ -75,11 +84,11 @@ pub fn with_viproute(text: &str) -> Result<Option<String>, Wrong> {
     if !versions.iter().any(|version| SUPPORTED.contains(&version.as_str())) {
         return Err(Wrong::Version(versions));
     }
-    inserted(text).map(Some)
+    inserted(text, if register { REGISTERING } else { ENTRY }).map(Some)
 }
 
 /// Behind the last plugin, indented as the list's end says.
-fn inserted(text: &str) -> Result<String, Wrong> {
+fn inserted(text: &str, entry: &str) -> Result<String, Wrong> {
     // A key that is there twice, say: runtimes and this program might take another one each.
     let found: Plugins<'_> = serde_json::from_str(text).map_err(|error| Wrong::NotJson(error.to_string()))?;
     let list = found.plugins.get();
@@ -92,7 +101,7 @@ fn inserted(text: &str) -> Result<String, Wrong> {
         None => ", ".to_owned(),
     };
     let at = begin + filled.len();
-    Ok(format!("{}{separator}{ENTRY}{}", &text[..at], &text[at..]))
+    Ok(format!("{}{separator}{entry}{}", &text[..at], &text[at..]))
 }
 
 #[cfg(test)]
@@ -106,17 +115,26 @@ mod tests {
     fn all_but_the_entry_stays_to_the_letter() {
         let odd = r#"{"cniVersion": "1.0.0",   "name":"x", "n":1.50, "plugins":[{"type":"bridge","a":[null,"\u00e9"]} ], "z":{}}"#;
         let expected = odd.replace(r#""\u00e9"]} ]"#, &format!(r#""\u00e9"]}}, {ENTRY} ]"#));
-        assert_eq!(with_viproute(odd).unwrap(), Some(expected));
+        assert_eq!(with_viproute(odd, false).unwrap(), Some(expected));
         let indented = "{\n  \"cniVersion\": \"1.0.0\",\n  \"plugins\": [\n    { \"type\": \"ptp\" }\n  ]\n}\n";
         let expected = indented.replace("\n  ]", &format!(",\n    {ENTRY}\n  ]"));
-        assert_eq!(with_viproute(indented).unwrap(), Some(expected.clone()));
-        assert_eq!(with_viproute(&expected), Ok(None));
+        assert_eq!(with_viproute(indented, false).unwrap(), Some(expected.clone()));
+        assert_eq!(with_viproute(&expected, false), Ok(None));
+    }
+
+    #[test]
+    fn an_entry_that_records_all_pods_is_known_again() {
+        let network = r#"{"cniVersion":"1.0.0","plugins":[{"type":"ptp"}]}"#;
+        let joined = |register| with_viproute(network, register).unwrap().unwrap();
+        let parsed: Value = serde_json::from_str(&joined(true)).unwrap();
+        assert_eq!(parsed["plugins"][1]["register"], json!(true));
+        assert_eq!((registers(&joined(true)), registers(&joined(false))), (true, false));
     }
 
     #[test]
     fn a_key_that_is_there_twice_is_refused() {
         let twice = r#"{"cniVersion":"1.0.0","plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}"#;
-        assert!(matches!(with_viproute(twice), Err(Wrong::NotJson(error)) if error.contains("duplicate field")));
+        assert!(matches!(with_viproute(twice, false), Err(Wrong::NotJson(error)) if error.contains("duplicate field")));
     }
 
     proptest! {
@@ -129,14 +147,14 @@ mod tests {
                 network[format!("a{key}")] = value.into();
             }
             let text = if pretty { serde_json::to_string_pretty(&network).unwrap() } else { network.to_string() };
-            let joined: Value = serde_json::from_str(&with_viproute(&text).unwrap().unwrap()).unwrap();
+            let joined: Value = serde_json::from_str(&with_viproute(&text, false).unwrap().unwrap()).unwrap();
             network["plugins"].as_array_mut().unwrap().push(serde_json::from_str(ENTRY).unwrap());
             prop_assert_eq!(joined, network);
         }
 
         #[test]
         fn no_text_makes_it_panic(text in "\\PC{0,60}") {
-            let _ = with_viproute(&text);
+            let _ = with_viproute(&text, false);
         }
     }
 }

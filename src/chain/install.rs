@@ -83,6 +83,24 @@ impl Places {
         Ok(said)
     }
 
+    /// Takes the plugin away, and the links to it; what was done, a sentence each.
+    pub fn remove_plugin(&self, bin_dir: &Path) -> Result<Vec<String>, Error> {
+        let installed = bin_dir.join(NAME);
+        let dirs = runtimes::plugin_dirs(&self.root).into_iter().map(|dir| self.below(&dir).join(NAME));
+        let links = dirs.filter(|path| fs::read_link(path).ok().as_ref() == Some(&installed));
+        let mut said = Vec::new();
+        for path in links.chain([self.below(&installed)]) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => {
+                    io("remove", &path, removed)?;
+                    said.push(format!("Removed: {}", path.display()));
+                }
+            }
+        }
+        Ok(said)
+    }
+
     /// Where the plugin is, or will be, as the machine names it.
     fn installed(&self, plugin: &Plugin) -> Result<PathBuf, Error> {
         let own = plugin.bin_dir.join(NAME);

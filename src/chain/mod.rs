@@ -160,14 +160,15 @@ impl Places {
         if path.extension().is_none_or(|ending| ending != "conflist") {
             return Err(wrong(Wrong::NoList));
         }
-        match edit::with_viproute(&text).map_err(wrong)? {
+        match edit::with_viproute(&text, false).map_err(wrong)? {
             Some(_) => Ok(Plan::Join(path)),
             None => Ok(Plan::Has(path)),
         }
     }
 
-    /// Joins it; what was done, in a sentence. The last step is the one that counts: until then the network is as it was.
-    pub fn join(&self) -> Result<String, Error> {
+    /// Joins it; what was done, in a sentence. The last step is the one that counts: until then the network is as it was. `register`: pods
+    /// that name no VIP are recorded too, where viproute wasn't there already.
+    pub fn join(&self, register: bool) -> Result<String, Error> {
         let path = match self.plan()? {
             Plan::Join(path) => path,
             Plan::Has(path) => {
@@ -187,7 +188,7 @@ impl Places {
         let _lock = self.lock()?;
         self.give_up_those_gone()?;
         for _ in 0..TRIES {
-            match self.enter(&path)? {
+            match self.enter(&path, register)? {
                 Entered::Joined(kept) => {
                     return Ok(format!("Joined: {}. As it was: {}", path.display(), kept.original().display()));
                 }
@@ -198,13 +199,16 @@ impl Places {
         Err(Error::Changing(path))
     }
 
-    /// Makes viproute a network's last plugin, and keeps what is needed to take it out again.
-    fn enter(&self, path: &Path) -> Result<Entered, Error> {
+    /// Makes viproute a network's last plugin, and keeps what is needed to take it out again. Its entry is the one that it had there, if
+    /// it had one.
+    fn enter(&self, path: &Path, register: bool) -> Result<Entered, Error> {
         let kept = Kept::of(&self.settings(), path);
         let texts = kept.texts();
         io("put right", path, replace::recover(path, &[&texts[0], &texts[1]]))?;
         let seen = io("read", path, replace::read(path))?;
-        let joined = edit::with_viproute(&seen.text).map_err(|wrong| Error::Wrong { path: path.to_owned(), wrong })?;
+        let register = register || edit::registers(&texts[1]);
+        let joined =
+            edit::with_viproute(&seen.text, register).map_err(|wrong| Error::Wrong { path: path.to_owned(), wrong })?;
         let Some(joined) = joined else { return Ok(Entered::Has) };
         io("keep a copy of", path, kept.keep(&self.above(path), &seen, &joined))?;
         Ok(match io("write", path, replace::replace(path, &seen, &joined))? {

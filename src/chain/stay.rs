@@ -54,7 +54,7 @@ impl Places {
     /// How such a network is.
     pub fn standing(&self, network: &Path) -> Result<Standing, Error> {
         match replace::read(network) {
-            Ok(seen) => Ok(match edit::with_viproute(&seen.text) {
+            Ok(seen) => Ok(match edit::with_viproute(&seen.text, false) {
                 Ok(None) => Standing::In,
                 Ok(Some(_)) => Standing::Out,
                 Err(wrong) => Standing::Wrong(wrong),
@@ -72,7 +72,7 @@ impl Places {
         if !self.joined()?.contains(network) {
             return Ok(Rejoined::Needless);
         }
-        Ok(match self.enter(network)? {
+        Ok(match self.enter(network, false)? {
             Entered::Joined(_) => Rejoined::Done,
             Entered::Has => Rejoined::Needless,
             Entered::Changed => Rejoined::Busy,

@@ -14,7 +14,7 @@ use crate::node::config::{DEFAULT_PATH, HOLD, duration};
 
 mod machine;
 
-pub use machine::{Action, Bundle, Node};
+pub use machine::{Action, Bundle, Key, KeyOrder, Node, Probe, Question, Retire};
 
 /// Shows the VIPs of this node, and changes which pods serve them.
 ///
@@ -93,6 +93,9 @@ pub enum Verb {
     /// in /etc/viproute. A network that it doesn't understand is refused, and nothing is changed. leave puts the original back, unless
     /// somebody has worked on the network since. Done twice, each does nothing. viprouted puts viproute back where the network's own plugin
     /// writes it anew, until leave.
+    ///
+    /// uninstall is for nodes that an image or this tool has set up: viprouted has ended before. Pods that are attached are taken out of
+    /// their VIPs and live on.
     Node(Node),
     /// Asks viprouted whether it is alive or ready, for a kubelet's exec probe: exit status 0, or 1 and why not.
     Probe(Probe),
@@ -113,6 +116,12 @@ pub enum Verb {
     /// Takes the express path's programs off all devices, for install.sh: a viprouted that was killed has left them.
     #[command(hide = true)]
     Unload,
+    /// Ends a `DaemonSet` and waits until another one's pods have cleaned each node, for the chart's uninstallation.
+    #[command(hide = true)]
+    Retire(Retire),
+    /// Does nothing until it is told to end, for the chart: a pod of a `DaemonSet` must not end by itself.
+    #[command(hide = true)]
+    Pause,
     /// Writes the manual pages, for install.sh.
     #[command(hide = true)]
     Man {
@@ -323,24 +332,6 @@ pub enum NodesOrder {
     Leave,
 }
 
-/// `key`
-#[derive(Debug, Args)]
-pub struct Key {
-    /// What to do.
-    #[command(subcommand)]
-    pub order: KeyOrder,
-}
-
-/// What `key` can do.
-#[derive(Debug, Subcommand)]
-pub enum KeyOrder {
-    /// Makes a new key; a file that exists is not written over.
-    New {
-        /// Where to, such as /etc/viproute/membership.key
-        path: PathBuf,
-    },
-}
-
 /// `doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
@@ -357,36 +348,6 @@ pub struct Doctor {
     /// How to print it.
     #[arg(long, value_enum, default_value = "text")]
     pub output: Form,
-}
-
-/// `probe`
-#[derive(Debug, Args)]
-pub struct Probe {
-    /// What is asked.
-    #[arg(value_enum)]
-    pub question: Question,
-    /// viprouted's configuration, which says where its metrics' socket is.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
-    pub config: PathBuf,
-}
-
-/// A question to viprouted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Question {
-    /// Is it alive? Restart it where it isn't.
-    Healthz,
-    /// Could a pod join a VIP now?
-    Readyz,
-}
-
-impl Question {
-    /// Where it is answered.
-    pub fn path(self) -> &'static str {
-        match self {
-            Self::Healthz => "/healthz",
-            Self::Readyz => "/readyz",
-        }
-    }
 }
 
 /// Where something is that the command line doesn't say.

@@ -13,4 +13,7 @@ pub struct Arguments {
     /// The configuration.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
+    /// What this node is called, in the cluster and by other nodes, where the configuration doesn't say it; without it the host name.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
 }

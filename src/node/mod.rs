@@ -31,7 +31,7 @@ use nix::sys::eventfd::EventFd;
 
 pub use express::Express;
 pub use journal::{Journal, Kind};
-pub use kubernetes::Services;
+pub use kubernetes::{Services, api};
 pub use leases::run;
 pub use metrics::{AllocatorStatus, Counters, StatusRequests};
 pub use peers::Peers;

@@ -242,3 +242,13 @@ fn without_inotify_the_network_is_looked_at_each_second() {
         scene.has(&joined(&theirs(number)));
     }
 }
+
+/// What `node join` was asked for holds for what viprouted writes, too.
+#[test]
+fn an_entry_that_records_all_pods_is_put_back_as_such() {
+    let scene = Scene::new("");
+    scene.ctl(&["node", "leave"]);
+    scene.ctl(&["node", "join", "--register"]);
+    scene.write(Way::Rename, &theirs(1));
+    scene.has(&joined(&theirs(1)).replace("true } }\n", "true }, \"register\": true }\n"));
+}

@@ -141,3 +141,18 @@ fn a_plugin_that_cannot_be_run_changes_nothing() {
     assert!(!refused.status.success() && refused.stderr.contains("Permission denied"), "{refused:?}");
     assert!(!scene.has_viproute());
 }
+
+/// The entry says what it was asked to, and uninstall takes back all of it.
+#[test]
+fn pods_without_vips_are_recorded_where_that_is_asked_for() {
+    let scene = Scene::new();
+    let chain = scene.path("etc/cni/net.d/10-n.conflist");
+    scene.install(&["--register"]).ok();
+    assert!(fs::read_to_string(&chain).unwrap().contains("\"register\": true"));
+    let refused = scene.node("leave").arg("--register").finish("");
+    assert!(refused.stderr.contains("--register"), "{refused:?}");
+    let refused = scene.install(&["--wait", "1s"]);
+    assert!(refused.stderr.contains("--wait is for uninstall"), "{refused:?}");
+    scene.node("leave").finish("").ok();
+    assert_eq!(fs::read_to_string(&chain).unwrap(), NETWORK);
+}

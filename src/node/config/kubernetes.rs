@@ -28,6 +28,11 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
+    /// By the credentials of the pod that this runs in.
+    pub fn in_cluster() -> Self {
+        Self { kubeconfig: None, node: None, class: CLASS.to_owned(), default_class: false, server: None }
+    }
+
     pub(super) fn read(top: &mut Reader) -> Result<Option<Self>, Error> {
         let Some(mut table) = top.table("kubernetes")? else { return Ok(None) };
         let enabled = table.take("enabled", "true or false", toml::Value::as_bool)?.unwrap_or(false);

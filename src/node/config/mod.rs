@@ -117,6 +117,20 @@ impl Config {
         Self::parse(&text)
     }
 
+    /// The same of a node that is called so, where the file has no name: one configuration is many nodes'.
+    #[must_use]
+    pub fn of_node(mut self, name: Option<&str>) -> Self {
+        let Some(name) = name else { return self };
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.node.get_or_insert_with(|| name.to_owned());
+        }
+        // Other nodes take 63 letters at most.
+        if let Some(membership) = self.membership.as_mut().filter(|_| is_node_name(name)) {
+            membership.name.get_or_insert_with(|| name.to_owned());
+        }
+        self
+    }
+
     /// Checks the file's text.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut top = Reader::new("", text.parse().map_err(|e| syntax(text, &e))?);

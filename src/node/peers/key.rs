@@ -157,6 +157,15 @@ pub fn hexadecimal(octets: &[u8]) -> String {
     })
 }
 
+/// A new random key, as a file has it.
+pub fn new_text() -> String {
+    format!(
+        "# The key of viproute's nodes, the same on all of them. A second line of the same form is accepted, too, but signs \
+         nothing.\n{}\n",
+        hexadecimal(&rand::random::<[u8; 32]>())
+    )
+}
+
 /// Writes a new random key to a file that doesn't exist yet, mode 0600.
 pub fn write_new(path: &Path) -> Result<(), Error> {
     let io = |op| move |source| Error::Io { op, path: path.to_owned(), source };
@@ -168,12 +177,7 @@ pub fn write_new(path: &Path) -> Result<(), Error> {
         std::io::ErrorKind::AlreadyExists => Error::Exists(path.to_owned()),
         _ => io("create")(source),
     })?;
-    let text = format!(
-        "# The key of viproute's nodes, the same on all of them. A second line of the same form is accepted, too, but signs \
-         nothing.\n{}\n",
-        hexadecimal(&rand::random::<[u8; 32]>())
-    );
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let written = file.write_all(new_text().as_bytes()).and_then(|()| file.sync_all());
     written.map_err(|source| {
         // Half a key is worse than none.
         let _ = std::fs::remove_file(path);

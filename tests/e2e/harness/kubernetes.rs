@@ -141,12 +141,6 @@ impl KubeApi {
         let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
         held.events.iter().map(|event| (text(event, "reason"), text(event, "note"))).collect()
     }
-
-    /// The reasons of events that were told.
-    pub fn reasons(&self) -> Vec<String> {
-        let held = self.state.held.lock().unwrap();
-        held.events.iter().map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect()
-    }
 }
 
 impl Drop for KubeApi {
