@@ -8,7 +8,7 @@ use crate::harness::{Lan, Machine, Netns, Node, PATIENCE, Pod, Run, VIPROUTE, co
 
 /// Debian's podman prefers netavark where it is installed; the rest is for machines with less than all capabilities, or with
 /// cgroups of both versions.
-const CONTAINERS: &str = r#"
+pub const CONTAINERS: &str = r#"
 [network]
 network_backend = "cni"
 [engine]
@@ -21,7 +21,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 log_driver = "k8s-file"
 "#;
 
-const STORAGE: &str = r#"
+pub const STORAGE: &str = r#"
 [storage]
 driver = "vfs"
 graphroot = "/var/lib/containers/storage"

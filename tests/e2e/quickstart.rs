@@ -1,31 +1,10 @@
 //! The quickstarts' commands, run as they stand. What fetches, installs or starts something is replaced: there are no registry, no apt and
 //! no systemd in a test.
 
-use std::fmt::Write;
-use std::fs;
-use std::path::Path;
+mod nomad;
+mod podman;
 
-use crate::harness::{Lan, Machine, Node, PATIENCE, Run, image, tool, until};
-
-/// The commands of a page, block by block; what they print is left out.
-fn blocks(page: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/quickstart").join(page);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let (mut blocks, mut block) = (Vec::new(), None::<(String, String)>);
-    for line in text.lines() {
-        if let Some(language) = line.strip_prefix("```") {
-            match block.take() {
-                Some(whole) => blocks.push(whole),
-                None => block = Some((language.to_owned(), String::new())),
-            }
-        } else if let Some((_, text)) = &mut block {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    let commands = blocks.into_iter().filter(|(language, text)| language.is_empty() && !text.starts_with(" VIP "));
-    commands.map(|(_, text)| text).collect()
-}
+use crate::harness::{Lan, Machine, Node, PATIENCE, Run, blocks, image, script, tool, until};
 
 /// In place of Debian's: a package that is there already, a unit.
 const SYSTEMCTL: &str = r#"#!/bin/sh
@@ -54,6 +33,15 @@ const WAITS: [(&str, &str); 2] = [
     ("ip route show", "curl --silent --fail http://10.118.0.1/ >/dev/null"),
 ];
 
+/// Puts these in the place of programs that a test has not, or that would reach out of it.
+fn replace(machine: &Machine, programs: &[(&str, &str)]) {
+    for (name, text) in programs {
+        let path = format!("/usr/local/bin/{name}");
+        machine.write(&path, text);
+        machine.sh(&format!("chmod 755 {path}"));
+    }
+}
+
 #[test]
 fn containerd() {
     for needed in ["containerd", "ctr", "runc", "jq", "curl"] {
@@ -62,11 +50,7 @@ fn containerd() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let mut machine = Machine::new(&node);
-    for (name, text) in [("apt-get", "#!/bin/sh\n"), ("systemctl", SYSTEMCTL), ("ctr", CTR)] {
-        let path = format!("/usr/local/bin/{name}");
-        machine.write(&path, text);
-        machine.sh(&format!("chmod 755 {path}"));
-    }
+    replace(&machine, &[("apt-get", "#!/bin/sh\n"), ("systemctl", SYSTEMCTL), ("ctr", CTR)]);
     machine.write("/etc/containerd/config.toml", CONTAINERD);
     image::server(&machine.path("/root/nginx.tar"), "docker.io/library/nginx:alpine");
     machine.start("containerd", "containerd --config /etc/containerd/config.toml");
@@ -76,15 +60,8 @@ fn containerd() {
 
     let blocks = blocks("containerd.md");
     assert!(blocks.len() >= 6, "{blocks:#?}");
-    let mut script = "cd \"$SOURCE\"\nPATH=/usr/local/bin:$PATH\n".to_owned();
-    for block in &blocks {
-        if let Some((_, condition)) = WAITS.iter().find(|(begin, _)| block.starts_with(begin)) {
-            writeln!(script, "until {condition}; do sleep 0.05; done").unwrap();
-        }
-        let title = block.lines().next().unwrap_or_default().replace('\'', "");
-        write!(script, "echo '== {title}'\n{block}").unwrap();
-    }
-    machine.write("/root/quickstart.sh", &(script + "echo '== the end'\n"));
+    let script = "cd \"$SOURCE\"\nPATH=/usr/local/bin:$PATH\n".to_owned() + &script(&blocks, &WAITS);
+    machine.write("/root/quickstart.sh", &script);
     // What goes on in the background must not hold a pipe of this test's.
     machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null");
     let said = machine.read("/root/said");
