@@ -404,11 +404,13 @@ do_test() {
     command -v containerd >/dev/null || packages containerd runc
     local failures=() output passed failed
     check() { say "== $*"; "$@" || failures+=("$*"); }
-    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh tests/kubernetes.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
+    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
     # The programs that the upgrade test begins with.
     check tests/previous.sh
     # A runtime that calls STATUS.
     check tests/containerd2.sh
+    # What reads the chart.
+    check tests/helm.sh
     # The programs that are installed, as they are installed.
     check packaging/build.sh "$(uname -m)"
     check cargo fmt --check
@@ -456,6 +458,7 @@ test_kubernetes() {
     debian_go
     tests/containerd2.sh
     tests/kubernetes.sh
+    tests/helm.sh
     local output code=0 failed
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now

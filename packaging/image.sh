@@ -43,8 +43,8 @@ blob() {
 
 install -D -m 755 -t "$root/usr/local/bin" "$programs/viproute" "$programs/viprouted" "$programs/viproutectl"
 install -D -m 755 "$nft" "$root/usr/sbin/nft"
-# `libnftables.so.1 => /lib/…/libnftables.so.1 (0x…)`, and the loader's own path.
-ldd "$nft" | grep -o '/[^ ]*' | LC_ALL=C sort -u | while read -r library; do
+# `libnftables.so.1 => /lib/…/libnftables.so.1 (0x…)`, and the loader's own path. Programs of a build for tests may have libraries, too.
+{ ldd "$nft" && for program in viproute viprouted viproutectl; do ldd "$programs/$program" 2>/dev/null || true; done; } | grep -o '/[^ ]*' | LC_ALL=C sort -u | while read -r library; do
     install -D -m 755 "$library" "$root/$library"
 done
 # doctor's cures are by that.

@@ -20,6 +20,7 @@ install -D -m 755 -t "$stage/bin" "$programs/viproute" "$programs/viprouted" "$p
 install -m 755 install.sh "$stage"
 install -m 644 LICENSE CHANGELOG.md "$stage"
 install -D -m 644 -t "$stage/conf" conf/*
+cp -r packaging/chart "$stage/chart"
 install -d "$stage/man" "$stage/completions"
 "$programs/viproutectl" man "$stage/man"
 for shell in bash zsh fish; do

@@ -283,7 +283,7 @@ fn a_probe_asks_on_the_unix_socket() {
     assert!(dead.status.code() == Some(1) && dead.stderr.contains(&node.metrics()), "{dead:?}");
     let yaml = include_str!("../../conf/daemonset.yaml");
     let config = "--config, /etc/viproute-config/viprouted.toml";
-    assert!(yaml.contains(&format!("command: [/usr/local/bin/viprouted, {config}]")));
+    assert!(yaml.contains(&format!("command: [/usr/local/bin/viprouted, {config}, --node, $(NODE_NAME)]")));
     for question in ["healthz", "readyz"] {
         let command = format!("exec: {{ command: [/usr/local/bin/viproutectl, probe, {question}, {config}] }}");
         assert!(yaml.contains(&command), "{command}");

@@ -1,5 +1,6 @@
 //! What packaging/build.sh makes: programs that need nothing of the machine they run on.
 
+mod chart;
 mod deb;
 mod image;
 

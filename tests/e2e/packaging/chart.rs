@@ -1,0 +1,139 @@
+//! packaging/chart: what it refuses, and the manifests that are made of it. In a cluster: `tests/kubernetes/chart.rs`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use viproute::node::config::Config;
+
+use crate::harness::{Finished, Run, TempDir};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn helm() -> Command {
+    let path = Path::new(ROOT).join("target/helm/helm");
+    assert!(path.is_file(), "{} is missing: run tests/helm.sh", path.display());
+    let mut command = Command::new(path);
+    command.current_dir(ROOT).env("HOME", "/nonexistent");
+    command
+}
+
+/// What the chart gives with these values.
+fn template(values: &[&str]) -> Finished {
+    let mut command = helm();
+    command.args(["template", "viproute", "packaging/chart", "--namespace", "kube-system"]);
+    for value in values {
+        command.args(["--set", value]);
+    }
+    command.finish("")
+}
+
+#[test]
+fn manifests_are_the_charts() {
+    let dir = TempDir::new();
+    helm();
+    Command::new(format!("{ROOT}/packaging/manifests.sh")).arg(dir.path()).finish("").ok();
+    for name in ["daemonset.yaml", "daemonset-uninstall.yaml", "kubernetes-rbac.yaml"] {
+        let [made, kept] = [dir.path().join(name), Path::new(ROOT).join("conf").join(name)].map(fs::read_to_string);
+        assert_eq!(made.unwrap(), kept.unwrap(), "conf/{name} is not what packaging/manifests.sh makes");
+    }
+}
+
+#[test]
+fn two_renderings_are_the_same_and_the_version_is_the_projects() {
+    assert_eq!(template(&[]).ok(), template(&[]).ok());
+    let chart = fs::read_to_string(Path::new(ROOT).join("packaging/chart/Chart.yaml")).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [format!("version: {version}"), format!("appVersion: {version}")] {
+        assert!(chart.lines().any(|found| found == line), "{line} in Chart.yaml");
+    }
+    helm().args(["lint", "--strict", "packaging/chart"]).finish("").ok();
+}
+
+#[test]
+fn wrong_values_are_refused_by_their_names() {
+    let wrong = [
+        ("backend=bgp", "/backend"),
+        ("allow={10.0.0.0/33}", "/allow/0"),
+        ("pool.cidr=10.118.0", "/pool/cidr"),
+        ("dhcp.servers={router}", "/dhcp/servers/0"),
+        ("announce=yes", "/announce"),
+        ("hold=soon", "/hold"),
+        ("limits.vips=0", "/limits/vips"),
+        ("services.enabled=maybe", "/services/enabled"),
+        ("uninstal.enabled=true", "uninstal"),
+        ("cni.preset=eks", "/cni/preset"),
+        ("cni.binDir=opt/bin", "/cni/binDir"),
+        ("maxUnavailable=0", "/maxUnavailable"),
+        ("membership.secret=Bad_Name", "/membership/secret"),
+        ("appArmorProfile=none", "/appArmorProfile"),
+        ("pins[0].vip=web", "/pins/0"),
+        ("image.tag=a+b", "/image/tag"),
+    ];
+    for (value, named) in wrong {
+        let refused = template(&[value]);
+        assert!(!refused.status.success() && refused.stderr.contains(named), "{value}: {refused:?}");
+    }
+    let refused = template(&["backend=pool", "services.enabled=false"]);
+    assert!(refused.stderr.contains("membership.seeds"), "{refused:?}");
+}
+
+/// The text of viprouted.toml in the `ConfigMap`.
+fn configuration(rendered: &str) -> String {
+    let (_, rest) = rendered.split_once("  viprouted.toml: |\n").expect("the configuration");
+    let lines = rest.lines().take_while(|line| line.starts_with("    "));
+    lines.map(|line| format!("{}\n", line.trim_start())).collect()
+}
+
+#[test]
+fn viprouted_takes_what_the_values_say() {
+    let everything = [
+        "backend=pool",
+        "allow={10.118.0.0/24,192.0.2.0/24}",
+        "announce=arp",
+        "hold=1h 30m",
+        "pool.exclude={10.118.0.1}",
+        "pins[0].vip=shop/web",
+        "pins[0].address=10.118.0.9",
+        "metricsListen=0.0.0.0:9118",
+        "log.form=json",
+        "log.level=debug",
+        "services.defaultClass=true",
+        "membership.seeds={192.0.2.1}",
+        "extraConfig=express = \"off\"",
+    ];
+    let relayed = ["dhcp.servers={192.0.2.1}", "dhcp.interface=eth1", "dhcp.onLost=keep", "membership.enabled=false"];
+    for values in [&[][..], &everything, &relayed, &["services.enabled=false"]] {
+        let text = configuration(&template(values).ok());
+        let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        assert_eq!(config.kubernetes.is_some(), values != ["services.enabled=false"], "{text}");
+        assert_eq!(config.membership.is_some(), values != relayed, "{text}");
+    }
+    let config = Config::parse(&configuration(&template(&everything).ok())).unwrap();
+    assert!(!config.express && config.kubernetes.unwrap().default_class && config.metrics.listen.is_some());
+    assert_eq!(
+        config.membership.unwrap().seeds,
+        ["viproute-nodes.kube-system.svc.cluster.local:8119", "192.0.2.1:8119"]
+    );
+}
+
+/// A distribution's paths are everywhere where paths are.
+#[test]
+fn presets_are_the_distributions_paths() {
+    for (preset, networks, plugins) in [
+        ("k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/opt/cni/bin"),
+        ("rke2", "/var/lib/rancher/rke2/agent/etc/cni/net.d", "/opt/cni/bin"),
+        ("openshift", "/etc/kubernetes/cni/net.d", "/var/lib/cni/bin"),
+    ] {
+        let rendered = template(&[&format!("cni.preset={preset}")]).ok();
+        let of = |text: &str| rendered.matches(text).count();
+        // Of the installation and of the removal.
+        assert_eq!(
+            (of(&format!("--conf-dir={networks}\n")), of(&format!("--bin-dir={plugins}\n"))),
+            (2, 2),
+            "{preset}"
+        );
+        assert_eq!(of(&format!("mountPath: {networks} }}")), 1, "{preset}");
+        assert!(!rendered.contains("/etc/cni/net.d }") || preset != "openshift", "{preset}");
+    }
+}
