@@ -9,6 +9,8 @@
 #![allow(clippy::disallowed_methods)]
 
 mod bed;
+mod chart;
+mod quickstart;
 mod replicas;
 mod services;
 

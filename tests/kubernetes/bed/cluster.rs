@@ -34,6 +34,8 @@ pub struct Setup {
     pub dhcp: bool,
     /// Services of type `LoadBalancer` are served.
     pub services: bool,
+    /// Nodes have nothing of viproute's.
+    pub bare: bool,
 }
 
 /// Dropped in this order: nodes, then the control plane.

@@ -1,6 +1,7 @@
 //! The control plane: etcd, the API server, controllers, the scheduler and `CoreDNS`, in a namespace of the LAN.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::parts::part;
-use super::pki::{ADMIN, Pki, SERVER, VIPROUTED_USER};
+use super::pki::{ADMIN, KEY_USER, Pki, SERVER, UNINSTALL_USER, VIPROUTED_USER};
 use crate::harness::{Daemon, Lan, Netns, PATIENCE, Run, TempDir, until};
 
 /// Its address on the LAN.
@@ -34,8 +35,9 @@ impl ControlPlane {
         let (ns, dir) = (lan.client(10, &[]), TempDir::new());
         pki.issue("api", "/CN=kube-apiserver", &format!("DNS:kubernetes.default.svc,IP:{ADDRESS},IP:10.96.0.1"));
         fs::write(dir.file("admin"), pki.kubeconfig("admin", ADMIN)).expect("write a kubeconfig");
-        // Of viprouted alone, once it has an answer.
-        let rule = json!({ "level": "Metadata", "users": [VIPROUTED_USER], "omitStages": ["RequestReceived"] });
+        // Of viproute alone, once it has an answer.
+        let users = [VIPROUTED_USER, KEY_USER, UNINSTALL_USER];
+        let rule = json!({ "level": "Metadata", "users": users, "omitStages": ["RequestReceived"] });
         let policy = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule, { "level": "None" }] });
         fs::write(dir.file("audit.json"), policy.to_string()).expect("write the audit policy");
         let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir };
@@ -101,7 +103,7 @@ impl ControlPlane {
         });
     }
 
-    /// What viprouted has asked of the API: the audit log's entries.
+    /// What viprouted, and the chart's Jobs, have asked of the API: the audit log's entries.
     pub fn asked(&self) -> Vec<Value> {
         let log = fs::read_to_string(self.dir.file("audit")).expect("the audit log");
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -140,6 +142,20 @@ impl ControlPlane {
         // Where it would keep what it has learned of the API.
         command.env("HOME", self.dir.path());
         command
+    }
+
+    /// The credentials of who may do everything.
+    pub fn admin(&self) -> String {
+        fs::read_to_string(self.dir.file("admin")).expect("a kubeconfig")
+    }
+
+    /// helm, which tests/helm.sh has built, by the same, for viproute's release in the namespace of the cluster's own.
+    pub fn helm(&self, arguments: &[&str]) -> String {
+        let helm = concat!(env!("CARGO_MANIFEST_DIR"), "/target/helm/helm");
+        assert!(Path::new(helm).is_file(), "{helm} is missing: run tests/helm.sh");
+        let mut command = self.ns.cmd(helm);
+        command.args(arguments).args(["--namespace", "kube-system", "--kubeconfig", &self.dir.file("admin")]);
+        command.env("HOME", self.dir.path()).finish("").ok()
     }
 
     /// The same, which must succeed: what it prints.

@@ -98,6 +98,11 @@ impl Deployment {
         control.run(&["rollout", "status", "--timeout=180s", "deployment", self.name]);
     }
 
+    /// Until none of its pods is left.
+    pub fn delete(&self, control: &ControlPlane) {
+        control.run(&["delete", "deployment", self.name, "--cascade=foreground", "--timeout=60s"]);
+    }
+
     /// A Service of it: each of its ports, by the number that is called and the pods' own.
     pub fn service(&self, kind: &str, ports: &[(u16, u16)]) -> Value {
         let port =

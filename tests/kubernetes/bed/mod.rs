@@ -4,6 +4,7 @@ mod answers;
 mod arrivals;
 mod cluster;
 mod control;
+mod image;
 mod manifest;
 mod parts;
 mod pki;
@@ -13,5 +14,7 @@ mod worker;
 
 pub use arrivals::Arrivals;
 pub use cluster::{Cluster, DHCP_ADDRESSES, Setup};
+pub use image::programs;
 pub use manifest::Deployment;
 pub use rollout::{Outcome, Rollout};
+pub use worker::Worker;

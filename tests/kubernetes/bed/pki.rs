@@ -14,7 +14,11 @@ pub const SERVER: &str = "https://192.0.2.10:6443";
 /// The service account that viprouted has.
 pub const VIPROUTED_USER: &str = "system:serviceaccount:kube-system:viproute";
 
-/// The same on a certificate: one of this name has the rights of the account.
+/// The chart's Jobs: the one that makes the nodes' key, and the one that ends the agents.
+pub const KEY_USER: &str = "system:serviceaccount:kube-system:viproute-key";
+pub const UNINSTALL_USER: &str = "system:serviceaccount:kube-system:viproute-uninstall";
+
+/// That of viprouted on a certificate: one of this name has the rights of the account.
 pub const VIPROUTED: &str = "/O=system:serviceaccounts/CN=system:serviceaccount:kube-system:viproute";
 
 /// Of whoever may do everything.

@@ -35,12 +35,13 @@ impl Worker {
     pub fn new(lan: &Lan, number: u8, kind: &Kind) -> Self {
         let (node, name) = (Node::without_allocator(lan, number), format!("n{number}"));
         let mut machine = Machine::new(&node);
-        machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind.setup.second).to_string());
-        machine.write("/etc/viproute/membership.key", &kind.key);
-        let credentials = kind.pki.kubeconfig(&format!("{name}-viprouted"), VIPROUTED);
-        machine.write("/etc/viproute/kubeconfig", &credentials);
-        machine.sh("chmod 600 /etc/viproute/membership.key /etc/viproute/kubeconfig");
-        machine.install_with(&viprouted(&name, kind));
+        machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind).to_string());
+        if kind.setup.bare {
+            // As systemd has it: mounts of the node are to show in containers.
+            machine.sh("mount --make-rshared /");
+        } else {
+            install(&mut machine, &name, kind);
+        }
         let containerd = if kind.setup.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
         Self { name, containerd, node }
     }
@@ -106,6 +107,15 @@ impl Worker {
     }
 }
 
+/// viproute by install.sh, with credentials and the nodes' key.
+fn install(machine: &mut Machine, name: &str, kind: &Kind) {
+    machine.write("/etc/viproute/membership.key", &kind.key);
+    let credentials = kind.pki.kubeconfig(&format!("{name}-viprouted"), VIPROUTED);
+    machine.write("/etc/viproute/kubeconfig", &credentials);
+    machine.sh("chmod 600 /etc/viproute/membership.key /etc/viproute/kubeconfig");
+    machine.install_with(&viprouted(name, kind));
+}
+
 /// The kubelet wants the folder that its pods' are made in to exist: in each hierarchy of version 1, where one of cpuset's takes no
 /// process before it says which processors it has.
 const CGROUPS: &str = r#"
@@ -118,17 +128,17 @@ for controller in /sys/fs/cgroup/*/; do
     done
 done"#;
 
-/// The pods' network: each pod is recorded, so that it can join a VIP while it runs.
-fn network(number: u8, second: bool) -> Value {
+/// The pods' network. Where viproute is installed each pod is recorded, so that it can join a VIP while it runs.
+fn network(number: u8, kind: &Kind) -> Value {
     let routes = json!([{ "dst": "0.0.0.0/0" }]);
-    json!({
-        "cniVersion": if second { "1.1.0" } else { "1.0.0" },
-        "name": "pods",
-        "plugins": [
-            { "type": "ptp", "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods(number) }]], "routes": routes } },
-            { "type": "viproute", "capabilities": { "io.kubernetes.cri.pod-annotations": true }, "register": true },
-        ],
-    })
+    let mut plugins = vec![
+        json!({ "type": "ptp", "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods(number) }]], "routes": routes } }),
+    ];
+    if !kind.setup.bare {
+        let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
+        plugins.push(json!({ "type": "viproute", "capabilities": capabilities, "register": true }));
+    }
+    json!({ "cniVersion": if kind.setup.second { "1.1.0" } else { "1.0.0" }, "name": "pods", "plugins": plugins })
 }
 
 /// Where VIPs are from: each way they are on the LAN's own link.

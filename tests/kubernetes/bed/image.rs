@@ -1,0 +1,37 @@
+//! viproute's image, of the programs under test, on the nodes of a cluster.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::cluster::Cluster;
+use crate::harness::{PATIENCE, Run, TempDir, VIPROUTE, tool, until};
+
+/// The directory of the programs under test.
+pub fn programs() -> &'static str {
+    Path::new(VIPROUTE).parent().and_then(Path::to_str).expect("a directory")
+}
+
+impl Cluster {
+    /// Has packaging/image.sh make it, and imports it on each node, also by a second name; both tags.
+    pub fn import_viproute(&self) -> [String; 2] {
+        let dir = TempDir::new();
+        let mut copy = Command::new(tool("cp"));
+        copy.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-r", "packaging", "LICENSE"]).arg(dir.path());
+        copy.finish("").ok();
+        let mut script = Command::new(dir.path().join("packaging/image.sh"));
+        let made = script.arg(std::env::consts::ARCH).env("BINARIES", programs()).finish("").ok();
+        let tag = viproute::RELEASE.replace('+', "-");
+        let second = format!("{tag}.second");
+        let [name, other] = [&tag, &second].map(|tag| format!("localhost/viproute:{tag}"));
+        for worker in &self.workers {
+            worker.containerd.import(&dir.path().join(made.trim()), &name);
+            let machine = &worker.containerd.machine;
+            machine.sh(&format!("ctr -n k8s.io images tag {name} {other}"));
+            // The CRI learns of it by an event, and would otherwise ask a registry.
+            let listed = || machine.sh("ctr -n k8s.io images ls -q 'labels.\"io.cri-containerd.image\"==managed'");
+            let is_listed = || listed().lines().any(|line| line == other);
+            until("the CRI knows the other name", PATIENCE, || is_listed().then_some(()));
+        }
+        [tag, second]
+    }
+}
