@@ -176,6 +176,7 @@ impl Entries {
         vips.extend(maps.all_served()?);
         vips.sort_unstable();
         vips.dedup();
+        attached.extend(maps.all_answering()?);
         attached.extend(maps.all_attached()?);
         Ok(Some(Self { maps, vips, attached: attached.into_iter().collect() }))
     }

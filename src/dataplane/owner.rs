@@ -14,7 +14,7 @@ use crate::ebpf::{
 use crate::model::address::ipv4;
 use crate::model::{Backend, Cluster, Port, Recorded};
 use crate::net::NodeNet;
-use crate::registry::{LockedVip, Registry, Replica, State, VipRecord};
+use crate::registry::{LockedVip, Registry, Replica, State, VipRecord, attachment_name};
 
 use super::attachment::{self, HostVeth};
 use super::ids::VethNames;
@@ -110,7 +110,7 @@ pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() 
     for (ifindex, wanted) in &want.attached {
         right &= !is_due()
             || (maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted))
-                && maps.is_translated(*ifindex, vip, wanted)?);
+                && maps.is_complete(*ifindex, vip, wanted)?);
     }
     Ok(right)
 }
@@ -123,17 +123,17 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &B
     known.extend(removed);
     let settled = want.attached.iter().filter(|(ifindex, _)| settled.contains(ifindex));
     let mut attached: BTreeMap<u32, Attached> = settled.map(|(ifindex, entry)| (*ifindex, *entry)).collect();
-    let mut untranslated = BTreeSet::new();
+    let mut incomplete = BTreeSet::new();
     for ifindex in known.into_iter().filter(|ifindex| !attached.contains_key(ifindex)).collect::<Vec<_>>() {
         let Some(value) = maps.attached(ifindex, vip)? else { continue };
-        if !maps.is_translated(ifindex, vip, &value)? {
-            untranslated.insert(ifindex);
+        if !maps.is_complete(ifindex, vip, &value)? {
+            incomplete.insert(ifindex);
         }
         attached.insert(ifindex, value);
     }
     let is_by_port = want.ports_differ || entry.as_ref().is_some_and(|entry| entry.ports_differ);
     let servers = if is_by_port { maps.servers(vip)? } else { ByPort::new() };
-    Ok(Have { attached, untranslated, known: entry, servers })
+    Ok(Have { attached, incomplete, known: entry, servers })
 }
 
 /// What the maps have of a VIP.
@@ -141,8 +141,8 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &B
 pub struct Have {
     /// By host veth, as far as asked for.
     pub attached: BTreeMap<u32, Attached>,
-    /// Those of them whose translations aren't all there.
-    pub untranslated: BTreeSet<u32>,
+    /// Those of them from which something follows that isn't there.
+    pub incomplete: BTreeSet<u32>,
     /// The VIP's own entry: the replicas that are asked for a flow, and the other nodes; `None`: it has none.
     pub known: Option<Known>,
     /// Who serves which port, where either has something of it.
@@ -198,7 +198,7 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
     let mut before: Vec<Op> = Vec::new();
     let mut after: Vec<Op> = Vec::new();
     for (ifindex, wanted) in &want.attached {
-        if have.attached.get(ifindex) != Some(wanted) || have.untranslated.contains(ifindex) {
+        if have.attached.get(ifindex) != Some(wanted) || have.incomplete.contains(ifindex) {
             before.push(Op::Attach(*ifindex, Box::new(*wanted)));
         }
     }
@@ -326,7 +326,7 @@ impl Owner {
         let Some(wanted) = self.want.attached.get(&ifindex) else { return Ok(None) };
         let stateless = |entry: Attached| Attached { flags: entry.flags & !DRAINING, ..entry };
         let is_right = self.maps.attached(ifindex, self.vip)?.map(stateless) == Some(stateless(*wanted))
-            && self.maps.is_translated(ifindex, self.vip, wanted)?;
+            && self.maps.is_complete(ifindex, self.vip, wanted)?;
         let op = if is_right {
             let known = self.maps.known(self.vip)?.unwrap_or_default();
             // Where they are too many, not all of them are asked.
@@ -453,6 +453,10 @@ pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Program
         if let Some(host_veth) = HostVeth::read(node, &VethNames::of(&attachment), None)?.filter(HostVeth::has_programs)
         {
             attachment::apply(node, host_veth.filter_fixes(&programs)?)?;
+            if let Err(error) = attachment::renew(registry, &attachment, &programs) {
+                // Those of before go on, and viprouted replaces them.
+                tracing::warn!(attachment = %attachment_name(&attachment), "{error}: its pod keeps programs of before");
+            }
         }
     }
     programs.publish(&pins)?;
@@ -609,8 +613,8 @@ mod tests {
         assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
         have.attached.clear();
         assert_eq!(steps(&have, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
-        let untranslated = Have { untranslated: BTreeSet::from([3]), ..reconciled(&[3]) };
-        assert_eq!(steps(&untranslated, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
+        let incomplete = Have { incomplete: BTreeSet::from([3]), ..reconciled(&[3]) };
+        assert_eq!(steps(&incomplete, &want(&[3])).0, [Op::Attach(3, Box::new(entry(3)))]);
     }
 
     #[test]

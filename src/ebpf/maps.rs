@@ -15,7 +15,7 @@ use crate::model::node::NodeId;
 
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
-use super::{Error, Result, translations};
+use super::{Error, Result, answers, translations};
 
 /// How many replicas of a VIP are asked for a flow's socket.
 pub const MEMBERS: usize = 256;
@@ -50,6 +50,9 @@ pub(super) const LEASES: &str = "leases_v2";
 pub(super) const CLOSED: &str = "closed_v1";
 pub(super) const EXPRESS_COUNTS: &str = "express_counts_v1";
 pub(super) const EXPRESS_PLACES: &str = "express_places_v1";
+pub(super) const ANSWERERS: &str = "answerers_v1";
+pub(super) const ASKED: &str = "asked_v1";
+pub(super) const ANSWER_FRAGMENTS: &str = "answer_fragments_v1";
 
 /// `struct attached_key`. The address is in network order.
 #[repr(C)]
@@ -352,11 +355,12 @@ impl Maps {
         Ok(value.map(|value| Attached { syn_search_until: 0, ..value }))
     }
 
-    /// Writes a VIP of an attachment. Its translations before it: whoever finds the entry as it should be finds them too, but for
-    /// what others do.
+    /// Writes a VIP of an attachment. What follows from it is written before it: whoever finds the entry as it should be finds that too,
+    /// but for what others do.
     pub fn attach(&mut self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<()> {
         let before = self.attached(ifindex, vip)?;
         translations::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
+        answers::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         patiently(|| self.attached.insert(key, value, 0)).map_err(|e| Error::map("write", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
@@ -366,14 +370,16 @@ impl Maps {
     pub fn detach(&mut self, ifindex: u32, vip: Ipv4Addr) -> Result<()> {
         let before = self.attached(ifindex, vip)?;
         translations::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
+        answers::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         found(self.attached.remove(&key)).map_err(|e| Error::map("delete", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
     }
 
-    /// Whether the translations of a VIP of an attachment are there.
-    pub fn is_translated(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
-        translations::are_there(&self.dir, (ifindex, vip), value)
+    /// Whether what follows from the entry of a VIP of an attachment is there, in maps of its own.
+    pub fn is_complete(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
+        let place = (ifindex, vip);
+        Ok(translations::are_there(&self.dir, place, value)? && answers::is_there(&self.dir, place, value)?)
     }
 
     /// The host veths, and their pods' VIPs, that translations are of. Their entries may be missing.
@@ -399,6 +405,11 @@ impl Maps {
     /// Whether replicas with different ports are told apart by port: without BTF there is no room for that.
     pub fn draws_lots(&self) -> bool {
         matches!(self.vips, Vips::Full(_))
+    }
+
+    /// Those whose UDP servers answer from their VIPs. Their entries may be missing.
+    pub fn all_answering(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+        answers::places(&self.dir)
     }
 
     /// What is known of a VIP; `None`: nothing.
@@ -569,6 +580,7 @@ fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::answers::{Answerer, AnswererKey};
     use super::super::express::{ExpressCounts, ExpressPlace, State};
     use super::super::flows::{FlowKey, Hint};
     use super::super::servers::{PortKey, Servers};
@@ -631,10 +643,12 @@ mod tests {
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.object()).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
-        let ours: [(&str, Layout); 11] = [
+        let ours: [(&str, Layout); 13] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
             ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, pad)),
             ("translation_key", layout!(TranslationKey, ifindex, vip, number, way)),
+            ("answerer_key", layout!(AnswererKey, vip, mac, pad)),
+            ("answerer", layout!(Answerer, own, ifindex)),
             ("member", layout!(Member, ifindex, netns, mac, flags)),
             ("vip", vip),
             ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),

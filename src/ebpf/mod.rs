@@ -1,10 +1,11 @@
-//! The flow owner: two programs on every host veth, two on every uplink and two on the tunnel to other nodes
-//! (`owner.bpf.c`, `ports.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`), loaded once per boot
+//! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
+//! UDP (`owner.bpf.c`, `ports.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
 
+mod answers;
 mod express;
 mod flows;
 mod listening;

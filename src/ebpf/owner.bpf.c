@@ -9,7 +9,8 @@
 //   guard (tc ingress)  what comes out of the pod's vip0 must have one of the pod's VIPs as its source, and be an answer.
 //                       It drops the rest.
 //
-// Both have a part in express (express.h), whose own two programs run on uplinks. Two more run on the tunnel between nodes (nodes.h).
+// Both have a part in express (express.h), whose own two programs run on uplinks. Two more run on the tunnel between nodes (nodes.h), and
+// three in pods whose UDP ports are named (answers.h).
 //
 // Headers are copied to the stack before they are read (peek), so it doesn't matter whether they lie in the linear part
 // of the packet; what is too short to be read, or is no IPv4, is never guessed at. GSO packets carry the headers
@@ -1530,6 +1531,8 @@ static inline_always int is_from_itself(const struct packet *p, const struct att
 #include "serving.h"
 #include "nodes.h"
 #endif
+
+#include "answers.h"
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::maps::{
-    ALLOWANCES, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS,
-    LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS,
-    VIPS_OF_FEW,
+    ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS,
+    EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARES, STICKY, THIS_NODE,
+    TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -82,6 +82,12 @@ pub enum Hook {
     TunnelIngress,
     /// tc egress of the tunnel's device: what goes to other nodes.
     TunnelEgress,
+    /// tc ingress of a container veth, in its pod: what comes to VIPs.
+    ContainerIngress,
+    /// tc ingress of a pod's own interface, in the pod.
+    InterfaceIngress,
+    /// tc egress of a pod's own interface, in the pod.
+    InterfaceEgress,
 }
 
 impl Hook {
@@ -91,6 +97,8 @@ impl Hook {
     pub const UPLINK: [Self; 2] = [Self::UplinkIngress, Self::UplinkEgress];
     /// The hooks of the tunnel's device.
     pub const TUNNEL: [Self; 2] = [Self::TunnelIngress, Self::TunnelEgress];
+    /// The hooks in a pod.
+    pub const POD: [Self; 3] = [Self::ContainerIngress, Self::InterfaceIngress, Self::InterfaceEgress];
 }
 
 /// One program.
@@ -105,7 +113,7 @@ pub struct ProgramSpec {
 }
 
 /// The programs, in the order in which they are published: a build is complete once the last one is.
-pub const PROGRAMS: [ProgramSpec; 6] = [
+pub const PROGRAMS: [ProgramSpec; 9] = [
     ProgramSpec {
         name: "guard",
         hook: Hook::HostIngress,
@@ -196,6 +204,9 @@ pub const PROGRAMS: [ProgramSpec; 6] = [
             TUNNEL_COUNTS,
         ],
     },
+    ProgramSpec { name: "udp_asked", hook: Hook::ContainerIngress, maps: &[ANSWERERS, ASKED, SHARES] },
+    ProgramSpec { name: "udp_asked_own", hook: Hook::InterfaceIngress, maps: &[ASKED] },
+    ProgramSpec { name: "udp_answer", hook: Hook::InterfaceEgress, maps: &[ANSWERERS, ASKED, ANSWER_FRAGMENTS] },
 ];
 
 /// The maps that only what reaches other nodes has.

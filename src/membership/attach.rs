@@ -108,6 +108,9 @@ impl Attaching<'_> {
         let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
         let want = want.source_checked(Some(programs.is_some())).tunnel_mtu(underlay);
         attachment::apply(self.net, container_veth.fixes(&want))?;
+        if let Some(programs) = programs {
+            attachment::apply(self.net, container_veth.filter_fixes(&want, programs)?)?;
+        }
         if programs.is_some() {
             attachment::relax_all(self.net, self.saved)?;
         }

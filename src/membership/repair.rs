@@ -191,6 +191,7 @@ impl Pairs<'_> {
         if let Some(finding) = attachment::wrong_mac(POD_DEVICE, end.mac(), joined.names.pod_mac) {
             return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
         }
+        found.extend(put_filters(pod, &end, joined)?);
         let underlay = tunnel::underlay_mtu(self.node, self.registry)?;
         if end.fixes(&joined.pod_want().source_checked(source_checked).tunnel_mtu(underlay)).is_empty() {
             return Ok(());
@@ -266,6 +267,15 @@ impl Pairs<'_> {
         }
         Ok(found)
     }
+}
+
+/// The programs in the pod, of whatever build. Returns what was amiss, in words.
+fn put_filters(pod: &PodNet, end: &ContainerVeth, joined: &Joined) -> Result<Vec<String>> {
+    let Some(programs) = joined.flow_owner().map(owner::status).transpose()?.flatten() else { return Ok(Vec::new()) };
+    let fixes = end.filter_fixes(&joined.pod_want(), &programs)?;
+    let found = fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)).collect();
+    attachment::apply(pod, fixes)?;
+    Ok(found)
 }
 
 /// `None`: the pod is gone, its namespace doesn't show where we are, or it is about to go: its own interface is gone.

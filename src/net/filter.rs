@@ -56,6 +56,15 @@ pub fn add_clsact(index: u32) -> Request {
         .of_module(Module::SchIngress)
 }
 
+/// `tc qdisc del dev INDEX clsact`: with it goes every filter on it.
+pub fn del_clsact(index: u32) -> Request {
+    let mut message = message(index, TcHandle::CLSACT);
+    message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
+    message.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
+    Request::new("delete qdisc", format!("clsact on link {index}"), 0, &Message::DelQueueDiscipline(message))
+        .accept(NO_FILTER)
+}
+
 /// `tc filter replace dev INDEX SIDE pref 118 handle 1 bpf da fd PROGRAM`: in one step, no packet meets neither.
 pub fn replace(index: u32, side: Side, program: RawFd) -> Request {
     let mut message = message(index, side.parent());

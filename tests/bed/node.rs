@@ -245,9 +245,11 @@ impl Node {
                 .and_then(|name| name.to_str()?.rsplit_once('_'))
                 .expect("a version in the name")
             {
-                (program @ ("owner" | "guard" | "express_in" | "express_seen" | "inward" | "outward"), _) => {
-                    format!("{program}_000000000000")
-                }
+                (
+                    program @ ("owner" | "guard" | "express_in" | "express_seen" | "inward" | "outward" | "udp_asked"
+                    | "udp_asked_own" | "udp_answer"),
+                    _,
+                ) => format!("{program}_000000000000"),
                 ("vips", _) => "vips_v0".to_owned(),
                 _ => continue,
             };

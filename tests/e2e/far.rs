@@ -23,7 +23,8 @@ use serde_json::Value;
 use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, nothing_left, until};
 use crate::where_::connect_from;
 
-use scene::{Cluster, Node};
+pub use scene::Cluster;
+use scene::Node;
 
 /// Connections from one place whose shares are compared.
 const MANY: usize = 3000;

@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod announce;
+mod answers;
 mod bgp;
 mod bundle;
 mod chains;

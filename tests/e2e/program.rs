@@ -28,6 +28,7 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (3, "map_delete_elem", (3, 19)),
     (5, "ktime_get_ns", (4, 1)),
     (9, "skb_store_bytes", (4, 1)),
+    (10, "l3_csum_replace", (4, 1)),
     (11, "l4_csum_replace", (4, 1)),
     (13, "clone_redirect", (4, 2)),
     (20, "skb_get_tunnel_key", (4, 3)),
@@ -40,6 +41,7 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (86, "sk_release", (4, 20)),
     (99, "skc_lookup_tcp", (5, 2)),
     (100, "tcp_check_syncookie", (5, 2)),
+    (152, "redirect_neigh", (5, 10)),
     (155, "redirect_peer", (5, 10)),
     (160, "ktime_get_coarse_ns", (5, 11)),
     (163, "check_mtu", (5, 12)),
@@ -122,7 +124,9 @@ fn the_verifier_is_done_long_before_its_limit() {
     let _pod = node.joined(&Join::annotated("web"));
     // Without BTF a node stands alone.
     let of_tunnel = if Path::new("/sys/kernel/btf/vmlinux").exists() { &["outward_", "inward_"][..] } else { &[] };
-    for name in ["owner_", "guard_", "express_in_", "express_seen_"].iter().chain(of_tunnel) {
+    for name in
+        ["owner_", "guard_", "express_in_", "express_seen_", "udp_asked_own_", "udp_answer_"].iter().chain(of_tunnel)
+    {
         let info = pinned(&node.bpf_dir(), name).info().expect("what the kernel knows of a program");
         // Linux 5.16 and later tell.
         if let Some(count) = info.verified_instruction_count() {

@@ -1,5 +1,7 @@
 //! Findings about the kernel's objects, on the node and in the pods: what the registry says must be there, and isn't.
 
+use std::path::Path;
+
 use crate::dataplane::attachment::{ContainerVeth, HostVeth, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::{Joined, Member};
@@ -80,7 +82,7 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
         wrong.extend(end.filter_fixes(&programs)?.pop().map(|fix| fix.finding));
     }
     let checked = end.checks_sources(vip.flow_owner.as_deref())?;
-    wrong.extend(in_pod(record, &joined.pod_want().source_checked(checked))?);
+    wrong.extend(in_pod(record, &joined.pod_want().source_checked(checked), joined.flow_owner())?);
     let of = endpoint.pod_name(&name);
     let finding = |wrong: String| {
         Finding::error(format!("{of}: {wrong}"), format!("This replica is cut off. {HEALS}"), restart())
@@ -90,13 +92,17 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
 }
 
 /// What is wrong in the pod.
-fn in_pod(record: &AttachmentRecord, want: &PodWant<'_>) -> dataplane::Result<Vec<String>> {
+fn in_pod(record: &AttachmentRecord, want: &PodWant<'_>, flow_owner: Option<&Path>) -> dataplane::Result<Vec<String>> {
     let Some(netns) = Netns::open_if_alive(&record.netns.path)? else { return Ok(Vec::new()) };
     let end = ContainerVeth::read(&PodNet::open(netns)?, want.ifname)?;
     let Some(end) = end.filter(|end| end.mac() == Some(want.names.pod_mac)) else {
         return Ok(vec![format!("in the pod: link {POD_DEVICE} or {} is missing, or another one", want.ifname)]);
     };
-    Ok(end.fixes(want).into_iter().map(|fix| format!("in the pod: {}", fix.finding)).collect())
+    let mut fixes = end.fixes(want);
+    if let Some(programs) = flow_owner.map(Programs::open).transpose()?.flatten() {
+        fixes.extend(end.filter_fixes(want, &programs)?.pop());
+    }
+    Ok(fixes.into_iter().map(|fix| format!("in the pod: {}", fix.finding)).collect())
 }
 
 /// Only a loose reverse-path check passes the answers of a replica that isn't in its VIP's route, as a draining one.

@@ -1,6 +1,7 @@
 //! An attachment's veth pair: its host veth and everything on it, its container veth and everything around it. Like the routes:
 //! what must be, what is, and the difference as requests.
 
+mod answers;
 mod host;
 mod pod;
 mod settings;
@@ -23,6 +24,7 @@ use crate::registry::record::SavedSysctls;
 
 use super::ids::{self, POD_DEVICE, VethNames};
 
+pub use answers::renew;
 pub use host::HostVeth;
 pub use pod::{ContainerVeth, PodDevices};
 pub use settings::{has_arp_settings, relax_all};
@@ -100,6 +102,7 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
     };
     requests.extend(pod::read_routes(pod)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
     if let Some(interface) = link::by_name(pod, ifname)? {
+        requests.extend(answers::Filters::read(pod, None, &interface)?.removal(&interface));
         let restored = settings::restored(saved, &interface.settings);
         if !restored.is_empty() {
             requests.push(link::configure(interface.index, &restored).absent_is_ok());
@@ -133,8 +136,9 @@ pub fn wrong_mac(name: &str, have: Option<Mac>, want: Mac) -> Option<String> {
 /// Where on a device a hook is.
 pub(super) fn side(hook: Hook) -> Side {
     match hook {
-        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress => Side::Egress,
+        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress,
         Hook::HostIngress | Hook::UplinkIngress | Hook::TunnelIngress => Side::Ingress,
+        Hook::ContainerIngress | Hook::InterfaceIngress => Side::Ingress,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::net::rule::{self, Rule};
 use crate::net::{self, PROTOCOL, PodNet, address};
 use crate::registry::record::SavedSysctls;
 
+use super::answers::Filters;
 use super::settings::{has_arp_settings, strict_for_all, wanted_settings};
 use super::want::{PodWant, Underlay};
 use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, route_fixes, set_fixes};
@@ -47,8 +48,9 @@ impl PodDevices {
 /// A pod's namespace as far as VIPs touch it.
 #[derive(Debug)]
 pub struct ContainerVeth {
-    interface: Link,
-    link: Link,
+    pub(super) interface: Link,
+    pub(super) link: Link,
+    pub(super) filters: Filters,
     addresses: BTreeSet<IpAddr>,
     /// Those of the other devices, but for the loopback network.
     others: BTreeSet<IpAddr>,
@@ -66,6 +68,7 @@ impl ContainerVeth {
             others: read_addresses(pod, link.index)?.1,
             link,
             addresses: BTreeSet::new(),
+            filters: Filters::default(),
             neighbour: None,
             rules: BTreeSet::new(),
             routes: BTreeSet::new(),
@@ -84,6 +87,7 @@ impl ContainerVeth {
         let index = link.index;
         let (addresses, others) = read_addresses(pod, index)?;
         Ok(Some(Self {
+            filters: Filters::read(pod, Some(&link), &interface)?,
             interface,
             addresses,
             others,

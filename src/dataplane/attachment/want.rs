@@ -18,6 +18,8 @@ pub struct PodWant<'a> {
     pub(super) vips: BTreeSet<IpAddr>,
     /// Those that its unbound UDP sockets answer from.
     replies: Vec<UdpReply>,
+    /// UDP ports of its VIPs are named: what answers them does so from there ([`super::ContainerVeth::filter_fixes`]).
+    pub(super) answers: bool,
     /// The pod's own address, as its VIPs know it.
     pub(super) own: BTreeSet<IpAddr>,
     /// See [`PodWant::source_checked`].
@@ -58,11 +60,20 @@ impl<'a> PodWant<'a> {
     /// For a pod that serves these VIPs.
     pub fn new<'s>(names: &'a VethNames, ifname: &'a str, served: impl IntoIterator<Item = Served<'s>>) -> Self {
         let (vips, own) = (BTreeSet::new(), BTreeSet::new());
-        let mut want =
-            Self { names, ifname, vips, replies: Vec::new(), own, source_checked: None, underlay: Underlay::Unknown };
+        let mut want = Self {
+            names,
+            ifname,
+            vips,
+            replies: Vec::new(),
+            answers: false,
+            own,
+            source_checked: None,
+            underlay: Underlay::Unknown,
+        };
         for Served { place, address, endpoint } in served {
             want.vips.insert(address);
             want.own.extend(endpoint.addresses.iter());
+            want.answers |= endpoint.udp_ports().next().is_some();
             if endpoint.udp_reply {
                 let ports = endpoint.udp_ports().collect();
                 let (table, node_source_address) = (ids::reply_table(place), endpoint.node_source_address);

@@ -31,14 +31,14 @@ const UDP_LEASE: Duration = Duration::from_secs(1);
 const TCP_LEASE: Duration = Duration::from_secs(4);
 
 /// Express on a node, switched as viprouted does.
-struct Switch<'a> {
+pub struct Switch<'a> {
     node: &'a Node,
     generation: Cell<u64>,
 }
 
 impl<'a> Switch<'a> {
     /// With the programs on the uplink, and on.
-    fn on(node: &'a Node) -> Self {
+    pub fn on(node: &'a Node) -> Self {
         let switch = Self { node, generation: Cell::new(7) };
         switch.attach(UPLINK);
         switch.bump();
@@ -78,7 +78,7 @@ impl<'a> Switch<'a> {
         self.set(0);
     }
 
-    fn counts(&self) -> ExpressCounts {
+    pub fn counts(&self) -> ExpressCounts {
         counts(self.node)
     }
 }
