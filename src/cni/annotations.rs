@@ -91,9 +91,6 @@ impl<'a> Said<'a> {
             WantError::TooMany(_) | WantError::Twice(_) => format!("{error} ({vip_key} and \"vips\" together)"),
             WantError::TooManyPorts(vip) => format!("{ports} names more than {MAX_PORTS} ports for VIP {vip}"),
             WantError::PortTwice(vip, port) => format!("{ports} names {port} twice for VIP {vip}"),
-            WantError::TargetTwice(vip, one, other) => {
-                format!("{ports} has {one} and {other} for VIP {vip}: expected another port of the pod for each")
-            }
             WantError::NoPort { check, needed, vip } => {
                 format!("{health} (or \"health\") is \"{check}\": expected {needed} for VIP {vip} in {ports}")
             }

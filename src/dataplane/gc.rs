@@ -177,6 +177,7 @@ impl Entries {
         vips.sort_unstable();
         vips.dedup();
         attached.extend(maps.all_answering()?);
+        attached.extend(maps.all_sharing()?);
         attached.extend(maps.all_attached()?);
         Ok(Some(Self { maps, vips, attached: attached.into_iter().collect() }))
     }

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::ebpf::{
     self, ANY_EGRESS, Attached, ByPort, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT,
-    PORTS, PinDir, Programs, Ring, STICKY_UDP, Server, TRANSLATES,
+    PORTS, PinDir, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server, TRANSLATES,
 };
 use crate::model::address::ipv4;
 use crate::model::{Backend, Cluster, Port, Recorded};
@@ -419,7 +419,11 @@ fn wanted(replica: &Replica) -> Option<Attached> {
     let bare = Attached::new(replica.netns_id?, replica.mac.as_ref()?.known()?.0, flags);
     // The maps have keys of IPv4, and a pod at most one address of it here.
     let own = replica.addresses.iter().find_map(ipv4).map_or([0; 4], |address| address.octets());
-    Some(Attached { ports, port, target, own, ..bare })
+    let mut entry = Attached { ports, port, target, own, ..bare };
+    if entry.shares() {
+        entry.flags |= SHARES_NUMBERS;
+    }
+    Some(entry)
 }
 
 /// As the program has it: IP protocol << 16 | port.

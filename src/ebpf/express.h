@@ -389,6 +389,13 @@ static inline_always int has_connection(struct __sk_buff *skb, const struct cros
 	return here == OPEN || (here == HALF_OPEN && lease->handshake == tagged(c->hash, c->acknowledged));
 }
 
+// Whether it is known that the flow is of that port, and of no other one that the pod has under the same number.
+static inline_always int is_noted(__u32 ifindex, const struct crossing *c, __be16 target)
+{
+	__u32 ports = both(c->flow.client_port, target);
+	return (__be16)noted_port(ifindex, c->flow.vip, c->flow.client, ports, c->protocol) == c->flow.vip_port;
+}
+
 // Gives a request the number that its port has in the pod. (It has no IP options.)
 static inline_always int enter_at(struct __sk_buff *skb, const struct crossing *c, __be16 target)
 {
@@ -407,7 +414,7 @@ static inline_always int enter(struct __sk_buff *skb, struct crossing *c)
 	if ((mac ^ short_tag(c->hash)) >> 48 || target >> 32 != c->hash >> 32)
 		return TC_ACT_UNSPEC;
 	__u32 ifindex = leased(skb, c, &lease->in, &clone);
-	if (!ifindex)
+	if (!ifindex || (target & NOTED && !is_noted(ifindex, c, (__be16)target)))
 		return TC_ACT_UNSPEC;
 	if (c->protocol == IPPROTO_TCP) {
 		if (!has_connection(skb, c, lease, (__be16)target))
@@ -472,7 +479,7 @@ static inline_always int arrived(struct __sk_buff *skb, struct packet *p, struct
 		return done;
 	*(volatile __u64 *)&lease->netns = tagged(c.hash, replica->netns);
 	*(volatile __u64 *)&lease->mac = short_tag(c.hash) | mac_word(replica->mac);
-	*(volatile __u64 *)&lease->target = tagged(c.hash, port_at(p, replica->flags, skb->ifindex, c.protocol));
+	*(volatile __u64 *)&lease->target = tagged(c.hash, leased_port(p, replica->flags, skb->ifindex, c.protocol));
 	grant(&lease->in, &c, skb->ingress_ifindex, skb->ifindex);
 	return done;
 }

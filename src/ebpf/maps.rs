@@ -15,7 +15,7 @@ use crate::model::node::NodeId;
 
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
-use super::{Error, Result, answers, translations};
+use super::{Error, Result, answers, shared, translations};
 
 /// How many replicas of a VIP are asked for a flow's socket.
 pub const MEMBERS: usize = 256;
@@ -53,6 +53,8 @@ pub(super) const EXPRESS_PLACES: &str = "express_places_v1";
 pub(super) const ANSWERERS: &str = "answerers_v1";
 pub(super) const ASKED: &str = "asked_v1";
 pub(super) const ANSWER_FRAGMENTS: &str = "answer_fragments_v1";
+pub(super) const SHARED: &str = "shared_v1";
+pub(super) const CALLS: &str = "calls_v1";
 
 /// `struct attached_key`. The address is in network order.
 #[repr(C)]
@@ -74,6 +76,8 @@ pub const ANY_EGRESS: u32 = 8;
 pub const DRAINING: u32 = 16;
 /// Of some of its ports the pod has another number.
 pub const TRANSLATES: u32 = 32;
+/// Of several of its ports the pod has one number.
+pub const SHARES_NUMBERS: u32 = 64;
 
 /// `struct attached`: a VIP of an attachment.
 #[repr(C)]
@@ -84,7 +88,8 @@ pub struct Attached {
     pub syn_search_until: u64,
     /// The pod's namespace, as an id of the node's.
     pub netns: u32,
-    /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`], [`TRANSLATES`].
+    /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`], [`TRANSLATES`],
+    /// [`SHARES_NUMBERS`].
     pub flags: u32,
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
@@ -115,6 +120,11 @@ impl Attached {
             pad: 0,
         }
     }
+
+    /// Whether several of its ports have one number in the pod.
+    pub fn shares(&self) -> bool {
+        shared::has_some(self)
+    }
 }
 
 /// `struct member`.
@@ -127,7 +137,7 @@ pub struct Member {
     pub netns: u32,
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
-    /// [`DRAINING`], [`TRANSLATES`].
+    /// [`DRAINING`], [`TRANSLATES`], [`SHARES_NUMBERS`].
     pub flags: u16,
 }
 
@@ -135,7 +145,7 @@ impl Member {
     /// A replica to be asked, by its host veth and what is known of it.
     pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
         // It fits.
-        let flags = u16::try_from(flags & (DRAINING | TRANSLATES)).unwrap_or_default();
+        let flags = u16::try_from(flags & (DRAINING | TRANSLATES | SHARES_NUMBERS)).unwrap_or_default();
         Self { ifindex, netns: *netns, mac: *mac, flags }
     }
 }
@@ -361,6 +371,7 @@ impl Maps {
         let before = self.attached(ifindex, vip)?;
         translations::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
         answers::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
+        shared::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         patiently(|| self.attached.insert(key, value, 0)).map_err(|e| Error::map("write", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
@@ -371,6 +382,7 @@ impl Maps {
         let before = self.attached(ifindex, vip)?;
         translations::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
         answers::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
+        shared::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         found(self.attached.remove(&key)).map_err(|e| Error::map("delete", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
@@ -379,7 +391,9 @@ impl Maps {
     /// Whether what follows from the entry of a VIP of an attachment is there, in maps of its own.
     pub fn is_complete(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
         let place = (ifindex, vip);
-        Ok(translations::are_there(&self.dir, place, value)? && answers::is_there(&self.dir, place, value)?)
+        Ok(translations::are_there(&self.dir, place, value)?
+            && answers::is_there(&self.dir, place, value)?
+            && shared::are_there(&self.dir, place, value)?)
     }
 
     /// The host veths, and their pods' VIPs, that translations are of. Their entries may be missing.
@@ -405,6 +419,11 @@ impl Maps {
     /// Whether replicas with different ports are told apart by port: without BTF there is no room for that.
     pub fn draws_lots(&self) -> bool {
         matches!(self.vips, Vips::Full(_))
+    }
+
+    /// Those of whose ports several have one number in the pod. Their entries may be missing.
+    pub fn all_sharing(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+        shared::places(&self.dir)
     }
 
     /// Those whose UDP servers answer from their VIPs. Their entries may be missing.
@@ -584,6 +603,7 @@ mod tests {
     use super::super::express::{ExpressCounts, ExpressPlace, State};
     use super::super::flows::{FlowKey, Hint};
     use super::super::servers::{PortKey, Servers};
+    use super::super::shared::{Shared, SharedKey};
     use super::super::translations::TranslationKey;
     use super::*;
 
@@ -643,12 +663,14 @@ mod tests {
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.object()).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
-        let ours: [(&str, Layout); 13] = [
+        let ours: [(&str, Layout); 15] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
             ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, pad)),
             ("translation_key", layout!(TranslationKey, ifindex, vip, number, way)),
             ("answerer_key", layout!(AnswererKey, vip, mac, pad)),
             ("answerer", layout!(Answerer, own, ifindex)),
+            ("shared_key", layout!(SharedKey, ifindex, vip, number)),
+            ("shared", layout!(Shared, alone_until, alone, pad)),
             ("member", layout!(Member, ifindex, netns, mac, flags)),
             ("vip", vip),
             ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),

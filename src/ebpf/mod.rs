@@ -1,5 +1,5 @@
 //! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
-//! UDP (`owner.bpf.c`, `ports.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
+//! UDP (`owner.bpf.c`, `ports.h`, `shared.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
@@ -15,6 +15,7 @@ mod nodes;
 mod pins;
 mod program;
 mod servers;
+mod shared;
 mod spec;
 mod translations;
 
@@ -32,7 +33,7 @@ pub use listening::{Listening, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
-    OVER_MEMBER_LIMIT, PORTS, Ring, STICKY_UDP, TRANSLATES,
+    OVER_MEMBER_LIMIT, PORTS, Ring, SHARES_NUMBERS, STICKY_UDP, TRANSLATES,
 };
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};

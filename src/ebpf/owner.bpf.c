@@ -37,10 +37,13 @@
 #define WITHHOLDS_RESETS 0
 // Nor is there room in it for what other nodes have: such a node stands alone.
 #define HAS_TUNNEL 0
+// Nor for whose a flow is where several ports have one number in a pod: one client's port at two of them at once is mixed up there.
+#define ASKS_NOTES 0
 #else
 #define MEMBERS 256
 #define WITHHOLDS_RESETS 1
 #define HAS_TUNNEL 1
+#define ASKS_NOTES 1
 #endif
 // Ports a VIP may be limited to.
 #define PORTS 64
@@ -93,6 +96,7 @@ struct attached_key {
 #define ANY_EGRESS 8		// flows may begin in the pod
 #define DRAINING 16		// no new flows; and a member's flag
 #define TRANSLATES 32		// of some of its ports the pod has another number; and a member's flag
+#define SHARES 64		// of several of its ports the pod has one number; and a member's flag
 
 struct attached {
 	__u64 syn_search_until;	// CLOCK_MONOTONIC, ns, written here: SYNs for this replica may have been handed to another one
@@ -118,7 +122,7 @@ struct member {
 	__u32 ifindex;
 	__u32 netns;
 	__u8 mac[ETH_ALEN];
-	__u16 flags;		// DRAINING, TRANSLATES
+	__u16 flags;		// DRAINING, TRANSLATES, SHARES
 };
 
 #define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow
@@ -544,7 +548,10 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 	if (!sk)
 		return NOTHING;
 	int answer;
-	switch (sk->state) {
+	__u32 state = sk->state;
+	if (port & OCCUPIED && state != BPF_TCP_LISTEN)
+		state = BPF_TCP_CLOSE;
+	switch (state) {
 	case BPF_TCP_LISTEN:	// holds no flow, unless this packet brings back the flow's own cookie
 		answer = NOTHING;
 		if (!p->cookie)
@@ -907,7 +914,10 @@ verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 ne
 	if (!sk)
 		return NOTHING;
 	int answer;
-	switch (sk->state) {
+	__u32 state = sk->state;
+	if (port & OCCUPIED && state != BPF_TCP_LISTEN)
+		state = BPF_TCP_CLOSE;
+	switch (state) {
 	case BPF_TCP_LISTEN:
 		answer = sk->bound_dev_if ? NOTHING : LISTENS;
 		break;
@@ -1663,7 +1673,7 @@ int guard(struct __sk_buff *skb)
 		dropped(skb->ifindex, 1);
 		return TC_ACT_SHOT;
 	}
-	if (pod->flags & TRANSLATES && !has_left(skb) && translate(skb, OUT_OF_POD) != TC_ACT_OK)
+	if (pod->flags & TRANSLATES && !has_left(skb) && translate(skb, OUT_OF_POD, pod->flags) != TC_ACT_OK)
 		return TC_ACT_SHOT;
 	if (WITHHOLDS_RESETS && is_late_reset(skb, pod, &ip)) {
 		count(ip.saddr, RESET_WITHHELD);

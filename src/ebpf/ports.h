@@ -1,6 +1,6 @@
 // Ports of a VIP that a pod has under another number (80:8080/tcp). What a host veth lets through to the pod gets the pod's number as
 // its destination, what comes from the pod the VIP's as its source, and ICMP errors likewise in the packet that they quote. Nothing
-// is remembered: the pod's entry says it all. Everywhere else, to every other program and map, a flow is what the wire shows; only
+// is remembered (but where several ports have one number in the pod: shared.h): the pod's entry says it all. Everywhere else, to every other program and map, a flow is what the wire shows; only
 // who asks a pod's sockets for it asks by the pod's number, which may differ from replica to replica.
 //
 // A number that is neither is the same on both sides. One that a pod has in another one's place is closed on the VIP, and one that the
@@ -43,17 +43,34 @@ static inline_always __u32 numbered(__u32 protocol, __be16 port)
 	return protocol << 16 | ntohs(port);
 }
 
-// (A function of its own: its caller has no room for the key.)
-verified_alone int port_there(struct packet *p, __u32 ifindex, __u32 protocol)
+#include "shared.h"
+
+// (A function of its own: its caller has no room for the key.) `flags`: the replica's.
+verified_alone int port_there(struct packet *p, __u32 flags, __u32 ifindex, __u32 protocol)
 {
-	return p ? counterpart(ifindex, p->flow.vip, numbered(protocol, p->flow.vip_port), INTO_POD) : 0;
+	if (!p)
+		return 0;
+	__be16 port = counterpart(ifindex, p->flow.vip, numbered(protocol, p->flow.vip_port), INTO_POD);
+	if (ASKS_NOTES == 0 || !port || !(flags & SHARES))
+		return port;
+	__be16 noted = noted_port(ifindex, p->flow.vip, p->flow.client, both(p->flow.client_port, port), protocol);
+	return noted && noted != p->flow.vip_port ? OCCUPIED | port : port;
 }
 
 // The number by which the sockets of a replica, or member, with these flags are asked for the packet's flow; 0, which no socket has:
-// it doesn't serve it.
+// it doesn't serve it. OCCUPIED: of this flow they have nothing.
 static inline_always __u32 port_at(struct packet *p, __u32 flags, __u32 ifindex, __u32 protocol)
 {
-	return flags & TRANSLATES ? (__u32)port_there(p, ifindex, protocol) : p->flow.vip_port;
+	return flags & TRANSLATES ? (__u32)port_there(p, flags, ifindex, protocol) : p->flow.vip_port;
+}
+
+// The same as a lease has it.
+static inline_always __u32 leased_port(struct packet *p, __u32 flags, __u32 ifindex, __u32 protocol)
+{
+	__be16 port = (__be16)port_at(p, flags, ifindex, protocol);
+	if (flags & SHARES && shared_target(ifindex, p->flow.vip, numbered(protocol, port)))
+		return NOTED | port;
+	return port;
 }
 
 // Where a packet has the port that gets another number.
@@ -117,8 +134,34 @@ static inline_always int renumber(struct __sk_buff *skb, const struct place *pla
 	return bpf_l4_csum_replace(skb, place->check, from, to, flags) || bpf_skb_store_bytes(skb, place->at, &to, sizeof(to), 0);
 }
 
+// Where several ports have one number in the pod: which of them a flow is of is noted on the way in, and known on the way out. Not 0: it
+// isn't known, or the flow can't pass.
+static inline_always int tell_apart(struct __sk_buff *skb, const struct iphdr *ip, const struct place *place, __be16 from, __be16 *to,
+				    __u32 way)
+{
+	int is_error = ip->protocol == IPPROTO_ICMP;
+	struct call call = { .ifindex = skb->ifindex, .protocol = place->protocol };
+	if (way == INTO_POD) {
+		if (is_error)	// it quotes the VIP's port
+			return 0;
+		call.client = ip->saddr;
+		call.vip = ip->daddr;
+		call.target = *to;
+		if (load_within(skb, ip, place->at - 2, &call.client_port, sizeof(call.client_port)))
+			return -1;
+		return note_call(skb, &call, from);
+	}
+	call.client = ip->daddr;
+	call.vip = ip->saddr;
+	call.target = from;
+	if (load_within(skb, ip, is_error ? place->at - 2 : place->at + 2, &call.client_port, sizeof(call.client_port)))
+		return -1;
+	*to = port_of_call(&call, *to);
+	return !*to;
+}
+
 // Gives a packet that passes a host veth the number that its port has on the other side. Not 0: it has none there.
-static inline_always int renumbered(struct __sk_buff *skb, const struct iphdr *ip, __be32 vip, __u32 way)
+static inline_always int renumbered(struct __sk_buff *skb, const struct iphdr *ip, __be32 vip, __u32 way, __u32 flags)
 {
 	struct place place = {};
 	__be16 from = 0;
@@ -127,19 +170,19 @@ static inline_always int renumbered(struct __sk_buff *skb, const struct iphdr *i
 	if (load_within(skb, ip, place.at, &from, sizeof(from)))
 		return -1;
 	__be16 to = counterpart(skb->ifindex, vip, numbered(place.protocol, from), way);
-	if (!to)
+	if (!to || (flags & SHARES && tell_apart(skb, ip, &place, from, &to, way)))
 		return -1;
 	return to != from && renumber(skb, &place, from, to);
 }
 
-// The verdict on such a packet.
-verified_alone int translate(struct __sk_buff *skb, __u32 way)
+// The verdict on such a packet. `flags`: the replica's.
+verified_alone int translate(struct __sk_buff *skb, __u32 way, __u32 flags)
 {
 	struct iphdr ip;
 	if (peek(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return TC_ACT_SHOT;
 	__be32 vip = way == INTO_POD ? ip.daddr : ip.saddr;
-	if (!renumbered(skb, &ip, vip, way))
+	if (!renumbered(skb, &ip, vip, way, flags))
 		return TC_ACT_OK;
 	count(vip, way == INTO_POD ? PORT_DENIED : EGRESS_DENIED);
 	return TC_ACT_SHOT;
@@ -148,7 +191,7 @@ verified_alone int translate(struct __sk_buff *skb, __u32 way)
 // A packet has come to a host veth, and passes to the pod.
 static inline_always int delivered(struct __sk_buff *skb, const struct attached *replica, int verdict)
 {
-	return verdict == TC_ACT_OK && replica->flags & TRANSLATES ? translate(skb, INTO_POD) : verdict;
+	return verdict == TC_ACT_OK && replica->flags & TRANSLATES ? translate(skb, INTO_POD, replica->flags) : verdict;
 }
 
 #endif

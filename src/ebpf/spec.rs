@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::maps::{
-    ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS,
-    EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARES, STICKY, THIS_NODE,
-    TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
+    ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS,
+    EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARED, SHARES, STICKY,
+    THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -120,6 +120,8 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
         maps: &[
             ATTACHED,
             TRANSLATIONS,
+            SHARED,
+            CALLS,
             VIPS,
             HEARD,
             COUNTS,
@@ -139,6 +141,8 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
         maps: &[
             ATTACHED,
             TRANSLATIONS,
+            SHARED,
+            CALLS,
             VIPS,
             HINTS,
             STICKY,
@@ -161,7 +165,7 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
     ProgramSpec {
         name: "express_in",
         hook: Hook::UplinkIngress,
-        maps: &[VIPS, COUNTS, EXPRESS, LEASES, CLOSED, EXPRESS_COUNTS, EXPRESS_PLACES],
+        maps: &[VIPS, COUNTS, CALLS, EXPRESS, LEASES, CLOSED, EXPRESS_COUNTS, EXPRESS_PLACES],
     },
     ProgramSpec { name: "express_seen", hook: Hook::UplinkEgress, maps: &[VIPS, EXPRESS, LEASES] },
     ProgramSpec {
@@ -170,6 +174,7 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
         maps: &[
             ATTACHED,
             TRANSLATIONS,
+            CALLS,
             VIPS,
             HINTS,
             STICKY,
@@ -190,6 +195,7 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
         maps: &[
             ATTACHED,
             TRANSLATIONS,
+            CALLS,
             VIPS,
             HINTS,
             STICKY,

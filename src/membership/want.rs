@@ -1,6 +1,6 @@
 //! What a pod is to be in a VIP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::PORTS as MAX_PORTS;
@@ -43,9 +43,6 @@ pub enum WantError {
     /// The same port again.
     #[error("{1} is named twice for VIP {0}")]
     PortTwice(VipKey, Port),
-    /// Two ports have one in the pod.
-    #[error("{1} and {2} lead to one port of the pod for VIP {0}: its answers can't be told apart")]
-    TargetTwice(VipKey, PortMap, PortMap),
     /// A check that has no port to probe.
     #[error("the check \"{check}\" needs {needed} of VIP {vip}")]
     NoPort {
@@ -94,9 +91,10 @@ impl Want {
         }
     }
 
-    /// The ports of its UDP sockets.
+    /// The ports of its UDP sockets, each once.
     pub fn udp_ports(&self) -> impl Iterator<Item = Port> {
-        self.ports.iter().map(|port| port.at_pod()).filter(|port| port.transport == Transport::Udp)
+        let ports = self.ports.iter().map(|port| port.at_pod());
+        ports.filter(|port| port.transport == Transport::Udp).collect::<BTreeSet<_>>().into_iter()
     }
 
     fn check(&self) -> Result<(), WantError> {
@@ -112,19 +110,13 @@ impl Want {
         }
     }
 
-    /// Each port is one of the VIP's and one of the pod's.
+    /// Each port of the VIP's leads to one of the pod's.
     fn check_ports(&self) -> Result<(), WantError> {
         let mut seen = BTreeSet::new();
-        if let Some(twice) = self.ports.iter().find(|listed| !seen.insert(listed.port)) {
-            return Err(WantError::PortTwice(self.vip.clone(), twice.port));
+        match self.ports.iter().find(|listed| !seen.insert(listed.port)) {
+            Some(twice) => Err(WantError::PortTwice(self.vip.clone(), twice.port)),
+            None => Ok(()),
         }
-        let mut by_target = BTreeMap::new();
-        for listed in &self.ports {
-            if let Some(other) = by_target.insert(listed.at_pod(), *listed) {
-                return Err(WantError::TargetTwice(self.vip.clone(), other, *listed));
-            }
-        }
-        Ok(())
     }
 
     /// A check of ports must have some to probe: what kind of port is missing.

@@ -15,7 +15,7 @@ use crate::harness::{Echo, Netns, PORT, SOON, deadline, hear, until};
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// A connection from that port of the client's.
-fn from(ns: &Netns, port: u16, to: SocketAddrV4) -> std::io::Result<TcpStream> {
+pub fn from(ns: &Netns, port: u16, to: SocketAddrV4) -> std::io::Result<TcpStream> {
     let fd: OwnedFd = ns.run(|| {
         let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
         setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");

@@ -6,6 +6,7 @@ mod datagrams;
 mod entries;
 mod live;
 mod said;
+mod shared;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
