@@ -5,6 +5,7 @@ mod answers;
 mod doctor;
 mod listening;
 mod named;
+mod ports;
 mod sharing;
 
 use std::net::Ipv4Addr;

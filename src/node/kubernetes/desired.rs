@@ -13,7 +13,8 @@ use crate::model::{Port, PortMap, Source, VipKey};
 use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
-use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, ServicePort, Slice};
+use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, Slice};
+use super::ports;
 use super::sharing::{Sharer, Sharing};
 
 /// A pod that is recorded on this node.
@@ -228,7 +229,10 @@ impl Scene<'_> {
         if self.slices.iter().any(|slice| slice.has_foreign) {
             notes.insert(Note::ForeignEndpoints);
         }
-        notes.extend(self.refused_ports());
+        notes.extend(ports::refused(self.service).into_iter().map(|refused| Note::PortRefused {
+            port: format!("{}/{}", refused.port.number, refused.port.protocol),
+            why: refused.why,
+        }));
         if !notes.is_empty() {
             desired.notes.entry(self.key.clone()).or_default().extend(notes);
         }
@@ -277,8 +281,7 @@ impl Scene<'_> {
     /// The slice's ports by those of the Service: `targetPort` is the controller's business.
     fn ports(&self, slice: &Slice) -> BTreeMap<Port, u16> {
         let mut found = BTreeMap::new();
-        for of_service in &self.service.ports {
-            let Some(port) = of_service.port().filter(|port| self.sharer.has(*port)) else { continue };
+        for (of_service, port) in ports::served(self.service).filter(|(_, port)| self.sharer.has(*port)) {
             let target = slice.ports.iter().filter(|of_slice| of_slice.name == of_service.name);
             let target = target.filter_map(|of_slice| of_slice.target);
             let target =
@@ -298,11 +301,6 @@ impl Scene<'_> {
         // Whoever made it a replica otherwise says what it is there.
         if is_member.is_some_and(|member| member.source != Source::Service) {
             return;
-        }
-        let mut role = role;
-        role.ports = served(&role.ports);
-        while role.ports.len() > MAX_PORTS {
-            role.ports.pop_last();
         }
         // No port at all would mean all of them.
         if role.ports.is_empty() {
@@ -333,43 +331,6 @@ impl Scene<'_> {
         roles.pod = Some(pod);
         roles.vips.insert(self.vip.clone(), role);
     }
-
-    fn refused_ports(&self) -> Vec<Note> {
-        let refuse = |port: &ServicePort, why: String| Note::PortRefused {
-            port: format!("{}/{}", port.number, port.protocol),
-            why,
-        };
-        let mut notes = Vec::new();
-        for of_service in &self.service.ports {
-            let Some(port) = of_service.port() else {
-                notes.push(refuse(of_service, format!("{} is no protocol of VIPs", of_service.protocol)));
-                continue;
-            };
-            let is_left_out = |slice: &&Slice| {
-                let ports = self.ports(slice);
-                ports.contains_key(&port) && !served(&ports).contains_key(&port)
-            };
-            if self.slices.iter().any(is_left_out) {
-                let why = "its pods listen on one number for another port too: answers can't be told apart".to_owned();
-                notes.push(refuse(of_service, why));
-            }
-        }
-        notes.extend(
-            self.service
-                .ports
-                .iter()
-                .skip(MAX_PORTS)
-                .map(|port| refuse(port, format!("a VIP has {MAX_PORTS} ports at most"))),
-        );
-        notes
-    }
-}
-
-/// Those of the ports that a pod can serve: of several with one target the first.
-fn served(ports: &BTreeMap<Port, u16>) -> BTreeMap<Port, u16> {
-    let mut targets = BTreeSet::new();
-    let first = ports.iter().filter(|(port, target)| targets.insert((port.transport, **target)));
-    first.map(|(port, target)| (*port, *target)).collect()
 }
 
 impl Role {
@@ -379,7 +340,6 @@ impl Role {
         for (port, target) in other.ports {
             self.ports.entry(port).or_insert(target);
         }
-        self.ports = served(&self.ports);
         while self.ports.len() > MAX_PORTS {
             self.ports.pop_last();
         }

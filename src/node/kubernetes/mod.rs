@@ -22,6 +22,7 @@ mod listeners;
 mod objects;
 mod policies;
 mod pool;
+mod ports;
 mod register;
 mod remembered;
 mod rights;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Port, Transport, VipKey};
 
-use super::sharing;
+use super::{ports, sharing};
 
 /// The label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -77,6 +77,18 @@ pub struct Service {
     pub ingress: Vec<Ingress>,
     /// Who wrote that last.
     pub status_by: Option<String>,
+    /// What its condition says of ports that aren't served.
+    #[serde(default)]
+    pub ports_error: Option<PortsError>,
+}
+
+/// A Service's condition about its ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsError {
+    /// What it says to people.
+    pub message: String,
+    /// When it began, Unix seconds.
+    pub since: i64,
 }
 
 /// A port of a Service.
@@ -104,6 +116,20 @@ pub struct Ingress {
     pub ip: String,
     /// `Proxy` or `VIP`; empty where the API doesn't know it.
     pub mode: String,
+    /// What it says of the Service's ports.
+    #[serde(default)]
+    pub ports: Vec<PortError>,
+}
+
+/// What a Service's status says of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortError {
+    /// Its number.
+    pub number: u16,
+    /// Its protocol, as the Service has it.
+    pub protocol: String,
+    /// Why it isn't served, in a word; `None`: it is.
+    pub error: Option<String>,
 }
 
 /// An `EndpointSlice`.
@@ -245,11 +271,14 @@ impl Class {
                 protocol: port.protocol.unwrap_or_else(|| "TCP".to_owned()),
             })
         };
-        let ingress = service.status.and_then(|status| status.load_balancer).and_then(|status| status.ingress);
         let annotation = |name: &str| {
             let all = service.metadata.annotations.as_ref();
             all.and_then(|all| all.get(name)).cloned().unwrap_or_default()
         };
+        let status = service.status.unwrap_or_default();
+        let ports_error = status.conditions.into_iter().flatten().find(|condition| condition.type_ == ports::CONDITION);
+        let ports_error = ports_error.filter(|condition| condition.status == "True");
+        let ingress = status.load_balancer.and_then(|status| status.ingress);
         Some(Service {
             vip: annotation(sharing::VIP),
             shared_with: annotation(sharing::SHARED_WITH),
@@ -261,6 +290,10 @@ impl Class {
             is_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             is_ending: service.metadata.deletion_timestamp.is_some(),
             ingress: ingress.unwrap_or_default().into_iter().map(Ingress::of).collect(),
+            ports_error: ports_error.map(|condition| PortsError {
+                message: condition.message,
+                since: condition.last_transition_time.0.as_second(),
+            }),
         })
     }
 }
@@ -274,7 +307,11 @@ impl Service {
 
 impl Ingress {
     fn of(ingress: core::LoadBalancerIngress) -> Self {
-        Self { ip: ingress.ip.unwrap_or_default(), mode: ingress.ip_mode.unwrap_or_default() }
+        let of = |port: core::PortStatus| {
+            Some(PortError { number: number(port.port)?, protocol: port.protocol, error: port.error })
+        };
+        let ports = ingress.ports.into_iter().flatten().filter_map(of).take(MAX_PORTS).collect();
+        Self { ip: ingress.ip.unwrap_or_default(), mode: ingress.ip_mode.unwrap_or_default(), ports }
     }
 }
 

@@ -6,14 +6,17 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::model::VipKey;
 
 use super::api::{self, ANSWER};
 use super::objects::{Ingress, Service};
+use super::ports;
 
 /// As whom statuses are written.
 pub const MANAGER: &str = "viproute";
@@ -113,7 +116,11 @@ impl StatusWriter {
                 lacks_mode: self.lacks_mode,
                 error: None,
             };
-            self.under_way.spawn(write(self.client.clone(), written));
+            self.under_way.spawn(write(
+                self.client.clone(),
+                written,
+                content(status, self.lacks_mode, Timestamp::now()),
+            ));
         }
         self.past.retain(|_, past| now.saturating_duration_since(past.seen) < Duration::from_secs(600));
     }
@@ -150,27 +157,39 @@ fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
     let Service { ingress, status_by, .. } = status.service;
     match status.address {
         Some(address) => {
-            matches!(&ingress[..], [Ingress { ip, mode: said }] if *ip == address.to_string() && said == mode)
+            let is_address = |ingress: &Ingress| ingress.ip == address.to_string() && ingress.mode == mode;
+            matches!(&ingress[..], [ingress] if is_address(ingress)) && ports::is_said(status.service)
         }
         None => ingress.is_empty() || status_by.as_deref() != Some(MANAGER),
     }
 }
 
-async fn write(client: kube::Client, written: Written) -> Written {
+/// The status. What it doesn't name of what was written before is taken back.
+fn content(status: Status<'_>, lacks_mode: bool, now: Timestamp) -> Value {
+    let Some(address) = status.address else { return json!({ "loadBalancer": { "ingress": [] } }) };
+    let mut ingress = json!({ "ip": address.to_string() });
+    if !lacks_mode {
+        ingress["ipMode"] = MODE.into();
+    }
+    let ports = ports::status(status.service);
+    if !ports.is_empty() {
+        ingress["ports"] = ports.into();
+    }
+    let mut content = json!({ "loadBalancer": { "ingress": [ingress] } });
+    if let Some(condition) = ports::condition(status.service, now) {
+        content["conditions"] = json!([condition]);
+    }
+    content
+}
+
+async fn write(client: kube::Client, written: Written, content: Value) -> Written {
     let api: Api<core::Service> = Api::namespaced(client, written.vip.namespace());
-    let mode = if written.lacks_mode { serde_json::json!({}) } else { serde_json::json!({ "ipMode": MODE }) };
-    let entry = |address: IpAddr| {
-        let mut entry = mode.clone();
-        entry["ip"] = address.to_string().into();
-        entry
-    };
-    let ingress: Vec<_> = written.address.into_iter().map(entry).collect();
     // With its identity: one that was made again under this name meanwhile isn't meant.
-    let patch = serde_json::json!({
+    let patch = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": { "name": written.vip.name(), "uid": written.uid },
-        "status": { "loadBalancer": { "ingress": ingress } },
+        "status": content,
     });
     let parameters = PatchParams::apply(MANAGER).force();
     let patch = Patch::Apply(&patch);
@@ -207,7 +226,9 @@ mod tests {
     #[test]
     fn only_a_difference_is_written() {
         let says = |said: &[(&str, &str)]| {
-            let ingress = said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into() }).collect();
+            let ingress =
+                said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into(), ..Ingress::default() });
+            let ingress = ingress.collect();
             let service = Service { ingress, ..Service::default() };
             is_said(Status { service: &service, address: Some([192, 0, 2, 7].into()) }, false)
         };
