@@ -111,13 +111,17 @@ mod tests {
         entry
     }
 
+    /// Protocol and port, as `attached` has them.
+    const UDP_53: u32 = 0x11_0035;
+    const TCP_53: u32 = 0x6_0035;
+
     #[test]
     fn pods_with_a_udp_port_that_is_named_answer_from_their_vips() {
-        let (key, value) = of(PLACE, &entry(17 << 16 | 53)).unwrap();
+        let (key, value) = of(PLACE, &entry(UDP_53)).unwrap();
         assert_eq!((key.vip, key.mac), ([10, 118, 0, 7], [6, 0x76, 0, 0, 0, 1]));
         assert_eq!((value.own, value.ifindex), ([10, 1, 1, 2], 7));
-        assert_eq!(of(PLACE, &entry(6 << 16 | 53)), None);
-        assert_eq!(of(PLACE, &Attached { ports: 0, ..entry(17 << 16 | 53) }), None, "every port");
-        assert_eq!(of(PLACE, &Attached { own: [0; 4], ..entry(17 << 16 | 53) }), None);
+        assert_eq!(of(PLACE, &entry(TCP_53)), None);
+        assert_eq!(of(PLACE, &Attached { ports: 0, ..entry(UDP_53) }), None, "every port");
+        assert_eq!(of(PLACE, &Attached { own: [0; 4], ..entry(UDP_53) }), None);
     }
 }

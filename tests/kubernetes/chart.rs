@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::bed::{Cluster, Deployment, Rollout, Setup, Worker};
-use crate::harness::{Flows, PATIENCE, PORT, Run, Snapshot, attempt, until};
+use crate::harness::{Flows, LONG, PATIENCE, PORT, Run, Snapshot, attempt, until};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/chart");
 
@@ -83,6 +83,32 @@ fn a_release_is_installed_upgraded_and_uninstalled() {
     assert!(asked.iter().any(|entry| entry["verb"] == "delete"), "the uninstallation is logged");
     let refused: Vec<_> = asked.into_iter().filter(|entry| entry["responseStatus"]["code"] == 403).collect();
     assert!(refused.is_empty(), "{refused:#?}");
+}
+
+/// As whoever takes no helm has it, by conf/.
+#[test]
+fn manifests_install_and_uninstall() {
+    let cluster = Cluster::with(&Setup { bare: true, ..Setup::default() });
+    cluster.import_viproute();
+    for worker in &cluster.workers {
+        // Its empty parents are the kubelet's, where no pod has had a network.
+        worker.containerd.machine.sh("mkdir -p /var/lib/cni");
+    }
+    let (control, before) = (&cluster.control, Before::of(&cluster));
+    let [installs, uninstalls] =
+        ["daemonset", "daemonset-uninstall"].map(|name| format!("{}/conf/{name}.yaml", env!("CARGO_MANIFEST_DIR")));
+    control.run(&["apply", "-f", &installs]);
+    for worker in &cluster.workers {
+        let machine = &worker.containerd.machine;
+        let is_there = || machine.path("/run/viproute/viprouted.sock").exists();
+        until(&format!("viprouted serves on {}", worker.name), LONG, || is_there().then_some(()));
+        assert!(machine.read("/etc/cni/net.d/10-pods.conflist").contains("viproute"), "{}", worker.name);
+    }
+    control.run(&["apply", "-f", &uninstalls]);
+    let job = ["wait", "--namespace=kube-system", "--for=condition=complete", "--timeout=2m", "job/viproute-uninstall"];
+    control.run(&job);
+    control.run(&["delete", "--ignore-not-found", "-f", &uninstalls, "-f", &installs]);
+    before.is_back(&cluster);
 }
 
 /// Until all pods of the Service answer at the address, which is returned.

@@ -12,6 +12,13 @@ const HELM: &str = "#!/bin/sh\nexec HELM \"$@\"\n";
 /// An overlay can't lie on another one.
 const CTR: &str = "#!/bin/sh\nexport CONTAINERD_SNAPSHOTTER=native\nexec /usr/bin/ctr \"$@\"\n";
 
+/// Before the block that begins so, people wait for this: the address is there a moment before the pods are attached.
+const WAITS: [(&str, &str); 1] = [(
+    "kubectl get service web",
+    "[ \"$(for pod in $(kubectl -n kube-system get pods -l app.kubernetes.io/component=agent -o name); do \
+     kubectl -n kube-system exec $pod -c viprouted -- viproutectl status; done | grep -c ' serving ')\" = 2 ]",
+)];
+
 #[test]
 fn the_quickstart_is_right() {
     let cluster = Cluster::with(&Setup { bare: true, ..Setup::default() });
@@ -51,7 +58,7 @@ fn the_quickstart_is_right() {
     second.import(Path::new(&archive), &format!("localhost/viproute:{tag}"));
     assert!(fs::metadata(&archive).expect("the image").len() > 1 << 20);
 
-    let said = run(&script(rest, &[]));
+    let said = run(&script(rest, &WAITS));
     for part in [
         "STATUS: deployed",
         "service/web condition met",

@@ -137,8 +137,11 @@ pub fn wrong_mac(name: &str, have: Option<Mac>, want: Mac) -> Option<String> {
 pub(super) fn side(hook: Hook) -> Side {
     match hook {
         Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress,
-        Hook::HostIngress | Hook::UplinkIngress | Hook::TunnelIngress => Side::Ingress,
-        Hook::ContainerIngress | Hook::InterfaceIngress => Side::Ingress,
+        Hook::HostIngress
+        | Hook::UplinkIngress
+        | Hook::TunnelIngress
+        | Hook::ContainerIngress
+        | Hook::InterfaceIngress => Side::Ingress,
     }
 }
 

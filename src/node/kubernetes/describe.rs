@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(waits(Some(Lease::default()), Some(&lone("n1"))).as_deref(), Some("its address is being asked for"));
         assert_eq!(waits(None, Some(&lone("n1"))).as_deref(), Some("n1 asks for its address"));
         assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), error: None }), None), None);
-        let stated = Service { ingress: vec![Ingress { ip: "192.0.2.7".into(), mode: String::new() }], ..service };
+        let stated = Service { ingress: vec![Ingress { ip: "192.0.2.7".into(), ..Ingress::default() }], ..service };
         let shown = entry((&vip, &vip), &stated, None, Some(&lone("n1")));
         assert_eq!((shown.address, shown.waits, shown.uid.as_str()), (Some([192, 0, 2, 7].into()), None, "u1"));
     }

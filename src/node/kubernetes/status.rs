@@ -210,7 +210,7 @@ async fn write(client: kube::Client, written: Written, content: Value) -> Writte
         Ok(Err(error)) => Some(api::reason(&error)),
         Err(_) => Some(crate::with_causes(&api::Error::TimedOut)),
     };
-    Written { error, lacks_mode, ..written }
+    Written { lacks_mode, error, ..written }
 }
 
 fn has_mode(service: &core::Service) -> bool {
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn an_address_that_a_service_has_no_longer_is_taken_back_by_who_wrote_it() {
         let is_fine = |by: &str| {
-            let ingress = vec![Ingress { ip: "192.0.2.7".into(), mode: MODE.into() }];
+            let ingress = vec![Ingress { ip: "192.0.2.7".into(), mode: MODE.into(), ports: Vec::new() }];
             let service = Service { ingress, status_by: Some(by.into()), ..Service::default() };
             is_said(Status { service: &service, address: None }, false)
         };

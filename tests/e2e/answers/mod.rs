@@ -32,16 +32,16 @@ struct Scene {
 
 impl Scene {
     /// The pod's server has that number.
-    fn new(ports: &str, served: u16) -> Self {
+    fn new(ports: &str, number: u16) -> Self {
         let lan = Lan::new();
         let node = Node::new(&lan, 1);
         let to = ["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1", "10.96.0.0/16 via 192.0.2.1"];
         let client = lan.client(50, &to);
         let join = Join::annotated("dns").annotation("viproute.io/ports", ports);
         let pod = node.joined(&join);
-        let (server, bystander) = (Wild::start(&pod.ns, served), node.pod());
+        let (server, bystander) = (Wild::start(&pod.ns, number), node.pod());
         let scene = Self { _server: server, pod, bystander, client, node, _lan: lan, join };
-        scene.translate_service(served);
+        scene.translate_service(number);
         scene
     }
 

@@ -141,6 +141,11 @@ impl KubeApi {
         let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
         held.events.iter().map(|event| (text(event, "reason"), text(event, "note"))).collect()
     }
+
+    /// The reasons of events that were told.
+    pub fn reasons(&self) -> Vec<String> {
+        self.events().into_iter().map(|(reason, _)| reason).collect()
+    }
 }
 
 impl Drop for KubeApi {

@@ -29,7 +29,9 @@ impl Scene {
     }
 
     fn ends_with(self, names: &[&str]) {
-        names.iter().for_each(|name| self.api.delete(&named(name)));
+        for name in names {
+            self.api.delete(&named(name));
+        }
         self.ends();
     }
 }
@@ -111,7 +113,9 @@ fn three_hundred_services_come_and_go_on_a_range_of_twenty() {
     let scene = Scene::with(1, &twenty(), |_| {});
     for round in 0..15 {
         let names: Vec<String> = (0..20).map(|number| format!("r{round}-{number}")).collect();
-        names.iter().for_each(|name| scene.api.set(&named(name)));
+        for name in &names {
+            scene.api.set(&named(name));
+        }
         until(&format!("all of round {round} have addresses"), LONG, || {
             names.iter().all(|name| scene.address_of(name).is_some()).then_some(())
         });
@@ -119,7 +123,9 @@ fn three_hundred_services_come_and_go_on_a_range_of_twenty() {
         addresses.sort();
         addresses.dedup();
         assert_eq!(addresses.len(), 20, "round {round}");
-        names.iter().for_each(|name| scene.api.delete(&named(name)));
+        for name in &names {
+            scene.api.delete(&named(name));
+        }
     }
     until("none is known any more", SOON, || {
         let found = scene.sidecar.ask(&json!({ "leases": {} }));

@@ -12,7 +12,8 @@ fn a_kubelet_that_shuts_its_node_down_makes_it_leave() {
     let mut scene = Scene::new(2);
     let api = KubeApi::start(&scene.members[1].node);
     let settings = api.settings(&scene.members[1].node).replace("\"n1\"", "\"n2\"");
-    scene.members[1].settings.push_str(&format!("\n{settings}"));
+    let before = &scene.members[1].settings;
+    scene.members[1].settings = format!("{before}\n{settings}");
     let node = |status: &str, message: &str| -> Value {
         let ready = json!({ "type": "Ready", "status": status, "reason": "x", "message": message });
         json!({ "kind": "Node", "metadata": { "name": "n2" }, "status": { "conditions": [ready] } })

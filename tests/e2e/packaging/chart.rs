@@ -82,7 +82,7 @@ fn wrong_values_are_refused_by_their_names() {
 fn configuration(rendered: &str) -> String {
     let (_, rest) = rendered.split_once("  viprouted.toml: |\n").expect("the configuration");
     let lines = rest.lines().take_while(|line| line.starts_with("    "));
-    lines.map(|line| format!("{}\n", line.trim_start())).collect()
+    lines.map(str::trim_start).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -70,7 +70,9 @@ fn both_ports_are_served_with_syn_cookies() {
         pod.ns.set_sysctl("net/ipv4/tcp_syncookies", "2");
     }
     let storms = [PORT, SECOND].map(|port| Storm::on(&service.client, (service.vip, port), 150));
-    storms.iter().for_each(|storm| drop(storm.next(200)));
+    for storm in &storms {
+        storm.next(200);
+    }
     service.add(&service.pods[2]);
     for storm in storms {
         storm.next(200);

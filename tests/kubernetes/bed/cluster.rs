@@ -26,7 +26,8 @@ const RIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/kubernetes-rbac.
 const DHCP_RANGE: &str = "192.0.2.100,192.0.2.103";
 pub const DHCP_ADDRESSES: u32 = 4;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
+#[allow(clippy::struct_excessive_bools)] // each says of another thing that it is there
 pub struct Setup {
     /// containerd 2, and not Debian's.
     pub second: bool,
@@ -56,7 +57,7 @@ impl Cluster {
     pub fn with(setup: &Setup) -> Self {
         let (lan, dir, pki) = (Lan::new(), TempDir::new(), Arc::new(Pki::new()));
         let dhcp = setup.dhcp.then(|| DhcpServer::dnsmasq(&lan, DHCP_RANGE, "1h", ""));
-        let kind = Kind { setup: *setup, key: key(&dir), pki: pki.clone() };
+        let kind = Kind { setup: setup.clone(), key: key(&dir), pki: pki.clone() };
         let image = dir.path().join("server.tar");
         image::of(&image, &Content { name: SERVER, entrypoint: &["/bin/server"], programs: &[part("server")] });
         let (mut workers, control) = scope(|scope| {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::cluster::Cluster;
-use crate::harness::{PATIENCE, Run, TempDir, VIPROUTE, tool, until};
+use crate::harness::{Machine, PATIENCE, Run, TempDir, VIPROUTE, tool, until};
 
 /// The directory of the programs under test.
 pub fn programs() -> &'static str {
@@ -12,7 +12,7 @@ pub fn programs() -> &'static str {
 }
 
 impl Cluster {
-    /// Has packaging/image.sh make it, and imports it on each node, also by a second name; both tags.
+    /// Has packaging/image.sh make it, and imports it on each node, also by a second name and by the chart's version; the first two tags.
     pub fn import_viproute(&self) -> [String; 2] {
         let dir = TempDir::new();
         let mut copy = Command::new(tool("cp"));
@@ -21,17 +21,23 @@ impl Cluster {
         let mut script = Command::new(dir.path().join("packaging/image.sh"));
         let made = script.arg(std::env::consts::ARCH).env("BINARIES", programs()).finish("").ok();
         let tag = viproute::RELEASE.replace('+', "-");
-        let second = format!("{tag}.second");
-        let [name, other] = [&tag, &second].map(|tag| format!("localhost/viproute:{tag}"));
+        let others = [format!("{tag}.second"), env!("CARGO_PKG_VERSION").to_owned()];
+        let name = format!("localhost/viproute:{tag}");
         for worker in &self.workers {
             worker.containerd.import(&dir.path().join(made.trim()), &name);
-            let machine = &worker.containerd.machine;
-            machine.sh(&format!("ctr -n k8s.io images tag {name} {other}"));
-            // The CRI learns of it by an event, and would otherwise ask a registry.
-            let listed = || machine.sh("ctr -n k8s.io images ls -q 'labels.\"io.cri-containerd.image\"==managed'");
-            let is_listed = || listed().lines().any(|line| line == other);
-            until("the CRI knows the other name", PATIENCE, || is_listed().then_some(()));
+            for other in others.each_ref().map(|tag| format!("localhost/viproute:{tag}")) {
+                give_name(&worker.containerd.machine, &name, &other);
+            }
         }
+        let [second, _] = others;
         [tag, second]
     }
+}
+
+/// The CRI learns of it by an event, and would otherwise ask a registry.
+fn give_name(machine: &Machine, name: &str, other: &str) {
+    machine.sh(&format!("ctr -n k8s.io images tag --force {name} {other}"));
+    let listed = || machine.sh("ctr -n k8s.io images ls -q 'labels.\"io.cri-containerd.image\"==managed'");
+    let is_listed = || listed().lines().any(|line| line == other);
+    until("the CRI knows the other name", PATIENCE, || is_listed().then_some(()));
 }

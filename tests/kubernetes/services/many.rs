@@ -25,7 +25,9 @@ fn servers(cluster: &Cluster) -> Vec<Deployment> {
     let names = (0..SERVICES.div_ceil(A_POD)).map(|number| &*format!("web-{number}").leak());
     let servers: Vec<_> = names.map(|name| Deployment::new(name, 2)).collect();
     cluster.control.apply(&list(servers.iter().map(Deployment::object)));
-    servers.iter().for_each(|server| server.wait(&cluster.control));
+    for server in &servers {
+        server.wait(&cluster.control);
+    }
     servers
 }
 

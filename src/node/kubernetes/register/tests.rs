@@ -285,7 +285,7 @@ mod properties {
             let is_adopted = |name: &&str| cluster.stated.get(&vip(name)).is_some_and(|address| {
                 NAMES.iter().find(|other| cluster.stated.get(&vip(other)) == Some(address)) == Some(name)
             });
-            for name in NAMES.iter().zip(&asked).filter(|(name, asked)| **asked && is_adopted(*name)).map(|(name, _)| name) {
+            for name in NAMES.iter().zip(&asked).filter(|(name, asked)| **asked && is_adopted(name)).map(|(name, _)| name) {
                 prop_assert!(made.contains(&((*name).to_owned(), cluster.stated[&vip(name)])), "{name}");
             }
         }
