@@ -321,7 +321,7 @@ mod tests {
     proptest! {
         /// Nobody gets connections by it who is to have none, and only who is named loses them.
         #[test]
-        fn it_only_takes_away(reach in proptest::collection::vec(0u8..4, 1..6), is_admitted in any::<bool>()) {
+        fn it_only_takes_away(reach in proptest::collection::vec(0usize..4, 1..6), is_admitted in any::<bool>()) {
             let ports: Vec<u16> = (80..).take(reach.len()).collect();
             let mut desired = wanted(&ports);
             for roles in desired.recorded.values_mut() {
@@ -329,7 +329,7 @@ mod tests {
             }
             let (before, places) = (desired.clone(), asked(&desired));
             let of = |place: &Place| [None, Some(Reach::Vip), Some(Reach::OwnAddress), Some(Reach::Nothing)]
-                [usize::from(reach[usize::from(place.port.number - 80)])];
+                [reach[usize::from(place.port.number - 80)]];
             hold_back(&places, of, &mut desired);
             let (is_held, named) = held(&desired);
             prop_assert!(is_admitted || is_held);

@@ -1,6 +1,6 @@
 //! The watches: each kind's list, and what changes. Objects are cut to what Services take as they come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
@@ -137,12 +137,11 @@ where
 }
 
 /// Of Services those too that nobody serves, for want of a class.
-#[allow(clippy::zero_sized_map_values)] // of these the names alone are kept, by the change that other kinds' objects have
 async fn services(config: watcher::Config, class: Class, teller: Teller<Service>) {
     let api: Api<core::Service> = Api::all(teller.client.clone());
     let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
     let tell = |change| teller.heard.send(Heard::Unclaimed(change));
-    let (mut list, mut unclaimed) = (BTreeMap::new(), BTreeMap::new());
+    let (mut list, mut unclaimed) = (BTreeMap::new(), BTreeSet::new());
     while let Some(event) = stream.next().await {
         let told = match event {
             Ok(Event::Init) => {
@@ -152,12 +151,13 @@ async fn services(config: watcher::Config, class: Class, teller: Teller<Service>
             }
             Ok(Event::InitApply(service)) => {
                 let key = key(&service.metadata);
-                unclaimed.extend(class.is_unclaimed(&service).then(|| (key.clone(), ())));
+                unclaimed.extend(class.is_unclaimed(&service).then(|| key.clone()));
                 list.extend(class.service(service).map(|service| (key, service)));
                 Ok(())
             }
             Ok(Event::InitDone) => {
-                let _ = tell(Change::All(std::mem::take(&mut unclaimed))).await;
+                let all = std::mem::take(&mut unclaimed).into_iter().map(|key| (key, ())).collect();
+                let _ = tell(Change::All(all)).await;
                 teller.tell_all(std::mem::take(&mut list)).await
             }
             Ok(Event::Apply(service)) => {

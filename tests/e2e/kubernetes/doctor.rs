@@ -141,7 +141,8 @@ fn a_vip_that_kube_proxy_serves_is_found() {
     run("iptables-nft", "-t nat -F KUBE-SERVICES");
     run("iptables-nft", "-t nat -X KUBE-SERVICES");
 
-    ns.ip("link add kube-ipvs0 type dummy");
+    // A dummy device on real nodes, which not every kernel has.
+    ns.ip("link add kube-ipvs0 type bridge");
     ns.ip(&format!("addr add {address}/32 dev kube-ipvs0"));
     scene.finds(&[("error", &what("ipvs"))]);
     ns.ip("link delete kube-ipvs0");
