@@ -273,7 +273,7 @@ fn reasons_of_events() {
         let capitals = word.chars().filter(char::is_ascii_uppercase).count();
         capitals > 1 && word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().all(char::is_alphanumeric)
     };
-    agree(&page, &page.keys("## Services"), &code.filter(is_reason).map(str::to_owned).collect());
+    agree(&page, &page.keys("### Events, status, doctor"), &code.filter(is_reason).map(str::to_owned).collect());
 }
 
 #[test]

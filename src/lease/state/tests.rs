@@ -695,7 +695,7 @@ fn an_address_that_a_status_says_is_asked_for_first() {
     assert!(!hint.is_valid(at(0)), "it isn't used unconfirmed");
     assert_eq!(story.state.service(&vip(), at(0)), (None, None));
     story.bound(A);
-    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save(A, None)]);
+    assert_eq!(story.on(Input::Checked(A, Findings::default())), [save_wanted(A)]);
     story.on(Input::Saved(Ok(())));
     assert_eq!(story.state.service(&vip(), at(0)), (Some(A), None));
     assert_eq!(story.on(Input::Stated(B)), [], "what is known counts");
