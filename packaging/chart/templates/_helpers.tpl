@@ -90,6 +90,7 @@ key_file = "/etc/viproute-key/membership.key"
 enabled = true
 class = {{ .Values.services.class | toJson }}
 default_class = {{ .Values.services.defaultClass }}
+ignore_exclude_label = {{ .Values.services.ignoreExcludeLabel }}
 {{- end }}
 {{- range .Values.pins }}
 [[pin]]

@@ -23,6 +23,8 @@ pub struct Kubernetes {
     pub class: String,
     /// Services without a class too.
     pub default_class: bool,
+    /// Nodes that load balancers are to pass by, as a label says, answer for VIPs all the same.
+    pub ignore_exclude_label: bool,
     /// Where the API server is; none: as the credentials say, in a pod at its own address.
     pub server: Option<String>,
 }
@@ -30,19 +32,21 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// By the credentials of the pod that this runs in.
     pub fn in_cluster() -> Self {
-        Self { kubeconfig: None, node: None, class: CLASS.to_owned(), default_class: false, server: None }
+        let class = CLASS.to_owned();
+        Self { kubeconfig: None, node: None, class, default_class: false, ignore_exclude_label: false, server: None }
     }
 
     pub(super) fn read(top: &mut Reader) -> Result<Option<Self>, Error> {
         let Some(mut table) = top.table("kubernetes")? else { return Ok(None) };
-        let enabled = table.take("enabled", "true or false", toml::Value::as_bool)?.unwrap_or(false);
+        let mut flag = |key| Ok(table.take(key, "true or false", toml::Value::as_bool)?.unwrap_or(false));
+        let (enabled, default_class) = (flag("enabled")?, flag("default_class")?);
+        let ignore_exclude_label = flag("ignore_exclude_label")?;
         let kubeconfig = table.text("kubeconfig", "an absolute path of at most 107 bytes", path_of)?;
         let node = table.text("node", NODE, node)?;
         let class = table.text("class", CLASS_NAME, class)?.unwrap_or_else(|| CLASS.to_owned());
-        let default_class = table.take("default_class", "true or false", toml::Value::as_bool)?.unwrap_or(false);
         let server = table.text("server", SERVER, server)?;
         table.finish()?;
-        Ok(enabled.then_some(Self { kubeconfig, node, class, default_class, server }))
+        Ok(enabled.then_some(Self { kubeconfig, node, class, default_class, ignore_exclude_label, server }))
     }
 }
 

@@ -78,8 +78,9 @@ fn kubernetes() {
     assert_eq!((bare.class.as_str(), bare.default_class), ("viproute.io/vip", false));
     assert_eq!((bare.kubeconfig, bare.node, bare.server), (None, None, None));
     let text = "[kubernetes]\nenabled = true\nkubeconfig = \"/etc/k\"\nnode = \"n1.example\"\nclass = \"vip\"\n\
-        default_class = true\nserver = \"https://192.0.2.1:6443\"";
+        default_class = true\nignore_exclude_label = true\nserver = \"https://192.0.2.1:6443\"";
     let full = Config::parse(text).unwrap().kubernetes.unwrap();
+    assert!(full.default_class && full.ignore_exclude_label);
     assert_eq!((full.node.as_deref(), full.server.as_deref()), (Some("n1.example"), Some("https://192.0.2.1:6443")));
     for (line, says) in [
         ("enabled = \"yes\"", "kubernetes.enabled = \"yes\": expected true or false"),
@@ -89,7 +90,7 @@ fn kubernetes() {
         ("server = \"192.0.2.1\"", "kubernetes.server = \"192.0.2.1\": expected the API server as https://HOST:PORT"),
         (
             "serve = 1",
-            "kubernetes.serve: no such key (there are: enabled, kubeconfig, node, class, default_class, server)",
+            "kubernetes.serve: no such key (there are: enabled, default_class, ignore_exclude_label, kubeconfig, node, class, server)",
         ),
     ] {
         let found = complaint(&format!("[kubernetes]\n{line}"));

@@ -130,6 +130,7 @@ impl Engine {
         let watched = Watched {
             has_pool: self.known.pool.is_some(),
             class: Class { name: self.settings.class.clone(), is_default: self.settings.default_class },
+            ignores_exclude_label: self.settings.ignore_exclude_label,
             node: self.node.clone(),
         };
         // They end with it.

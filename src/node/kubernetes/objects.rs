@@ -414,14 +414,14 @@ impl Pod {
 }
 
 impl Node {
-    /// Of any node.
-    pub fn of(node: core::Node) -> Self {
+    /// Of any node. `ignores_label`: none is excluded.
+    pub fn of(node: core::Node, ignores_label: bool) -> Self {
         let is_shutting_down = is_shutting_down(&node);
         let addresses = node.status.and_then(|status| status.addresses).into_iter().flatten();
         let labels = node.metadata.labels.unwrap_or_default();
         Self {
             addresses: addresses.filter_map(|address| address.address.parse().ok()).collect(),
-            is_excluded: labels.contains_key(EXCLUDED),
+            is_excluded: !ignores_label && labels.contains_key(EXCLUDED),
             is_shutting_down,
         }
     }
@@ -434,4 +434,22 @@ fn is_shutting_down(node: &core::Node) -> bool {
     let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     ready.any(|condition| condition.message.as_ref().is_some_and(|message| message.contains(SHUTTING_DOWN)))
         || taints.any(|taint| SHUT_DOWN.contains(&taint.key.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    #[test]
+    fn the_label_that_load_balancers_pass_by_may_mean_nothing() {
+        for (label, ignores_label, is_excluded) in
+            [(EXCLUDED, false, true), (EXCLUDED, true, false), ("other", false, false)]
+        {
+            let labels = Some([(label.to_owned(), String::new())].into());
+            let node = core::Node { metadata: ObjectMeta { labels, ..ObjectMeta::default() }, ..core::Node::default() };
+            assert_eq!(Node::of(node, ignores_label).is_excluded, is_excluded, "{label}, {ignores_label}");
+        }
+    }
 }

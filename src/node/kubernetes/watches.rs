@@ -32,6 +32,8 @@ pub struct Watched {
     pub class: Class,
     /// Whose pods: this node's name.
     pub node: String,
+    /// Nodes that a label excludes are as any other.
+    pub ignores_exclude_label: bool,
     /// Addresses of the pool too.
     pub has_pool: bool,
 }
@@ -49,7 +51,8 @@ pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) ->
     let reduce = |pod: core::Pod| (key(&pod.metadata), Some(Pod::of(pod)));
     let of_node = page.clone().fields(&format!("spec.nodeName={}", watched.node));
     tasks.spawn(watch(of_node, reduce, teller(client, heard, Kind::Pods, Heard::Pods)));
-    let reduce = |node: core::Node| (key(&node.metadata), Some(Node::of(node)));
+    let ignores_label = watched.ignores_exclude_label;
+    let reduce = move |node: core::Node| (key(&node.metadata), Some(Node::of(node, ignores_label)));
     tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Nodes, Heard::Nodes)));
     if watched.has_pool {
         let (label, manager) = pool::MANAGED_BY;
