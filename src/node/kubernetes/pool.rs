@@ -7,7 +7,7 @@ use std::time::Instant;
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
@@ -40,7 +40,16 @@ pub struct Desk {
 pub struct PoolKeeper {
     register: Register,
     desk: Desk,
-    calls: JoinSet<Option<(Ipv4Addr, Entry, Answer)>>,
+    calls: JoinSet<Done>,
+}
+
+/// A call of the API that is done.
+#[derive(Debug)]
+enum Done {
+    /// It gives an address out, or doesn't.
+    Made(Ipv4Addr, Entry, Answer),
+    /// It has taken one back; false: it may be there still.
+    TakenBack(Ipv4Addr, Entry, bool),
 }
 
 impl PoolKeeper {
@@ -54,9 +63,15 @@ impl PoolKeeper {
         tokio::select! {
             Some(order) = self.desk.orders.recv() => self.register.on_order(order, Instant::now()),
             Some(done) = self.calls.join_next() => {
-                if let Ok(Some((address, entry, answer))) = done {
-                    let step = self.register.on_made(address, entry, answer, Instant::now());
-                    self.report(step);
+                match done {
+                    Ok(Done::Made(address, entry, answer)) => {
+                        let step = self.register.on_made(address, entry, answer, Instant::now());
+                        self.report(step);
+                    }
+                    Ok(Done::TakenBack(address, entry, is_gone)) => {
+                        self.register.on_taken_back(address, &entry, is_gone, Instant::now());
+                    }
+                    Err(_) => {} // it was aborted: viprouted ends
                 }
             }
             else => std::future::pending().await,
@@ -89,15 +104,10 @@ impl PoolKeeper {
         for step in self.register.steps(cluster, Instant::now()) {
             match step {
                 Step::Create(address, entry) => {
-                    let call = create(client.clone(), address, entry);
-                    self.calls.spawn(async move { Some(call.await) });
+                    self.calls.spawn(create(client.clone(), address, entry));
                 }
-                Step::Delete(address) => {
-                    let call = delete(client.clone(), address);
-                    self.calls.spawn(async move {
-                        call.await;
-                        None
-                    });
+                Step::Delete(address, entry) => {
+                    self.calls.spawn(delete(client.clone(), address, entry));
                 }
                 Step::Conflict(vip, why) => conflicts.push((vip, why)),
                 report @ Step::Report(..) => self.report(Some(report)),
@@ -123,7 +133,7 @@ pub fn entry(object: IPAddress) -> (Key, Option<Entry>) {
 }
 
 /// Gives an address out.
-async fn create(client: kube::Client, address: Ipv4Addr, entry: Entry) -> (Ipv4Addr, Entry, Answer) {
+async fn create(client: kube::Client, address: Ipv4Addr, entry: Entry) -> Done {
     let api: Api<IPAddress> = Api::all(client);
     let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
     let object = object(address, &entry);
@@ -133,19 +143,44 @@ async fn create(client: kube::Client, address: Ipv4Addr, entry: Entry) -> (Ipv4A
         Ok(Err(error)) => Answer::Failed(api::reason(&error)),
         Err(_) => Answer::Failed(crate::with_causes(&api::Error::TimedOut)),
     };
-    (address, entry, answer)
+    Done::Made(address, entry, answer)
 }
 
-/// Takes one back; what is gone is.
-async fn delete(client: kube::Client, address: Ipv4Addr) {
-    let api: Api<IPAddress> = Api::all(client);
+/// Takes one back; what is gone is, and what is another's by now is let alone.
+async fn delete(client: kube::Client, address: Ipv4Addr, entry: Entry) -> Done {
+    let is_gone = match tokio::time::timeout(ANSWER, delete_its(Api::all(client), address, &entry)).await {
+        Ok(Ok(is_deleted)) => {
+            if is_deleted {
+                tracing::info!(%address, "given back to the pool");
+            }
+            true
+        }
+        // Made anew meanwhile, or gone.
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%address, error = api::reason(&error), "not given back to the pool");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(%address, "not given back to the pool in time");
+            false
+        }
+    };
+    Done::TakenBack(address, entry, is_gone)
+}
+
+/// False: there is no object of that entry.
+async fn delete_its(api: Api<IPAddress>, address: Ipv4Addr, of: &Entry) -> kube::Result<bool> {
     let name = address.to_string();
-    match tokio::time::timeout(ANSWER, api.delete(&name, &DeleteParams::default())).await {
-        Ok(Ok(_)) => tracing::info!(%address, "given back to the pool"),
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
-        Ok(Err(error)) => tracing::warn!(%address, error = api::reason(&error), "not given back to the pool"),
-        Err(_) => tracing::warn!(%address, "not given back to the pool in time"),
-    }
+    let listed = api.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await?;
+    let its = |object: &IPAddress| {
+        let (key, found) = entry(object.clone());
+        key == name && found.as_ref() == Some(of)
+    };
+    let Some(object) = listed.items.into_iter().find(its) else { return Ok(false) };
+    let preconditions = Preconditions { uid: object.metadata.uid, ..Preconditions::default() };
+    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    api.delete(&name, &parameters).await.map(|_| true)
 }
 
 fn object(address: Ipv4Addr, entry: &Entry) -> IPAddress {

@@ -41,7 +41,7 @@ pub enum Step {
     /// Give an address out.
     Create(Ipv4Addr, Entry),
     /// Take it back.
-    Delete(Ipv4Addr),
+    Delete(Ipv4Addr, Entry),
     /// What has become of a VIP's address.
     Report(VipKey, News),
     /// A Service can't keep the address that its status says; why.
@@ -110,13 +110,15 @@ pub struct Register {
     open: BTreeMap<VipKey, Open>,
     /// Since when nothing needs an address.
     unneeded: BTreeMap<Ipv4Addr, Instant>,
+    /// Those that are being taken back. Until that is done they are not given out: a deletion that comes late would be the next one's.
+    leaving: BTreeSet<Ipv4Addr>,
 }
 
 impl Register {
     /// With nothing known.
     pub fn new(pool: Pool, pins: BTreeMap<VipKey, IpAddr>) -> Self {
         let (given, open, unneeded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { pool, pins, given, is_complete: false, failed: None, open, unneeded }
+        Self { pool, pins, given, is_complete: false, failed: None, open, unneeded, leaving: BTreeSet::new() }
     }
 
     /// All addresses of VIPs that are given out.
@@ -174,6 +176,16 @@ impl Register {
         open.due = now + AGAIN;
         let why = format!("the Kubernetes API gives out no address: {why}");
         Some(Step::Report(entry.vip, News::Trouble { why, exhausted: false }))
+    }
+
+    /// What has come of a [`Step::Delete`]. `is_gone`: the object of that entry is there no longer.
+    pub fn on_taken_back(&mut self, address: Ipv4Addr, entry: &Entry, is_gone: bool, now: Instant) {
+        self.leaving.remove(&address);
+        if is_gone && self.given.get(&address).is_some_and(|given| given.as_ref() == Some(entry)) {
+            self.given.remove(&address);
+        }
+        // Who waits need wait no longer.
+        self.open.values_mut().for_each(|open| open.due = open.due.min(now));
     }
 
     /// What is to be done.
@@ -263,7 +275,7 @@ impl Register {
     fn unassigned(&self) -> impl Iterator<Item = Ipv4Addr> {
         let pins: BTreeSet<IpAddr> = self.pins.values().copied().collect();
         let free: Vec<Ipv4Addr> = decider::free(&self.pool, &pins).collect();
-        free.into_iter().filter(|address| !self.given.contains_key(address))
+        free.into_iter().filter(|address| !self.given.contains_key(address) && !self.leaving.contains(address))
     }
 
     /// Addresses of Services that are gone, and of VIPs that no node has any more: their keepers take them back.
@@ -284,8 +296,8 @@ impl Register {
             let since = *self.unneeded.get(address).unwrap_or(&now);
             // Who deletes a Service says so: nothing is about to use it.
             let waits = if entry.service.is_some() && !is_needed { Duration::ZERO } else { UNNEEDED };
-            if now.saturating_duration_since(since) >= waits {
-                steps.push(Step::Delete(*address));
+            if now.saturating_duration_since(since) >= waits && self.leaving.insert(*address) {
+                steps.push(Step::Delete(*address, entry.clone()));
             }
             unneeded.insert(*address, since);
         }

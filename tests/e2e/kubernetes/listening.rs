@@ -66,7 +66,10 @@ fn a_udp_server_on_the_pods_own_address_waits() {
     scene.pods[0].1 = None;
     let pod = scene.pod(0);
     let server = |address: Ipv4Addr| {
-        pod.ns.run(|| Server::start(&pod.name, (address, PORT).into(), true, |_| {})).expect("a UDP server")
+        // The one before has the port until its thread has ended.
+        until("a UDP server", SOON, || {
+            pod.ns.run(|| Server::start(&pod.name, (address, PORT).into(), true, |_| {})).ok()
+        })
     };
     let own = server(pod.address());
     let mut udp = service("s1");

@@ -121,6 +121,7 @@ fn who_has_waited_longest_is_first() {
     register.on_made(at(2), entry("z"), Answer::Made, now);
     assert!(created(&register.steps(&cluster, now)).is_empty(), "none is free");
     register.on_entry(at(1), None, now);
+    register.on_taken_back(at(1), &entry("other"), true, now);
     assert_eq!(created(&register.steps(&cluster, now)), [("y".to_owned(), at(1))], "at once");
 }
 
@@ -132,12 +133,45 @@ fn a_service_that_is_gone_gives_its_address_back_at_once() {
     cluster.used.insert(vip("pods"));
     assert!(register.steps(&cluster, now).is_empty());
     cluster.services.clear();
-    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1))]);
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1), entry("a"))]);
     // Pods that name their VIP may just be on their way.
     register.on_entry(at(1), None, now);
     cluster.used.clear();
     assert!(register.steps(&cluster, now).is_empty());
-    assert_eq!(register.steps(&cluster, now + UNNEEDED), [Step::Delete(at(2))]);
+    assert_eq!(
+        register.steps(&cluster, now + UNNEEDED),
+        [Step::Delete(at(2), Entry { vip: vip("pods"), service: None })]
+    );
+}
+
+/// A deletion that is repeated, or comes late, must not be the next one's who gets the address.
+#[test]
+fn an_address_is_taken_back_once_and_given_out_when_that_is_done() {
+    let (mut register, mut cluster, now) = (register(), known(&["a"]), Instant::now());
+    register.on_entry(at(1), Some(entry("a")), now);
+    cluster.services.clear();
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1), entry("a"))]);
+    assert!(register.steps(&cluster, now).is_empty(), "it is under way");
+    register.on_order(Order::Ask(vip("b"), None), now);
+    cluster.services.insert(vip("b"), ("uid-b".into(), 9));
+    register.on_entry(at(1), None, now);
+    assert_eq!(created(&register.steps(&cluster, now)), [("b".to_owned(), at(2))], "the other one is not free yet");
+    register.on_made(at(2), entry("b"), Answer::Made, now);
+    register.on_taken_back(at(1), &entry("a"), true, now);
+    register.on_order(Order::Ask(vip("c"), None), now);
+    cluster.services.insert(vip("c"), ("uid-c".into(), 10));
+    assert_eq!(created(&register.steps(&cluster, now)), [("c".to_owned(), at(1))]);
+    // What could not be deleted is tried again, and what was gone already is known to be.
+    cluster.services.remove(&vip("c"));
+    register.on_order(Order::Stop(vip("c")), now);
+    register.on_made(at(1), entry("c"), Answer::Made, now);
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1), entry("c"))]);
+    register.on_taken_back(at(1), &entry("c"), false, now);
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1), entry("c"))]);
+    register.on_taken_back(at(1), &entry("c"), true, now);
+    register.on_order(Order::Ask(vip("d"), None), now);
+    cluster.services.insert(vip("d"), ("uid-d".into(), 11));
+    assert_eq!(created(&register.steps(&cluster, now)), [("d".to_owned(), at(1))]);
 }
 
 #[test]
@@ -148,7 +182,7 @@ fn an_address_outlives_the_service_that_it_was_given_out_for() {
     cluster.services.insert(vip("a"), ("uid-other".into(), 7));
     assert!(register.steps(&cluster, now).is_empty());
     cluster.services.clear();
-    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1))]);
+    assert_eq!(register.steps(&cluster, now), [Step::Delete(at(1), entry("a"))]);
 }
 
 #[test]
