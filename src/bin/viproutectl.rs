@@ -1,5 +1,7 @@
 //! The administrator's tool: shows the VIPs of this node, drains replicas, finds faults.
 
+mod resolver;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
