@@ -172,14 +172,12 @@ impl Entries {
     /// Reads them. `None`: no maps are pinned.
     fn read(dir: &Path) -> Result<Option<Self>> {
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
-        let (mut vips, mut attached) = (maps.vips()?, maps.all_translated()?);
-        vips.extend(maps.all_served()?);
-        vips.sort_unstable();
-        vips.dedup();
+        let (mut vips, mut attached) = (maps.all_served()?, maps.all_translated()?);
+        vips.extend(maps.vips()?);
         attached.extend(maps.all_answering()?);
         attached.extend(maps.all_sharing()?);
         attached.extend(maps.all_attached()?);
-        Ok(Some(Self { maps, vips, attached: attached.into_iter().collect() }))
+        Ok(Some(Self { maps, vips: vips.into_iter().collect(), attached: attached.into_iter().collect() }))
     }
 
     /// Keeps the orphans: entries of a VIP that isn't known, or of a host veth that is missing.

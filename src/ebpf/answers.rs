@@ -1,16 +1,15 @@
 //! Which pods' UDP servers answer from their VIPs though they bind no address (`answers.h`). It follows from an attachment's entry.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, MapData};
 
 use crate::model::Transport;
 
-use super::maps::{ANSWERERS, Attached, found, open, patiently};
-use super::{Error, Result};
+use super::maps::{ANSWERERS, Attached, Place, found, patiently};
+use super::{Error, Result, hash};
 
 /// `struct answerer_key`. The address is in network order.
 #[repr(C)]
@@ -36,9 +35,6 @@ unsafe impl Pod for AnswererKey {}
 // SAFETY: as above.
 unsafe impl Pod for Answerer {}
 
-/// A host veth, and a VIP of its pod's.
-type Place = (u32, Ipv4Addr);
-
 /// What an entry asks for: nothing where no UDP port is named, or the pod's own address isn't known.
 fn of((ifindex, vip): Place, value: &Attached) -> Option<(AnswererKey, Answerer)> {
     let is_udp = |port: &u32| port >> 16 == u32::from(Transport::Udp.protocol());
@@ -49,11 +45,6 @@ fn of((ifindex, vip): Place, value: &Attached) -> Option<(AnswererKey, Answerer)
 
 type Kernels = HashMap<MapData, AnswererKey, Answerer>;
 
-fn map(dir: &Path) -> Result<Option<Kernels>> {
-    let Some(map) = open(dir, ANSWERERS)? else { return Ok(None) };
-    HashMap::try_from(Map::HashMap(map)).map(Some).map_err(|e| Error::map("open", dir.join(ANSWERERS).display(), e))
-}
-
 /// Makes the map have what one entry asks for, in place of what another did.
 pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: Option<&Attached>) -> Result<()> {
     let wanted = after.and_then(|value| of(place, value));
@@ -61,7 +52,7 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
     if wanted.is_none() && asked.is_none() && (before.is_some() || after.is_some()) {
         return Ok(());
     }
-    let Some(mut map) = map(dir)? else { return Ok(()) };
+    let Some(mut map) = hash::map::<AnswererKey, Answerer>(dir, ANSWERERS)? else { return Ok(()) };
     let stale: Vec<AnswererKey> = match (asked, after) {
         (Some((key, _)), _) => vec![key],
         (None, Some(_)) => Vec::new(),
@@ -85,20 +76,22 @@ fn all(map: &Kernels) -> Result<Vec<(AnswererKey, Place)>> {
 
 /// The host veths, and their pods' VIPs, that the map has something of.
 pub(super) fn places(dir: &Path) -> Result<BTreeSet<Place>> {
-    let Some(map) = map(dir)? else { return Ok(BTreeSet::new()) };
+    let Some(map) = hash::map::<AnswererKey, Answerer>(dir, ANSWERERS)? else { return Ok(BTreeSet::new()) };
     Ok(all(&map)?.into_iter().map(|(_, place)| place).collect())
 }
 
 /// Whether the map has what an entry asks for.
 pub(super) fn is_there(dir: &Path, place: Place, entry: &Attached) -> Result<bool> {
     let Some((key, value)) = of(place, entry) else { return Ok(true) };
-    let Some(map) = map(dir)? else { return Ok(true) };
+    let Some(map) = hash::map::<AnswererKey, Answerer>(dir, ANSWERERS)? else { return Ok(true) };
     let have = found(map.get(&key, 0)).map_err(|e| Error::map("read", ANSWERERS, e))?;
     Ok(have == Some(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const PLACE: Place = (7, Ipv4Addr::new(10, 118, 0, 7));

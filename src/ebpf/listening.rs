@@ -70,6 +70,41 @@ impl Listening {
     }
 }
 
+/// The program, loaded when something is first asked.
+#[derive(Debug, Default)]
+pub enum OnDemand {
+    /// Nothing was asked so far.
+    #[default]
+    NotLoaded,
+    /// It is.
+    Loaded(Listening),
+    /// It can't be loaded, or run.
+    Unavailable,
+}
+
+impl OnDemand {
+    /// The answers, in order; `None`: it can't be run.
+    pub fn ask(&mut self, questions: &[Question]) -> Option<Vec<bool>> {
+        if matches!(self, Self::NotLoaded) {
+            *self = Listening::load().map_or_else(|error| Self::unavailable(&error), Self::Loaded);
+        }
+        let Self::Loaded(program) = self else { return None };
+        match program.ask(questions) {
+            Ok(answers) => Some(answers),
+            Err(error) => {
+                *self = Self::unavailable(&error);
+                None
+            }
+        }
+    }
+
+    fn unavailable(error: &Error) -> Self {
+        let error = crate::with_causes(error);
+        tracing::info!(error, "each pod that is to listen is asked by itself, which costs more");
+        Self::Unavailable
+    }
+}
+
 fn failed(source: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Listening(Box::new(source))
 }

@@ -15,7 +15,7 @@ use crate::model::node::NodeId;
 
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
-use super::{Error, Result, answers, shared, translations};
+use super::{Error, Result, answers, hash, shared, translations};
 
 /// How many replicas of a VIP are asked for a flow's socket.
 pub const MEMBERS: usize = 256;
@@ -78,6 +78,9 @@ pub const DRAINING: u32 = 16;
 pub const TRANSLATES: u32 = 32;
 /// Of several of its ports the pod has one number.
 pub const SHARES_NUMBERS: u32 = 64;
+
+/// A host veth, and a VIP of its pod's.
+pub(super) type Place = (u32, Ipv4Addr);
 
 /// `struct attached`: a VIP of an attachment.
 #[repr(C)]
@@ -397,7 +400,7 @@ impl Maps {
     }
 
     /// The host veths, and their pods' VIPs, that translations are of. Their entries may be missing.
-    pub fn all_translated(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+    pub fn all_translated(&self) -> Result<BTreeSet<Place>> {
         translations::places(&self.dir)
     }
 
@@ -422,12 +425,12 @@ impl Maps {
     }
 
     /// Those of whose ports several have one number in the pod. Their entries may be missing.
-    pub fn all_sharing(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+    pub fn all_sharing(&self) -> Result<BTreeSet<Place>> {
         shared::places(&self.dir)
     }
 
     /// Those whose UDP servers answer from their VIPs. Their entries may be missing.
-    pub fn all_answering(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>> {
+    pub fn all_answering(&self) -> Result<BTreeSet<Place>> {
         answers::places(&self.dir)
     }
 
@@ -473,7 +476,7 @@ impl Maps {
     }
 
     /// The VIPs of whose ports something is known. Their own entries may be missing.
-    pub fn all_served(&self) -> Result<Vec<Ipv4Addr>> {
+    pub fn all_served(&self) -> Result<BTreeSet<Ipv4Addr>> {
         servers::vips(&self.dir)
     }
 
@@ -483,10 +486,8 @@ impl Maps {
     }
 
     /// The VIPs of attachments that are known: host veth and address.
-    pub fn all_attached(&self) -> Result<Vec<(u32, Ipv4Addr)>> {
-        let keys: std::result::Result<Vec<AttachedKey>, _> = self.attached.keys().collect();
-        let keys = keys.map_err(|e| Error::map("list", ATTACHED, e))?;
-        Ok(keys.into_iter().map(|key| (key.ifindex, key.vip.into())).collect())
+    pub fn all_attached(&self) -> Result<Vec<Place>> {
+        Ok(hash::keys(&self.attached, ATTACHED)?.into_iter().map(|key| (key.ifindex, key.vip.into())).collect())
     }
 
     /// What became of a VIP's packets.

@@ -8,6 +8,7 @@
 mod answers;
 mod express;
 mod flows;
+mod hash;
 mod listening;
 mod lots;
 mod maps;
@@ -29,7 +30,7 @@ use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
 pub use flows::{FlowPlace, hint, sticky};
-pub use listening::{Listening, Question};
+pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,

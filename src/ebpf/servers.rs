@@ -1,14 +1,13 @@
 //! Which replicas of a VIP, and which other nodes, serve which of its ports, where that isn't the same for all (`serving.h`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
 
-use super::maps::{MEMBERS, SERVERS, found, open, patiently};
-use super::{Error, Result};
+use super::maps::{MEMBERS, SERVERS, found, patiently};
+use super::{Error, Result, hash};
 
 /// `struct port_key`. The address is in network order.
 #[repr(C)]
@@ -55,13 +54,6 @@ unsafe impl Pod for Servers {}
 /// By port (protocol << 16 | port; 0: all that isn't named) who serves it, in order. Of more than [`MEMBERS`] the first.
 pub type ByPort = BTreeMap<u32, Vec<Server>>;
 
-type Kernels = HashMap<MapData, PortKey, Servers>;
-
-fn map(dir: &Path) -> Result<Option<Kernels>> {
-    let Some(map) = open(dir, SERVERS)? else { return Ok(None) };
-    HashMap::try_from(Map::HashMap(map)).map(Some).map_err(|e| Error::map("open", dir.join(SERVERS).display(), e))
-}
-
 impl Servers {
     fn new(of: &[Server]) -> Self {
         let mut server = [Server::default(); MEMBERS];
@@ -77,9 +69,9 @@ impl Servers {
 
 /// What the map has of a VIP.
 pub(super) fn read(dir: &Path, vip: Ipv4Addr) -> Result<ByPort> {
-    let Some(map) = map(dir)? else { return Ok(ByPort::new()) };
+    let Some(map) = hash::map::<PortKey, Servers>(dir, SERVERS)? else { return Ok(ByPort::new()) };
     let mut all = ByPort::new();
-    for key in keys(&map)?.into_iter().filter(|key| key.vip == vip.octets()) {
+    for key in hash::keys(&map, SERVERS)?.into_iter().filter(|key| key.vip == vip.octets()) {
         let value = found(map.get(&key, 0)).map_err(|e| Error::map("read", SERVERS, e))?;
         all.extend(value.map(|value| (key.number, value.list())));
     }
@@ -88,7 +80,7 @@ pub(super) fn read(dir: &Path, vip: Ipv4Addr) -> Result<ByPort> {
 
 /// Whether the map has all of these; it may have others.
 pub(super) fn are_there(dir: &Path, vip: Ipv4Addr, wanted: &ByPort) -> Result<bool> {
-    let Some(map) = map(dir)? else { return Ok(true) };
+    let Some(map) = hash::map::<PortKey, Servers>(dir, SERVERS)? else { return Ok(true) };
     for (number, servers) in wanted {
         let key = PortKey { vip: vip.octets(), number: *number };
         let have = found(map.get(&key, 0)).map_err(|e| Error::map("read", SERVERS, e))?;
@@ -101,7 +93,7 @@ pub(super) fn are_there(dir: &Path, vip: Ipv4Addr, wanted: &ByPort) -> Result<bo
 
 /// Writes who serves a port; nobody: nothing is known of it any more.
 pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, servers: &[Server]) -> Result<()> {
-    let Some(mut map) = map(dir)? else { return Ok(()) };
+    let Some(mut map) = hash::map::<PortKey, Servers>(dir, SERVERS)? else { return Ok(()) };
     let key = PortKey { vip: vip.octets(), number };
     if servers.is_empty() {
         return found(map.remove(&key)).map(drop).map_err(|e| Error::map("delete", SERVERS, e));
@@ -111,15 +103,7 @@ pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, servers: &[Server]) 
 }
 
 /// The VIPs of which it has something.
-pub(super) fn vips(dir: &Path) -> Result<Vec<Ipv4Addr>> {
-    let Some(map) = map(dir)? else { return Ok(Vec::new()) };
-    let mut vips: Vec<Ipv4Addr> = keys(&map)?.into_iter().map(|key| key.vip.into()).collect();
-    vips.sort_unstable();
-    vips.dedup();
-    Ok(vips)
-}
-
-fn keys(map: &Kernels) -> Result<Vec<PortKey>> {
-    let keys: std::result::Result<Vec<_>, _> = map.keys().collect();
-    keys.map_err(|e| Error::map("list", SERVERS, e))
+pub(super) fn vips(dir: &Path) -> Result<BTreeSet<Ipv4Addr>> {
+    let Some(map) = hash::map::<PortKey, Servers>(dir, SERVERS)? else { return Ok(BTreeSet::new()) };
+    Ok(hash::keys(&map, SERVERS)?.into_iter().map(|key| key.vip.into()).collect())
 }

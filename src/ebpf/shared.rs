@@ -5,11 +5,11 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
 use nix::time::{ClockId, clock_gettime};
 
-use super::maps::{Attached, SHARED, found, open, patiently};
-use super::{Error, Result};
+use super::maps::{Attached, Place, SHARED, found, patiently};
+use super::translations::{at_pod, number, value as in_network_order};
+use super::{Error, Result, hash};
 
 /// For so long after a second port has come to a number, flows that aren't noted are taken to be of the one that had it alone,
 /// nanoseconds: after that TCP takes a client for gone that says nothing (`tcp_keepalive_time` and `_probes`; RFC 1122, 4.2.3.6).
@@ -40,14 +40,11 @@ unsafe impl Pod for SharedKey {}
 // SAFETY: as above.
 unsafe impl Pod for Shared {}
 
-/// A host veth, and a VIP of its pod's.
-type Place = (u32, Ipv4Addr);
-
 /// The ports of each number that the pod has, protocol << 16 | number both.
 fn by_target(value: &Attached) -> BTreeMap<u32, Vec<u32>> {
     let mut found: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (port, target) in value.port.iter().zip(&value.target).take(value.ports.into()) {
-        found.entry(port & 0xffff_0000 | u32::from(*target)).or_default().push(*port);
+        found.entry(at_pod(*port, *target)).or_default().push(*port);
     }
     found
 }
@@ -66,18 +63,11 @@ pub(super) fn has_some(value: &Attached) -> bool {
 fn new(target: u32, before: Option<&Attached>, now: u64) -> Shared {
     match before.and_then(|before| by_target(before).remove(&target)).as_deref() {
         Some([alone]) => {
-            let port = u16::try_from(alone & 0xffff).unwrap_or_default();
-            Shared { alone_until: now.saturating_add(ALONE_FOR), alone: port.to_be().into(), pad: 0 }
+            let alone_until = now.saturating_add(ALONE_FOR);
+            Shared { alone_until, alone: in_network_order(number(*alone)), pad: 0 }
         }
         _ => Shared::default(),
     }
-}
-
-type Kernels = HashMap<MapData, SharedKey, Shared>;
-
-fn map(dir: &Path) -> Result<Option<Kernels>> {
-    let Some(map) = open(dir, SHARED)? else { return Ok(None) };
-    HashMap::try_from(Map::HashMap(map)).map(Some).map_err(|e| Error::map("open", dir.join(SHARED).display(), e))
 }
 
 fn key((ifindex, vip): Place, number: u32) -> SharedKey {
@@ -91,7 +81,7 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
     if wanted.is_empty() && asked.is_empty() && (before.is_some() || after.is_some()) {
         return Ok(());
     }
-    let Some(mut map) = map(dir)? else { return Ok(()) };
+    let Some(mut map) = hash::map::<SharedKey, Shared>(dir, SHARED)? else { return Ok(()) };
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
     let now = u64::try_from(now.as_nanos()).unwrap_or_default();
     for target in &wanted {
@@ -104,7 +94,10 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
         Some(_) => asked.difference(&wanted).map(|target| key(place, *target)).collect(),
         None if after.is_some() => Vec::new(),
         // The entry is missing, and what followed from it may be left.
-        None => keys(&map)?.into_iter().filter(|key| (key.ifindex, Ipv4Addr::from(key.vip)) == place).collect(),
+        None => hash::keys(&map, SHARED)?
+            .into_iter()
+            .filter(|key| (key.ifindex, Ipv4Addr::from(key.vip)) == place)
+            .collect(),
     };
     for key in stale {
         found(map.remove(&key)).map_err(|e| Error::map("delete", SHARED, e))?;
@@ -112,15 +105,10 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
     Ok(())
 }
 
-fn keys(map: &Kernels) -> Result<Vec<SharedKey>> {
-    let keys: std::result::Result<Vec<_>, _> = map.keys().collect();
-    keys.map_err(|e| Error::map("list", SHARED, e))
-}
-
 /// The host veths, and their pods' VIPs, that the map has something of.
 pub(super) fn places(dir: &Path) -> Result<BTreeSet<Place>> {
-    let Some(map) = map(dir)? else { return Ok(BTreeSet::new()) };
-    Ok(keys(&map)?.into_iter().map(|key| (key.ifindex, key.vip.into())).collect())
+    let Some(map) = hash::map::<SharedKey, Shared>(dir, SHARED)? else { return Ok(BTreeSet::new()) };
+    Ok(hash::keys(&map, SHARED)?.into_iter().map(|key| (key.ifindex, key.vip.into())).collect())
 }
 
 /// Whether the map has what an entry asks for.
@@ -129,7 +117,7 @@ pub(super) fn are_there(dir: &Path, place: Place, entry: &Attached) -> Result<bo
     if wanted.is_empty() {
         return Ok(true);
     }
-    let Some(map) = map(dir)? else { return Ok(true) };
+    let Some(map) = hash::map::<SharedKey, Shared>(dir, SHARED)? else { return Ok(true) };
     for target in wanted {
         if found(map.get(&key(place, target), 0)).map_err(|e| Error::map("read", SHARED, e))?.is_none() {
             return Ok(false);
@@ -140,19 +128,11 @@ pub(super) fn are_there(dir: &Path, place: Place, entry: &Attached) -> Result<bo
 
 #[cfg(test)]
 mod tests {
+    use super::super::translations::tests::entry;
     use super::*;
 
     const TCP: u32 = 6 << 16;
     const UDP: u32 = 17 << 16;
-
-    fn entry(ports: &[(u32, u16)]) -> Attached {
-        let mut entry = Attached::new(1, [0; 6], 0);
-        entry.ports = u16::try_from(ports.len()).unwrap();
-        for (place, (port, target)) in ports.iter().enumerate() {
-            (entry.port[place], entry.target[place]) = (*port, *target);
-        }
-        entry
-    }
 
     #[test]
     fn numbers_are_shared_by_ports_of_one_protocol() {

@@ -2,14 +2,12 @@
 //! attachment's entry, which says what was written before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
 
-use super::maps::{Attached, TRANSLATES, TRANSLATIONS, found, open, patiently};
-use super::{Error, Result};
+use super::maps::{Attached, Place, TRANSLATES, TRANSLATIONS, found, patiently};
+use super::{Error, Result, hash};
 
 /// `struct translation_key`. The address is in network order.
 #[repr(C)]
@@ -48,8 +46,6 @@ enum Way {
 type Ported = (Way, u32);
 /// What stands in the place of a port on the other side; 0: nothing.
 type Translations = BTreeMap<Ported, u16>;
-/// A host veth, and a VIP of its pod's.
-type Place = (u32, Ipv4Addr);
 
 /// All that an entry asks for. A number that one side has in another one's place is none of its own, unless it is listed, too.
 fn of(value: &Attached) -> Translations {
@@ -71,12 +67,12 @@ fn of(value: &Attached) -> Translations {
     all
 }
 
-fn number(port: u32) -> u16 {
+pub(super) fn number(port: u32) -> u16 {
     u16::try_from(port & 0xffff).unwrap_or_default()
 }
 
 /// The same protocol's port of another number.
-fn at_pod(port: u32, target: u16) -> u32 {
+pub(super) fn at_pod(port: u32, target: u16) -> u32 {
     port & 0xffff_0000 | u32::from(target)
 }
 
@@ -85,15 +81,8 @@ fn key((ifindex, vip): Place, (way, number): Ported) -> TranslationKey {
 }
 
 /// As the programs read it: in network order.
-fn value(port: u16) -> u32 {
+pub(super) fn value(port: u16) -> u32 {
     port.to_be().into()
-}
-
-type Kernels = HashMap<MapData, TranslationKey, u32>;
-
-fn map(dir: &Path) -> Result<Option<Kernels>> {
-    let Some(map) = open(dir, TRANSLATIONS)? else { return Ok(None) };
-    HashMap::try_from(Map::HashMap(map)).map(Some).map_err(|e| Error::map("open", dir.join(TRANSLATIONS).display(), e))
 }
 
 /// Makes the map have what one entry asks for, in place of what another did.
@@ -104,15 +93,16 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
     if wanted.is_empty() && asked.is_empty() && (before.is_some() || after.is_some()) {
         return Ok(());
     }
-    let Some(mut map) = map(dir)? else { return Ok(()) };
+    let Some(mut map) = hash::map::<TranslationKey, u32>(dir, TRANSLATIONS)? else { return Ok(()) };
     let stale: Vec<TranslationKey> = match (before, after) {
         // A host veth's index doesn't come again.
         (None, Some(_)) => Vec::new(),
         (Some(_), None) => asked.keys().map(|ported| key(place, *ported)).collect(),
         // A call may have died in between, whose entry was never written.
-        _ => {
-            keys(&map)?.into_iter().filter(|key| key.place() == place && !wanted.contains_key(&key.ported())).collect()
-        }
+        _ => hash::keys(&map, TRANSLATIONS)?
+            .into_iter()
+            .filter(|key| key.place() == place && !wanted.contains_key(&key.ported()))
+            .collect(),
     };
     for key in stale {
         found(map.remove(&key)).map_err(|e| Error::map("delete", TRANSLATIONS, e))?;
@@ -124,15 +114,10 @@ pub(super) fn write(dir: &Path, place: Place, before: Option<&Attached>, after: 
     Ok(())
 }
 
-fn keys(map: &Kernels) -> Result<Vec<TranslationKey>> {
-    let keys: std::result::Result<Vec<_>, _> = map.keys().collect();
-    keys.map_err(|e| Error::map("list", TRANSLATIONS, e))
-}
-
 /// Whose translations the map has.
 pub(super) fn places(dir: &Path) -> Result<BTreeSet<Place>> {
-    let Some(map) = map(dir)? else { return Ok(BTreeSet::new()) };
-    Ok(keys(&map)?.iter().map(TranslationKey::place).collect())
+    let Some(map) = hash::map::<TranslationKey, u32>(dir, TRANSLATIONS)? else { return Ok(BTreeSet::new()) };
+    Ok(hash::keys(&map, TRANSLATIONS)?.iter().map(TranslationKey::place).collect())
 }
 
 /// Whether the map has all that an entry asks for.
@@ -141,7 +126,7 @@ pub(super) fn are_there(dir: &Path, place: Place, entry: &Attached) -> Result<bo
     if wanted.is_empty() {
         return Ok(true);
     }
-    let Some(map) = map(dir)? else { return Ok(true) };
+    let Some(map) = hash::map::<TranslationKey, u32>(dir, TRANSLATIONS)? else { return Ok(true) };
     for (ported, port) in &wanted {
         let have = found(map.get(&key(place, *ported), 0)).map_err(|e| Error::map("read", TRANSLATIONS, e))?;
         if have != Some(value(*port)) {
@@ -152,13 +137,13 @@ pub(super) fn are_there(dir: &Path, place: Place, entry: &Attached) -> Result<bo
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const TCP: u32 = 6 << 16;
     const UDP: u32 = 17 << 16;
 
-    fn entry(ports: &[(u32, u16)]) -> Attached {
+    pub(in crate::ebpf) fn entry(ports: &[(u32, u16)]) -> Attached {
         let mut entry = Attached::new(1, [0; 6], TRANSLATES);
         entry.ports = u16::try_from(ports.len()).unwrap();
         for (place, (port, target)) in ports.iter().enumerate() {

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 
-use crate::ebpf::{self, Listening, Question};
+use crate::ebpf::{OnDemand, Question};
 use crate::model::address::ipv4;
 use crate::model::{Port, PortMap, Transport};
 use crate::net::sockets::Sockets;
@@ -25,16 +25,7 @@ use super::hysteresis::Outcome;
 #[derive(Debug, Default)]
 pub struct Tables {
     open: HashMap<Identity, Table>,
-    program: Program,
-}
-
-/// The BPF program that looks up many sockets at once.
-#[derive(Debug, Default)]
-enum Program {
-    #[default]
-    NotLoaded,
-    Loaded(Listening),
-    Unavailable,
+    program: OnDemand,
 }
 
 /// Device and inode. A path may lead to another namespace later; the kernel reuses no inode while a socket is in its
@@ -82,14 +73,7 @@ impl Tables {
         if questions.is_empty() {
             return Vec::new();
         }
-        if matches!(self.program, Program::NotLoaded) {
-            self.program = Listening::load().map_or_else(|error| unavailable(&error), Program::Loaded);
-        }
-        let Program::Loaded(program) = &self.program else { return Vec::new() };
-        program.ask(questions).unwrap_or_else(|error| {
-            self.program = unavailable(&error);
-            Vec::new()
-        })
+        self.program.ask(questions).unwrap_or_default()
     }
 
     /// Whether a socket listens on each port of the replica, for its VIP. The namespace must be there still, unless its table
@@ -152,12 +136,6 @@ fn shown(listed: PortMap) -> String {
 
 fn question(netns: u32, address: Ipv4Addr, port: Port) -> Question {
     Question { netns, to: SocketAddrV4::new(address, port.number), protocol: port.transport.protocol() }
-}
-
-fn unavailable(error: &ebpf::Error) -> Program {
-    let error = crate::with_causes(error);
-    tracing::info!(error, "each pod that is to listen is asked by itself, which costs more");
-    Program::Unavailable
 }
 
 impl Table {

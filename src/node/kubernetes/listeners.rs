@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use crate::ebpf::{Listening, Question};
+use crate::ebpf::{OnDemand, Question};
 use crate::model::address::ipv4;
 use crate::model::{Port, Transport, VipKey};
 use crate::net::sockets::Sockets;
@@ -166,17 +166,9 @@ fn hold_back(places: &[Place], reach: impl Fn(&Place) -> Option<Reach>, desired:
 /// Asks the kernel: by one run of a program for all, and where no program can be loaded, pod by pod.
 #[derive(Debug, Default)]
 struct Asker {
-    program: Program,
+    program: OnDemand,
     /// The namespaces' ids on the node, by device and inode. They are theirs to their end.
     ids: HashMap<(u64, u64), u32>,
-}
-
-#[derive(Debug, Default)]
-enum Program {
-    #[default]
-    NotLoaded,
-    Loaded(Listening),
-    Unavailable,
 }
 
 impl Asker {
@@ -184,9 +176,6 @@ impl Asker {
     fn ask(&mut self, node: &NodeNet, places: &[(&Place, &record::Netns)]) -> Vec<Option<Reach>> {
         if places.is_empty() {
             return Vec::new();
-        }
-        if matches!(self.program, Program::NotLoaded) {
-            self.program = Listening::load().map_or(Program::Unavailable, Program::Loaded);
         }
         if let Some(answers) = self.ask_program(node, places) {
             return answers;
@@ -196,7 +185,6 @@ impl Asker {
 
     fn ask_program(&mut self, node: &NodeNet, places: &[(&Place, &record::Netns)]) -> Option<Vec<Option<Reach>>> {
         let ids: Vec<Option<u32>> = places.iter().map(|(_, netns)| self.id(node, netns)).collect();
-        let Program::Loaded(program) = &self.program else { return None };
         let mut questions = Vec::new();
         let mut asked = Vec::new();
         for ((place, _), id) in places.iter().zip(ids) {
@@ -204,7 +192,7 @@ impl Asker {
             asked.push(both.is_some());
             questions.extend(both.into_iter().flat_map(|(vip, pod)| [vip, pod]));
         }
-        let answers = program.ask(&questions).ok()?;
+        let answers = self.program.ask(&questions)?;
         let mut answers = answers.chunks_exact(2);
         Some(asked.into_iter().map(|asked| asked.then(|| answers.next()).flatten().map(of_answers)).collect())
     }
