@@ -264,7 +264,8 @@ impl Applier {
     fn publish(&self, found: Desired) {
         let mut notes = found.notes;
         let mut shared = self.context.services.shared();
-        let sharing = Sharing::of(shared.store.objects());
+        let objects = shared.store.objects();
+        let sharing = if self.failed.is_empty() { Sharing::default() } else { Sharing::of(objects) };
         for failure in self.failed.values() {
             let sharers = failure.vips.iter().filter_map(|vip| sharing.vips.get(vip)).flatten();
             for sharer in sharers {

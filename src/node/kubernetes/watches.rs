@@ -1,6 +1,6 @@
 //! The watches: each kind's list, and what changes. Objects are cut to what Services take as they come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
@@ -42,22 +42,27 @@ pub struct Watched {
 pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let page = watcher::Config::default().page_size(PAGE);
-    let services = teller(client, heard, Kind::Services, Heard::Services);
-    tasks.spawn(self::services(page.clone(), watched.class.clone(), services));
+    let class = watched.class.clone();
+    let reduce = move |service: core::Service| (key(&service.metadata), Offer::of(service, &class));
+    tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Services, offered)));
     let node = watched.node.clone();
     let reduce = move |slice: EndpointSlice| (key(&slice.metadata), Slice::of(slice, &node));
     let labelled = page.clone().labels("kubernetes.io/service-name");
-    tasks.spawn(watch(labelled, reduce, teller(client, heard, Kind::Slices, Heard::Slices)));
+    tasks.spawn(watch(labelled, reduce, teller(client, heard, Kind::Slices, |change| vec![Heard::Slices(change)])));
     let reduce = |pod: core::Pod| (key(&pod.metadata), Some(Pod::of(pod)));
     let of_node = page.clone().fields(&format!("spec.nodeName={}", watched.node));
-    tasks.spawn(watch(of_node, reduce, teller(client, heard, Kind::Pods, Heard::Pods)));
+    tasks.spawn(watch(of_node, reduce, teller(client, heard, Kind::Pods, |change| vec![Heard::Pods(change)])));
     let ignores_label = watched.ignores_exclude_label;
     let reduce = move |node: core::Node| (key(&node.metadata), Some(Node::of(node, ignores_label)));
-    tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Nodes, Heard::Nodes)));
+    tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Nodes, |change| vec![Heard::Nodes(change)])));
     if watched.has_pool {
         let (label, manager) = pool::MANAGED_BY;
         let ours = page.labels(&format!("{label}={manager}"));
-        tasks.spawn(watch(ours, pool::entry, teller(client, heard, Kind::Addresses, Heard::Addresses)));
+        tasks.spawn(watch(
+            ours,
+            pool::entry,
+            teller(client, heard, Kind::Addresses, |change| vec![Heard::Addresses(change)]),
+        ));
     }
     tasks
 }
@@ -67,17 +72,20 @@ struct Teller<T> {
     client: kube::Client,
     heard: Sender<Heard>,
     kind: Kind,
-    say: fn(Change<T>) -> Heard,
+    say: fn(Change<T>) -> Vec<Heard>,
 }
 
-fn teller<T>(client: &kube::Client, heard: &Sender<Heard>, kind: Kind, say: fn(Change<T>) -> Heard) -> Teller<T> {
+fn teller<T>(client: &kube::Client, heard: &Sender<Heard>, kind: Kind, say: fn(Change<T>) -> Vec<Heard>) -> Teller<T> {
     Teller { client: client.clone(), heard: heard.clone(), kind, say }
 }
 
 impl<T> Teller<T> {
     /// An error: viprouted ends.
     async fn tell(&self, change: Change<T>) -> Result<(), ()> {
-        self.heard.send((self.say)(change)).await.map_err(drop)
+        for heard in (self.say)(change) {
+            self.heard.send(heard).await.map_err(drop)?;
+        }
+        Ok(())
     }
 
     async fn failed(&self, why: String) -> Result<(), ()> {
@@ -139,46 +147,40 @@ where
     }
 }
 
-/// Of Services those too that nobody serves, for want of a class.
-async fn services(config: watcher::Config, class: Class, teller: Teller<Service>) {
-    let api: Api<core::Service> = Api::all(teller.client.clone());
-    let mut stream = pin!(watcher(api, config).backoff(Jittered::default()));
-    let tell = |change| teller.heard.send(Heard::Unclaimed(change));
-    let (mut list, mut unclaimed) = (BTreeMap::new(), BTreeSet::new());
-    while let Some(event) = stream.next().await {
-        let told = match event {
-            Ok(Event::Init) => {
-                list.clear();
-                unclaimed.clear();
-                Ok(())
-            }
-            Ok(Event::InitApply(service)) => {
-                let key = key(&service.metadata);
-                unclaimed.extend(class.is_unclaimed(&service).then(|| key.clone()));
-                list.extend(class.service(service).map(|service| (key, service)));
-                Ok(())
-            }
-            Ok(Event::InitDone) => {
-                let all = std::mem::take(&mut unclaimed).into_iter().map(|key| (key, ())).collect();
-                let _ = tell(Change::All(all)).await;
-                teller.tell_all(std::mem::take(&mut list)).await
-            }
-            Ok(Event::Apply(service)) => {
-                let key = key(&service.metadata);
-                let _ = tell(Change::One(key.clone(), class.is_unclaimed(&service).then_some(()))).await;
-                teller.tell(Change::One(key, class.service(service))).await
-            }
-            Ok(Event::Delete(service)) => {
-                let key = key(&service.metadata);
-                let _ = tell(Change::One(key.clone(), None)).await;
-                teller.tell(Change::One(key, None)).await
-            }
-            Err(error) => teller.failed(why(&error)).await,
-        };
-        if told.is_err() {
-            return;
-        }
+/// A Service, as far as its class goes.
+enum Offer {
+    /// It is served here.
+    Served(Service),
+    /// Nobody serves it, for want of a class.
+    Unclaimed,
+}
+
+impl Offer {
+    fn of(service: core::Service, class: &Class) -> Option<Self> {
+        let is_unclaimed = class.is_unclaimed(&service);
+        class.service(service).map(Self::Served).or_else(|| is_unclaimed.then_some(Self::Unclaimed))
     }
+}
+
+fn offered(change: Change<Offer>) -> Vec<Heard> {
+    let (services, unclaimed) = match change {
+        Change::All(all) => {
+            let (mut served, mut unclaimed) = (BTreeMap::new(), Vec::new());
+            for (key, offer) in all {
+                match offer {
+                    Offer::Served(service) => drop(served.insert(key, service)),
+                    Offer::Unclaimed => unclaimed.push((key, ())),
+                }
+            }
+            (Change::All(served), Change::All(unclaimed.into_iter().collect()))
+        }
+        Change::One(key, Some(Offer::Served(service))) => {
+            (Change::One(key.clone(), Some(service)), Change::One(key, None))
+        }
+        Change::One(key, Some(Offer::Unclaimed)) => (Change::One(key.clone(), None), Change::One(key, Some(()))),
+        Change::One(key, None) => (Change::One(key.clone(), None), Change::One(key, None)),
+    };
+    vec![Heard::Unclaimed(unclaimed), Heard::Services(services)]
 }
 
 fn why(error: &watcher::Error) -> String {
