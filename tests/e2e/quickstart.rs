@@ -42,6 +42,33 @@ fn replace(machine: &Machine, programs: &[(&str, &str)]) {
     }
 }
 
+/// A page's commands.
+struct Page {
+    name: &'static str,
+    /// It has so many blocks of them at least.
+    blocks: usize,
+    /// What goes before them.
+    begin: &'static str,
+    waits: &'static [(&'static str, &'static str)],
+}
+
+impl Page {
+    /// Runs them, and returns what they say, which has these parts.
+    fn run(&self, machine: &Machine, parts: &[&str]) -> String {
+        let blocks = blocks(self.name);
+        assert!(blocks.len() >= self.blocks, "{blocks:#?}");
+        let begin = format!("cd \"$SOURCE\"\nPATH=/usr/local/bin:$PATH\n{}", self.begin);
+        machine.write("/root/quickstart.sh", &(begin + &script(&blocks, self.waits)));
+        // What goes on in the background must not hold a pipe of this test's.
+        machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null || { cat /root/said >&2; exit 1; }");
+        let said = machine.read("/root/said");
+        for part in parts {
+            assert!(said.contains(part), "no {part:?} in\n{said}");
+        }
+        said
+    }
+}
+
 #[test]
 fn containerd() {
     for needed in ["containerd", "ctr", "runc", "jq", "curl"] {
@@ -58,14 +85,8 @@ fn containerd() {
         machine.cmd("/usr/bin/ctr").arg("version").finish("").status.success().then_some(())
     });
 
-    let blocks = blocks("containerd.md");
-    assert!(blocks.len() >= 6, "{blocks:#?}");
-    let script = "cd \"$SOURCE\"\nPATH=/usr/local/bin:$PATH\n".to_owned() + &script(&blocks, &WAITS);
-    machine.write("/root/quickstart.sh", &script);
-    // What goes on in the background must not hold a pipe of this test's.
-    machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null");
-    let said = machine.read("/root/said");
-    for part in [
+    let page = Page { name: "containerd.md", blocks: 6, begin: "", waits: &WAITS };
+    let parts = [
         "== the end",
         // The one that has come first is above.
         "default/web  10.118.0.1  for ever  serving  default-web-",
@@ -75,8 +96,7 @@ fn containerd() {
         "a page of the server",
         "Removed: /usr/local/bin/viprouted",
         "Leases stay in",
-    ] {
-        assert!(said.contains(part), "no {part:?} in\n{said}");
-    }
+    ];
+    let said = page.run(&machine, &parts);
     assert!(!said.contains("error"), "{said}");
 }

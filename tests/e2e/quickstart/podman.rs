@@ -1,7 +1,7 @@
 //! podman's page.
 
-use super::{SYSTEMCTL, replace};
-use crate::harness::{Lan, Machine, Node, blocks, image, script, tool};
+use super::{Page, SYSTEMCTL, replace};
+use crate::harness::{Lan, Machine, Node, image, tool};
 use crate::podman::{CONTAINERS, STORAGE};
 
 /// Containers' cgroups are the machine's, so that they go with it.
@@ -34,13 +34,8 @@ fn podman() {
     image::server(&machine.path("/root/nginx.tar"), "docker.io/library/nginx:alpine");
     machine.sh("podman load --input /root/nginx.tar");
 
-    let blocks = blocks("podman.md");
-    assert!(blocks.len() >= 7, "{blocks:#?}");
-    let begin = "cd \"$SOURCE\"\nset -e\nPATH=/usr/local/bin:$PATH\n".to_owned();
-    machine.write("/root/quickstart.sh", &(begin + &script(&blocks, &WAITS)));
-    machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null || { cat /root/said >&2; exit 1; }");
-    let said = machine.read("/root/said");
-    for part in [
+    let page = Page { name: "podman.md", blocks: 7, begin: "set -e\n", waits: &WAITS };
+    let parts = [
         "\ncni\n",
         "default/web  10.118.0.1  for ever  serving  default/web-1",
         "default/web-2",
@@ -49,8 +44,7 @@ fn podman() {
         "== podman rm --force web-1 web-2 web-3",
         "Removed: /usr/local/bin/viprouted",
         "== the end",
-    ] {
-        assert!(said.contains(part), "no {part:?} in\n{said}");
-    }
+    ];
+    let said = page.run(&machine, &parts);
     assert!(!machine.path("/etc/cni/net.d/podman-web.conflist").exists() && machine.attachments() == 0, "{said}");
 }
