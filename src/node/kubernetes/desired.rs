@@ -81,6 +81,8 @@ pub struct Desired {
     pub unknown: BTreeMap<PodId, Roles>,
     /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
+    /// Whose each port is, of VIPs that aren't one Service's of their own name.
+    pub owners: BTreeMap<VipKey, BTreeMap<Port, VipKey>>,
 }
 
 /// Something to say of a Service.
@@ -127,6 +129,10 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
         let Sharer { key, service, .. } = sharer;
         let scene = Scene { vip, key, service, sharer, slices, pods: &objects.pods, known: &known };
         scene.add(&mut desired);
+        if key != vip || sharing.vips.get(vip).is_some_and(|sharers| sharers.len() > 1) {
+            let ports = ports::served(service, &sharer.taken).map(|(_, port)| (port, key.clone()));
+            desired.owners.entry(vip.clone()).or_default().extend(ports);
+        }
         if is_all_excluded {
             desired.notes.entry(key.clone()).or_default().insert(Note::AllNodesExcluded);
         }
@@ -229,7 +235,7 @@ impl Scene<'_> {
         if self.slices.iter().any(|slice| slice.has_foreign) {
             notes.insert(Note::ForeignEndpoints);
         }
-        notes.extend(ports::refused(self.service).into_iter().map(|refused| Note::PortRefused {
+        notes.extend(ports::refused(self.service, &self.sharer.taken).into_iter().map(|refused| Note::PortRefused {
             port: format!("{}/{}", refused.port.number, refused.port.protocol),
             why: refused.why,
         }));
@@ -281,7 +287,7 @@ impl Scene<'_> {
     /// The slice's ports by those of the Service: `targetPort` is the controller's business.
     fn ports(&self, slice: &Slice) -> BTreeMap<Port, u16> {
         let mut found = BTreeMap::new();
-        for (of_service, port) in ports::served(self.service).filter(|(_, port)| self.sharer.has(*port)) {
+        for (of_service, port) in ports::served(self.service, &self.sharer.taken) {
             let target = slice.ports.iter().filter(|of_slice| of_slice.name == of_service.name);
             let target = target.filter_map(|of_slice| of_slice.target);
             let target =
@@ -330,6 +336,13 @@ impl Scene<'_> {
         }
         roles.pod = Some(pod);
         roles.vips.insert(self.vip.clone(), role);
+    }
+}
+
+impl Desired {
+    /// The Service that a VIP's port is of.
+    pub fn owner<'a>(&'a self, vip: &'a VipKey, port: Port) -> &'a VipKey {
+        self.owners.get(vip).and_then(|owners| owners.get(&port)).unwrap_or(vip)
     }
 }
 

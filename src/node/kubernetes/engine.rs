@@ -24,7 +24,7 @@ use super::objects::Class;
 use super::pool::PoolKeeper;
 use super::register::{Claimant, Cluster};
 use super::remembered::Remembered;
-use super::sharing::{Sharer, Sharing};
+use super::sharing::{Sharer, Sharing, Taken};
 use super::status::{Status, StatusWriter, Written};
 use super::store::{Heard, Kind};
 use super::watches::{self, Watched};
@@ -278,12 +278,13 @@ impl Engine {
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
             if address.is_some() || !sharer.has_any() {
                 let address = address.filter(|_| sharer.has_any());
-                wanted.insert(&sharer.key, Status { service: sharer.service, address });
+                wanted.insert(&sharer.key, Status { service: sharer.service, taken: &sharer.taken, address });
             }
         }
+        let none = Taken::new();
         for (key, service) in sharing.refused.iter().filter(|(key, _)| is_keeper(key, nodes.as_ref())) {
             kept.insert(key);
-            wanted.insert(key, Status { service, address: None });
+            wanted.insert(key, Status { service, taken: &none, address: None });
         }
         let is_kept = |key: &VipKey| kept.contains(key);
         events.on_notes(&shared.notes, &shared.store.objects().services, is_kept, now);

@@ -159,7 +159,8 @@ fn hold_back(places: &[Place], reach: impl Fn(&Place) -> Option<Reach>, desired:
             role.is_admitted = false;
         }
         let note = Note::NotListening(OwnAddressOnly { pod, port: place.port, at: place.at_pod });
-        desired.notes.entry(place.vip.clone()).or_default().insert(note);
+        let service = desired.owner(&place.vip, place.port).clone();
+        desired.notes.entry(service).or_default().insert(note);
     }
 }
 
@@ -304,6 +305,17 @@ mod tests {
             hold_back(&places, |place| reach[usize::from(place.port.number - 80)], &mut desired);
             assert_eq!(held(&desired), expected, "{reach:?}");
         }
+    }
+
+    #[test]
+    fn it_is_told_at_the_service_whose_port_it_is() {
+        let mut desired = wanted(&[80, 443]);
+        let port = Port { number: 443, transport: Transport::Tcp };
+        desired.owners.insert(vip(), BTreeMap::from([(port, "shop/api".parse().unwrap())]));
+        let places = asked(&desired);
+        hold_back(&places, |_| Some(Reach::OwnAddress), &mut desired);
+        let told: Vec<_> = desired.notes.iter().map(|(service, notes)| (service.to_string(), notes.len())).collect();
+        assert_eq!(told, [("shop/api".to_owned(), 1), ("shop/web".to_owned(), 1)]);
     }
 
     proptest! {

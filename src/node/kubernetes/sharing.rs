@@ -16,6 +16,9 @@ pub const VIP: &str = "viproute.io/vip";
 /// By it a Service lets those of other namespaces join its VIP.
 pub const SHARED_WITH: &str = "viproute.io/shared-with";
 
+/// Ports that an older Service has on the same VIP: whose.
+pub type Taken = BTreeMap<Port, VipKey>;
+
 /// A Service that has a VIP, alone or with others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sharer<'a> {
@@ -23,8 +26,8 @@ pub struct Sharer<'a> {
     pub key: VipKey,
     /// The Service.
     pub service: &'a Service,
-    /// Those of its ports that an older one has: whose.
-    pub taken: BTreeMap<Port, VipKey>,
+    /// Those of its ports that an older one has.
+    pub taken: Taken,
 }
 
 impl Sharer<'_> {
@@ -69,7 +72,7 @@ impl<'a> Sharing<'a> {
 
     fn add(&mut self, vip: VipKey, key: VipKey, service: &'a Service) {
         let sharers = self.vips.entry(vip).or_default();
-        let mut taken = BTreeMap::new();
+        let mut taken = Taken::new();
         for of_service in &service.ports {
             let Some(port) = of_service.port() else { continue };
             let has_it = |older: &&Sharer<'_>| {
@@ -77,9 +80,6 @@ impl<'a> Sharing<'a> {
             };
             let Some(older) = sharers.iter().find(has_it) else { continue };
             taken.insert(port, older.key.clone());
-            let why = format!("{} has it on the same address, and is older", older.key);
-            let note = Note::PortRefused { port: format!("{}/{}", of_service.number, of_service.protocol), why };
-            self.notes.entry(key.clone()).or_default().insert(note);
         }
         sharers.push(Sharer { key, service, taken });
     }
@@ -208,7 +208,6 @@ mod tests {
         let sharing = Sharing::of(&both);
         let owner = &sharing.vips[&"shop/web".parse().unwrap()][1];
         assert!(!owner.has_any(), "it has no other");
-        assert!(matches!(sharing.notes[&owner.key].first(), Some(Note::PortRefused { port, .. }) if port == "80/TCP"));
         // Of the same second the name decides; another protocol is another port.
         let twin = service(5, "web", &[(80, "TCP"), (80, "UDP")]);
         let both = objects(&[("shop/web", web), ("shop/zoo", twin)]);

@@ -17,6 +17,7 @@ use crate::model::VipKey;
 use super::api::{self, ANSWER};
 use super::objects::{Ingress, Service};
 use super::ports;
+use super::sharing::Taken;
 
 /// As whom statuses are written.
 pub const MANAGER: &str = "viproute";
@@ -34,6 +35,8 @@ const MOST: usize = 8;
 pub struct Status<'a> {
     /// The Service.
     pub service: &'a Service,
+    /// Those of its ports that an older one has.
+    pub taken: &'a Taken,
     /// Its VIP's address; none: it has none any more, and what was written goes.
     pub address: Option<IpAddr>,
 }
@@ -158,7 +161,7 @@ fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
     match status.address {
         Some(address) => {
             let is_address = |ingress: &Ingress| ingress.ip == address.to_string() && ingress.mode == mode;
-            matches!(&ingress[..], [ingress] if is_address(ingress)) && ports::is_said(status.service)
+            matches!(&ingress[..], [ingress] if is_address(ingress)) && ports::is_said(status.service, status.taken)
         }
         None => ingress.is_empty() || status_by.as_deref() != Some(MANAGER),
     }
@@ -171,12 +174,12 @@ fn content(status: Status<'_>, lacks_mode: bool, now: Timestamp) -> Value {
     if !lacks_mode {
         ingress["ipMode"] = MODE.into();
     }
-    let ports = ports::status(status.service);
+    let ports = ports::status(status.service, status.taken);
     if !ports.is_empty() {
         ingress["ports"] = ports.into();
     }
     let mut content = json!({ "loadBalancer": { "ingress": [ingress] } });
-    if let Some(condition) = ports::condition(status.service, now) {
+    if let Some(condition) = ports::condition(status.service, status.taken, now) {
         content["conditions"] = json!([condition]);
     }
     content
@@ -230,7 +233,7 @@ mod tests {
                 said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into(), ..Ingress::default() });
             let ingress = ingress.collect();
             let service = Service { ingress, ..Service::default() };
-            is_said(Status { service: &service, address: Some([192, 0, 2, 7].into()) }, false)
+            is_said(Status { service: &service, taken: &Taken::new(), address: Some([192, 0, 2, 7].into()) }, false)
         };
         assert!(says(&[("192.0.2.7", "Proxy")]));
         for other in [
@@ -248,10 +251,10 @@ mod tests {
         let is_fine = |by: &str| {
             let ingress = vec![Ingress { ip: "192.0.2.7".into(), mode: MODE.into(), ports: Vec::new() }];
             let service = Service { ingress, status_by: Some(by.into()), ..Service::default() };
-            is_said(Status { service: &service, address: None }, false)
+            is_said(Status { service: &service, taken: &Taken::new(), address: None }, false)
         };
         assert!(!is_fine(MANAGER) && is_fine("other"));
-        assert!(is_said(Status { service: &Service::default(), address: None }, false));
+        assert!(is_said(Status { service: &Service::default(), taken: &Taken::new(), address: None }, false));
     }
 
     #[test]

@@ -93,6 +93,8 @@ fn services_of_one_namespace_share_an_address() {
     scene.api.set(&service("s1"));
     scene.serve(&[(0, true)]);
     let address = scene.address();
+    // A node without a way to the VIP would send the client elsewhere (ICMP redirect), and it would remember that.
+    scene.waits_for(&[(0, "ready")]);
     scene.api.set(&api);
     scene.api.set(&slice_of(&scene, ("api", "api-1"), &[1], &[("tls", OTHER), ("http", PORT)]));
     until("both show the address", SOON, || (scene.ingress(&api).as_ref() == Some(&address)).then_some(()));
@@ -103,6 +105,11 @@ fn services_of_one_namespace_share_an_address() {
         scene.answers(&client, (vip, pods_own), &[]);
     }
     scene.is_told("PortRefused", "is older");
+    let refused = json!({ "port": 80, "protocol": "TCP", "error": "viproute.io/PortTaken" });
+    until("its status says so of the port", SOON, || {
+        let said = scene.api.get(&api)["status"]["loadBalancer"]["ingress"][0]["ports"].clone();
+        (said == json!([{ "port": 443, "protocol": "TCP" }, refused])).then_some(())
+    });
     assert_eq!(scene.api.names("IPAddress"), [format!("/{address}")], "one address is given out");
 
     // The first one is gone, and the address stays the other's, which has the port that it left.
