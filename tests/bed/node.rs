@@ -102,7 +102,9 @@ impl Node {
         pod
     }
 
-    /// A pod that has joined.
+    /// A pod that has joined. Its namespace ends with it; another that begins then may have its path and its inode, which is all that records
+    /// know of it.
+    #[must_use = "a pod that is dropped leaves its name to the next"]
     pub fn joined(&self, join: &Join) -> Pod {
         let pod = self.pod();
         self.add(&pod, join).ok();

@@ -28,7 +28,7 @@ fn one_instance_does_for_all_subsystems() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let sidecar = Sidecar::start(&node, POOL);
-    node.joined(&web());
+    let _pod = node.joined(&web());
     assert_eq!(instances(sidecar.daemon.pid()), 1);
 }
 

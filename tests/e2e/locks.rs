@@ -104,7 +104,7 @@ fn a_thread_that_no_longer_takes_jobs_is_named() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let sidecar = Sidecar::start(&node, POOL);
-    node.joined(&web());
+    let _pod = node.joined(&web());
     assert_eq!(get(&node, "/healthz").status, 200);
     let _frozen = ["leases", "routes"].map(|name| {
         let tid = thread(sidecar.daemon.pid(), name).to_string();
@@ -132,7 +132,7 @@ fn a_loop_that_stands_still_is_named() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let sidecar = Sidecar::start(&node, POOL);
-    node.joined(&web());
+    let _pod = node.joined(&web());
     assert_eq!(get(&node, "/healthz").status, 200);
     // Its next wait takes a minute to begin.
     let tid = thread(sidecar.daemon.pid(), "reconcile").to_string();

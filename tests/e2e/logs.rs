@@ -14,7 +14,7 @@ fn json_is_an_object_a_line() {
     let lan = Lan::new();
     let node = Node::without_allocator(&lan, 1);
     let sidecar = Sidecar::start(&node, &format!("log = \"json\"\nlog_level = \"trace\"\n{POOL}"));
-    node.joined(&Join::annotated("web"));
+    let _pod = node.joined(&Join::annotated("web"));
     // One more on the same state gives up, and says so in the same form.
     let mut second = node.ns.cmd(env!("CARGO_BIN_EXE_viprouted"));
     let mut second = Daemon::start("second", second.arg("--config").arg(node.dir.file("viprouted.toml")), &node.dir);

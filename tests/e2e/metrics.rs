@@ -200,7 +200,7 @@ fn bad_clients_disturb_nobody() {
     until("a page by TCP", SOON, || has_page(tcp()).then_some(()));
     until("a page by the socket", SOON, || has_page(unix()).then_some(()));
     assert_eq!(get(&node, "/readyz").status, 200);
-    node.joined(&web());
+    let _pod = node.joined(&web());
     // Those that were there first have had their time: each is closed, by and by.
     let (tcp, unix) = &silent[0];
     assert_eq!(({ tcp }.read(&mut [0; 1]).unwrap_or(0), { unix }.read(&mut [0; 1]).unwrap_or(0)), (0, 0));

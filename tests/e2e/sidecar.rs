@@ -220,7 +220,7 @@ fn clients_that_talk_nonsense_disturb_nobody() {
     idle.extend((0..100).map(|_| UnixStream::connect(&socket).unwrap()));
     let start = Instant::now();
     sidecar.acquire("default/web").unwrap();
-    node.joined(&web());
+    let _pod = node.joined(&web());
     assert!(start.elapsed() < Duration::from_secs(5), "nobody waits for the others: {:?}", start.elapsed());
     let mut huge = UnixStream::connect(&socket).unwrap();
     huge.set_read_timeout(Some(scaled(SOON))).unwrap();

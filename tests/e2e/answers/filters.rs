@@ -128,7 +128,7 @@ fn another_builds_programs_are_replaced() {
     let ids = || scene.pod.ns.cmd("tc").args(["filter", "show", "dev", "eth0", "egress"]).finish("").ok();
     let before = ids();
     scene.node.make_programs_another_builds();
-    scene.node.joined(&Join::annotated("web"));
+    let _pod = scene.node.joined(&Join::annotated("web"));
     assert_ne!(ids(), before);
     assert_eq!(hooks(&scene.pod), ours());
     scene.node.check(&scene.pod, &scene.join).ok();

@@ -91,7 +91,7 @@ fn a_namespace_that_wants_too_many_is_refused_by_the_limits_name() {
     }
     let error = node.add(&node.pod(), &Join::annotated("web2").namespace("loop")).error();
     assert!(error.code == 11 && error.text().contains("limits.vips_per_namespace = 2"), "{error:?}");
-    node.joined(&Join::annotated("web").namespace("other"));
+    let _other = node.joined(&Join::annotated("web").namespace("other"));
     until("/readyz says so", SOON, || get(&node, "/readyz").body.contains("limits.vips = 3").then_some(()));
     let error = node.add(&node.pod(), &Join::annotated("web").namespace("third")).error();
     assert!(error.code == 11 && error.text().contains("limits.vips = 3"), "{error:?}");
