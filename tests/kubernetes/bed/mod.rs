@@ -16,5 +16,6 @@ pub use arrivals::Arrivals;
 pub use cluster::{Cluster, DHCP_ADDRESSES, Setup};
 pub use image::programs;
 pub use manifest::Deployment;
+pub use parts::part;
 pub use rollout::{Outcome, Rollout};
 pub use worker::Worker;
