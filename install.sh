@@ -16,6 +16,8 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
                                              a part of the tests under other kernels: 6.1, 6.12, uml (all, if none is named)
        ./install.sh test --kubernetes [FILTER…]
                                              a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER
+       ./install.sh test --with-kubernetes [FILTER…]
+                                             all tests and those in the cluster, whose parts are built meanwhile
        ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
 BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
@@ -390,10 +392,12 @@ do_bench() {
 do_test() {
     need_root "makes network namespaces"
     need_cargo
+    local cluster=false tests=()
     case ${1:-} in
         "") ;;
         --kernels) test_kernels "${@:2}"; return ;;
         --kubernetes) test_kubernetes "${@:2}"; return ;;
+        --with-kubernetes) cluster=true tests=("${@:2}") ;;
         *) usage >&2; exit 2 ;;
     esac
     # shellcheck disable=SC2046  # a list of packages
@@ -402,44 +406,96 @@ do_test() {
         busybox-static podman procps prometheus bird2 frr lintian $(compilers)
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
-    local failures=() output passed failed
+    ! $cluster || cluster_packages
+    local failures=() output
     check() { say "== $*"; "$@" || failures+=("$*"); }
+    output=$(mktemp)
+    # shellcheck disable=SC2064  # the name is known now
+    trap "end_builds; rm -f '$output'" EXIT
     check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
     # The programs that the upgrade test begins with.
     check tests/previous.sh
-    # A runtime that calls STATUS.
-    check tests/containerd2.sh
-    # What reads the chart.
-    check tests/helm.sh
-    # The programs that are installed, as they are installed.
-    check packaging/build.sh "$(uname -m)"
     check cargo fmt --check
     check cargo clippy --all-targets -- -D warnings
     # No target of all: it is run by --kubernetes alone.
     check cargo clippy --test kubernetes -- -D warnings
-    output=$(mktemp)
-    # shellcheck disable=SC2064  # the name is known now
-    trap "rm -f '$output'" EXIT
     # Tests wait more than they work. As many share a processor, what they wait for may take its time.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
+    check cargo test --no-run
+    start_builds $cluster
     say "== cargo test"
-    cargo test --no-fail-fast 2>&1 | tee "$output" || once_more "$output" || failures+=("cargo test")
+    cargo test --no-fail-fast -- "${late_tests[@]/#/--skip=}" 2>&1 | tee "$output" || once_more "$output" || failures+=("cargo test")
+    wait_for_builds || failures+=("what the other tests need")
+    run_late_tests "$output" || failures+=("cargo test -- ${late_tests[*]}")
+    ! $cluster || RUST_TEST_THREADS=1 cluster_tests "$output" "${tests[@]}" || failures+=("cargo test --test kubernetes")
+    closing_line "$output" "${failures[@]}"
+}
+
+# They need what takes minutes of a processor's time to build: the programs as they are installed, a runtime that calls STATUS, what reads the
+# chart. That is built beside the other tests, which wait more than they work.
+late_tests=(packaging:: containerd2::)
+
+# $1: whether clusters' parts are needed too.
+start_builds() {
+    local builds=("packaging/build.sh $(uname -m)" tests/containerd2.sh tests/helm.sh) build
+    ! $1 || builds+=(tests/kubernetes.sh)
+    builds_log=$(mktemp)
+    # A process group of its own, which ends with this script.
+    set -m
+    {
+        renice -n 19 "$BASHPID" >/dev/null
+        for build in "${builds[@]}"; do $build || echo "failed: $build"; done
+    } >"$builds_log" 2>&1 &
+    builder=$!
+    set +m
+}
+
+# Says what was not built, and how it failed.
+wait_for_builds() {
+    say "== what the other tests need"
+    renice -n 0 -g "$builder" >/dev/null 2>&1 || true
+    wait "$builder" || true
+    builder=
+    ! grep -q '^failed: ' "$builds_log" || { cat "$builds_log"; return 1; }
+}
+
+end_builds() {
+    [ -z "${builder:-}" ] || kill -- "-$builder" 2>/dev/null || true
+    rm -f "${builds_log:-}"
+}
+
+run_late_tests() {
+    local output code=0
+    output=$(mktemp)
+    cargo test --no-fail-fast --test e2e -- "${late_tests[@]}" 2>&1 | tee "$output" || once_more "$output" || code=1
+    cat "$output" >>"$1"
+    rm -f "$output"
+    return $code
+}
+
+cluster_tests() {
+    cargo test --no-fail-fast --test kubernetes -- "${@:2}" 2>&1 | tee -a "$1"
+}
+
+# $1: what cargo printed, then what failed. CI may show nothing else.
+closing_line() {
+    local passed failed failure output=$1
+    shift
     passed=$(total passed "$output")
     failed=$(total failed "$output")
-    local failure
-    # CI may show the closing lines alone.
     sed -n '/^---- .* stdout ----$/,/^failures:$/p' "$output"
-    if [ ${#failures[@]} = 0 ] && [ "$failed" != 0 ]; then
+    if [ $# = 0 ] && [ "$failed" != 0 ]; then
         say "passed when they ran once more, alone: $(failed_tests "$output" | xargs)"
         passed=$((passed + failed)) failed=0
     fi
-    for failure in "${failures[@]}"; do
+    for failure in "$@"; do
         say "failed: $failure"
         # A test program that didn't compile or was killed has no result line, and is no success; nor is a check.
-        if [ "$failure" != "cargo test" ] || [ "$failed" = 0 ]; then failed=$((failed + 1)); fi
+        case $failure in "cargo test"*) [ "$failed" = 0 ] || continue ;; esac
+        failed=$((failed + 1))
     done
     say "$passed passed, $failed failed"
-    [ ${#failures[@]} = 0 ]
+    [ $# = 0 ]
 }
 
 # In guests, which see this machine's files: what the tests need must be here.
@@ -450,28 +506,28 @@ test_kernels() {
     exec tests/kernels.sh "$@"
 }
 
-# What it is built of, and takes minutes to build, lies in target/ and Go's cache afterwards.
-test_kubernetes() {
+cluster_packages() {
     # shellcheck disable=SC2046  # a list of packages
     packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl curl dnsmasq-base $(compilers)
     command -v containerd >/dev/null || packages containerd runc
     debian_go
+}
+
+# What it is built of, and takes minutes to build, lies in target/ and Go's cache afterwards.
+test_kubernetes() {
+    cluster_packages
     tests/containerd2.sh
     tests/kubernetes.sh
     tests/helm.sh
-    local output code=0 failed
+    local output failures=()
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now
     trap "rm -f '$output'" EXIT
     # Each has a cluster of its own, whose parts take a processor for seconds; the kernel gives a user 128 inotify instances, of which a cluster
     # takes about 25.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-1} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
-    cargo test --no-fail-fast --test kubernetes -- "$@" 2>&1 | tee "$output" || code=1
-    failed=$(total failed "$output")
-    # What didn't compile or was killed has no result line, and is no success.
-    if [ $code != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
-    say "$(total passed "$output") passed, $failed failed"
-    return $code
+    cluster_tests "$output" "$@" || failures=("cargo test --test kubernetes")
+    closing_line "$output" "${failures[@]}"
 }
 
 # Debian's Go where it is new enough; tests/go.sh knows where to look for another one.
