@@ -198,15 +198,15 @@ fn target() -> &'static str {
     if variable("CARGO_CFG_TARGET_ENDIAN") == "big" { "bpfeb" } else { "bpfel" }
 }
 
-/// `asm/types.h` is the machine's; Debian keeps it apart.
+/// `asm/types.h` is the target machine's; Debian keeps it apart, and for cross-compiling elsewhere than for programs of that machine.
 fn machine_headers() -> Option<PathBuf> {
     let arch = match variable("CARGO_CFG_TARGET_ARCH").as_str() {
         "x86" => "i386".to_owned(),
         "powerpc64" => "powerpc64le".to_owned(),
         other => other.to_owned(),
     };
-    let headers = PathBuf::from(format!("/usr/include/{arch}-linux-gnu"));
-    headers.join("asm/types.h").exists().then_some(headers)
+    let places = [format!("/usr/include/{arch}-linux-gnu"), format!("/usr/{arch}-linux-gnu/include")];
+    places.map(PathBuf::from).into_iter().find(|headers| headers.join("asm/types.h").exists())
 }
 
 fn variable(name: &str) -> String {

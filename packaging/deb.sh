@@ -13,7 +13,9 @@ case $arch in
 esac
 [ -n "${BINARIES:-}" ] || packaging/build.sh "$arch"
 programs=${BINARIES:-dist/bin-$arch}
-version=$("$programs/viproutectl" --version | cut -d ' ' -f 2)
+# shellcheck source=packaging/programs.sh
+. packaging/programs.sh
+version=$(viproutectl --version | cut -d ' ' -f 2)
 maintainer="${DEBFULLNAME:-viproute maintainers} <${DEBEMAIL:-maintainers@viproute.invalid}>"
 # Any day will do; lintian takes files of 1970 for a mistake.
 epoch=${SOURCE_DATE_EPOCH:-$(date -u -d 2026-01-01 +%s)}
@@ -40,13 +42,13 @@ for example in conf/*.conflist conf/alerts.yaml conf/grafana.json; do
     put 644 "$example" "usr/share/doc/viproute/examples/${example#conf/}"
 done
 install -d "$root/usr/share/man/man8" "$root/usr/share/man/man5"
-"$programs/viproutectl" man "$root/usr/share/man/man8"
+viproutectl man "$root/usr/share/man/man8"
 mv "$root"/usr/share/man/man8/*.5 "$root/usr/share/man/man5"
 gzip -9n "$root"/usr/share/man/man[58]/*
 install -d "$root/usr/share/bash-completion/completions" "$root/usr/share/zsh/vendor-completions" "$root/usr/share/fish/vendor_completions.d"
-"$programs/viproutectl" completions bash >"$root/usr/share/bash-completion/completions/viproutectl"
-"$programs/viproutectl" completions zsh >"$root/usr/share/zsh/vendor-completions/_viproutectl"
-"$programs/viproutectl" completions fish >"$root/usr/share/fish/vendor_completions.d/viproutectl.fish"
+viproutectl completions bash >"$root/usr/share/bash-completion/completions/viproutectl"
+viproutectl completions zsh >"$root/usr/share/zsh/vendor-completions/_viproutectl"
+viproutectl completions fish >"$root/usr/share/fish/vendor_completions.d/viproutectl.fish"
 # doctor's cures are by that.
 install -d "$root/usr/share/viproute"
 echo deb >"$root/usr/share/viproute/installed-by"

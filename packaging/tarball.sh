@@ -8,8 +8,10 @@ arch=${1:-}
 [ -n "$arch" ] || { echo "usage: packaging/tarball.sh ARCH  (here: $(uname -m))" >&2; exit 2; }
 [ -n "${BINARIES:-}" ] || packaging/build.sh "$arch"
 programs=${BINARIES:-dist/bin-$arch}
+# shellcheck source=packaging/programs.sh
+. packaging/programs.sh
 # viproutectl 0.2.0+g0123456789ab (flow owner …)
-version=$("$programs/viproutectl" --version | cut -d ' ' -f 2)
+version=$(viproutectl --version | cut -d ' ' -f 2)
 name=viproute-$version-linux-$arch
 work=$(mktemp -d)
 # shellcheck disable=SC2064  # the name is known now
@@ -22,9 +24,9 @@ install -m 644 LICENSE CHANGELOG.md "$stage"
 install -D -m 644 -t "$stage/conf" conf/*
 cp -r packaging/chart "$stage/chart"
 install -d "$stage/man" "$stage/completions"
-"$programs/viproutectl" man "$stage/man"
+viproutectl man "$stage/man"
 for shell in bash zsh fish; do
-    "$programs/viproutectl" completions $shell >"$stage/completions/viproutectl.$shell"
+    viproutectl completions $shell >"$stage/completions/viproutectl.$shell"
 done
 (cd "$stage" && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum) >"$work/sums"
 install -m 644 "$work/sums" "$stage/SHA256SUMS"

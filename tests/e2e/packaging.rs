@@ -1,5 +1,6 @@
 //! What packaging/build.sh makes: programs that need nothing of the machine they run on.
 
+mod arm64;
 mod chart;
 mod deb;
 mod image;
@@ -15,8 +16,11 @@ use crate::harness::{Run, TempDir, VIPROUTE, tool};
 const PROGRAMS: [&str; 3] = ["viproute", "viprouted", "viproutectl"];
 
 /// Where packaging/build.sh has put them.
-fn built(name: &str) -> PathBuf {
-    let arch = std::env::consts::ARCH;
+pub(crate) fn built(name: &str) -> PathBuf {
+    built_for(std::env::consts::ARCH, name)
+}
+
+fn built_for(arch: &str, name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("dist/bin-{arch}/{name}"));
     assert!(path.is_file(), "{} is missing: run packaging/build.sh {arch}", path.display());
     path
@@ -98,7 +102,7 @@ fn programs_run_where_there_is_nothing_else() {
 }
 
 /// Sources elsewhere: what the archive is made of, without cargo and git.
-fn sources() -> TempDir {
+pub(crate) fn sources() -> TempDir {
     let dir = TempDir::new();
     for part in ["install.sh", "packaging", "conf", "LICENSE", "CHANGELOG.md"] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(part);
