@@ -27,7 +27,7 @@ struct Kind {
     default: &'static [&'static str],
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind {
         name: "containerd",
         signs: &["/usr/bin/containerd", "/usr/local/bin/containerd", "/etc/containerd/config.toml"],
@@ -39,6 +39,14 @@ const KINDS: [Kind; 7] = [
         name: "k3s",
         signs: &["/var/lib/rancher/k3s/agent/etc/containerd/config.toml"],
         configuration: &["/var/lib/rancher/k3s/agent/etc/containerd/config.toml"],
+        keys: &["bin_dir", "bin_dirs"],
+        default: &["/opt/cni/bin"],
+    },
+    // Where another CNI than flannel gives networks, as always in RKE2, its configuration says nothing of directories.
+    Kind {
+        name: "RKE2",
+        signs: &["/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
+        configuration: &["/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
         keys: &["bin_dir", "bin_dirs"],
         default: &["/opt/cni/bin"],
     },

@@ -9,7 +9,7 @@ app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | tr
 
 {{/* The runtime's networks, as the node names them: recorded paths are used in the container, too. */}}
 {{- define "viproute.confDir" -}}
-{{- $presets := dict "k3s" "/var/lib/rancher/k3s/agent/etc/cni/net.d" "rke2" "/var/lib/rancher/rke2/agent/etc/cni/net.d" "openshift" "/etc/kubernetes/cni/net.d" }}
+{{- $presets := dict "k3s" "/var/lib/rancher/k3s/agent/etc/cni/net.d" "rke2" "/etc/cni/net.d" "openshift" "/etc/kubernetes/cni/net.d" }}
 {{- .Values.cni.confDir | default (get $presets .Values.cni.preset) | default "/etc/cni/net.d" }}
 {{- end }}
 

@@ -1,5 +1,7 @@
 //! packaging/chart: what it refuses, and the manifests that are made of it. In a cluster: `tests/kubernetes/chart.rs`.
 
+mod presets;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -115,25 +117,4 @@ fn viprouted_takes_what_the_values_say() {
         config.membership.unwrap().seeds,
         ["viproute-nodes.kube-system.svc.cluster.local:8119", "192.0.2.1:8119"]
     );
-}
-
-/// A distribution's paths are everywhere where paths are.
-#[test]
-fn presets_are_the_distributions_paths() {
-    for (preset, networks, plugins) in [
-        ("k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/opt/cni/bin"),
-        ("rke2", "/var/lib/rancher/rke2/agent/etc/cni/net.d", "/opt/cni/bin"),
-        ("openshift", "/etc/kubernetes/cni/net.d", "/var/lib/cni/bin"),
-    ] {
-        let rendered = template(&[&format!("cni.preset={preset}")]).ok();
-        let of = |text: &str| rendered.matches(text).count();
-        // Of the installation and of the removal.
-        assert_eq!(
-            (of(&format!("--conf-dir={networks}\n")), of(&format!("--bin-dir={plugins}\n"))),
-            (2, 2),
-            "{preset}"
-        );
-        assert_eq!(of(&format!("mountPath: {networks} }}")), 1, "{preset}");
-        assert!(!rendered.contains("/etc/cni/net.d }") || preset != "openshift", "{preset}");
-    }
 }
