@@ -4,13 +4,14 @@
 //! Each write of another program is followed by one of ours. Where a program takes viproute out again and again, the two are no longer
 //! close upon each other, and it is a problem that people have to solve.
 
+mod access;
 mod pace;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::chain::{Places, Rejoined, Standing, Wrong};
 use crate::registry::watch::Follower;
@@ -21,6 +22,7 @@ use super::journal::{Journal, Kind};
 use super::problems::{self, Problems};
 use super::subsystems::{CHAIN, SubsystemGuard};
 
+use access::Access;
 use pace::Pace;
 
 /// What is half written, or about to be replaced, may stay so for this long before it is a problem.
@@ -36,6 +38,7 @@ pub fn start(context: &Context) -> io::Result<Follower> {
     let places = Places::default();
     let keeper = Keeper {
         places: places.clone(),
+        started: SystemTime::now(),
         networks: BTreeMap::new(),
         problems: context.problems.clone(),
         journal: context.journal.clone(),
@@ -64,6 +67,7 @@ fn run(mut keeper: Keeper, told: &Receiver<()>, guard: &SubsystemGuard) {
 
 struct Keeper {
     places: Places,
+    started: SystemTime,
     networks: BTreeMap<PathBuf, Network>,
     problems: Problems,
     journal: Journal,
@@ -102,6 +106,18 @@ impl Keeper {
     }
 
     fn keep(&self, path: &Path, network: &mut Network, now: Instant) -> Option<Duration> {
+        match access::to(path, self.started) {
+            Access::Write => {}
+            Access::AfterRestart => {
+                tracing::info!(
+                    "{} came after viprouted's start, which may write there after a restart: restarting",
+                    path.display()
+                );
+                access::restart();
+                return Some(RETRY);
+            }
+            Access::Read => return Some(network.fail(read_only(path))),
+        }
         let standing = match self.places.standing(path) {
             Ok(standing) => standing,
             Err(error) => return Some(network.fail(with_causes(&error))),
@@ -161,6 +177,14 @@ impl Network {
 
 fn unusable(path: &Path, wrong: &Wrong) -> String {
     format!("viproute can't be put back into {}, which another program has written: {wrong}", path.display())
+}
+
+fn read_only(path: &Path) -> String {
+    let directory = path.parent().unwrap_or(path).display();
+    format!(
+        "viprouted can't write to {directory}, where viproute has joined a network: under systemd add ReadWritePaths={directory} to its unit \
+         (`systemctl edit viprouted`) and restart it"
+    )
 }
 
 fn fighting(path: &Path) -> String {

@@ -5,6 +5,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+/// Whether a service manager has started this process and waits for its word.
+pub fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Says `READY=1` where `$NOTIFY_SOCKET` points; nowhere without it.
 pub fn ready() {
     let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
