@@ -18,7 +18,10 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
                                              a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER
        ./install.sh test --with-kubernetes [FILTER…]
                                              all tests and those in the cluster, whose parts are built meanwhile
+       ./install.sh test --release          what a release must pass besides: its archive, package and quickstarts on a bare
+                                             Debian 12, its programs for arm64
        ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
+       ./install.sh bench --kubernetes       measure it beside MetalLB on clusters of Kubernetes' own parts; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
 BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
 EOF
@@ -297,7 +300,7 @@ do_uninstall() {
     local shell file
     completions "$share" | while read -r shell file; do remove "$file"; done
     remove "$share/viproute/installed-by"
-    rmdir "$share/viproute" 2>/dev/null || true
+    remove_empty "$share/viproute" "$share"/man/man{5,8} "$share"/{bash-completion,zsh,fish}/*/ "$share"/{bash-completion,zsh,fish} "$plugins" "$root/opt/cni"
     # The kernel keeps the flow owner's programs and maps for as long as they are pinned.
     if [ "$attached" = 0 ] && [ -d "$pins" ]; then rm -rf "$pins" && say "Removed: $pins"; fi
     remove_unchanged conf/10-viproute.conflist "$chains/10-viproute.conflist"
@@ -353,6 +356,9 @@ remove() {
     done
 }
 
+# Directories that install has made, or others have left without a file.
+remove_empty() { rmdir "$@" 2>/dev/null || true; }
+
 # A file that was edited is somebody's work.
 remove_unchanged() {
     [ -e "$2" ] || return 0
@@ -378,6 +384,7 @@ do_demo() {
 do_bench() {
     need_root "makes network namespaces"
     need_cargo
+    if [ "$*" = --kubernetes ]; then bench_kubernetes; return; fi
     # The stream module is nginx-light's own in older releases.
     # shellcheck disable=SC2046  # a list of packages
     packages iproute2 util-linux iptables nftables conntrack haproxy nginx-light libnginx-mod-stream \
@@ -389,6 +396,14 @@ do_bench() {
     exec unshare --mount --net --pid --fork --kill-child --mount-proc env BINARIES="$built" TMPDIR=/run "$built/examples/bench" "$@"
 }
 
+# What is measured runs as in the tests.
+bench_kubernetes() {
+    cluster_parts
+    tests/metallb.sh
+    cargo build --bins
+    VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
+}
+
 do_test() {
     need_root "makes network namespaces"
     need_cargo
@@ -398,12 +413,13 @@ do_test() {
         --kernels) test_kernels "${@:2}"; return ;;
         --kubernetes) test_kubernetes "${@:2}"; return ;;
         --with-kubernetes) cluster=true tests=("${@:2}") ;;
+        --release) test_release; return ;;
         *) usage >&2; exit 2 ;;
     esac
     # shellcheck disable=SC2046  # a list of packages
     packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
         util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq curl \
-        busybox-static podman procps prometheus bird2 frr lintian $(compilers)
+        busybox-static podman procps prometheus bird2 frr lintian linux-libc-dev-arm64-cross $(compilers)
     # Docker's own containerd has another package, which Debian's would replace.
     command -v containerd >/dev/null || packages containerd runc
     ! $cluster || cluster_packages
@@ -412,7 +428,7 @@ do_test() {
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now
     trap "end_builds; rm -f '$output'" EXIT
-    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
+    check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/debian.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/metallb.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
     # The programs that the upgrade test begins with.
     check tests/previous.sh
     check cargo fmt --check
@@ -506,6 +522,17 @@ test_kernels() {
     exec tests/kernels.sh "$@"
 }
 
+# No part of what CI runs: it compiles all twice as a release does, and boots machines that debootstrap fetches.
+test_release() {
+    # shellcheck disable=SC2046  # a list of packages
+    packages debootstrap systemd-container iproute2 util-linux busybox-static lintian gcc-aarch64-linux-gnu qemu-user-static linux-libc-dev-arm64-cross $(compilers)
+    ! command -v rustup >/dev/null || rustup target add aarch64-unknown-linux-gnu
+    tests/debian.sh
+    packaging/build.sh "$(uname -m)"
+    packaging/build.sh aarch64
+    RUST_TEST_THREADS=1 VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test e2e -- --include-ignored packaging::arm64:: debian::
+}
+
 cluster_packages() {
     # shellcheck disable=SC2046  # a list of packages
     packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl curl dnsmasq-base $(compilers)
@@ -513,12 +540,16 @@ cluster_packages() {
     debian_go
 }
 
-# What it is built of, and takes minutes to build, lies in target/ and Go's cache afterwards.
-test_kubernetes() {
+# What a cluster is built of. It takes minutes, and lies in target/ and Go's cache afterwards.
+cluster_parts() {
     cluster_packages
     tests/containerd2.sh
     tests/kubernetes.sh
     tests/helm.sh
+}
+
+test_kubernetes() {
+    cluster_parts
     local output failures=()
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now

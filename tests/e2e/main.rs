@@ -20,6 +20,7 @@ mod containerd2;
 mod corpus;
 mod ctl;
 mod damage;
+mod debian;
 mod dhcp;
 mod disk;
 mod doctor;

@@ -1,0 +1,54 @@
+//! conf/viprouted.service in the sandbox that it describes.
+
+use super::{POOL, packed};
+use crate::harness::{Debian, Lan, Node, PATIENCE, until};
+use crate::packaging::sources;
+
+/// The directories of runtimes' networks, each made when viprouted has long run, as who installs a runtime or a CNI afterwards has it.
+const NETWORKS: [&str; 3] = ["/etc/cni/net.d", "/opt/cni/config", "/var/lib/rancher/k3s/agent/etc/cni/net.d"];
+
+const THEIRS: &str = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
+
+#[test]
+#[ignore = "./install.sh test --release makes what it needs and runs it"]
+fn it_may_write_where_runtimes_have_their_networks() {
+    let (made_in, lan) = (sources(), Lan::new());
+    let node = Node::without_allocator(&lan, 1);
+    let debian = Debian::boot(&node);
+    debian.copy(&packed(&made_in, "deb.sh"), "/root/viproute.deb");
+    debian.sh("dpkg -i viproute.deb");
+    debian.sh(&format!("cat >/etc/viproute/viprouted.toml <<'E'\n{POOL}E\nsystemctl restart viprouted"));
+    let process = || debian.sh("systemctl show --value --property=MainPID viprouted");
+    let first = process();
+    for directory in NETWORKS {
+        let chain = format!("{directory}/10-n.conflist");
+        debian.write(&chain, THEIRS);
+        debian.sh(&format!("viproutectl node join --conf-dir {directory}"));
+        // As a base CNI does it.
+        debian.write(&chain, &THEIRS.replace("bridge", "ptp"));
+        until(&format!("viproute is back in {chain}"), PATIENCE, || {
+            let text = debian.read(&chain);
+            (text.contains("\"ptp\"") && text.contains("\"viproute\"")).then_some(())
+        });
+        debian.sh(&format!("viproutectl node leave --conf-dir {directory} && rm {chain}"));
+    }
+    assert_eq!(process(), first, "it is the same viprouted");
+    let said = debian.sh("journalctl --unit=viprouted --no-pager");
+    assert!(!said.contains("Read-only file system") && !said.contains("Operation not permitted"), "{said}");
+}
+
+/// systemd's own word; it doesn't take the capabilities and address families that viprouted needs for safe.
+#[test]
+#[ignore = "./install.sh test --release makes what it needs and runs it"]
+fn systemd_finds_its_sandbox_tight() {
+    const EXPOSURE: f64 = 3.0;
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let debian = Debian::boot(&node);
+    debian.write("/etc/systemd/system/viprouted.service", include_str!("../../../conf/viprouted.service"));
+    let said = debian.sh("systemctl daemon-reload; systemd-analyze security --no-pager viprouted.service");
+    let (_, overall) = said.split_once("Overall exposure level for viprouted.service: ").expect("its sum");
+    let level: f64 = overall.split(' ').next().and_then(|number| number.parse().ok()).expect("a number");
+    eprintln!("exposure: {level}");
+    assert!(level < EXPOSURE, "{said}");
+}
