@@ -400,8 +400,8 @@ do_bench() {
 bench_kubernetes() {
     cluster_parts
     tests/metallb.sh
-    cargo build --bins
-    VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
+    packaging/build.sh "$(uname -m)"
+    VIPROUTE_PROGRAMS=$PWD/dist/bin-$(uname -m) VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
 }
 
 do_test() {

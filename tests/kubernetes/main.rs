@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod bed;
+mod beside;
 mod chart;
 mod quickstart;
 mod replicas;

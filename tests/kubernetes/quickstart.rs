@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::bed::{Cluster, Setup, programs};
+use crate::bed::{Cluster, Setup, programs, tag};
 use crate::harness::{blocks, image, script};
 
 /// In place of the one that would read a machine's own configuration.
@@ -54,7 +54,7 @@ fn the_quickstart_is_right() {
     let made = run(image);
     // "Copy it to each node, and there": the import is in what follows.
     let archive = machine.path(&format!("/root/viproute/{}", made.trim()));
-    let tag = viproute::RELEASE.replace('+', "-");
+    let tag = tag();
     second.import(Path::new(&archive), &format!("localhost/viproute:{tag}"));
     assert!(fs::metadata(&archive).expect("the image").len() > 1 << 20);
 

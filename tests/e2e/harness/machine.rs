@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 
 use super::VIPROUTE;
 use super::command::{Run, tool};
@@ -190,8 +191,14 @@ fn name(dir: &TempDir) -> String {
     dir.path().file_name().and_then(|name| name.to_str()).expect("a name").to_string()
 }
 
-fn binaries() -> &'static Path {
-    Path::new(VIPROUTE).parent().expect("a directory")
+/// Where the programs are that machines install: `VIPROUTE_PROGRAMS` says where else than cargo has put those of this build, such as what
+/// packaging/build.sh has made.
+pub fn binaries() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| match std::env::var_os("VIPROUTE_PROGRAMS") {
+        Some(directory) => directory.into(),
+        None => Path::new(VIPROUTE).parent().expect("a directory").to_owned(),
+    })
 }
 
 impl Drop for Machine {

@@ -49,7 +49,7 @@ pub use kill::killed_after;
 pub use kubernetes::KubeApi;
 pub use lan::Lan;
 pub use load::{Connection, Load, Tally};
-pub use machine::Machine;
+pub use machine::{Machine, binaries};
 pub use metrics::{Answer, Page, get};
 pub use netns::Netns;
 pub use node::Node;

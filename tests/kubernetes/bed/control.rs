@@ -144,6 +144,12 @@ impl ControlPlane {
         command
     }
 
+    /// Credentials of a service account: of a certificate of its name.
+    pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> String {
+        let subject = format!("/O=system:serviceaccounts/CN=system:serviceaccount:{namespace}:{account}");
+        self.pki.kubeconfig(&format!("{namespace}-{account}"), &subject)
+    }
+
     /// The credentials of who may do everything.
     pub fn admin(&self) -> String {
         fs::read_to_string(self.dir.file("admin")).expect("a kubeconfig")

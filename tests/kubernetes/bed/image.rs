@@ -1,14 +1,19 @@
 //! viproute's image, of the programs under test, on the nodes of a cluster.
 
-use std::path::Path;
 use std::process::Command;
 
 use super::cluster::Cluster;
-use crate::harness::{Machine, PATIENCE, Run, TempDir, VIPROUTE, tool, until};
+use crate::harness::{Machine, PATIENCE, Run, TempDir, binaries, tool, until};
 
 /// The directory of the programs under test.
 pub fn programs() -> &'static str {
-    Path::new(VIPROUTE).parent().and_then(Path::to_str).expect("a directory")
+    binaries().to_str().expect("a path")
+}
+
+/// The tag of an image of them.
+pub fn tag() -> String {
+    let said = Command::new(binaries().join("viproutectl")).arg("--version").finish("").ok();
+    said.split(' ').nth(1).expect("a version").replace('+', "-")
 }
 
 impl Cluster {
@@ -20,7 +25,7 @@ impl Cluster {
         copy.finish("").ok();
         let mut script = Command::new(dir.path().join("packaging/image.sh"));
         let made = script.arg(std::env::consts::ARCH).env("BINARIES", programs()).finish("").ok();
-        let tag = viproute::RELEASE.replace('+', "-");
+        let tag = tag();
         let others = [format!("{tag}.second"), env!("CARGO_PKG_VERSION").to_owned()];
         let name = format!("localhost/viproute:{tag}");
         for worker in &self.workers {

@@ -13,8 +13,8 @@ mod service;
 mod worker;
 
 pub use arrivals::Arrivals;
-pub use cluster::{Cluster, DHCP_ADDRESSES, Setup};
-pub use image::programs;
+pub use cluster::{Cluster, DHCP_ADDRESSES, SERVER, Setup};
+pub use image::{programs, tag};
 pub use manifest::Deployment;
 pub use parts::part;
 pub use rollout::{Outcome, Rollout};
