@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+use crate::lease::pools::Refusal;
 use crate::model::VipKey;
 
 use super::addresses::Lease;
@@ -13,6 +14,7 @@ use super::api::ANSWER;
 use super::desired::Note;
 use super::listeners::OwnAddressOnly;
 use super::objects::{EXCLUDED, Key, Service};
+use super::register::Refused;
 use super::status::Written;
 
 /// As who events are told.
@@ -107,11 +109,24 @@ impl Announcer {
         Self { limiter: Limiter::default(), to }
     }
 
-    /// What keeps a Service from its address.
-    pub fn on_lease(&mut self, vip: &VipKey, service: &Service, lease: Option<&Lease>, now: Instant) {
-        let Some(Lease { address: None, error: Some(why) }) = lease else { return };
-        let note = format!("no address so far: {why}");
-        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason: "NoAddress", is_warning: true, note };
+    /// What keeps a Service from its address, or from one of the pool that it names.
+    pub fn on_lease(
+        &mut self,
+        vip: &VipKey,
+        service: &Service,
+        (lease, refused): (Option<&Lease>, Option<&Refused>),
+        now: Instant,
+    ) {
+        let (reason, note) = match (lease, refused) {
+            (Some(Lease { address: None, error: Some(why) }), _) => {
+                (refused.map_or("NoAddress", |refused| reason_of(refused.kind)), format!("no address so far: {why}"))
+            }
+            (Some(Lease { address: Some(address), .. }), Some(Refused { kind, why })) => {
+                (reason_of(*kind), format!("it keeps {address}: {why}"))
+            }
+            _ => return,
+        };
+        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason, is_warning: true, note };
         self.limiter.lasts(said, Duration::from_secs(2), now);
     }
 
@@ -179,6 +194,14 @@ impl Announcer {
                 return;
             }
         }
+    }
+}
+
+fn reason_of(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Unknown => "UnknownPool",
+        Refusal::Unserved => "PoolRefused",
+        Refusal::UsedUp => "PoolExhausted",
     }
 }
 

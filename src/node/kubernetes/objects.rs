@@ -1,6 +1,6 @@
 //! What is kept of the API's objects: what Services take, some hundred bytes each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1 as core;
@@ -8,6 +8,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use crate::lease::pools::{self, Labels};
 use crate::model::{Port, Transport, VipKey};
 
 use super::{ports, sharing};
@@ -56,6 +57,8 @@ pub struct Class {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its identity: one that is made again under the same name is another.
+    /// Labels of theirs that pools ask for.
+    pub labels: BTreeSet<String>,
     pub uid: String,
     /// When it was made, Unix seconds.
     pub created: i64,
@@ -79,6 +82,12 @@ pub struct Service {
     pub status_by: Option<String>,
     /// What its condition says of ports that aren't served.
     #[serde(default)]
+    /// The pool that it names ([`pools::ANNOTATION`]); empty: none.
+    #[serde(default)]
+    pub pool: String,
+    /// Its labels, as far as pools ask for them.
+    #[serde(default)]
+    pub labels: Labels,
     pub ports_error: Option<PortsError>,
 }
 
@@ -261,6 +270,12 @@ impl Class {
         };
         if spec.type_.as_deref() != Some("LoadBalancer") || !is_ours {
             return None;
+    fn kept(&self, labels: Option<&Labels>) -> Labels {
+        let is_asked_for = |(name, _): &(&String, &String)| self.labels.contains(*name);
+        let kept = labels.into_iter().flatten().filter(is_asked_for);
+        kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
         }
         // What has no VIP's name can't be one: names of Services are shorter than that.
         key(&service.metadata).parse::<VipKey>().ok()?;
@@ -291,6 +306,8 @@ impl Class {
             is_ending: service.metadata.deletion_timestamp.is_some(),
             ingress: ingress.unwrap_or_default().into_iter().map(Ingress::of).collect(),
             ports_error: ports_error.map(|condition| PortsError {
+            pool: annotation(pools::ANNOTATION).trim().to_owned(),
+            labels: self.kept(service.metadata.labels.as_ref()),
                 message: condition.message,
                 since: condition.last_transition_time.0.as_second(),
             }),

@@ -43,7 +43,7 @@ fn status_names_the_services_and_what_they_wait_for() {
     let mut other = named("other");
     other["metadata"]["creationTimestamp"] = json!("2026-01-02T00:00:00Z");
     scene.api.set(&other);
-    let waits = "no address of 10.118.0.1/32 is free";
+    let waits = "no address of pool default (10.118.0.1/32) is free";
     let table = until("status says what the other waits for", SOON, || {
         Some(scene.node.ctl().arg("status").finish("").stdout).filter(|table| table.contains(waits))
     });
