@@ -5,6 +5,7 @@ mod answers;
 mod doctor;
 mod listening;
 mod named;
+mod policies;
 mod pools;
 mod ports;
 mod sharing;

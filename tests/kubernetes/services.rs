@@ -4,6 +4,7 @@ mod away;
 mod dhcp;
 mod many;
 mod nodes;
+mod policies;
 mod pools;
 mod ports;
 mod rollouts;

@@ -112,6 +112,9 @@ enabled = true
 class = {{ .Values.services.class | toJson }}
 default_class = {{ .Values.services.defaultClass }}
 ignore_exclude_label = {{ .Values.services.ignoreExcludeLabel }}
+{{- if ne .Values.services.networkPolicy "block" }}
+network_policy = {{ .Values.services.networkPolicy | toJson }}
+{{- end }}
 {{- end }}
 {{- range .Values.pins }}
 [[pin]]

@@ -78,19 +78,20 @@ fn kubernetes() {
     assert_eq!((bare.class.as_str(), bare.default_class), ("viproute.io/vip", false));
     assert_eq!((bare.kubeconfig, bare.node, bare.server), (None, None, None));
     let text = "[kubernetes]\nenabled = true\nkubeconfig = \"/etc/k\"\nnode = \"n1.example\"\nclass = \"vip\"\n\
-        default_class = true\nignore_exclude_label = true\nserver = \"https://192.0.2.1:6443\"";
+        default_class = true\nignore_exclude_label = true\nnetwork_policy = \"ignore\"\nserver = \"https://192.0.2.1:6443\"";
     let full = Config::parse(text).unwrap().kubernetes.unwrap();
-    assert!(full.default_class && full.ignore_exclude_label);
+    assert!(full.default_class && full.ignore_exclude_label && full.ignore_policies);
     assert_eq!((full.node.as_deref(), full.server.as_deref()), (Some("n1.example"), Some("https://192.0.2.1:6443")));
     for (line, says) in [
         ("enabled = \"yes\"", "kubernetes.enabled = \"yes\": expected true or false"),
         ("kubeconfig = \"k\"", "kubernetes.kubeconfig = \"k\": expected an absolute path"),
         ("node = \"N1\"", "kubernetes.node = \"N1\": expected a node's name"),
         ("class = \"/vip\"", "kubernetes.class = \"/vip\": expected a load balancer's class"),
+        ("network_policy = \"enforce\"", "kubernetes.network_policy = \"enforce\": expected \"block\" or \"ignore\""),
         ("server = \"192.0.2.1\"", "kubernetes.server = \"192.0.2.1\": expected the API server as https://HOST:PORT"),
         (
             "serve = 1",
-            "kubernetes.serve: no such key (there are: enabled, default_class, ignore_exclude_label, kubeconfig, node, class, server)",
+            "kubernetes.serve: no such key (there are: enabled, default_class, ignore_exclude_label, kubeconfig, node, class, server, network_policy)",
         ),
     ] {
         let found = complaint(&format!("[kubernetes]\n{line}"));
@@ -155,7 +156,6 @@ fn everything_set() {
 }
 
 #[test]
-#[test]
 fn several_pools() {
     let text = r#"
         backend = "pool"
@@ -215,6 +215,7 @@ fn a_pool_on_several_nodes_has_one_who_gives_its_addresses_out() {
     Config::parse("backend = \"pool\"\npeers = [\"192.0.2.1\"]").unwrap();
 }
 
+#[test]
 fn announce_follows_the_backend() {
     let relay = "allow = [\"10.118.0.0/16\"]\n[dhcp]\nrelay = { server = \"192.0.2.9\", subnet = \"10.118.0.0\" }";
     assert_eq!(Config::parse(relay).unwrap().announce, Announce::None);

@@ -138,6 +138,7 @@ impl Engine {
                 labels: self.known.labels.clone(),
             },
             ignores_exclude_label: self.settings.ignore_exclude_label,
+            ignores_policies: self.settings.ignore_policies,
             node: self.node.clone(),
         };
         // They end with it.
@@ -312,9 +313,9 @@ impl Engine {
                     events.on_conflict(&sharer.key, sharer.service, why);
                 }
             }
-        }
             drop(shared);
             services.on_given(pool.given());
+        }
     }
 
     /// Writes down what is in force, if it is what the API says and differs from what was written.
@@ -372,7 +373,6 @@ impl Cluster for Scene<'_> {
         self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
     }
 
-    fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
     fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
         let sharers = self.sharing.vips.get(vip).map_or(&[][..], Vec::as_slice);
         // That of its own name speaks for it, and in its place the oldest.
@@ -383,6 +383,7 @@ impl Cluster for Scene<'_> {
         Wish { namespace: vip.namespace(), pool, labels: Some(&own.service.labels) }
     }
 
+    fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
             let stated = sharers.iter().find_map(|sharer| sharer.service.stated()).and_then(ipv4);
             Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })

@@ -150,7 +150,7 @@ impl Announcer {
             for note in notes {
                 let (reason, text, settles) = phrased(note);
                 // Its own pods each node speaks for.
-                if is_kept(vip) || matches!(note, Note::PodNotAttachable { .. } | Note::NotListening(_)) {
+                if is_kept(vip) || is_of_a_pod(note) {
                     let uid = service.uid.clone();
                     let said = Said { vip: vip.clone(), uid, reason, is_warning: true, note: text };
                     self.limiter.lasts(said, settles, now);
@@ -205,6 +205,10 @@ fn reason_of(refusal: Refusal) -> &'static str {
     }
 }
 
+fn is_of_a_pod(note: &Note) -> bool {
+    matches!(note, Note::PodNotAttachable { .. } | Note::NotListening(_) | Note::NetworkPolicyBlocks { .. })
+}
+
 /// Reason, words, and for how long it has to be so.
 pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
     match note {
@@ -218,6 +222,12 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
                 "{pod} serves {port} at {at} only, the pod's own address, and can't be reached there by the VIP: it is to listen on all addresses (0.0.0.0)"
             );
             ("NotListening", text, Duration::ZERO)
+        }
+        Note::NetworkPolicyBlocks { pod, policy } => {
+            let text = format!(
+                "{pod} gets no connections: the NetworkPolicy {policy} says who may reach it, and wouldn't hold for what comes by the VIP"
+            );
+            ("NetworkPolicyBlocks", text, Duration::ZERO)
         }
         Note::AllNodesExcluded => {
             let text = format!(

@@ -13,6 +13,7 @@
 pub mod addresses;
 pub mod api;
 mod apply;
+mod blocking;
 mod describe;
 mod desired;
 mod engine;
@@ -122,9 +123,9 @@ struct Shared {
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
-    /// What the daemon wants of the pool.
     /// The pools' addresses that the API has given out.
     given: BTreeSet<Ipv4Addr>,
+    /// What the daemon wants of the pool.
     desk: Option<Desk>,
 }
 
@@ -170,7 +171,6 @@ impl Services {
         self.shared().desk = Some(Desk { orders, reports });
     }
 
-    /// The address that the Service's status says, which may be all that is known of it.
     /// The pools' addresses that the API has given out, as far as it is asked.
     pub fn given(&self) -> BTreeSet<Ipv4Addr> {
         self.shared().given.clone()
@@ -180,6 +180,7 @@ impl Services {
         self.shared().given = given;
     }
 
+    /// The address that the Service's status says, which may be all that is known of it.
     pub fn stated(&self, vip: &VipKey) -> Option<IpAddr> {
         self.shared().store.objects().services.get(&vip.to_string())?.stated()
     }

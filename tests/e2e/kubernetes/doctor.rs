@@ -108,10 +108,21 @@ fn rights_clocks_classes_and_policies_are_found() {
     scene.api.set(&policy("web", &["Egress"]));
     scene.finds(&[]);
     scene.api.set(&policy("web", &["Ingress"]));
-    let what =
+    scene.waits_for(&[(0, "draining")]);
+    let reach =
         format!("the NetworkPolicy default/deny says who may reach default/{}, which serves default/web", pod.name);
-    scene.finds(&[("hint", &what)]);
+    let blocked = format!(
+        "default/web: default/{} gets no connections: the NetworkPolicy default/deny says who may reach it, and wouldn't hold for what comes \
+         by the VIP",
+        pod.name
+    );
+    scene.finds(&[
+        ("hint", &reach),
+        ("warning", &blocked),
+        ("warning", "default/web: no pod is ready: connections are refused"),
+    ]);
     scene.api.set(&policy("api", &["Ingress"]));
+    scene.waits_for(&[(0, "ready")]);
     scene.finds(&[]);
     scene.ends();
 }
