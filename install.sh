@@ -15,7 +15,8 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
        ./install.sh test --kernels [KERNEL…]
                                              a part of the tests under other kernels: 6.1, 6.12, uml (all, if none is named)
        ./install.sh test --kubernetes [FILTER…]
-                                             a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER
+                                             a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER;
+                                            --conformance instead of a FILTER: Kubernetes' own specs of load balancers in it
        ./install.sh test --with-kubernetes [FILTER…]
                                              all tests and those in the cluster, whose parts are built meanwhile
        ./install.sh test --release          what a release must pass besides: its archive, package and quickstarts on a bare
@@ -550,6 +551,13 @@ cluster_parts() {
 
 test_kubernetes() {
     cluster_parts
+    if [ "${1:-}" = --conformance ]; then
+        packages curl dash netcat-openbsd wget
+        tests/kubernetes.sh --e2e
+        shift
+        # Each of its specs waits for minutes: it is for who asks for it.
+        set -- --ignored --nocapture conformance:: "$@"
+    fi
     local output failures=()
     output=$(mktemp)
     # shellcheck disable=SC2064  # the name is known now

@@ -11,6 +11,7 @@
 mod bed;
 mod beside;
 mod chart;
+mod conformance;
 mod quickstart;
 mod replicas;
 mod services;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 
 use crate::api::protocol::Nodes;
+use crate::lease::pools::Wish;
 use crate::model::VipKey;
 use crate::model::address::ipv4;
 use crate::node::config::Kubernetes;
@@ -69,6 +70,8 @@ pub struct Known {
     pub saved: Remembered,
     /// The pool's register; none: addresses come from elsewhere.
     pub pool: Option<PoolKeeper>,
+    /// Labels of Services that pools ask for.
+    pub labels: BTreeSet<String>,
     /// The cluster's nodes serve VIPs together.
     pub together: bool,
 }
@@ -129,8 +132,13 @@ impl Engine {
         self.context.services.shared().store.restart();
         let watched = Watched {
             has_pool: self.known.pool.is_some(),
-            class: Class { name: self.settings.class.clone(), is_default: self.settings.default_class },
+            class: Class {
+                name: self.settings.class.clone(),
+                is_default: self.settings.default_class,
+                labels: self.known.labels.clone(),
+            },
             ignores_exclude_label: self.settings.ignore_exclude_label,
+            ignores_policies: self.settings.ignore_policies,
             node: self.node.clone(),
         };
         // They end with it.
@@ -272,7 +280,8 @@ impl Engine {
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
             let lease = shared.leases.get(vip);
-            events.on_lease(&sharer.key, sharer.service, lease, now);
+            let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
+            events.on_lease(&sharer.key, sharer.service, (lease, refused), now);
             kept.insert(&sharer.key);
             let address = lease.and_then(|lease| lease.address);
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
@@ -295,8 +304,8 @@ impl Engine {
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
     fn turn_pool(&mut self, client: &kube::Client, events: &mut Announcer) {
         let Some(pool) = &mut self.known.pool else { return };
-        let nodes = self.context.peers.status();
-        let shared = self.context.services.shared();
+        let (nodes, services) = (self.context.peers.status(), &self.context.services);
+        let shared = services.shared();
         if shared.store.is_live() {
             let sharing = Sharing::of(shared.store.objects());
             let scene = Scene { sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
@@ -305,6 +314,8 @@ impl Engine {
                     events.on_conflict(&sharer.key, sharer.service, why);
                 }
             }
+            drop(shared);
+            services.on_given(pool.given());
         }
     }
 
@@ -361,6 +372,16 @@ impl Cluster for Scene<'_> {
     fn is_used(&self, vip: &VipKey) -> bool {
         // Other nodes' replicas are recorded too.
         self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
+    }
+
+    fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
+        let sharers = self.sharing.vips.get(vip).map_or(&[][..], Vec::as_slice);
+        // That of its own name speaks for it, and in its place the oldest.
+        let Some(own) = sharers.iter().find(|sharer| sharer.key == *vip).or(sharers.first()) else {
+            return Wish::of(vip);
+        };
+        let pool = Some(own.service.pool.as_str()).filter(|pool| !pool.is_empty());
+        Wish { namespace: vip.namespace(), pool, labels: Some(&own.service.labels) }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {

@@ -13,6 +13,7 @@
 pub mod addresses;
 pub mod api;
 mod apply;
+mod blocking;
 mod describe;
 mod desired;
 mod engine;
@@ -33,7 +34,7 @@ mod watches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -122,6 +123,8 @@ struct Shared {
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
+    /// The pools' addresses that the API has given out.
+    given: BTreeSet<Ipv4Addr>,
     /// What the daemon wants of the pool.
     desk: Option<Desk>,
 }
@@ -166,6 +169,15 @@ impl Services {
     /// The pool's addresses are given out by the API: what is wanted of them, and where to say what has become of that.
     pub fn keep_pool(&self, orders: UnboundedReceiver<Order>, reports: UnboundedSender<Report>) {
         self.shared().desk = Some(Desk { orders, reports });
+    }
+
+    /// The pools' addresses that the API has given out, as far as it is asked.
+    pub fn given(&self) -> BTreeSet<Ipv4Addr> {
+        self.shared().given.clone()
+    }
+
+    fn on_given(&self, given: BTreeSet<Ipv4Addr>) {
+        self.shared().given = given;
     }
 
     /// The address that the Service's status says, which may be all that is known of it.
@@ -239,13 +251,17 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pool = match (&config.lease.backend, services.shared().desk.take()) {
-        (Backend::Pool(pool), Some(desk)) => {
-            Some(PoolKeeper::new(Register::new(pool.clone(), config.lease.pins.clone()), desk))
+        (Backend::Pool(pools), Some(desk)) => {
+            Some(PoolKeeper::new(Register::new(pools.clone(), config.lease.pins.clone()), desk))
         }
         _ => None,
     };
     let together = config.membership.is_some();
-    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool, together };
+    let labels = match &config.lease.backend {
+        Backend::Pool(pools) => pools.iter().flat_map(|pool| pool.labels.keys().cloned()).collect(),
+        Backend::Dhcp(_) => BTreeSet::new(),
+    };
+    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool, labels, together };
     let engine = Engine::new(context.clone(), settings, name, known);
     context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
     Ok(())

@@ -1,6 +1,6 @@
 //! What is kept of the API's objects: what Services take, some hundred bytes each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1 as core;
@@ -8,8 +8,10 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use crate::lease::pools::{self, Labels};
 use crate::model::{Port, Transport, VipKey};
 
+use super::policies::Policy;
 use super::{ports, sharing};
 
 /// The label by which a slice names its Service.
@@ -26,6 +28,8 @@ const SHUT_DOWN: [&str; 2] = ["node.cloudprovider.kubernetes.io/shutdown", "node
 const INGRESS_FIELD: &str = "f:loadBalancer";
 /// Ports of a Service that are kept: the API refuses more than this in a Service of any use.
 const MAX_PORTS: usize = 128;
+/// Labels of a pod that are kept.
+const MAX_LABELS: usize = 256;
 
 /// `<namespace>/<name>`, or a name alone where the kind has no namespace.
 pub type Key = String;
@@ -41,6 +45,9 @@ pub struct Objects {
     pub pods: BTreeMap<Key, Pod>,
     /// The nodes.
     pub nodes: BTreeMap<Key, Node>,
+    /// The policies that say who may reach pods.
+    #[serde(default)]
+    pub policies: BTreeMap<Key, Policy>,
 }
 
 /// Which Services are this load balancer's.
@@ -50,6 +57,8 @@ pub struct Class {
     pub name: String,
     /// Those without a class too.
     pub is_default: bool,
+    /// Labels of theirs that pools ask for.
+    pub labels: BTreeSet<String>,
 }
 
 /// A Service of type `LoadBalancer`, of this load balancer's class.
@@ -73,6 +82,12 @@ pub struct Service {
     /// Who of other namespaces may join its VIP ([`sharing::SHARED_WITH`]).
     #[serde(default)]
     pub shared_with: String,
+    /// The pool that it names ([`pools::ANNOTATION`]); empty: none.
+    #[serde(default)]
+    pub pool: String,
+    /// Its labels, as far as pools ask for them.
+    #[serde(default)]
+    pub labels: Labels,
     /// What its status says.
     pub ingress: Vec<Ingress>,
     /// Who wrote that last.
@@ -211,6 +226,9 @@ pub struct Pod {
     pub is_in_host_network: bool,
     /// The runtime knows it by another identity.
     pub is_mirror: bool,
+    /// Its labels; none: there are too many to keep.
+    #[serde(default)]
+    pub labels: Option<Labels>,
 }
 
 /// A node.
@@ -252,6 +270,12 @@ impl Class {
         !self.is_default && is_wanted && spec.load_balancer_class.is_none() && !has_address
     }
 
+    fn kept(&self, labels: Option<&Labels>) -> Labels {
+        let is_asked_for = |(name, _): &(&String, &String)| self.labels.contains(*name);
+        let kept = labels.into_iter().flatten().filter(is_asked_for);
+        kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// The Service, if it is this load balancer's.
     pub fn service(&self, service: core::Service) -> Option<Service> {
         let spec = service.spec?;
@@ -282,6 +306,8 @@ impl Class {
         Some(Service {
             vip: annotation(sharing::VIP),
             shared_with: annotation(sharing::SHARED_WITH),
+            pool: annotation(pools::ANNOTATION).trim().to_owned(),
+            labels: self.kept(service.metadata.labels.as_ref()),
             status_by: status_by(&service.metadata),
             uid: service.metadata.uid.unwrap_or_default(),
             created: service.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
@@ -402,7 +428,9 @@ impl Pod {
         let status = pod.status.unwrap_or_default();
         let addresses = status.pod_ips.into_iter().flatten().map(|address| address.ip);
         let annotations = pod.metadata.annotations.unwrap_or_default();
+        let labels = pod.metadata.labels.unwrap_or_default();
         Self {
+            labels: Some(labels).filter(|labels| labels.len() <= MAX_LABELS),
             uid: pod.metadata.uid.unwrap_or_default(),
             addresses: addresses.filter_map(|address| address.parse().ok()).collect(),
             is_ending: pod.metadata.deletion_timestamp.is_some(),

@@ -30,7 +30,7 @@ const RIGHTS: [Right; 9] = [
     Right { name: Some("kube-system"), ..right("", "namespaces", &["get"]) },
     right("", "services/status", &["patch"]),
     Right { of_pool: true, ..right("networking.k8s.io", "ipaddresses", &["list", "watch", "create", "delete"]) },
-    right("networking.k8s.io", "networkpolicies", &["list"]),
+    right("networking.k8s.io", "networkpolicies", &["list", "watch"]),
     right("events.k8s.io", "events", &["create", "patch"]),
 ];
 

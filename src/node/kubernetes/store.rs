@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::API_SERVICE;
 use super::objects::{Key, Node, Objects, Pod, Service, Slice};
+use super::policies::Policy;
 use super::register::Entry;
 
 /// More Services than that are left out, and named.
@@ -15,6 +16,7 @@ const MAX_SERVICES: usize = 5_000;
 const MAX_SLICES: usize = 50_000;
 const MAX_PODS: usize = 2_000;
 const MAX_NODES: usize = 1_000;
+const MAX_POLICIES: usize = 50_000;
 /// A watch that fails fails again within this time; one that works may have nothing to say.
 const FAILS_FOR: Duration = Duration::from_secs(20);
 
@@ -29,13 +31,15 @@ pub enum Kind {
     Pods,
     /// `nodes`
     Nodes,
+    /// `networkpolicies`
+    Policies,
     /// `ipaddresses`, where the pool's register is there
     Addresses,
 }
 
 impl Kind {
     /// Those that the store waits for.
-    pub const ALL: [Self; 4] = [Self::Services, Self::Slices, Self::Pods, Self::Nodes];
+    pub const ALL: [Self; 5] = [Self::Services, Self::Slices, Self::Pods, Self::Nodes, Self::Policies];
 
     /// As rights name them.
     pub fn resource(self) -> &'static str {
@@ -44,6 +48,7 @@ impl Kind {
             Self::Slices => "endpointslices.discovery.k8s.io",
             Self::Pods => "pods",
             Self::Nodes => "nodes",
+            Self::Policies => "networkpolicies.networking.k8s.io",
             Self::Addresses => "ipaddresses.networking.k8s.io",
         }
     }
@@ -76,6 +81,8 @@ pub enum Heard {
     Pods(Change<Pod>),
     /// Nodes.
     Nodes(Change<Node>),
+    /// Policies that say who may reach pods.
+    Policies(Change<Policy>),
     /// Services that nobody serves, for want of a class. They aren't the store's.
     Unclaimed(Change<()>),
     /// Addresses of the pool that are given out. They aren't the store's.
@@ -169,6 +176,7 @@ impl Store {
             Heard::Slices(change) => (Kind::Slices, Taken::of(&mut into.slices, change, MAX_SLICES)),
             Heard::Pods(change) => (Kind::Pods, Taken::of(&mut into.pods, change, MAX_PODS)),
             Heard::Nodes(change) => (Kind::Nodes, Taken::of(&mut into.nodes, change, MAX_NODES)),
+            Heard::Policies(change) => (Kind::Policies, Taken::of(&mut into.policies, change, MAX_POLICIES)),
         };
         self.failing.remove(&kind);
         if changed.is_full {

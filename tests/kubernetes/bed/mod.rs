@@ -10,6 +10,7 @@ mod parts;
 mod pki;
 mod rollout;
 mod service;
+mod suite;
 mod worker;
 
 pub use arrivals::Arrivals;
@@ -18,4 +19,5 @@ pub use image::{programs, tag};
 pub use manifest::Deployment;
 pub use parts::part;
 pub use rollout::{Outcome, Rollout};
+pub use suite::{Spec, Suite};
 pub use worker::Worker;

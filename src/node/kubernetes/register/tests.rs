@@ -1,6 +1,9 @@
 //! The register's decisions, one story each.
 
 use super::*;
+use crate::lease::pools::Pool;
+
+mod several;
 
 /// A cluster as a test has it.
 #[derive(Default)]
@@ -9,6 +12,8 @@ struct Known {
     used: BTreeSet<VipKey>,
     stated: BTreeMap<VipKey, Ipv4Addr>,
     is_keeper: bool,
+    /// The pools that Services name.
+    named: BTreeMap<VipKey, String>,
 }
 
 impl Cluster for Known {
@@ -22,6 +27,10 @@ impl Cluster for Known {
 
     fn is_used(&self, vip: &VipKey) -> bool {
         self.used.contains(vip)
+    }
+
+    fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
+        Wish { pool: self.named.get(vip).map(String::as_str), ..Wish::of(vip) }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
@@ -52,9 +61,13 @@ fn known(names: &[&str]) -> Known {
     Known { services: services.collect(), is_keeper: true, ..Known::default() }
 }
 
+fn one(network: &str) -> Pools {
+    Pools::new(vec![Pool::open("default", vec![network.parse().unwrap()], Vec::new())])
+}
+
 /// With two addresses, and nothing given out.
 fn register() -> Register {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let mut register = Register::new(pool, BTreeMap::new());
     register.on_list(BTreeMap::new());
     register
@@ -199,7 +212,7 @@ fn an_address_in_conflict_is_left_and_given_back() {
 
 #[test]
 fn nothing_is_made_before_everything_is_known() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
     assert!(register.steps(&cluster, now).is_empty());
@@ -245,7 +258,7 @@ fn an_address_that_cant_be_adopted_is_named() {
     for (stated, given, words) in [
         (at(1), Some(Some(entry("other"))), "shop/other's"),
         (at(1), Some(None), "used by something else"),
-        (outside, None, "isn't of the pool"),
+        (outside, None, "isn't of pool default (10.118.0.0/30)"),
     ] {
         let (mut register, mut cluster) = (register(), known(&["a", "other"]));
         cluster.stated.insert(vip("a"), stated);
@@ -262,7 +275,7 @@ fn an_address_that_cant_be_adopted_is_named() {
 /// An address by the configuration isn't waited for.
 #[test]
 fn a_pinned_service_holds_up_no_other() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (cluster, now) = (known(&["pinned", "a"]), Instant::now());
     let mut register = Register::new(pool, BTreeMap::from([(vip("pinned"), at(1).into())]));
     register.on_list(BTreeMap::new());
@@ -273,7 +286,7 @@ fn a_pinned_service_holds_up_no_other() {
 /// An API that doesn't know such objects (Kubernetes 1.32 and before).
 #[test]
 fn who_waits_is_told_that_the_register_cant_be_read() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
     register.on_failed("the server could not find the requested resource (404)");
@@ -299,7 +312,7 @@ mod properties {
             stated in proptest::collection::vec(proptest::option::of(1u8..6), NAMES.len()),
             asked in proptest::collection::vec(any::<bool>(), NAMES.len()),
         ) {
-            let pool = Pool { cidr: "10.118.0.0/29".parse().unwrap(), exclude: Vec::new() };
+            let pool = one("10.118.0.0/29");
             let mut register = Register::new(pool, BTreeMap::new());
             register.on_list(BTreeMap::new());
             let (mut cluster, now) = (known(&NAMES), Instant::now());
