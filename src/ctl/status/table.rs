@@ -76,6 +76,7 @@ fn flows_table(vips: &[Vip]) -> String {
             flows.egress_denied,
             flows.reset_withheld,
             flows.own_source,
+            flows.source_denied,
             flows.misrouted,
         ];
         table.add_row(std::iter::once(vip.vip.clone()).chain(counts.map(|count| count.to_string())));
