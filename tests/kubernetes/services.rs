@@ -2,6 +2,7 @@
 
 mod away;
 mod dhcp;
+mod fields;
 mod many;
 mod nodes;
 mod ports;

@@ -1,7 +1,7 @@
 //! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,12 @@ use crate::node::{Context, problems};
 use crate::registry::Registry;
 use crate::with_causes;
 
-use super::addresses::is_keeper;
+use super::addresses::{Lease, is_keeper};
 use super::api::{self, Place};
+use super::asked::{Ask, Permitted};
 use super::events::Announcer;
 use super::examine::{Subject, examine};
-use super::objects::Class;
+use super::objects::{Class, Service};
 use super::pool::PoolKeeper;
 use super::register::{Claimant, Cluster};
 use super::remembered::Remembered;
@@ -71,6 +72,8 @@ pub struct Known {
     pub pool: Option<PoolKeeper>,
     /// The cluster's nodes serve VIPs together.
     pub together: bool,
+    /// Which addresses Services may ask for.
+    pub permitted: Permitted,
 }
 
 async fn until(due: Option<tokio::time::Instant>) {
@@ -129,7 +132,11 @@ impl Engine {
         self.context.services.shared().store.restart();
         let watched = Watched {
             has_pool: self.known.pool.is_some(),
-            class: Class { name: self.settings.class.clone(), is_default: self.settings.default_class },
+            class: Class {
+                name: self.settings.class.clone(),
+                is_default: self.settings.default_class,
+                permitted: self.known.permitted.clone(),
+            },
             ignores_exclude_label: self.settings.ignore_exclude_label,
             node: self.node.clone(),
         };
@@ -202,6 +209,10 @@ impl Engine {
                 (Heard::Addresses(change), Some(pool)) => pool.hear(change),
                 (Heard::Addresses(_), None) => {}
                 (Heard::Unclaimed(change), _) => Services::unclaimed(&mut shared, change),
+                (Heard::External(change), _) => {
+                    shared.has_external(change);
+                    has_changed = true;
+                }
                 (Heard::Failed(Kind::Addresses, why), Some(pool)) => {
                     pool.on_failed(&why);
                     has_changed |= shared.store.hear(Heard::Failed(Kind::Addresses, why));
@@ -272,7 +283,10 @@ impl Engine {
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
             let lease = shared.leases.get(vip);
-            events.on_lease(&sharer.key, sharer.service, lease, now);
+            match self.refusal(&sharing, vip, sharer.service, lease) {
+                Some(why) => events.on_refused(&sharer.key, sharer.service, &why, now),
+                None => events.on_lease(&sharer.key, sharer.service, lease, now),
+            }
             kept.insert(&sharer.key);
             let address = lease.and_then(|lease| lease.address);
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
@@ -289,6 +303,22 @@ impl Engine {
         events.on_notes(&shared.notes, &shared.store.objects().services, is_kept, now);
         status.write(wanted.into_iter(), now);
         events.send();
+    }
+
+    /// Why a Service that asks for an address has another one, or none.
+    fn refusal(&self, sharing: &Sharing<'_>, vip: &VipKey, service: &Service, lease: Option<&Lease>) -> Option<String> {
+        let asked = sharing.asked.get(vip).filter(|_| service.ask != Ask::Any)?;
+        if let Some(pool) = &self.known.pool {
+            return pool.refused().get(vip).cloned();
+        }
+        let Lease { address, error } = lease?;
+        match address {
+            Some(address) if *address == IpAddr::V4(*asked) => None,
+            Some(address) => Some(format!(
+                "its lease is of {address}, and DHCP moves no lease: make the Service anew to have {asked} asked for"
+            )),
+            None => error.clone(),
+        }
     }
 
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
@@ -362,10 +392,15 @@ impl Cluster for Scene<'_> {
         self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
     }
 
+    fn asked(&self, vip: &VipKey) -> Option<Ipv4Addr> {
+        self.sharing.asked.get(vip).copied()
+    }
+
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
             let stated = sharers.iter().find_map(|sharer| sharer.service.stated()).and_then(ipv4);
-            Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })
+            let asked = self.sharing.asked.get(vip).copied();
+            Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated, asked })
         };
         Box::new(self.sharing.vips.iter().filter_map(oldest))
     }

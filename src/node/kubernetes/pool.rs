@@ -93,6 +93,11 @@ impl PoolKeeper {
         }
     }
 
+    /// Why VIPs of Services don't have the addresses that these ask for.
+    pub fn refused(&self) -> &BTreeMap<VipKey, String> {
+        self.register.refused()
+    }
+
     /// The register can't be read.
     pub fn on_failed(&mut self, why: &str) {
         self.register.on_failed(why);

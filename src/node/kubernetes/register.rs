@@ -57,6 +57,8 @@ pub struct Claimant {
     pub vip: VipKey,
     /// The address that its status says.
     pub stated: Option<Ipv4Addr>,
+    /// The address that it asks for.
+    pub asked: Option<Ipv4Addr>,
 }
 
 /// What the API has answered.
@@ -78,6 +80,8 @@ pub trait Cluster {
     fn is_keeper(&self, vip: &VipKey) -> bool;
     /// A node has replicas of it.
     fn is_used(&self, vip: &VipKey) -> bool;
+    /// The address that a Service asks for, for the VIP.
+    fn asked(&self, vip: &VipKey) -> Option<Ipv4Addr>;
     /// The VIPs of Services, each as its oldest one claims it.
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_>;
 }
@@ -108,6 +112,8 @@ pub struct Register {
     /// Why they aren't.
     failed: Option<String>,
     open: BTreeMap<VipKey, Open>,
+    /// Why VIPs don't have the addresses that Services ask for.
+    refused: BTreeMap<VipKey, String>,
     /// Since when nothing needs an address.
     unneeded: BTreeMap<Ipv4Addr, Instant>,
     /// Those that are being taken back. Until that is done they are not given out: a deletion that comes late would be the next one's.
@@ -117,8 +123,13 @@ pub struct Register {
 impl Register {
     /// With nothing known.
     pub fn new(pool: Pool, pins: BTreeMap<VipKey, IpAddr>) -> Self {
-        let (given, open, unneeded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { pool, pins, given, is_complete: false, failed: None, open, unneeded, leaving: BTreeSet::new() }
+        let (given, open, refused, unneeded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { pool, pins, given, is_complete: false, failed: None, open, refused, unneeded, leaving: BTreeSet::new() }
+    }
+
+    /// Why VIPs don't have the addresses that Services ask for.
+    pub fn refused(&self) -> &BTreeMap<VipKey, String> {
+        &self.refused
     }
 
     /// All addresses of VIPs that are given out.
@@ -190,7 +201,7 @@ impl Register {
 
     /// What is to be done.
     pub fn steps(&mut self, cluster: &dyn Cluster, now: Instant) -> Vec<Step> {
-        let mut steps = self.grant();
+        let mut steps = self.grant(cluster);
         if self.is_complete {
             self.make(cluster, now, &mut steps);
             self.take_back(cluster, now, &mut steps);
@@ -205,19 +216,28 @@ impl Register {
     }
 
     /// The address that a VIP was given, the lowest of several; of those that are in conflict here none.
-    fn address_of(&self, vip: &VipKey) -> Option<Ipv4Addr> {
+    fn address_of(&self, vip: &VipKey, asked: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let open = self.open.get(vip);
         let is_its = |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| entry.vip == *vip);
         let is_fit = |address: &Ipv4Addr| open.is_none_or(|open| !open.unfit.contains(address));
+        let asked = asked.filter(|address| self.given.get(address).is_some_and(is_its) && is_fit(address));
+        if asked.is_some() {
+            return asked;
+        }
         let mut given = self.given.iter().filter(|(_, entry)| is_its(entry)).map(|(address, _)| *address);
         let granted = open.and_then(|open| open.granted);
         granted.filter(|address| self.given.get(address).is_some_and(is_its)).or_else(|| given.find(is_fit))
     }
 
-    fn grant(&mut self) -> Vec<Step> {
-        let waiting = self.open.iter().filter(|(_, open)| open.granted.is_none());
-        let found: Vec<(VipKey, Ipv4Addr)> =
-            waiting.filter_map(|(vip, _)| Some((vip.clone(), self.address_of(vip)?))).collect();
+    fn grant(&mut self, cluster: &dyn Cluster) -> Vec<Step> {
+        let next = |(vip, open): (&VipKey, &Open)| {
+            let asked = cluster.asked(vip);
+            let address = self.address_of(vip, asked)?;
+            // One that is in use is changed for one that is asked for, and for no other.
+            let is_next = open.granted.is_none() || asked == Some(address) && open.granted != asked;
+            is_next.then(|| (vip.clone(), address))
+        };
+        let found: Vec<(VipKey, Ipv4Addr)> = self.open.iter().filter_map(next).collect();
         let mut steps = Vec::new();
         for (vip, address) in found {
             if let Some(open) = self.open.get_mut(&vip) {
@@ -231,11 +251,15 @@ impl Register {
     fn make(&mut self, cluster: &dyn Cluster, now: Instant, steps: &mut Vec<Step>) {
         let waiting = Waiting::new(self, cluster);
         let asking: BTreeSet<Ipv4Addr> = self.open.values().filter_map(|open| open.asking).collect();
-        let is_free = |address: &Ipv4Addr| !asking.contains(address) && !waiting.claims.contains_key(address);
+        let is_kept = |address: &Ipv4Addr| waiting.claims.contains_key(address) || waiting.asked.contains(address);
+        let is_free = |address: &Ipv4Addr| !asking.contains(address) && !is_kept(address);
+        self.refused.clear();
+        self.make_asked(cluster, (&waiting, &asking), now, steps);
         let mut free: BTreeSet<Ipv4Addr> = self.unassigned().filter(is_free).collect();
         let mut wanted: Vec<(Option<usize>, VipKey)> = Vec::new();
         for (vip, open) in &self.open {
-            if open.granted.is_none() && open.asking.is_none() && now >= open.due {
+            let is_asked = cluster.asked(vip).is_some();
+            if open.granted.is_none() && open.asking.is_none() && now >= open.due && !is_asked {
                 wanted.push((waiting.place(vip), vip.clone()));
             }
         }
@@ -271,6 +295,57 @@ impl Register {
         }
     }
 
+    /// Addresses that Services ask for: nobody waits for them. What a VIP has stays until it has the other one.
+    fn make_asked(
+        &mut self,
+        cluster: &dyn Cluster,
+        (waiting, asking): (&Waiting, &BTreeSet<Ipv4Addr>),
+        now: Instant,
+        steps: &mut Vec<Step>,
+    ) {
+        let open = self.open.iter().filter_map(|(vip, open)| Some((vip.clone(), cluster.asked(vip)?, open.granted)));
+        let open: Vec<_> = open.filter(|(_, asked, granted)| *granted != Some(*asked)).collect();
+        for (vip, asked, granted) in open {
+            let why = self.refusal(&vip, asked, waiting);
+            let Some(open) = self.open.get_mut(&vip).filter(|open| open.asking.is_none()) else { continue };
+            let is_late = now.saturating_duration_since(open.since) >= WITHOUT_KEEPER && granted.is_none();
+            let is_due = now >= open.due;
+            match why {
+                Some(why) => {
+                    if granted.is_none() && is_due {
+                        open.due = now + AGAIN;
+                        let why = why.clone();
+                        steps.push(Step::Report(vip.clone(), News::Trouble { why, exhausted: false }));
+                    }
+                    self.refused.insert(vip, why);
+                }
+                None if is_due && !asking.contains(&asked) && (cluster.is_keeper(&vip) || is_late) => {
+                    open.asking = Some(asked);
+                    let service = cluster.service(&vip).map(|(uid, _)| uid.to_owned());
+                    steps.push(Step::Create(asked, Entry { vip, service }));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Why a VIP can't have the address that is asked for.
+    fn refusal(&self, vip: &VipKey, asked: Ipv4Addr, waiting: &Waiting) -> Option<String> {
+        if self.open.get(vip).is_some_and(|open| open.unfit.contains(&asked)) {
+            return Some(format!("{asked} is used by another host of the network"));
+        }
+        if self.leaving.contains(&asked) {
+            return Some(format!("{asked} is being given back"));
+        }
+        let holder = self.given.get(&asked).map(|entry| entry.as_ref().map(|entry| &entry.vip));
+        match holder.or_else(|| waiting.claims.get(&asked).map(Some)) {
+            Some(Some(holder)) if holder == vip => None,
+            Some(Some(holder)) => Some(format!("{asked} is {holder}'s")),
+            Some(None) => Some(format!("{asked} is used by something else in the cluster")),
+            None => None,
+        }
+    }
+
     /// What may be given out and isn't.
     fn unassigned(&self) -> impl Iterator<Item = Ipv4Addr> {
         let pins: BTreeSet<IpAddr> = self.pins.values().copied().collect();
@@ -289,7 +364,8 @@ impl Register {
             let Some(entry) = entry.as_ref().filter(|entry| cluster.is_keeper(&entry.vip)) else { continue };
             let there = cluster.service(&entry.vip);
             let is_needed = there.is_some() || cluster.is_used(&entry.vip) || self.open.contains_key(&entry.vip);
-            let is_another = number.get(&entry.vip) != Some(&1) && self.address_of(&entry.vip) != Some(*address);
+            let address_of = |vip: &VipKey| self.address_of(vip, cluster.asked(vip));
+            let is_another = number.get(&entry.vip) != Some(&1) && address_of(&entry.vip) != Some(*address);
             if is_needed && !is_another {
                 continue;
             }
@@ -311,6 +387,8 @@ struct Waiting {
     stated: BTreeMap<VipKey, Ipv4Addr>,
     /// Who adopts which address.
     claims: BTreeMap<Ipv4Addr, VipKey>,
+    /// What is asked for.
+    asked: BTreeSet<Ipv4Addr>,
     /// The others, the oldest first.
     queue: Vec<VipKey>,
 }
@@ -319,6 +397,7 @@ impl Waiting {
     fn new(register: &Register, cluster: &dyn Cluster) -> Self {
         let served: BTreeSet<&VipKey> = register.given.values().flatten().map(|entry| &entry.vip).collect();
         let has_own = |claimant: &Claimant| served.contains(&claimant.vip) || register.pins.contains_key(&claimant.vip);
+        let asked = cluster.services().filter_map(|claimant| claimant.asked).collect();
         let mut waiting: Vec<Claimant> = cluster.services().filter(|claimant| !has_own(claimant)).collect();
         waiting.sort();
         let fit =
@@ -328,12 +407,15 @@ impl Waiting {
         } else {
             BTreeSet::new()
         };
-        let mut found = Self { stated: BTreeMap::new(), claims: BTreeMap::new(), queue: Vec::new() };
-        for Claimant { vip, stated, .. } in waiting {
+        let mut found = Self { stated: BTreeMap::new(), claims: BTreeMap::new(), asked, queue: Vec::new() };
+        for Claimant { vip, stated, asked, .. } in waiting {
+            // Whoever asks for an address waits for no other.
+            let stated = if asked.is_some() { asked.filter(|asked| stated == Some(*asked)) } else { stated };
             found.stated.extend(stated.map(|address| (vip.clone(), address)));
             let adopted = stated.filter(|address| unassigned.contains(address) && fit(&vip, address));
             match adopted.filter(|address| !found.claims.contains_key(address)) {
                 Some(address) => drop(found.claims.insert(address, vip)),
+                None if asked.is_some() => {}
                 None => found.queue.push(vip),
             }
         }

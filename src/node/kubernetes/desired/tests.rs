@@ -59,6 +59,7 @@ fn objects(slices: Vec<Slice>, pods: impl IntoIterator<Item = (Key, Pod)>) -> Ob
         slices: named.collect(),
         pods: pods.into_iter().collect(),
         nodes: BTreeMap::new(),
+        ..Objects::default()
     }
 }
 

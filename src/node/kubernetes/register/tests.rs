@@ -8,6 +8,7 @@ struct Known {
     services: BTreeMap<VipKey, (String, i64)>,
     used: BTreeSet<VipKey>,
     stated: BTreeMap<VipKey, Ipv4Addr>,
+    asked: BTreeMap<VipKey, Ipv4Addr>,
     is_keeper: bool,
 }
 
@@ -24,11 +25,16 @@ impl Cluster for Known {
         self.used.contains(vip)
     }
 
+    fn asked(&self, vip: &VipKey) -> Option<Ipv4Addr> {
+        self.asked.get(vip).copied()
+    }
+
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let claimant = |(vip, (_, created)): (&VipKey, &(String, i64))| Claimant {
             created: *created,
             vip: vip.clone(),
             stated: self.stated.get(vip).copied(),
+            asked: self.asked.get(vip).copied(),
         };
         Box::new(self.services.iter().map(claimant))
     }
@@ -324,4 +330,49 @@ mod properties {
             }
         }
     }
+}
+
+#[test]
+fn what_a_service_asks_for_is_its_and_what_it_had_stays_until_then() {
+    let (mut register, mut cluster, now) = (register(), known(&["b", "a"]), Instant::now());
+    cluster.asked.insert(vip("a"), at(1));
+    register.on_order(Order::Ask(vip("a"), None), now);
+    register.on_order(Order::Ask(vip("b"), None), now);
+    // Nobody else is given it, however long that one waits.
+    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(1)), ("b".to_owned(), at(2))]);
+    register.on_made(at(1), entry("a"), Answer::Made, now);
+    register.on_made(at(2), entry("b"), Answer::Made, now);
+    register.steps(&cluster, now);
+    // What another one has, it keeps.
+    cluster.asked.insert(vip("a"), at(2));
+    assert!(created(&register.steps(&cluster, now)).is_empty());
+    assert_eq!(register.refused()[&vip("a")], "10.118.0.2 is shop/b's");
+    cluster.services.remove(&vip("b"));
+    register.on_order(Order::Stop(vip("b")), now);
+    let steps = register.steps(&cluster, now);
+    assert!(steps.contains(&Step::Delete(at(2), entry("b"))), "{steps:?}");
+    register.on_taken_back(at(2), &entry("b"), true, now);
+    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(2))]);
+    assert!(register.refused().is_empty());
+    register.on_made(at(2), entry("a"), Answer::Made, now);
+    let steps = register.steps(&cluster, now);
+    assert_eq!(bound(&steps), [("a".to_owned(), IpAddr::from(at(2)))]);
+    assert_eq!(register.given.len(), 2, "the one of before is still its");
+    let steps = register.steps(&cluster, now + UNNEEDED);
+    assert_eq!(steps, [Step::Delete(at(1), entry("a"))]);
+}
+
+#[test]
+fn an_address_that_is_asked_for_and_in_conflict_is_left() {
+    let (mut register, mut cluster, now) = (register(), known(&["a"]), Instant::now());
+    register.on_entry(at(2), Some(entry("a")), now);
+    register.on_order(Order::Ask(vip("a"), None), now);
+    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(2)))]);
+    cluster.asked.insert(vip("a"), at(1));
+    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(1))]);
+    register.on_made(at(1), entry("a"), Answer::Made, now);
+    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(1)))]);
+    register.on_order(Order::Another(vip("a")), now);
+    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(2)))]);
+    assert_eq!(register.refused()[&vip("a")], "10.118.0.1 is used by another host of the network");
 }
