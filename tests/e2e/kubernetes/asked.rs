@@ -110,8 +110,8 @@ fn what_cant_be_asked_for_is_refused_by_name() {
     // Who had one keeps it.
     scene.edit("both", |both| both["spec"]["loadBalancerIP"] = json!("10.118.0.33"));
     until("it is refused too", SOON, || {
-        let events = scene.api.events();
-        (events.iter().filter(|(_, note)| note.contains("the address of node n1")).count() > 1).then_some(())
+        let findings = scene.sidecar.ask(&json!({ "kubernetes": {} }))["findings"].to_string();
+        findings.contains("default/both: it can't have the address that it asks for: 10.118.0.33").then_some(())
     });
     scene.comes_to("both", "10.118.0.70");
     let mut names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
