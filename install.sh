@@ -15,7 +15,8 @@ usage: ./install.sh install [--no-chain]     build and install plugin, sidecar, 
        ./install.sh test --kernels [KERNEL…]
                                              a part of the tests under other kernels: 6.1, 6.12, uml (all, if none is named)
        ./install.sh test --kubernetes [FILTER…]
-                                             a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER
+                                             a cluster of Kubernetes' own parts, and the tests in it whose names have a FILTER;
+                                            --conformance instead of a FILTER: Kubernetes' own specs of load balancers in it
        ./install.sh bench [--quick]          measure it beside others, in throw-away network namespaces; writes docs/
 DESTDIR=/some/dir    install and uninstall work below that directory
 BINARIES=/some/dir   install, demo and bench take the programs from there and build nothing
@@ -456,8 +457,16 @@ test_kubernetes() {
     packages iproute2 util-linux containernetworking-plugins nftables iptables conntrack procps busybox-static openssl curl dnsmasq-base $(compilers)
     command -v containerd >/dev/null || packages containerd runc
     debian_go
+    if [ "${1:-}" = --conformance ]; then
+        packages curl dash netcat-openbsd wget
+        tests/kubernetes.sh --e2e
+        shift
+        # Each of its specs waits for minutes: it is for who asks for it.
+        set -- --ignored --nocapture conformance:: "$@"
+    else
+        tests/kubernetes.sh
+    fi
     tests/containerd2.sh
-    tests/kubernetes.sh
     tests/helm.sh
     local output code=0 failed
     output=$(mktemp)

@@ -12,15 +12,16 @@ use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use viproute::chain::{self, runtimes};
 use viproute::ctl::arguments::{
-    Action, Announce, Arguments, Bundle, Doctor, Drain, Events, Form, Health, Identity, Join, Key, KeyOrder, Leave,
-    Node, Nodes, NodesOrder, Output, Probe, Retire, Status, UdpReply, Verb, Where, default,
+    Action, Announce, Arguments, Bundle, Doctor, Drain, Events, Form, Health, Identity, Import, Join, Key, KeyOrder,
+    Leave, Node, Nodes, NodesOrder, Output, Probe, Retire, Status, UdpReply, Verb, Where, default,
 };
 use viproute::ctl::bundle::{self, Written};
 use viproute::ctl::doctor::{self, Severity};
+use viproute::ctl::import::Imported;
 use viproute::ctl::join::{self, Left, Options, Places};
 use viproute::ctl::trace::{self, Flow};
 use viproute::ctl::uninstall::{self, uninstall};
-use viproute::ctl::{announce, cluster, drain, events, identity, manual, nodes, probe, status, unload, watch};
+use viproute::ctl::{announce, cluster, drain, events, identity, import, manual, nodes, probe, status, unload, watch};
 use viproute::internals::membership::running;
 use viproute::internals::model::Transport;
 use viproute::internals::registry::{Registry, State};
@@ -28,7 +29,7 @@ use viproute::node::config::{Config, DEFAULT_KEY_FILE, DEFAULT_PATH};
 use viproute::node::peers::key;
 use viproute::with_causes;
 
-/// drain: connections are left. doctor: there are warnings.
+/// drain: connections are left. doctor: there are warnings. import: something has no counterpart.
 const LEFT: u8 = 3;
 /// doctor: there are errors.
 const BROKEN: u8 = 4;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Join(order) => join_vip(Places { registry: &registry, allocator: &socket }, order),
         Verb::Leave(order) => leave_vip(Places { registry: &registry, allocator: &socket }, &order),
         Verb::Announce(question) => write_announcement(&question),
+        Verb::Import(order) => print_imported(&order),
         Verb::Nodes(question) => nodes_of(&socket, &question),
         Verb::Key(Key { order: KeyOrder::New { path, secret } }) => new_key(path, secret),
         Verb::Doctor(question) => examine(data_dir, allocator, question),
@@ -233,6 +235,15 @@ fn leave_vip(places: Places<'_>, order: &Leave) -> Outcome {
 fn write_announcement(question: &Announce) -> Outcome {
     let text = announce::write(question).map_err(|e| with_causes(&e))?;
     Ok(print(text.trim_end()))
+}
+
+fn print_imported(order: &Import) -> Outcome {
+    let Imported { toml, left } = import::import(order).map_err(|e| with_causes(&e))?;
+    let printed = print(toml.trim_end());
+    for what in &left {
+        let _ = writeln!(std::io::stderr(), "viproutectl: {what}");
+    }
+    Ok(if left.is_empty() { printed } else { ExitCode::from(LEFT) })
 }
 
 /// Paths that the command line doesn't name are those of viprouted's configuration.

@@ -67,6 +67,10 @@ pub enum Verb {
     /// Everything in it is this node's own: its address, the VIPs' prefixes of viprouted's configuration, a weight for each
     /// number of ready replicas. It takes no VIP of another node.
     Announce(Announce),
+    /// Another load balancer's configuration as viprouted's, to standard output.
+    ///
+    /// It changes nothing. What has no counterpart is named on stderr, and the exit status is 3 then.
+    Import(Import),
     /// The nodes that serve the same VIPs: this one and those that it knows of.
     ///
     /// `nodes leave` tells them that this one leaves: its replicas get no new connections by way of other nodes, until viprouted
@@ -294,6 +298,23 @@ pub struct Announce {
     /// viprouted's configuration, which says what addresses VIPs may have.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
     pub config: PathBuf,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Whose it is.
+    #[arg(value_enum)]
+    pub from: ImportFrom,
+    /// Its objects, as kubectl get -o yaml prints them; - is standard input.
+    pub file: PathBuf,
+}
+
+/// Another load balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImportFrom {
+    /// `IPAddressPool`, `L2Advertisement`, `BGPAdvertisement` and `BGPPeer` of `MetalLB` 0.13 and later.
+    Metallb,
 }
 
 /// A daemon that speaks BGP.

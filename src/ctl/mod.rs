@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod drain;
 pub mod events;
 pub mod identity;
+pub mod import;
 pub mod join;
 pub mod manual;
 pub mod networks;

@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod grant;
 pub mod heartbeat;
 pub mod nodes;
+pub mod pools;
 pub mod search;
 pub mod settings;
 pub mod source;

@@ -5,11 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnetwork::Ipv4Network;
-
 use crate::model::VipKey;
 
 use super::allow::Allow;
+use super::pools::Pools;
 
 /// Where addresses come from, and which they may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,8 +80,8 @@ impl Default for Limits {
 pub enum Backend {
     /// A DHCP server.
     Dhcp(Dhcp),
-    /// A range of this node's own.
-    Pool(Pool),
+    /// Ranges that viprouted gives addresses out of.
+    Pool(Pools),
 }
 
 impl Backend {
@@ -122,13 +121,4 @@ pub enum OnLost {
     Withdraw,
     /// Go on serving it and ask for the same address only.
     Keep,
-}
-
-/// The `[pool]` table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    /// Addresses are taken from it, the lowest free one first.
-    pub cidr: Ipv4Network,
-    /// Never given out.
-    pub exclude: Vec<Ipv4Addr>,
 }

@@ -21,7 +21,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("conmon", "conmon"),
     ("conntrack", "conntrack"),
     ("containerd", "containerd"),
+    ("curl", "curl"),
     ("ctr", "containerd"),
+    ("dash", "dash"),
     ("dhcpd", "isc-dhcp-server"),
     ("dnsmasq", "dnsmasq-base"),
     ("host-local", "containernetworking-plugins"),
@@ -30,6 +32,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kea-dhcp4", "kea-dhcp4-server"),
     ("iptables", "iptables"),
     ("jq", "jq"),
+    ("ldd", "libc-bin"),
+    ("nc.openbsd", "netcat-openbsd"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
@@ -49,6 +53,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("unshare", "util-linux"),
     ("vtysh", "frr"),
+    ("wget", "wget"),
 ];
 
 /// Where Debian puts the base CNI plugins, and where everybody else does.

@@ -7,6 +7,8 @@ mod clients;
 mod doctor;
 mod listening;
 mod named;
+mod policies;
+mod pools;
 mod ports;
 mod sharing;
 
@@ -94,11 +96,16 @@ impl Scene {
 
     /// With that pool, and an API that has something from the beginning.
     fn with(pods: usize, pool: &str, prepare: impl FnOnce(&KubeApi)) -> Self {
+        Self::with_tables(pods, &format!("[pool]\n{pool}\n"), prepare)
+    }
+
+    /// With these tables of its configuration.
+    fn with_tables(pods: usize, tables: &str, prepare: impl FnOnce(&KubeApi)) -> Self {
         let lan = Lan::new();
         let node = Node::without_allocator(&lan, 1);
         let api = KubeApi::start(&node);
         prepare(&api);
-        let settings = format!("backend = \"pool\"\n[pool]\n{pool}\n{}", api.settings(&node));
+        let settings = format!("backend = \"pool\"\n{tables}{}", api.settings(&node));
         let sidecar = Sidecar::start(&node, &settings);
         let pods = (0..pods).map(|_| {
             let pod = node.joined(&registered());

@@ -37,6 +37,7 @@ mod halfopen;
 mod harness;
 mod heal;
 mod health;
+mod import;
 mod inotify;
 mod input;
 mod install;

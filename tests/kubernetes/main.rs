@@ -10,6 +10,7 @@
 
 mod bed;
 mod chart;
+mod conformance;
 mod quickstart;
 mod replicas;
 mod services;

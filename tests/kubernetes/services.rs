@@ -5,6 +5,8 @@ mod dhcp;
 mod fields;
 mod many;
 mod nodes;
+mod policies;
+mod pools;
 mod ports;
 mod rollouts;
 mod status;

@@ -63,7 +63,28 @@ log_level = {{ .Values.log.level | toJson }}
 {{- with .Values.extraConfig }}
 {{ . | trim }}
 {{- end }}
-{{- if eq .Values.backend "pool" }}
+{{- if and (eq .Values.backend "pool") .Values.pools }}
+{{- range .Values.pools }}
+[[pool]]
+name = {{ .name | toJson }}
+cidr = {{ .cidr | toJson }}
+{{- with .exclude }}
+exclude = {{ toJson . }}
+{{- end }}
+{{- if hasKey . "auto" }}
+auto = {{ .auto }}
+{{- end }}
+{{- with .namespaces }}
+namespaces = {{ toJson . }}
+{{- end }}
+{{- with .labels }}
+[pool.labels]
+{{- range $name, $value := . }}
+{{ $name | toJson }} = {{ $value | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- else if eq .Values.backend "pool" }}
 [pool]
 cidr = {{ .Values.pool.cidr | toJson }}
 exclude = {{ .Values.pool.exclude | toJson }}
@@ -91,6 +112,9 @@ enabled = true
 class = {{ .Values.services.class | toJson }}
 default_class = {{ .Values.services.defaultClass }}
 ignore_exclude_label = {{ .Values.services.ignoreExcludeLabel }}
+{{- if ne .Values.services.networkPolicy "block" }}
+network_policy = {{ .Values.services.networkPolicy | toJson }}
+{{- end }}
 {{- end }}
 {{- range .Values.pins }}
 [[pin]]

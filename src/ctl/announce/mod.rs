@@ -205,9 +205,9 @@ fn prefixes(config: &Config, path: &Path) -> Result<Vec<Ipv4Network>, Error> {
     if let Some(allow) = &config.lease.allow {
         return Ok(allow.networks().iter().filter_map(v4).collect());
     }
-    let Backend::Pool(pool) = &config.lease.backend else { return Err(Error::NoPrefixes(path.to_owned())) };
-    let pins = config.lease.pins.values().copied().filter_map(ipv4).filter(|pin| !pool.cidr.contains(*pin));
-    Ok(std::iter::once(pool.cidr).chain(pins.map(Ipv4Network::from)).collect())
+    let Backend::Pool(pools) = &config.lease.backend else { return Err(Error::NoPrefixes(path.to_owned())) };
+    let pins = config.lease.pins.values().copied().filter_map(ipv4).filter(|pin| pools.of(*pin).is_none());
+    Ok(pools.networks().into_iter().chain(pins.map(Ipv4Network::from)).collect())
 }
 
 /// This node's end of a session, where the way there says, and the device.

@@ -12,6 +12,7 @@ use crate::api::protocol::{LeaseEntry, LeaseState, Status, VipStatus};
 use crate::chain::all_set_aside;
 use crate::ctl::ANSWER;
 use crate::lease::allow::Allow;
+use crate::lease::pools::Range;
 use crate::lease::settings::Backend;
 use crate::node::config::Config;
 use crate::registry::State;
@@ -20,6 +21,9 @@ use crate::with_causes;
 use super::plugin;
 use super::scene::Scene;
 use super::{Finding, advice, command, quoted, restart, vips};
+
+/// What the state machine says of an address that another host has.
+const IN_CONFLICT: &str = "in conflict";
 
 pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -57,6 +61,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
                 |why: &str| status.vips.iter().filter_map(|vip| vip.error.as_deref()).any(|error| why.contains(error));
             findings.extend(status.readiness_errors.iter().filter(|why| !reported(why)).map(|why| no_new_vip(why)));
             findings.extend(of_vips(&status.vips));
+            findings.extend(scene.good_config().and_then(|config| in_lock_step(config, &status.vips)));
             findings.extend(status.vips.iter().filter_map(claimed));
             findings.extend(overdue(&leases, SystemTime::now()));
         }
@@ -113,13 +118,32 @@ fn pools(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
     vec![Finding::warning(what, why, command(cure))]
 }
 
+/// Nodes that don't know each other and have one pool probe the same addresses at the same time.
+fn in_lock_step(config: &Config, all: &[VipStatus]) -> Option<Finding> {
+    let is_alone = config.membership.is_none() && config.kubernetes.is_none();
+    let Backend::Pool(pools) = &config.lease.backend else { return None };
+    let met = |status: &&VipStatus| status.error.as_ref().is_some_and(|error| error.contains(IN_CONFLICT));
+    let names: Vec<String> = all.iter().filter(met).map(|status| status.vip.clone()).collect();
+    if !is_alone || names.is_empty() {
+        return None;
+    }
+    let what = format!("other hosts have addresses of {pools} that were to be given to {}", vips(&names));
+    let why =
+        "If those are nodes with viproute and the same pool, each takes what the other probes for taken, in lock step.";
+    let cure = "Let nodes of one pool know each other ([membership]), so that one gives out its addresses for all, or give each node addresses of its \
+                own.";
+    Some(Finding::hint(what, why, advice(cure)))
+}
+
 /// Addresses that the pods' own plugins give out, too: the kernel delivers such a one to whichever was there first.
 fn pods_ranges(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
     let path = scene.places.config.display();
-    let pool = match &config.lease.backend {
-        Backend::Pool(pool) => Some(pool.cidr),
+    let pools = match &config.lease.backend {
+        Backend::Pool(pools) => Some(pools),
         Backend::Dhcp(_) => None,
     };
+    let ranges =
+        || pools.iter().flat_map(|pools| pools.iter()).flat_map(|pool| pool.ranges.iter().map(move |at| (pool, at)));
     let allowed = config.lease.allow.iter().flat_map(Allow::networks).filter_map(|network| match network {
         IpNetwork::V4(network) => Some(*network),
         IpNetwork::V6(_) => None,
@@ -129,11 +153,12 @@ fn pods_ranges(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
         scene.networks.iter().flat_map(|network| network.ranges().into_iter().map(move |r| (network, r)))
     {
         let from = network.path.display();
-        if let Some(pool) = pool.filter(|pool| pool.overlaps(range)) {
-            let what = format!("pool.cidr = {pool} overlaps {range}, from which {from} gives pods their addresses");
+        if let Some((pool, at)) = ranges().find(|(_, at)| at.overlaps(Range::Network(range))) {
+            let name = &pool.name;
+            let what = format!("{at} of pool {name} overlaps {range}, from which {from} gives pods their addresses");
             let why = "A pod's own address may become a VIP, and a VIP a pod's address: one of them is cut off.";
             let cure =
-                format!("In {path}, set pool.cidr to a network that is not in use otherwise, and restart viprouted.");
+                format!("In {path}, let cidr of pool {name} be what is not in use otherwise, and restart viprouted.");
             findings.push(Finding::error(what, why, advice(cure)));
         } else if let Some(allowed) = allowed.clone().find(|allowed| allowed.overlaps(range)) {
             let what =
@@ -265,6 +290,21 @@ mod tests {
         assert_eq!(found(LeaseState::Expired, Some("NAK")), Some((Severity::Error, lost)));
         let late = "shop/web: no server answers".to_owned();
         assert_eq!(found(LeaseState::Selecting, Some("no server answers")), Some((Severity::Warning, late)));
+    }
+
+    #[test]
+    fn nodes_in_lock_step_are_guessed_where_addresses_are_in_conflict() {
+        let met = |settings: &str, error: &str| {
+            let status =
+                VipStatus { error: Some(error.into()), ..vip_status("shop/web".into(), LeaseState::Selecting) };
+            in_lock_step(&Config::parse(settings).unwrap(), &[status]).map(|found| found.what)
+        };
+        let error = "in conflict, asking for another: 10.118.0.1: 02:00:00:00:00:02 answers ARP for it";
+        let what = "other hosts have addresses of pool default (10.118.0.0/24) that were to be given to shop/web";
+        assert_eq!(met("backend = \"pool\"", error).as_deref(), Some(what));
+        assert_eq!(met("backend = \"pool\"", "no address of pool default (10.118.0.0/24) is free"), None);
+        assert_eq!(met("backend = \"pool\"\n[membership]", error), None);
+        assert_eq!(met("", error), None, "by DHCP a server decides");
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     findings
 }
 
+fn ignores_policies(scene: &Scene<'_>) -> bool {
+    let kubernetes = scene.good_config().and_then(|config| config.kubernetes.as_ref());
+    kubernetes.is_some_and(|kubernetes| kubernetes.ignore_policies)
+}
+
 fn told(finding: &ClusterFinding, scene: &Scene<'_>) -> Finding {
     let what = finding.text.clone();
     let config = scene.places.config.display();
@@ -46,9 +51,17 @@ fn told(finding: &ClusterFinding, scene: &Scene<'_>) -> Finding {
             )
         }
         ClusterFindingKind::Policy => {
-            let why = "What comes for a VIP enters the pod by an interface of its own, vip0: whether the policy holds for it depends on where its \
-                       engine looks. viproute enforces none.";
-            let cure = "Say who may reach the VIP by a firewall on the nodes, or on the routers before them (docs/how-to/kubernetes.md).";
+            let why = if ignores_policies(scene) {
+                "What comes for a VIP enters the pod by an interface of its own, vip0: whether the policy holds for it depends on where its engine \
+                 looks. viproute enforces none."
+            } else {
+                "What comes for a VIP enters the pod by an interface of its own, vip0, where engines of policies don't look: the pod gets no \
+                 connections by VIPs."
+            };
+            let cure = format!(
+                "Say who may reach the VIP by a firewall on the nodes, or on the routers before them (docs/how-to/kubernetes.md), and let the policy \
+                 not select the pod, or set network_policy = \"ignore\" in [kubernetes] of {config}."
+            );
             Finding::hint(what, why, advice(cure))
         }
         ClusterFindingKind::Class => {

@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use crate::lease::settings::Pool;
+use crate::lease::pools::{Pool, Pools, Wish, used_up};
 use crate::model::VipKey;
 use crate::model::node::NodeId;
 
+use super::Out;
 use super::message::{Message, What};
 use super::register::{Entry, Register};
-use super::{Out, free};
 
 /// A question is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
@@ -31,7 +31,7 @@ const REVIEWED: usize = 4;
 /// The register and what is being decided.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    pool: Pool,
+    pools: Pools,
     /// Pinned addresses of this node.
     pins: BTreeSet<IpAddr>,
     register: Register,
@@ -87,9 +87,9 @@ pub(super) struct Claim {
 }
 
 impl Keeper {
-    pub(super) fn new(pool: Pool, pins: BTreeSet<IpAddr>, register: Register, now: Instant) -> Self {
+    pub(super) fn new(pools: Pools, pins: BTreeSet<IpAddr>, register: Register, now: Instant) -> Self {
         Self {
-            pool,
+            pools,
             pins,
             register,
             deciding: BTreeMap::new(),
@@ -134,6 +134,11 @@ impl Keeper {
         self.choose(vip, BTreeMap::from([(from, number)]), remembered, step);
     }
 
+    /// What is given out.
+    pub(super) fn given(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.register.0.values().map(|entry| entry.address)
+    }
+
     /// Answers when the register is on disk, where it has changed.
     fn grant(&mut self, message: Message, to: NodeId, has_changed: bool, out: &mut Vec<Out>) {
         if has_changed || self.is_unsaved {
@@ -166,11 +171,19 @@ impl Keeper {
             !deciding.contains(address) && !registered.contains(address) && !self.bad.contains_key(address)
         };
         let remembered = remembered.filter(|address| is_free(address) && !self.pins.contains(&IpAddr::V4(*address)));
-        let Some(address) = remembered.or_else(|| free(&self.pool, &self.pins).find(|address| is_free(address))) else {
-            let why = self.exhausted(step.nodes);
+        let is_unpinned = |address: &Ipv4Addr| !self.pins.contains(&IpAddr::V4(*address));
+        let serving = self.pools.serving(&Wish::of(&vip));
+        let lowest = || {
+            let mut all = serving.iter().flatten().flat_map(|pool| pool.addresses());
+            all.find(|address| is_unpinned(address) && is_free(address))
+        };
+        let Some(address) = remembered.or_else(lowest) else {
+            let what = match &serving {
+                Ok(pools) => What::Refused { exhausted: true, why: self.exhausted(pools, step.nodes) },
+                Err(unserved) => What::not_now(&unserved.to_string()),
+            };
             for (node, number) in claimants {
-                let what = What::Refused { exhausted: true, why: why.clone() };
-                step.out.push(Out::Send(node, Message { number, vip: vip.clone(), what }));
+                step.out.push(Out::Send(node, Message { number, vip: vip.clone(), what: what.clone() }));
             }
             return;
         };
@@ -181,7 +194,7 @@ impl Keeper {
         self.deciding.insert(vip, deciding);
     }
 
-    fn exhausted(&self, nodes: &BTreeSet<NodeId>) -> String {
+    fn exhausted(&self, pools: &[&Pool], nodes: &BTreeSet<NodeId>) -> String {
         let is_silent = |entry: &&Entry| entry.nodes.is_disjoint(nodes);
         let silent = self.register.0.values().filter(is_silent).count();
         let kept = match silent {
@@ -190,7 +203,7 @@ impl Keeper {
                 "; {silent} are kept for nodes that aren't heard: start viprouted there, or make the pool larger"
             ),
         };
-        format!("no address of pool.cidr {} is free{kept}", self.pool.cidr)
+        format!("{}{kept}", used_up(pools))
     }
 
     /// What a node says of an address that a VIP is to have; none: it may have it, as far as that node knows.

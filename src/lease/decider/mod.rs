@@ -13,7 +13,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ipnetwork::Ipv4Network;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::model::VipKey;
@@ -22,7 +21,7 @@ use crate::model::node::NodeId;
 
 use super::clock;
 use super::grant::{Lease, News};
-use super::settings::Pool;
+use super::pools::Pools;
 use keeper::{Claim, Keeper, Step};
 use message::{Message, What};
 use register::Register;
@@ -113,8 +112,8 @@ pub struct Members {
 /// With what a node takes part.
 #[derive(Debug)]
 pub struct Setup {
-    /// The range; none: this node's addresses come from elsewhere.
-    pub pool: Option<Pool>,
+    /// The pools; none: this node's addresses come from elsewhere.
+    pub pools: Option<Pools>,
     /// Pinned addresses.
     pub pins: BTreeSet<IpAddr>,
     /// Who decides; none: no seed is an address.
@@ -158,8 +157,9 @@ impl PoolClaims {
     pub fn on_members(&mut self, members: Members, now: Instant) {
         self.members = members;
         let is_own = self.members.own.is_some_and(|own| Some(own.0) == self.setup.decides);
-        if let (true, None, Some(pool), Ok(register)) = (is_own, &self.keeper, &self.setup.pool, &self.setup.register) {
-            self.keeper = Some(Keeper::new(pool.clone(), self.setup.pins.clone(), register.clone(), now));
+        if let (true, None, Some(pools), Ok(register)) = (is_own, &self.keeper, &self.setup.pools, &self.setup.register)
+        {
+            self.keeper = Some(Keeper::new(pools.clone(), self.setup.pins.clone(), register.clone(), now));
         }
     }
 
@@ -209,6 +209,11 @@ impl PoolClaims {
             keeper.tick(&mut Step { nodes: &nodes, now, out: &mut out });
         }
         self.delivered(out, uses, now)
+    }
+
+    /// What is given out, as far as this node decides that.
+    pub fn given(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.keeper.iter().flat_map(Keeper::given)
     }
 
     /// When [`PoolClaims::tick`] has something to do next.
@@ -331,7 +336,7 @@ fn silent(decides: NodeId) -> String {
 fn why_not(setup: &Setup, own: Option<NodeId>) -> String {
     let node = own.map_or_else(|| "that node".to_owned(), |own| own.to_string());
     let is_own = own.is_some_and(|own| Some(own.0) == setup.decides);
-    match (&setup.pool, &setup.register) {
+    match (&setup.pools, &setup.register) {
         (Some(_), Err(why)) if is_own => format!("{node} can't read its register of the pool: {why}"),
         (None, _) if is_own => {
             format!("{node} gives out the pool's addresses, and its backend isn't \"pool\": let it be on all nodes")
@@ -343,18 +348,6 @@ fn why_not(setup: &Setup, own: Option<NodeId>) -> String {
             )
         }
     }
-}
-
-/// The addresses of a pool that a VIP can have, without those that are pinned.
-pub fn free<'a>(pool: &'a Pool, pins: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = Ipv4Addr> + 'a {
-    hosts(pool.cidr).filter(|address| !pool.exclude.contains(address) && !pins.contains(&IpAddr::V4(*address)))
-}
-
-/// The addresses a host can have: all but network and broadcast address, which a /31 or /32 hasn't (RFC 3021).
-pub(super) fn hosts(cidr: Ipv4Network) -> impl Iterator<Item = Ipv4Addr> {
-    let (first, last) = (u32::from(cidr.network()), u32::from(cidr.broadcast()));
-    let inside = if cidr.prefix() < 31 { first + 1..=last - 1 } else { first..=last };
-    inside.map(Ipv4Addr::from)
 }
 
 #[cfg(test)]

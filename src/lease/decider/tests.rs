@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::pools::Pool;
 
 fn id(last: u8) -> NodeId {
     NodeId(Ipv4Addr::new(192, 0, 2, last))
@@ -46,9 +47,9 @@ struct Scene {
 }
 
 fn claims(register: Register) -> PoolClaims {
-    let pool = Pool { cidr: "10.118.0.0/29".parse().unwrap(), exclude: vec![address(6)] };
+    let pool = Pool::open("default", vec!["10.118.0.0/29".parse().unwrap()], vec![address(6)]);
     let pins = BTreeSet::from([IpAddr::V4(address(5))]);
-    PoolClaims::new(Setup { pool: Some(pool), pins, decides: Some(id(1).0), register: Ok(register) })
+    PoolClaims::new(Setup { pools: Some(Pools::new(vec![pool])), pins, decides: Some(id(1).0), register: Ok(register) })
 }
 
 impl Scene {
@@ -193,7 +194,7 @@ fn a_vip_has_one_address_on_all_nodes_and_another_than_others() {
     // 5 is pinned, 6 excluded: four were free.
     scene.ask(2, 7);
     scene.rest();
-    assert_eq!(scene.node(2).troubles[0], "no address of pool.cidr 10.118.0.0/29 is free");
+    assert_eq!(scene.node(2).troubles[0], "no address of pool default (10.118.0.0/29) is free");
     // What nobody has any more is free again, and not before.
     scene.stop(1, 0);
     scene.stop(2, 0);

@@ -60,8 +60,8 @@ impl Sources {
                 let (client, notices) = dhcp::Client::start(cluster, dhcp, interface)?;
                 (Source::Dhcp(client), Some(notices))
             }
-            Backend::Pool(pool) => {
-                let pool = pool::Pool::new(pool, pins.values().copied());
+            Backend::Pool(pools) => {
+                let pool = pool::Pool::new(pools.clone(), pins.values().copied());
                 (Source::Pool(Box::new(pool)), None)
             }
         };

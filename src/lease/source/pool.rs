@@ -1,35 +1,32 @@
-//! A range of this node's own: the lowest free address, for ever.
+//! Pools of this node's own: the lowest free address, for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnetwork::Ipv4Network;
-
 use crate::lease::clock;
-use crate::lease::decider::{self, Decider};
+use crate::lease::decider::Decider;
 use crate::lease::grant::{Lease, News};
-use crate::lease::settings;
+use crate::lease::pools::{Pools, Wish, used_up};
 use crate::model::VipKey;
 
 /// An address found in conflict isn't offered again for this long.
 const QUARANTINE: Duration = Duration::from_secs(600);
 
-/// The range and what is out of it.
+/// The pools and what is out of them.
 #[derive(Debug)]
 pub(super) struct Pool {
-    cidr: Ipv4Network,
-    exclude: BTreeSet<IpAddr>,
+    pools: Pools,
+    pins: BTreeSet<IpAddr>,
     given: BTreeMap<VipKey, IpAddr>,
     /// In conflict, until then.
     bad: BTreeMap<IpAddr, Instant>,
 }
 
 impl Pool {
-    /// The range of the configuration; `pins` are kept out of it.
-    pub(super) fn new(pool: &settings::Pool, pins: impl Iterator<Item = IpAddr>) -> Self {
-        let exclude = pool.exclude.iter().copied().map(IpAddr::V4).chain(pins).collect();
-        Self { cidr: pool.cidr, exclude, given: BTreeMap::new(), bad: BTreeMap::new() }
+    /// Those of the configuration; `pins` are kept out of them.
+    pub(super) fn new(pools: Pools, pins: impl Iterator<Item = IpAddr>) -> Self {
+        Self { pools, pins: pins.collect(), given: BTreeMap::new(), bad: BTreeMap::new() }
     }
 
     fn choose(&mut self, vip: &VipKey, remembered: Option<IpAddr>, others: &BTreeSet<IpAddr>) -> News {
@@ -50,16 +47,21 @@ impl Pool {
         let now = Instant::now();
         self.bad.retain(|_, until| now < *until);
         let given: BTreeSet<_> = self.given.iter().filter(|(other, _)| *other != vip).map(|(_, a)| *a).collect();
-        let out = [&self.exclude, &given, others];
+        let out = [&self.pins, &given, others];
         let free = |address: &IpAddr| !self.bad.contains_key(address) && out.iter().all(|set| !set.contains(address));
-        if let Some(address) = hosts(self.cidr).find(free) {
+        let serving = match self.pools.serving(&Wish::of(vip)) {
+            Ok(serving) => serving,
+            Err(unserved) => return News::Failed { why: unserved.to_string(), exhausted: false },
+        };
+        let lowest = serving.iter().flat_map(|pool| pool.addresses()).map(IpAddr::V4).find(free);
+        if let Some(address) = lowest {
             return self.give(vip, address);
         }
         let bad = match self.bad.len() {
             0 => String::new(),
             bad => format!(", {bad} being in conflict"),
         };
-        News::Failed { why: format!("no address of pool.cidr {} is free{bad}", self.cidr), exhausted: true }
+        News::Failed { why: format!("{}{bad}", used_up(&serving)), exhausted: true }
     }
 
     fn give(&mut self, vip: &VipKey, address: IpAddr) -> News {
@@ -88,13 +90,10 @@ impl Decider for Pool {
     }
 }
 
-fn hosts(cidr: Ipv4Network) -> impl Iterator<Item = IpAddr> {
-    decider::hosts(cidr).map(IpAddr::V4)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::pools;
     use crate::model::address::ipv4;
 
     fn full(why: &str) -> News {
@@ -107,8 +106,8 @@ mod tests {
 
     fn pool(cidr: &str, exclude: &[&str]) -> Pool {
         let exclude = exclude.iter().map(|a| a.parse().unwrap()).collect();
-        let pool = settings::Pool { cidr: cidr.parse().unwrap(), exclude };
-        Pool::new(&pool, std::iter::once([10, 118, 0, 3].into()))
+        let pool = pools::Pool::open("default", vec![cidr.parse().unwrap()], exclude);
+        Pool::new(Pools::new(vec![pool]), std::iter::once([10, 118, 0, 3].into()))
     }
 
     fn last_octet(news: &News) -> u8 {
@@ -128,7 +127,7 @@ mod tests {
         // 0 network, 1 excluded, 3 pinned, 7 broadcast.
         let given: Vec<_> = (0..4).map(|n| last_octet(&pool.choose(&vip(n), None, &none))).collect();
         assert_eq!(given, [2, 4, 5, 6]);
-        assert_eq!(pool.choose(&vip(4), None, &none), full("no address of pool.cidr 10.118.0.0/29 is free"));
+        assert_eq!(pool.choose(&vip(4), None, &none), full("no address of pool default (10.118.0.0/29) is free"));
         pool.stop(&vip(1));
         assert_eq!(last_octet(&pool.choose(&vip(4), None, &none)), 4);
     }
@@ -155,13 +154,22 @@ mod tests {
         }
         assert_eq!(
             pool.next(&vip(0), &none),
-            full("no address of pool.cidr 10.118.0.0/29 is free, 4 being in conflict")
+            full("no address of pool default (10.118.0.0/29) is free, 4 being in conflict")
         );
     }
 
     #[test]
-    fn small_networks() {
-        let count = |cidr: &str| hosts(cidr.parse().unwrap()).count();
-        assert_eq!(["10.0.0.0/32", "10.0.0.0/31", "10.0.0.0/30"].map(count), [1, 2, 2]);
+    fn a_namespace_gets_what_serves_it() {
+        let of = |name, cidr: &str| pools::Pool::open(name, vec![cidr.parse().unwrap()], Vec::new());
+        let shop = pools::Pool { namespaces: ["shop".to_owned()].into(), ..of("shop", "10.118.1.7-10.118.1.8") };
+        let mut pool = Pool::new(Pools::new(vec![shop.clone(), of("all", "10.118.0.0/24")]), std::iter::empty());
+        let (none, other) = (BTreeSet::new(), VipKey::new("pay", "web").unwrap());
+        assert_eq!(
+            [vip(0), vip(1), vip(2), other.clone()].map(|vip| last_octet(&pool.choose(&vip, None, &none))),
+            [7, 8, 1, 2]
+        );
+        let mut pool = Pool::new(Pools::new(vec![shop]), std::iter::empty());
+        let News::Failed { why, exhausted: false } = pool.choose(&other, None, &none) else { panic!() };
+        assert!(why.starts_with("no pool serves namespace pay"), "{why}");
     }
 }

@@ -25,6 +25,8 @@ pub struct Kubernetes {
     pub default_class: bool,
     /// Nodes that load balancers are to pass by, as a label says, answer for VIPs all the same.
     pub ignore_exclude_label: bool,
+    /// Policies of the network don't keep the pods that they select from VIPs.
+    pub ignore_policies: bool,
     /// Where the API server is; none: as the credentials say, in a pod at its own address.
     pub server: Option<String>,
 }
@@ -33,7 +35,8 @@ impl Kubernetes {
     /// By the credentials of the pod that this runs in.
     pub fn in_cluster() -> Self {
         let class = CLASS.to_owned();
-        Self { kubeconfig: None, node: None, class, default_class: false, ignore_exclude_label: false, server: None }
+        let (default_class, ignore_exclude_label, ignore_policies) = (false, false, false);
+        Self { kubeconfig: None, node: None, class, default_class, ignore_exclude_label, ignore_policies, server: None }
     }
 
     pub(super) fn read(top: &mut Reader) -> Result<Option<Self>, Error> {
@@ -45,8 +48,18 @@ impl Kubernetes {
         let node = table.text("node", NODE, node)?;
         let class = table.text("class", CLASS_NAME, class)?.unwrap_or_else(|| CLASS.to_owned());
         let server = table.text("server", SERVER, server)?;
+        let ignore_policies = table.text("network_policy", "\"block\" or \"ignore\"", ignores)?.unwrap_or(false);
         table.finish()?;
-        Ok(enabled.then_some(Self { kubeconfig, node, class, default_class, ignore_exclude_label, server }))
+        let found = Self { kubeconfig, node, class, default_class, ignore_exclude_label, ignore_policies, server };
+        Ok(enabled.then_some(found))
+    }
+}
+
+fn ignores(text: &str) -> Option<bool> {
+    match text {
+        "block" => Some(false),
+        "ignore" => Some(true),
+        _ => None,
     }
 }
 

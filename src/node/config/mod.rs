@@ -3,6 +3,7 @@
 mod kubernetes;
 mod membership;
 mod observe;
+mod pools;
 mod table;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use crate::lease::Settings;
 use crate::lease::allow::Allow;
-use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Pool, Relay, RoutingDaemon};
+use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Relay, RoutingDaemon};
 use crate::model::VipKey;
 use crate::node::Wanted;
 pub use crate::node::config::kubernetes::Kubernetes;
@@ -139,11 +140,11 @@ impl Config {
         let allow = Some(allow).filter(|networks| !networks.is_empty()).map(Allow::new);
         let any = allow.clone().unwrap_or_default();
         let (dhcp, interface) = dhcp(&mut top)?;
-        let pool = pool(&mut top, &any)?;
+        let pools = pools::pools(&mut top, &any)?;
         let backend = match top.text("backend", "\"dhcp\" or \"pool\"", backend_name)? {
             None | Some(Choice::Dhcp) => Backend::Dhcp(dhcp),
             Some(Choice::Pool) => Backend::Pool(
-                pool.ok_or(Error::Missing { key: "pool.cidr".into(), expected: "a network within allow" })?,
+                pools.ok_or(Error::Missing { key: "pool.cidr".into(), expected: "a network within allow" })?,
             ),
         };
         if allow.is_none() && matches!(backend, Backend::Dhcp(Dhcp { relay: Some(_), .. })) {
@@ -162,11 +163,15 @@ impl Config {
         // Those that are known before any of them was heard.
         let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
+        let (pins, kubernetes) = (pins(&mut top, &any)?, Kubernetes::read(&mut top)?);
+        if matches!(backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
+            pools::stand_alone(&top, &peers, !pins.is_empty())?;
+        }
         let lease = Settings {
             cluster: cluster(&mut top)?,
             hold: top.text("hold", HOLD, duration)?.unwrap_or(Duration::from_secs(600)),
             peers,
-            pins: pins(&mut top, &any)?,
+            pins,
             limits: limits(&mut top)?,
             gateways: gateways(&mut top)?,
             allow,
@@ -180,7 +185,7 @@ impl Config {
             interface,
             notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             express: top.text("express", "\"on\" or \"off\"", switch)?.unwrap_or(true),
-            kubernetes: Kubernetes::read(&mut top)?,
+            kubernetes,
             membership,
             metrics: Metrics::read(&mut top)?,
             log: Log::read(&mut top)?,
@@ -206,7 +211,6 @@ fn switch(text: &str) -> Option<bool> {
     }
 }
 
-const CIDR: &str = "a network of unicast addresses such as 10.118.0.0/24";
 /// The form of a [`duration`], for errors.
 pub const HOLD: &str = "a time such as \"30s\", \"10m\" or \"1h 30m\"";
 
@@ -284,22 +288,6 @@ fn limits(top: &mut Reader) -> Result<Limits, Error> {
     }
     table.finish()?;
     Ok(limits)
-}
-
-/// `[pool]`; an address outside `allow` would be refused later, so the range has to lie inside.
-fn pool(top: &mut Reader, allow: &Allow) -> Result<Option<Pool>, Error> {
-    let mut table = top.table("pool")?.unwrap_or_else(|| Reader::new("pool.", toml::Table::new()));
-    let cidr = table.text("cidr", CIDR, network)?;
-    let exclude = table.list("exclude", "an IPv4 address", |text| text.parse().ok())?;
-    if let Some(cidr) = cidr.filter(|cidr| !allow.permits_all((*cidr).into())) {
-        let expected = format!("a network within: {allow}");
-        return Err(table.bad("cidr", &quoted(cidr), expected));
-    }
-    table.finish()?;
-    // The default may lie outside `allow`, which matters only if the pool is used.
-    let default = Ipv4Network::new(Ipv4Addr::new(10, 118, 0, 0), 24).ok();
-    let cidr = cidr.or(default.filter(|cidr| allow.permits_all((*cidr).into())));
-    Ok(cidr.map(|cidr| Pool { cidr, exclude }))
 }
 
 /// `[[pin]]`: each VIP once, each address once.

@@ -12,6 +12,13 @@ pub(super) struct Reader {
     asked: Vec<&'static str>,
 }
 
+/// Tables of one key.
+pub(super) struct Tables {
+    pub(super) all: Vec<Reader>,
+    /// They were written as an array.
+    pub(super) is_list: bool,
+}
+
 impl Reader {
     /// A reader of `table`, whose keys are named after `prefix`.
     pub(super) fn new(prefix: impl Into<String>, table: Table) -> Self {
@@ -75,6 +82,28 @@ impl Reader {
         let tables = self.take(key, "an array of tables ([[…]])", all)?.unwrap_or_default();
         let reader = |(i, table)| Reader::new(format!("{}{key}[{i}].", self.prefix), table);
         Ok(tables.into_iter().enumerate().map(reader).collect())
+    }
+
+    /// The table at `key`, or the array of tables; an empty table where there is neither.
+    pub(super) fn table_or_tables(&mut self, key: &'static str) -> Result<Tables, Error> {
+        if self.table.get(key).is_some_and(Value::is_array) {
+            return Ok(Tables { all: self.tables(key)?, is_list: true });
+        }
+        let one = self.table(key)?.unwrap_or_else(|| Reader::new(format!("{}{key}.", self.prefix), Table::new()));
+        Ok(Tables { all: vec![one], is_list: false })
+    }
+
+    /// As [`Reader::list`], where one string may stand for itself.
+    pub(super) fn one_or_more<T>(
+        &mut self,
+        key: &'static str,
+        expected: &'static str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        if self.table.get(key).is_some_and(Value::is_array) {
+            return self.list(key, expected, read);
+        }
+        Ok(self.text(key, expected, read)?.into_iter().collect())
     }
 
     /// The complaint about `value` at `key`.

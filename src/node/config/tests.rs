@@ -78,19 +78,20 @@ fn kubernetes() {
     assert_eq!((bare.class.as_str(), bare.default_class), ("viproute.io/vip", false));
     assert_eq!((bare.kubeconfig, bare.node, bare.server), (None, None, None));
     let text = "[kubernetes]\nenabled = true\nkubeconfig = \"/etc/k\"\nnode = \"n1.example\"\nclass = \"vip\"\n\
-        default_class = true\nignore_exclude_label = true\nserver = \"https://192.0.2.1:6443\"";
+        default_class = true\nignore_exclude_label = true\nnetwork_policy = \"ignore\"\nserver = \"https://192.0.2.1:6443\"";
     let full = Config::parse(text).unwrap().kubernetes.unwrap();
-    assert!(full.default_class && full.ignore_exclude_label);
+    assert!(full.default_class && full.ignore_exclude_label && full.ignore_policies);
     assert_eq!((full.node.as_deref(), full.server.as_deref()), (Some("n1.example"), Some("https://192.0.2.1:6443")));
     for (line, says) in [
         ("enabled = \"yes\"", "kubernetes.enabled = \"yes\": expected true or false"),
         ("kubeconfig = \"k\"", "kubernetes.kubeconfig = \"k\": expected an absolute path"),
         ("node = \"N1\"", "kubernetes.node = \"N1\": expected a node's name"),
         ("class = \"/vip\"", "kubernetes.class = \"/vip\": expected a load balancer's class"),
+        ("network_policy = \"enforce\"", "kubernetes.network_policy = \"enforce\": expected \"block\" or \"ignore\""),
         ("server = \"192.0.2.1\"", "kubernetes.server = \"192.0.2.1\": expected the API server as https://HOST:PORT"),
         (
             "serve = 1",
-            "kubernetes.serve: no such key (there are: enabled, default_class, ignore_exclude_label, kubeconfig, node, class, server)",
+            "kubernetes.serve: no such key (there are: enabled, default_class, ignore_exclude_label, kubeconfig, node, class, server, network_policy)",
         ),
     ] {
         let found = complaint(&format!("[kubernetes]\n{line}"));
@@ -148,8 +149,70 @@ fn everything_set() {
     let gateways: Vec<_> = config.lease.gateways.iter().map(|g| (g.daemon, g.socket.to_str().unwrap())).collect();
     let expected = [(RoutingDaemon::Bird, "/run/bird/bird.ctl"), (RoutingDaemon::Frr, "/run/gateway/bgpd.vty")];
     assert_eq!(gateways, expected);
-    let Backend::Pool(pool) = config.lease.backend else { panic!("not the pool") };
+    let Backend::Pool(pools) = config.lease.backend else { panic!("not the pool") };
+    let [pool] = &pools.iter().collect::<Vec<_>>()[..] else { panic!("{pools}") };
+    assert_eq!((pool.name.as_str(), pool.auto), ("default", true));
     assert_eq!(pool.exclude, [std::net::Ipv4Addr::new(10, 118, 4, 1)]);
+}
+
+#[test]
+fn several_pools() {
+    let text = r#"
+        backend = "pool"
+        [[pool]]
+        name = "public"
+        cidr = ["10.118.0.0/28", "10.118.1.7-10.118.1.9"]
+        auto = false
+        [[pool]]
+        name = "shop"
+        cidr = "10.118.2.0/24"
+        namespaces = ["shop", "pay"]
+        labels = { tier = "gold" }
+    "#;
+    let Backend::Pool(pools) = Config::parse(text).unwrap().lease.backend else { panic!("not the pools") };
+    assert_eq!(pools.to_string(), "the pools public (10.118.0.0/28, 10.118.1.7-10.118.1.9), shop (10.118.2.0/24)");
+    let [public, shop] = &pools.iter().collect::<Vec<_>>()[..] else { panic!("{pools}") };
+    assert!(!public.auto && shop.auto && public.namespaces.is_empty());
+    assert_eq!((shop.namespaces.len(), shop.labels["tier"].as_str()), (2, "gold"));
+    let pool = |lines: &str| format!("[[pool]]\nname = \"a\"\ncidr = \"10.118.0.0/24\"\n[[pool]]\n{lines}");
+    for (lines, says) in [
+        ("cidr = \"10.118.1.0/24\"", "pool[1].name is missing: expected a name"),
+        ("name = \"b\"", "pool[1].cidr is missing: expected a network of unicast addresses such as"),
+        ("name = \"a\"\ncidr = \"10.118.1.0/24\"", "pool[1].name = \"a\": expected a name of 1 to 63"),
+        ("name = \"B\"\ncidr = \"10.118.1.0/24\"", "pool[1].name = \"B\": expected a name of 1 to 63"),
+        (
+            "name = \"b\"\ncidr = [\"10.118.1.0/24\", \"10.118.0.9-10.118.0.9\"]",
+            "pool[1].cidr = \"10.118.0.9-10.118.0.9\": expected addresses that pool a (10.118.0.0/24) doesn't have",
+        ),
+        (
+            "name = \"b\"\ncidr = [\"10.118.1.0/24\", \"10.118.1.9-10.118.2.9\"]",
+            "pool[1].cidr = \"10.118.1.9-10.118.2.9\": expected each address once",
+        ),
+        ("name = \"b\"\ncidr = \"10.118.1.1\"", "pool[1].cidr = \"10.118.1.1\": expected a network of"),
+        ("name = \"b\"\ncidr = [7]", "pool[1].cidr = 7: expected a network of"),
+        ("name = \"b\"\nauto = 1", "pool[1].auto = 1: expected true or false"),
+        ("name = \"b\"\nnamespaces = [\"a/b\"]", "pool[1].namespaces = \"a/b\": expected the name of a namespace"),
+        ("name = \"b\"\nlabels = { a = 1 }", "pool[1].labels = { a = 1 }: expected a table of labels"),
+        (
+            "name = \"b\"\ncidr = \"10.118.1.0/24\"\nprefix = 1",
+            "pool[1].prefix: no such key (there are: name, cidr, exclude, auto, namespaces, labels)",
+        ),
+    ] {
+        let found = complaint(&pool(lines));
+        assert!(found.starts_with(says), "{found}");
+    }
+}
+
+#[test]
+fn a_pool_on_several_nodes_has_one_who_gives_its_addresses_out() {
+    let several = "backend = \"pool\"\npeers = [\"192.0.2.1\", \"192.0.2.2\"]\n";
+    let found = complaint(several);
+    assert!(found.starts_with("backend = \"pool\": expected \"dhcp\" on several nodes"), "{found}");
+    let pin = "[[pin]]\nvip = \"shop/web\"\naddress = \"10.118.0.10\"\n";
+    for fine in [pin, "[kubernetes]\nenabled = true\n"] {
+        Config::parse(&format!("{several}{fine}")).unwrap();
+    }
+    Config::parse("backend = \"pool\"\npeers = [\"192.0.2.1\"]").unwrap();
 }
 
 #[test]

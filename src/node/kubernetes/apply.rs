@@ -208,7 +208,8 @@ impl Applier {
 
     /// Who gets new connections and who doesn't, VIP by VIP.
     fn admit(&self, attachments: &[Attachment], found: &Desired) {
-        let mut by_vip: BTreeMap<&VipKey, BTreeMap<String, bool>> = BTreeMap::new();
+        let mut by_vip: BTreeMap<&VipKey, BTreeMap<String, bool>> =
+            found.others.iter().map(|(vip, admitted)| (vip, admitted.clone())).collect();
         for attachment in attachments {
             let Some(roles) = found.recorded.get(&attachment.name) else { continue };
             for (vip, member) in attachment.vips.iter().filter(|(_, member)| member.source == Source::Service) {
@@ -223,7 +224,7 @@ impl Applier {
                 Ok(changes) => log(vip, &changes),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(%vip, error, "what its Service says of replicas could not be carried out");
+                    tracing::warn!(%vip, error, "which replicas get connections, by Services and policies, could not be carried out");
                 }
             }
         }
@@ -345,7 +346,7 @@ fn note_external(shared: &Shared, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) 
 
 fn log(vip: &VipKey, changes: &BTreeMap<String, (registry::State, registry::State)>) {
     for (name, (before, now)) in changes.iter().filter(|(_, (before, now))| before != now) {
-        tracing::info!(%vip, replica = name, before = before.name(), now = now.name(), "by its Service");
+        tracing::info!(%vip, replica = name, before = before.name(), now = now.name(), "by Kubernetes");
     }
 }
 

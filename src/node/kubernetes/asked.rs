@@ -10,7 +10,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::allow::Allow;
-use crate::lease::settings::{Backend, Pool, Settings};
+use crate::lease::pools::Pools;
+use crate::lease::settings::{Backend, Settings};
 use crate::model::VipKey;
 
 use super::objects::Objects;
@@ -37,7 +38,7 @@ pub enum Ask {
 pub struct Permitted {
     allow: Allow,
     /// Where addresses come from; `None`: a DHCP server, which has its own mind.
-    pool: Option<Pool>,
+    pools: Option<Pools>,
     /// Addresses of the configuration's own VIPs.
     pins: BTreeMap<VipKey, IpAddr>,
 }
@@ -45,11 +46,11 @@ pub struct Permitted {
 impl Permitted {
     /// Those of these settings.
     pub fn of(settings: &Settings) -> Self {
-        let pool = match &settings.backend {
-            Backend::Pool(pool) => Some(pool.clone()),
+        let pools = match &settings.backend {
+            Backend::Pool(pools) => Some(pools.clone()),
             Backend::Dhcp(_) => None,
         };
-        Self { allow: settings.allow.clone().unwrap_or_default(), pool, pins: settings.pins.clone() }
+        Self { allow: settings.allow.clone().unwrap_or_default(), pools, pins: settings.pins.clone() }
     }
 
     /// What a Service that has that VIP asks for, by its field and its annotation.
@@ -82,22 +83,17 @@ impl Permitted {
             (_, Some(_)) => return Ok(()),
             _ => {}
         }
-        let Some(pool) = &self.pool else { return Ok(()) };
-        if !pool.cidr.contains(address) || is_edge(pool, address) {
-            return Err(format!("{address} is no address of the pool: expected one within {}", pool.cidr));
-        }
-        if pool.exclude.contains(&address) {
+        let Some(pools) = &self.pools else { return Ok(()) };
+        let Some(pool) = pools.of(address) else {
+            return Err(format!("{address} is no address of a pool: expected one of {pools}"));
+        };
+        if !pool.gives(address) {
             return Err(format!(
-                "{address} is excluded from the pool (pool.exclude of viprouted.toml): ask for another one"
+                "{address} is one that {pool} doesn't give out (pool.exclude, or a network's own): ask for another one"
             ));
         }
         Ok(())
     }
-}
-
-/// The address of the network itself, or its broadcast address.
-fn is_edge(pool: &Pool, address: Ipv4Addr) -> bool {
-    pool.cidr.prefix() < 31 && (address == pool.cidr.network() || address == pool.cidr.broadcast())
 }
 
 fn address(key: &str, text: &str) -> Result<Ipv4Addr, String> {
@@ -145,11 +141,16 @@ fn holding(ranges: &[String], address: IpAddr) -> Option<&str> {
 mod tests {
     use super::super::objects::{Node, Pod};
     use super::*;
+    use crate::lease::pools::Pool;
 
     fn permitted() -> Permitted {
-        let pool = Pool { cidr: "10.118.0.0/24".parse().unwrap(), exclude: vec![[10, 118, 0, 1].into()] };
+        let pool = Pool::open("default", vec!["10.118.0.0/24".parse().unwrap()], vec![[10, 118, 0, 1].into()]);
         let pins = [("shop/pinned".parse().unwrap(), IpAddr::from([10, 118, 0, 9]))].into();
-        Permitted { allow: Allow::new(vec!["10.118.0.0/16".parse().unwrap()]), pool: Some(pool), pins }
+        Permitted {
+            allow: Allow::new(vec!["10.118.0.0/16".parse().unwrap()]),
+            pools: Some(Pools::new(vec![pool])),
+            pins,
+        }
     }
 
     #[test]
@@ -170,9 +171,9 @@ mod tests {
             ("fd00::7", "", "expected one IPv4 address"),
             ("", "10.118.0.7,10.118.0.8", "expected one IPv4 address"),
             ("192.0.2.7", "", "expected one within 10.118.0.0/16"),
-            ("10.118.1.7", "", "expected one within 10.118.0.0/24"),
-            ("10.118.0.255", "", "no address of the pool"),
-            ("10.118.0.1", "", "is excluded from the pool"),
+            ("10.118.1.7", "", "expected one of pool default (10.118.0.0/24)"),
+            ("10.118.0.255", "", "doesn't give out"),
+            ("10.118.0.1", "", "doesn't give out"),
             ("10.118.0.9", "", "is shop/pinned's by a [[pin]]"),
             ("127.0.0.1", "", "no address that VIPs may have"),
         ] {

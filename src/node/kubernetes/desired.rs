@@ -14,9 +14,8 @@ use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, Slice};
-use super::policy::policies;
-use super::ports;
 use super::sharing::{Sharer, Sharing};
+use super::{blocking, policies, policy, ports};
 
 /// A pod that is recorded on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +81,8 @@ pub struct Desired {
     pub unknown: BTreeMap<PodId, Roles>,
     /// What is asked of VIPs; of those that aren't here nothing is.
     pub policies: BTreeMap<VipKey, VipPolicy>,
+    /// Replicas that no Service made such, and that are to be let in, or not any more.
+    pub others: BTreeMap<VipKey, BTreeMap<String, bool>>,
     /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
@@ -109,6 +110,13 @@ pub enum Note {
     NotListening(OwnAddressOnly),
     /// An endpoint is no pod.
     ForeignEndpoints,
+    /// A pod gets no connections: a policy says who may reach it, and holds for no VIP.
+    NetworkPolicyBlocks {
+        /// `<namespace>/<name>`.
+        pod: Key,
+        /// The policy, likewise.
+        policy: Key,
+    },
     /// Load balancers are to pass by every node.
     AllNodesExcluded,
     /// It can't have the VIP that it names.
@@ -148,8 +156,10 @@ pub enum Note {
 /// Of all Services at once.
 pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     let sharing = Sharing::of(objects);
-    let asked = policies(&sharing);
-    let mut desired = Desired { notes: sharing.notes.clone(), policies: asked.vips, ..Desired::default() };
+    let asked = policy::policies(&sharing);
+    let others = blocking::changes(objects, attachments);
+    let notes = sharing.notes.clone();
+    let mut desired = Desired { notes, policies: asked.vips, others, ..Desired::default() };
     for (key, notes) in asked.notes {
         desired.notes.entry(key).or_default().extend(notes);
     }
@@ -159,7 +169,7 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     for (vip, sharer) in in_order(&sharing) {
         let slices = slices.get(sharer.key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
         let Sharer { key, service, .. } = sharer;
-        let scene = Scene { vip, key, service, sharer, slices, pods: &objects.pods, known: &known };
+        let scene = Scene { vip, key, service, sharer, slices, objects, known: &known };
         scene.add(&mut desired);
         if is_all_excluded {
             desired.notes.entry(key.clone()).or_default().insert(Note::AllNodesExcluded);
@@ -227,6 +237,8 @@ struct Merged {
     is_ready: bool,
     is_serving: bool,
     is_terminating: bool,
+    /// A policy selects its pod.
+    is_blocked: bool,
     ports: BTreeMap<Port, u16>,
 }
 
@@ -238,7 +250,7 @@ struct Scene<'a> {
     service: &'a Service,
     sharer: &'a Sharer<'a>,
     slices: &'a [&'a Slice],
-    pods: &'a BTreeMap<Key, Pod>,
+    objects: &'a Objects,
     known: &'a Recorded<'a>,
 }
 
@@ -256,8 +268,8 @@ impl Scene<'_> {
         for (pod, merged) in here {
             let is_admitted = if any_ready { merged.is_ready } else { merged.is_serving && merged.is_terminating };
             is_served |= is_admitted;
-            let role = Role { ports: merged.ports, is_admitted };
-            self.place((pod, merged.is_terminating), role, desired, &mut notes);
+            let role = Role { ports: merged.ports.clone(), is_admitted };
+            self.place((pod, merged), role, desired, &mut notes);
         }
         is_served |= self.slices.iter().any(|slice| slice.ready_elsewhere || slice.serving_elsewhere);
         if !is_served {
@@ -287,7 +299,13 @@ impl Scene<'_> {
                     continue;
                 }
                 let id = PodId { key: endpoint.pod.clone(), uid: endpoint.uid.clone(), address: endpoint.address };
-                let next = self.merged(endpoint, pod, slice);
+                let policy = policies::selecting(&self.objects.policies, &endpoint.pod, pod.labels.as_ref());
+                notes.extend(
+                    policy
+                        .map(|policy| Note::NetworkPolicyBlocks { pod: endpoint.pod.clone(), policy: policy.clone() }),
+                );
+                let next =
+                    Merged { is_blocked: policy.is_some(), ..self.merged(endpoint, pod, slice) }.unless_blocked();
                 match found.get_mut(&id) {
                     Some(merged) => merged.join(next),
                     None => drop(found.insert(id, next)),
@@ -300,7 +318,7 @@ impl Scene<'_> {
     /// The endpoint's pod, if it runs here under that identity and address. One that the pods' watch hasn't shown yet waits for it: it may
     /// as well be one that is gone.
     fn pod_of(&self, endpoint: &Endpoint) -> Option<&Pod> {
-        let pod = self.pods.get(&endpoint.pod)?;
+        let pod = self.objects.pods.get(&endpoint.pod)?;
         let is_it = pod.uid == endpoint.uid && pod.addresses.contains(&endpoint.address);
         (is_it && !pod.is_over).then_some(pod)
     }
@@ -311,6 +329,7 @@ impl Scene<'_> {
             is_ready: endpoint.is_ready && !is_ending,
             is_serving: endpoint.is_serving || endpoint.is_ready,
             is_terminating: endpoint.is_terminating || pod.is_ending,
+            is_blocked: false,
             ports: self.ports(slice),
         }
     }
@@ -331,8 +350,8 @@ impl Scene<'_> {
         found
     }
 
-    fn place(&self, (pod, is_ending): (PodId, bool), role: Role, desired: &mut Desired, notes: &mut BTreeSet<Note>) {
-        let is_mirror = self.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
+    fn place(&self, (pod, merged): (PodId, Merged), role: Role, desired: &mut Desired, notes: &mut BTreeSet<Note>) {
+        let is_mirror = self.objects.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
         let attachment = self.known.find(&pod, is_mirror);
         let is_member = attachment.and_then(|attachment| attachment.vips.get(self.vip));
         // Whoever made it a replica otherwise says what it is there.
@@ -344,7 +363,11 @@ impl Scene<'_> {
             return;
         }
         // One that ends was in it, or is too late: its runtime may have let go of it already.
-        if attachment.is_none() && is_ending {
+        if attachment.is_none() && merged.is_terminating {
+            return;
+        }
+        // One that is in it keeps its connections; none joins.
+        if is_member.is_none() && merged.is_blocked {
             return;
         }
         let key = pod.key.clone();
@@ -384,6 +407,12 @@ impl Role {
 }
 
 impl Merged {
+    /// Who may reach its pod is the business of a policy that doesn't hold for VIPs: nobody, by them.
+    fn unless_blocked(self) -> Self {
+        let (is_ready, is_serving) = (self.is_ready && !self.is_blocked, self.is_serving && !self.is_blocked);
+        Self { is_ready, is_serving, ..self }
+    }
+
     /// The same endpoint in another slice, which the controller hasn't taken out of there yet.
     fn join(&mut self, other: Self) {
         self.is_ready |= other.is_ready;

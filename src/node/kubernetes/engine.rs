@@ -1,13 +1,14 @@
 //! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 
 use crate::api::protocol::Nodes;
+use crate::lease::pools::{Refusal, Wish};
 use crate::model::VipKey;
 use crate::model::address::ipv4;
 use crate::node::config::Kubernetes;
@@ -70,6 +71,8 @@ pub struct Known {
     pub saved: Remembered,
     /// The pool's register; none: addresses come from elsewhere.
     pub pool: Option<PoolKeeper>,
+    /// Labels of Services that pools ask for.
+    pub labels: BTreeSet<String>,
     /// The cluster's nodes serve VIPs together.
     pub together: bool,
     /// Which addresses Services may ask for.
@@ -136,8 +139,10 @@ impl Engine {
                 name: self.settings.class.clone(),
                 is_default: self.settings.default_class,
                 permitted: self.known.permitted.clone(),
+                labels: self.known.labels.clone(),
             },
             ignores_exclude_label: self.settings.ignore_exclude_label,
+            ignores_policies: self.settings.ignore_policies,
             node: self.node.clone(),
         };
         // They end with it.
@@ -283,9 +288,11 @@ impl Engine {
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
             let lease = shared.leases.get(vip);
+            let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
+            let refused = refused.filter(|refused| refused.kind != Refusal::Address || sharer.service.ask != Ask::Any);
             match self.refusal(&sharing, vip, sharer.service, lease) {
                 Some(why) => events.on_refused(&sharer.key, sharer.service, &why, now),
-                None => events.on_lease(&sharer.key, sharer.service, lease, now),
+                None => events.on_lease(&sharer.key, sharer.service, (lease, refused), now),
             }
             kept.insert(&sharer.key);
             let address = lease.and_then(|lease| lease.address);
@@ -305,11 +312,12 @@ impl Engine {
         events.send();
     }
 
-    /// Why a Service that asks for an address has another one, or none.
+    /// Why a Service that asks a DHCP server for an address has another one, or none.
     fn refusal(&self, sharing: &Sharing<'_>, vip: &VipKey, service: &Service, lease: Option<&Lease>) -> Option<String> {
         let asked = sharing.asked.get(vip).filter(|_| service.ask != Ask::Any)?;
-        if let Some(pool) = &self.known.pool {
-            return pool.refused().get(vip).cloned();
+        // Of a pool its register says that.
+        if self.known.pool.is_some() {
+            return None;
         }
         let Lease { address, error } = lease?;
         match address {
@@ -324,8 +332,8 @@ impl Engine {
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
     fn turn_pool(&mut self, client: &kube::Client, events: &mut Announcer) {
         let Some(pool) = &mut self.known.pool else { return };
-        let nodes = self.context.peers.status();
-        let shared = self.context.services.shared();
+        let (nodes, services) = (self.context.peers.status(), &self.context.services);
+        let shared = services.shared();
         if shared.store.is_live() {
             let sharing = Sharing::of(shared.store.objects());
             let scene = Scene { sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
@@ -334,6 +342,8 @@ impl Engine {
                     events.on_conflict(&sharer.key, sharer.service, why);
                 }
             }
+            drop(shared);
+            services.on_given(pool.given());
         }
     }
 
@@ -392,15 +402,21 @@ impl Cluster for Scene<'_> {
         self.registry.endpoint_names(vip).is_ok_and(|names| !names.is_empty())
     }
 
-    fn asked(&self, vip: &VipKey) -> Option<Ipv4Addr> {
-        self.sharing.asked.get(vip).copied()
+    fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
+        let sharers = self.sharing.vips.get(vip).map_or(&[][..], Vec::as_slice);
+        // That of its own name speaks for it, and in its place the oldest.
+        let Some(own) = sharers.iter().find(|sharer| sharer.key == *vip).or(sharers.first()) else {
+            return Wish::of(vip);
+        };
+        let pool = Some(own.service.pool.as_str()).filter(|pool| !pool.is_empty());
+        let address = self.sharing.asked.get(vip).copied();
+        Wish { namespace: vip.namespace(), pool, labels: Some(&own.service.labels), address }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
             let stated = sharers.iter().find_map(|sharer| sharer.service.stated()).and_then(ipv4);
-            let asked = self.sharing.asked.get(vip).copied();
-            Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated, asked })
+            Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })
         };
         Box::new(self.sharing.vips.iter().filter_map(oldest))
     }

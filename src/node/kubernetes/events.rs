@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use crate::ebpf::MEMBERS;
+use crate::lease::pools::Refusal;
 use crate::model::VipKey;
 
 use super::addresses::Lease;
@@ -14,6 +15,7 @@ use super::api::ANSWER;
 use super::desired::Note;
 use super::listeners::OwnAddressOnly;
 use super::objects::{EXCLUDED, Key, Service};
+use super::register::Refused;
 use super::status::Written;
 
 /// As who events are told.
@@ -108,11 +110,24 @@ impl Announcer {
         Self { limiter: Limiter::default(), to }
     }
 
-    /// What keeps a Service from its address.
-    pub fn on_lease(&mut self, vip: &VipKey, service: &Service, lease: Option<&Lease>, now: Instant) {
-        let Some(Lease { address: None, error: Some(why) }) = lease else { return };
-        let note = format!("no address so far: {why}");
-        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason: "NoAddress", is_warning: true, note };
+    /// What keeps a Service from its address, or from one of the pool that it names.
+    pub fn on_lease(
+        &mut self,
+        vip: &VipKey,
+        service: &Service,
+        (lease, refused): (Option<&Lease>, Option<&Refused>),
+        now: Instant,
+    ) {
+        let (reason, note) = match (lease, refused) {
+            (Some(Lease { address: None, error: Some(why) }), _) => {
+                (refused.map_or("NoAddress", |refused| reason_of(refused.kind)), format!("no address so far: {why}"))
+            }
+            (Some(Lease { address: Some(address), .. }), Some(Refused { kind, why })) => {
+                (reason_of(*kind), format!("it keeps {address}: {why}"))
+            }
+            _ => return,
+        };
+        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason, is_warning: true, note };
         self.limiter.lasts(said, Duration::from_secs(2), now);
     }
 
@@ -143,9 +158,7 @@ impl Announcer {
             for note in notes {
                 let (reason, text, settles) = phrased(note);
                 // Its own pods each node speaks for.
-                if is_kept(vip)
-                    || matches!(note, Note::PodNotAttachable { .. } | Note::NotListening(_) | Note::ManyReplicas { .. })
-                {
+                if is_kept(vip) || is_of_a_pod(note) {
                     let uid = service.uid.clone();
                     let said = Said { vip: vip.clone(), uid, reason, is_warning: true, note: text };
                     self.limiter.lasts(said, settles, now);
@@ -192,6 +205,25 @@ impl Announcer {
     }
 }
 
+fn reason_of(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Unknown => "UnknownPool",
+        Refusal::Unserved => "PoolRefused",
+        Refusal::UsedUp => "PoolExhausted",
+        Refusal::Address => "AddressRefused",
+    }
+}
+
+fn is_of_a_pod(note: &Note) -> bool {
+    matches!(
+        note,
+        Note::PodNotAttachable { .. }
+            | Note::NotListening(_)
+            | Note::NetworkPolicyBlocks { .. }
+            | Note::ManyReplicas { .. }
+    )
+}
+
 /// Reason, words, and for how long it has to be so.
 pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
     match note {
@@ -205,6 +237,12 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
                 "{pod} serves {port} at {at} only, the pod's own address, and can't be reached there by the VIP: it is to listen on all addresses (0.0.0.0)"
             );
             ("NotListening", text, Duration::ZERO)
+        }
+        Note::NetworkPolicyBlocks { pod, policy } => {
+            let text = format!(
+                "{pod} gets no connections: the NetworkPolicy {policy} says who may reach it, and wouldn't hold for what comes by the VIP"
+            );
+            ("NetworkPolicyBlocks", text, Duration::ZERO)
         }
         Note::AllNodesExcluded => {
             let text = format!(

@@ -16,7 +16,8 @@ use crate::api::server;
 use crate::model::VipKey;
 
 use super::objects::key;
-use super::{policies, rights};
+use super::policies::Policy;
+use super::rights;
 
 /// All of it takes so long at most.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -89,13 +90,14 @@ async fn selected(client: &kube::Client, subject: &Subject) -> Vec<String> {
     let here = ListParams::default().fields(&format!("spec.nodeName={}", subject.node));
     let most = ListParams::default().limit(MOST);
     let (Ok(pods), Ok(all)) = tokio::join!(pods.list(&here), all.list(&most)) else { return Vec::new() };
-    all.items.iter().filter_map(|policy| of_policy(policy, &pods.items, subject)).collect()
+    all.items.into_iter().filter_map(|policy| of_policy(policy, &pods.items, subject)).collect()
 }
 
-fn of_policy(policy: &NetworkPolicy, pods: &[Pod], subject: &Subject) -> Option<String> {
+fn of_policy(policy: NetworkPolicy, pods: &[Pod], subject: &Subject) -> Option<String> {
     let replica = |pod: &Pod| subject.replicas.get(&key(&pod.metadata));
-    let is_selected =
-        |pod: &&Pod| policies::selects(policy, pod.metadata.namespace.as_deref().unwrap_or_default(), pod.labels());
+    let (name, namespace) = (key(&policy.metadata), policy.metadata.namespace.clone());
+    let policy = Policy::of(policy)?;
+    let is_selected = |pod: &&Pod| pod.metadata.namespace == namespace && policy.selects(Some(pod.labels()));
     let selected: Vec<&Pod> = pods.iter().filter(|pod| replica(pod).is_some()).filter(is_selected).collect();
     let first = selected.first()?;
     let vips: Vec<String> = replica(first)?.iter().map(ToString::to_string).collect();
@@ -103,8 +105,8 @@ fn of_policy(policy: &NetworkPolicy, pods: &[Pod], subject: &Subject) -> Option<
         0 => String::new(),
         number => format!(" and {number} other replicas here"),
     };
-    let (policy, pod) = (key(&policy.metadata), key(&first.metadata));
-    Some(format!("the NetworkPolicy {policy} says who may reach {pod}{others}, which serves {}", vips.join(", ")))
+    let pod = key(&first.metadata);
+    Some(format!("the NetworkPolicy {name} says who may reach {pod}{others}, which serves {}", vips.join(", ")))
 }
 
 #[cfg(test)]
@@ -136,8 +138,8 @@ mod tests {
         let pods = [pod("bystander"), pod("a"), pod("b")];
         let expected =
             "the NetworkPolicy shop/deny says who may reach shop/a and 1 other replicas here, which serves shop/web";
-        assert_eq!(of_policy(&policy("web"), &pods, &subject).as_deref(), Some(expected));
-        assert_eq!(of_policy(&policy("api"), &pods, &subject), None);
-        assert_eq!(of_policy(&policy("web"), &pods[..1], &subject), None);
+        assert_eq!(of_policy(policy("web"), &pods, &subject).as_deref(), Some(expected));
+        assert_eq!(of_policy(policy("api"), &pods, &subject), None);
+        assert_eq!(of_policy(policy("web"), &pods[..1], &subject), None);
     }
 }

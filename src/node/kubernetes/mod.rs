@@ -14,6 +14,7 @@ pub mod addresses;
 pub mod api;
 mod apply;
 mod asked;
+mod blocking;
 mod describe;
 mod desired;
 mod engine;
@@ -139,6 +140,8 @@ struct Shared {
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
     /// VIPs whose records have changed since it was looked whether they say what Services ask.
     touched: Touched,
+    /// The pools' addresses that the API has given out.
+    given: BTreeSet<Ipv4Addr>,
     /// What the daemon wants of the pool.
     desk: Option<Desk>,
 }
@@ -183,6 +186,15 @@ impl Services {
     /// The pool's addresses are given out by the API: what is wanted of them, and where to say what has become of that.
     pub fn keep_pool(&self, orders: UnboundedReceiver<Order>, reports: UnboundedSender<Report>) {
         self.shared().desk = Some(Desk { orders, reports });
+    }
+
+    /// The pools' addresses that the API has given out, as far as it is asked.
+    pub fn given(&self) -> BTreeSet<Ipv4Addr> {
+        self.shared().given.clone()
+    }
+
+    fn on_given(&self, given: BTreeSet<Ipv4Addr>) {
+        self.shared().given = given;
     }
 
     /// The address that the Service's status says, which may be all that is known of it.
@@ -281,14 +293,19 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pool = match (&config.lease.backend, services.shared().desk.take()) {
-        (Backend::Pool(pool), Some(desk)) => {
-            Some(PoolKeeper::new(Register::new(pool.clone(), config.lease.pins.clone()), desk))
+        (Backend::Pool(pools), Some(desk)) => {
+            Some(PoolKeeper::new(Register::new(pools.clone(), config.lease.pins.clone()), desk))
         }
         _ => None,
     };
     let together = config.membership.is_some();
     let permitted = asked::Permitted::of(&config.lease);
-    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool, together, permitted };
+    let labels = match &config.lease.backend {
+        Backend::Pool(pools) => pools.iter().flat_map(|pool| pool.labels.keys().cloned()).collect(),
+        Backend::Dhcp(_) => BTreeSet::new(),
+    };
+    let state_dir = config.state_dir.clone();
+    let known = Known { state_dir, saved: remembered, pool, labels, together, permitted };
     let engine = Engine::new(context.clone(), settings, name, known);
     context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
     Ok(())

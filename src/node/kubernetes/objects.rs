@@ -1,6 +1,6 @@
 //! What is kept of the API's objects: what Services take, some hundred bytes each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1 as core;
@@ -8,9 +8,11 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use crate::lease::pools::{self, Labels};
 use crate::model::{Port, Transport, VipKey};
 
 use super::asked::{self, Ask, Permitted};
+use super::policies::Policy;
 use super::policy::{self, Clients};
 use super::{ports, sharing};
 
@@ -28,6 +30,8 @@ const SHUT_DOWN: [&str; 2] = ["node.cloudprovider.kubernetes.io/shutdown", "node
 const INGRESS_FIELD: &str = "f:loadBalancer";
 /// Ports of a Service that are kept: the API refuses more than this in a Service of any use.
 const MAX_PORTS: usize = 128;
+/// Labels of a pod that are kept.
+const MAX_LABELS: usize = 256;
 
 /// `<namespace>/<name>`, or a name alone where the kind has no namespace.
 pub type Key = String;
@@ -46,6 +50,9 @@ pub struct Objects {
     /// The ranges of Services' own addresses, by `ServiceCIDR`.
     #[serde(default)]
     pub ranges: BTreeMap<Key, Vec<String>>,
+    /// The policies that say who may reach pods.
+    #[serde(default)]
+    pub policies: BTreeMap<Key, Policy>,
 }
 
 /// Which Services are this load balancer's.
@@ -57,6 +64,8 @@ pub struct Class {
     pub is_default: bool,
     /// Which addresses they may ask for.
     pub permitted: Permitted,
+    /// Labels of theirs that pools ask for.
+    pub labels: BTreeSet<String>,
 }
 
 /// A Service of type `LoadBalancer`, of this load balancer's class.
@@ -93,6 +102,12 @@ pub struct Service {
     /// The address that it asks for.
     #[serde(default)]
     pub ask: Ask,
+    /// The pool that it names ([`pools::ANNOTATION`]); empty: none.
+    #[serde(default)]
+    pub pool: String,
+    /// Its labels, as far as pools ask for them.
+    #[serde(default)]
+    pub labels: Labels,
     /// What its status says.
     pub ingress: Vec<Ingress>,
     /// Who wrote that last.
@@ -231,6 +246,9 @@ pub struct Pod {
     pub is_in_host_network: bool,
     /// The runtime knows it by another identity.
     pub is_mirror: bool,
+    /// Its labels; none: there are too many to keep.
+    #[serde(default)]
+    pub labels: Option<Labels>,
 }
 
 /// A node.
@@ -275,6 +293,12 @@ impl Class {
         !self.is_default && is_wanted && spec.load_balancer_class.is_none() && !has_address
     }
 
+    fn kept(&self, labels: Option<&Labels>) -> Labels {
+        let is_asked_for = |(name, _): &(&String, &String)| self.labels.contains(*name);
+        let kept = labels.into_iter().flatten().filter(is_asked_for);
+        kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// The Service, if it is this load balancer's.
     pub fn service(&self, service: core::Service) -> Option<Service> {
         let spec = service.spec?;
@@ -312,6 +336,8 @@ impl Class {
             affinity: policy::affinity(&spec),
             prefers_node: spec.traffic_distribution.as_deref() == Some("PreferSameNode"),
             shared_with: annotation(sharing::SHARED_WITH),
+            pool: annotation(pools::ANNOTATION).trim().to_owned(),
+            labels: self.kept(service.metadata.labels.as_ref()),
             status_by: status_by(&service.metadata),
             uid: service.metadata.uid.unwrap_or_default(),
             created: service.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
@@ -432,7 +458,9 @@ impl Pod {
         let status = pod.status.unwrap_or_default();
         let addresses = status.pod_ips.into_iter().flatten().map(|address| address.ip);
         let annotations = pod.metadata.annotations.unwrap_or_default();
+        let labels = pod.metadata.labels.unwrap_or_default();
         Self {
+            labels: Some(labels).filter(|labels| labels.len() <= MAX_LABELS),
             uid: pod.metadata.uid.unwrap_or_default(),
             addresses: addresses.filter_map(|address| address.parse().ok()).collect(),
             is_ending: pod.metadata.deletion_timestamp.is_some(),

@@ -1,48 +1,111 @@
 //! Which pods policies of the network (`NetworkPolicy`) select whose ingress rules say who may reach them. Pure.
+//!
+//! What comes for a VIP enters a pod by `vip0`, where engines of such policies don't look: a pod that one of them selects gets nothing by VIPs.
+//! What can't be understood selects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+use serde::{Deserialize, Serialize};
+
+use super::objects::Key;
 
 /// A pod's labels.
 pub type Labels = BTreeMap<String, String>;
 
-/// Whether the policy says who may reach a pod of that namespace with these labels.
-pub fn selects(policy: &NetworkPolicy, namespace: &str, labels: &Labels) -> bool {
-    let Some(spec) = &policy.spec else { return false };
-    // Without types every policy is one of ingress.
-    let is_of_ingress = spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|of| of == "Ingress"));
-    let is_here = policy.metadata.namespace.as_deref() == Some(namespace);
-    is_of_ingress && is_here && spec.pod_selector.as_ref().is_none_or(|selector| matches(selector, labels))
+/// A policy with ingress rules, as far as it selects pods of its namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Labels that a pod must have.
+    pub equal: Labels,
+    /// What else must hold for its labels.
+    pub conditions: Vec<Condition>,
 }
 
-fn matches(selector: &LabelSelector, labels: &Labels) -> bool {
-    let mut equal = selector.match_labels.iter().flatten();
-    let mut expressions = selector.match_expressions.iter().flatten();
-    equal.all(|(key, value)| labels.get(key) == Some(value)) && expressions.all(|one| is_met(one, labels))
+/// A condition for a label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// The label.
+    pub key: String,
+    /// What is asked of it.
+    pub operator: Operator,
+    /// With `In` and `NotIn`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub values: BTreeSet<String>,
 }
 
-fn is_met(requirement: &LabelSelectorRequirement, labels: &Labels) -> bool {
-    let value = labels.get(&requirement.key);
-    let is_listed = || requirement.values.iter().flatten().any(|listed| Some(listed) == value);
-    match requirement.operator.as_str() {
-        "In" => is_listed(),
-        "NotIn" => !is_listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        // One that only a later API knows.
-        _ => false,
+/// What is asked of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // as the API has them
+pub enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+    /// One that only a later API knows.
+    Unknown,
+}
+
+impl Policy {
+    /// `None`: it says nothing of who may reach pods.
+    pub fn of(policy: NetworkPolicy) -> Option<Self> {
+        // What isn't said is empty, and that selects all pods (networking/v1).
+        let spec = policy.spec.unwrap_or_default();
+        // Without types every policy is one of ingress.
+        let is_of_ingress = spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|of| of == "Ingress"));
+        let selector = spec.pod_selector.unwrap_or_default();
+        let conditions = selector.match_expressions.into_iter().flatten().map(Condition::of).collect();
+        is_of_ingress.then(|| Self { equal: selector.match_labels.unwrap_or_default(), conditions })
     }
+
+    /// Whether it says who may reach a pod with these labels; `None`: they aren't known.
+    pub fn selects(&self, labels: Option<&Labels>) -> bool {
+        let Some(labels) = labels else { return true };
+        let is_equal = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+        self.equal.iter().all(is_equal) && self.conditions.iter().all(|condition| condition.is_met(labels))
+    }
+}
+
+impl Condition {
+    fn of(requirement: LabelSelectorRequirement) -> Self {
+        let operator = match requirement.operator.as_str() {
+            "In" => Operator::In,
+            "NotIn" => Operator::NotIn,
+            "Exists" => Operator::Exists,
+            "DoesNotExist" => Operator::DoesNotExist,
+            _ => Operator::Unknown,
+        };
+        Self { key: requirement.key, operator, values: requirement.values.into_iter().flatten().collect() }
+    }
+
+    fn is_met(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.key);
+        let is_listed = value.is_some_and(|value| self.values.contains(value));
+        match self.operator {
+            Operator::In => is_listed,
+            Operator::NotIn => !is_listed,
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::Unknown => true,
+        }
+    }
+}
+
+/// The first of the policies that says who may reach a pod of that name with these labels.
+pub fn selecting<'a>(policies: &'a BTreeMap<Key, Policy>, pod: &str, labels: Option<&Labels>) -> Option<&'a Key> {
+    let namespace = &pod[..pod.find('/')? + 1];
+    let of_namespace = policies.range(namespace.to_owned()..).take_while(|(key, _)| key.starts_with(namespace));
+    of_namespace.filter(|(_, policy)| policy.selects(labels)).map(|(key, _)| key).next()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn policy(spec: &serde_json::Value) -> NetworkPolicy {
+    fn policy(spec: &serde_json::Value) -> Option<Policy> {
         let metadata = serde_json::json!({ "name": "deny", "namespace": "shop" });
-        serde_json::from_value(serde_json::json!({ "metadata": metadata, "spec": spec })).unwrap()
+        Policy::of(serde_json::from_value(serde_json::json!({ "metadata": metadata, "spec": spec })).unwrap())
     }
 
     #[test]
@@ -62,10 +125,22 @@ mod tests {
             (expression("NotIn", "missing", &["api"]), true),
             (expression("Exists", "tier", &[]), true),
             (expression("DoesNotExist", "tier", &[]), false),
-            (expression("Later", "tier", &[]), false),
+            (expression("Later", "tier", &[]), true),
         ] {
-            assert_eq!(selects(&policy(&spec), "shop", &labels), selected, "{spec}");
-            assert!(!selects(&policy(&spec), "other", &labels));
+            let policy = policy(&spec);
+            assert_eq!(policy.as_ref().is_some_and(|policy| policy.selects(Some(&labels))), selected, "{spec}");
+            assert!(policy.is_none_or(|policy| policy.selects(None)), "labels that aren't known");
         }
+    }
+
+    #[test]
+    fn policies_are_those_of_the_pods_namespace() {
+        let all = Policy::default();
+        let policies = ["shop/deny", "shop-2/deny", "sho/deny", "shop/also"];
+        let policies: BTreeMap<Key, Policy> = policies.map(|key| (key.to_owned(), all.clone())).into();
+        let of = |pod: &str| selecting(&policies, pod, Some(&Labels::new())).map(String::as_str);
+        assert_eq!(of("shop/web-1"), Some("shop/also"));
+        assert_eq!(of("shop-2/web-1"), Some("shop-2/deny"));
+        assert_eq!((of("sh/web-1"), of("web-1")), (None, None));
     }
 }

@@ -1,6 +1,6 @@
 //! The register of the pool at the API: `IPAddress` objects of `networking.k8s.io`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::model::VipKey;
 
 use super::api::{self, ANSWER};
 use super::objects::{Key, key};
-use super::register::{Answer, Cluster, Entry, Register, Step};
+use super::register::{Answer, Cluster, Entry, Refused, Register, Step};
 use super::status::MANAGER;
 use super::store::Change;
 
@@ -93,14 +93,19 @@ impl PoolKeeper {
         }
     }
 
-    /// Why VIPs of Services don't have the addresses that these ask for.
-    pub fn refused(&self) -> &BTreeMap<VipKey, String> {
-        self.register.refused()
-    }
-
     /// The register can't be read.
     pub fn on_failed(&mut self, why: &str) {
         self.register.on_failed(why);
+    }
+
+    /// Why a VIP can't have what it asks for.
+    pub fn refused(&self, vip: &VipKey) -> Option<&Refused> {
+        self.register.refused(vip)
+    }
+
+    /// What is given out.
+    pub fn given(&self) -> BTreeSet<Ipv4Addr> {
+        self.register.given().collect()
     }
 
     /// Does what is to be done. Returns the Services that can't keep the address of their status, and why.

@@ -31,7 +31,7 @@ const RIGHTS: [Right; 10] = [
     right("", "services/status", &["patch"]),
     Right { of_pool: true, ..right("networking.k8s.io", "ipaddresses", &["list", "watch", "create", "delete"]) },
     right("networking.k8s.io", "servicecidrs", &["list", "watch"]),
-    right("networking.k8s.io", "networkpolicies", &["list"]),
+    right("networking.k8s.io", "networkpolicies", &["list", "watch"]),
     right("events.k8s.io", "events", &["create", "patch"]),
 ];
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::API_SERVICE;
 use super::objects::{Key, Node, Objects, Pod, Service, Slice};
+use super::policies::Policy;
 use super::register::Entry;
 
 /// More Services than that are left out, and named.
@@ -17,6 +18,7 @@ const MAX_SLICES: usize = 50_000;
 const MAX_PODS: usize = 2_000;
 const MAX_NODES: usize = 1_000;
 const MAX_RANGES: usize = 100;
+const MAX_POLICIES: usize = 50_000;
 /// A watch that fails fails again within this time; one that works may have nothing to say.
 const FAILS_FOR: Duration = Duration::from_secs(20);
 
@@ -31,6 +33,8 @@ pub enum Kind {
     Pods,
     /// `nodes`
     Nodes,
+    /// `networkpolicies`
+    Policies,
     /// `ipaddresses`, where the pool's register is there
     Addresses,
     /// `servicecidrs`, where the API has them (Kubernetes 1.33)
@@ -39,7 +43,7 @@ pub enum Kind {
 
 impl Kind {
     /// Those that the store waits for: every API has them.
-    pub const ALL: [Self; 4] = [Self::Services, Self::Slices, Self::Pods, Self::Nodes];
+    pub const ALL: [Self; 5] = [Self::Services, Self::Slices, Self::Pods, Self::Nodes, Self::Policies];
 
     /// As rights name them.
     pub fn resource(self) -> &'static str {
@@ -48,6 +52,7 @@ impl Kind {
             Self::Slices => "endpointslices.discovery.k8s.io",
             Self::Pods => "pods",
             Self::Nodes => "nodes",
+            Self::Policies => "networkpolicies.networking.k8s.io",
             Self::Addresses => "ipaddresses.networking.k8s.io",
             Self::Ranges => "servicecidrs.networking.k8s.io",
         }
@@ -81,6 +86,8 @@ pub enum Heard {
     Pods(Change<Pod>),
     /// Nodes.
     Nodes(Change<Node>),
+    /// Policies that say who may reach pods.
+    Policies(Change<Policy>),
     /// Services that nobody serves, for want of a class. They aren't the store's.
     Unclaimed(Change<()>),
     /// Addresses that Services of any type say are their own (`externalIPs`). They aren't the store's.
@@ -179,6 +186,7 @@ impl Store {
             Heard::Pods(change) => (Kind::Pods, Taken::of(&mut into.pods, change, MAX_PODS)),
             Heard::Nodes(change) => (Kind::Nodes, Taken::of(&mut into.nodes, change, MAX_NODES)),
             Heard::Ranges(change) => (Kind::Ranges, Taken::of(&mut into.ranges, change, MAX_RANGES)),
+            Heard::Policies(change) => (Kind::Policies, Taken::of(&mut into.policies, change, MAX_POLICIES)),
         };
         self.failing.remove(&kind);
         if changed.is_full {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -19,6 +19,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
 use super::objects::{Class, Key, Node, Pod, Service, Slice, key};
+use super::policies::Policy;
 use super::store::{Change, Heard, Kind};
 use super::{api, pause, pool};
 
@@ -36,6 +37,8 @@ pub struct Watched {
     pub node: String,
     /// Nodes that a label excludes are as any other.
     pub ignores_exclude_label: bool,
+    /// Policies of the network mean nothing.
+    pub ignores_policies: bool,
     /// Addresses of the pool too.
     pub has_pool: bool,
 }
@@ -60,6 +63,17 @@ pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) ->
     let reduce = |range: ServiceCIDR| (key(&range.metadata), range.spec.and_then(|spec| spec.cidrs));
     let ranges = teller(client, heard, Kind::Ranges, |change| vec![Heard::Ranges(change)]);
     tasks.spawn(watch(page.clone(), reduce, ranges));
+    let policies = teller(client, heard, Kind::Policies, |change| vec![Heard::Policies(change)]);
+    if watched.ignores_policies {
+        // It is as if there were none.
+        tasks.spawn(async move {
+            // An error: viprouted ends.
+            let _ = policies.tell_all(BTreeMap::new()).await;
+        });
+    } else {
+        let reduce = |policy: NetworkPolicy| (key(&policy.metadata), Policy::of(policy));
+        tasks.spawn(watch(page.clone(), reduce, policies));
+    }
     if watched.has_pool {
         let (label, manager) = pool::MANAGED_BY;
         let ours = page.labels(&format!("{label}={manager}"));

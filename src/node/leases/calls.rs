@@ -109,7 +109,7 @@ impl Daemon {
 
     fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {
         let (Some(identity), Some(cluster)) = (self.executor.identity(vip), &self.cluster) else {
-            let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from pool.cidr");
+            let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from a pool");
             return Err(Refusal { code: code::INVALID, msg });
         };
         Ok(Identity {
@@ -129,7 +129,7 @@ impl Daemon {
     pub(super) fn allocator_status(&self) -> AllocatorStatus {
         let status = self.status();
         let readiness_errors = status.readiness_errors.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
-        AllocatorStatus { dhcp: self.executor.dhcp_counters(), readiness_errors, status }
+        AllocatorStatus { dhcp: self.executor.dhcp_counters(), pools: self.pool_usage(), readiness_errors, status }
     }
 }
 

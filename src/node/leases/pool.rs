@@ -9,10 +9,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use crate::lease::decider::register::Register;
 use crate::lease::decider::{Order, Out, PoolClaims, Remote, Setup, Uses};
 use crate::lease::grant::Report;
+use crate::lease::pools::Usage;
 use crate::lease::settings::Backend;
 use crate::lease::source::Sources;
 use crate::lease::state::State;
 use crate::model::VipKey;
+use crate::model::address::ipv4;
 use crate::node::Services;
 use crate::node::config::{Config, Membership};
 use crate::with_causes;
@@ -51,13 +53,13 @@ pub(super) fn start(
         return (None, tokio::sync::mpsc::unbounded_channel().1);
     }
     let Some(membership) = &config.membership else { return (None, received) };
-    let pool = match &config.lease.backend {
-        Backend::Pool(pool) => Some(pool.clone()),
+    let pools = match &config.lease.backend {
+        Backend::Pool(pools) => Some(pools.clone()),
         Backend::Dhcp(_) => None,
     };
     sources.decide_by(Box::new(Remote(orders)));
     let claims = PoolClaims::new(Setup {
-        pool,
+        pools,
         pins: config.lease.pins.values().copied().collect(),
         decides: Membership::seed_addresses(membership).min(),
         register: Register::load(&config.state_dir).map_err(|error| with_causes(&error)),
@@ -77,6 +79,15 @@ impl Daemon {
                 Out::Report(vip, news) => self.report(Report::new(vip, news)),
             }
         }
+    }
+
+    /// How much of each pool is given out: by the register, where this node knows it, and to VIPs here.
+    pub(super) fn pool_usage(&self) -> Vec<Usage> {
+        let Backend::Pool(pools) = &self.settings.backend else { return Vec::new() };
+        let mut given = self.agent.services.given();
+        given.extend(self.pool.iter().flat_map(PoolClaims::given));
+        given.extend(self.state.addresses().filter_map(|(address, _)| ipv4(address)));
+        pools.usage(&given, &self.settings.pins.values().copied().collect())
     }
 
     /// How long nothing is to be decided.

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api::protocol::{LeaseState, Status};
 use crate::dhcp;
+use crate::lease::pools::Usage;
 use crate::model::VipKey;
 
 use super::page::Page;
@@ -18,6 +19,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct AllocatorStatus {
     /// VIPs and their leases.
     pub status: Status,
+    /// How much of each pool is given out; none with DHCP.
+    pub pools: Vec<Usage>,
     /// Messages; none from another source than DHCP.
     pub dhcp: Option<dhcp::Counters>,
     /// Why a VIP that is new here would not get an address now, one sentence each.
@@ -37,6 +40,7 @@ pub async fn ask(status_requests: &StatusRequests) -> Option<AllocatorStatus> {
 /// Writes it on the page.
 pub fn write(page: &Page, status: &AllocatorStatus) -> prometheus::Result<()> {
     write_leases(page, &status.status)?;
+    write_pools(page, &status.pools)?;
     status.dhcp.as_ref().map_or(Ok(()), |counters| write_dhcp(page, counters))
 }
 
@@ -58,6 +62,27 @@ fn write_leases(page: &Page, status: &Status) -> prometheus::Result<()> {
         }
     }
     Ok(())
+}
+
+fn write_pools(page: &Page, pools: &[Usage]) -> prometheus::Result<()> {
+    if pools.is_empty() {
+        return Ok(());
+    }
+    let help = "Addresses of a pool that VIPs can have: neither excluded nor pinned.";
+    let size = page.gauge("viproute_pool_addresses", help, &["pool"])?;
+    let help = "Addresses of a pool that are given out, as far as this node knows.";
+    let used = page.gauge("viproute_pool_addresses_used", help, &["pool"])?;
+    for usage in pools {
+        size.with_label_values(&[&usage.pool]).set(number(usage.size));
+        used.with_label_values(&[&usage.pool]).set(number(usage.used));
+    }
+    Ok(())
+}
+
+/// Exact for every IPv4 address there is.
+#[allow(clippy::cast_precision_loss)]
+fn number(addresses: usize) -> f64 {
+    addresses as f64
 }
 
 /// Exact for the next 285 million years.

@@ -160,9 +160,9 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         return records::clear(&NodeNet::open()?, &context.registry).map(|()| None).map_err(Error::Former);
     };
     let name = own_name(membership.name.as_deref()).map_err(Error::Name)?;
-    let pool = match &config.lease.backend {
-        Backend::Pool(pool) => Some(pool.cidr),
-        Backend::Dhcp(_) => None,
+    let pools = match &config.lease.backend {
+        Backend::Pool(pools) => pools.networks(),
+        Backend::Dhcp(_) => Vec::new(),
     };
     let (orders, heard) = tokio::sync::mpsc::unbounded_channel();
     let (updates, registry) = tokio::sync::mpsc::unbounded_channel();
@@ -175,7 +175,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         keys,
         cluster: cluster.map(str::to_owned),
         allow: config.lease.allow.clone(),
-        pool,
+        pools,
         desired,
     };
     context.peers.shared().orders = Some(orders);

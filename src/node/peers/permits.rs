@@ -27,10 +27,10 @@ impl Permits {
     /// As it is now.
     pub fn read(state: &State, own: Ipv4Addr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
         let addresses = address::list(&state.setup.net, Family::V4, None).map_err(|e| with_causes(&e))?;
-        let allow = match (&state.setup.allow, state.setup.pool) {
+        let allow = match (&state.setup.allow, &state.setup.pools[..]) {
             (Some(allow), _) => allow.clone(),
-            (None, Some(pool)) => Allow::new(vec![pool.into()]),
-            (None, None) => of_link(&addresses, own),
+            (None, []) => of_link(&addresses, own),
+            (None, pools) => Allow::new(pools.iter().copied().map(Into::into).collect()),
         };
         let nodes = others.iter().flat_map(|(id, node)| [id.0, node.word.tunnel]).map(IpAddr::V4);
         let hosts = addresses.iter().map(|at| at.address).chain(nodes).chain(state.pods.values().flatten().copied());

@@ -31,7 +31,8 @@ pub struct Setup {
     /// What sets the node's VIPs apart at a DHCP server.
     pub cluster: Option<String>,
     pub allow: Option<Allow>,
-    pub pool: Option<Ipv4Network>,
+    /// The networks of the pools; none: addresses come from elsewhere.
+    pub pools: Vec<Ipv4Network>,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }

@@ -60,7 +60,11 @@ fn a_pool_on_several_nodes() {
         patient.node.data(),
         patient.node.socket()
     );
-    fs::write(patient.config(), text).unwrap();
+    // Where no VIP is pinned viprouted doesn't start at all.
+    fs::write(patient.config(), &text).unwrap();
+    patient.has("error", "viprouted.toml: backend = \"pool\": expected \"dhcp\" on several nodes (peers)");
+    let pinned = text + "[[pin]]\nvip = \"default/other\"\naddress = \"10.118.0.99\"\n";
+    fs::write(patient.config(), pinned).unwrap();
     patient.recovers("warning", "default/web has its address from a pool, on one of several nodes, and no pin");
     let written = fs::read_to_string(patient.config()).unwrap();
     assert!(written.contains(&format!("address = \"{}\"", patient.pods[0].vip())), "{written}");

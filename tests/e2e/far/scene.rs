@@ -12,7 +12,7 @@ use crate::harness::{
     allow_many_files, far_endpoint, until, vip_dir, write_endpoint,
 };
 
-/// Each hands out the lowest address, which the others may serve too.
+/// Each hands out addresses by itself, which the others may serve too: the VIP is pinned, as it has to be there.
 const SETTINGS: &str = r#"
     backend = "pool"
     cluster = "one"
@@ -20,6 +20,9 @@ const SETTINGS: &str = r#"
     announce = "none"
     [pool]
     cidr = "10.118.0.0/24"
+    [[pin]]
+    vip = "default/web"
+    address = "10.118.0.1"
 "#;
 
 /// A node with viprouted, its replicas, and a pod that is none.

@@ -42,16 +42,21 @@ pub fn of(archive: &Path, content: &Content) {
         let name = Path::new(program).file_name().expect("a program's name");
         fs::copy(program, bin.join(name)).unwrap_or_else(|error| panic!("copy {program}: {error}"));
     }
-    tar(&dir.path().join("layer"), &dir.path().join("layer.tar"), &["bin"]);
+    pack(&dir, archive, content.name, content.entrypoint);
+}
+
+/// The same of what lies below `layer` in a directory.
+pub fn pack(dir: &TempDir, archive: &Path, name: &str, entrypoint: &[&str]) {
+    tar(&dir.path().join("layer"), &dir.path().join("layer.tar"), &["."]);
     let sum = Command::new(tool("sha256sum")).arg(dir.path().join("layer.tar")).finish("").ok();
     let digest = sum.split(' ').next().expect("a digest");
     let config = json!({
         "architecture": match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": content.entrypoint, "Env": ["PATH=/bin"] },
+        "config": { "Entrypoint": entrypoint, "Env": ["PATH=/usr/bin:/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [content.name], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(dir.file("config.json"), config.to_string()).expect("write config.json");
     fs::write(dir.file("manifest.json"), manifest.to_string()).expect("write manifest.json");
     tar(dir.path(), archive, &["manifest.json", "config.json", "layer.tar"]);

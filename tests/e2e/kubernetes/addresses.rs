@@ -60,7 +60,7 @@ fn addresses_that_only_statuses_say_are_adopted() {
         .into();
     assert!(others.iter().all(|address| address.starts_with("10.118.0.") && *address != "10.118.0.2"), "{others:?}");
     scene.is_told("AddressConflict", "10.118.0.1, is default/a's, which has had it for longer: it gets 10.118.0.");
-    scene.is_told("AddressConflict", "192.0.2.77, isn't of the pool (10.118.0.0/29): it gets 10.118.0.");
+    scene.is_told("AddressConflict", "192.0.2.77, isn't of pool default (10.118.0.0/29): it gets 10.118.0.");
     let conflicts = scene.api.reasons().iter().filter(|reason| *reason == "AddressConflict").count();
     assert_eq!(conflicts, 2, "{:?}", scene.api.events());
     scene.ends_with(&["oldest", "a", "b", "c", "d"]);
@@ -84,10 +84,14 @@ fn those_that_wait_get_an_address_in_order_of_their_making() {
             let found = scene.sidecar.ask(&json!({ "kubernetes": {} }));
             let services = found["services"].as_array()?.clone();
             let entry = services.into_iter().find(|entry| entry["service"] == format!("default/{}", names[second]))?;
-            entry["waits"].as_str().filter(|why| why.contains("no address of 10.118.0.0/27 is free")).map(str::to_owned)
+            entry["waits"]
+                .as_str()
+                .filter(|why| why.contains("no address of pool default (10.118.0.0/27) is free"))
+                .map(str::to_owned)
         };
         until("status says what it waits for", SOON, entry);
     }
+    scene.is_told("PoolExhausted", "no address of pool default (10.118.0.0/27) is free");
     for (freed, next) in [(3, 20), (7, 21), (11, 22)] {
         let address = scene.address_of(&names[freed]).expect("an address");
         scene.api.delete(&named(&names[freed]));
@@ -99,7 +103,6 @@ fn those_that_wait_get_an_address_in_order_of_their_making() {
         assert!(begun.elapsed() < crate::harness::scaled(Duration::from_secs(2)), "{:?}", begun.elapsed());
         assert!(names[next + 1..].iter().all(waits), "the others wait on");
     }
-    scene.is_told("NoAddress", "no address of 10.118.0.0/27 is free");
     scene.ends_with(&names.iter().map(String::as_str).collect::<Vec<_>>());
 }
 

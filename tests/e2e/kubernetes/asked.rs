@@ -79,8 +79,8 @@ fn what_cant_be_asked_for_is_refused_by_name() {
         ("pods", "10.118.0.241", "the pods' range 10.118.0.240/28 of node n1"),
         ("services", "10.118.0.130", "10.118.0.128/28 of Services' own addresses"),
         ("nodes", "10.118.0.33", "the address of node n1"),
-        ("outside", "192.0.2.99", "no address of the pool"),
-        ("excluded", "10.118.0.9", "is excluded from the pool"),
+        ("outside", "192.0.2.99", "no address of a pool"),
+        ("excluded", "10.118.0.9", "doesn't give out"),
         ("six", "fd00::7", "expected one IPv4 address"),
     ];
     for (second, (name, address, why)) in cases.iter().enumerate() {

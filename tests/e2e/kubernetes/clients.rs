@@ -77,6 +77,8 @@ fn only_clients_of_the_ranges_get_in() {
         let labels = [("namespace", "default"), ("outcome", "source_denied"), ("vip", "web")];
         Page::of(&scene.node).find("viproute_flow_owner_packets_total", &labels).filter(|packets| *packets > 0)
     });
+    let found = scene.sidecar.ask(&json!({ "kubernetes": {} }));
+    assert_eq!(found["services"][0]["clients"], json!(["192.0.2.50/31"]), "{found}");
     // Others are let in, within two seconds. Who is let in no longer keeps what it has.
     let mut live = open(&fifty, vip).expect("a connection");
     live.ask().unwrap();

@@ -43,7 +43,7 @@ fn status_names_the_services_and_what_they_wait_for() {
     let mut other = named("other");
     other["metadata"]["creationTimestamp"] = json!("2026-01-02T00:00:00Z");
     scene.api.set(&other);
-    let waits = "no address of 10.118.0.1/32 is free";
+    let waits = "no address of pool default (10.118.0.1/32) is free";
     let table = until("status says what the other waits for", SOON, || {
         Some(scene.node.ctl().arg("status").finish("").stdout).filter(|table| table.contains(waits))
     });
@@ -108,10 +108,21 @@ fn rights_clocks_classes_and_policies_are_found() {
     scene.api.set(&policy("web", &["Egress"]));
     scene.finds(&[]);
     scene.api.set(&policy("web", &["Ingress"]));
-    let what =
+    scene.waits_for(&[(0, "draining")]);
+    let reach =
         format!("the NetworkPolicy default/deny says who may reach default/{}, which serves default/web", pod.name);
-    scene.finds(&[("hint", &what)]);
+    let blocked = format!(
+        "default/web: default/{} gets no connections: the NetworkPolicy default/deny says who may reach it, and wouldn't hold for what comes \
+         by the VIP",
+        pod.name
+    );
+    scene.finds(&[
+        ("hint", &reach),
+        ("warning", &blocked),
+        ("warning", "default/web: no pod is ready: connections are refused"),
+    ]);
     scene.api.set(&policy("api", &["Ingress"]));
+    scene.waits_for(&[(0, "ready")]);
     scene.finds(&[]);
     scene.ends();
 }

@@ -42,7 +42,7 @@ fn a_pools_held_addresses_too() {
     assert_eq!(second.vip(), address);
     // One in use stays.
     let error = node.add(&node.pod(), &Join::annotated("third")).error();
-    assert!(error.text().contains("no address of pool.cidr 10.118.0.1/32 is free"), "{error:?}");
+    assert!(error.text().contains("no address of pool default (10.118.0.1/32) is free"), "{error:?}");
 }
 
 /// Each server takes it for free; not where another node may have it.

@@ -148,7 +148,7 @@ fn an_address_is_free_again_when_no_node_has_it() {
     let other = scene.members[1].node.joined(&Join::annotated("api"));
     let (vip, freed) = (pods[1].vip(), other.vip());
     let full = scene.acquire(2, "default/more").expect_err("two addresses, two VIPs");
-    assert!(full.code == 11 && full.msg.contains("no address of pool.cidr 10.118.0.0/30 is free"), "{full:?}");
+    assert!(full.code == 11 && full.msg.contains("no address of pool default (10.118.0.0/30) is free"), "{full:?}");
     scene.members[1].node.remove(&pods[0], &Join::annotated("web"));
     // The other node has it still.
     until("it is given up on one node", PATIENCE, || {

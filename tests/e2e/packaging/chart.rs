@@ -56,6 +56,8 @@ fn wrong_values_are_refused_by_their_names() {
         ("backend=bgp", "/backend"),
         ("allow={10.0.0.0/33}", "/allow/0"),
         ("pool.cidr=10.118.0", "/pool/cidr"),
+        ("pools[0].name=lan", "/pools/0"),
+        ("services.networkPolicy=enforce", "/services/networkPolicy"),
         ("dhcp.servers={router}", "/dhcp/servers/0"),
         ("announce=yes", "/announce"),
         ("hold=soon", "/hold"),
@@ -103,12 +105,26 @@ fn viprouted_takes_what_the_values_say() {
         "extraConfig=express = \"off\"",
     ];
     let relayed = ["dhcp.servers={192.0.2.1}", "dhcp.interface=eth1", "dhcp.onLost=keep", "membership.enabled=false"];
-    for values in [&[][..], &everything, &relayed, &["services.enabled=false"]] {
+    let several = [
+        "backend=pool",
+        "pools[0].name=lan",
+        "pools[0].cidr={10.118.0.0/24}",
+        "pools[0].labels.tier=gold",
+        "pools[1].name=public",
+        "pools[1].cidr={192.0.2.8-192.0.2.9,192.0.2.16/28}",
+        "pools[1].auto=false",
+        "services.networkPolicy=ignore",
+    ];
+    for values in [&[][..], &everything, &relayed, &several, &["services.enabled=false"]] {
         let text = configuration(&template(values).ok());
         let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
         assert_eq!(config.kubernetes.is_some(), values != ["services.enabled=false"], "{text}");
         assert_eq!(config.membership.is_some(), values != relayed, "{text}");
     }
+    let config = Config::parse(&configuration(&template(&several).ok())).unwrap();
+    assert!(config.kubernetes.is_some_and(|kubernetes| kubernetes.ignore_policies));
+    let pools = format!("{:?}", config.lease.backend);
+    assert!(["\"lan\"", "\"public\"", "\"gold\""].iter().all(|word| pools.contains(word)), "{pools}");
     let config = Config::parse(&configuration(&template(&everything).ok())).unwrap();
     assert!(!config.express && config.kubernetes.unwrap().default_class && config.metrics.listen.is_some());
     assert_eq!(

@@ -33,6 +33,8 @@ pub struct Setup {
     pub second: bool,
     /// VIPs are from a DHCP server on the LAN, and not from a pool.
     pub dhcp: bool,
+    /// The pools that they are from; empty: one of 10.118.0.0/24.
+    pub pools: &'static str,
     /// Services of type `LoadBalancer` are served.
     pub services: bool,
     /// Nodes have nothing of viproute's.

@@ -10,6 +10,7 @@ mod parts;
 mod pki;
 mod rollout;
 mod service;
+mod suite;
 mod worker;
 
 pub use arrivals::Arrivals;
@@ -17,4 +18,5 @@ pub use cluster::{Cluster, DHCP_ADDRESSES, Setup};
 pub use image::programs;
 pub use manifest::Deployment;
 pub use rollout::{Outcome, Rollout};
+pub use suite::{Spec, Suite};
 pub use worker::Worker;

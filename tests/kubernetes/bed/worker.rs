@@ -142,7 +142,7 @@ fn network(number: u8, kind: &Kind) -> Value {
 }
 
 /// Where VIPs are from: each way they are on the LAN's own link.
-const POOL: &str = "backend = \"pool\"\nannounce = \"arp\"\npool.cidr = \"10.118.0.0/24\"";
+const POOL: &str = "[pool]\ncidr = \"10.118.0.0/24\"\n";
 const DHCP: &str = "backend = \"dhcp\"";
 
 /// All nodes have the same but their names.
@@ -152,9 +152,11 @@ fn viprouted(name: &str, kind: &Kind) -> String {
         "[kubernetes]\nenabled = {}\nkubeconfig = {credentials:?}\nnode = {name:?}\ndefault_class = true",
         kind.setup.services
     );
+    let pools = if kind.setup.pools.is_empty() { POOL } else { kind.setup.pools };
+    let from =
+        if kind.setup.dhcp { DHCP.to_owned() } else { format!("backend = \"pool\"\nannounce = \"arp\"\n{pools}") };
     format!(
-        "{}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
-        if kind.setup.dhcp { DHCP } else { POOL },
+        "{from}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
         if kind.setup.services { &services } else { "" },
     )
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::objects::{Node, ServicePort};
+use super::super::policies::{Labels, Policy};
 use super::*;
 
 const NODE_POD: &str = "10.1.0.";
@@ -58,7 +59,6 @@ fn objects(slices: Vec<Slice>, pods: impl IntoIterator<Item = (Key, Pod)>) -> Ob
         services: BTreeMap::from([("shop/web".to_owned(), service())]),
         slices: named.collect(),
         pods: pods.into_iter().collect(),
-        nodes: BTreeMap::new(),
         ..Objects::default()
     }
 }
@@ -91,6 +91,59 @@ fn ready_endpoints_of_recorded_pods_get_connections() {
     assert_eq!(unknown, ["shop/p3"], "one that the runtime hasn't named is to be searched for");
     assert_eq!(desired.recorded["c1@eth0"].vips[&vip()].ports, BTreeMap::from([(port(80), 80)]));
     assert!(desired.notes.is_empty(), "{:?}", desired.notes);
+}
+
+/// Selects pods with `app=web`.
+fn with_policy(mut objects: Objects) -> Objects {
+    let equal = Labels::from([("app".into(), "web".into())]);
+    objects.policies.insert("shop/deny".into(), Policy { equal, ..Policy::default() });
+    objects
+}
+
+fn labelled((key, pod): (Key, Pod), app: &str) -> (Key, Pod) {
+    (key, Pod { labels: Some(Labels::from([("app".into(), app.into())])), ..pod })
+}
+
+/// It is fail closed: whose labels can't be kept, is selected.
+#[test]
+fn a_pod_that_a_policy_selects_joins_no_vip_and_one_that_is_in_it_drains() {
+    let slices = || vec![slice((1..=4).map(|number| endpoint(number, true)).collect())];
+    let pods = || [labelled(pod(1), "web"), labelled(pod(2), "web"), labelled(pod(3), "api"), pod(4)];
+    let attachments = [
+        attachment(1, &[]),
+        attachment(2, &[("shop/web", Source::Service), ("shop/own", Source::Annotation)]),
+        attachment(3, &[("shop/own", Source::Annotation)]),
+        attachment(4, &[]),
+    ];
+    let found = desired(&with_policy(objects(slices(), pods())), &attachments);
+    assert_eq!(admitted(&found), (vec!["c3@eth0"], vec!["c2@eth0"]));
+    let blocked: Vec<_> = found.notes[&vip()]
+        .iter()
+        .filter_map(|note| match note {
+            Note::NetworkPolicyBlocks { pod, policy } => Some((pod.as_str(), policy.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(blocked, ["shop/p1", "shop/p2", "shop/p4"].map(|pod| (pod, "shop/deny")));
+    let own = "shop/own".parse().unwrap();
+    assert_eq!(found.others, BTreeMap::from([(own, BTreeMap::from([("c2@eth0".to_owned(), false)]))]));
+    // The policy is gone.
+    let mut attachments = attachments;
+    attachments[1].vips.values_mut().for_each(|member| member.is_admitted = false);
+    let found = desired(&objects(slices(), pods()), &attachments);
+    assert_eq!(admitted(&found), (vec!["c1@eth0", "c2@eth0", "c3@eth0", "c4@eth0"], vec![]));
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+    assert_eq!(found.others.values().flat_map(BTreeMap::values).collect::<Vec<_>>(), [&true]);
+}
+
+/// Where all are blocked nobody gets connections, not even those that end.
+#[test]
+fn a_policy_leaves_nothing_to_pods_that_end() {
+    let ending = Endpoint { is_ready: false, is_serving: true, is_terminating: true, ..endpoint(1, true) };
+    let objects = with_policy(objects(vec![slice(vec![ending])], [labelled(pod(1), "web")]));
+    let found = desired(&objects, &[attachment(1, &[("shop/web", Source::Service)])]);
+    assert_eq!(admitted(&found), (vec![], vec!["c1@eth0"]));
+    assert!(found.notes[&vip()].contains(&Note::NoReadyEndpoints));
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The register's decisions, one story each.
 
 use super::*;
+use crate::lease::pools::Pool;
+
+mod asked;
+mod several;
 
 /// A cluster as a test has it.
 #[derive(Default)]
@@ -8,8 +12,11 @@ struct Known {
     services: BTreeMap<VipKey, (String, i64)>,
     used: BTreeSet<VipKey>,
     stated: BTreeMap<VipKey, Ipv4Addr>,
-    asked: BTreeMap<VipKey, Ipv4Addr>,
     is_keeper: bool,
+    /// The pools that Services name.
+    named: BTreeMap<VipKey, String>,
+    /// The addresses that they ask for.
+    asked: BTreeMap<VipKey, Ipv4Addr>,
 }
 
 impl Cluster for Known {
@@ -25,8 +32,9 @@ impl Cluster for Known {
         self.used.contains(vip)
     }
 
-    fn asked(&self, vip: &VipKey) -> Option<Ipv4Addr> {
-        self.asked.get(vip).copied()
+    fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
+        let (pool, address) = (self.named.get(vip).map(String::as_str), self.asked.get(vip).copied());
+        Wish { pool, address, ..Wish::of(vip) }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
@@ -34,7 +42,6 @@ impl Cluster for Known {
             created: *created,
             vip: vip.clone(),
             stated: self.stated.get(vip).copied(),
-            asked: self.asked.get(vip).copied(),
         };
         Box::new(self.services.iter().map(claimant))
     }
@@ -58,9 +65,13 @@ fn known(names: &[&str]) -> Known {
     Known { services: services.collect(), is_keeper: true, ..Known::default() }
 }
 
+fn one(network: &str) -> Pools {
+    Pools::new(vec![Pool::open("default", vec![network.parse().unwrap()], Vec::new())])
+}
+
 /// With two addresses, and nothing given out.
 fn register() -> Register {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let mut register = Register::new(pool, BTreeMap::new());
     register.on_list(BTreeMap::new());
     register
@@ -205,7 +216,7 @@ fn an_address_in_conflict_is_left_and_given_back() {
 
 #[test]
 fn nothing_is_made_before_everything_is_known() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
     assert!(register.steps(&cluster, now).is_empty());
@@ -251,7 +262,7 @@ fn an_address_that_cant_be_adopted_is_named() {
     for (stated, given, words) in [
         (at(1), Some(Some(entry("other"))), "shop/other's"),
         (at(1), Some(None), "used by something else"),
-        (outside, None, "isn't of the pool"),
+        (outside, None, "isn't of pool default (10.118.0.0/30)"),
     ] {
         let (mut register, mut cluster) = (register(), known(&["a", "other"]));
         cluster.stated.insert(vip("a"), stated);
@@ -268,7 +279,7 @@ fn an_address_that_cant_be_adopted_is_named() {
 /// An address by the configuration isn't waited for.
 #[test]
 fn a_pinned_service_holds_up_no_other() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (cluster, now) = (known(&["pinned", "a"]), Instant::now());
     let mut register = Register::new(pool, BTreeMap::from([(vip("pinned"), at(1).into())]));
     register.on_list(BTreeMap::new());
@@ -279,7 +290,7 @@ fn a_pinned_service_holds_up_no_other() {
 /// An API that doesn't know such objects (Kubernetes 1.32 and before).
 #[test]
 fn who_waits_is_told_that_the_register_cant_be_read() {
-    let pool = Pool { cidr: "10.118.0.0/30".parse().unwrap(), exclude: Vec::new() };
+    let pool = one("10.118.0.0/30");
     let (mut register, cluster, now) = (Register::new(pool, BTreeMap::new()), known(&["a"]), Instant::now());
     register.on_order(Order::Ask(vip("a"), None), now);
     register.on_failed("the server could not find the requested resource (404)");
@@ -305,7 +316,7 @@ mod properties {
             stated in proptest::collection::vec(proptest::option::of(1u8..6), NAMES.len()),
             asked in proptest::collection::vec(any::<bool>(), NAMES.len()),
         ) {
-            let pool = Pool { cidr: "10.118.0.0/29".parse().unwrap(), exclude: Vec::new() };
+            let pool = one("10.118.0.0/29");
             let mut register = Register::new(pool, BTreeMap::new());
             register.on_list(BTreeMap::new());
             let (mut cluster, now) = (known(&NAMES), Instant::now());
@@ -330,49 +341,4 @@ mod properties {
             }
         }
     }
-}
-
-#[test]
-fn what_a_service_asks_for_is_its_and_what_it_had_stays_until_then() {
-    let (mut register, mut cluster, now) = (register(), known(&["b", "a"]), Instant::now());
-    cluster.asked.insert(vip("a"), at(1));
-    register.on_order(Order::Ask(vip("a"), None), now);
-    register.on_order(Order::Ask(vip("b"), None), now);
-    // Nobody else is given it, however long that one waits.
-    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(1)), ("b".to_owned(), at(2))]);
-    register.on_made(at(1), entry("a"), Answer::Made, now);
-    register.on_made(at(2), entry("b"), Answer::Made, now);
-    register.steps(&cluster, now);
-    // What another one has, it keeps.
-    cluster.asked.insert(vip("a"), at(2));
-    assert!(created(&register.steps(&cluster, now)).is_empty());
-    assert_eq!(register.refused()[&vip("a")], "10.118.0.2 is shop/b's");
-    cluster.services.remove(&vip("b"));
-    register.on_order(Order::Stop(vip("b")), now);
-    let steps = register.steps(&cluster, now);
-    assert!(steps.contains(&Step::Delete(at(2), entry("b"))), "{steps:?}");
-    register.on_taken_back(at(2), &entry("b"), true, now);
-    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(2))]);
-    assert!(register.refused().is_empty());
-    register.on_made(at(2), entry("a"), Answer::Made, now);
-    let steps = register.steps(&cluster, now);
-    assert_eq!(bound(&steps), [("a".to_owned(), IpAddr::from(at(2)))]);
-    assert_eq!(register.given.len(), 2, "the one of before is still its");
-    let steps = register.steps(&cluster, now + UNNEEDED);
-    assert_eq!(steps, [Step::Delete(at(1), entry("a"))]);
-}
-
-#[test]
-fn an_address_that_is_asked_for_and_in_conflict_is_left() {
-    let (mut register, mut cluster, now) = (register(), known(&["a"]), Instant::now());
-    register.on_entry(at(2), Some(entry("a")), now);
-    register.on_order(Order::Ask(vip("a"), None), now);
-    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(2)))]);
-    cluster.asked.insert(vip("a"), at(1));
-    assert_eq!(created(&register.steps(&cluster, now)), [("a".to_owned(), at(1))]);
-    register.on_made(at(1), entry("a"), Answer::Made, now);
-    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(1)))]);
-    register.on_order(Order::Another(vip("a")), now);
-    assert_eq!(bound(&register.steps(&cluster, now)), [("a".to_owned(), IpAddr::from(at(2)))]);
-    assert_eq!(register.refused()[&vip("a")], "10.118.0.1 is used by another host of the network");
 }

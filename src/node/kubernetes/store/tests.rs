@@ -29,7 +29,8 @@ fn cluster(uid: &str) -> Heard {
 
 fn others(store: &mut Store) -> bool {
     let slices = store.hear(Heard::Slices(Change::All(BTreeMap::new())));
-    let pods = store.hear(Heard::Pods(Change::All(BTreeMap::new())));
+    let pods = store.hear(Heard::Pods(Change::All(BTreeMap::new())))
+        | store.hear(Heard::Policies(Change::All(BTreeMap::new())));
     store.hear(Heard::Nodes(Change::All(BTreeMap::new()))) || slices || pods
 }
 
@@ -151,6 +152,7 @@ fn no_list_of_another_cluster_counts_whichever_comes_first() {
     let slices = BTreeMap::from([("shop/web-1".to_owned(), Slice { service: "shop/web".into(), ..slice() })]);
     store.hear(Heard::Slices(Change::All(slices.clone())));
     store.hear(Heard::Pods(Change::All(BTreeMap::new())));
+    store.hear(Heard::Policies(Change::All(BTreeMap::new())));
     assert!(store.hear(Heard::Nodes(Change::All(BTreeMap::new()))));
     store.hear(Heard::Cluster { uid: "c1".into(), has_api: false });
     assert!(!store.hear(Heard::Slices(Change::All(BTreeMap::new()))) && !store.is_live());
@@ -159,9 +161,12 @@ fn no_list_of_another_cluster_counts_whichever_comes_first() {
     store.hear(cluster("c1"));
     assert!(!store.hear(services(&["shop/web"])) && store.is_held());
     store.restart();
-    for heard in
-        [services(&["shop/web"]), Heard::Slices(Change::All(slices.clone())), Heard::Pods(Change::All(BTreeMap::new()))]
-    {
+    for heard in [
+        services(&["shop/web"]),
+        Heard::Slices(Change::All(slices.clone())),
+        Heard::Pods(Change::All(BTreeMap::new())),
+        Heard::Policies(Change::All(BTreeMap::new())),
+    ] {
         store.hear(cluster("c1"));
         assert!(!store.hear(heard));
     }
