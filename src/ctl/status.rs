@@ -77,6 +77,8 @@ pub struct Flows {
     pub reset_withheld: u64,
     /// Were dropped on their way to a replica: they came from one of its pod's own addresses.
     pub own_source: u64,
+    /// Would have begun a flow with a port that isn't for that client.
+    pub source_denied: u64,
     /// Were dropped on their way to a replica: they were for no VIP of its pod's.
     pub misrouted: u64,
 }
@@ -171,7 +173,7 @@ pub const COLUMNS: [(&str, &str); 11] = [
 ];
 
 /// The same of the second table: packets of a VIP's connections, counted since the flow owner was loaded.
-pub const PACKETS: [(&str, &str); 11] = [
+pub const PACKETS: [(&str, &str); 12] = [
     ("PACKETS", "The VIP."),
     ("LOCAL", "They belonged to a connection of the replica that the route had chosen."),
     (
@@ -185,6 +187,7 @@ pub const PACKETS: [(&str, &str); 11] = [
     ("EGRESS", "A replica would have begun a flow with them from the VIP, which only answers."),
     ("WITHHELD", "They were resets of a replica that had just closed its port, while another one listens."),
     ("OWN", "They came to a replica from one of its pod's own addresses."),
+    ("SOURCE", "They would have begun a flow with a port that isn't for their client."),
     ("MISROUTED", "They came to a replica's host veth, and are not for a VIP of its pod."),
 ];
 
@@ -357,6 +360,7 @@ fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, 
             egress_denied,
             reset_withheld,
             own_source,
+            source_denied,
         } = counts;
         Flows {
             local_hit,
@@ -368,6 +372,7 @@ fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, 
             egress_denied,
             reset_withheld,
             own_source,
+            source_denied,
             misrouted,
         }
     }))

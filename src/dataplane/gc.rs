@@ -173,6 +173,7 @@ impl Entries {
     fn read(dir: &Path) -> Result<Option<Self>> {
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
         let (mut vips, mut attached) = (maps.all_served()?, maps.all_translated()?);
+        vips.extend(maps.all_policed()?);
         vips.extend(maps.vips()?);
         attached.extend(maps.all_answering()?);
         attached.extend(maps.all_sharing()?);

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use ipnetwork::Ipv4Network;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::ebpf::{
     self, ANY_EGRESS, Attached, ByPort, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT,
-    PORTS, PinDir, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server, TRANSLATES,
+    POLICED, PORTS, PinDir, Policies, PortPolicy, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server, TRANSLATES,
 };
 use crate::model::address::ipv4;
-use crate::model::{Backend, Cluster, Port, Recorded};
+use crate::model::{Backend, Cluster, Port, Recorded, VipPolicy};
 use crate::net::NodeNet;
 use crate::registry::{LockedVip, Registry, Replica, State, VipRecord, attachment_name};
 
@@ -40,6 +41,12 @@ pub struct Want {
     pub servers: ByPort,
     /// That is so.
     pub ports_differ: bool,
+    /// What Services ask of its ports.
+    pub policies: Policies,
+    /// Clients outside are for the replicas here, while any is ready.
+    pub is_kept_here: bool,
+    /// So are all clients.
+    pub are_all_kept_here: bool,
 }
 
 impl Want {
@@ -50,7 +57,10 @@ impl Want {
         }
         // Another node's replicas are that node's to steer to.
         let local = || replicas.values().filter_map(|replica| Some((replica.host_veth()?, replica)));
-        let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, wanted(replica)?)));
+        let policies = policies(&record.policy);
+        let flag = if policies.is_empty() { 0 } else { POLICED };
+        let policed = |entry: Attached| Attached { flags: entry.flags | flag, ..entry };
+        let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, policed(wanted(replica)?))));
         let servers = serving::by_port(replicas, cluster.is_none());
         Self {
             attached: attached.collect(),
@@ -58,6 +68,9 @@ impl Want {
             lingers: cluster.map(lingering),
             ports_differ: !servers.is_empty(),
             servers,
+            policies,
+            is_kept_here: record.policy.local,
+            are_all_kept_here: record.policy.prefers_node,
         }
     }
 
@@ -67,7 +80,14 @@ impl Want {
     }
 
     fn known(&self, members: Vec<Member>) -> Known {
-        Known { members, ring: self.ring.unwrap_or_default(), ports_differ: self.ports_differ }
+        Known {
+            members,
+            ring: self.ring.unwrap_or_default(),
+            ports_differ: self.ports_differ,
+            is_policed: !self.policies.is_empty(),
+            is_kept_here: self.is_kept_here,
+            are_all_kept_here: self.are_all_kept_here,
+        }
     }
 
     /// An entry as maps have it where so many replicas are asked: of more, each notes when it was of use.
@@ -84,7 +104,8 @@ impl Want {
 
     /// Whether these are the replicas to be asked: all of them, or where they are more than the limit as many as that.
     fn is_met_by(&self, known: Option<&Known>, limit: usize) -> bool {
-        let Some(Known { members, ring, ports_differ }) = known else { return !self.has_entry() };
+        let Some(known) = known else { return !self.has_entry() };
+        let Known { members, ring, .. } = known;
         if !self.has_entry() {
             return self.lingers.as_ref() == Some(ring) && members.is_empty();
         }
@@ -94,8 +115,8 @@ impl Want {
         };
         let once = members.is_sorted_by(|one, next| one < next);
         let are_all = members.len() == self.attached.len().min(limit);
-        let is_of_others = *ring == self.ring.unwrap_or_default() && *ports_differ == self.ports_differ;
-        is_of_others && once && are_all && members.iter().all(is_wanted)
+        let says = |members| Known { members, ..known.clone() } == self.known(Vec::new());
+        says(Vec::new()) && once && are_all && members.iter().all(is_wanted)
     }
 }
 
@@ -107,6 +128,7 @@ pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() 
     let limit = maps.limit();
     let mut right =
         !is_due() || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && maps.is_served(vip, &want.servers)?);
+    right &= want.policies.is_empty() || !is_due() || maps.has_policies(vip, &want.policies)?;
     for (ifindex, wanted) in &want.attached {
         right &= !is_due()
             || (maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted))
@@ -133,7 +155,9 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &B
     }
     let is_by_port = want.ports_differ || entry.as_ref().is_some_and(|entry| entry.ports_differ);
     let servers = if is_by_port { maps.servers(vip)? } else { ByPort::new() };
-    Ok(Have { attached, incomplete, known: entry, servers })
+    let is_policed = !want.policies.is_empty() || entry.as_ref().is_some_and(|entry| entry.is_policed);
+    let policies = if is_policed { maps.policies(vip)? } else { Policies::new() };
+    Ok(Have { attached, incomplete, known: entry, servers, policies })
 }
 
 /// What the maps have of a VIP.
@@ -147,6 +171,8 @@ pub struct Have {
     pub known: Option<Known>,
     /// Who serves which port, where either has something of it.
     pub servers: ByPort,
+    /// What Services ask of its ports, likewise.
+    pub policies: Policies,
 }
 
 /// One step from what is to what must be.
@@ -158,6 +184,8 @@ pub enum Op {
     Detach(u32),
     /// Who serves a port; nobody: it isn't told apart any more.
     Serve(u32, Vec<Server>),
+    /// What Services ask of a port; `None`: nothing any more.
+    Police(u32, Option<PortPolicy>),
     /// The replicas that are asked for a flow, and the other nodes.
     Set(Known),
     /// The VIP's entry stays a while without a replica.
@@ -182,6 +210,9 @@ impl Op {
             Self::Serve(number, _) => {
                 format!("the flow owner doesn't know which replicas of {vip} serve port {}", number & 0xffff)
             }
+            Self::Police(number, _) => {
+                format!("the flow owner doesn't know what Services ask of port {} of {vip}", number & 0xffff)
+            }
             Self::Set(_) => format!("the flow owner doesn't know the replicas of {vip}"),
             Self::Linger(_) => format!("the flow owner should not know replicas of {vip}"),
             Self::Forget => format!("the flow owner should not know {vip}"),
@@ -195,7 +226,9 @@ impl Op {
 ///
 /// `limit` of a VIP's replicas are asked.
 pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -> u64) -> (Vec<Op>, Vec<Op>) {
-    let mut before: Vec<Op> = Vec::new();
+    // Nobody gets in by an entry that is there before it is known who may.
+    let asked = want.policies.iter().filter(|(number, policy)| have.policies.get(number) != Some(policy));
+    let mut before: Vec<Op> = asked.map(|(number, policy)| Op::Police(*number, Some(policy.clone()))).collect();
     let mut after: Vec<Op> = Vec::new();
     for (ifindex, wanted) in &want.attached {
         if have.attached.get(ifindex) != Some(wanted) || have.incomplete.contains(ifindex) {
@@ -222,6 +255,8 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
     }
     let unserved = have.servers.keys().filter(|number| !want.servers.contains_key(number));
     after.extend(unserved.map(|number| Op::Serve(*number, Vec::new())));
+    let unasked = have.policies.keys().filter(|number| !want.policies.contains_key(number));
+    after.extend(unasked.map(|number| Op::Police(*number, None)));
     let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
     after.extend(stale.map(|index| Op::Detach(*index)));
     if !want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
@@ -349,12 +384,13 @@ impl Owner {
                 Op::Attach(ifindex, value) => self.maps.attach(ifindex, self.vip, &value)?,
                 Op::Detach(ifindex) => self.maps.detach(ifindex, self.vip)?,
                 Op::Serve(number, servers) => self.maps.set_servers(self.vip, number, &servers)?,
+                Op::Police(number, policy) => self.maps.set_policy(self.vip, number, policy.as_ref())?,
                 Op::Set(known) => {
                     let until = self.maps.syn_search_until(self.vip)?;
                     self.maps.set(self.vip, &known, until)?;
                 }
                 Op::Linger(ring) => {
-                    let known = Known { members: Vec::new(), ring, ports_differ: false };
+                    let known = Known { ring, ..Known::default() };
                     self.maps.set(self.vip, &known, now().saturating_add(LINGER))?;
                 }
                 Op::Forget => self.maps.forget(self.vip)?,
@@ -397,6 +433,17 @@ fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring>
     let (next, suspect) = cluster.ring(&numbers);
     let flows_stay = replicas.values().any(|replica| replica.udp_sticky);
     (!numbers.is_empty()).then_some(Ring { next, suspect, flows_stay, lingers: false })
+}
+
+/// As the programs have it. Of a port that a later version names nothing is known here.
+fn policies(policy: &VipPolicy) -> Policies {
+    let of = |asked: &crate::model::PortPolicy| {
+        let ranges =
+            |sources: &Vec<Ipv4Network>| sources.iter().map(|range| (range.network(), range.prefix())).collect();
+        let sources = asked.sources.as_ref().map(ranges);
+        Some((port_number(*asked.port.known()?), PortPolicy { affinity: asked.affinity.unwrap_or_default(), sources }))
+    };
+    policy.ports.iter().filter_map(of).collect()
 }
 
 /// A replica's entry; none where the record doesn't say enough.
@@ -608,6 +655,22 @@ mod tests {
         let (before, after) = steps(&have, &want(&[3, 4]));
         assert_eq!(before, [Op::Set(members(&[3, 4]))]);
         assert_eq!(after, [Op::Serve(80, vec![]), Op::Serve(443, vec![])]);
+    }
+
+    #[test]
+    fn who_may_come_is_known_before_a_replica_is() {
+        let policy = PortPolicy { affinity: 60, sources: Some(BTreeSet::from([([10, 0, 0, 0].into(), 8)])) };
+        let policies = Policies::from([(80, policy.clone())]);
+        let asks = Want { policies: policies.clone(), ..want(&[3]) };
+        let known = Known { is_policed: true, ..members(&[3]) };
+        let (before, after) = steps(&Have::default(), &asks);
+        let expected = [Op::Police(80, Some(policy)), Op::Attach(3, Box::new(entry(3))), Op::Set(known.clone())];
+        assert_eq!((before, after), (expected.into(), vec![]));
+        let have = Have { policies, known: Some(known), ..reconciled(&[3]) };
+        assert_eq!(steps(&have, &asks), (vec![], vec![]));
+        assert_eq!(steps(&have, &want(&[3])), (vec![Op::Set(members(&[3]))], vec![Op::Police(80, None)]));
+        // It is somebody else's by now.
+        assert_eq!(steps(&Have { known: None, ..have }, &want(&[])).1, [Op::Police(80, None), Op::Detach(3)]);
     }
 
     #[test]

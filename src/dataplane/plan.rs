@@ -31,6 +31,15 @@ pub struct Want {
     pub members: Vec<WantedMember>,
     /// Where other nodes may send packets of it: the id of the group of this node's replicas alone.
     pub inbound: Option<u32>,
+    /// It isn't to be spoken of, even as one that nobody has ready, while no replica here is.
+    pub local: bool,
+}
+
+impl Want {
+    /// What is advertised while no replica here is ready; `None`: nothing.
+    fn nobody_ready(&self) -> Option<u32> {
+        (self.present && !self.local).then_some(NOBODY_READY)
+    }
 }
 
 /// How many buckets the group of this node's replicas alone has. A prime, and another number than any VIP's group has: where
@@ -144,7 +153,7 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     if ready.members.is_empty() || !want.present {
         del_routes(have, want, &mut ops);
         for address in &want.addresses {
-            announce(have, *address, want.present.then_some(NOBODY_READY), &mut ops);
+            announce(have, *address, want.nobody_ready(), &mut ops);
         }
         withdraw_previous(have, want, &mut ops);
         ops.extend(have.group.as_ref().map(|group| Op::DelNexthop(group.id())));
@@ -160,11 +169,11 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     let count = (local > 0).then_some(local);
     for address in reached {
         put_route(have.data(address).filter(|_| stand), want, (address, count), &mut ops);
-        announce(have, address, Some(count.unwrap_or(NOBODY_READY)), &mut ops);
+        announce(have, address, count.or(want.nobody_ready()), &mut ops);
     }
     for address in unreached {
         ops.extend(have.data(address).filter(|_| stand).map(|_| Op::DelRoute(address)));
-        announce(have, address, Some(NOBODY_READY), &mut ops);
+        announce(have, address, want.nobody_ready(), &mut ops);
     }
     withdraw_previous(have, want, &mut ops);
     for address in want.previous.iter().filter(|address| is_v6 || address.is_ipv4()) {
@@ -218,7 +227,7 @@ pub fn withdrawal(have: &Have, want: &Want) -> Vec<Op> {
     let mut ops = Vec::new();
     let carries = |address| have.data(address).is_some_and(|data| data.nexthop == Some(want.group));
     for address in want.addresses.iter().filter(|address| want.present && !carries(**address)) {
-        announce(have, *address, Some(NOBODY_READY), &mut ops);
+        announce(have, *address, want.nobody_ready(), &mut ops);
     }
     ops
 }

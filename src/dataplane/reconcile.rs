@@ -283,6 +283,7 @@ fn bare_want(record: &VipRecord) -> Want {
         present: !record.withdrawn,
         members: Vec::new(),
         inbound: None,
+        local: record.policy.local,
     }
 }
 

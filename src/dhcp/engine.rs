@@ -166,7 +166,7 @@ impl Outlet for Way {
                     tracing::info!("DHCP messages leave again");
                 }
                 self.count(|counters| match message.kind {
-                    Kind::Discover => &mut counters.discover,
+                    Kind::Discover { .. } => &mut counters.discover,
                     Kind::Select { .. } => &mut counters.request,
                     Kind::Reboot { .. } => &mut counters.reboot,
                     Kind::Rebind { .. } => &mut counters.rebind,

@@ -87,6 +87,8 @@ pub struct Machine {
     rng: StdRng,
     state: State,
     held: Option<Lease>,
+    /// The only address that an offer is accepted of; none: any.
+    wish: Option<Ipv4Addr>,
     /// Whether an INIT-REBOOT has confirmed the lease held.
     confirmed: bool,
     /// The server that lent the address known last; none where only the address is known.
@@ -114,7 +116,7 @@ impl Machine {
     /// A machine that is due at once, unless it is another client's turn. With a remembered lease, that address is asked for
     /// first; the lease is held until it expires. `seed` decides transaction ids and jitter.
     pub fn new(acquisition: Acquisition, seed: u64, now: SystemTime) -> Self {
-        let Acquisition { identity, remembered, turn } = acquisition;
+        let Acquisition { identity, remembered, wish, turn } = acquisition;
         let state = match &remembered {
             Some(lease) => State::Rebooting { address: lease.address },
             None => State::Selecting,
@@ -127,6 +129,7 @@ impl Machine {
             server: remembered.as_ref().and_then(|lease| lease.server),
             nak: None,
             unfit: None,
+            wish,
             held: remembered.filter(|lease| lease.expires.is_none_or(|end| now < end)),
             xid: 0,
             began: now,
@@ -221,6 +224,11 @@ impl Machine {
             return; // late or repeated: the transaction is over
         }
         match (self.state, &reply.answer) {
+            (State::Selecting, &Answer::Offer { address, server }) if self.wish.is_some_and(|wish| wish != address) => {
+                let why = Trouble::Another { server, address };
+                actions.push(failed(self.tries, why.clone()));
+                self.unfit = Some(why);
+            }
             (State::Selecting, &Answer::Offer { address, server }) => {
                 self.state = State::Requesting { address, server };
                 self.tries = 0;
@@ -270,7 +278,7 @@ impl Machine {
             actions.push(self.unanswered());
         }
         self.clock(now);
-        self.send(Kind::Discover, actions);
+        self.send(Kind::Discover { wish: self.wish }, actions);
         self.deadline = Some(now + timing::backoff(self.tries, &mut self.rng));
     }
 

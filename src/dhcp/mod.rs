@@ -92,6 +92,8 @@ pub struct Acquisition {
     pub identity: Identity,
     /// The address it had, which is asked for first.
     pub remembered: Option<Lease>,
+    /// Without one: the only address that will do; none: any.
+    pub wish: Option<Ipv4Addr>,
     /// Who of those that share the identity asks first.
     pub turn: Turn,
 }
@@ -182,6 +184,13 @@ pub enum Trouble {
         /// What is wrong with them.
         flaw: Flaw,
     },
+    /// Not the address that is wished for.
+    Another {
+        /// Whose offer.
+        server: Ipv4Addr,
+        /// Of which.
+        address: Ipv4Addr,
+    },
     /// An offer that isn't kept.
     Withdrawn {
         /// Whose.
@@ -218,6 +227,9 @@ impl fmt::Display for Trouble {
                 write!(f, "answers of the DHCP server {server} are unfit: {flaw}")
             }
             Self::Unfit { server: None, flaw } => write!(f, "answers of a DHCP server are unfit: {flaw}"),
+            Self::Another { server, address } => {
+                write!(f, "the DHCP server {server} offers {address}, and not the address that is asked for")
+            }
             Self::Withdrawn { server, address } => {
                 write!(f, "the DHCP server {server} offers {address} and doesn't answer the REQUEST for it")
             }

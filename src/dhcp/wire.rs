@@ -52,8 +52,11 @@ pub struct Message {
 /// What a message asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Any address. Never carries option 50: servers honour that above the lease the identity has.
-    Discover,
+    /// Any address, or a certain one. No option 50 where none is wished for: servers honour that above the lease the identity has.
+    Discover {
+        /// Option 50.
+        wish: Option<Ipv4Addr>,
+    },
     /// REQUEST in the SELECTING state: the address a server offered.
     Select {
         /// Option 50.
@@ -212,7 +215,7 @@ pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>
 /// The options of a message (RFC 2131 table 5).
 fn options(kind: Kind, identity: &Identity, relay: Option<&RelayAgent>) -> Vec<DhcpOption> {
     let (name, address, server) = match kind {
-        Kind::Discover => (MessageType::Discover, None, None),
+        Kind::Discover { wish } => (MessageType::Discover, wish, None),
         Kind::Select { address, server } => (MessageType::Request, Some(address), Some(server)),
         Kind::Reboot { address } => (MessageType::Request, Some(address), None),
         Kind::Rebind { .. } => (MessageType::Request, None, None),

@@ -26,6 +26,13 @@ static inline_always int to_kept_replica(struct __sk_buff *skb, struct packet *p
 static inline_always int datagram_outward(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node)
 {
 	int stays = v->flags & FLOWS_STAY, differs = v->flags & PORTS_DIFFER;
+	if (p->policed && !stays) {
+		int verdict = to_place_of_client(skb, p, IPPROTO_UDP, 0);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+		if (!differs)
+			keep_client(p, IPPROTO_UDP, 0, node);
+	}
 	if (!stays && !differs)
 		return TC_ACT_UNSPEC;
 	if (stays) {

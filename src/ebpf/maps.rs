@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::express::replicas_changed;
 use crate::model::node::NodeId;
 
+use super::policies::{self, Policies, PortPolicy};
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
 use super::{Error, Result, answers, hash, shared, translations};
@@ -34,7 +35,7 @@ pub(super) const HINTS: &str = "hints_v3";
 pub(super) const STICKY: &str = "sticky_v2";
 pub(super) const HEARD: &str = "heard_v1";
 pub(super) const FRAGMENTS: &str = "fragments_v2";
-pub(super) const COUNTS: &str = "counts_v3";
+pub(super) const COUNTS: &str = "counts_v4";
 pub(super) const LINK_DROPS: &str = "link_drops_v1";
 pub(super) const USED: &str = "used_v1";
 pub(super) const ALLOWANCES: &str = "allowances_v5";
@@ -55,6 +56,10 @@ pub(super) const ASKED: &str = "asked_v1";
 pub(super) const ANSWER_FRAGMENTS: &str = "answer_fragments_v1";
 pub(super) const SHARED: &str = "shared_v1";
 pub(super) const CALLS: &str = "calls_v1";
+pub(super) const POLICIES: &str = "policies_v1";
+pub(super) const SOURCES: &str = "sources_v1";
+pub(super) const CLIENTS: &str = "clients_v1";
+pub(super) const UPLINKS: &str = "uplinks_v1";
 
 /// `struct attached_key`. The address is in network order.
 #[repr(C)]
@@ -79,6 +84,9 @@ pub const TRANSLATES: u32 = 32;
 /// Of several of its ports the pod has one number.
 pub const SHARES_NUMBERS: u32 = 64;
 
+/// Of some ports of the VIP Services ask something ([`Maps::policies`]).
+pub const POLICED: u32 = 128;
+
 /// A host veth, and a VIP of its pod's.
 pub(super) type Place = (u32, Ipv4Addr);
 
@@ -92,7 +100,7 @@ pub struct Attached {
     /// The pod's namespace, as an id of the node's.
     pub netns: u32,
     /// [`GUARDED`], [`STICKY_UDP`], [`OVER_MEMBER_LIMIT`], [`ANY_EGRESS`], [`DRAINING`], [`TRANSLATES`],
-    /// [`SHARES_NUMBERS`].
+    /// [`SHARES_NUMBERS`], [`POLICED`].
     pub flags: u32,
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
@@ -168,6 +176,7 @@ pub struct Ring {
 
 /// What is known of a VIP but for its entries of attachments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // flags of the programs, in every combination
 pub struct Known {
     /// The replicas here that are asked for a flow.
     pub members: Vec<Member>,
@@ -175,6 +184,12 @@ pub struct Known {
     pub ring: Ring,
     /// Replicas serve different ports, here or elsewhere ([`Maps::servers`]).
     pub ports_differ: bool,
+    /// Of some of its ports Services ask something ([`Maps::policies`]).
+    pub is_policed: bool,
+    /// Clients outside are for the replicas here, while any is ready.
+    pub is_kept_here: bool,
+    /// So are all clients.
+    pub are_all_kept_here: bool,
 }
 
 /// A node that has replicas of the VIP has fallen silent.
@@ -185,6 +200,10 @@ const FLOWS_STAY: u32 = 2;
 const LINGERS: u32 = 4;
 /// [`Known::ports_differ`].
 const PORTS_DIFFER: u32 = 8;
+/// [`Known::is_kept_here`].
+const KEPT_HERE: u32 = 16;
+/// [`Known::are_all_kept_here`].
+const ALL_KEPT_HERE: u32 = 32;
 
 impl Ring {
     fn flags(self) -> u32 {
@@ -206,17 +225,25 @@ struct Vip<const N: usize> {
 }
 
 impl<const N: usize> Vip<N> {
-    fn new(Known { members, ring, ports_differ }: &Known, syn_search_until: u64) -> Self {
+    fn new(known: &Known, syn_search_until: u64) -> Self {
+        let Known { members, ring, ports_differ, is_policed, is_kept_here, are_all_kept_here } = known;
         let mut member = [Member::default(); N];
         let count = members.len().min(N);
         member[..count].copy_from_slice(&members[..count]);
         let ready = members.iter().filter(|member| u32::from(member.flags) & DRAINING == 0).count();
+        let said = [
+            (*ports_differ, PORTS_DIFFER),
+            (*is_policed, POLICED),
+            (*is_kept_here, KEPT_HERE),
+            (*are_all_kept_here, ALL_KEPT_HERE),
+        ];
+        let flags = said.into_iter().filter(|(is, _)| *is).fold(ring.flags(), |flags, (_, flag)| flags | flag);
         Self {
             syn_search_until,
             count: u32::try_from(count).unwrap_or_default(),
             ready: u32::try_from(ready).unwrap_or_default(),
             next: ring.next.map_or([0; 4], |id| id.0.octets()),
-            flags: ring.flags() | if *ports_differ { PORTS_DIFFER } else { 0 },
+            flags,
             member,
         }
     }
@@ -226,7 +253,14 @@ impl<const N: usize> Vip<N> {
         let is = |flag| self.flags & flag != 0;
         let ring = Ring { next, suspect: is(SUSPECT), flows_stay: is(FLOWS_STAY), lingers: is(LINGERS) };
         let members = self.member.iter().take(self.count as usize).copied().collect();
-        Known { members, ring, ports_differ: is(PORTS_DIFFER) }
+        Known {
+            members,
+            ring,
+            ports_differ: is(PORTS_DIFFER),
+            is_policed: is(POLICED),
+            is_kept_here: is(KEPT_HERE),
+            are_all_kept_here: is(ALL_KEPT_HERE),
+        }
     }
 }
 
@@ -250,6 +284,8 @@ pub struct Counts {
     pub reset_withheld: u64,
     /// To a replica, from one of its pod's own addresses.
     pub own_source: u64,
+    /// To begin a flow with a port that isn't for that client.
+    pub source_denied: u64,
 }
 
 /// `struct link_drops`: packets dropped at a host veth that name no VIP of its pod's.
@@ -271,7 +307,7 @@ const _: () = {
     assert!(size_of::<Attached>() == 32 + 6 * PORTS && offset_of!(Attached, port) == 24);
     assert!(size_of::<Member>() == 16 && offset_of!(Member, mac) == 8);
     assert!(size_of::<Vip<MEMBERS>>() == 24 + 16 * MEMBERS && offset_of!(Vip<MEMBERS>, member) == 24);
-    assert!(size_of::<Counts>() == 8 * 8);
+    assert!(size_of::<Counts>() == 9 * 8);
     assert!(size_of::<LinkDrops>() == 2 * 8);
 };
 
@@ -281,7 +317,7 @@ unsafe impl Pod for AttachedKey {}
 unsafe impl Pod for Attached {}
 // SAFETY: as above: 8 + 4 × 4 + N × 16 bytes.
 unsafe impl<const N: usize> Pod for Vip<N> {}
-// SAFETY: eight u64.
+// SAFETY: nine u64.
 unsafe impl Pod for Counts {}
 // SAFETY: two u64.
 unsafe impl Pod for LinkDrops {}
@@ -419,6 +455,28 @@ impl Maps {
         servers::write(&self.dir, vip, number, of)
     }
 
+    /// What is asked of a VIP's ports.
+    pub fn policies(&self, vip: Ipv4Addr) -> Result<Policies> {
+        policies::read(&self.dir, vip)
+    }
+
+    /// Whether the maps have these. Where programs run that don't know them: yes.
+    pub fn has_policies(&self, vip: Ipv4Addr, wanted: &Policies) -> Result<bool> {
+        policies::are_there(&self.dir, vip, wanted)
+    }
+
+    /// Writes what is asked of a port (protocol << 16 | port); `None`: nothing any more. What flows were given by what was asked before is
+    /// void.
+    pub fn set_policy(&mut self, vip: Ipv4Addr, number: u32, policy: Option<&PortPolicy>) -> Result<()> {
+        policies::write(&self.dir, vip, number, policy)?;
+        replicas_changed(&self.dir)
+    }
+
+    /// The VIPs of which something is asked. Their own entries may be missing.
+    pub fn all_policed(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        policies::vips(&self.dir)
+    }
+
     /// Whether replicas with different ports are told apart by port: without BTF there is no room for that.
     pub fn draws_lots(&self) -> bool {
         matches!(self.vips, Vips::Full(_))
@@ -463,6 +521,9 @@ impl Maps {
         found(self.vips.remove(vip)).map_err(|e| Error::map("delete", vip, e))?;
         for number in self.servers(vip)?.into_keys() {
             self.set_servers(vip, number, &[])?;
+        }
+        for number in self.policies(vip)?.into_keys() {
+            self.set_policy(vip, number, None)?;
         }
         self.forget_in::<Counts>(COUNTS, vip)?;
         self.forget_in::<Share>(SHARES, vip)
@@ -540,6 +601,7 @@ impl Counts {
             egress_denied: self.egress_denied + other.egress_denied,
             reset_withheld: self.reset_withheld + other.reset_withheld,
             own_source: self.own_source + other.own_source,
+            source_denied: self.source_denied + other.source_denied,
         }
     }
 }
@@ -603,6 +665,7 @@ mod tests {
     use super::super::answers::{Answerer, AnswererKey};
     use super::super::express::{ExpressCounts, ExpressPlace, State};
     use super::super::flows::{FlowKey, Hint};
+    use super::super::policies::Policy;
     use super::super::servers::{PortKey, Servers};
     use super::super::shared::{Shared, SharedKey};
     use super::super::translations::TranslationKey;
@@ -664,7 +727,7 @@ mod tests {
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.object()).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
-        let ours: [(&str, Layout); 15] = [
+        let ours: [(&str, Layout); 16] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
             ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, pad)),
             ("translation_key", layout!(TranslationKey, ifindex, vip, number, way)),
@@ -680,6 +743,7 @@ mod tests {
             ("express", layout!(State, generation, key)),
             ("express_counts", layout!(ExpressCounts, in_packets, in_bytes, out_packets, out_bytes)),
             ("express_place", layout!(ExpressPlace, counts, ifindex)),
+            ("policy", layout!(Policy, affinity, flags, pad)),
         ];
         for (name, ours) in ours {
             assert_eq!(structs.get(name), Some(&ours), "struct {name}");

@@ -1,5 +1,5 @@
 //! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
-//! UDP (`owner.bpf.c`, `ports.h`, `shared.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
+//! UDP (`owner.bpf.c`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
@@ -14,6 +14,7 @@ mod lots;
 mod maps;
 mod nodes;
 mod pins;
+mod policies;
 mod program;
 mod servers;
 mod shared;
@@ -34,10 +35,11 @@ pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
-    OVER_MEMBER_LIMIT, PORTS, Ring, SHARES_NUMBERS, STICKY_UDP, TRANSLATES,
+    OVER_MEMBER_LIMIT, POLICED, PORTS, Ring, SHARES_NUMBERS, STICKY_UDP, TRANSLATES,
 };
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
+pub use policies::{Policies, PortPolicy, RANGES, set_uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
 pub use spec::{Hook, of_hook};

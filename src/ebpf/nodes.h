@@ -137,11 +137,18 @@ static inline_always int opening_outward(struct __sk_buff *skb, struct packet *p
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
+	if (p->policed) {
+		int verdict = to_place_of_client(skb, p, IPPROTO_TCP, 0);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
 	if (v->flags & PORTS_DIFFER) {
 		int verdict = opening_elsewhere(skb, p, node);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
+	if (p->policed)
+		keep_client(p, IPPROTO_TCP, 0, node);
 	if (!hint) {
 		guess(p, node, OPENING);
 	} else {	// the connection before it of these ports, and what was known of that, is over
@@ -270,8 +277,11 @@ static inline_always int flow_inward(struct __sk_buff *skb, struct packet *p, st
 static inline_always int opening_inward(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct transit *t)
 {
 	struct grant grant = {};
-	if (t->kind == BACK)	// it isn't where it went
+	if (t->kind == BACK) {	// it isn't where it went
 		bpf_map_delete_elem(&hints_v3, &p->flow);
+		if (v->flags & POLICED)
+			forget_client(p, IPPROTO_TCP);
+	}
 	if (!v->count)
 		return onward(skb, p, v, t, 0);
 	if (!allowed(&grant, FOR_SYNS, p->flow.vip))
@@ -289,9 +299,32 @@ static inline_always int opening_inward(struct __sk_buff *skb, struct packet *p,
 
 #include "datagrams.h"
 
+// What begins a flow of a client outside, and is for the replicas here though the group has chosen another node: to the one where its
+// client's flows go, or to the one that its hash says. The owner there sees to the rest.
+verified_alone int keep_here(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 protocol)
+{
+	if (!p || !v)
+		return TC_ACT_SHOT;
+	if (p->policed) {
+		int verdict = to_place_of_client(skb, p, protocol, 1);
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
+	__u32 place = v->count ? ready_from(v, begin_at(&p->flow, v->count)) : MEMBERS;
+	if (place >= v->count || place >= MEMBERS)
+		return TC_ACT_SHOT;
+	return hand_over(skb, p, v->member[place].ifindex, v->member[place].mac);
+}
+
 // A packet for which the group has chosen that node: where it belongs. TC_ACT_UNSPEC: there.
 static inline_always int to_place(struct __sk_buff *skb, struct packet *p, struct vip *v, __be32 node, int what)
 {
+	if (what == OPENS || what == DATAGRAM) {
+		p->policed = (v->flags & POLICED) != 0;
+		p->kept_here = v->ready && is_kept_here(skb, v->flags);
+		if (p->kept_here)
+			return keep_here(skb, p, v, what == OPENS ? IPPROTO_TCP : IPPROTO_UDP);
+	}
 	switch (what) {
 	case OPENS:
 		return opening_outward(skb, p, v, node);

@@ -97,6 +97,7 @@ struct attached_key {
 #define DRAINING 16		// no new flows; and a member's flag
 #define TRANSLATES 32		// of some of its ports the pod has another number; and a member's flag
 #define SHARES 64		// of several of its ports the pod has one number; and a member's flag
+#define POLICED 128		// of some ports of the VIP Services ask something (policy.h); and a VIP's flag
 
 struct attached {
 	__u64 syn_search_until;	// CLOCK_MONOTONIC, ns, written here: SYNs for this replica may have been handed to another one
@@ -129,6 +130,8 @@ struct member {
 #define FLOWS_STAY 2		// of UDP, by the word of a replica here or elsewhere; where there are other nodes
 #define LINGERS 4		// no replica is known, here or elsewhere: until syn_search_until packets under way are passed on
 #define PORTS_DIFFER 8		// replicas serve different ports, here or elsewhere: servers_v1 says which
+#define KEPT_HERE 16		// clients outside are for the replicas here, while any is ready (externalTrafficPolicy: Local)
+#define ALL_KEPT_HERE 32	// all clients are (trafficDistribution: PreferSameNode)
 
 // The replicas of a VIP on this node, draining ones too.
 struct vip {
@@ -136,7 +139,7 @@ struct vip {
 	__u32 count;
 	__u32 ready;		// how many of them get new connections
 	__be32 next;		// the node behind this one, in the order of their ids, that has replicas of it; 0: none
-	__u32 flags;		// SUSPECT, FLOWS_STAY, LINGERS, PORTS_DIFFER
+	__u32 flags;		// SUSPECT, FLOWS_STAY, LINGERS, PORTS_DIFFER, KEPT_HERE, ALL_KEPT_HERE, POLICED
 	struct member member[MEMBERS];
 };
 
@@ -215,7 +218,7 @@ struct {
 } fragments_v2 SEC(".maps");
 
 // What became of a VIP's packets.
-enum { LOCAL_HIT, STEERED, NO_OWNER, SEARCH_THROTTLED, PORT_DENIED, EGRESS_DENIED, RESET_WITHHELD, OWN_SOURCE, COUNTS };
+enum { LOCAL_HIT, STEERED, NO_OWNER, SEARCH_THROTTLED, PORT_DENIED, EGRESS_DENIED, RESET_WITHHELD, OWN_SOURCE, SOURCE_DENIED, COUNTS };
 
 struct counts {
 	__u64 n[COUNTS];
@@ -227,7 +230,7 @@ struct {
 	__uint(max_entries, 16384);
 	__type(key, __be32);	// the VIP
 	__type(value, struct counts);
-} counts_v3 SEC(".maps");
+} counts_v4 SEC(".maps");
 
 // Packets that were dropped at a host veth and name no VIP of its pod's.
 struct link_drops {
@@ -300,6 +303,8 @@ struct packet {
 	__u8 first;		// first of several fragments
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
+	__u8 policed;		// of some ports of its VIP Services ask something
+	__u8 kept_here;		// it begins a flow, and is for the replicas here
 };
 
 static inline_always int is_fragment(const struct packet *p)
@@ -376,15 +381,15 @@ static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u
 verified_alone int make_counts(__u32 vip)
 {
 	struct counts fresh = {};
-	return (int)bpf_map_update_elem(&counts_v3, &vip, &fresh, BPF_NOEXIST);
+	return (int)bpf_map_update_elem(&counts_v4, &vip, &fresh, BPF_NOEXIST);
 }
 
 static inline_always void count(__be32 vip, __u32 what)
 {
-	struct counts *counts = bpf_map_lookup_elem(&counts_v3, &vip);
+	struct counts *counts = bpf_map_lookup_elem(&counts_v4, &vip);
 	if (!counts) {
 		make_counts(vip);
-		counts = bpf_map_lookup_elem(&counts_v3, &vip);
+		counts = bpf_map_lookup_elem(&counts_v4, &vip);
 	}
 	if (counts)
 		counts->n[what]++;
@@ -516,6 +521,10 @@ static inline_always int is_copy(void)
 #endif
 
 #if HAS_TUNNEL
+// policy.h
+__u64 place_of_client(struct packet *p, __u32 protocol);
+int keep_client(struct packet *p, __u32 protocol, __u32 ifindex, __u32 node);
+int to_place_of_client(struct __sk_buff *skb, struct packet *p, __u32 protocol, __u32 only_here);
 // serving.h
 __u64 appointed(struct packet *p, __u32 protocol, __u32 via, __u32 here);
 int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol);
@@ -829,6 +838,22 @@ static inline_always int is_refused(const struct attached *chosen, __u8 protocol
 	return chosen->flags & GUARDED && !is_listed(chosen, protocol, port);
 }
 
+// Whether one more flow of the VIP's may be remembered: not more new ones than its share, or one VIP's flood would push out what is
+// known of others.
+static inline_always int may_remember(__be32 vip)
+{
+	struct share *share = share_of(vip);
+	if (!share)
+		return 0;
+	refill(&share->flows, bpf_ktime_get_ns(), 1);
+	if (share->flows.left <= 0)
+		return 0;
+	share->flows.left -= FLOW_COSTS;
+	return 1;
+}
+
+#include "policy.h"
+
 // The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
 static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
 {
@@ -1012,6 +1037,7 @@ static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p
 	if (v && v->flags & PORTS_DIFFER && !is_copy()) {
 #if HAS_TUNNEL
 		p->settled = is_settled(v);
+		p->kept_here = is_kept_here(skb, v->flags);
 		int verdict = opening_elsewhere(skb, p, 0);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
@@ -1051,7 +1077,7 @@ static inline_always void draw(struct __sk_buff *skb, struct packet *p, struct v
 // A SYN: to the chosen replica, if it serves its port and listens; if not, to one that does. While buckets move, or where nobody listened a moment
 // ago, it may be the repetition of one that another replica has answered already: two half-open connections would kill each
 // other. Where nobody listens the chosen one answers.
-static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+static inline_always int begins(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
 	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port))
@@ -1094,21 +1120,40 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 	if (!here && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
 		chosen->syn_search_until = now + REPEATED_FOR;
 	count(p->flow.vip, STEERED);
+#if HAS_TUNNEL
+	if (p->policed)
+		keep_client(p, IPPROTO_TCP, found.ifindex, 0);
+#endif
 	return hand_over(skb, p, found.ifindex, replica->mac);
 }
 
-// Whether one more flow of the VIP's may be remembered: not more new ones than its share, or one VIP's flood would push out what is
-// known of others.
-static inline_always int may_remember(__be32 vip)
+// The client isn't of those that the port is for.
+static inline_always int not_let_in(const struct packet *p)
 {
-	struct share *share = share_of(vip);
-	if (!share)
-		return 0;
-	refill(&share->flows, bpf_ktime_get_ns(), 1);
-	if (share->flows.left <= 0)
-		return 0;
-	share->flows.left -= FLOW_COSTS;
-	return 1;
+	count(p->flow.vip, SOURCE_DENIED);
+	return TC_ACT_SHOT;
+}
+
+// The same, as Services ask.
+static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
+	if (chosen->flags & POLICED) {
+		if (!is_let_in(p, IPPROTO_TCP))
+			return not_let_in(p);
+#if HAS_TUNNEL
+		p->policed = 1;
+		int verdict = is_copy() ? TC_ACT_UNSPEC : to_place_of_client(skb, p, IPPROTO_TCP, came_by_tunnel(skb));
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+#endif
+	}
+	p->flow.client_port = unknown(skb, p->flow.client_port);	// where both ways meet
+	int begun = begins(skb, p, chosen);
+#if HAS_TUNNEL
+	if (p->policed && begun == TC_ACT_OK)
+		keep_client(p, IPPROTO_TCP, p->self, 0);
+#endif
+	return begun;
 }
 
 // Remembers a flow that a client outside has begun by a protocol whose sockets don't tell of it. Called only where the guard
@@ -1284,6 +1329,10 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 	if (!replica)
 		return TC_ACT_OK;
 	count(p->flow.vip, STEERED);
+#if HAS_TUNNEL
+	if (p->policed)
+		keep_client(p, IPPROTO_UDP, to, 0);
+#endif
 	return hand_over(skb, p, to, replica->mac);
 }
 
@@ -1341,11 +1390,26 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 		return portless(p, chosen);
 	p->flow.client_port = udp.source;
 	p->flow.vip_port = udp.dest;
+	if (chosen->flags & POLICED) {
+		if (!is_let_in(p, IPPROTO_UDP))
+			return not_let_in(p);
+#if HAS_TUNNEL
+		p->policed = 1;
+		int verdict = to_place_of_client(skb, p, IPPROTO_UDP, came_by_tunnel(skb));
+		if (verdict != TC_ACT_UNSPEC)
+			return verdict;
+#endif
+	}
 	if (is_refused(chosen, IPPROTO_UDP, udp.dest))
 		return refused_datagram(skb, p, chosen);
 	if (!(chosen->flags & GUARDED) || p->flow.client == HOST_ADDRESS)
 		hear(p);
-	return chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
+	int verdict = chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
+#if HAS_TUNNEL
+	if (p->policed && verdict == TC_ACT_OK)
+		keep_client(p, IPPROTO_UDP, p->self, 0);
+#endif
+	return verdict;
 }
 
 // What a namespace's UDP sockets have to do with a flow.

@@ -8,11 +8,6 @@
 #ifndef VIPROUTE_SERVING_H
 #define VIPROUTE_SERVING_H
 
-struct port_key {
-	__be32 vip;
-	__u32 number;		// protocol << 16 | port; 0: all ports that no other entry of the VIP names
-};
-
 // A replica here, or another node with its replicas.
 struct server {
 	__u32 ifindex;		// the host veth; 0: another node
@@ -143,6 +138,8 @@ verified_alone int to_server(struct __sk_buff *skb, struct packet *p, __u32 ifin
 	if (!replica || ifindex == p->self || is_refused(replica, protocol, p->flow.vip_port))
 		return TC_ACT_SHOT;
 	count(p->flow.vip, STEERED);
+	if (p->policed)
+		keep_client(p, protocol, ifindex, 0);
 	return hand_over(skb, p, ifindex, replica->mac);
 }
 
@@ -217,6 +214,8 @@ verified_alone int begin_there(struct __sk_buff *skb, struct packet *p, __u32 no
 		return TC_ACT_SHOT;
 	struct flow flow = p->flow;
 	struct hint place = { .node = node };
+	if (p->policed)
+		keep_client(p, protocol, 0, node);
 	if (protocol == IPPROTO_TCP) {
 		struct hint *before = bpf_map_lookup_elem(&hints_v3, &flow);
 		if (before && before->flags & OPENING && !p->settled)
@@ -237,13 +236,29 @@ verified_alone int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __
 {
 	if (!p)
 		return TC_ACT_UNSPEC;
-	__u64 place = appointed(p, IPPROTO_TCP, via, came_by_tunnel(skb));
+	int came = came_by_tunnel(skb);
+	__u64 place = appointed(p, IPPROTO_TCP, via, p->kept_here || came);
+	if (!place && p->kept_here)	// rather another node's than none
+		place = appointed(p, IPPROTO_TCP, via, came);
 	__u32 node = place >> 32, ifindex = place;
 	if (node && !via && !p->settled)
 		ifindex = half_open_here(skb, p);
 	if (node && !ifindex)
 		return node == via ? TC_ACT_UNSPEC : begin_there(skb, p, node, IPPROTO_TCP);
 	return ifindex ? to_server(skb, p, ifindex, IPPROTO_TCP) : TC_ACT_UNSPEC;
+}
+
+// What begins a flow of a client whose flows have a place goes there. TC_ACT_UNSPEC: they have none, or it is here already. `only_here`:
+// another node has sent it, and it goes to none.
+verified_alone int to_place_of_client(struct __sk_buff *skb, struct packet *p, __u32 protocol, __u32 only_here)
+{
+	if (!p)
+		return TC_ACT_UNSPEC;
+	__u64 place = place_of_client(p, protocol);
+	__u32 node = place >> 32, ifindex = place;
+	if (node)
+		return only_here || p->kept_here ? TC_ACT_UNSPEC : begin_there(skb, p, node, protocol);
+	return ifindex && ifindex != p->self ? to_server(skb, p, ifindex, protocol) : TC_ACT_UNSPEC;
 }
 
 #endif

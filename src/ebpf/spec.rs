@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::maps::{
-    ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLOSED, COPYING, COUNTS, EXPRESS, EXPRESS_COUNTS,
-    EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, SERVERS, SHARED, SHARES, STICKY,
-    THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, USED, VIPS, VIPS_OF_FEW,
+    ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
+    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
+    SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS, VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -156,6 +156,10 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
             COPYING,
             EXPRESS,
             LEASES,
+            POLICIES,
+            SOURCES,
+            CLIENTS,
+            UPLINKS,
             SERVERS,
             NODES,
             THIS_NODE,
@@ -183,6 +187,7 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
             ALLOWANCES,
             SHARES,
             COPYING,
+            CLIENTS,
             NODES,
             NODE_AT,
             THIS_NODE,
@@ -204,6 +209,9 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
             ALLOWANCES,
             SHARES,
             COPYING,
+            POLICIES,
+            CLIENTS,
+            UPLINKS,
             SERVERS,
             NODES,
             THIS_NODE,
@@ -216,7 +224,7 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 5] = [SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 7] = [CLIENTS, UPLINKS, SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
 
 /// The program of that hook.
 pub fn of_hook(hook: Hook) -> Option<&'static ProgramSpec> {

@@ -56,6 +56,8 @@ pub struct Wish<'a> {
     pub pool: Option<&'a str>,
     /// Its Service's labels; none: it has no Service.
     pub labels: Option<&'a Labels>,
+    /// The only address that will do.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// All pools, in the order of the configuration.
@@ -110,6 +112,8 @@ pub enum Refusal {
     Unserved,
     /// It has no free address.
     UsedUp,
+    /// The address that is asked for isn't to be had.
+    Address,
 }
 
 impl Unserved {
@@ -275,7 +279,7 @@ impl fmt::Display for Pool {
 impl<'a> Wish<'a> {
     /// That of a VIP that has no Service.
     pub fn of(vip: &'a VipKey) -> Self {
-        Self { namespace: vip.namespace(), pool: None, labels: None }
+        Self { namespace: vip.namespace(), ..Self::default() }
     }
 }
 

@@ -128,7 +128,7 @@ impl<'a> Joining<'a> {
         let is_new = |want: &&Want| self.is_new(&want.vip);
         let granted = self.acquire(&wants.iter().filter(is_new).map(|want| &want.vip).collect::<Vec<_>>())?;
         for (want, endpoint) in wants.iter().zip(endpoints) {
-            self.insert_pending_in(&want.vip, granted.get(&want.vip).copied(), endpoint)?;
+            self.insert_pending_in(want, granted.get(&want.vip).copied(), endpoint)?;
         }
         Ok(())
     }
@@ -140,7 +140,8 @@ impl<'a> Joining<'a> {
         !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
-    fn insert_pending_in(&self, key: &VipKey, granted: Option<IpAddr>, endpoint: &Endpoint) -> Result<(), Error> {
+    fn insert_pending_in(&self, want: &Want, granted: Option<IpAddr>, endpoint: &Endpoint) -> Result<(), Error> {
+        let key = &want.vip;
         let registry = &self.host.registry;
         let name = attachment_name(&self.pod.attachment);
         if let Some(mut vip) = registry.vip_if_present(key)?
@@ -160,7 +161,7 @@ impl<'a> Joining<'a> {
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
             let is_free = |slot| Ok::<_, Error>(nexthop::find(&self.host.net, ids::group(slot))?.is_none());
-            vip.record_in_slot(is_free, |slot| self.new_vip(key, address, slot))?;
+            vip.record_in_slot(is_free, |slot| self.new_vip(want, address, slot))?;
         }
         Ok(vip.insert_pending(&name, endpoint)?)
     }
@@ -176,11 +177,11 @@ impl<'a> Joining<'a> {
         Ok(())
     }
 
-    fn new_vip(&self, key: &VipKey, address: IpAddr, slot: u32) -> VipRecord {
+    fn new_vip(&self, want: &Want, address: IpAddr, slot: u32) -> VipRecord {
         let network = &self.host.network;
         VipRecord {
             schema: SCHEMA,
-            key: key.to_string(),
+            key: want.vip.to_string(),
             addresses: address.into(),
             slot,
             node: self.node.address,
@@ -188,6 +189,7 @@ impl<'a> Joining<'a> {
             flow_owner: network.flow_owner.then(|| network.bpf_dir.clone()),
             withdrawn: false,
             previous_addresses: Vec::new(),
+            policy: want.policy.clone().unwrap_or_default(),
             other: BTreeMap::new(),
         }
     }

@@ -18,6 +18,8 @@ mod join;
 pub mod node;
 #[cfg(feature = "node")]
 pub mod peer;
+#[cfg(feature = "node")]
+pub mod policy;
 pub mod repair;
 #[cfg(feature = "node")]
 pub mod running;

@@ -196,6 +196,7 @@ fn new_vip(key: &VipKey, address: IpAddr, slot: u32, here: &Here) -> VipRecord {
         flow_owner: here.flow_owner.clone(),
         withdrawn: false,
         previous_addresses: Vec::new(),
+        policy: crate::model::VipPolicy::default(),
         other: BTreeMap::new(),
     }
 }

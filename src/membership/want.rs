@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::PORTS as MAX_PORTS;
-use crate::model::{CheckSpec, Port, PortMap, Probe, Recorded, Source, Transport, VipKey};
+use crate::model::{CheckSpec, Port, PortMap, Probe, Recorded, Source, Transport, VipKey, VipPolicy};
 use crate::registry::Endpoint;
 
 /// A pod as a replica of one VIP.
@@ -26,6 +26,8 @@ pub struct Want {
     pub udp_sticky: bool,
     /// It may get new connections.
     pub admitted: bool,
+    /// What is asked of the VIP, should this be its first replica here.
+    pub policy: Option<VipPolicy>,
 }
 
 /// Wants that don't go together.
@@ -73,6 +75,7 @@ impl Want {
             udp_reply: false,
             udp_sticky: false,
             admitted: true,
+            policy: None,
         }
     }
 
@@ -88,6 +91,7 @@ impl Want {
             udp_reply: *udp_reply,
             udp_sticky: *udp_sticky,
             admitted: *admitted,
+            policy: None,
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::model::{
     Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, GroupSpec, Mac, NetworkSpec, PortMap,
-    Recorded, Served, Source, Transport, VipKey,
+    Recorded, Served, Source, Transport, VipKey, VipPolicy,
 };
 
 use super::file::{Fields, Form};
@@ -54,6 +54,9 @@ pub struct VipRecord {
     /// Addresses it had a moment ago, which live connections still use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous_addresses: Vec<PreviousAddress>,
+    /// What Services ask of it.
+    #[serde(default, skip_serializing_if = "VipPolicy::is_none")]
+    pub policy: VipPolicy,
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,

@@ -89,6 +89,7 @@ fn vip_record(slot: u32) -> VipRecord {
         flow_owner: None,
         withdrawn: false,
         previous_addresses: Vec::new(),
+        policy: crate::model::VipPolicy::default(),
         other: BTreeMap::new(),
     }
 }

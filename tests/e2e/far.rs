@@ -6,6 +6,7 @@ mod fragments;
 mod hostile;
 mod lingering;
 mod long;
+mod outside;
 mod repeated;
 mod rules;
 mod scene;

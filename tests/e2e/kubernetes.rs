@@ -2,6 +2,8 @@
 
 mod addresses;
 mod answers;
+mod asked;
+mod clients;
 mod doctor;
 mod listening;
 mod named;

@@ -55,6 +55,7 @@ const MAPS: &[(u32, &str, (u32, u32))] = &[
     (6, "percpu_array", (4, 6)),
     (9, "lru_hash", (4, 10)),
     (10, "lru_percpu_hash", (4, 10)),
+    (11, "lpm_trie", (4, 11)),
 ];
 
 /// Instructions that a verifier checks before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).

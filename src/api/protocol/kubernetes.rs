@@ -39,6 +39,9 @@ pub struct ServiceEntry {
     /// What it waits for; none: it has its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// The ranges that its clients are of; none: they may be anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<Vec<String>>,
 }
 
 /// Something that is wrong.

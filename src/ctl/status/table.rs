@@ -10,12 +10,13 @@ use crate::api::protocol::{Express, LeaseState, ServiceEntry};
 use crate::registry::State;
 
 /// The columns of the fourth table, of Kubernetes Services, and what they mean.
-pub const SERVICES: [(&str, &str); 5] = [
+pub const SERVICES: [(&str, &str); 6] = [
     ("SERVICE", "<namespace>/<name>, which is its VIP's name."),
     ("UID", "Its identity: one that is made again under the same name is another."),
     ("EXTERNAL-IP", "Its address; - while it has none."),
     ("KEPT BY", "The node that gets its address and writes its status."),
     ("WAITS FOR", "What keeps it from an address."),
+    ("CLIENTS", "The ranges that they are of, the first of them and how many more; - where they may be anybody."),
 ];
 
 /// The report as a table, a line per replica.
@@ -76,6 +77,7 @@ fn flows_table(vips: &[Vip]) -> String {
             flows.egress_denied,
             flows.reset_withheld,
             flows.own_source,
+            flows.source_denied,
             flows.misrouted,
         ];
         table.add_row(std::iter::once(vip.vip.clone()).chain(counts.map(|count| count.to_string())));
@@ -104,12 +106,21 @@ fn services_table(services: &[ServiceEntry]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(SERVICES.map(|(name, _)| name));
-    for ServiceEntry { service, uid, address, keeper, waits } in services {
+    for ServiceEntry { service, uid, address, keeper, waits, clients } in services {
         let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-        table.add_row([service.clone(), uid.clone(), address, or_none(keeper), or_none(waits)]);
+        let clients = clients.as_deref().map_or_else(|| "-".to_owned(), shown_clients);
+        table.add_row([service.clone(), uid.clone(), address, or_none(keeper), or_none(waits), clients]);
     }
     table.trim_fmt()
+}
+
+fn shown_clients(ranges: &[String]) -> String {
+    match ranges {
+        [] => "nobody".to_owned(),
+        [first] => first.clone(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
+    }
 }
 
 fn replica_cells(replica: &Replica) -> [String; 7] {

@@ -26,6 +26,7 @@ fn want(members: &[u32]) -> Want {
         present: true,
         members,
         inbound: None,
+        local: false,
     }
 }
 
@@ -286,4 +287,15 @@ fn a_route_that_cannot_be_put_is_withdrawn() {
     apply(&mut have, &ops);
     assert_eq!(withdrawal(&have, &want(&[5, 6])), []);
     assert_eq!(withdrawal(&have, &Want { present: false, ..want(&[5]) }), []);
+}
+
+#[test]
+fn a_vip_that_is_for_a_nodes_own_replicas_is_advertised_where_some_are_ready() {
+    let local = |members: &[u32]| Want { local: true, ..want(members) };
+    let spoken = |ops: &[Op]| ops.iter().filter(|op| matches!(op, Op::Announce(..))).count();
+    assert_eq!(spoken(&difference(&Have::default(), &local(&[]))), 0);
+    assert_eq!(spoken(&difference(&Have::default(), &want(&[]))), 1, "as the last resort");
+    let nobody = Routes { announced: BTreeSet::from([NOBODY_READY]), ..Routes::default() };
+    let have = Have { routes: BTreeMap::from([(VIP, nobody)]), ..Have::default() };
+    assert!(difference(&have, &local(&[])).contains(&Op::Unannounce(VIP, NOBODY_READY)));
 }

@@ -29,7 +29,7 @@ fn identity(n: u8) -> Identity {
 }
 
 fn alone(n: u8) -> Acquisition {
-    Acquisition { identity: identity(n), remembered: None, turn: Turn::Own }
+    Acquisition { identity: identity(n), remembered: None, wish: None, turn: Turn::Own }
 }
 
 fn start(count: u8) -> (Fleet, Kept) {
@@ -49,7 +49,7 @@ fn grant(n: u8, lease: u32) -> Grant {
 fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
     let grant = grant(chaddr[5], lease);
     let answer = match message.kind {
-        Kind::Discover => Answer::Offer { address: grant.address, server: grant.server },
+        Kind::Discover { .. } => Answer::Offer { address: grant.address, server: grant.server },
         _ => Answer::Ack(grant),
     };
     Reply { xid: message.xid, chaddr: *chaddr, client_id: None, answer }

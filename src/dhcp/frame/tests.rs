@@ -136,7 +136,7 @@ fn padding_and_ip_options_are_no_trouble() {
 #[test]
 fn a_broadcast_has_right_checksums_and_says_what_it_should() {
     let identity = Identity { client_id: vec![255; 9], chaddr: [2; 6], hostname: "web".to_owned() };
-    let message = Message { kind: Kind::Discover, xid: 7, secs: 0 };
+    let message = Message { kind: Kind::Discover { wish: None }, xid: 7, secs: 0 };
     let bytes = wire::encode(&message, &identity, None).unwrap();
     let frame = broadcast([2, 0, 0, 0, 0, 1], &bytes).unwrap();
     assert_eq!(frame[..14], [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 0]);

@@ -46,7 +46,7 @@ impl Scene {
     }
 
     fn with(remembered: Option<Lease>, turn: Turn) -> Self {
-        let acquisition = Acquisition { identity: identity(), remembered, turn };
+        let acquisition = Acquisition { identity: identity(), remembered, wish: None, turn };
         let mut scene = Self { machine: Machine::new(acquisition, 7, at(0.0)), now: 0.0, actions: vec![] };
         scene.event(Event::Timer);
         scene
@@ -117,7 +117,7 @@ fn brief(action: &Action) -> String {
     let last = |address: &Ipv4Addr| address.octets()[3];
     match action {
         Action::Send(Message { kind, .. }) => match kind {
-            Kind::Discover => "discover".to_owned(),
+            Kind::Discover { .. } => "discover".to_owned(),
             Kind::Select { address, .. } => format!("select {}", last(address)),
             Kind::Reboot { address } => format!("reboot {}", last(address)),
             Kind::Rebind { address } => format!("rebind {}", last(address)),
@@ -537,4 +537,19 @@ fn a_clock_far_ahead_expires_and_asks_again() {
     assert_eq!(scene.take(), ["Lost 100 Expired"]);
     scene.next();
     assert_eq!(scene.take(), ["reboot 100"]);
+}
+
+#[test]
+fn an_address_that_is_wished_for_is_asked_for_and_no_other_accepted() {
+    let acquisition = Acquisition { identity: identity(), remembered: None, wish: Some(A), turn: Turn::Own };
+    let mut scene = Scene { machine: Machine::new(acquisition, 7, at(0.0)), now: 0.0, actions: vec![] };
+    scene.event(Event::Timer);
+    assert!(matches!(scene.actions[..], [Action::Send(Message { kind: Kind::Discover { wish: Some(A) }, .. })]));
+    scene.reply(offer(B));
+    let Some(Action::Notify(Change::Failed { why: Trouble::Another { address: B, .. }, .. })) = scene.actions.last()
+    else {
+        panic!("{:?}", scene.actions)
+    };
+    scene.reply(offer(A));
+    assert_eq!(scene.actions.last().map(brief).as_deref(), Some(format!("select {}", A.octets()[3]).as_str()));
 }

@@ -6,7 +6,7 @@ use super::*;
 const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const KINDS: [Kind; 6] = [
-    Kind::Discover,
+    Kind::Discover { wish: None },
     Kind::Select { address: A, server: SERVER },
     Kind::Reboot { address: A },
     Kind::Decline { address: A, server: SERVER },
@@ -83,7 +83,7 @@ fn a_relayed_message_names_the_subnet_twice() {
 #[test]
 fn an_identity_without_a_name_sends_none() {
     let nameless = Identity { hostname: String::new(), ..identity() };
-    let bytes = encode(&Message { kind: Kind::Discover, xid: 1, secs: 0 }, &nameless, None).unwrap();
+    let bytes = encode(&Message { kind: Kind::Discover { wish: None }, xid: 1, secs: 0 }, &nameless, None).unwrap();
     let message = v4::Message::decode(&mut Decoder::new(&bytes)).unwrap();
     assert_eq!(codes(&message), [53, 55, 57, 61]);
 }

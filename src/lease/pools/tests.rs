@@ -30,7 +30,7 @@ fn a_vip_that_names_no_pool_has_those_that_mean_it_first() {
         pool("both", &["shop"], &[("tier", "gold"), ("zone", "a")]),
     ]);
     let gold = Labels::from([("tier".into(), "gold".into())]);
-    let of = |namespace, labels| names(pools.serving(&Wish { namespace, pool: None, labels }));
+    let of = |namespace, labels| names(pools.serving(&Wish { namespace, labels, ..Wish::default() }));
     assert_eq!(of("shop", Some(&gold)).unwrap(), ["shop", "gold", "open"]);
     assert_eq!(of("shop", None).unwrap(), ["shop", "open"]);
     assert_eq!(of("ops", None).unwrap(), ["open"]);
@@ -45,7 +45,7 @@ fn a_vip_that_names_no_pool_has_those_that_mean_it_first() {
 fn a_pool_that_is_named_must_be_there_and_serve_the_service() {
     let pools = Pools::new(vec![manual(pool("manual", &["shop"], &[("tier", "gold")])), pool("open", &[], &[])]);
     let gold = Labels::from([("tier".into(), "gold".into())]);
-    let of = |name, namespace, labels| pools.serving(&Wish { namespace, pool: Some(name), labels });
+    let of = |name, namespace, labels| pools.serving(&Wish { namespace, pool: Some(name), labels, ..Wish::default() });
     assert_eq!(names(of("manual", "shop", Some(&gold))).unwrap(), ["manual"]);
     for (found, refusal, words) in [
         (

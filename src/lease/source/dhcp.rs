@@ -1,6 +1,6 @@
 //! The DHCP engine as a source of addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -56,9 +56,9 @@ impl Client {
     }
 
     /// `turn`: who of the nodes asks first.
-    pub(super) fn ask(&self, vip: &VipKey, remembered: Option<&Lease>, turn: Turn) {
+    pub(super) fn ask(&self, vip: &VipKey, (remembered, wish): (Option<&Lease>, Option<Ipv4Addr>), turn: Turn) {
         let remembered = remembered.and_then(to_engine);
-        self.handle.acquire(vip.to_string(), Acquisition { identity: self.identity(vip), remembered, turn });
+        self.handle.acquire(vip.to_string(), Acquisition { identity: self.identity(vip), remembered, wish, turn });
     }
 
     pub(super) fn learn(&self, vip: &VipKey, lease: &Lease) {

@@ -6,7 +6,7 @@ pub mod identity;
 mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -31,6 +31,8 @@ pub struct Sources {
     turn: Turn,
     /// What was said.
     turns: BTreeMap<VipKey, Turn>,
+    /// Addresses that are asked for.
+    wishes: BTreeMap<VipKey, Ipv4Addr>,
 }
 
 #[derive(Debug)]
@@ -63,8 +65,8 @@ impl Sources {
                 (Source::Pool(Box::new(pool)), None)
             }
         };
-        let (turn, turns) = (Turn::Own, BTreeMap::new());
-        Ok((Self { pins, backend, reports, turn, turns }, notices))
+        let (turn, turns, wishes) = (Turn::Own, BTreeMap::new(), BTreeMap::new());
+        Ok((Self { pins, backend, reports, turn, turns, wishes }, notices))
     }
 
     /// Not this node alone decides which address of the pool a VIP has.
@@ -99,6 +101,15 @@ impl Sources {
         }
     }
 
+    /// For which address a VIP that has none is to ask a DHCP server; none: any. Whether that is another than before.
+    pub fn wish(&mut self, vip: &VipKey, address: Option<Ipv4Addr>) -> bool {
+        let before = match address {
+            Some(address) => self.wishes.insert(vip.clone(), address),
+            None => self.wishes.remove(vip),
+        };
+        before != address && matches!(self.backend, Source::Dhcp(_))
+    }
+
     /// Asks for an address, for the remembered one first. `others`: the addresses of all other VIPs.
     pub fn ask(&mut self, vip: &VipKey, remembered: Option<Lease>, others: &BTreeSet<IpAddr>) {
         if let Some(pin) = self.pins.get(vip) {
@@ -108,7 +119,8 @@ impl Sources {
         match &mut self.backend {
             Source::Dhcp(client) => {
                 let turn = self.turns.get(vip).copied().unwrap_or(self.turn);
-                client.ask(vip, remembered.as_ref(), turn);
+                let wish = self.wishes.get(vip).copied();
+                client.ask(vip, (remembered.as_ref(), wish), turn);
             }
             Source::Pool(pool) => {
                 let news = pool.ask(vip, remembered.map(|lease| lease.address), others);

@@ -269,6 +269,15 @@ impl State {
         steps
     }
 
+    /// Another address than before is to be asked for, where the VIP has none.
+    pub fn ask_anew(&mut self, vip: &VipKey) -> Vec<Step> {
+        let mut act = Vec::new();
+        if let Some(entry) = self.vips.get_mut(vip).filter(|entry| entry.wants_an_address() && entry.running) {
+            entry.ask_again(&mut act);
+        }
+        act.into_iter().map(|action| (vip.clone(), action)).collect()
+    }
+
     /// Why a VIP that has no address can't have one, though there may be some.
     pub fn over_limit(&mut self, vip: &VipKey) -> Option<Refusal> {
         if self

@@ -519,7 +519,10 @@ impl Vip {
     /// The address to answer ARP for. A bad lease file stops no VIP that is in service.
     pub(super) fn announced(&self) -> Option<IpAddr> {
         let kept = matches!(self.phase, Phase::Failed { .. }) && self.lost && !self.withdrawn;
-        let good = kept || matches!(self.phase, Phase::Bound | Phase::Saving);
+        // While it is searched whether it may have another one, it has the one of before.
+        let has = !self.lost && self.lease.as_ref().is_some_and(|lease| Some(lease.address) == self.usage.address);
+        let moves = has && matches!(self.phase, Phase::Probing(_));
+        let good = kept || moves || matches!(self.phase, Phase::Bound | Phase::Saving);
         self.usage.address.filter(|_| good && !self.withdrawn && self.usage.ready > 0)
     }
 }

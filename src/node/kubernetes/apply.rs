@@ -2,14 +2,14 @@
 //! gets them, then who joins and leaves, one pod after the other; what changes meanwhile goes first again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::lease::state::Demand;
-use crate::membership::{self, Change, Host, Pod, Want, admission, running, set_vips};
-use crate::model::{NetworkSpec, PortMap, Source, VipKey};
+use crate::membership::{self, Change, Host, Pod, Want, admission, policy, running, set_vips};
+use crate::model::{NetworkSpec, PortMap, Source, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
@@ -20,7 +20,7 @@ use crate::with_causes;
 use super::desired::{Attachment, Desired, Member, Note, PodId, Role, Roles, desired};
 use super::listeners::Listeners;
 use super::sharing::Sharing;
-use super::{addresses, pause};
+use super::{Shared, addresses, pause};
 
 /// What failed is tried again after this, then after twice the time, up to the last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -37,6 +37,14 @@ pub struct Applier {
     allocator: PathBuf,
     /// What the daemon was told of VIPs' addresses.
     demanded: BTreeMap<VipKey, Demand>,
+    /// Which of them Services ask for.
+    asked: BTreeMap<VipKey, Ipv4Addr>,
+    /// What VIPs' records say that Services ask, but for the unpoliced.
+    policies: BTreeMap<VipKey, VipPolicy>,
+    /// Those of which that couldn't be written.
+    unpoliced: BTreeSet<VipKey>,
+    /// It was looked at all of them.
+    has_policed: bool,
     /// When a pod's VIPs were changed, by its record or address.
     changed: BTreeMap<String, Instant>,
     /// What failed, likewise.
@@ -67,8 +75,9 @@ impl Applier {
         let (allocator, listeners) = (config.socket.clone(), Listeners::default());
         let had = std::mem::take(&mut context.services.shared().had);
         let demanded = had.into_iter().map(|vip| (vip, Demand::Elsewhere)).collect();
-        let (changed, failed) = (BTreeMap::new(), BTreeMap::new());
-        Self { context, net, allocator, demanded, changed, failed, listeners }
+        let (asked, changed, failed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (policies, unpoliced, has_policed) = (BTreeMap::new(), BTreeSet::new(), false);
+        Self { context, net, allocator, demanded, asked, policies, unpoliced, has_policed, changed, failed, listeners }
     }
 
     /// Applies whenever something has changed, until viprouted ends.
@@ -108,6 +117,7 @@ impl Applier {
         // What is known only of before the start moves nobody: the registry is younger.
         let Some(mut found) = found else { return Ok(Done::All) };
         self.listeners.hold_back(&self.net, &attachments, &self.addresses(), &mut found);
+        self.police(&found);
         self.admit(&attachments, &found);
         let todos = self.todos(&attachments, &found);
         self.failed.retain(|name, _| todos.iter().any(|todo| todo.name == *name));
@@ -136,10 +146,12 @@ impl Applier {
     /// Tells the daemon which VIPs are to have an address: those of pods here, and those that this node keeps.
     fn demand(&mut self, found: Option<&Desired>) {
         let nodes = self.context.peers.status();
-        let shared = self.context.services.shared();
+        let mut shared = self.context.services.shared();
         let here = found.map(Desired::vips).unwrap_or_default();
         let mut wanted = BTreeMap::new();
-        for vip in Sharing::of(shared.store.objects()).vips.into_keys() {
+        let sharing = Sharing::of(shared.store.objects());
+        let (vips, asked): (Vec<VipKey>, _) = (sharing.vips.into_keys().collect(), sharing.asked);
+        for vip in vips {
             let is_wanted = here.contains(&vip) || addresses::is_keeper(&vip, nodes.as_ref());
             let demand = if is_wanted { Demand::Wanted } else { Demand::Elsewhere };
             wanted.insert(vip, demand);
@@ -148,7 +160,11 @@ impl Applier {
             // Which Services are gone isn't known yet.
             wanted = self.demanded.clone().into_iter().chain(wanted).collect();
         }
+        shared.asked.clone_from(&asked);
         let Some(demands) = &shared.demands else { return };
+        for (vip, demand) in wanted.iter().filter(|(vip, _)| asked.get(*vip) != self.asked.get(*vip)) {
+            let _ = demands.send((vip.clone(), *demand));
+        }
         for order in addresses::demands(&self.demanded, &wanted) {
             // Its reader is gone only while viprouted ends.
             let _ = demands.send(order);
@@ -160,7 +176,34 @@ impl Applier {
             }
         }
         drop(shared);
-        self.demanded = wanted;
+        (self.demanded, self.asked) = (wanted, asked);
+    }
+
+    /// Has VIPs' records say what Services ask, of those that have changed and of those of which something else is asked. Before a pod joins:
+    /// nobody gets in who mustn't.
+    fn police(&mut self, found: &Desired) {
+        let touched = std::mem::take(&mut self.context.services.shared().touched);
+        let mut due = touched.vips;
+        let keys = found.policies.keys().chain(self.policies.keys());
+        due.extend(keys.filter(|vip| found.policies.get(*vip) != self.policies.get(*vip)).cloned());
+        due.append(&mut self.unpoliced);
+        if touched.is_all || !self.has_policed {
+            due.extend(self.context.registry.vips().unwrap_or_default());
+        }
+        for vip in due {
+            let wanted = found.policies.get(&vip).cloned().unwrap_or_default();
+            match policy::set(&self.net, &self.context.registry, &vip, &wanted) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(%vip, ?wanted, "what Services ask of its clients"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%vip, error, "what its Services ask of its clients could not be carried out");
+                    self.unpoliced.insert(vip);
+                }
+            }
+        }
+        self.has_policed = true;
+        self.policies.clone_from(&found.policies);
     }
 
     /// Who gets new connections and who doesn't, VIP by VIP.
@@ -194,14 +237,14 @@ impl Applier {
             let of_services = attachment.vips.iter().filter(|(_, member)| member.source == Source::Service);
             let is_over = |vip: &VipKey| roles.is_none_or(|roles| !roles.vips.contains_key(vip));
             let leave: Vec<VipKey> = of_services.map(|(vip, _)| vip).filter(|vip| is_over(vip)).cloned().collect();
-            let join = roles.map(|roles| self.joins(roles, Some(attachment))).unwrap_or_default();
+            let join = roles.map(|roles| self.joins(roles, Some(attachment), found)).unwrap_or_default();
             if !join.is_empty() || !leave.is_empty() {
                 let pod = roles.and_then(|roles| roles.pod.clone());
                 todos.push(Todo { name: attachment.name.clone(), join, leave, pod });
             }
         }
         for (pod, roles) in &found.unknown {
-            let join = self.joins(roles, None);
+            let join = self.joins(roles, None, found);
             if !join.is_empty() {
                 todos.push(Todo { name: pod.address.to_string(), join, leave: Vec::new(), pod: Some(pod.clone()) });
             }
@@ -210,8 +253,9 @@ impl Applier {
     }
 
     /// What differs from what the pod is. A VIP that has no address yet waits for it: nobody else is to wait meanwhile.
-    fn joins(&self, roles: &Roles, attachment: Option<&Attachment>) -> Vec<Want> {
-        let wants = roles.vips.iter().map(|(vip, role)| want(vip, role));
+    fn joins(&self, roles: &Roles, attachment: Option<&Attachment>, found: &Desired) -> Vec<Want> {
+        let policy = |vip: &VipKey| found.policies.get(vip).cloned();
+        let wants = roles.vips.iter().map(|(vip, role)| Want { policy: policy(vip), ..want(vip, role) });
         let differs = |want: &Want| {
             let member = attachment.and_then(|attachment| attachment.vips.get(&want.vip));
             member.is_none_or(|member| member.ports != want.ports)
@@ -275,10 +319,27 @@ impl Applier {
             }
         }
         drop(sharing);
+        if !shared.external.is_empty() {
+            note_external(&shared, &mut notes);
+        }
         if shared.notes != notes {
             shared.notes = notes;
             drop(shared);
             self.context.services.0.changed.notify_one();
+        }
+    }
+}
+
+/// Who says a VIP's address as one of its own.
+fn note_external(shared: &Shared, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
+    let sharing = Sharing::of(shared.store.objects());
+    for (service, addresses) in &shared.external {
+        for (vip, lease) in &shared.leases {
+            let Some(address) = lease.address.filter(|address| addresses.contains(address)) else { continue };
+            for sharer in sharing.vips.get(vip).into_iter().flatten() {
+                let note = Note::ExternalIp { service: service.clone(), address };
+                notes.entry(sharer.key.clone()).or_default().insert(note);
+            }
         }
     }
 }

@@ -70,7 +70,9 @@ fn entry(names: (&VipKey, &VipKey), service: &Service, lease: Option<&Lease>, no
         (None, None, Some(keeper)) if lease.is_none() => Some(format!("{keeper} asks for its address")),
         (None, None, _) => Some("its address is being asked for".to_owned()),
     };
-    ServiceEntry { service: key.to_string(), uid: service.uid.clone(), address, keeper, waits }
+    let ranges = service.clients.ranges.as_ref();
+    let clients = ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect());
+    ServiceEntry { service: key.to_string(), uid: service.uid.clone(), address, keeper, waits, clients }
 }
 
 /// Services of type `LoadBalancer` that have neither a class nor an address: nobody serves them.

@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::dataplane::ids::MAX_VIPS;
-use crate::ebpf::PORTS as MAX_PORTS;
-use crate::model::{Port, PortMap, Source, VipKey};
+use crate::ebpf::{MEMBERS, PORTS as MAX_PORTS};
+use crate::model::{Port, PortMap, Source, VipKey, VipPolicy};
 use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, Slice};
 use super::sharing::{Sharer, Sharing};
-use super::{blocking, policies, ports};
+use super::{blocking, policies, policy, ports};
 
 /// A pod that is recorded on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct Desired {
     pub recorded: BTreeMap<String, Roles>,
     /// Pods that aren't.
     pub unknown: BTreeMap<PodId, Roles>,
+    /// What is asked of VIPs; of those that aren't here nothing is.
+    pub policies: BTreeMap<VipKey, VipPolicy>,
     /// Replicas that no Service made such, and that are to be let in, or not any more.
     pub others: BTreeMap<VipKey, BTreeMap<String, bool>>,
     /// What there is to say of Services, by their own names.
@@ -124,13 +126,45 @@ pub enum Note {
         /// Why not.
         why: String,
     },
+    /// It has more pods here than are asked for a connection.
+    ManyReplicas {
+        /// So many.
+        pods: usize,
+    },
+    /// A Service of the cluster says its address as one of its own (`externalIPs`).
+    ExternalIp {
+        /// That Service, `<namespace>/<name>`.
+        service: Key,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Ranges of its clients don't count.
+    SourceRangesRefused {
+        /// Which, and why.
+        why: String,
+    },
+    /// Its traffic policy doesn't count, since not all Services of its VIP have it.
+    PolicyNotShared {
+        /// The VIP.
+        vip: VipKey,
+    },
+    /// It can't have the address that it asks for.
+    AddressRefused {
+        /// Why not.
+        why: String,
+    },
 }
 
 /// Of all Services at once.
 pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     let sharing = Sharing::of(objects);
+    let asked = policy::policies(&sharing);
     let others = blocking::changes(objects, attachments);
-    let mut desired = Desired { notes: sharing.notes.clone(), others, ..Desired::default() };
+    let notes = sharing.notes.clone();
+    let mut desired = Desired { notes, policies: asked.vips, others, ..Desired::default() };
+    for (key, notes) in asked.notes {
+        desired.notes.entry(key).or_default().extend(notes);
+    }
     let slices = by_service(objects);
     let known = Recorded::new(attachments);
     let is_all_excluded = !objects.nodes.is_empty() && objects.nodes.values().all(|node| node.is_excluded);
@@ -230,6 +264,9 @@ impl Scene<'_> {
     fn add(&self, desired: &mut Desired) {
         let mut notes = BTreeSet::new();
         let here = self.endpoints(&mut notes);
+        if here.len() > MEMBERS {
+            notes.insert(Note::ManyReplicas { pods: here.len() });
+        }
         let is_ready = here.values().any(|merged| merged.is_ready);
         let is_ready_elsewhere = self.slices.iter().any(|slice| slice.ready_elsewhere);
         let any_ready = is_ready || is_ready_elsewhere && !self.service.is_local;

@@ -1,14 +1,14 @@
 //! All that talks to the API: watches, the status of Services, events, what is kept over a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 
 use crate::api::protocol::Nodes;
-use crate::lease::pools::Wish;
+use crate::lease::pools::{Refusal, Wish};
 use crate::model::VipKey;
 use crate::model::address::ipv4;
 use crate::node::config::Kubernetes;
@@ -17,11 +17,12 @@ use crate::node::{Context, problems};
 use crate::registry::Registry;
 use crate::with_causes;
 
-use super::addresses::is_keeper;
+use super::addresses::{Lease, is_keeper};
 use super::api::{self, Place};
+use super::asked::{Ask, Permitted};
 use super::events::Announcer;
 use super::examine::{Subject, examine};
-use super::objects::Class;
+use super::objects::{Class, Service};
 use super::pool::PoolKeeper;
 use super::register::{Claimant, Cluster};
 use super::remembered::Remembered;
@@ -74,6 +75,8 @@ pub struct Known {
     pub labels: BTreeSet<String>,
     /// The cluster's nodes serve VIPs together.
     pub together: bool,
+    /// Which addresses Services may ask for.
+    pub permitted: Permitted,
 }
 
 async fn until(due: Option<tokio::time::Instant>) {
@@ -135,6 +138,7 @@ impl Engine {
             class: Class {
                 name: self.settings.class.clone(),
                 is_default: self.settings.default_class,
+                permitted: self.known.permitted.clone(),
                 labels: self.known.labels.clone(),
             },
             ignores_exclude_label: self.settings.ignore_exclude_label,
@@ -210,6 +214,10 @@ impl Engine {
                 (Heard::Addresses(change), Some(pool)) => pool.hear(change),
                 (Heard::Addresses(_), None) => {}
                 (Heard::Unclaimed(change), _) => Services::unclaimed(&mut shared, change),
+                (Heard::External(change), _) => {
+                    shared.has_external(change);
+                    has_changed = true;
+                }
                 (Heard::Failed(Kind::Addresses, why), Some(pool)) => {
                     pool.on_failed(&why);
                     has_changed |= shared.store.hear(Heard::Failed(Kind::Addresses, why));
@@ -281,7 +289,11 @@ impl Engine {
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
             let lease = shared.leases.get(vip);
             let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
-            events.on_lease(&sharer.key, sharer.service, (lease, refused), now);
+            let refused = refused.filter(|refused| refused.kind != Refusal::Address || sharer.service.ask != Ask::Any);
+            match self.refusal(&sharing, vip, sharer.service, lease) {
+                Some(why) => events.on_refused(&sharer.key, sharer.service, &why, now),
+                None => events.on_lease(&sharer.key, sharer.service, (lease, refused), now),
+            }
             kept.insert(&sharer.key);
             let address = lease.and_then(|lease| lease.address);
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
@@ -299,6 +311,23 @@ impl Engine {
         events.on_notes(&shared.notes, &shared.store.objects().services, is_kept, now);
         status.write(wanted.into_iter(), now);
         events.send();
+    }
+
+    /// Why a Service that asks a DHCP server for an address has another one, or none.
+    fn refusal(&self, sharing: &Sharing<'_>, vip: &VipKey, service: &Service, lease: Option<&Lease>) -> Option<String> {
+        let asked = sharing.asked.get(vip).filter(|_| service.ask != Ask::Any)?;
+        // Of a pool its register says that.
+        if self.known.pool.is_some() {
+            return None;
+        }
+        let Lease { address, error } = lease?;
+        match address {
+            Some(address) if *address == IpAddr::V4(*asked) => None,
+            Some(address) => Some(format!(
+                "its lease is of {address}, and DHCP moves no lease: make the Service anew to have {asked} asked for"
+            )),
+            None => error.clone(),
+        }
     }
 
     /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
@@ -381,7 +410,8 @@ impl Cluster for Scene<'_> {
             return Wish::of(vip);
         };
         let pool = Some(own.service.pool.as_str()).filter(|pool| !pool.is_empty());
-        Wish { namespace: vip.namespace(), pool, labels: Some(&own.service.labels) }
+        let address = self.sharing.asked.get(vip).copied();
+        Wish { namespace: vip.namespace(), pool, labels: Some(&own.service.labels), address }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+use crate::ebpf::MEMBERS;
 use crate::lease::pools::Refusal;
 use crate::model::VipKey;
 
@@ -130,6 +131,13 @@ impl Announcer {
         self.limiter.lasts(said, Duration::from_secs(2), now);
     }
 
+    /// A Service can't have the address that it asks for, as far as that is known by now.
+    pub fn on_refused(&mut self, vip: &VipKey, service: &Service, why: &str, now: Instant) {
+        let (reason, note, _) = phrased(&Note::AddressRefused { why: why.to_owned() });
+        let said = Said { vip: vip.clone(), uid: service.uid.clone(), reason, is_warning: true, note };
+        self.limiter.lasts(said, Duration::from_secs(1), now);
+    }
+
     /// A Service can't keep the address that its status says.
     pub fn on_conflict(&mut self, vip: &VipKey, service: &Service, note: String) {
         tracing::warn!(%vip, "{note}");
@@ -202,11 +210,18 @@ fn reason_of(refusal: Refusal) -> &'static str {
         Refusal::Unknown => "UnknownPool",
         Refusal::Unserved => "PoolRefused",
         Refusal::UsedUp => "PoolExhausted",
+        Refusal::Address => "AddressRefused",
     }
 }
 
 fn is_of_a_pod(note: &Note) -> bool {
-    matches!(note, Note::PodNotAttachable { .. } | Note::NotListening(_) | Note::NetworkPolicyBlocks { .. })
+    matches!(
+        note,
+        Note::PodNotAttachable { .. }
+            | Note::NotListening(_)
+            | Note::NetworkPolicyBlocks { .. }
+            | Note::ManyReplicas { .. }
+    )
 }
 
 /// Reason, words, and for how long it has to be so.
@@ -236,6 +251,30 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
             ("AllNodesExcluded", text, Duration::from_secs(2))
         }
         Note::NotShared { why } => ("NotShared", format!("no address: {why}"), Duration::ZERO),
+        Note::ManyReplicas { pods } => {
+            let text = format!(
+                "{pods} of its pods are on one node: of more than {MEMBERS} those that were of use last are asked for a connection that has come to another one"
+            );
+            ("ManyReplicas", text, SETTLES)
+        }
+        Note::ExternalIp { service, address } => {
+            let text = format!(
+                "{service} has {address} in its spec.externalIPs: kube-proxy takes what comes for it there, so take it out of that list"
+            );
+            ("ExternalIpConflict", text, Duration::ZERO)
+        }
+        Note::SourceRangesRefused { why } => {
+            ("SourceRangesRefused", format!("loadBalancerSourceRanges: {why}"), Duration::ZERO)
+        }
+        Note::PolicyNotShared { vip } => {
+            let text = format!(
+                "externalTrafficPolicy: Local counts for {vip} only where all Services that share it say so: it is served as Cluster"
+            );
+            ("TrafficPolicyIgnored", text, Duration::ZERO)
+        }
+        Note::AddressRefused { why } => {
+            ("AddressRefused", format!("it can't have the address that it asks for: {why}"), Duration::ZERO)
+        }
         Note::ForeignEndpoints => {
             let text = "an endpoint is no pod of a node of the cluster, and gets no connections".to_owned();
             ("ForeignEndpoints", text, SETTLES)

@@ -13,6 +13,7 @@
 pub mod addresses;
 pub mod api;
 mod apply;
+mod asked;
 mod blocking;
 mod describe;
 mod desired;
@@ -22,6 +23,7 @@ mod examine;
 mod listeners;
 mod objects;
 mod policies;
+mod policy;
 mod pool;
 mod ports;
 mod register;
@@ -66,6 +68,8 @@ use store::{Change, Store};
 /// The Service of the API server itself, which every cluster has.
 const API_SERVICE: &str = "default/kubernetes";
 
+/// Of so many Services it is known which addresses they say are their own.
+const MAX_EXTERNAL: usize = 5_000;
 /// So many Services that nobody serves are known by name.
 const MAX_UNCLAIMED: usize = 1_000;
 
@@ -88,6 +92,13 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
+/// VIPs of whose records something may have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Touched {
+    is_all: bool,
+    vips: BTreeSet<VipKey>,
+}
+
 /// What viprouted's other parts know of it. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Services(Arc<Inner>);
@@ -104,6 +115,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Shared {
     store: Store,
+    /// The addresses that VIPs are to have, because Services ask for them.
+    asked: BTreeMap<VipKey, Ipv4Addr>,
     /// What has become of VIPs' addresses that Services want.
     leases: BTreeMap<VipKey, Lease>,
     /// What there is to say of Services.
@@ -115,6 +128,8 @@ struct Shared {
     is_node_ending: bool,
     /// Services of type `LoadBalancer` that have neither a class nor an address.
     unclaimed: BTreeSet<Key>,
+    /// Addresses that Services of any type say are their own, by their names.
+    external: BTreeMap<Key, Vec<IpAddr>>,
     /// The API knows no `ipMode`.
     lacks_mode: bool,
     /// Asks the API on demand; none: it can't be asked.
@@ -123,6 +138,8 @@ struct Shared {
     applier: Option<SyncSender<()>>,
     /// Where the daemon hears which VIPs are to have addresses.
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
+    /// VIPs whose records have changed since it was looked whether they say what Services ask.
+    touched: Touched,
     /// The pools' addresses that the API has given out.
     given: BTreeSet<Ipv4Addr>,
     /// What the daemon wants of the pool.
@@ -185,6 +202,11 @@ impl Services {
         self.shared().store.objects().services.get(&vip.to_string())?.stated()
     }
 
+    /// The address that a Service asks for; none: any will do.
+    pub fn asked(&self, vip: &VipKey) -> Option<IpAddr> {
+        self.shared().asked.get(vip).copied().map(IpAddr::V4)
+    }
+
     /// What has become of an address that was demanded; none: nothing is demanded any more.
     pub fn leased(&self, vip: &VipKey, lease: Option<Lease>) {
         let mut shared = self.shared();
@@ -222,6 +244,20 @@ impl Services {
 }
 
 impl Shared {
+    /// What the watch has heard of addresses that Services say are their own.
+    fn has_external(&mut self, change: Change<Vec<IpAddr>>) {
+        match change {
+            Change::All(all) => self.external = all.into_iter().take(MAX_EXTERNAL).collect(),
+            Change::One(key, None) => drop(self.external.remove(&key)),
+            Change::One(key, Some(addresses))
+                if self.external.len() < MAX_EXTERNAL || self.external.contains_key(&key) =>
+            {
+                self.external.insert(key, addresses);
+            }
+            Change::One(..) => {}
+        }
+    }
+
     /// Has the thread that applies look again. One that has work before it looks in any case.
     fn wake(&self) {
         if let Some(applier) = &self.applier {
@@ -244,9 +280,15 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         shared.applier = Some(applier.clone());
     }
     // Replicas come and go by other ways too.
-    context
-        .watch
-        .subscribe(move |_| !matches!(applier.try_send(()), Err(std::sync::mpsc::TrySendError::Disconnected(()))));
+    let told = services.clone();
+    context.watch.subscribe(move |update| {
+        {
+            let mut shared = told.shared();
+            shared.touched.is_all |= update.full;
+            shared.touched.vips.extend(update.changed);
+        }
+        !matches!(applier.try_send(()), Err(std::sync::mpsc::TrySendError::Disconnected(())))
+    });
     let work = Applier::new(context.clone(), NodeNet::open()?, config);
     context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -257,11 +299,13 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         _ => None,
     };
     let together = config.membership.is_some();
+    let permitted = asked::Permitted::of(&config.lease);
     let labels = match &config.lease.backend {
         Backend::Pool(pools) => pools.iter().flat_map(|pool| pool.labels.keys().cloned()).collect(),
         Backend::Dhcp(_) => BTreeSet::new(),
     };
-    let known = Known { state_dir: config.state_dir.clone(), saved: remembered, pool, labels, together };
+    let state_dir = config.state_dir.clone();
+    let known = Known { state_dir, saved: remembered, pool, labels, together, permitted };
     let engine = Engine::new(context.clone(), settings, name, known);
     context.subsystems.spawn(&KUBERNETES, move |guard| runtime.block_on(engine.run(&guard)))?;
     Ok(())

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::lease::pools::{self, Labels};
 use crate::model::{Port, Transport, VipKey};
 
+use super::asked::{self, Ask, Permitted};
 use super::policies::Policy;
+use super::policy::{self, Clients};
 use super::{ports, sharing};
 
 /// The label by which a slice names its Service.
@@ -45,6 +47,9 @@ pub struct Objects {
     pub pods: BTreeMap<Key, Pod>,
     /// The nodes.
     pub nodes: BTreeMap<Key, Node>,
+    /// The ranges of Services' own addresses, by `ServiceCIDR`.
+    #[serde(default)]
+    pub ranges: BTreeMap<Key, Vec<String>>,
     /// The policies that say who may reach pods.
     #[serde(default)]
     pub policies: BTreeMap<Key, Policy>,
@@ -57,12 +62,15 @@ pub struct Class {
     pub name: String,
     /// Those without a class too.
     pub is_default: bool,
+    /// Which addresses they may ask for.
+    pub permitted: Permitted,
     /// Labels of theirs that pools ask for.
     pub labels: BTreeSet<String>,
 }
 
 /// A Service of type `LoadBalancer`, of this load balancer's class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // as the API has them, in every combination
 pub struct Service {
     /// Its identity: one that is made again under the same name is another.
     pub uid: String,
@@ -74,6 +82,15 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `externalTrafficPolicy: Local`.
     pub is_local: bool,
+    /// Who its clients may be.
+    #[serde(default)]
+    pub clients: Clients,
+    /// `trafficDistribution: PreferSameNode`.
+    #[serde(default)]
+    pub prefers_node: bool,
+    /// For so many seconds a client's connections go to the same pod.
+    #[serde(default)]
+    pub affinity: Option<u32>,
     /// It is being deleted.
     pub is_ending: bool,
     /// The VIP that it names ([`sharing::VIP`]); empty: that of its own name.
@@ -82,6 +99,9 @@ pub struct Service {
     /// Who of other namespaces may join its VIP ([`sharing::SHARED_WITH`]).
     #[serde(default)]
     pub shared_with: String,
+    /// The address that it asks for.
+    #[serde(default)]
+    pub ask: Ask,
     /// The pool that it names ([`pools::ANNOTATION`]); empty: none.
     #[serde(default)]
     pub pool: String,
@@ -241,6 +261,9 @@ pub struct Node {
     /// It is being shut down.
     #[serde(default)]
     pub is_shutting_down: bool,
+    /// Where its pods' addresses are from, as far as the cluster gives them out.
+    #[serde(default)]
+    pub pod_ranges: Vec<String>,
 }
 
 fn transport(protocol: &str) -> Option<Transport> {
@@ -287,7 +310,7 @@ impl Class {
             return None;
         }
         // What has no VIP's name can't be one: names of Services are shorter than that.
-        key(&service.metadata).parse::<VipKey>().ok()?;
+        let own = key(&service.metadata).parse::<VipKey>().ok()?;
         let port = |port: core::ServicePort| {
             Some(ServicePort {
                 name: port.name.unwrap_or_default(),
@@ -303,8 +326,15 @@ impl Class {
         let ports_error = status.conditions.into_iter().flatten().find(|condition| condition.type_ == ports::CONDITION);
         let ports_error = ports_error.filter(|condition| condition.status == "True");
         let ingress = status.load_balancer.and_then(|status| status.ingress);
+        let vip = annotation(sharing::VIP);
+        let field = spec.load_balancer_ip.as_deref().unwrap_or_default();
+        let of_vip = sharing::named(&own, &vip).ok();
         Some(Service {
-            vip: annotation(sharing::VIP),
+            ask: self.permitted.ask(of_vip.as_ref(), field, &annotation(asked::ADDRESS)),
+            vip,
+            clients: policy::clients(&spec, service.metadata.annotations.as_ref()),
+            affinity: policy::affinity(&spec),
+            prefers_node: spec.traffic_distribution.as_deref() == Some("PreferSameNode"),
             shared_with: annotation(sharing::SHARED_WITH),
             pool: annotation(pools::ANNOTATION).trim().to_owned(),
             labels: self.kept(service.metadata.labels.as_ref()),
@@ -445,12 +475,14 @@ impl Node {
     /// Of any node. `ignores_label`: none is excluded.
     pub fn of(node: core::Node, ignores_label: bool) -> Self {
         let is_shutting_down = is_shutting_down(&node);
+        let pod_ranges = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
         let addresses = node.status.and_then(|status| status.addresses).into_iter().flatten();
         let labels = node.metadata.labels.unwrap_or_default();
         Self {
             addresses: addresses.filter_map(|address| address.address.parse().ok()).collect(),
             is_excluded: !ignores_label && labels.contains_key(EXCLUDED),
             is_shutting_down,
+            pod_ranges,
         }
     }
 }

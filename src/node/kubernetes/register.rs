@@ -5,7 +5,7 @@
 //! The VIP's keeper makes the object, everyone else takes the address from it. Services that wait are served in the order in which they were
 //! made: a keeper takes a free address for one only if enough are free for all that have waited longer.
 //!
-//! A Service may name its pool, and another one later: its keeper makes a second object then, all nodes move to that address, and the first
+//! A Service may name its pool or its address, and another one later: its keeper makes a second object then, all nodes move to that address, and the first
 //! one is taken back a while later.
 //!
 //! An address that stands in a Service's status and in no object (the objects were lost, or another installation gave it out) is adopted before
@@ -248,8 +248,11 @@ impl Register {
         fit.min_by_key(|address| (!self.is_wished(*address, wish), Some(*address) != granted, *address))
     }
 
-    /// It is of the pool that is named; where none is, any is as good.
+    /// It is the one that is asked for, else of the pool that is named; where none is, any is as good.
     fn is_wished(&self, address: Ipv4Addr, wish: &Wish<'_>) -> bool {
+        if let Some(asked) = wish.address {
+            return address == asked;
+        }
         wish.pool.is_none_or(|name| self.pools.of(address).is_some_and(|pool| pool.name == name))
     }
 

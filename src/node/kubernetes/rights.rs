@@ -22,7 +22,7 @@ const fn right(group: &'static str, resource: &'static str, verbs: &'static [&'s
     Right { group, resource, name: None, verbs, of_pool: false }
 }
 
-const RIGHTS: [Right; 9] = [
+const RIGHTS: [Right; 10] = [
     right("", "services", &["list", "watch"]),
     right("", "pods", &["list", "watch"]),
     right("", "nodes", &["list", "watch"]),
@@ -30,6 +30,7 @@ const RIGHTS: [Right; 9] = [
     Right { name: Some("kube-system"), ..right("", "namespaces", &["get"]) },
     right("", "services/status", &["patch"]),
     Right { of_pool: true, ..right("networking.k8s.io", "ipaddresses", &["list", "watch", "create", "delete"]) },
+    right("networking.k8s.io", "servicecidrs", &["list", "watch"]),
     right("networking.k8s.io", "networkpolicies", &["list", "watch"]),
     right("events.k8s.io", "events", &["create", "patch"]),
 ];

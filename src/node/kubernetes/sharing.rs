@@ -5,9 +5,11 @@
 //! older one's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::model::{Port, VipKey};
 
+use super::asked::{Ask, in_cluster};
 use super::desired::Note;
 use super::objects::{Objects, Service};
 
@@ -50,6 +52,8 @@ pub struct Sharing<'a> {
     pub vips: BTreeMap<VipKey, Vec<Sharer<'a>>>,
     /// Services that can't have the VIP that they name, by their own names.
     pub refused: BTreeMap<VipKey, &'a Service>,
+    /// The addresses that VIPs are to have, because a Service asks for them.
+    pub asked: BTreeMap<VipKey, Ipv4Addr>,
     /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
@@ -58,9 +62,14 @@ impl<'a> Sharing<'a> {
     /// Of all Services that there are.
     pub fn of(objects: &'a Objects) -> Self {
         let mut sharing = Self::default();
-        for (key, service) in in_order(objects) {
+        let services = in_order(objects);
+        let holders = holders(objects, &services);
+        for (key, service) in services {
             match wanted(objects, &key, service) {
-                Ok(vip) => sharing.add(vip, key, service),
+                Ok(vip) => match sharing.asks(objects, &holders, &vip, service) {
+                    Ok(()) => sharing.add(vip, key, service),
+                    Err(why) => sharing.refuse_address((vip, key), service, why),
+                },
                 Err(why) => {
                     sharing.notes.entry(key.clone()).or_default().insert(Note::NotShared { why });
                     sharing.refused.insert(key, service);
@@ -68,6 +77,37 @@ impl<'a> Sharing<'a> {
             }
         }
         sharing
+    }
+
+    /// What the Service asks for is the VIP's from now on; an error: it can't be.
+    fn asks(&mut self, objects: &Objects, holders: &Holders, vip: &VipKey, service: &Service) -> Result<(), String> {
+        let address = match &service.ask {
+            Ask::Any => return Ok(()),
+            Ask::Refused(why) => return Err(why.clone()),
+            Ask::Address(address) => *address,
+        };
+        in_cluster(objects, address)?;
+        match self.asked.get(vip) {
+            Some(agreed) if *agreed == address => return Ok(()),
+            Some(agreed) => return Err(format!("a Service that shares {vip}, and is older, asks for {agreed} for it")),
+            None => {}
+        }
+        let other = self.asked.iter().find(|(_, asked)| **asked == address).map(|(other, _)| other);
+        if let Some(other) = other.or_else(|| holders.get(&address).filter(|holder| *holder != vip)) {
+            return Err(format!("{address} is {other}'s, which asks for it too, and has it or is older"));
+        }
+        self.asked.insert(vip.clone(), address);
+        Ok(())
+    }
+
+    /// Whoever asks for an address that it can't have keeps what it has, and gets none where it has none.
+    fn refuse_address(&mut self, (vip, key): (VipKey, VipKey), service: &'a Service, why: String) {
+        self.notes.entry(key.clone()).or_default().insert(Note::AddressRefused { why });
+        if service.stated().is_some() {
+            self.add(vip, key, service);
+        } else {
+            self.refused.insert(key, service);
+        }
     }
 
     fn add(&mut self, vip: VipKey, key: VipKey, service: &'a Service) {
@@ -99,14 +139,30 @@ fn in_order(objects: &Objects) -> Vec<(VipKey, &Service)> {
     services
 }
 
+/// Who has an address that it asks for.
+type Holders = BTreeMap<Ipv4Addr, VipKey>;
+
+fn holders(objects: &Objects, services: &[(VipKey, &Service)]) -> Holders {
+    let mut holders = Holders::new();
+    for (key, service) in services {
+        if let Ask::Address(address) = service.ask
+            && service.stated() == Some(IpAddr::V4(address))
+            && let Ok(vip) = wanted(objects, key, service)
+        {
+            holders.entry(address).or_insert(vip);
+        }
+    }
+    holders
+}
+
 /// The VIP that a Service is to have; an error: it can't have the one that it names.
 fn wanted(objects: &Objects, key: &VipKey, service: &Service) -> Result<VipKey, String> {
-    let vip = named(key, service)?;
+    let vip = named(key, &service.vip)?;
     if vip.namespace() == key.namespace() {
         return Ok(vip);
     }
     let owner = objects.services.get(&vip.to_string()).filter(|owner| !owner.is_ending);
-    let owner = owner.filter(|owner| named(&vip, owner).is_ok_and(|own| own == vip));
+    let owner = owner.filter(|owner| named(&vip, &owner.vip).is_ok_and(|own| own == vip));
     let Some(owner) = owner else {
         return Err(format!("{VIP} names {vip}, which is no Service that has an address of its own"));
     };
@@ -117,8 +173,9 @@ fn wanted(objects: &Objects, key: &VipKey, service: &Service) -> Result<VipKey, 
     Err(format!("{VIP} names {vip}, whose annotation {SHARED_WITH} has neither {} nor {key}", key.namespace()))
 }
 
-fn named(key: &VipKey, service: &Service) -> Result<VipKey, String> {
-    let text = service.vip.trim();
+/// The VIP that a Service's annotation names, or that of its own name.
+pub(super) fn named(key: &VipKey, annotation: &str) -> Result<VipKey, String> {
+    let text = annotation.trim();
     if text.is_empty() {
         return Ok(key.clone());
     }
@@ -212,6 +269,35 @@ mod tests {
         let twin = service(5, "web", &[(80, "TCP"), (80, "UDP")]);
         let both = objects(&[("shop/web", web), ("shop/zoo", twin)]);
         assert_eq!(shown(&both), ["shop/web: shop/web shop/zoo(80/tcp of shop/web)"]);
+    }
+
+    #[test]
+    fn an_address_that_is_asked_for_is_one_vips() {
+        let asking = |created, vip, last| {
+            let ask = Ask::Address([10, 118, 0, last].into());
+            Service { ask, ..service(created, vip, &[(u16::try_from(created).unwrap(), "TCP")]) }
+        };
+        let asked = |objects: &Objects| {
+            let sharing = Sharing::of(objects);
+            let asked: Vec<_> = sharing.asked.iter().map(|(vip, asked)| format!("{vip} {asked}")).collect();
+            (asked, sharing.refused.keys().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let two = objects(&[("shop/web", asking(1, "", 7)), ("shop/api", asking(2, "", 7))]);
+        assert_eq!(asked(&two), (vec!["shop/web 10.118.0.7".to_owned()], vec!["shop/api".to_owned()]));
+        // Who has it keeps it, however young.
+        let ingress = vec![super::super::objects::Ingress { ip: "10.118.0.7".into(), ..Default::default() }];
+        let holder = Service { ingress, ..asking(2, "", 7) };
+        let two = objects(&[("shop/web", asking(1, "", 7)), ("shop/api", holder.clone())]);
+        assert_eq!(asked(&two), (vec!["shop/api 10.118.0.7".to_owned()], vec!["shop/web".to_owned()]));
+        // Who asks for what it can't have keeps what it has.
+        let moves = Service { ask: Ask::Refused("no".into()), ..holder };
+        let one = objects(&[("shop/api", moves)]);
+        assert_eq!((asked(&one), shown(&one)), ((vec![], vec![]), vec!["shop/api: shop/api".to_owned()]));
+        // Those that share a VIP ask for one.
+        let shared = objects(&[("shop/web", asking(1, "", 7)), ("shop/api", asking(2, "web", 8))]);
+        assert_eq!(asked(&shared), (vec!["shop/web 10.118.0.7".to_owned()], vec!["shop/api".to_owned()]));
+        let shared = objects(&[("shop/web", service(1, "", &[(80, "TCP")])), ("shop/api", asking(2, "web", 8))]);
+        assert_eq!(asked(&shared), (vec!["shop/web 10.118.0.8".to_owned()], vec![]));
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //! API is another cluster's, or has suddenly nothing of what every cluster has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::API_SERVICE;
@@ -16,6 +17,7 @@ const MAX_SERVICES: usize = 5_000;
 const MAX_SLICES: usize = 50_000;
 const MAX_PODS: usize = 2_000;
 const MAX_NODES: usize = 1_000;
+const MAX_RANGES: usize = 100;
 const MAX_POLICIES: usize = 50_000;
 /// A watch that fails fails again within this time; one that works may have nothing to say.
 const FAILS_FOR: Duration = Duration::from_secs(20);
@@ -35,10 +37,12 @@ pub enum Kind {
     Policies,
     /// `ipaddresses`, where the pool's register is there
     Addresses,
+    /// `servicecidrs`, where the API has them (Kubernetes 1.33)
+    Ranges,
 }
 
 impl Kind {
-    /// Those that the store waits for.
+    /// Those that the store waits for: every API has them.
     pub const ALL: [Self; 5] = [Self::Services, Self::Slices, Self::Pods, Self::Nodes, Self::Policies];
 
     /// As rights name them.
@@ -50,6 +54,7 @@ impl Kind {
             Self::Nodes => "nodes",
             Self::Policies => "networkpolicies.networking.k8s.io",
             Self::Addresses => "ipaddresses.networking.k8s.io",
+            Self::Ranges => "servicecidrs.networking.k8s.io",
         }
     }
 }
@@ -85,8 +90,12 @@ pub enum Heard {
     Policies(Change<Policy>),
     /// Services that nobody serves, for want of a class. They aren't the store's.
     Unclaimed(Change<()>),
+    /// Addresses that Services of any type say are their own (`externalIPs`). They aren't the store's.
+    External(Change<Vec<IpAddr>>),
     /// Addresses of the pool that are given out. They aren't the store's.
     Addresses(Change<Entry>),
+    /// The ranges of Services' own addresses.
+    Ranges(Change<Vec<String>>),
     /// A watch has failed, and is tried again.
     Failed(Kind, String),
 }
@@ -171,11 +180,12 @@ impl Store {
                 self.failing.remove(&Kind::Addresses);
                 return false;
             }
-            Heard::Unclaimed(_) => return false,
+            Heard::Unclaimed(_) | Heard::External(_) => return false,
             Heard::Services(change) => (Kind::Services, Taken::of(&mut into.services, change, MAX_SERVICES)),
             Heard::Slices(change) => (Kind::Slices, Taken::of(&mut into.slices, change, MAX_SLICES)),
             Heard::Pods(change) => (Kind::Pods, Taken::of(&mut into.pods, change, MAX_PODS)),
             Heard::Nodes(change) => (Kind::Nodes, Taken::of(&mut into.nodes, change, MAX_NODES)),
+            Heard::Ranges(change) => (Kind::Ranges, Taken::of(&mut into.ranges, change, MAX_RANGES)),
             Heard::Policies(change) => (Kind::Policies, Taken::of(&mut into.policies, change, MAX_POLICIES)),
         };
         self.failing.remove(&kind);
@@ -194,7 +204,7 @@ impl Store {
 
     /// Puts what was heard in force, once it is whole.
     fn take_up(&mut self) {
-        let is_whole = self.complete.len() == Kind::ALL.len() && !self.is_held();
+        let is_whole = Kind::ALL.iter().all(|kind| self.complete.contains(kind)) && !self.is_held();
         if is_whole && let Some(objects) = self.waiting.take() {
             self.objects = objects;
         }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -59,6 +60,9 @@ pub fn start(client: &kube::Client, watched: &Watched, heard: &Sender<Heard>) ->
     let ignores_label = watched.ignores_exclude_label;
     let reduce = move |node: core::Node| (key(&node.metadata), Some(Node::of(node, ignores_label)));
     tasks.spawn(watch(page.clone(), reduce, teller(client, heard, Kind::Nodes, |change| vec![Heard::Nodes(change)])));
+    let reduce = |range: ServiceCIDR| (key(&range.metadata), range.spec.and_then(|spec| spec.cidrs));
+    let ranges = teller(client, heard, Kind::Ranges, |change| vec![Heard::Ranges(change)]);
+    tasks.spawn(watch(page.clone(), reduce, ranges));
     let policies = teller(client, heard, Kind::Policies, |change| vec![Heard::Policies(change)]);
     if watched.ignores_policies {
         // It is as if there were none.
@@ -154,6 +158,8 @@ where
                 teller.tell(Change::One(key, object)).await
             }
             Ok(Event::Delete(object)) => teller.tell(Change::One(reduce(object).0, None)).await,
+            // An API before 1.33 doesn't say them.
+            Err(error) if teller.kind == Kind::Ranges && is_unknown(&error) => Ok(()),
             Err(error) => teller.failed(why(&error)).await,
         };
         if told.is_err() {
@@ -162,40 +168,58 @@ where
     }
 }
 
-/// A Service, as far as its class goes.
-enum Offer {
-    /// It is served here.
-    Served(Service),
+/// What is of interest of a Service.
+struct Offer {
+    /// As one that is served here.
+    served: Option<Service>,
     /// Nobody serves it, for want of a class.
-    Unclaimed,
+    unclaimed: Option<()>,
+    /// Addresses that it says are its own.
+    external: Option<Vec<IpAddr>>,
 }
 
 impl Offer {
     fn of(service: core::Service, class: &Class) -> Option<Self> {
-        let is_unclaimed = class.is_unclaimed(&service);
-        class.service(service).map(Self::Served).or_else(|| is_unclaimed.then_some(Self::Unclaimed))
+        let unclaimed = class.is_unclaimed(&service).then_some(());
+        let external = service.spec.as_ref().and_then(|spec| spec.external_ips.as_ref());
+        let external: Vec<IpAddr> = external.into_iter().flatten().filter_map(|address| address.parse().ok()).collect();
+        let external = Some(external).filter(|addresses| !addresses.is_empty());
+        let served = class.service(service);
+        let is_of_interest = served.is_some() || unclaimed.is_some() || external.is_some();
+        is_of_interest.then_some(Self { served, unclaimed, external })
     }
 }
 
 fn offered(change: Change<Offer>) -> Vec<Heard> {
-    let (services, unclaimed) = match change {
+    match change {
         Change::All(all) => {
-            let (mut served, mut unclaimed) = (BTreeMap::new(), Vec::new());
+            let (mut served, mut unclaimed, mut external) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
             for (key, offer) in all {
-                match offer {
-                    Offer::Served(service) => drop(served.insert(key, service)),
-                    Offer::Unclaimed => unclaimed.push((key, ())),
-                }
+                unclaimed.extend(offer.unclaimed.map(|()| (key.clone(), ())));
+                external.extend(offer.external.map(|addresses| (key.clone(), addresses)));
+                served.extend(offer.served.map(|service| (key, service)));
             }
-            (Change::All(served), Change::All(unclaimed.into_iter().collect()))
+            vec![
+                Heard::Unclaimed(Change::All(unclaimed)),
+                Heard::External(Change::All(external)),
+                Heard::Services(Change::All(served)),
+            ]
         }
-        Change::One(key, Some(Offer::Served(service))) => {
-            (Change::One(key.clone(), Some(service)), Change::One(key, None))
+        Change::One(key, offer) => {
+            let Offer { served, unclaimed, external } =
+                offer.unwrap_or(Offer { served: None, unclaimed: None, external: None });
+            vec![
+                Heard::Unclaimed(Change::One(key.clone(), unclaimed)),
+                Heard::External(Change::One(key.clone(), external)),
+                Heard::Services(Change::One(key, served)),
+            ]
         }
-        Change::One(key, Some(Offer::Unclaimed)) => (Change::One(key.clone(), None), Change::One(key, Some(()))),
-        Change::One(key, None) => (Change::One(key.clone(), None), Change::One(key, None)),
-    };
-    vec![Heard::Unclaimed(unclaimed), Heard::Services(services)]
+    }
+}
+
+/// The API has no such kind.
+fn is_unknown(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 fn why(error: &watcher::Error) -> String {

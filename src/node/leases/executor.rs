@@ -21,6 +21,7 @@ use crate::lease::source::Sources;
 use crate::lease::state::{Action, Caller, Findings, State, Step};
 use crate::lease::writer::{Job, LeaseWriter};
 use crate::model::VipKey;
+use crate::model::address::ipv4;
 use crate::with_causes;
 
 use super::dataplane::Order;
@@ -86,6 +87,11 @@ impl Executor {
     /// Who the VIP is to a DHCP server; none where it isn't asked.
     pub fn identity(&self, vip: &VipKey) -> Option<dhcp::Identity> {
         self.sources.identity(vip)
+    }
+
+    /// For which address a VIP that has none is to ask a DHCP server; none: any. Whether that is another than before.
+    pub fn wish(&mut self, vip: &VipKey, address: Option<IpAddr>) -> bool {
+        self.sources.wish(vip, address.and_then(ipv4))
     }
 
     /// Another node was granted this lease in the VIP's name.

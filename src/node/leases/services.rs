@@ -10,6 +10,11 @@ use super::Daemon;
 impl Daemon {
     /// A Service wants an address for its VIP, or no longer does.
     pub(super) fn demanded(&mut self, vip: &VipKey, demand: Demand) {
+        let asked = self.agent.services.asked(vip).filter(|_| demand == Demand::Wanted);
+        if self.executor.wish(vip, asked) {
+            let steps = self.state.ask_anew(vip);
+            self.perform(steps);
+        }
         if demand == Demand::Wanted {
             self.demanded.insert(vip.clone());
             if let Some(refusal) = self.state.over_limit(vip) {

@@ -255,7 +255,7 @@ impl Reader {
              route had chosen), steered (to the replica that has the connection), no_owner (of no connection of any replica: \
              refused), search_throttled (too many of no connection: dropped), port_denied (to a port that isn't served), \
              egress_denied (from a pod, would have begun a flow), reset_withheld (of a replica that had just closed its port, \
-             while another one listens), own_source (to a pod, from one of its own addresses), spoofed (from a pod, with a source that isn't its own), \
+             while another one listens), own_source (to a pod, from one of its own addresses), source_denied (to a port that isn't for that client), spoofed (from a pod, with a source that isn't its own), \
              misrouted (to a pod, for no VIP of its).",
             &["namespace", "vip", "outcome"],
         )?;
@@ -277,6 +277,7 @@ impl Reader {
                 ("egress_denied", counts.egress_denied),
                 ("reset_withheld", counts.reset_withheld),
                 ("own_source", counts.own_source),
+                ("source_denied", counts.source_denied),
                 ("spoofed", self.meter.total(key).spoofed),
                 ("misrouted", self.meter.total(key).misrouted),
             ] {

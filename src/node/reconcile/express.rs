@@ -10,7 +10,7 @@ use crate::api::protocol::{self, ExpressOff, ExpressUplink, UplinkOff};
 use crate::dataplane::node::pod_links::About;
 use crate::dataplane::node::uplinks::{self, Op, Uplink};
 use crate::dataplane::{self, owner};
-use crate::ebpf::{Hook, Programs};
+use crate::ebpf::{Hook, Programs, set_uplinks};
 use crate::net::{self, NodeNet, link};
 use crate::node::{Context, Express};
 use crate::with_causes;
@@ -99,6 +99,7 @@ impl Reconciler {
             return self.failed(ObjectId::Other("uplinks".into()), None, "the node's uplinks", &error.into());
         }
         let dirs = self.cache.bpf_dirs();
+        self.tell_uplinks(&dirs);
         let (programs, mut off) = match self.programs(dirs.first()) {
             Ok(programs) => (Some(programs), None),
             Err(off) => (None, Some(off)),
@@ -114,6 +115,16 @@ impl Reconciler {
         }
         let generation = 0; // that of the moment in which it is asked for
         self.uplinks.express.publish(protocol::Express { off, generation, uplinks });
+    }
+
+    /// The flow owner tells clients outside by the devices that they come by, with the express path or without.
+    fn tell_uplinks(&mut self, dirs: &BTreeSet<PathBuf>) {
+        let indexes: BTreeSet<u32> = self.uplinks.known.iter().map(|uplink| uplink.index).collect();
+        for dir in dirs {
+            if let Err(error) = set_uplinks(dir, &indexes) {
+                self.failed(ObjectId::Other("uplinks".into()), None, "the node's uplinks", &error.into());
+            }
+        }
     }
 
     fn switch_on(&self, dir: &Path) -> Option<ExpressOff> {

@@ -152,6 +152,7 @@ mod tests {
             flow_owner: None,
             withdrawn: false,
             previous_addresses: Vec::new(),
+            policy: crate::model::VipPolicy::default(),
             other: BTreeMap::new(),
         };
         let replica = Replica {

@@ -316,6 +316,7 @@ impl Stage {
             ("egress_denied", total(|counts| counts.egress_denied)),
             ("reset_withheld", total(|counts| counts.reset_withheld)),
             ("own_source", total(|counts| counts.own_source)),
+            ("source_denied", total(|counts| counts.source_denied)),
             ("spoofed", drops.spoofed),
             ("misrouted", drops.misrouted),
         ])

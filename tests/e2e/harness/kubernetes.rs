@@ -52,13 +52,14 @@ struct Held {
     lacks_mode: bool,
 }
 
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "/api/v1/services",
     "/apis/discovery.k8s.io/v1/endpointslices",
     "/api/v1/pods",
     "/api/v1/nodes",
     "/apis/networking.k8s.io/v1/ipaddresses",
     "/apis/networking.k8s.io/v1/networkpolicies",
+    "/apis/networking.k8s.io/v1/servicecidrs",
 ];
 
 impl KubeApi {
@@ -164,6 +165,7 @@ fn kind_of(object: &Value) -> &'static str {
         "Node" => KINDS[3],
         "IPAddress" => KINDS[4],
         "NetworkPolicy" => KINDS[5],
+        "ServiceCIDR" => KINDS[6],
         other => panic!("no {other} here"),
     }
 }

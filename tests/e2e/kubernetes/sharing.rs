@@ -98,6 +98,8 @@ fn services_of_one_namespace_share_an_address() {
     scene.api.set(&api);
     scene.api.set(&slice_of(&scene, ("api", "api-1"), &[1], &[("tls", OTHER), ("http", PORT)]));
     until("both show the address", SOON, || (scene.ingress(&api).as_ref() == Some(&address)).then_some(()));
+    // What is sent before, the node sends elsewhere, by a redirect that the client remembers.
+    scene.waits_for(&[(0, "ready"), (1, "ready")]);
     let (vip, client): (Ipv4Addr, _) = (address.parse().unwrap(), client(&scene));
     scene.answers(&client, (vip, 80), &[0]);
     scene.answers(&client, (vip, 443), &[1]);

@@ -47,7 +47,7 @@ pub struct Cluster {
     pub control: ControlPlane,
     pub client: Netns,
     _dhcp: Option<DhcpServer>,
-    _lan: Lan,
+    pub lan: Lan,
 }
 
 impl Cluster {
@@ -82,7 +82,7 @@ impl Cluster {
         for worker in &mut workers {
             worker.join(&pki);
         }
-        let cluster = Self { workers: workers.into(), client: client(&lan), control, _dhcp: dhcp, _lan: lan };
+        let cluster = Self { workers: workers.into(), client: client(&lan), control, _dhcp: dhcp, lan };
         cluster.connect();
         cluster.ready();
         cluster

@@ -57,7 +57,7 @@ proptest! {
         let remembered = remembered.map(|(from, long)| lease(A, from, long));
         let mut now = at(0.0);
         let turn = if own_turn { Turn::Own } else { Turn::Others };
-        let mut machine = Machine::new(Acquisition { identity: identity(), remembered, turn }, seed, now);
+        let mut machine = Machine::new(Acquisition { identity: identity(), remembered, wish: None, turn }, seed, now);
         for event in events {
             let (reply, told);
             let event = match event {

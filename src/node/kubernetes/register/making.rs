@@ -23,6 +23,7 @@ pub(super) struct Making<'a> {
 
 impl<'a> Making<'a> {
     pub(super) fn new(register: &'a mut Register, cluster: &'a dyn Cluster, now: Instant) -> Self {
+        register.forget_refusals(cluster);
         let waiting = Waiting::new(register, cluster);
         let rooms = Rooms::new(register, &waiting);
         let mut making = Self { register, cluster, now, waiting, rooms, due: BTreeSet::new() };
@@ -93,6 +94,11 @@ impl<'a> Making<'a> {
     fn choose(&self, vip: &VipKey, wish: &Wish<'_>) -> Result<(String, Ipv4Addr), Refused> {
         let register = &self.register;
         let refused = |kind, why| Refused { kind, why };
+        if let Some(address) = wish.address {
+            // It waits for no other, so it takes nobody's turn.
+            let found = self.refusal(vip, address, wish);
+            return found.map_or(Ok((String::new(), address)), |why| Err(refused(Refusal::Address, why)));
+        }
         let serving = register.pools.serving(wish).map_err(|error| refused(error.refusal(), error.to_string()))?;
         let open = register.open.get(vip);
         let is_free = |address: &Ipv4Addr| {
@@ -109,6 +115,34 @@ impl<'a> Making<'a> {
         let lowest = |pool: &&Pool| Some((pool.name.clone(), pool.addresses().find(is_free)?));
         let found = remembered.or_else(|| with_room.iter().find_map(lowest));
         found.ok_or_else(|| refused(Refusal::UsedUp, used_up(&serving)))
+    }
+
+    /// Why a VIP can't have the address that is asked for.
+    fn refusal(&self, vip: &VipKey, address: Ipv4Addr, wish: &Wish<'_>) -> Option<String> {
+        let register = &self.register;
+        if register.open.get(vip).is_some_and(|open| open.unfit.contains(&address)) {
+            return Some(format!("{address} is used by another host of the network"));
+        }
+        let Some(pool) = register.pools.of(address) else {
+            return Some(format!("{address} is no address of a pool: expected one of {}", register.pools));
+        };
+        if let Some(name) = wish.pool.filter(|name| *name != pool.name) {
+            return Some(format!("{address} is of pool {}, and not of pool {name}, which it names", pool.name));
+        }
+        let of_pool = Wish { pool: Some(pool.name.as_str()), address: None, ..wish.clone() };
+        if let Err(error) = register.pools.serving(&of_pool) {
+            return Some(format!("{address} is of a pool that isn't for it: {error}"));
+        }
+        if register.leaving.contains(&address) {
+            return Some(format!("{address} is being given back"));
+        }
+        let holder = register.given.get(&address).map(|entry| entry.as_ref().map(|entry| &entry.vip));
+        match holder.or_else(|| self.waiting.claims.get(&address).map(Some)) {
+            Some(Some(holder)) if holder == vip => None,
+            Some(Some(holder)) => Some(format!("{address} is {holder}'s")),
+            Some(None) => Some(format!("{address} is used by something else in the cluster")),
+            None => self.rooms.asking.contains(&address).then(|| format!("{address} is being given to another VIP")),
+        }
     }
 
     fn refuse(&mut self, vip: VipKey, refused: Refused, steps: &mut Vec<Step>) {
@@ -133,6 +167,20 @@ impl<'a> Making<'a> {
 }
 
 impl Register {
+    /// Of those that have by now what they ask for, or ask for nothing else any more.
+    fn forget_refusals(&mut self, cluster: &dyn Cluster) {
+        let refused = self.open.iter().filter(|(_, open)| open.refused.is_some());
+        let is_over = |(vip, open): &(&VipKey, &super::Open)| {
+            open.granted.is_some_and(|address| self.is_wished(address, &cluster.wish(vip)))
+        };
+        let over: Vec<VipKey> = refused.filter(is_over).map(|(vip, _)| vip.clone()).collect();
+        for vip in over {
+            if let Some(open) = self.open.get_mut(&vip) {
+                open.refused = None;
+            }
+        }
+    }
+
     fn is_pinned(&self, address: Ipv4Addr) -> bool {
         self.pins.values().any(|pin| *pin == IpAddr::V4(address))
     }
@@ -152,14 +200,14 @@ struct Rooms {
     left: BTreeMap<String, usize>,
     /// Addresses that are being made.
     asking: BTreeSet<Ipv4Addr>,
-    /// Those that are adopted.
+    /// Those that are adopted, or asked for.
     claimed: BTreeSet<Ipv4Addr>,
 }
 
 impl Rooms {
     fn new(register: &Register, waiting: &Waiting) -> Self {
         let asking: BTreeSet<Ipv4Addr> = register.open.values().filter_map(|open| open.asking).collect();
-        let claimed: BTreeSet<Ipv4Addr> = waiting.claims.keys().copied().collect();
+        let claimed: BTreeSet<Ipv4Addr> = waiting.claims.keys().chain(&waiting.asked).copied().collect();
         let pins = register.pins.values().filter_map(|pin| match pin {
             IpAddr::V4(pin) => Some(*pin),
             IpAddr::V6(_) => None,
@@ -195,6 +243,8 @@ struct Waiting {
     stated: BTreeMap<VipKey, Ipv4Addr>,
     /// Who adopts which address.
     claims: BTreeMap<Ipv4Addr, VipKey>,
+    /// What is asked for, which nobody else gets.
+    asked: BTreeSet<Ipv4Addr>,
     /// The others, the oldest first.
     queue: Vec<VipKey>,
 }
@@ -207,8 +257,11 @@ impl Waiting {
         waiting.sort();
         let fit =
             |vip: &VipKey, address: &Ipv4Addr| register.open.get(vip).is_none_or(|open| !open.unfit.contains(address));
-        let mut found = Self { stated: BTreeMap::new(), claims: BTreeMap::new(), queue: Vec::new() };
+        let asked = cluster.services().filter_map(|claimant| cluster.wish(&claimant.vip).address).collect();
+        let mut found = Self { stated: BTreeMap::new(), claims: BTreeMap::new(), asked, queue: Vec::new() };
         for Claimant { vip, stated, .. } in waiting {
+            let asked = cluster.wish(&vip).address;
+            let stated = stated.filter(|stated| asked.is_none_or(|asked| asked == *stated));
             found.stated.extend(stated.map(|address| (vip.clone(), address)));
             let adopted = stated.filter(|address| register.is_unassigned(*address) && fit(&vip, address));
             match adopted.filter(|address| !found.claims.contains_key(address)) {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::lease::pools::Pool;
 
+mod asked;
 mod several;
 
 /// A cluster as a test has it.
@@ -14,6 +15,8 @@ struct Known {
     is_keeper: bool,
     /// The pools that Services name.
     named: BTreeMap<VipKey, String>,
+    /// The addresses that they ask for.
+    asked: BTreeMap<VipKey, Ipv4Addr>,
 }
 
 impl Cluster for Known {
@@ -30,7 +33,8 @@ impl Cluster for Known {
     }
 
     fn wish<'a>(&'a self, vip: &'a VipKey) -> Wish<'a> {
-        Wish { pool: self.named.get(vip).map(String::as_str), ..Wish::of(vip) }
+        let (pool, address) = (self.named.get(vip).map(String::as_str), self.asked.get(vip).copied());
+        Wish { pool, address, ..Wish::of(vip) }
     }
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {

@@ -1,0 +1,190 @@
+//! What Services ask of VIPs' ports (`policy.h`), and the devices by which clients outside come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData};
+
+use super::maps::{POLICIES, SOURCES, UPLINKS, found, open, patiently};
+use super::servers::PortKey;
+use super::{Error, Result, hash};
+
+/// [`Policy::flags`]: clients come from the ranges that are listed.
+const LISTED: u32 = 1;
+/// The bits of VIP and port in front of a range's.
+const PLACE_BITS: u32 = 64;
+const SECOND: u64 = 1_000_000_000;
+/// As many ranges as the map has places, of all VIPs' ports together.
+pub const RANGES: usize = 65_536;
+
+/// `struct policy`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Policy {
+    pub(super) affinity: u64,
+    pub(super) flags: u32,
+    pub(super) pad: u32,
+}
+
+/// `struct source_key` behind its `bits`. Addresses are in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Source {
+    vip: [u8; 4],
+    number: u32,
+    client: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Policy>() == 16 && size_of::<Source>() == 12 && size_of::<Key<Source>>() == 16);
+
+// SAFETY: integers without padding.
+unsafe impl Pod for Policy {}
+// SAFETY: integers and bytes without padding.
+unsafe impl Pod for Source {}
+
+/// A range of clients: address and bits.
+pub type Range = (Ipv4Addr, u8);
+
+/// What is asked of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortPolicy {
+    /// Seconds; 0: a client's flows may go to different replicas.
+    pub affinity: u32,
+    /// Where clients come from; `None`: from anywhere.
+    pub sources: Option<BTreeSet<Range>>,
+}
+
+/// By port (protocol << 16 | port).
+pub type Policies = BTreeMap<u32, PortPolicy>;
+
+type Sources = LpmTrie<MapData, Source, u32>;
+
+fn sources(dir: &Path) -> Result<Option<Sources>> {
+    let Some(map) = open(dir, SOURCES)? else { return Ok(None) };
+    LpmTrie::try_from(Map::LpmTrie(map)).map(Some).map_err(|e| Error::map("open", dir.join(SOURCES).display(), e))
+}
+
+fn key(vip: Ipv4Addr, number: u32, (address, bits): Range) -> Key<Source> {
+    let source = Source { vip: vip.octets(), number, client: address.octets() };
+    Key::new(PLACE_BITS + u32::from(bits), source)
+}
+
+fn range(key: &Key<Source>) -> Option<Range> {
+    let bits = key.prefix_len().checked_sub(PLACE_BITS)?;
+    Some((key.data().client.into(), u8::try_from(bits).ok()?))
+}
+
+/// The ranges that the map has of a VIP, by port.
+fn ranges(map: &Sources, vip: Ipv4Addr) -> Result<BTreeMap<u32, BTreeSet<Range>>> {
+    let mut all: BTreeMap<u32, BTreeSet<Range>> = BTreeMap::new();
+    for key in map.keys() {
+        let key = key.map_err(|e| Error::map("list", SOURCES, e))?;
+        if key.data().vip == vip.octets() {
+            all.entry(key.data().number).or_default().extend(range(&key));
+        }
+    }
+    Ok(all)
+}
+
+/// What the maps have of a VIP.
+pub(super) fn read(dir: &Path, vip: Ipv4Addr) -> Result<Policies> {
+    let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(Policies::new()) };
+    let mut of_ports = sources(dir)?.map(|map| ranges(&map, vip)).transpose()?.unwrap_or_default();
+    let mut all = Policies::new();
+    for key in hash::keys(&map, POLICIES)?.into_iter().filter(|key| key.vip == vip.octets()) {
+        let Some(policy) = found(map.get(&key, 0)).map_err(|e| Error::map("read", POLICIES, e))? else { continue };
+        let affinity = u32::try_from(policy.affinity / SECOND).unwrap_or(u32::MAX);
+        let listed = of_ports.remove(&key.number);
+        // Ranges of a port without that flag are left over: it is another policy than any that is wanted.
+        let sources = if policy.flags & LISTED != 0 { Some(listed.unwrap_or_default()) } else { listed };
+        all.insert(key.number, PortPolicy { affinity, sources });
+    }
+    // Likewise those of a port that has none.
+    all.extend(of_ports.into_iter().map(|(number, left)| (number, PortPolicy { affinity: 0, sources: Some(left) })));
+    Ok(all)
+}
+
+/// Whether the maps have all of these; they may have others.
+pub(super) fn are_there(dir: &Path, vip: Ipv4Addr, wanted: &Policies) -> Result<bool> {
+    if wanted.is_empty() {
+        return Ok(true);
+    }
+    let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(true) };
+    let Some(sources) = sources(dir)? else { return Ok(true) };
+    for (number, wanted) in wanted {
+        let place = PortKey { vip: vip.octets(), number: *number };
+        let have = found(map.get(&place, 0)).map_err(|e| Error::map("read", POLICIES, e))?;
+        if have != Some(value(wanted)) {
+            return Ok(false);
+        }
+        for range in wanted.sources.iter().flatten() {
+            let bits = found(sources.get(&key(vip, *number, *range), 0)).map_err(|e| Error::map("read", SOURCES, e))?;
+            if bits != Some(range.1.into()) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn value(policy: &PortPolicy) -> Policy {
+    let flags = if policy.sources.is_some() { LISTED } else { 0 };
+    Policy { affinity: u64::from(policy.affinity) * SECOND, flags, pad: 0 }
+}
+
+/// Writes what is asked of a port; `None`: nothing any more. At every moment in between those get in that may before or after, and nobody
+/// else.
+pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, wanted: Option<&PortPolicy>) -> Result<()> {
+    let Some(mut map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(()) };
+    let Some(mut sources) = sources(dir)? else { return Ok(()) };
+    let ranges = ranges(&sources, vip)?.remove(&number).unwrap_or_default();
+    let listed = || wanted.and_then(|wanted| wanted.sources.as_ref());
+    for range in listed().into_iter().flatten().filter(|range| !ranges.contains(range)) {
+        let (key, bits) = (key(vip, number, *range), u32::from(range.1));
+        patiently(|| sources.insert(&key, bits, 0)).map_err(|e| Error::map("write", SOURCES, e))?;
+    }
+    let place = PortKey { vip: vip.octets(), number };
+    match wanted {
+        Some(wanted) => {
+            let value = value(wanted);
+            patiently(|| map.insert(place, value, 0)).map_err(|e| Error::map("write", POLICIES, e))?;
+        }
+        None => found(map.remove(&place)).map(drop).map_err(|e| Error::map("delete", POLICIES, e))?,
+    }
+    for range in ranges.into_iter().filter(|range| listed().is_none_or(|listed| !listed.contains(range))) {
+        let removed = found(sources.remove(&key(vip, number, range)));
+        removed.map(drop).map_err(|e| Error::map("delete", SOURCES, e))?;
+    }
+    Ok(())
+}
+
+/// The VIPs of which the maps have something.
+pub(super) fn vips(dir: &Path) -> Result<BTreeSet<Ipv4Addr>> {
+    let mut vips = BTreeSet::new();
+    if let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? {
+        vips.extend(hash::keys(&map, POLICIES)?.into_iter().map(|key| Ipv4Addr::from(key.vip)));
+    }
+    if let Some(map) = sources(dir)? {
+        for key in map.keys() {
+            let key = key.map_err(|e| Error::map("list", SOURCES, e))?;
+            vips.insert(key.data().vip.into());
+        }
+    }
+    Ok(vips)
+}
+
+/// Makes the map have these devices, by which clients outside come. Without programs, or by some that don't know it, there is nothing to do.
+pub fn set_uplinks(dir: &Path, wanted: &BTreeSet<u32>) -> Result<()> {
+    let Some(mut map) = hash::map::<u32, u32>(dir, UPLINKS)? else { return Ok(()) };
+    let have: BTreeSet<u32> = hash::keys(&map, UPLINKS)?.into_iter().collect();
+    for index in have.difference(wanted) {
+        found(map.remove(index)).map(drop).map_err(|e| Error::map("delete", UPLINKS, e))?;
+    }
+    for index in wanted.difference(&have) {
+        patiently(|| map.insert(index, 1_u32, 0)).map_err(|e| Error::map("write", UPLINKS, e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! What Services ask of a VIP beyond who serves it.
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::{Port, Recorded};
+
+/// Of a VIP. Nothing is asked: the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipPolicy {
+    /// Of ports, each once and in order; of those that aren't here nothing is asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortPolicy>,
+    /// Clients outside of the cluster are for replicas of the node that they reach (`externalTrafficPolicy: Local`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
+    /// Whoever the client is, replicas of the node that it reaches go before others (`trafficDistribution: PreferSameNode`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prefers_node: bool,
+}
+
+/// Of one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortPolicy {
+    /// The port.
+    pub port: Recorded<Port>,
+    /// Where its clients come from, and from nowhere else; `None`: from anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<Ipv4Network>>,
+    /// For so many seconds after its last flow a client's next one goes to the same replica; `None`: to any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
+}
+
+impl VipPolicy {
+    /// Nothing is asked.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_says_what_is_asked_and_nothing_else() {
+        assert_eq!(serde_json::to_string(&VipPolicy::default()).unwrap(), "{}");
+        let text = r#"{"ports":[{"port":"80/tcp","sources":["10.0.0.0/8"],"affinity":60},{"port":"53/udp","sources":[]}],"local":true}"#;
+        let policy: VipPolicy = serde_json::from_str(text).unwrap();
+        assert_eq!(policy.ports[1].sources.as_deref(), Some(&[][..]), "closed");
+        assert_eq!(serde_json::to_string(&policy).unwrap(), text);
+        assert!(VipPolicy::default().is_none() && !policy.is_none());
+    }
+}
