@@ -42,8 +42,19 @@
 #else
 #define MEMBERS 256
 #define WITHHOLDS_RESETS 1
+#ifndef IPV6
 #define HAS_TUNNEL 1
+#endif
 #define ASKS_NOTES 1
+#endif
+// Maps whose keys have a client's address.
+#ifdef IPV6
+#define HAS_TUNNEL 0
+#define hints_v3 hints6_v1
+#define sticky_v2 sticky6_v1
+#define heard_v1 heard6_v1
+#define fragments_v2 fragments6_v1
+#define owner owner6
 #endif
 // Ports a VIP may be limited to.
 #define PORTS 64
@@ -449,7 +460,9 @@ static inline_always int is_copy(void)
 	return flag && *flag;
 }
 
+#ifndef IPV6
 #include "ports.h"
+#endif
 #if HAS_TUNNEL
 #include "tunnel.h"
 #endif
@@ -1360,20 +1373,24 @@ static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
 	return replica ? hand_over(skb, p, ifindex, replica->mac) : TC_ACT_OK;
 }
 
-// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and VIPs have no IPv6.
+// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and IPv6 has programs of its own.
 static inline_always int misrouted(struct __sk_buff *skb)
 {
 	dropped(skb->ifindex, 0);
 	return TC_ACT_SHOT;
 }
 
+#ifndef IPV6
 #include "express.h"
+#endif
 #if HAS_TUNNEL
 #include "serving.h"
 #include "nodes.h"
 #endif
 
+#ifndef IPV6
 #include "answers.h"
+#endif
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
@@ -1414,6 +1431,9 @@ int owner(struct __sk_buff *skb)
 	return delivered(skb, chosen, taken(skb, &p, chosen));
 }
 
+#ifdef IPV6
+#include "guard6.h"
+#else
 // Whether a packet from a pod is an answer; if not, it may begin a flow. A connection can't begin without a SYN that has no
 // ACK.
 static inline_always int is_answer(struct __sk_buff *skb, const struct attached *pod, const struct iphdr *ip)
@@ -1509,5 +1529,6 @@ int guard(struct __sk_buff *skb)
 	count(ip.saddr, EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }
+#endif
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 use crate::model::VipKey;
 
 use super::allow::Allow;
+use super::beside::Beside;
 
 /// Where addresses come from, and which they may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Settings {
     pub peers: Vec<IpAddr>,
     /// Pinned addresses, by VIP.
     pub pins: BTreeMap<VipKey, IpAddr>,
+    /// The IPv6 addresses beside.
+    pub beside: Beside,
     /// Who is asked what gateways announce.
     pub gateways: Vec<Gateway>,
 }

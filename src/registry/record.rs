@@ -79,6 +79,11 @@ impl VipRecord {
         self.addresses.iter().chain(self.previous_addresses())
     }
 
+    /// Whether it has an address of IPv6, or had one that is still delivered.
+    pub fn has_ipv6(&self) -> bool {
+        self.all_addresses().any(|address| address.is_ipv6())
+    }
+
     /// Those it had that are still delivered.
     pub fn previous_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.previous_addresses.iter().map(|previous| previous.address)

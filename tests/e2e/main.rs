@@ -40,6 +40,7 @@ mod health;
 mod inotify;
 mod input;
 mod install;
+mod ipv6;
 mod kept;
 mod kills;
 mod kubernetes;

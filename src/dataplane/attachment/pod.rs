@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::dataplane::ids::{self, HOST_ADDRESS, POD_DEVICE, TABLE};
+use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, POD_DEVICE, TABLE};
 use crate::dataplane::node::tunnel;
 use crate::model::{Family, Mac};
 use crate::net::link::{self, Link, Setting};
@@ -16,7 +16,7 @@ use crate::registry::record::SavedSysctls;
 use super::answers::Filters;
 use super::settings::{has_arp_settings, strict_for_all, wanted_settings};
 use super::want::{PodWant, Underlay};
-use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, route_fixes, set_fixes};
+use super::{Fix, RP_FILTER_LOOSE, fix, ipv6, is_neighbour, route_fixes, set, set_fixes};
 
 /// No check of sources at all (`rp_filter`), and local ones are taken too (`accept_local`): with a rule in the pod the kernel
 /// would look each packet's source up in all tables (`fib_validate_source()` in `net/ipv4/fib_frontend.c`).
@@ -55,8 +55,21 @@ pub struct ContainerVeth {
     /// Those of the other devices, but for the loopback network.
     others: BTreeSet<IpAddr>,
     neighbour: Option<Neighbour>,
+    /// The gateway of IPv6.
+    neighbour6: Option<Neighbour>,
     rules: BTreeSet<Rule>,
     routes: BTreeSet<TableRoute>,
+    /// Settings of IPv6 that differ from what a `vip0` with VIPs of it must have.
+    wrong: ipv6::Wrong,
+}
+
+/// Which families' parts of a pod are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4's alone: nothing of IPv6 was ever put there.
+    Ipv4,
+    /// Both.
+    Both,
 }
 
 impl ContainerVeth {
@@ -65,37 +78,49 @@ impl ContainerVeth {
         let Some(link) = link::by_name(pod, POD_DEVICE)? else { return Ok(None) };
         Ok(Some(Self {
             interface,
-            others: read_addresses(pod, link.index)?.1,
+            others: read_addresses(pod, link.index, Families::Ipv4)?.1,
+            wrong: ipv6::of_new_pod(&link.name),
             link,
             addresses: BTreeSet::new(),
             filters: Filters::default(),
             neighbour: None,
+            neighbour6: None,
             rules: BTreeSet::new(),
             routes: BTreeSet::new(),
         }))
     }
 
     /// Reads the container veth. `None`: it, or the pod's own interface, is missing.
-    pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
+    pub fn read(pod: &PodNet, ifname: &str, families: Families) -> net::Result<Option<Self>> {
         let Some(devices) = PodDevices::read(pod, ifname)? else { return Ok(None) };
-        Self::around(pod, devices)
+        Self::around(pod, devices, families)
     }
 
     /// The same for devices that were read before.
-    pub fn around(pod: &PodNet, devices: PodDevices) -> net::Result<Option<Self>> {
+    pub fn around(pod: &PodNet, devices: PodDevices, families: Families) -> net::Result<Option<Self>> {
         let PodDevices { interface, vip0: Some(link) } = devices else { return Ok(None) };
         let index = link.index;
-        let (addresses, others) = read_addresses(pod, index)?;
-        Ok(Some(Self {
+        let families = if link.ipv6 { families } else { Families::Ipv4 };
+        let (addresses, others) = read_addresses(pod, index, families)?;
+        let mut end = Self {
             filters: Filters::read(pod, Some(&link), &interface)?,
             interface,
             addresses,
             others,
             neighbour: neighbour::get(pod, index, HOST_ADDRESS)?,
+            neighbour6: None,
             rules: rule::list(pod, Family::V4)?.into_iter().collect(),
-            routes: read_routes(pod)?,
+            routes: read_routes(pod, Family::V4)?,
+            wrong: ipv6::Wrong::new(),
             link,
-        }))
+        };
+        if families == Families::Both {
+            end.neighbour6 = neighbour::get(pod, index, HOST_LINK_LOCAL)?;
+            end.rules.extend(rule::list(pod, Family::V6)?);
+            end.routes.extend(read_routes(pod, Family::V6)?);
+            end.wrong = ipv6::of_pod(pod, &end.link.name)?;
+        }
+        Ok(Some(end))
     }
 
     /// The container veth's index.
@@ -124,6 +149,7 @@ impl ContainerVeth {
             Some(settings) => fixes.push(fix(self.source_finding(&settings), link::configure(index, &settings))),
             None => {}
         }
+        fixes.extend(set(&self.wrong).filter(|_| want.has_ipv6()));
         for missing in want.vips.difference(&self.addresses) {
             fixes.push(fix(format!("address {missing} on {POD_DEVICE} is missing"), address::add(index, *missing)));
         }
@@ -134,6 +160,10 @@ impl ContainerVeth {
         if !is_neighbour(self.neighbour.as_ref(), HOST_ADDRESS, want.names.host_mac) {
             let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
+        }
+        if want.has_ipv6() && !is_neighbour(self.neighbour6.as_ref(), HOST_LINK_LOCAL, want.names.host_mac) {
+            let finding = format!("neighbour {HOST_LINK_LOCAL} on {POD_DEVICE} is missing");
+            fixes.push(fix(finding, neighbour::replace(index, HOST_LINK_LOCAL, want.names.host_mac)));
         }
         fixes.extend(route_fixes(&self.routes, &want.routes(index, self.advmss(want))));
         fixes.extend(set_fixes("rule", &self.rules, &want.rules(), (rule::add, rule::del)));
@@ -187,17 +217,23 @@ impl ContainerVeth {
     }
 }
 
-/// The addresses of one device of a pod, and those of all others but for the loopback network.
-fn read_addresses(pod: &PodNet, index: u32) -> net::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
+/// The addresses of one device of a pod, and those of IPv4 of all others but for the loopback network. Of IPv6 what is known beyond the
+/// link: no other is a VIP, and none of ours.
+fn read_addresses(pod: &PodNet, index: u32, families: Families) -> net::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
     let (own, others): (Vec<_>, Vec<_>) =
         address::list(pod, Family::V4, None)?.into_iter().partition(|address| address.index == index);
     let others = others.iter().map(|other| other.address).filter(|address| !address.is_loopback());
-    Ok((own.iter().map(|own| own.address).collect(), others.collect()))
+    let mut own: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
+    if families == Families::Both {
+        let of_ipv6 = address::list(pod, Family::V6, Some(index))?;
+        own.extend(of_ipv6.iter().filter(|address| address.global && address.index == index).map(|own| own.address));
+    }
+    Ok((own, others.collect()))
 }
 
 /// The routes in our tables that [`route::add`] can have made.
-pub(super) fn read_routes(pod: &PodNet) -> net::Result<BTreeSet<TableRoute>> {
-    let filter = Filter { protocol: Some(PROTOCOL), ..Filter::default() };
+pub(super) fn read_routes(pod: &PodNet, family: Family) -> net::Result<BTreeSet<TableRoute>> {
+    let filter = Filter { family, protocol: Some(PROTOCOL), ..Filter::default() };
     let routes = route::list(pod, filter)?;
     Ok(routes.iter().filter(|route| ids::is_table(route.table)).filter_map(route::Route::of_ours).collect())
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::dataplane::ids::{self, HOST_ADDRESS, RULE_PRIORITY, TABLE, VethNames};
+use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, RULE_PRIORITY, TABLE, VethNames};
+use crate::model::Addresses;
 use crate::net::route::{self, Action, TableRoute};
 use crate::net::rule::{Rule, Selector};
 use crate::registry::Endpoint;
@@ -41,8 +42,8 @@ pub(super) enum Underlay {
 pub struct Served<'a> {
     /// Its place in the attachment's list.
     pub place: usize,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its addresses.
+    pub addresses: &'a Addresses,
     /// The pod as its replica.
     pub endpoint: &'a Endpoint,
 }
@@ -70,11 +71,13 @@ impl<'a> PodWant<'a> {
             source_checked: None,
             underlay: Underlay::Unknown,
         };
-        for Served { place, address, endpoint } in served {
-            want.vips.insert(address);
+        for Served { place, addresses, endpoint } in served {
+            want.vips.extend(addresses.iter());
             want.own.extend(endpoint.addresses.iter());
             want.answers |= endpoint.udp_ports().next().is_some();
-            if endpoint.udp_reply {
+            if endpoint.udp_reply
+                && let Some(address) = addresses.iter().find(IpAddr::is_ipv4)
+            {
                 let ports = endpoint.udp_ports().collect();
                 let (table, node_source_address) = (ids::reply_table(place), endpoint.node_source_address);
                 want.replies.push(UdpReply { vip: address, table, ports, node_source_address });
@@ -106,6 +109,11 @@ impl<'a> PodWant<'a> {
         self
     }
 
+    /// Whether some VIP of the pod's has an address of IPv6.
+    pub(super) fn has_ipv6(&self) -> bool {
+        self.vips.iter().any(IpAddr::is_ipv6)
+    }
+
     pub(super) fn rules(&self) -> BTreeSet<Rule> {
         let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
         let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();
@@ -124,6 +132,10 @@ impl<'a> PodWant<'a> {
             action: Action::Via { gateway: HOST_ADDRESS, index, source, advmss },
         };
         let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
+        if self.has_ipv6() {
+            let action = Action::Via { gateway: HOST_LINK_LOCAL, index, source: None, advmss: None };
+            routes.insert(TableRoute { table: TABLE, prefix: route::DEFAULT6, tos: 0, action });
+        }
         for UdpReply { vip, table, node_source_address, .. } in &self.replies {
             routes.insert(way_back(*table, Some(*vip), None));
             let around = [route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))].into_iter();

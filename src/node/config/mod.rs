@@ -1,19 +1,21 @@
 //! `viprouted.toml`: every key optional, every default here, everything checked before anything starts.
 
+mod ipv6;
 mod kubernetes;
 mod membership;
 mod observe;
 mod table;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::lease::Settings;
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Pool, Relay, RoutingDaemon};
 use crate::model::VipKey;
 use crate::node::Wanted;
@@ -134,12 +136,11 @@ impl Config {
     /// Checks the file's text.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut top = Reader::new("", text.parse().map_err(|e| syntax(text, &e))?);
-        let allow = top.list("allow", "a network such as 10.118.0.0/16", network)?;
-        let allow: Vec<IpNetwork> = allow.into_iter().map(IpNetwork::V4).collect();
+        let allow: Vec<IpNetwork> = top.list("allow", "a network such as 10.118.0.0/16", any_network)?;
         let allow = Some(allow).filter(|networks| !networks.is_empty()).map(Allow::new);
         let any = allow.clone().unwrap_or_default();
         let (dhcp, interface) = dhcp(&mut top)?;
-        let pool = pool(&mut top, &any)?;
+        let (pool, cidr6) = pool(&mut top, &any)?;
         let backend = match top.text("backend", "\"dhcp\" or \"pool\"", backend_name)? {
             None | Some(Choice::Dhcp) => Backend::Dhcp(dhcp),
             Some(Choice::Pool) => Backend::Pool(
@@ -162,11 +163,15 @@ impl Config {
         // Those that are known before any of them was heard.
         let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
+        let (pins, pins6) = pins(&mut top, &any)?;
+        let beside = Beside { cidr6, pins: pins6 };
+        ipv6::check_pins(&beside)?;
         let lease = Settings {
             cluster: cluster(&mut top)?,
             hold: top.text("hold", HOLD, duration)?.unwrap_or(Duration::from_secs(600)),
             peers,
-            pins: pins(&mut top, &any)?,
+            pins,
+            beside,
             limits: limits(&mut top)?,
             gateways: gateways(&mut top)?,
             allow,
@@ -187,6 +192,7 @@ impl Config {
             lease,
         };
         top.finish()?;
+        config.check_ipv6()?;
         Ok(config)
     }
 }
@@ -287,7 +293,7 @@ fn limits(top: &mut Reader) -> Result<Limits, Error> {
 }
 
 /// `[pool]`; an address outside `allow` would be refused later, so the range has to lie inside.
-fn pool(top: &mut Reader, allow: &Allow) -> Result<Option<Pool>, Error> {
+fn pool(top: &mut Reader, allow: &Allow) -> Result<(Option<Pool>, Option<Ipv6Network>), Error> {
     let mut table = top.table("pool")?.unwrap_or_else(|| Reader::new("pool.", toml::Table::new()));
     let cidr = table.text("cidr", CIDR, network)?;
     let exclude = table.list("exclude", "an IPv4 address", |text| text.parse().ok())?;
@@ -295,16 +301,20 @@ fn pool(top: &mut Reader, allow: &Allow) -> Result<Option<Pool>, Error> {
         let expected = format!("a network within: {allow}");
         return Err(table.bad("cidr", &quoted(cidr), expected));
     }
+    let cidr6 = ipv6::cidr6(&mut table, allow)?;
     table.finish()?;
     // The default may lie outside `allow`, which matters only if the pool is used.
     let default = Ipv4Network::new(Ipv4Addr::new(10, 118, 0, 0), 24).ok();
     let cidr = cidr.or(default.filter(|cidr| allow.permits_all((*cidr).into())));
-    Ok(cidr.map(|cidr| Pool { cidr, exclude }))
+    Ok((cidr.map(|cidr| Pool { cidr, exclude }), cidr6))
 }
 
+/// VIPs, and the addresses that they are pinned to.
+type Pins<A> = BTreeMap<VipKey, A>;
+
 /// `[[pin]]`: each VIP once, each address once.
-fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<VipKey, IpAddr>, Error> {
-    let mut pins = BTreeMap::new();
+fn pins(top: &mut Reader, allow: &Allow) -> Result<(Pins<IpAddr>, Pins<Ipv6Addr>), Error> {
+    let (mut pins, mut pins6) = (BTreeMap::new(), BTreeMap::new());
     for mut table in top.tables("pin")? {
         let vip: Option<VipKey> = table.text("vip", "a VIP, <namespace>/<name>", |text| text.parse().ok())?;
         let vip = vip.ok_or_else(|| table.missing("vip", "a VIP, <namespace>/<name>"))?;
@@ -320,10 +330,11 @@ fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<VipKey, IpAddr>, Err
         if pins.contains_key(&vip) {
             return Err(table.bad("vip", &quoted(vip), "each VIP pinned once"));
         }
+        pins6.extend(ipv6::address6(&mut table, allow)?.map(|address| (vip.clone(), address)));
         table.finish()?;
         pins.insert(vip, address);
     }
-    Ok(pins)
+    Ok((pins, pins6))
 }
 
 /// `[[gateway]]`: each daemon once.
@@ -378,6 +389,12 @@ fn interface_name(text: &str) -> Option<String> {
 /// A network whose host bits are zero; anything else is more likely a slip than meant.
 fn network(text: &str) -> Option<Ipv4Network> {
     let network: Ipv4Network = text.parse().ok()?;
+    (text.contains('/') && network.ip() == network.network()).then_some(network)
+}
+
+/// The same of either family.
+fn any_network(text: &str) -> Option<IpNetwork> {
+    let network: IpNetwork = text.parse().ok()?;
     (text.contains('/') && network.ip() == network.network()).then_some(network)
 }
 

@@ -375,6 +375,9 @@ impl Daemon {
         } else {
             Vec::new()
         };
+        for (vip, address) in batch.unlike(&self.settings.beside) {
+            self.executor.order(&vip, Some(address));
+        }
         let gone = gone.into_iter().map(|vip| (vip, LocalUsage::default()));
         for (vip, usage) in batch.vips.into_iter().chain(gone) {
             self.step(&vip, Input::LocalUsage(usage));
