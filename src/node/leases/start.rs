@@ -103,6 +103,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         pool,
         cluster,
         demanded: BTreeSet::new(),
+        unlike: BTreeMap::new(),
         node,
         link,
         last_caller: 0,
