@@ -68,21 +68,9 @@
 #define REPEATED_FOR (64 * SECOND)
 // What a copy of a packet costs where it arrives.
 #define COPY_COSTS 1000
-// 169.254.118.1, the address of every host veth: the pod's gateway for its answers.
-#define HOST_ADDRESS htonl(0xa9fe7601)
-
-// linux/icmp.h includes the C library's headers.
-#define ICMP_ECHOREPLY 0
-#define ICMP_DEST_UNREACH 3
-#define ICMP_PORT_UNREACH 3
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
-#define ICMP_TIMESTAMPREPLY 14
-#define ICMP_HEADER 8
-#define ICMP_CHECKSUM 2
-
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
+// skb->tc_index of what the owner has made itself (none of express' kinds): it has the VIP's number already. A pod that may set it can
+// send from a port of its VIP that it doesn't serve.
+#define MADE_HERE 1
 
 // A VIP of an attachment.
 struct attached_key {
@@ -148,13 +136,41 @@ struct {
 	__type(value, struct vip);
 } vips_v3 SEC(".maps");
 
-// A flow as the replica's sockets know it, in the packet's direction.
-struct flow {
-	__be32 client;
-	__be32 vip;
-	__be16 client_port;
-	__be16 vip_port;
-};
+static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
+{
+	struct attached_key key = { .ifindex = ifindex, .vip = vip };
+	return bpf_map_lookup_elem(&attached_v3, &key);
+}
+
+// Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
+static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+{
+#ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
+	const __u8 *from = (void *)(long)skb->data;
+	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
+		__builtin_memcpy(to, from + offset, len);
+		return 0;
+	}
+#endif
+	return bpf_skb_load_bytes(skb, offset, to, len);
+}
+
+// The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
+static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
+{
+	const __u16 *word = from;
+	for (__u32 i = 0; i < words; i++)
+		start += word[i];
+	start = (start & 0xffff) + (start >> 16);
+	return (__u16)(start + (start >> 16));
+}
+
+// The address family.
+#ifdef IPV6
+#include "ipv6.h"
+#else
+#include "ipv4.h"
+#endif
 
 #define OPENING 1		// of a TCP flow: a SYN went there, and nothing has been heard since
 #define ASKED 2			// of a UDP flow: that is the group's choice, while other nodes are asked for the flow
@@ -196,16 +212,6 @@ struct {
 	__type(key, struct heard);
 	__type(value, __u32);	// ifindex of the replica it came to
 } heard_v1 SEC(".maps");
-
-// A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
-// it.
-struct datagram {
-	__be32 client;
-	__be32 vip;
-	__be16 id;
-	__u8 protocol;
-	__u8 pad;
-};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -287,39 +293,6 @@ struct {
 	__type(value, __u32);
 } copying_v1 SEC(".maps");
 
-// A packet on its way to a replica, as far as it is read.
-struct packet {
-	struct flow flow;
-	struct datagram datagram;
-	struct iphdr ip;
-	struct tcphdr tcp;	// only where the packet is TCP's own, not an error about it
-	__u32 inner;		// offset of what follows the IP header
-	__u32 self;		// the host veth the packet came by
-	__u8 cookie;		// may be the end of a handshake by SYN cookie
-	__u8 for_opening;	// a SYN-ACK, a RST or an error: what a socket that opens a connection may get
-	__u8 first;		// first of several fragments
-	__u8 held;		// the replica it has come to has its connection
-	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
-};
-
-static inline_always int is_fragment(const struct packet *p)
-{
-	return p->ip.frag_off & htons(IP_MF | IP_OFFSET);
-}
-
-// Reads of which datagram the packet is a fragment. Whether it isn't the first one.
-static inline_always int read_fragment(struct packet *p)
-{
-	p->datagram.client = p->ip.saddr;
-	p->datagram.vip = p->ip.daddr;
-	p->datagram.id = p->ip.id;
-	p->datagram.protocol = p->ip.protocol;
-	if (p->ip.frag_off & htons(IP_OFFSET))
-		return 1;
-	p->first = 1;
-	return 0;
-}
-
 // The fragments behind a first one that goes to a replica, or to a node, follow it there; where it goes to neither, round all nodes.
 static inline_always void lead(struct packet *p, __u32 ifindex, __be32 node)
 {
@@ -344,34 +317,6 @@ static inline_always void lead_no_more(struct packet *p, __u32 ifindex, __be32 n
 	with->node = node;
 }
 
-// Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
-static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
-{
-#ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
-	const __u8 *from = (void *)(long)skb->data;
-	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
-		__builtin_memcpy(to, from + offset, len);
-		return 0;
-	}
-#endif
-	return bpf_skb_load_bytes(skb, offset, to, len);
-}
-
-// Copies part of the packet. What lies behind its total length is padding, and no part of it. (A GSO packet of more than 64 KB
-// has a total length of 0.)
-static inline_always int load_within(struct __sk_buff *skb, const struct iphdr *ip, __u32 offset, void *to, __u32 len)
-{
-	__u32 total = ntohs(ip->tot_len);
-	if (total && offset + len > ETH_HLEN + total)
-		return -1;
-	return peek(skb, offset, to, len);
-}
-
-static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
-{
-	return load_within(skb, &p->ip, offset, to, len);
-}
-
 // (A function of its own: it needs more of the stack than its callers have left.)
 verified_alone int make_counts(__u32 vip)
 {
@@ -388,12 +333,6 @@ static inline_always void count(__be32 vip, __u32 what)
 	}
 	if (counts)
 		counts->n[what]++;
-}
-
-static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
-{
-	struct attached_key key = { .ifindex = ifindex, .vip = vip };
-	return bpf_map_lookup_elem(&attached_v3, &key);
 }
 
 static inline_always void used(const struct attached *replica, __u32 ifindex)
@@ -541,10 +480,8 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return NOTHING;
 	int answer;
@@ -557,7 +494,7 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 		if (!p->cookie)
 			break;
 		p->tcp.dest = (__be16)port;	// the cookie is of what the replica has
-		if (!bpf_tcp_check_syncookie(sk, &p->ip, sizeof(p->ip), &p->tcp, sizeof(p->tcp)))
+		if (is_cookie(sk, p))
 			answer = HALF_OPEN;
 		break;
 	case BPF_TCP_NEW_SYN_RECV:
@@ -829,87 +766,18 @@ static inline_always int is_refused(const struct attached *chosen, __u8 protocol
 	return chosen->flags & GUARDED && !is_listed(chosen, protocol, port);
 }
 
-// The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
-static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
-{
-	const __u16 *word = from;
-	for (__u32 i = 0; i < words; i++)
-		start += word[i];
-	start = (start & 0xffff) + (start >> 16);
-	return (__u16)(start + (start >> 16));
-}
-
-// The sum over TCP's pseudo-header.
-static inline_always __u16 pseudo(__be32 from, __be32 to, __u16 len)
-{
-	struct {
-		__be32 from, to;
-		__be16 protocol, len;
-	} header = { from, to, htons(IPPROTO_TCP), htons(len) };
-	return sum(&header, sizeof(header) / 2, 0);
-}
-
-// A SYN to a port that isn't served: turned into the reset that answers it (RFC 9293, 3.10.7.1), sent back up the device as
-// if it came from the pod. A reset is never answered. Nor is a SYN with IP options, which clients don't send: a checksum that is
-// left to the network card would be put where the longer header ends.
-verified_alone int reset(struct __sk_buff *skb, struct packet *p)
-{
-	if (!p || p->tcp.rst || p->ip.ihl != sizeof(p->ip) / 4)
-		return TC_ACT_SHOT;
-	int len = ntohs(p->ip.tot_len) - (int)sizeof(p->ip);
-	int data = len - p->tcp.doff * 4;	// TCP Fast Open; what the answer acknowledges, it and the SYN
-	if (data < 0)
-		return TC_ACT_SHOT;
-	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-		struct tcphdr tcp;
-	} __attribute__((packed)) answer = {};
-	struct ethhdr eth;
-	if (peek(skb, 0, &eth, sizeof(eth)))
-		return TC_ACT_SHOT;
-	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
-	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
-	answer.eth.h_proto = htons(ETH_P_IP);
-
-	struct iphdr ip = {
-		.version = 4, .ihl = 5, .tot_len = htons(sizeof(struct iphdr) + sizeof(struct tcphdr)), .frag_off = htons(0x4000),
-		.ttl = 64, .protocol = IPPROTO_TCP, .saddr = p->ip.daddr, .daddr = p->ip.saddr,
-	};
-	ip.check = ~sum(&ip, sizeof(ip) / 2, 0);
-
-	struct tcphdr tcp = {
-		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
-		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
-	};
-	// A checksum that was left to the network card (CHECKSUM_PARTIAL) is the pseudo-header's sum so far, and must be so again.
-	__u16 header = pseudo(ip.saddr, ip.daddr, sizeof(tcp));
-	int partial = p->tcp.check == pseudo(p->ip.saddr, p->ip.daddr, len);
-	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
-
-	answer.ip = ip;
-	answer.tcp = tcp;
-	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
-		return TC_ACT_SHOT;
-	skb->tc_index = MADE_HERE;
-	return bpf_redirect(p->self, BPF_F_INGRESS);
-}
-
 // What a namespace has for a SYN: the connection, or a socket that would take it. One that is tied to a device takes only what
 // comes by that one, which can't be told from here: it doesn't count.
 verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 netns, __u32 port)
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (sk && sk->state == BPF_TCP_TIME_WAIT) {	// it gives way to a socket that listens
 		bpf_sk_release(sk);
-		tuple.ipv4.saddr = unknown(skb, 0);
-		tuple.ipv4.sport = unknown(skb, 0);
-		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+		any_client(skb, &tuple);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	}
 	if (!sk)
 		return NOTHING;
@@ -939,7 +807,7 @@ verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 ne
 // The place among so many replicas where a flow's search begins: each packet's is the same, other flows' are others.
 static inline_always __u32 begin_at(const struct flow *flow, __u32 replicas)
 {
-	__u32 hash = flow->client * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port);
+	__u32 hash = client_of(flow) * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port);
 	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
 	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
 	hash ^= hash >> 16;
@@ -1115,7 +983,7 @@ static inline_always int may_remember(__be32 vip)
 // reads the entry.
 static inline_always void hear(struct packet *p)
 {
-	struct heard key = { .flow = p->flow, .protocol = p->ip.protocol };
+	struct heard key = { .flow = p->flow, .protocol = PROTOCOL(p) };
 	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
 		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
 }
@@ -1171,10 +1039,8 @@ verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 n
 {
 	if (!p)
 		return 0;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return 0;
 	int takes = !sk->bound_dev_if;
@@ -1343,7 +1209,7 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 	p->flow.vip_port = udp.dest;
 	if (is_refused(chosen, IPPROTO_UDP, udp.dest))
 		return refused_datagram(skb, p, chosen);
-	if (!(chosen->flags & GUARDED) || p->flow.client == HOST_ADDRESS)
+	if (!(chosen->flags & GUARDED) || is_from_host(p))
 		hear(p);
 	return chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
 }
@@ -1355,13 +1221,11 @@ verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns,
 {
 	if (!p)
 		return NO_SOCKET;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return NO_SOCKET;
-	int answer = sk->dst_ip4 ? CONNECTED : MAY_HAVE_SENT;
+	int answer = is_connected(sk) ? CONNECTED : MAY_HAVE_SENT;
 	bpf_sk_release(sk);
 	return answer;
 }
@@ -1470,31 +1334,6 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 	return verdict;
 }
 
-// An ICMP error follows the packet it speaks of, which a replica has sent: its header is inside (RFC 792). Returns that one's
-// protocol; below 0: it is none, or can't be read.
-static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
-{
-	__u8 type;
-	if (load(skb, p, p->inner, &type, sizeof(type)))
-		return -1;
-	if (type != ICMP_DEST_UNREACH && type != ICMP_TIME_EXCEEDED)
-		return -1;
-	struct iphdr sent;
-	__u32 start = p->inner + ICMP_HEADER;
-	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 4 || sent.ihl < 5)
-		return -1;
-	if (sent.saddr != p->flow.vip || sent.frag_off & htons(IP_OFFSET))
-		return -1;
-	__be16 ports[2];	// of the sender, of the receiver
-	if (load(skb, p, start + sent.ihl * 4, ports, sizeof(ports)))
-		return -1;
-	p->flow.client = sent.daddr;
-	p->flow.client_port = ports[1];
-	p->flow.vip_port = ports[0];
-	p->for_opening = 1;
-	return sent.protocol;
-}
-
 static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	int protocol = read_error(skb, p);
@@ -1528,14 +1367,6 @@ static inline_always int misrouted(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-// Whether a packet for a pod comes from one of the pod's own addresses. The pod's namespace doesn't ask (accept_local): it would
-// answer itself, and that answer again.
-static inline_always int is_from_itself(const struct packet *p, const struct attached *pod)
-{
-	__be32 from = p->ip.saddr;
-	return from == p->ip.daddr || from == pod->own || attached(p->self, from);
-}
-
 #include "express.h"
 #if HAS_TUNNEL
 #include "serving.h"
@@ -1547,12 +1378,12 @@ static inline_always int is_from_itself(const struct packet *p, const struct att
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	switch (p->ip.protocol) {
+	switch (PROTOCOL(p)) {
 	case IPPROTO_TCP:
 		return arrived(skb, p, chosen, tcp(skb, p, chosen));
 	case IPPROTO_UDP:
 		return arrived(skb, p, chosen, udp(skb, p, chosen));
-	case IPPROTO_ICMP:
+	case IPPROTO_ERRORS:
 		return icmp(skb, p, chosen);
 	}
 	return portless(p, chosen);
@@ -1562,14 +1393,8 @@ SEC("classifier")
 int owner(struct __sk_buff *skb)
 {
 	struct packet p = {};
-	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+	if (read_packet(skb, &p))
 		return misrouted(skb);
-	if (peek(skb, ETH_HLEN, &p.ip, sizeof(p.ip)) || p.ip.version != 4 || p.ip.ihl < 5)
-		return misrouted(skb);
-	p.self = skb->ifindex;
-	p.inner = ETH_HLEN + p.ip.ihl * 4;
-	p.flow.client = p.ip.saddr;
-	p.flow.vip = p.ip.daddr;
 #if HAS_TUNNEL
 	if (restore_tos(skb, &p))
 		return TC_ACT_SHOT;
