@@ -64,7 +64,7 @@ static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet 
 {
 	__u32 ifindex = hint->ifindex;
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, p->flow.client == replica->own) != OPEN)
 		return TC_ACT_UNSPEC;
 	return hand_over(skb, p, ifindex, replica->mac);
 }

@@ -519,6 +519,25 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 	return answer;
 }
 
+// Whether a pod has its own calls to it under STAND_IN.
+static inline_always int stands_in(__u32 flags, __u32 protocol)
+{
+	return protocol == IPPROTO_UDP || flags & TRANSLATES;
+}
+
+// Asks a replica for a connection, which may be one that it has with itself.
+static inline_always __u32 ask_as(struct __sk_buff *skb, struct packet *p, const struct attached *replica, __u32 ifindex, int is_own)
+{
+	__be32 client = p->flow.client;
+	int other = is_own && stands_in(replica->flags, IPPROTO_TCP);
+	if (other)
+		p->flow.client = p->ip.saddr = STAND_IN;	// the latter for a cookie
+	__u32 answer = ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP));
+	if (other)
+		p->flow.client = p->ip.saddr = client;
+	return answer;
+}
+
 // What a search has found so far.
 struct found {
 	__u32 answer;		// the best one
@@ -645,7 +664,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32
 	(void)here;
 #endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, p->flow.client == replica->own) != OPEN)
 		return TC_ACT_UNSPEC;
 	used(replica, ifindex);
 	count(p->flow.vip, STEERED);
@@ -732,7 +751,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 {
 	p->cookie = unknown(skb, p->cookie);
 	p->for_opening = unknown(skb, p->for_opening);
-	__u32 here = ask(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
+	__u32 here = unknown(skb, ask_as(skb, p, chosen, p->self, p->is_own));
 	if (here == OPEN) {
 		used(chosen, p->self);
 		count(p->flow.vip, LOCAL_HIT);
@@ -1001,6 +1020,8 @@ static inline_always int may_remember(__be32 vip)
 static inline_always void hear(struct packet *p)
 {
 	struct heard key = { .flow = p->flow, .protocol = PROTOCOL(p) };
+	if (p->is_own)
+		key.flow.client = STAND_IN;
 	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
 		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
 }
@@ -1396,6 +1417,7 @@ static inline_always int misrouted(struct __sk_buff *skb)
 #endif
 
 #include "answers.h"
+#include "own.h"
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
@@ -1436,17 +1458,18 @@ int owner(struct __sk_buff *skb)
 	struct attached *chosen = attached(p.self, p.flow.vip);
 	if (!chosen)	// the VIP's group has chosen a wrong device, or the VIP's entry is missing
 		return misrouted(skb);
-	if (is_from_itself(&p, chosen)) {
+	if (is_from_itself(&p)) {
 		count(p.flow.vip, OWN_SOURCE);
 		return TC_ACT_SHOT;
 	}
+	p.is_own = unknown(skb, p.ip.saddr == chosen->own);
 	if (is_fragment(&p)) {
 		if (read_fragment(&p))
-			return later_fragment(skb, &p);
+			return homeward(skb, &p, chosen, later_fragment(skb, &p));
 		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
 	p.first = unknown(skb, p.first);
-	return delivered(skb, chosen, taken(skb, &p, chosen));
+	return delivered(skb, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
 }
 
 // Whether a packet from a pod is an answer; if not, it may begin a flow. A connection can't begin without a SYN that has no
@@ -1540,7 +1563,7 @@ int guard(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	if (pod->flags & ANY_EGRESS || is_answer(skb, pod, &ip))
-		return leave(skb, &ip);
+		return ip.daddr == STAND_IN ? go_home(skb, pod->own) : leave(skb, &ip);
 	count(ip.saddr, EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }

@@ -27,7 +27,7 @@ use super::ids::{self, POD_DEVICE, VethNames};
 pub use answers::renew;
 pub use host::HostVeth;
 pub use pod::{ContainerVeth, PodDevices};
-pub use settings::{has_arp_settings, relax_all};
+pub use settings::{allow_binding, has_arp_settings, relax_all};
 pub use want::{PodWant, Served};
 
 /// Loose: the address must have some way back, not necessarily this one. A replica that is not in its VIP's route still
@@ -97,7 +97,7 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
     let mut requests: Vec<Request> = rule::list(pod, Family::V4)?.into_iter().map(rule::del).collect();
     // Those by way of vip0 go with it, and without a notification each; `throw` has no device to go with.
     let goes_with = |route: &TableRoute| match route.action {
-        Action::Via { index, .. } => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
+        Action::Via { index, .. } | Action::Local(index) => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
         _ => false,
     };
     requests.extend(pod::read_routes(pod)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
