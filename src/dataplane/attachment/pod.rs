@@ -141,13 +141,17 @@ impl ContainerVeth {
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
         }
         let calls_leave = self.calls_leave(want);
+        // The new way in before the old one goes.
+        let kernels = self.local_fixes(want, calls_leave);
+        let (first, last) = if calls_leave { (Vec::new(), kernels) } else { (kernels, Vec::new()) };
+        fixes.extend(first);
         let (locals, routes): (BTreeSet<TableRoute>, BTreeSet<TableRoute>) =
             self.routes.iter().copied().partition(|route| matches!(route.action, Action::Local(_)));
         // Before those that have a VIP as their source.
         fixes.extend(set_fixes("route", &locals, &want.local_routes(index, calls_leave), (route::add, route::del)));
         fixes.extend(route_fixes(&routes, &want.routes(index, self.advmss(want))));
         fixes.extend(set_fixes("rule", &self.rules, &want.rules(calls_leave), (rule::add, rule::del)));
-        fixes.extend(self.local_fixes(want, calls_leave));
+        fixes.extend(last);
         fixes
     }
 

@@ -17,8 +17,9 @@ const CALLS: usize = 50;
 /// The pods that answered the calls of one of them, as its own shell makes them; all must be answered.
 fn called(cluster: &Cluster, pod: &str, service: &str) -> BTreeSet<String> {
     let vip = cluster.external(service);
-    let script =
-        format!("for i in $(busybox seq {CALLS}); do echo who | busybox nc -w 5 {vip} {CALLED} | busybox head -n 1; done");
+    let script = format!(
+        "for i in $(busybox seq {CALLS}); do echo who | busybox nc -w 5 {vip} {CALLED} | busybox head -n 1; done"
+    );
     let answers = cluster.control.run(&["exec", pod, "--", "/bin/busybox", "sh", "-c", &script]);
     let names: Vec<_> = answers.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
     assert_eq!(names.len(), CALLS, "each call of {pod} is answered: {answers}");
