@@ -136,7 +136,7 @@ fn check_pod(pod: &PodNet, joined: &Joined, source_checked: Option<bool>) -> Res
     if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), joined.names.pod_mac) {
         return failed(finding);
     }
-    let want = joined.pod_want().source_checked(source_checked);
+    let want = joined.pod_want().source_checked(source_checked).calls_leave(source_checked);
     let mut fixes = end.fixes(&want);
     if let Some(programs) = joined.flow_owner().map(Programs::open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(&want, &programs)?.pop());

@@ -467,7 +467,7 @@ fn sort_in(routes: &mut Routes, route: &Route) {
     match route.kind {
         Kind::Unreachable => drop(routes.announced.insert(route.metric)),
         Kind::Nexthop { id, source, cwnd } => routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
-        Kind::Via(_) | Kind::Throw | Kind::Other => {
+        Kind::Via(_) | Kind::Throw | Kind::Local(_) | Kind::Other => {
             routes.data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
         }
     }

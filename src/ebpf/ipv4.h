@@ -4,6 +4,8 @@
 
 // 169.254.118.1, the address of every host veth: the pod's gateway for its answers.
 #define HOST_ADDRESS htonl(0xa9fe7601)
+// 169.254.118.2, in the place of a pod's own address where the pod calls its VIP and is the replica that is called (own.h).
+#define STAND_IN htonl(0xa9fe7602)
 
 // linux/icmp.h includes the C library's headers.
 #define ICMP_ECHOREPLY 0
@@ -53,6 +55,7 @@ struct packet {
 	__u8 first;		// first of several fragments
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
+	__u8 is_own;		// from the very pod that the group has chosen
 };
 
 // The protocol of what the packet carries.
@@ -203,12 +206,21 @@ static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
 	return sent.protocol;
 }
 
+// Whether a packet, or a flow, is that very pod's.
+#define IS_FROM(p, pod) ((p)->ip.saddr == (pod)->own)
+#define IS_CLIENT(p, pod) ((p)->flow.client == (pod)->own)
+
+static inline_always void stand_in(struct flow *flow)
+{
+	flow->client = STAND_IN;
+}
+
 // Whether a packet for a pod comes from one of the pod's own addresses. The pod's namespace doesn't ask (accept_local): it would
 // answer itself, and that answer again.
-static inline_always int is_from_itself(const struct packet *p, const struct attached *pod)
+static inline_always int is_from_itself(const struct packet *p)
 {
 	__be32 from = p->ip.saddr;
-	return from == p->ip.daddr || from == pod->own || attached(p->self, from);
+	return from == p->ip.daddr || from == STAND_IN || attached(p->self, from);
 }
 
 // Reads a packet that has come to a host veth. Not 0: it is none that has business there.

@@ -101,6 +101,7 @@ struct packet {
 	__u8 first;		// first of several fragments
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
+	__u8 is_own;		// 0
 };
 
 #define PROTOCOL(p) ((p)->protocol)
@@ -269,12 +270,11 @@ static inline_always int read_answer(struct __sk_buff *skb, struct packet *p)
 
 // Whether a packet for a pod comes from one of the pod's own addresses, or from none: the kernel doesn't ask, and the pod would answer
 // itself.
-static inline_always int is_from_itself(const struct packet *p, const struct attached *pod)
+static inline_always int is_from_itself(const struct packet *p)
 {
 	struct attached_key key = { .ifindex = p->self, .vip = p->flow.vip };
 	struct ipv6 from = p->flow.client;
 	__be32 vip = number_of(&from);
-	(void)pod;
 	if (vip && attached(p->self, vip))
 		return 1;
 	const struct own6 *own = bpf_map_lookup_elem(&own6_v1, &key);
@@ -364,6 +364,13 @@ static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
 	return p->protocol;
 }
 
+// What a pod sends to its VIPs of IPv6 stays in it: no packet that comes is its own (own.h).
+#define IS_FROM(p, pod) ((void)(p), (void)(pod), 0)
+#define IS_CLIENT(p, pod) IS_FROM(p, pod)
+#define ask_as(skb, p, replica, ifindex, is_own) \
+	((void)(is_own), ask(skb, p, (replica)->netns, port_at(p, (replica)->flags, ifindex, IPPROTO_TCP)))
+#define stand_in(flow) ((void)(flow))
+#define homeward(skb, p, chosen, verdict) (verdict)
 // No port of a VIP has another number in its pods.
 #define port_at(p, flags, ifindex, protocol) ((__u32)(p)->flow.vip_port)
 #define OCCUPIED 0x10000

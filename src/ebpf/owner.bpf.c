@@ -39,6 +39,8 @@
 #define HAS_TUNNEL 0
 // Nor for whose a flow is where several ports have one number in a pod: one client's port at two of them at once is mixed up there.
 #define ASKS_NOTES 0
+// What one way through a function knows of a pointer is looked up again, so that it goes on as the other ones.
+#define FEW_WAYS 1
 #else
 #define MEMBERS 256
 #define WITHHOLDS_RESETS 1
@@ -46,6 +48,7 @@
 #define HAS_TUNNEL 1
 #endif
 #define ASKS_NOTES 1
+#define FEW_WAYS 0
 #endif
 // Maps whose keys have a client's address.
 #ifdef IPV6
@@ -529,6 +532,27 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 	return answer;
 }
 
+// Whether a pod has its own calls to it under STAND_IN.
+static inline_always int stands_in(__u32 flags, __u32 protocol)
+{
+	return protocol == IPPROTO_UDP || flags & TRANSLATES;
+}
+
+// Asks a replica for a connection, which may be one that it has with itself.
+#ifndef IPV6
+static inline_always __u32 ask_as(struct __sk_buff *skb, struct packet *p, const struct attached *replica, __u32 ifindex, int is_own)
+{
+	__be32 client = p->flow.client;
+	int other = is_own && stands_in(replica->flags, IPPROTO_TCP);
+	if (other)
+		p->flow.client = p->ip.saddr = STAND_IN;	// the latter for a cookie
+	__u32 answer = ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP));
+	if (other)
+		p->flow.client = p->ip.saddr = client;
+	return answer;
+}
+#endif
+
 // What a search has found so far.
 struct found {
 	__u32 answer;		// the best one
@@ -546,11 +570,11 @@ static inline_always void clear(struct __sk_buff *skb, struct found *found)
 	found->several = unknown(skb, 0);
 }
 
-static inline_always void note(struct found *found, const struct member *m, __u32 answer)
+static inline_always void note(struct __sk_buff *skb, struct found *found, const struct member *m, __u32 answer)
 {
 	if (answer <= found->answer)
 		return;
-	found->answer = answer;
+	found->answer = unknown(skb, answer);
 	found->ifindex = m->ifindex;
 	found->netns = m->netns;
 }
@@ -567,7 +591,7 @@ verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vi
 	__u32 answer = ask(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == TIME_WAIT)
 		found->several++;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == OPEN;
 }
 
@@ -655,7 +679,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32
 	(void)here;
 #endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, IS_CLIENT(p, replica)) != OPEN)
 		return TC_ACT_UNSPEC;
 	used(replica, ifindex);
 	count(p->flow.vip, STEERED);
@@ -742,8 +766,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 {
 	p->cookie = unknown(skb, p->cookie);
 	p->for_opening = unknown(skb, p->for_opening);
-	p->first = unknown(skb, p->first);
-	__u32 here = ask(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
+	__u32 here = unknown(skb, ask_as(skb, p, chosen, p->self, p->is_own));
 	if (here == OPEN) {
 		used(chosen, p->self);
 		count(p->flow.vip, LOCAL_HIT);
@@ -759,11 +782,14 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 static inline_always int is_listed(const struct attached *replica, __u8 protocol, __be16 port)
 {
 	__u32 wanted = (__u32)protocol << 16 | ntohs(port);
-#ifdef WITHOUT_BTF	// one way through, and not one for each port
+#ifdef WITHOUT_BTF	// one way through, and not one for each port; two ports a step: a borrow tells that one is the wanted one
+	const __u64 ones = 0x0000000100000001ULL, *pair = (const void *)replica->port;
 	__u64 listed = 0;
-	for (__u32 i = 0; i < PORTS; i++)
-		listed |= ((__u64)(replica->port[i] ^ wanted) - 1) >> 63;
-	return (int)listed;
+	for (__u32 i = 0; i < PORTS / 2; i++) {
+		__u64 differs = pair[i] ^ wanted * ones;
+		listed |= (differs - ones) & ~differs;
+	}
+	return (listed & ones << 31) != 0;
 #endif
 	for (__u32 i = 0; i < PORTS; i++) {
 		if (i >= replica->ports)
@@ -833,7 +859,13 @@ static inline_always int takes_new(const struct member *m, struct packet *p, __u
 	if (m->flags & DRAINING)
 		return 0;
 	struct attached *replica = attached(m->ifindex, p->flow.vip);
-	return replica && replica->netns == m->netns && !is_refused(replica, protocol, p->flow.vip_port);
+	if (!replica)
+		return 0;
+#ifdef WITHOUT_BTF	// as is_listed()
+	__u32 limited = replica->flags & GUARDED;
+	return (replica->netns == m->netns) & (!limited | is_listed(replica, protocol, p->flow.vip_port));
+#endif
+	return replica->netns == m->netns && !is_refused(replica, protocol, p->flow.vip_port);
 }
 
 // Asks one replica about a SYN, unless it is the chosen one. Not 0: the search is over.
@@ -847,7 +879,7 @@ verified_alone int ask_member_opening(struct __sk_buff *skb, struct packet *p, s
 	__u32 answer = ask_opening(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == LISTENS && !takes_new(m, p, IPPROTO_TCP))
 		return 0;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == OPEN || (answer && p->settled);
 }
 
@@ -886,29 +918,26 @@ static inline_always int repeated(struct __sk_buff *skb, struct packet *p)
 }
 #endif
 
-// A SYN to a port that the chosen replica doesn't serve: to one that does. Nobody: a reset. (Without functions that are verified alone
-// replicas with different ports have no equal shares: there is no room for lots.)
-static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p, struct vip *v)
+// A SYN that nobody may take: a reset.
+static inline_always int refuse(struct __sk_buff *skb, struct packet *p)
 {
-	if (v && v->flags & PORTS_DIFFER && !is_copy()) {
-#if HAS_TUNNEL
-		p->settled = is_settled(v);
-		int verdict = opening_elsewhere(skb, p, 0);
-		if (verdict != TC_ACT_UNSPEC)
-			return verdict;
-#else
-		struct found found;
-		clear(skb, &found);
-		p->settled = 1;
-		if (search_opening(skb, p, v, &found) >= LISTENS) {
-			struct attached *replica = found_replica(p, &found);
-			if (replica)
-				return hand_over(skb, p, found.ifindex, replica->mac);
-		}
-#endif
-	}
 	count(p->flow.vip, PORT_DENIED);
 	return reset(skb, p);
+}
+
+// A SYN to a port that the chosen replica doesn't serve: to one that does, if there may be one. TC_ACT_UNSPEC: it is looked for among all
+// replicas. (Without functions that are verified alone replicas with different ports have no equal shares: there is no room for lots.)
+static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p, struct vip *v)
+{
+	if (!v || !(v->flags & PORTS_DIFFER) || is_copy())
+		return refuse(skb, p);
+#if HAS_TUNNEL
+	p->settled = is_settled(v);
+	int verdict = opening_elsewhere(skb, p, 0);
+	return verdict == TC_ACT_UNSPEC ? refuse(skb, p) : verdict;
+#else
+	return v->count < 2 ? refuse(skb, p) : TC_ACT_UNSPEC;
+#endif
 }
 
 // Of several replicas that listen the one whose lot is the best, where not all of them serve the port: else those that come behind one
@@ -935,13 +964,19 @@ static inline_always void draw(struct __sk_buff *skb, struct packet *p, struct v
 static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
-	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port))
-		return refused_opening(skb, p, v);
+	int refused = is_refused(chosen, IPPROTO_TCP, p->flow.vip_port);
+	if (refused) {
+		int verdict = refused_opening(skb, p, v);
+		if (HAS_TUNNEL || verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
 	if (!v || (v->count < 2 && !may_be_far(v)))
 		return TC_ACT_OK;
 	__u64 now = bpf_ktime_get_ns();
 	p->settled = now >= v->syn_search_until && now >= chosen->syn_search_until;
-	__u32 here = ask_opening(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
+	__u32 here = NOTHING;
+	if (!refused)
+		here = ask_opening(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
 #if HAS_TUNNEL
 	if (may_be_far(v) && here < HALF_OPEN && !came_by_tunnel(skb)) {
 		int verdict = repeated(skb, p);
@@ -959,6 +994,9 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 		count(p->flow.vip, SEARCH_THROTTLED);
 		return TC_ACT_SHOT;
 	}
+	here = unknown(skb, here);	// one way from here on, and not one for each that led here
+	refused = unknown(skb, refused);
+	p->settled = unknown(skb, p->settled);
 	struct found found;
 	clear(skb, &found);
 	__u32 there = search_opening(skb, p, v, &found);
@@ -971,8 +1009,8 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 		return begin_walk(skb, p, v->next, 0);
 #endif
 	if (!replica)
-		return TC_ACT_OK;
-	if (!here && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
+		return refused ? refuse(skb, p) : TC_ACT_OK;
+	if (!here && !refused && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
 		chosen->syn_search_until = now + REPEATED_FOR;
 	count(p->flow.vip, STEERED);
 	return hand_over(skb, p, found.ifindex, replica->mac);
@@ -997,6 +1035,8 @@ static inline_always int may_remember(__be32 vip)
 static inline_always void hear(struct packet *p)
 {
 	struct heard key = { .flow = p->flow, .protocol = PROTOCOL(p) };
+	if (p->is_own)
+		stand_in(&key.flow);
 	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
 		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
 }
@@ -1012,17 +1052,18 @@ static inline_always int portless(struct packet *p, struct attached *chosen)
 	return TC_ACT_SHOT;
 }
 
-static inline_always int tcp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+// What a packet is to the programs.
+enum { NO_FLOW, OPENS, BELONGS, DATAGRAM, REPORTS, FOLLOWS };
+
+static inline_always int read_tcp(struct __sk_buff *skb, struct packet *p)
 {
 	if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
-		return portless(p, chosen);
+		return NO_FLOW;
 	p->flow.client_port = p->tcp.source;
 	p->flow.vip_port = p->tcp.dest;
-	if (p->tcp.syn && !p->tcp.ack)
-		return opening(skb, p, chosen);
 	p->cookie = p->tcp.ack && !p->tcp.syn && !p->tcp.rst;
 	p->for_opening = p->tcp.syn || p->tcp.rst;
-	return connection(skb, p, chosen);
+	return p->tcp.syn && !p->tcp.ack ? OPENS : BELONGS;
 }
 
 // Keeps a UDP flow where it began: TC_ACT_UNSPEC where it has no such place.
@@ -1111,11 +1152,12 @@ static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, str
 	struct grant grant = {};
 	if (!v || v->count < 2 || !allowed(&grant, FOR_SYNS, p->flow.vip))
 		return at;
+	at = unknown(skb, at);
 	__u32 there = 0;
 	if (at != p->self && ask_datagram(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_UDP)))
 		there = p->self;
 	else
-		there = search_taker(skb, p, v);
+		there = unknown(skb, search_taker(skb, p, v));
 	charge(&grant, v->count);
 	return there ? there : at;
 }
@@ -1126,9 +1168,10 @@ static inline_always int has_replica(const struct hint *kept)
 	return kept && (!HAS_TUNNEL || kept->ifindex);
 }
 
-static inline_always int is_at(const struct hint *kept, __u32 ifindex)
+// The host veth of a flow that has its replica here, and of which nobody is asked; 0: none.
+static inline_always __u32 place_of(const struct hint *kept)
 {
-	return kept && kept->ifindex == ifindex && (!HAS_TUNNEL || !kept->flags);
+	return kept && (!HAS_TUNNEL || !kept->flags) ? kept->ifindex : 0;
 }
 
 // To where its flow began, if flows stay, or to the chosen replica; of a declared port, to another one if that one has no socket
@@ -1143,7 +1186,7 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 			return verdict;
 	}
 #endif
-	__u32 at = has_replica(kept) ? kept->ifindex : p->self;
+	__u32 noted = place_of(kept), at = has_replica(kept) ? kept->ifindex : p->self;
 	struct attached *replica = at == p->self ? chosen : attached(at, p->flow.vip);
 	if (!replica) {
 		at = p->self;
@@ -1152,13 +1195,13 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 	__u32 to = at;
 	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns, port_at(p, replica->flags, at, IPPROTO_UDP)))
 		to = receiver(skb, p, chosen, at);
-	if (chosen->flags & STICKY && !is_at(kept, to)) {
+	if (chosen->flags & STICKY && noted != to) {
 		struct hint place = { .ifindex = to };
 		bpf_map_update_elem(&sticky_v2, &p->flow, &place, BPF_ANY);
 	}
 	if (to == p->self)
 		return TC_ACT_OK;
-	if (to != at)
+	if (FEW_WAYS || to != at)
 		replica = attached(to, p->flow.vip);
 	if (!replica)
 		return TC_ACT_OK;
@@ -1254,7 +1297,7 @@ verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struc
 	__u32 answer = ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP));
 	if (answer)
 		found->several++;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == CONNECTED;
 }
 
@@ -1347,13 +1390,15 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 	return verdict;
 }
 
-static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+// What an ICMP packet is.
+static inline_always int read_icmp(struct __sk_buff *skb, struct packet *p)
 {
 	int protocol = read_error(skb, p);
-	if (protocol == IPPROTO_TCP)
-		return connection(skb, p, chosen);
-	if (protocol != IPPROTO_UDP)
-		return TC_ACT_OK;
+	return protocol == IPPROTO_TCP ? BELONGS : protocol == IPPROTO_UDP ? REPORTS : NO_FLOW;
+}
+
+static inline_always int reports(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
 	int verdict = chosen->flags & STICKY ? stay(skb, p) : TC_ACT_UNSPEC;
 	return verdict == TC_ACT_UNSPEC ? udp_error(skb, p, chosen) : verdict;
 }
@@ -1390,18 +1435,31 @@ static inline_always int misrouted(struct __sk_buff *skb)
 
 #ifndef IPV6
 #include "answers.h"
+#include "own.h"
 #endif
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
+	int what = NO_FLOW;
 	switch (PROTOCOL(p)) {
 	case IPPROTO_TCP:
-		return arrived(skb, p, chosen, tcp(skb, p, chosen));
+		what = read_tcp(skb, p);
+		break;
 	case IPPROTO_UDP:
 		return arrived(skb, p, chosen, udp(skb, p, chosen));
 	case IPPROTO_ERRORS:
-		return icmp(skb, p, chosen);
+		what = read_icmp(skb, p);
+		if (what == NO_FLOW)
+			return TC_ACT_OK;
+	}
+	switch (what) {
+	case OPENS:
+		return arrived(skb, p, chosen, opening(skb, p, chosen));
+	case BELONGS:
+		return arrived(skb, p, chosen, connection(skb, p, chosen));
+	case REPORTS:
+		return reports(skb, p, chosen);
 	}
 	return portless(p, chosen);
 }
@@ -1419,16 +1477,18 @@ int owner(struct __sk_buff *skb)
 	struct attached *chosen = attached(p.self, p.flow.vip);
 	if (!chosen)	// the VIP's group has chosen a wrong device, or the VIP's entry is missing
 		return misrouted(skb);
-	if (is_from_itself(&p, chosen)) {
+	if (is_from_itself(&p)) {
 		count(p.flow.vip, OWN_SOURCE);
 		return TC_ACT_SHOT;
 	}
+	p.is_own = unknown(skb, IS_FROM(&p, chosen));
 	if (is_fragment(&p)) {
 		if (read_fragment(&p))
-			return later_fragment(skb, &p);
+			return homeward(skb, &p, chosen, later_fragment(skb, &p));
 		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
-	return delivered(skb, chosen, taken(skb, &p, chosen));
+	p.first = unknown(skb, p.first);
+	return delivered(skb, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
 }
 
 #ifdef IPV6
@@ -1525,7 +1585,7 @@ int guard(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	if (pod->flags & ANY_EGRESS || is_answer(skb, pod, &ip))
-		return leave(skb, &ip);
+		return ip.daddr == STAND_IN ? go_home(skb, pod->own) : leave(skb, &ip);
 	count(ip.saddr, EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }

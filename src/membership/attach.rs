@@ -112,7 +112,8 @@ impl Attaching<'_> {
         let want = PodWant::new(&names, &pod.attachment.ifname, served).keeping(previous);
         // Nothing can come before they are on the pair: its nexthop is made last.
         let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
-        let want = want.source_checked(Some(programs.is_some())).tunnel_mtu(underlay);
+        let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;
+        let want = want.source_checked(Some(programs.is_some())).calls_leave(Some(calls_leave)).tunnel_mtu(underlay);
         attachment::apply(self.net, container_veth.fixes(&want))?;
         if let Some(programs) = programs {
             attachment::apply(self.net, container_veth.filter_fixes(&want, programs)?)?;

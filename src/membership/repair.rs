@@ -3,7 +3,7 @@
 
 use nix::errno::Errno;
 
-use crate::dataplane::attachment::{self, ContainerVeth, Families, HostVeth, PodDevices};
+use crate::dataplane::attachment::{self, ContainerVeth, Families, HostVeth, PodDevices, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::Joined;
 use crate::dataplane::node::tunnel;
@@ -198,7 +198,12 @@ impl Pairs<'_> {
         }
         found.extend(put_filters(pod, &end, joined)?);
         let underlay = tunnel::underlay_mtu(self.node, self.registry)?;
-        if end.fixes(&joined.pod_want().source_checked(source_checked).tunnel_mtu(underlay)).is_empty() {
+        let calls_leave = match source_checked {
+            Some(true) => Some(attachment::allow_binding(pod)?),
+            other => other,
+        };
+        let sources = (source_checked, calls_leave);
+        if end.fixes(&pod_want(joined, sources, underlay)).is_empty() {
             return Ok(());
         }
         // Another call may just be giving a VIP another address: it holds the VIP's lock, and changes the pod before the
@@ -212,7 +217,7 @@ impl Pairs<'_> {
             }
             *joined = read;
             let Some(end) = ContainerVeth::read(pod, joined.ifname(), Families::Both)? else { return Ok(()) };
-            let fixes = end.fixes(&joined.pod_want().source_checked(source_checked).tunnel_mtu(underlay));
+            let fixes = end.fixes(&pod_want(joined, sources, underlay));
             found.extend(fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)));
             attachment::apply(pod, fixes)?;
             if source_checked == Some(true) {
@@ -278,6 +283,15 @@ impl Pairs<'_> {
         }
         Ok(found)
     }
+}
+
+/// All that the pod must have.
+fn pod_want(
+    joined: &Joined,
+    (source_checked, calls_leave): (Option<bool>, Option<bool>),
+    underlay: Option<u32>,
+) -> PodWant<'_> {
+    joined.pod_want().source_checked(source_checked).calls_leave(calls_leave).tunnel_mtu(underlay)
 }
 
 /// The programs in the pod, of whatever build. Returns what was amiss, in words.

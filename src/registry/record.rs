@@ -333,6 +333,9 @@ pub struct SavedSysctls {
     /// `rp_filter` of `net.ipv4.conf.all`, where it may be lowered; none where it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_rp_filter: Option<i32>,
+    /// `net.ipv4.ip_nonlocal_bind`; none where it isn't known, and so isn't put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonlocal_bind: Option<i32>,
 }
 
 impl Netns {

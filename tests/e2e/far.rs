@@ -8,7 +8,7 @@ mod lingering;
 mod long;
 mod repeated;
 mod rules;
-mod scene;
+pub mod scene;
 mod served;
 mod sticky;
 mod told;

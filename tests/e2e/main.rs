@@ -54,6 +54,7 @@ mod node_changes;
 mod node_install;
 mod nodes;
 mod notrack;
+mod own_calls;
 mod own_source;
 mod owner;
 mod packaging;

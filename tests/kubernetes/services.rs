@@ -4,6 +4,7 @@ mod away;
 mod dhcp;
 mod many;
 mod nodes;
+mod own;
 mod ports;
 mod rollouts;
 mod status;

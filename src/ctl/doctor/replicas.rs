@@ -83,7 +83,11 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
         wrong.extend(end.filter_fixes(&programs)?.pop().map(|fix| fix.finding));
     }
     let checked = end.checks_sources(vip.flow_owner.as_deref())?;
-    wrong.extend(in_pod(record, &joined.pod_want().source_checked(checked), joined.flow_owner())?);
+    wrong.extend(in_pod(
+        record,
+        &joined.pod_want().source_checked(checked).calls_leave(checked.filter(|is| !is)),
+        joined.flow_owner(),
+    )?);
     let of = endpoint.pod_name(&name);
     let finding = |wrong: String| {
         Finding::error(format!("{of}: {wrong}"), format!("This replica is cut off. {HEALS}"), restart())

@@ -29,7 +29,7 @@ pub use answers::renew;
 pub use host::HostVeth;
 pub use ipv6::Namespace;
 pub use pod::{ContainerVeth, Families, PodDevices};
-pub use settings::{has_arp_settings, relax_all};
+pub use settings::{allow_binding, has_arp_settings, relax_all};
 pub use want::{PodWant, Served};
 
 /// Loose: the address must have some way back, not necessarily this one. A replica that is not in its VIP's route still
@@ -123,7 +123,7 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
     }
     // Those by way of vip0 go with it, and without a notification each; `throw` has no device to go with.
     let goes_with = |route: &TableRoute| match route.action {
-        Action::Via { index, .. } => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
+        Action::Via { index, .. } | Action::Local(index) => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
         _ => false,
     };
     requests.extend(pod::read_routes(pod, Family::V4)?.into_iter().filter(|route| !goes_with(route)).map(route::del));

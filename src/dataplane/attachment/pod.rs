@@ -14,8 +14,8 @@ use crate::net::{self, PROTOCOL, PodNet, address};
 use crate::registry::record::SavedSysctls;
 
 use super::answers::Filters;
-use super::settings::{has_arp_settings, strict_for_all, wanted_settings};
-use super::want::{PodWant, Underlay};
+use super::settings::{has_arp_settings, nonlocal_bind, strict_for_all, wanted_settings};
+use super::want::{ENTRANCE, PodWant, Underlay};
 use super::{Fix, RP_FILTER_LOOSE, fix, ipv6, is_neighbour, route_fixes, set, set_fixes};
 
 /// No check of sources at all (`rp_filter`), and local ones are taken too (`accept_local`): with a rule in the pod the kernel
@@ -41,7 +41,8 @@ impl PodDevices {
     /// What is to be put back when the attachment goes.
     pub fn saved_sysctls(&self, pod: &PodNet) -> net::Result<SavedSysctls> {
         let link::Settings { arp_ignore, arp_announce, .. } = self.interface.settings;
-        Ok(SavedSysctls { arp_ignore, arp_announce, all_rp_filter: strict_for_all(pod)? })
+        let (all_rp_filter, nonlocal_bind) = (strict_for_all(pod)?, nonlocal_bind(pod)?);
+        Ok(SavedSysctls { arp_ignore, arp_announce, all_rp_filter, nonlocal_bind })
     }
 }
 
@@ -59,6 +60,8 @@ pub struct ContainerVeth {
     neighbour6: Option<Neighbour>,
     rules: BTreeSet<Rule>,
     routes: BTreeSet<TableRoute>,
+    /// What the table `local` has of IPv4 by way of `vip0`.
+    locals: BTreeSet<IpAddr>,
     /// Settings of IPv6 that differ from what a `vip0` with VIPs of it must have.
     wrong: ipv6::Wrong,
 }
@@ -87,6 +90,7 @@ impl ContainerVeth {
             neighbour6: None,
             rules: BTreeSet::new(),
             routes: BTreeSet::new(),
+            locals: BTreeSet::new(),
         }))
     }
 
@@ -111,6 +115,7 @@ impl ContainerVeth {
             neighbour6: None,
             rules: rule::list(pod, Family::V4)?.into_iter().collect(),
             routes: read_routes(pod, Family::V4)?,
+            locals: route::locals(pod, Family::V4, index)?,
             wrong: ipv6::Wrong::new(),
             link,
         };
@@ -165,9 +170,44 @@ impl ContainerVeth {
             let finding = format!("neighbour {HOST_LINK_LOCAL} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_LINK_LOCAL, want.names.host_mac)));
         }
-        fixes.extend(route_fixes(&self.routes, &want.routes(index, self.advmss(want))));
-        fixes.extend(set_fixes("rule", &self.rules, &want.rules(), (rule::add, rule::del)));
+        let calls_leave = self.calls_leave(want);
+        // The new way in before the old one goes.
+        let kernels = self.local_fixes(want, calls_leave);
+        let (first, last) = if calls_leave { (Vec::new(), kernels) } else { (kernels, Vec::new()) };
+        fixes.extend(first);
+        let (locals, routes): (BTreeSet<TableRoute>, BTreeSet<TableRoute>) =
+            self.routes.iter().copied().partition(|route| matches!(route.action, Action::Local(_)));
+        // Before those that have a VIP as their source.
+        fixes.extend(set_fixes("route", &locals, &want.local_routes(index, calls_leave), (route::add, route::del)));
+        fixes.extend(route_fixes(&routes, &want.routes(index, self.advmss(want))));
+        fixes.extend(set_fixes("rule", &self.rules, &want.rules(calls_leave), (rule::add, rule::del)));
+        fixes.extend(last);
         fixes
+    }
+
+    /// Whether what the pod sends to its VIPs is to leave it. Not where it must check sources itself: it would drop what comes back
+    /// to it from its own address.
+    fn calls_leave(&self, want: &PodWant<'_>) -> bool {
+        match want.calls_leave {
+            Some(leave) => leave && self.others.is_subset(&want.own),
+            None => self.rules.contains(&ENTRANCE),
+        }
+    }
+
+    /// The kernel's own routes to the VIPs of IPv4: it makes one for each address, with the address and whenever `vip0` comes up.
+    fn local_fixes(&self, want: &PodWant<'_>, calls_leave: bool) -> Vec<Fix> {
+        let index = self.link.index;
+        let is_made = |vip: &IpAddr| self.locals.contains(vip) || !self.addresses.contains(vip) || !self.link.up;
+        let (made, missing): (Vec<IpAddr>, Vec<IpAddr>) = want.vips_of_ipv4().partition(|vip| is_made(vip));
+        let stale = made
+            .into_iter()
+            .filter(|_| calls_leave)
+            .map(|vip| fix(format!("route local {vip} table local should not be there"), route::del_local(index, vip)));
+        let missing = missing
+            .into_iter()
+            .filter(|_| !calls_leave)
+            .map(|vip| fix(format!("route local {vip} table local is missing"), route::add_local(index, vip)));
+        stale.chain(missing).collect()
     }
 
     /// The longest segment to offer to clients. What isn't known stays as it is.

@@ -2,6 +2,7 @@
 
 mod decode;
 mod dump;
+mod local;
 mod lookup;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use super::{PROTOCOL, Request, address_family};
 
 pub(super) use decode::decode;
 pub use dump::{Filter, Reach, covering, devices, list};
+pub use local::{add_local, del_local, locals};
 pub use lookup::{Answer, Packet, Way, ask, default_way, default_way_by_packet, is_local, lookup};
 
 /// Table `main`.
@@ -81,7 +83,9 @@ pub enum Kind {
     Unreachable,
     /// The table is left, and the next rule asked (`throw`).
     Throw,
-    /// Anything else (`blackhole`, `prohibit`, `local`, …).
+    /// The namespace's own (`local`), by way of this device.
+    Local(Option<u32>),
+    /// Anything else (`blackhole`, `prohibit`, …).
     Other,
 }
 
@@ -233,6 +237,8 @@ pub enum Action {
     Unreachable,
     /// `throw`: as if the table had no route; the next rule is asked.
     Throw,
+    /// `local … dev INDEX`: the namespace takes it.
+    Local(u32),
 }
 
 impl fmt::Display for TableRoute {
@@ -240,6 +246,7 @@ impl fmt::Display for TableRoute {
         match self.action {
             Action::Throw => f.write_str("throw ")?,
             Action::Unreachable => f.write_str("unreachable ")?,
+            Action::Local(_) => f.write_str("local ")?,
             Action::Via { .. } | Action::Nexthop { .. } => {}
         }
         match self.prefix.prefix() {
@@ -305,6 +312,7 @@ fn table_message(route: TableRoute) -> RouteMessage {
         }
         Action::Unreachable => message.header.kind = RouteType::Unreachable,
         Action::Throw => message.header.kind = RouteType::Throw,
+        Action::Local(index) => local::fill(&mut message, index),
     }
     message
 }
@@ -315,6 +323,7 @@ impl Route {
         let action = match &self.kind {
             Kind::Throw => Action::Throw,
             Kind::Unreachable => Action::Unreachable,
+            Kind::Local(Some(index)) => Action::Local(*index),
             Kind::Nexthop { id, source: Some(source), .. } => Action::Nexthop { id: *id, source: *source },
             Kind::Via(hops) => match hops.as_slice() {
                 [Hop { gateway: Some(gateway), index: Some(index) }] => {
