@@ -89,7 +89,8 @@ impl<'a> Request<'a> {
         let address = pod_address::find(&result, &net, &devices.interface)?;
         let (device, inode) = net.netns().identity()?;
         let netns = registry::Netns { path: netns.to_owned(), device, inode };
-        let pod = Pod { attachment: attachment.clone(), netns, address, name: name(call) };
+        let others = result.others(&attachment.ifname);
+        let pod = Pod { attachment: attachment.clone(), netns, address, others, name: name(call) };
         Ok(Self { config, result, pod, net, devices })
     }
 

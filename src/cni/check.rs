@@ -8,7 +8,8 @@ use crate::cni::protocol::{Call, Config};
 use crate::dataplane::attachment::{ContainerVeth, HostVeth, wrong_mac};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::Joined;
-use crate::dataplane::{differs_for, settings};
+use crate::dataplane::plan::HaveNexthop;
+use crate::dataplane::{compare, differs_for, settings};
 use crate::ebpf::Programs;
 use crate::membership::find;
 use crate::model::AttachmentId;
@@ -37,8 +38,8 @@ pub fn run(call: &Call, config: &Config, report: &mut Report) -> Result<(), Erro
     report.is_ours(config, locked.record.iter().flat_map(AttachmentRecord::keys));
     let record = locked.record.as_ref().map_err(|e| Error::CheckFailed(e.to_string()))?;
     let net = NodeNet::open()?;
-    check_settings()?;
     let joined = check_registry(&registry, attachment, record)?;
+    check_settings(joined.has_ipv6())?;
     let Some(first) = joined.vips.first() else { return Ok(()) };
     let source_checked = check_host_end(&net, &joined, &first.endpoint)?;
     let alive = Netns::open_if_alive(netns)?;
@@ -69,8 +70,8 @@ fn failed<T>(finding: impl Into<String>) -> Result<T, Error> {
     Err(Error::CheckFailed(finding.into()))
 }
 
-fn check_settings() -> Result<(), Error> {
-    settings::finding()?.map_or(Ok(()), failed)
+fn check_settings(has_ipv6: bool) -> Result<(), Error> {
+    settings::finding(has_ipv6)?.map_or(Ok(()), failed)
 }
 
 /// The records of the VIPs joined, and of this endpoint in each.
@@ -94,7 +95,8 @@ fn check_registry(registry: &Registry, attachment: &AttachmentId, record: &Attac
 /// version before is so, until viprouted has been there.
 fn check_host_end(net: &NodeNet, joined: &Joined, endpoint: &Endpoint) -> Result<Option<bool>, Error> {
     let names = &joined.names;
-    let Some(end) = HostVeth::read(net, names, Some(endpoint.address()))? else {
+    let gateway = joined.gateway().unwrap_or_else(|| endpoint.address());
+    let Some(end) = HostVeth::read(net, names, Some(gateway))? else {
         return failed(format!("link {} is missing", names.host));
     };
     if endpoint.ifindex != Some(end.link.index) {
@@ -103,13 +105,13 @@ fn check_host_end(net: &NodeNet, joined: &Joined, endpoint: &Endpoint) -> Result
     if let Some(finding) = wrong_mac(&names.host, end.link.mac, names.host_mac) {
         return failed(finding);
     }
-    if let Some(fix) = end.fixes(names, endpoint.address()).first() {
+    if let Some(fix) = end.fixes(names, gateway).first() {
         return failed(&fix.finding);
     }
     check_filters(&end, joined.flow_owner())?;
-    let wanted = end.nexthop(endpoint.address())?;
+    let wanted = end.nexthop(gateway)?;
     match nexthop::get(net, wanted.id)? {
-        Some(Object::Single(found)) if wanted == found => {
+        Some(Object::Single(found)) if compare(&found, &wanted) == HaveNexthop::Right => {
             Ok(end.checks_sources(joined.flow_owner())?.filter(|checked| !checked))
         }
         Some(_) => failed(format!("nexthop {} differs from the registry", wanted.id)),
@@ -128,13 +130,13 @@ fn check_filters(end: &HostVeth, flow_owner: Option<&Path>) -> Result<(), Error>
 }
 
 fn check_pod(pod: &PodNet, joined: &Joined, source_checked: Option<bool>) -> Result<(), Error> {
-    let Some(end) = ContainerVeth::read(pod, joined.ifname())? else {
+    let Some(end) = ContainerVeth::read(pod, joined.ifname(), joined.families())? else {
         return failed(format!("link {POD_DEVICE} or {} is missing in the pod", joined.ifname()));
     };
     if let Some(finding) = wrong_mac(POD_DEVICE, end.mac(), joined.names.pod_mac) {
         return failed(finding);
     }
-    let want = joined.pod_want().source_checked(source_checked);
+    let want = joined.pod_want().source_checked(source_checked).calls_leave(source_checked);
     let mut fixes = end.fixes(&want);
     if let Some(programs) = joined.flow_owner().map(Programs::open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(&want, &programs)?.pop());

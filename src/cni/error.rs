@@ -52,8 +52,8 @@ pub enum Error {
     /// The pod has no interface of that name.
     #[error("CNI_IFNAME is {0:?}: the pod has no such interface")]
     NoInterface(String),
-    /// The pod has no IPv4 address.
-    #[error("the pod has no IPv4 address on {0}, and VIPs need one")]
+    /// The pod has no address.
+    #[error("the pod has no address on {0}, by which it is known")]
     NoPodAddress(String),
     /// CHECK found something.
     #[error("{0}")]
@@ -163,7 +163,11 @@ fn membership_code(error: &membership::Error) -> Code {
         | membership::Error::NotOurAddress(_)
         | membership::Error::MixedOwners(..)
         | membership::Error::OtherRegistry { .. }
+        | membership::Error::Ipv6 { .. }
+        | membership::Error::NarrowForIpv6(_)
+        | membership::Error::NoIpv6(_)
         | membership::Error::Want(_) => Code::InvalidConfig,
+        membership::Error::NoIpv6Programs => Code::NoFlowOwner,
         membership::Error::NoInterface(_) | membership::Error::NoNetns(_) | membership::Error::NodesOwnNetns(_) => {
             Code::InvalidEnvironment
         }

@@ -1,4 +1,4 @@
-//! Which address is the pod's own.
+//! Which address is the pod's own: one of IPv4, where it has some.
 
 use std::net::IpAddr;
 
@@ -21,5 +21,17 @@ pub fn find(result: &PrevResult, pod: &PodNet, interface: &Link) -> Result<IpAdd
     let is_own = |address: &&IpAddr| own.iter().any(|own| own.address == **address);
     let first = own.iter().find(|own| own.global).or(own.first()).map(|own| own.address);
     let found = said.loose.iter().find(is_own).copied().or(first).or(said.loose.first().copied());
-    found.ok_or_else(|| Error::NoPodAddress(interface.name.clone()))
+    match found {
+        Some(found) => Ok(found),
+        None => of_ipv6(result, pod, interface)?.ok_or_else(|| Error::NoPodAddress(interface.name.clone())),
+    }
+}
+
+/// Of a pod without any of IPv4: its end of the pair is all that its VIPs need, of either family.
+fn of_ipv6(result: &PrevResult, pod: &PodNet, interface: &Link) -> Result<Option<IpAddr>, Error> {
+    if let Some(said) = result.others(&interface.name).first() {
+        return Ok(Some(*said));
+    }
+    let own = address::list(pod, Family::V6, Some(interface.index))?;
+    Ok(own.iter().find(|own| own.global && own.index == interface.index).map(|own| own.address))
 }

@@ -44,6 +44,9 @@ pub struct Vip {
     pub vip: String,
     /// Its address; none while there is only a lease being asked for.
     pub address: Option<IpAddr>,
+    /// The others it has: of IPv6.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<IpAddr>,
     /// Its lease; none where the allocator knows nothing of it or can't be reached.
     pub lease: Option<Lease>,
     /// How it is served here.
@@ -153,7 +156,7 @@ pub struct Replica {
 /// The table's columns and what they mean.
 pub const COLUMNS: [(&str, &str); 11] = [
     ("VIP", "<namespace>/<name>."),
-    ("ADDRESS", "Its address; - while it has none."),
+    ("ADDRESS", "Its address, and under it the one of IPv6; - while it has none."),
     (
         "LEASE",
         "How long its lease runs and which node renews it for all of them, or a state of the lease; - where viprouted knows nothing of it.",
@@ -273,6 +276,7 @@ pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Res
     report.vips.extend(leases.into_values().map(|lease| Vip {
         vip: lease.vip.clone(),
         address: lease.address,
+        others: Vec::new(),
         state: VipState::Idle,
         ready: 0,
         flows: None,
@@ -344,7 +348,8 @@ fn read_vip(
         _ => VipState::Serving,
     };
     let flows = read_flows(&record, &mut locked)?;
-    Ok(Some(Vip { vip: key.to_string(), address: Some(record.address()), lease: None, state, ready, flows, replicas }))
+    let (address, others) = (Some(record.address()), record.addresses.iter().skip(1).collect());
+    Ok(Some(Vip { vip: key.to_string(), address, others, lease: None, state, ready, flows, replicas }))
 }
 
 fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, dataplane::Error> {

@@ -6,13 +6,13 @@
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::model::VipKey;
+use crate::model::{Addresses, VipKey};
 use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::{LockedVip, PreviousAddress, Registry, VipRecord, attachment_of};
 
-use super::attachment::{self, ContainerVeth};
+use super::attachment::{self, ContainerVeth, Families, HostVeth};
 use super::joined::Joined;
-use super::node::source;
+use super::node::{settings, source};
 use super::{Result, drop_previous, owner, reconcile_vip};
 
 /// Seconds for which a previous address is still delivered, unless its last connection ends before.
@@ -32,16 +32,19 @@ pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()>
     reconcile_vip(node, vip, None).map(drop)
 }
 
-/// The VIP is served under this address. Where it had another one its replicas are renumbered, and that one is returned.
-pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, address: IpAddr) -> Result<Option<IpAddr>> {
-    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(None) };
-    let mut record = VipRecord { withdrawn: false, ..before.clone() };
-    let moved = record.addresses.replace(address);
-    if let Some(left) = moved {
-        record.previous_addresses.retain(|previous| ![address, left].contains(&previous.address));
-        record.previous_addresses.push(PreviousAddress { address: left, until: now() + KEPT });
+/// The VIP is served under these addresses. Where it had others its replicas are renumbered, and those are returned.
+pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &Addresses) -> Result<Vec<IpAddr>> {
+    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let moved: Vec<IpAddr> = before.addresses.iter().filter(|address| !addresses.contains(*address)).collect();
+    let mut record = VipRecord { withdrawn: false, addresses: addresses.clone(), ..before.clone() };
+    if record.addresses != before.addresses {
+        record
+            .previous_addresses
+            .retain(|previous| !addresses.contains(previous.address) && !moved.contains(&previous.address));
+        let until = now() + KEPT;
+        record.previous_addresses.extend(moved.iter().map(|address| PreviousAddress { address: *address, until }));
         // Before it is recorded: what can't be finished now is begun anew by the next call.
-        renumber_all(registry, &vip, &record)?;
+        renumber_all((node, registry), &vip, &record)?;
     }
     if record != before {
         vip.write_record(record)?;
@@ -76,7 +79,7 @@ pub fn retire(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &[Ip
         drop_previous(node, &record, *address)?;
     }
     if !gone.is_empty() {
-        renumber_all(registry, &vip, &record)?;
+        renumber_all((node, registry), &vip, &record)?;
         vip.write_record(record)?;
     }
     Ok(gone)
@@ -93,10 +96,13 @@ fn begin(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Option<(Lo
 }
 
 /// Gives every replica the addresses that `record` has.
-fn renumber_all(registry: &Registry, vip: &LockedVip, record: &VipRecord) -> Result<()> {
+fn renumber_all((node, registry): (&NodeNet, &Registry), vip: &LockedVip, record: &VipRecord) -> Result<()> {
+    if record.has_ipv6() {
+        settings::configure_ipv6(node)?;
+    }
     for name in vip.names()? {
         if let Some(endpoint) = vip.endpoint(&name)?.filter(|endpoint| endpoint.backend.is_local()) {
-            renumber(registry, (vip.key(), record), &name, &endpoint.netns)?;
+            renumber((node, registry), (vip.key(), record), &name, &endpoint.netns)?;
         }
     }
     Ok(())
@@ -104,7 +110,7 @@ fn renumber_all(registry: &Registry, vip: &LockedVip, record: &VipRecord) -> Res
 
 /// Gives one replica the addresses that the VIP's `record` has and its other VIPs' records have.
 fn renumber(
-    registry: &Registry,
+    (node, registry): (&NodeNet, &Registry),
     (key, record): (&VipKey, &VipRecord),
     name: &str,
     netns: &std::path::Path,
@@ -118,7 +124,18 @@ fn renumber(
     }
     let pod = PodNet::open(netns)?;
     // A pod without its veth pair can't be repaired here, and one with another pair is another pod.
-    let end = ContainerVeth::read(&pod, &attachment.ifname)?.filter(|end| end.mac() == Some(joined.names.pod_mac));
+    let end = ContainerVeth::read(&pod, &attachment.ifname, Families::Both)?
+        .filter(|end| end.mac() == Some(joined.names.pod_mac));
     let Some(end) = end else { return Ok(()) };
-    Ok(attachment::apply(&pod, end.fixes(&joined.pod_want()))?)
+    attachment::apply(&pod, end.fixes(&joined.pod_want()))?;
+    if joined.has_ipv6() { carry_ipv6(node, &joined) } else { Ok(()) }
+}
+
+/// A pair carries IPv6 from now on, if it didn't.
+fn carry_ipv6(node: &NodeNet, joined: &Joined) -> Result<()> {
+    let Some(gateway) = joined.gateway() else { return Ok(()) };
+    let Some(host_veth) = HostVeth::read(node, &joined.names, Some(gateway))? else { return Ok(()) };
+    attachment::apply(node, host_veth.fixes(&joined.names, gateway))?;
+    let Some(programs) = joined.flow_owner().map(owner::status).transpose()?.flatten() else { return Ok(()) };
+    Ok(attachment::apply(node, host_veth.filter_fixes(&programs)?)?)
 }

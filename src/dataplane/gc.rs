@@ -124,7 +124,7 @@ impl Seen {
             group => !some_are_unknown && !groups.contains(&group.id()),
         });
         for entries in &mut self.entries {
-            entries.retain_unknown(is_known, &self.indices);
+            entries.retain_unknown(is_known, &self.indices)?;
             if cluster.is_some() {
                 entries.leave_lingering()?;
             }
@@ -175,16 +175,26 @@ impl Entries {
         let (mut vips, mut attached) = (maps.all_served()?, maps.all_translated()?);
         vips.extend(maps.all_policed()?);
         vips.extend(maps.vips()?);
+        vips.extend(maps.all_numbers()?);
         attached.extend(maps.all_answering()?);
         attached.extend(maps.all_sharing()?);
         attached.extend(maps.all_attached()?);
+        attached.extend(maps.all_own()?);
         Ok(Some(Self { maps, vips: vips.into_iter().collect(), attached: attached.into_iter().collect() }))
     }
 
     /// Keeps the orphans: entries of a VIP that isn't known, or of a host veth that is missing.
-    fn retain_unknown(&mut self, is_known: impl Fn(&IpAddr) -> bool, links: &BTreeSet<u32>) {
-        self.vips.retain(|vip| !is_known(&IpAddr::V4(*vip)));
-        self.attached.retain(|(ifindex, vip)| !is_known(&IpAddr::V4(*vip)) || !links.contains(ifindex));
+    fn retain_unknown(&mut self, is_known: impl Fn(&IpAddr) -> bool, links: &BTreeSet<u32>) -> Result<()> {
+        let mut known = BTreeSet::new();
+        for vip in self.vips.iter().chain(self.attached.iter().map(|(_, vip)| vip)) {
+            // A number that is nobody's is known to nobody.
+            if !known.contains(vip) && self.maps.address(*vip)?.is_some_and(|address| is_known(&address)) {
+                known.insert(*vip);
+            }
+        }
+        self.vips.retain(|vip| !known.contains(vip));
+        self.attached.retain(|(ifindex, vip)| !known.contains(vip) || !links.contains(ifindex));
+        Ok(())
     }
 
     /// Those of VIPs whose last replica has just left are no orphans yet.
@@ -200,8 +210,9 @@ impl Entries {
     }
 
     fn findings(&self) -> Vec<String> {
-        let vips = self.vips.iter().map(|vip| Op::Forget.finding(*vip));
-        vips.chain(self.attached.iter().map(|(ifindex, vip)| Op::Detach(*ifindex).finding(*vip))).collect()
+        let shown = |vip: &Ipv4Addr| self.maps.address(*vip).ok().flatten().unwrap_or(IpAddr::V4(*vip));
+        let vips = self.vips.iter().map(|vip| Op::Forget.finding(shown(vip)));
+        vips.chain(self.attached.iter().map(|(ifindex, vip)| Op::Detach(*ifindex).finding(shown(vip)))).collect()
     }
 
     fn remove(mut self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Names and numbers of our kernel objects: derived, never stored where they can be computed.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sha2::{Digest, Sha256};
 
@@ -12,6 +12,11 @@ pub const POD_DEVICE: &str = "vip0";
 pub const HOST_DEVICE_PREFIX: &str = "vip";
 /// The address of every host veth: the pod's gateway for replies, and what makes loose reverse-path checks pass.
 pub const HOST_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 118, 1));
+/// The host veth's end of a pair that carries IPv6: the pod's gateway for replies, the same on every pair. No address of the device: what
+/// is sent there needs its Ethernet address alone.
+pub const HOST_LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+/// The pod's end of it: what its nexthop leads to. It serves VIPs of both families, and the pod needs no address of its own.
+pub const POD_LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2));
 /// The table with the way back, in each pod.
 pub const TABLE: u32 = 118;
 /// The device that leads to other nodes.

@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::model::{AttachmentId, VipKey};
 use crate::registry::{self, AttachmentRecord, Endpoint, Registry, VipRecord, attachment_name};
 
-use super::attachment::{PodWant, Served};
+use super::attachment::{Families, PodWant, Served};
+use super::gateway;
 use super::ids::VethNames;
 
 /// An attachment and what it has joined.
@@ -67,11 +68,26 @@ impl Joined {
         let served = self.vips.iter();
         let served = served.map(|Member { place, vip, endpoint, .. }| Served {
             place: *place,
-            address: vip.address(),
+            addresses: &vip.addresses,
             endpoint,
         });
         let all = self.vips.iter().flat_map(|member| member.vip.all_addresses());
         PodWant::new(&self.names, &self.attachment.ifname, served).keeping(all)
+    }
+
+    /// Whether some VIP of the pod's has an address of IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        self.vips.iter().any(|member| member.vip.has_ipv6())
+    }
+
+    /// Which of the pod's parts there can be something of.
+    pub fn families(&self) -> Families {
+        if self.has_ipv6() { Families::Both } else { Families::Ipv4 }
+    }
+
+    /// What the pod's nexthop leads to. `None`: it is in no VIP.
+    pub fn gateway(&self) -> Option<IpAddr> {
+        self.vips.first().map(|member| gateway(member.endpoint.address(), self.has_ipv6()))
     }
 
     /// The addresses that the pod must have for its VIPs.

@@ -18,7 +18,8 @@ mod timing;
 
 pub use node::settings;
 pub use reconcile::{
-    Tables, differs, differs_for, drop_previous, member_id, reconcile_vip, reconcile_with, reconcile_without,
+    Tables, compare, differs, differs_for, drop_previous, gateway, member_id, reconcile_vip, reconcile_with,
+    reconcile_without,
 };
 pub use timing::observe_syncs;
 

@@ -2,7 +2,7 @@
 //! once, put on every host veth.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use ipnetwork::Ipv4Network;
@@ -47,6 +47,8 @@ pub struct Want {
     pub is_kept_here: bool,
     /// So are all clients.
     pub are_all_kept_here: bool,
+    /// The pods' own addresses of IPv6, by host veth: what the programs for VIPs of IPv6 must know beside.
+    pub own: BTreeMap<u32, Vec<Ipv6Addr>>,
 }
 
 impl Want {
@@ -62,7 +64,10 @@ impl Want {
         let policed = |entry: Attached| Attached { flags: entry.flags | flag, ..entry };
         let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, policed(wanted(replica)?))));
         let servers = serving::by_port(replicas, cluster.is_none());
+        let has_ipv6 = record.all_addresses().any(|address| address.is_ipv6());
+        let own = local().filter(|_| has_ipv6).map(|(ifindex, one)| (ifindex, ebpf::own(one.addresses.iter())));
         Self {
+            own: own.collect(),
             attached: attached.collect(),
             ring: cluster.and_then(|cluster| ring(cluster, replicas)),
             lingers: cluster.map(lingering),
@@ -72,6 +77,16 @@ impl Want {
             is_kept_here: record.policy.local,
             are_all_kept_here: record.policy.prefers_node,
         }
+    }
+
+    fn own(&self, ifindex: u32) -> &[Ipv6Addr] {
+        self.own.get(&ifindex).map_or(&[], Vec::as_slice)
+    }
+
+    /// Without what the programs don't know.
+    fn without_lots(mut self) -> Self {
+        self.servers.clear();
+        self
     }
 
     /// Whether the VIP has an entry of its own: without replicas here too, while packets of it come from other nodes.
@@ -123,16 +138,18 @@ impl Want {
 /// Whether the maps have what a VIP must have. `is_due` decides for the VIP's own entry and for each replica's whether this
 /// call checks it. One system call an entry.
 pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() -> bool) -> Result<bool> {
-    let Some(vip) = ipv4(vip) else { return Ok(true) };
+    let is_ipv6 = vip.is_ipv6();
+    let Some(vip) = maps.key(vip)? else { return Ok(!want.has_entry()) };
     // Where the members are exactly the wanted replicas, no entry of another replica is known.
     let limit = maps.limit();
-    let mut right =
-        !is_due() || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && maps.is_served(vip, &want.servers)?);
+    let mut right = !is_due()
+        || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && (is_ipv6 || maps.is_served(vip, &want.servers)?));
     right &= want.policies.is_empty() || !is_due() || maps.has_policies(vip, &want.policies)?;
     for (ifindex, wanted) in &want.attached {
         right &= !is_due()
             || (maps.attached(*ifindex, vip)? == Some(want.within(limit, wanted))
-                && maps.is_complete(*ifindex, vip, wanted)?);
+                && maps.is_complete(*ifindex, vip, wanted)?
+                && maps.is_own(*ifindex, vip, want.own(*ifindex))?);
     }
     Ok(right)
 }
@@ -148,7 +165,7 @@ fn read(maps: &Maps, vip: Ipv4Addr, want: &Want, (removed, settled): (&[u32], &B
     let mut incomplete = BTreeSet::new();
     for ifindex in known.into_iter().filter(|ifindex| !attached.contains_key(ifindex)).collect::<Vec<_>>() {
         let Some(value) = maps.attached(ifindex, vip)? else { continue };
-        if !maps.is_complete(ifindex, vip, &value)? {
+        if !maps.is_complete(ifindex, vip, &value)? || !maps.is_own(ifindex, vip, want.own(ifindex))? {
             incomplete.insert(ifindex);
         }
         attached.insert(ifindex, value);
@@ -201,7 +218,7 @@ impl Op {
     }
 
     /// What is amiss where this step is needed, in a word for CHECK.
-    pub fn finding(&self, vip: Ipv4Addr) -> String {
+    pub fn finding(&self, vip: IpAddr) -> String {
         match self {
             Self::Attach(ifindex, _) => {
                 format!("the flow owner's entry of {vip} on link {ifindex} is missing or wrong")
@@ -279,7 +296,10 @@ fn choose(mut members: Vec<Member>, limit: usize, recent: &impl Fn(u32) -> u64) 
 #[derive(Debug)]
 pub struct Owner {
     maps: Maps,
-    vip: Ipv4Addr,
+    address: IpAddr,
+    /// What the maps have in its place; none: nothing so far.
+    vip: Option<Ipv4Addr>,
+    slot: u32,
     want: Want,
     /// Host veths that may have an entry and must not.
     removed: Vec<u32>,
@@ -313,26 +333,29 @@ impl Owner {
             }
             owner.want = Want::of(record, replicas, cluster.as_ref()).limited_to(limit);
             owner.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
-            if !owner.maps.draws_lots() {
-                owner.want.servers.clear();
+            if address.is_ipv6() || !owner.maps.draws_lots() {
+                owner.want = owner.want.without_lots();
             }
             owner.removed.extend(gone);
         }
         Ok(Some(owner))
     }
 
-    /// Wants nothing of one of the VIP's addresses. None also for an IPv6 address, which the maps have no key for.
+    /// Wants nothing of one of the VIP's addresses. None also for one of IPv6 where the programs that run know none.
     pub fn bare(record: &VipRecord, address: IpAddr) -> Result<Option<Self>> {
-        let Some(vip) = ipv4(address) else { return Ok(None) };
         let Some(dir) = &record.flow_owner else { return Ok(None) };
         let Some(maps) = Maps::open(dir)? else { return Ok(None) };
+        if address.is_ipv6() && !maps.knows_ipv6()? {
+            return Ok(None);
+        }
+        let (vip, slot) = (maps.key(address)?, record.slot);
         // Without that timer a bucket moves when it has been idle, some time.
         let syn_search_window = match record.group.unbalanced_timer {
             0 => u64::MAX,
             seconds => (u64::from(seconds) + HANDSHAKE) * SECOND,
         };
         let (removed, settled) = (Vec::new(), BTreeSet::new());
-        Ok(Some(Self { maps, vip, want: Want::default(), removed, settled, syn_search_window }))
+        Ok(Some(Self { maps, address, vip, slot, want: Want::default(), removed, settled, syn_search_window }))
     }
 
     /// The entries of all host veths but these are right. With the number of replicas that are asked each entry changes
@@ -345,14 +368,17 @@ impl Owner {
 
     /// The steps that are needed.
     pub fn difference(&self) -> Result<(Vec<Op>, Vec<Op>)> {
-        let have = read(&self.maps, self.vip, &self.want, (&self.removed, &self.settled))?;
+        let have = match self.vip {
+            Some(vip) => read(&self.maps, vip, &self.want, (&self.removed, &self.settled))?,
+            None => Have::default(),
+        };
         let recent = |ifindex| self.maps.used(ifindex).unwrap_or_default();
         Ok(difference(&have, &self.want, self.maps.limit(), recent))
     }
 
     /// What is amiss where these steps are needed, a sentence each.
     pub fn findings<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Vec<String> {
-        ops.map(|op| op.finding(self.vip)).collect()
+        ops.map(|op| op.finding(self.address)).collect()
     }
 
     /// What is amiss with one replica, by its host veth. Not whether it is known to be draining: a viprouted of the version
@@ -360,10 +386,14 @@ impl Owner {
     pub fn finding_for(&self, ifindex: u32) -> Result<Option<String>> {
         let Some(wanted) = self.want.attached.get(&ifindex) else { return Ok(None) };
         let stateless = |entry: Attached| Attached { flags: entry.flags & !DRAINING, ..entry };
-        let is_right = self.maps.attached(ifindex, self.vip)?.map(stateless) == Some(stateless(*wanted))
-            && self.maps.is_complete(ifindex, self.vip, wanted)?;
+        let Some(vip) = self.vip else {
+            return Ok(Some(Op::Attach(ifindex, Box::new(*wanted)).finding(self.address)));
+        };
+        let is_right = self.maps.attached(ifindex, vip)?.map(stateless) == Some(stateless(*wanted))
+            && self.maps.is_complete(ifindex, vip, wanted)?
+            && self.maps.is_own(ifindex, vip, self.want.own(ifindex))?;
         let op = if is_right {
-            let known = self.maps.known(self.vip)?.unwrap_or_default();
+            let known = self.maps.known(vip)?.unwrap_or_default();
             // Where they are too many, not all of them are asked.
             if self.want.attached.len() > self.maps.limit()
                 || known.members.iter().any(|member| member.ifindex == ifindex)
@@ -374,26 +404,43 @@ impl Owner {
         } else {
             Op::Attach(ifindex, Box::new(*wanted))
         };
-        Ok(Some(op.finding(self.vip)))
+        Ok(Some(op.finding(self.address)))
+    }
+
+    /// What the maps have in the address' place, from now on at the latest.
+    fn key(&mut self) -> Result<Ipv4Addr> {
+        let vip = match (self.vip, self.address) {
+            (Some(vip), _) | (None, IpAddr::V4(vip)) => vip,
+            (None, IpAddr::V6(address)) => self.maps.name(address, self.slot)?,
+        };
+        self.vip = Some(vip);
+        Ok(vip)
     }
 
     /// Takes the steps.
     pub fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
         for op in ops {
+            let vip = self.key()?;
             match op {
-                Op::Attach(ifindex, value) => self.maps.attach(ifindex, self.vip, &value)?,
-                Op::Detach(ifindex) => self.maps.detach(ifindex, self.vip)?,
-                Op::Serve(number, servers) => self.maps.set_servers(self.vip, number, &servers)?,
-                Op::Police(number, policy) => self.maps.set_policy(self.vip, number, policy.as_ref())?,
+                Op::Attach(ifindex, value) => {
+                    self.maps.set_own(ifindex, vip, self.want.own(ifindex))?;
+                    self.maps.attach(ifindex, vip, &value)?;
+                }
+                Op::Detach(ifindex) => self.maps.detach(ifindex, vip)?,
+                Op::Serve(number, servers) => self.maps.set_servers(vip, number, &servers)?,
+                Op::Police(number, policy) => self.maps.set_policy(vip, number, policy.as_ref())?,
                 Op::Set(known) => {
-                    let until = self.maps.syn_search_until(self.vip)?;
-                    self.maps.set(self.vip, &known, until)?;
+                    let until = self.maps.syn_search_until(vip)?;
+                    self.maps.set(vip, &known, until)?;
                 }
                 Op::Linger(ring) => {
                     let known = Known { ring, ..Known::default() };
-                    self.maps.set(self.vip, &known, now().saturating_add(LINGER))?;
+                    self.maps.set(vip, &known, now().saturating_add(LINGER))?;
                 }
-                Op::Forget => self.maps.forget(self.vip)?,
+                Op::Forget => {
+                    self.maps.forget(vip)?;
+                    self.vip = None;
+                }
             }
         }
         Ok(())
@@ -401,8 +448,9 @@ impl Owner {
 
     /// The group is about to change: for a while a SYN may be the second one of a handshake with another replica.
     pub fn open_syn_search(&mut self) -> Result<()> {
-        let Some(known) = self.maps.known(self.vip)? else { return Ok(()) };
-        Ok(self.maps.set(self.vip, &known, now().saturating_add(self.syn_search_window))?)
+        let Some(vip) = self.vip else { return Ok(()) };
+        let Some(known) = self.maps.known(vip)? else { return Ok(()) };
+        Ok(self.maps.set(vip, &known, now().saturating_add(self.syn_search_window))?)
     }
 }
 
@@ -545,9 +593,13 @@ pub fn counts(record: &VipRecord, host_veths: &[u32]) -> ebpf::Result<Option<(Co
     for ifindex in host_veths {
         drops = drops.and(maps.link_drops(*ifindex)?);
     }
-    // The maps have keys of IPv4, and a VIP at most one address of it.
-    let counts = record.addresses.iter().find_map(ipv4).map(|address| maps.counts(address)).transpose()?;
-    Ok(Some((counts.unwrap_or_default(), drops)))
+    let mut counts = Counts::default();
+    for address in record.addresses.iter() {
+        if let Some(vip) = maps.key(address)? {
+            counts = counts.and(&maps.counts(vip)?);
+        }
+    }
+    Ok(Some((counts, drops)))
 }
 
 /// What was dropped at host veths, by their indices.

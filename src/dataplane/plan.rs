@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::model::Family;
 use crate::net::Request;
 use crate::net::nexthop::{self, Group, GroupMember, Nexthop, Object, Resilience};
 use crate::net::route::{self, Action, NexthopRoute, TableRoute};
@@ -11,6 +12,11 @@ use super::ids::INWARD_TOS;
 
 /// The metric of the advertised route while no replica is ready: any other route to the VIP is better.
 pub const NOBODY_READY: u32 = u32::MAX;
+
+/// The metric of the advertised route for so many ready replicas: above the data route's. ([`NOBODY_READY`] stays.)
+pub fn advertised_metric(address: IpAddr, ready: u32) -> u32 {
+    ready.saturating_add(route::lowest_metric(Family::of(address)))
+}
 
 /// What a VIP must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +102,8 @@ pub struct Routes {
 pub enum HaveNexthop {
     /// It is there and right.
     Right,
+    /// It leads to the same device by another gateway.
+    OtherGateway,
     /// An object of ours has its id and differs.
     Wrong,
     /// It is missing; its device is there.
@@ -120,6 +128,8 @@ pub struct DataRoute {
 pub enum Op {
     /// A member's nexthop.
     AddNexthop(Nexthop),
+    /// A member's nexthop, changed in place.
+    ReplaceNexthop(Nexthop),
     /// A nexthop or group that must not be, or not like this.
     DelNexthop(u32),
     /// The VIP's group, new.
@@ -253,12 +263,12 @@ pub fn difference_for(mut have: Have, mut want: Want, id: u32) -> Vec<Op> {
         ([], _) if want.present => return Vec::new(),
         _ => {}
     }
-    for routes in have.routes.values_mut() {
+    for (address, routes) in &mut have.routes {
         if let Some(cwnd) = routes.data.as_mut().and_then(|data| data.cwnd.as_mut()) {
             *cwnd = 1;
         }
         if routes.announced.iter().any(|metric| *metric != NOBODY_READY) {
-            routes.announced = BTreeSet::from([1]);
+            routes.announced = BTreeSet::from([advertised_metric(*address, 1)]);
         }
     }
     let mut ops = difference(&have, &want);
@@ -272,8 +282,8 @@ pub fn difference_for(mut have: Have, mut want: Want, id: u32) -> Vec<Op> {
 
 /// The route to one of the VIP's addresses. Without `cwnd` routing daemons leave it alone.
 fn put_route(have: Option<DataRoute>, want: &Want, (address, cwnd): (IpAddr, Option<u32>), ops: &mut Vec<Op>) {
-    let data = DataRoute { nexthop: Some(want.group), source: Some(want.source), cwnd };
     let route = NexthopRoute { address, nexthop: want.group, source: want.source, cwnd };
+    let data = DataRoute { nexthop: Some(want.group), source: route.preferred(), cwnd };
     match have {
         None => ops.push(Op::AddRoute(route)),
         Some(have) if have != data => ops.push(Op::ReplaceRoute(route)),
@@ -306,6 +316,7 @@ fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Ready {
             HaveNexthop::Right => {}
             HaveNexthop::Impossible => continue,
             HaveNexthop::Missing => ops.push(Op::AddNexthop(*nexthop)),
+            HaveNexthop::OtherGateway => ops.push(Op::ReplaceNexthop(*nexthop)),
             HaveNexthop::Wrong => ops.extend([Op::DelNexthop(nexthop.id), Op::AddNexthop(*nexthop)]),
         }
         let member = GroupMember { id: nexthop.id, weight: u32::from(*weight) };
@@ -344,7 +355,9 @@ fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<
     }
 }
 
-fn announce(have: &Have, address: IpAddr, metric: Option<u32>, ops: &mut Vec<Op>) {
+/// `ready`: how many replicas are, or [`NOBODY_READY`]; none: the address is not to be advertised.
+fn announce(have: &Have, address: IpAddr, ready: Option<u32>, ops: &mut Vec<Op>) {
+    let metric = ready.map(|ready| advertised_metric(address, ready));
     let missing = metric.filter(|metric| have.announced(address).all(|announced| announced != *metric));
     ops.extend(missing.map(|metric| Op::Announce(address, metric)));
     let stale = have.announced(address).filter(|announced| Some(*announced) != metric);
@@ -362,6 +375,7 @@ impl Op {
     pub fn request(&self) -> Request {
         match self {
             Self::AddNexthop(nexthop) => nexthop::add(*nexthop),
+            Self::ReplaceNexthop(nexthop) => nexthop::replace(*nexthop),
             Self::DelNexthop(id) => nexthop::del(*id),
             Self::AddGroup(group) => nexthop::add_group(group),
             Self::ReplaceGroup(group) => nexthop::replace_group(group),
@@ -381,6 +395,7 @@ impl Op {
     pub fn puts(&self) -> bool {
         match self {
             Self::AddNexthop(_)
+            | Self::ReplaceNexthop(_)
             | Self::AddGroup(_)
             | Self::AddRoute(_)
             | Self::ReplaceRoute(_)
@@ -404,6 +419,7 @@ impl Op {
     pub fn finding(&self) -> String {
         match self {
             Self::AddNexthop(n) => format!("nexthop {} via {} is missing", n.id, n.gateway),
+            Self::ReplaceNexthop(n) => format!("nexthop {} has another gateway than {}", n.id, n.gateway),
             Self::DelNexthop(id) => format!("nexthop {id} doesn't match the registry"),
             Self::AddGroup(group) => format!("nexthop group {} is missing", group.id),
             Self::ReplaceGroup(group) => format!("nexthop group {} doesn't match the registry", group.id),

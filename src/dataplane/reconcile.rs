@@ -123,7 +123,7 @@ fn see<'a>(
 ) -> Result<Seen<'a>> {
     let group = nexthop::get(node, want.group)?;
     let mut own: BTreeSet<u32> = vip.removed().iter().filter_map(|index| ids::nexthop(*index)).collect();
-    own.extend(vip.replicas()?.values().filter_map(member).map(|member| member.nexthop.id));
+    own.extend(vip.replicas()?.values().filter_map(member_id));
     if members_of(group.as_ref()).is_subset(&own) {
         return Ok(Seen { group, tables, mode: Mode { group_is_ours: true, failures } });
     }
@@ -178,13 +178,6 @@ fn differences(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let owners = Owner::all(&record, vip, &gone)?;
     if owners.is_empty() && record.flow_owner.is_some() {
         findings.push("the flow owner isn't loaded".to_owned());
-    }
-    if record.flow_owner.is_some() {
-        let unsteered = record.all_addresses().filter(IpAddr::is_ipv6);
-        let finding = |address| {
-            format!("the flow owner of this version steers IPv4 alone: want {address} steered, found no entry")
-        };
-        findings.extend(unsteered.map(finding));
     }
     for owner in owners {
         let (before, after) = owner.difference()?;
@@ -295,8 +288,9 @@ fn want_of(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
 fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) -> Want {
     let mut want = bare_want(record);
     want.present &= !unused;
+    let has_ipv6 = record.has_ipv6();
     for replica in replicas.values().filter(|replica| owner::is_ready(replica)) {
-        let Some(member) = member(replica) else { continue };
+        let Some(member) = member(replica, has_ipv6) else { continue };
         match want.members.iter_mut().find(|known| known.nexthop.id == member.nexthop.id) {
             // One member is a node with all of its replicas.
             Some(known) if !known.local => known.weight = known.weight.saturating_add(member.weight),
@@ -306,19 +300,36 @@ fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) 
     want
 }
 
-/// What a replica is in its VIP's group. `None`: it would have an id beyond the range.
-fn member(replica: &Replica) -> Option<WantedMember> {
+/// What a replica is in its VIP's group. `None`: it would have an id beyond the range. `has_ipv6`: the VIP has an address of it.
+fn member(replica: &Replica, has_ipv6: bool) -> Option<WantedMember> {
     let (id, gateway) = match replica.backend {
-        Backend::Local => (ids::nexthop(replica.ifindex)?, replica.addresses.first()),
+        Backend::Local => (ids::nexthop(replica.ifindex)?, gateway(replica.addresses.first(), has_ipv6)),
         Backend::Remote(Peer { number, address }) => (ids::peer_nexthop(number)?, address),
     };
     let nexthop = Nexthop { id, gateway, index: replica.ifindex };
     Some(WantedMember { nexthop, weight: replica.weight, local: replica.backend.is_local() })
 }
 
+/// What a pod's nexthop leads to: the pod's address, or where it has none of IPv4, or some VIP of its has one of IPv6, its end of the pair.
+pub fn gateway(pod: IpAddr, has_ipv6: bool) -> IpAddr {
+    if has_ipv6 || pod.is_ipv6() { ids::POD_LINK_LOCAL } else { pod }
+}
+
+/// What a nexthop is, beside the one that is wanted. One by the pod's end of the pair does for VIPs of both families.
+pub fn compare(found: &Nexthop, wanted: &Nexthop) -> HaveNexthop {
+    let is_for_both = Nexthop { gateway: ids::POD_LINK_LOCAL, ..*wanted } == *found && !ids::is_peer(wanted.id);
+    if found == wanted || is_for_both {
+        HaveNexthop::Right
+    } else if (found.id, found.index) == (wanted.id, wanted.index) {
+        HaveNexthop::OtherGateway
+    } else {
+        HaveNexthop::Wrong
+    }
+}
+
 /// The nexthop by which a replica is in its VIP's group.
 pub fn member_id(replica: &Replica) -> Option<u32> {
-    Some(member(replica)?.nexthop.id)
+    Some(member(replica, false)?.nexthop.id)
 }
 
 /// Host veths that are missing: their pods are gone, and a DEL is yet to come. The kernel may have given their namespaces'
@@ -375,7 +386,7 @@ impl Tables {
         let inbound = self.cluster.as_ref().map(|_| ids::local_group(record.slot));
         let want = Want { inbound, ..want(record, replicas.is_empty(), replicas) };
         let state = |wanted: &Nexthop| match self.objects.get(&wanted.id) {
-            Some(Object::Single(found)) if found == wanted => HaveNexthop::Right,
+            Some(Object::Single(found)) => compare(found, wanted),
             Some(_) => HaveNexthop::Wrong,
             None => HaveNexthop::Missing,
         };
@@ -422,12 +433,12 @@ fn list_inbound(node: &NodeNet, address: Option<IpAddr>) -> net::Result<Vec<Tabl
 }
 
 /// A nexthop that is in the group exists (the kernel takes a vanishing one out of its groups) and, its id being made of
-/// its device's index, is the right one; only the others are asked for, and those of other nodes, whose ids say nothing of their gateways. So reading 1,000 replicas is one question.
+/// its device's index, is the right one where it may have a gateway of either family; only the others are asked for, and those of other nodes, whose ids say nothing of their gateways. So reading 1,000 replicas is one question.
 fn read_nexthops(node: &NodeNet, want: &Want, group: Option<&Object>) -> net::Result<BTreeMap<u32, HaveNexthop>> {
     let in_group = members_of(group);
     let mut nexthops = BTreeMap::new();
     for WantedMember { nexthop: wanted, local, .. } in &want.members {
-        let is_right = *local && in_group.contains(&wanted.id);
+        let is_right = *local && in_group.contains(&wanted.id) && wanted.gateway.is_ipv4();
         let have = if is_right { HaveNexthop::Right } else { read_nexthop(node, *wanted)? };
         nexthops.insert(wanted.id, have);
     }
@@ -436,7 +447,7 @@ fn read_nexthops(node: &NodeNet, want: &Want, group: Option<&Object>) -> net::Re
 
 fn read_nexthop(node: &NodeNet, wanted: Nexthop) -> net::Result<HaveNexthop> {
     Ok(match nexthop::find(node, wanted.id)? {
-        Some(Found::Ours(Object::Single(found))) if found == wanted => HaveNexthop::Right,
+        Some(Found::Ours(Object::Single(found))) => compare(&found, &wanted),
         Some(Found::Ours(_)) => HaveNexthop::Wrong,
         // A device that is down can't carry a nexthop.
         None if link::by_index(node, wanted.index)?.is_some_and(|link| link.up) => HaveNexthop::Missing,
@@ -457,7 +468,7 @@ fn sort_in(routes: &mut Routes, route: &Route) {
     match route.kind {
         Kind::Unreachable => drop(routes.announced.insert(route.metric)),
         Kind::Nexthop { id, source, cwnd } => routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
-        Kind::Via(_) | Kind::Throw | Kind::Other => {
+        Kind::Via(_) | Kind::Throw | Kind::Local(_) | Kind::Other => {
             routes.data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
         }
     }

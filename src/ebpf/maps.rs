@@ -16,7 +16,7 @@ use crate::model::node::NodeId;
 use super::policies::{self, Policies, PortPolicy};
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
-use super::{Error, Result, answers, hash, shared, translations};
+use super::{Error, Result, answers, hash, ipv6, shared, translations};
 
 /// How many replicas of a VIP are asked for a flow's socket.
 pub const MEMBERS: usize = 256;
@@ -64,9 +64,15 @@ pub(super) const UPLINKS: &str = "uplinks_v1";
 /// `struct attached_key`. The address is in network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct AttachedKey {
-    ifindex: u32,
-    vip: [u8; 4],
+pub(super) struct AttachedKey {
+    pub(super) ifindex: u32,
+    pub(super) vip: [u8; 4],
+}
+
+impl AttachedKey {
+    pub(super) fn new(ifindex: u32, vip: Ipv4Addr) -> Self {
+        Self { ifindex, vip: vip.octets() }
+    }
 }
 
 /// Only the ports listed are served.
@@ -87,7 +93,7 @@ pub const SHARES_NUMBERS: u32 = 64;
 /// Of some ports of the VIP Services ask something ([`Maps::policies`]).
 pub const POLICED: u32 = 128;
 
-/// A host veth, and a VIP of its pod's.
+/// A host veth, and a VIP of its pod's: by its address, or by the number of one of IPv6 ([`Maps::key`]).
 pub(super) type Place = (u32, Ipv4Addr);
 
 /// `struct attached`: a VIP of an attachment.
@@ -389,6 +395,11 @@ impl Maps {
         }))
     }
 
+    /// Where they are pinned.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// How many replicas of a VIP are asked: of more, those that were of use last.
     pub fn limit(&self) -> usize {
         match &self.vips {
@@ -408,9 +419,7 @@ impl Maps {
     /// but for what others do.
     pub fn attach(&mut self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<()> {
         let before = self.attached(ifindex, vip)?;
-        translations::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
-        answers::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
-        shared::write(&self.dir, (ifindex, vip), before.as_ref(), Some(value))?;
+        self.write_what_follows((ifindex, vip), before.as_ref(), Some(value))?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         patiently(|| self.attached.insert(key, value, 0)).map_err(|e| Error::map("write", entry(ifindex, vip), e))?;
         replicas_changed(&self.dir)
@@ -419,16 +428,28 @@ impl Maps {
     /// Removes a VIP of an attachment; it needn't be there.
     pub fn detach(&mut self, ifindex: u32, vip: Ipv4Addr) -> Result<()> {
         let before = self.attached(ifindex, vip)?;
-        translations::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
-        answers::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
-        shared::write(&self.dir, (ifindex, vip), before.as_ref(), None)?;
+        self.write_what_follows((ifindex, vip), before.as_ref(), None)?;
         let key = AttachedKey { ifindex, vip: vip.octets() };
         found(self.attached.remove(&key)).map_err(|e| Error::map("delete", entry(ifindex, vip), e))?;
+        ipv6::forget_own(&self.dir, (ifindex, vip))?;
         replicas_changed(&self.dir)
+    }
+
+    /// Of a VIP of IPv6 nothing does: no program that reads it knows such packets.
+    fn write_what_follows(&self, place: Place, before: Option<&Attached>, after: Option<&Attached>) -> Result<()> {
+        if ipv6::is_number(place.1) {
+            return Ok(());
+        }
+        translations::write(&self.dir, place, before, after)?;
+        answers::write(&self.dir, place, before, after)?;
+        shared::write(&self.dir, place, before, after)
     }
 
     /// Whether what follows from the entry of a VIP of an attachment is there, in maps of its own.
     pub fn is_complete(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
+        if ipv6::is_number(vip) {
+            return Ok(true);
+        }
         let place = (ifindex, vip);
         Ok(translations::are_there(&self.dir, place, value)?
             && answers::is_there(&self.dir, place, value)?
@@ -526,7 +547,8 @@ impl Maps {
             self.set_policy(vip, number, None)?;
         }
         self.forget_in::<Counts>(COUNTS, vip)?;
-        self.forget_in::<Share>(SHARES, vip)
+        self.forget_in::<Share>(SHARES, vip)?;
+        self.unname(vip)
     }
 
     fn forget_in<V: Pod>(&self, name: &str, vip: Ipv4Addr) -> Result<()> {
@@ -591,7 +613,9 @@ impl Maps {
 }
 
 impl Counts {
-    fn and(self, other: &Self) -> Self {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
         Self {
             local_hit: self.local_hit + other.local_hit,
             steered: self.steered + other.steered,
@@ -725,7 +749,7 @@ mod tests {
     }
 
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
-        let object = aya_obj::Object::parse(variant.object()).unwrap();
+        let object = aya_obj::Object::parse(variant.objects()[0]).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
         let ours: [(&str, Layout); 16] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),

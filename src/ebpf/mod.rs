@@ -1,5 +1,6 @@
 //! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
-//! UDP (`owner.bpf.c`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), loaded once per boot
+//! UDP (`owner.bpf.c`, `ipv4.h`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), the first two
+//! once more for packets of IPv6 (`owner6.bpf.c`, `ipv6.h`, `guard6.h`), loaded once per boot
 //! and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
@@ -9,6 +10,7 @@ mod answers;
 mod express;
 mod flows;
 mod hash;
+mod ipv6;
 mod listening;
 mod lots;
 mod maps;
@@ -31,6 +33,7 @@ use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
 pub use flows::{FlowPlace, hint, sticky};
+pub use ipv6::own;
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{

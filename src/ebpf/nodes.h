@@ -16,8 +16,6 @@
 // Of what comes in: up the stack, but for no replica here. (TC_ACT_OK: for the one that the group of them chooses.)
 #define UNCHANGED TC_ACT_PIPE
 
-enum { NO_FLOW, OPENS, BELONGS, DATAGRAM, REPORTS, FOLLOWS };
-
 // What the packet is: of a flow that a socket has, the first one of such; UDP's, or an ICMP error about that; a fragment that isn't
 // the first; or something else. Below 0: no IPv4.
 static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
@@ -32,25 +30,15 @@ static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
 	p->settled = 1;
 	if (is_fragment(p) && read_fragment(p))
 		return FOLLOWS;
-	if (p->ip.protocol == IPPROTO_TCP) {
-		if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
-			return NO_FLOW;
-		p->flow.client_port = p->tcp.source;
-		p->flow.vip_port = p->tcp.dest;
-		p->cookie = p->tcp.ack && !p->tcp.syn && !p->tcp.rst;
-		p->for_opening = p->tcp.syn || p->tcp.rst;
-		return p->tcp.syn && !p->tcp.ack ? OPENS : BELONGS;
-	}
+	if (p->ip.protocol == IPPROTO_TCP)
+		return read_tcp(skb, p);
 	__be16 ports[2];
 	if (p->ip.protocol == IPPROTO_UDP && !load(skb, p, p->inner, ports, sizeof(ports))) {
 		p->flow.client_port = ports[0];
 		p->flow.vip_port = ports[1];
 		return DATAGRAM;
 	}
-	if (p->ip.protocol != IPPROTO_ICMP)
-		return NO_FLOW;
-	int protocol = read_error(skb, p);
-	return protocol == IPPROTO_TCP ? BELONGS : protocol == IPPROTO_UDP ? REPORTS : NO_FLOW;
+	return p->ip.protocol == IPPROTO_ICMP ? read_icmp(skb, p) : NO_FLOW;
 }
 
 // Asks all replicas of this node about a flow, as far as that is allowed; below 0: it isn't.
@@ -76,7 +64,7 @@ static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet 
 {
 	__u32 ifindex = hint->ifindex;
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, p->flow.client == replica->own) != OPEN)
 		return TC_ACT_UNSPEC;
 	return hand_over(skb, p, ifindex, replica->mac);
 }

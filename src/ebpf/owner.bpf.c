@@ -39,11 +39,25 @@
 #define HAS_TUNNEL 0
 // Nor for whose a flow is where several ports have one number in a pod: one client's port at two of them at once is mixed up there.
 #define ASKS_NOTES 0
+// What one way through a function knows of a pointer is looked up again, so that it goes on as the other ones.
+#define FEW_WAYS 1
 #else
 #define MEMBERS 256
 #define WITHHOLDS_RESETS 1
+#ifndef IPV6
 #define HAS_TUNNEL 1
+#endif
 #define ASKS_NOTES 1
+#define FEW_WAYS 0
+#endif
+// Maps whose keys have a client's address.
+#ifdef IPV6
+#define HAS_TUNNEL 0
+#define hints_v3 hints6_v1
+#define sticky_v2 sticky6_v1
+#define heard_v1 heard6_v1
+#define fragments_v2 fragments6_v1
+#define owner owner6
 #endif
 // Ports a VIP may be limited to.
 #define PORTS 64
@@ -68,21 +82,9 @@
 #define REPEATED_FOR (64 * SECOND)
 // What a copy of a packet costs where it arrives.
 #define COPY_COSTS 1000
-// 169.254.118.1, the address of every host veth: the pod's gateway for its answers.
-#define HOST_ADDRESS htonl(0xa9fe7601)
-
-// linux/icmp.h includes the C library's headers.
-#define ICMP_ECHOREPLY 0
-#define ICMP_DEST_UNREACH 3
-#define ICMP_PORT_UNREACH 3
-#define ICMP_TIME_EXCEEDED 11
-#define ICMP_PARAMETERPROB 12
-#define ICMP_TIMESTAMPREPLY 14
-#define ICMP_HEADER 8
-#define ICMP_CHECKSUM 2
-
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
+// skb->tc_index of what the owner has made itself (none of express' kinds): it has the VIP's number already. A pod that may set it can
+// send from a port of its VIP that it doesn't serve.
+#define MADE_HERE 1
 
 // A VIP of an attachment.
 struct attached_key {
@@ -151,13 +153,41 @@ struct {
 	__type(value, struct vip);
 } vips_v3 SEC(".maps");
 
-// A flow as the replica's sockets know it, in the packet's direction.
-struct flow {
-	__be32 client;
-	__be32 vip;
-	__be16 client_port;
-	__be16 vip_port;
-};
+static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
+{
+	struct attached_key key = { .ifindex = ifindex, .vip = vip };
+	return bpf_map_lookup_elem(&attached_v3, &key);
+}
+
+// Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
+static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
+{
+#ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
+	const __u8 *from = (void *)(long)skb->data;
+	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
+		__builtin_memcpy(to, from + offset, len);
+		return 0;
+	}
+#endif
+	return bpf_skb_load_bytes(skb, offset, to, len);
+}
+
+// The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
+static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
+{
+	const __u16 *word = from;
+	for (__u32 i = 0; i < words; i++)
+		start += word[i];
+	start = (start & 0xffff) + (start >> 16);
+	return (__u16)(start + (start >> 16));
+}
+
+// The address family.
+#ifdef IPV6
+#include "ipv6.h"
+#else
+#include "ipv4.h"
+#endif
 
 #define OPENING 1		// of a TCP flow: a SYN went there, and nothing has been heard since
 #define ASKED 2			// of a UDP flow: that is the group's choice, while other nodes are asked for the flow
@@ -199,16 +229,6 @@ struct {
 	__type(key, struct heard);
 	__type(value, __u32);	// ifindex of the replica it came to
 } heard_v1 SEC(".maps");
-
-// A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
-// it.
-struct datagram {
-	__be32 client;
-	__be32 vip;
-	__be16 id;
-	__u8 protocol;
-	__u8 pad;
-};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -290,41 +310,6 @@ struct {
 	__type(value, __u32);
 } copying_v1 SEC(".maps");
 
-// A packet on its way to a replica, as far as it is read.
-struct packet {
-	struct flow flow;
-	struct datagram datagram;
-	struct iphdr ip;
-	struct tcphdr tcp;	// only where the packet is TCP's own, not an error about it
-	__u32 inner;		// offset of what follows the IP header
-	__u32 self;		// the host veth the packet came by
-	__u8 cookie;		// may be the end of a handshake by SYN cookie
-	__u8 for_opening;	// a SYN-ACK, a RST or an error: what a socket that opens a connection may get
-	__u8 first;		// first of several fragments
-	__u8 held;		// the replica it has come to has its connection
-	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
-	__u8 policed;		// of some ports of its VIP Services ask something
-	__u8 kept_here;		// it begins a flow, and is for the replicas here
-};
-
-static inline_always int is_fragment(const struct packet *p)
-{
-	return p->ip.frag_off & htons(IP_MF | IP_OFFSET);
-}
-
-// Reads of which datagram the packet is a fragment. Whether it isn't the first one.
-static inline_always int read_fragment(struct packet *p)
-{
-	p->datagram.client = p->ip.saddr;
-	p->datagram.vip = p->ip.daddr;
-	p->datagram.id = p->ip.id;
-	p->datagram.protocol = p->ip.protocol;
-	if (p->ip.frag_off & htons(IP_OFFSET))
-		return 1;
-	p->first = 1;
-	return 0;
-}
-
 // The fragments behind a first one that goes to a replica, or to a node, follow it there; where it goes to neither, round all nodes.
 static inline_always void lead(struct packet *p, __u32 ifindex, __be32 node)
 {
@@ -349,34 +334,6 @@ static inline_always void lead_no_more(struct packet *p, __u32 ifindex, __be32 n
 	with->node = node;
 }
 
-// Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
-static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
-{
-#ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
-	const __u8 *from = (void *)(long)skb->data;
-	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
-		__builtin_memcpy(to, from + offset, len);
-		return 0;
-	}
-#endif
-	return bpf_skb_load_bytes(skb, offset, to, len);
-}
-
-// Copies part of the packet. What lies behind its total length is padding, and no part of it. (A GSO packet of more than 64 KB
-// has a total length of 0.)
-static inline_always int load_within(struct __sk_buff *skb, const struct iphdr *ip, __u32 offset, void *to, __u32 len)
-{
-	__u32 total = ntohs(ip->tot_len);
-	if (total && offset + len > ETH_HLEN + total)
-		return -1;
-	return peek(skb, offset, to, len);
-}
-
-static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
-{
-	return load_within(skb, &p->ip, offset, to, len);
-}
-
 // (A function of its own: it needs more of the stack than its callers have left.)
 verified_alone int make_counts(__u32 vip)
 {
@@ -393,12 +350,6 @@ static inline_always void count(__be32 vip, __u32 what)
 	}
 	if (counts)
 		counts->n[what]++;
-}
-
-static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
-{
-	struct attached_key key = { .ifindex = ifindex, .vip = vip };
-	return bpf_map_lookup_elem(&attached_v3, &key);
 }
 
 static inline_always void used(const struct attached *replica, __u32 ifindex)
@@ -515,7 +466,9 @@ static inline_always int is_copy(void)
 	return flag && *flag;
 }
 
+#ifndef IPV6
 #include "ports.h"
+#endif
 #if HAS_TUNNEL
 #include "tunnel.h"
 #endif
@@ -550,10 +503,8 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return NOTHING;
 	int answer;
@@ -566,7 +517,7 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 		if (!p->cookie)
 			break;
 		p->tcp.dest = (__be16)port;	// the cookie is of what the replica has
-		if (!bpf_tcp_check_syncookie(sk, &p->ip, sizeof(p->ip), &p->tcp, sizeof(p->tcp)))
+		if (is_cookie(sk, p))
 			answer = HALF_OPEN;
 		break;
 	case BPF_TCP_NEW_SYN_RECV:
@@ -588,6 +539,27 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 	return answer;
 }
 
+// Whether a pod has its own calls to it under STAND_IN.
+static inline_always int stands_in(__u32 flags, __u32 protocol)
+{
+	return protocol == IPPROTO_UDP || flags & TRANSLATES;
+}
+
+// Asks a replica for a connection, which may be one that it has with itself.
+#ifndef IPV6
+static inline_always __u32 ask_as(struct __sk_buff *skb, struct packet *p, const struct attached *replica, __u32 ifindex, int is_own)
+{
+	__be32 client = p->flow.client;
+	int other = is_own && stands_in(replica->flags, IPPROTO_TCP);
+	if (other)
+		p->flow.client = p->ip.saddr = STAND_IN;	// the latter for a cookie
+	__u32 answer = ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP));
+	if (other)
+		p->flow.client = p->ip.saddr = client;
+	return answer;
+}
+#endif
+
 // What a search has found so far.
 struct found {
 	__u32 answer;		// the best one
@@ -605,11 +577,11 @@ static inline_always void clear(struct __sk_buff *skb, struct found *found)
 	found->several = unknown(skb, 0);
 }
 
-static inline_always void note(struct found *found, const struct member *m, __u32 answer)
+static inline_always void note(struct __sk_buff *skb, struct found *found, const struct member *m, __u32 answer)
 {
 	if (answer <= found->answer)
 		return;
-	found->answer = answer;
+	found->answer = unknown(skb, answer);
 	found->ifindex = m->ifindex;
 	found->netns = m->netns;
 }
@@ -626,7 +598,7 @@ verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vi
 	__u32 answer = ask(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == TIME_WAIT)
 		found->several++;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == OPEN;
 }
 
@@ -714,7 +686,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32
 	(void)here;
 #endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, IS_CLIENT(p, replica)) != OPEN)
 		return TC_ACT_UNSPEC;
 	used(replica, ifindex);
 	count(p->flow.vip, STEERED);
@@ -801,8 +773,7 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 {
 	p->cookie = unknown(skb, p->cookie);
 	p->for_opening = unknown(skb, p->for_opening);
-	p->first = unknown(skb, p->first);
-	__u32 here = ask(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
+	__u32 here = unknown(skb, ask_as(skb, p, chosen, p->self, p->is_own));
 	if (here == OPEN) {
 		used(chosen, p->self);
 		count(p->flow.vip, LOCAL_HIT);
@@ -818,11 +789,14 @@ static inline_always int connection(struct __sk_buff *skb, struct packet *p, str
 static inline_always int is_listed(const struct attached *replica, __u8 protocol, __be16 port)
 {
 	__u32 wanted = (__u32)protocol << 16 | ntohs(port);
-#ifdef WITHOUT_BTF	// one way through, and not one for each port
+#ifdef WITHOUT_BTF	// one way through, and not one for each port; two ports a step: a borrow tells that one is the wanted one
+	const __u64 ones = 0x0000000100000001ULL, *pair = (const void *)replica->port;
 	__u64 listed = 0;
-	for (__u32 i = 0; i < PORTS; i++)
-		listed |= ((__u64)(replica->port[i] ^ wanted) - 1) >> 63;
-	return (int)listed;
+	for (__u32 i = 0; i < PORTS / 2; i++) {
+		__u64 differs = pair[i] ^ wanted * ones;
+		listed |= (differs - ones) & ~differs;
+	}
+	return (listed & ones << 31) != 0;
 #endif
 	for (__u32 i = 0; i < PORTS; i++) {
 		if (i >= replica->ports)
@@ -852,73 +826,12 @@ static inline_always int may_remember(__be32 vip)
 	return 1;
 }
 
+#ifndef IPV6
 #include "policy.h"
-
-// The Internet checksum's sum over some 16-bit words, not complemented (RFC 1071).
-static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
-{
-	const __u16 *word = from;
-	for (__u32 i = 0; i < words; i++)
-		start += word[i];
-	start = (start & 0xffff) + (start >> 16);
-	return (__u16)(start + (start >> 16));
-}
-
-// The sum over TCP's pseudo-header.
-static inline_always __u16 pseudo(__be32 from, __be32 to, __u16 len)
-{
-	struct {
-		__be32 from, to;
-		__be16 protocol, len;
-	} header = { from, to, htons(IPPROTO_TCP), htons(len) };
-	return sum(&header, sizeof(header) / 2, 0);
-}
-
-// A SYN to a port that isn't served: turned into the reset that answers it (RFC 9293, 3.10.7.1), sent back up the device as
-// if it came from the pod. A reset is never answered. Nor is a SYN with IP options, which clients don't send: a checksum that is
-// left to the network card would be put where the longer header ends.
-verified_alone int reset(struct __sk_buff *skb, struct packet *p)
-{
-	if (!p || p->tcp.rst || p->ip.ihl != sizeof(p->ip) / 4)
-		return TC_ACT_SHOT;
-	int len = ntohs(p->ip.tot_len) - (int)sizeof(p->ip);
-	int data = len - p->tcp.doff * 4;	// TCP Fast Open; what the answer acknowledges, it and the SYN
-	if (data < 0)
-		return TC_ACT_SHOT;
-	struct {
-		struct ethhdr eth;
-		struct iphdr ip;
-		struct tcphdr tcp;
-	} __attribute__((packed)) answer = {};
-	struct ethhdr eth;
-	if (peek(skb, 0, &eth, sizeof(eth)))
-		return TC_ACT_SHOT;
-	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
-	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
-	answer.eth.h_proto = htons(ETH_P_IP);
-
-	struct iphdr ip = {
-		.version = 4, .ihl = 5, .tot_len = htons(sizeof(struct iphdr) + sizeof(struct tcphdr)), .frag_off = htons(0x4000),
-		.ttl = 64, .protocol = IPPROTO_TCP, .saddr = p->ip.daddr, .daddr = p->ip.saddr,
-	};
-	ip.check = ~sum(&ip, sizeof(ip) / 2, 0);
-
-	struct tcphdr tcp = {
-		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
-		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
-	};
-	// A checksum that was left to the network card (CHECKSUM_PARTIAL) is the pseudo-header's sum so far, and must be so again.
-	__u16 header = pseudo(ip.saddr, ip.daddr, sizeof(tcp));
-	int partial = p->tcp.check == pseudo(p->ip.saddr, p->ip.daddr, len);
-	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
-
-	answer.ip = ip;
-	answer.tcp = tcp;
-	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
-		return TC_ACT_SHOT;
-	skb->tc_index = MADE_HERE;
-	return bpf_redirect(p->self, BPF_F_INGRESS);
-}
+#else
+// No Service has an address of IPv6 yet.
+#define is_let_in(p, protocol) 0
+#endif
 
 // What a namespace has for a SYN: the connection, or a socket that would take it. One that is tied to a device takes only what
 // comes by that one, which can't be told from here: it doesn't count.
@@ -926,15 +839,12 @@ verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 ne
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (sk && sk->state == BPF_TCP_TIME_WAIT) {	// it gives way to a socket that listens
 		bpf_sk_release(sk);
-		tuple.ipv4.saddr = unknown(skb, 0);
-		tuple.ipv4.sport = unknown(skb, 0);
-		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+		any_client(skb, &tuple);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	}
 	if (!sk)
 		return NOTHING;
@@ -964,7 +874,7 @@ verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 ne
 // The place among so many replicas where a flow's search begins: each packet's is the same, other flows' are others.
 static inline_always __u32 begin_at(const struct flow *flow, __u32 replicas)
 {
-	__u32 hash = flow->client * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port);
+	__u32 hash = client_of(flow) * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port);
 	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
 	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
 	hash ^= hash >> 16;
@@ -977,7 +887,13 @@ static inline_always int takes_new(const struct member *m, struct packet *p, __u
 	if (m->flags & DRAINING)
 		return 0;
 	struct attached *replica = attached(m->ifindex, p->flow.vip);
-	return replica && replica->netns == m->netns && !is_refused(replica, protocol, p->flow.vip_port);
+	if (!replica)
+		return 0;
+#ifdef WITHOUT_BTF	// as is_listed()
+	__u32 limited = replica->flags & GUARDED;
+	return (replica->netns == m->netns) & (!limited | is_listed(replica, protocol, p->flow.vip_port));
+#endif
+	return replica->netns == m->netns && !is_refused(replica, protocol, p->flow.vip_port);
 }
 
 // Asks one replica about a SYN, unless it is the chosen one. Not 0: the search is over.
@@ -991,7 +907,7 @@ verified_alone int ask_member_opening(struct __sk_buff *skb, struct packet *p, s
 	__u32 answer = ask_opening(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP));
 	if (answer == LISTENS && !takes_new(m, p, IPPROTO_TCP))
 		return 0;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == OPEN || (answer && p->settled);
 }
 
@@ -1030,30 +946,27 @@ static inline_always int repeated(struct __sk_buff *skb, struct packet *p)
 }
 #endif
 
-// A SYN to a port that the chosen replica doesn't serve: to one that does. Nobody: a reset. (Without functions that are verified alone
-// replicas with different ports have no equal shares: there is no room for lots.)
-static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p, struct vip *v)
+// A SYN that nobody may take: a reset.
+static inline_always int refuse(struct __sk_buff *skb, struct packet *p)
 {
-	if (v && v->flags & PORTS_DIFFER && !is_copy()) {
-#if HAS_TUNNEL
-		p->settled = is_settled(v);
-		p->kept_here = is_kept_here(skb, v->flags);
-		int verdict = opening_elsewhere(skb, p, 0);
-		if (verdict != TC_ACT_UNSPEC)
-			return verdict;
-#else
-		struct found found;
-		clear(skb, &found);
-		p->settled = 1;
-		if (search_opening(skb, p, v, &found) >= LISTENS) {
-			struct attached *replica = found_replica(p, &found);
-			if (replica)
-				return hand_over(skb, p, found.ifindex, replica->mac);
-		}
-#endif
-	}
 	count(p->flow.vip, PORT_DENIED);
 	return reset(skb, p);
+}
+
+// A SYN to a port that the chosen replica doesn't serve: to one that does, if there may be one. TC_ACT_UNSPEC: it is looked for among all
+// replicas. (Without functions that are verified alone replicas with different ports have no equal shares: there is no room for lots.)
+static inline_always int refused_opening(struct __sk_buff *skb, struct packet *p, struct vip *v)
+{
+	if (!v || !(v->flags & PORTS_DIFFER) || is_copy())
+		return refuse(skb, p);
+#if HAS_TUNNEL
+	p->settled = is_settled(v);
+	p->kept_here = is_kept_here(skb, v->flags);
+	int verdict = opening_elsewhere(skb, p, 0);
+	return verdict == TC_ACT_UNSPEC ? refuse(skb, p) : verdict;
+#else
+	return v->count < 2 ? refuse(skb, p) : TC_ACT_UNSPEC;
+#endif
 }
 
 // Of several replicas that listen the one whose lot is the best, where not all of them serve the port: else those that come behind one
@@ -1080,13 +993,19 @@ static inline_always void draw(struct __sk_buff *skb, struct packet *p, struct v
 static inline_always int begins(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
-	if (is_refused(chosen, IPPROTO_TCP, p->flow.vip_port))
-		return refused_opening(skb, p, v);
+	int refused = is_refused(chosen, IPPROTO_TCP, p->flow.vip_port);
+	if (refused) {
+		int verdict = refused_opening(skb, p, v);
+		if (HAS_TUNNEL || verdict != TC_ACT_UNSPEC)
+			return verdict;
+	}
 	if (!v || (v->count < 2 && !may_be_far(v)))
 		return TC_ACT_OK;
 	__u64 now = bpf_ktime_get_ns();
 	p->settled = now >= v->syn_search_until && now >= chosen->syn_search_until;
-	__u32 here = ask_opening(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
+	__u32 here = NOTHING;
+	if (!refused)
+		here = ask_opening(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_TCP));
 #if HAS_TUNNEL
 	if (may_be_far(v) && here < HALF_OPEN && !came_by_tunnel(skb)) {
 		int verdict = repeated(skb, p);
@@ -1104,6 +1023,9 @@ static inline_always int begins(struct __sk_buff *skb, struct packet *p, struct 
 		count(p->flow.vip, SEARCH_THROTTLED);
 		return TC_ACT_SHOT;
 	}
+	here = unknown(skb, here);	// one way from here on, and not one for each that led here
+	refused = unknown(skb, refused);
+	p->settled = unknown(skb, p->settled);
 	struct found found;
 	clear(skb, &found);
 	__u32 there = search_opening(skb, p, v, &found);
@@ -1116,8 +1038,8 @@ static inline_always int begins(struct __sk_buff *skb, struct packet *p, struct 
 		return begin_walk(skb, p, v->next, 0);
 #endif
 	if (!replica)
-		return TC_ACT_OK;
-	if (!here && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
+		return refused ? refuse(skb, p) : TC_ACT_OK;
+	if (!here && !refused && chosen->syn_search_until < now + REPEATED_FOR - SECOND)	// not for each SYN
 		chosen->syn_search_until = now + REPEATED_FOR;
 	count(p->flow.vip, STEERED);
 #if HAS_TUNNEL
@@ -1160,7 +1082,9 @@ static inline_always int opening(struct __sk_buff *skb, struct packet *p, struct
 // reads the entry.
 static inline_always void hear(struct packet *p)
 {
-	struct heard key = { .flow = p->flow, .protocol = p->ip.protocol };
+	struct heard key = { .flow = p->flow, .protocol = PROTOCOL(p) };
+	if (p->is_own)
+		stand_in(&key.flow);
 	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
 		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
 }
@@ -1176,17 +1100,18 @@ static inline_always int portless(struct packet *p, struct attached *chosen)
 	return TC_ACT_SHOT;
 }
 
-static inline_always int tcp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+// What a packet is to the programs.
+enum { NO_FLOW, OPENS, BELONGS, DATAGRAM, REPORTS, FOLLOWS };
+
+static inline_always int read_tcp(struct __sk_buff *skb, struct packet *p)
 {
 	if (load(skb, p, p->inner, &p->tcp, sizeof(p->tcp)) || p->tcp.doff < sizeof(p->tcp) / 4)
-		return portless(p, chosen);
+		return NO_FLOW;
 	p->flow.client_port = p->tcp.source;
 	p->flow.vip_port = p->tcp.dest;
-	if (p->tcp.syn && !p->tcp.ack)
-		return opening(skb, p, chosen);
 	p->cookie = p->tcp.ack && !p->tcp.syn && !p->tcp.rst;
 	p->for_opening = p->tcp.syn || p->tcp.rst;
-	return connection(skb, p, chosen);
+	return p->tcp.syn && !p->tcp.ack ? OPENS : BELONGS;
 }
 
 // Keeps a UDP flow where it began: TC_ACT_UNSPEC where it has no such place.
@@ -1216,10 +1141,8 @@ verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 n
 {
 	if (!p)
 		return 0;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return 0;
 	int takes = !sk->bound_dev_if;
@@ -1277,11 +1200,12 @@ static inline_always __u32 receiver(struct __sk_buff *skb, struct packet *p, str
 	struct grant grant = {};
 	if (!v || v->count < 2 || !allowed(&grant, FOR_SYNS, p->flow.vip))
 		return at;
+	at = unknown(skb, at);
 	__u32 there = 0;
 	if (at != p->self && ask_datagram(skb, p, chosen->netns, port_at(p, chosen->flags, p->self, IPPROTO_UDP)))
 		there = p->self;
 	else
-		there = search_taker(skb, p, v);
+		there = unknown(skb, search_taker(skb, p, v));
 	charge(&grant, v->count);
 	return there ? there : at;
 }
@@ -1292,9 +1216,10 @@ static inline_always int has_replica(const struct hint *kept)
 	return kept && (!HAS_TUNNEL || kept->ifindex);
 }
 
-static inline_always int is_at(const struct hint *kept, __u32 ifindex)
+// The host veth of a flow that has its replica here, and of which nobody is asked; 0: none.
+static inline_always __u32 place_of(const struct hint *kept)
 {
-	return kept && kept->ifindex == ifindex && (!HAS_TUNNEL || !kept->flags);
+	return kept && (!HAS_TUNNEL || !kept->flags) ? kept->ifindex : 0;
 }
 
 // To where its flow began, if flows stay, or to the chosen replica; of a declared port, to another one if that one has no socket
@@ -1309,7 +1234,7 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 			return verdict;
 	}
 #endif
-	__u32 at = has_replica(kept) ? kept->ifindex : p->self;
+	__u32 noted = place_of(kept), at = has_replica(kept) ? kept->ifindex : p->self;
 	struct attached *replica = at == p->self ? chosen : attached(at, p->flow.vip);
 	if (!replica) {
 		at = p->self;
@@ -1318,13 +1243,13 @@ static inline_always int datagram(struct __sk_buff *skb, struct packet *p, struc
 	__u32 to = at;
 	if (chosen->flags & GUARDED && !ask_datagram(skb, p, replica->netns, port_at(p, replica->flags, at, IPPROTO_UDP)))
 		to = receiver(skb, p, chosen, at);
-	if (chosen->flags & STICKY && !is_at(kept, to)) {
+	if (chosen->flags & STICKY && noted != to) {
 		struct hint place = { .ifindex = to };
 		bpf_map_update_elem(&sticky_v2, &p->flow, &place, BPF_ANY);
 	}
 	if (to == p->self)
 		return TC_ACT_OK;
-	if (to != at)
+	if (FEW_WAYS || to != at)
 		replica = attached(to, p->flow.vip);
 	if (!replica)
 		return TC_ACT_OK;
@@ -1402,7 +1327,7 @@ static inline_always int udp(struct __sk_buff *skb, struct packet *p, struct att
 	}
 	if (is_refused(chosen, IPPROTO_UDP, udp.dest))
 		return refused_datagram(skb, p, chosen);
-	if (!(chosen->flags & GUARDED) || p->flow.client == HOST_ADDRESS)
+	if (!(chosen->flags & GUARDED) || is_from_host(p))
 		hear(p);
 	int verdict = chosen->flags & (STICKY | GUARDED) ? datagram(skb, p, chosen) : TC_ACT_OK;
 #if HAS_TUNNEL
@@ -1419,13 +1344,11 @@ verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns,
 {
 	if (!p)
 		return NO_SOCKET;
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { p->flow.client, p->flow.vip, p->flow.client_port, (__be16)port },
-	};
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	struct bpf_sock_tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return NO_SOCKET;
-	int answer = sk->dst_ip4 ? CONNECTED : MAY_HAVE_SENT;
+	int answer = is_connected(sk) ? CONNECTED : MAY_HAVE_SENT;
 	bpf_sk_release(sk);
 	return answer;
 }
@@ -1441,7 +1364,7 @@ verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struc
 	__u32 answer = ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP));
 	if (answer)
 		found->several++;
-	note(found, m, answer);
+	note(skb, found, m, answer);
 	return answer == CONNECTED;
 }
 
@@ -1534,38 +1457,15 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 	return verdict;
 }
 
-// An ICMP error follows the packet it speaks of, which a replica has sent: its header is inside (RFC 792). Returns that one's
-// protocol; below 0: it is none, or can't be read.
-static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
-{
-	__u8 type;
-	if (load(skb, p, p->inner, &type, sizeof(type)))
-		return -1;
-	if (type != ICMP_DEST_UNREACH && type != ICMP_TIME_EXCEEDED)
-		return -1;
-	struct iphdr sent;
-	__u32 start = p->inner + ICMP_HEADER;
-	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 4 || sent.ihl < 5)
-		return -1;
-	if (sent.saddr != p->flow.vip || sent.frag_off & htons(IP_OFFSET))
-		return -1;
-	__be16 ports[2];	// of the sender, of the receiver
-	if (load(skb, p, start + sent.ihl * 4, ports, sizeof(ports)))
-		return -1;
-	p->flow.client = sent.daddr;
-	p->flow.client_port = ports[1];
-	p->flow.vip_port = ports[0];
-	p->for_opening = 1;
-	return sent.protocol;
-}
-
-static inline_always int icmp(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+// What an ICMP packet is.
+static inline_always int read_icmp(struct __sk_buff *skb, struct packet *p)
 {
 	int protocol = read_error(skb, p);
-	if (protocol == IPPROTO_TCP)
-		return connection(skb, p, chosen);
-	if (protocol != IPPROTO_UDP)
-		return TC_ACT_OK;
+	return protocol == IPPROTO_TCP ? BELONGS : protocol == IPPROTO_UDP ? REPORTS : NO_FLOW;
+}
+
+static inline_always int reports(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
+{
 	int verdict = chosen->flags & STICKY ? stay(skb, p) : TC_ACT_UNSPEC;
 	return verdict == TC_ACT_UNSPEC ? udp_error(skb, p, chosen) : verdict;
 }
@@ -1585,39 +1485,48 @@ static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
 	return replica ? hand_over(skb, p, ifindex, replica->mac) : TC_ACT_OK;
 }
 
-// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and VIPs have no IPv6.
+// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and IPv6 has programs of its own.
 static inline_always int misrouted(struct __sk_buff *skb)
 {
 	dropped(skb->ifindex, 0);
 	return TC_ACT_SHOT;
 }
 
-// Whether a packet for a pod comes from one of the pod's own addresses. The pod's namespace doesn't ask (accept_local): it would
-// answer itself, and that answer again.
-static inline_always int is_from_itself(const struct packet *p, const struct attached *pod)
-{
-	__be32 from = p->ip.saddr;
-	return from == p->ip.daddr || from == pod->own || attached(p->self, from);
-}
-
+#ifndef IPV6
 #include "express.h"
+#endif
 #if HAS_TUNNEL
 #include "serving.h"
 #include "nodes.h"
 #endif
 
+#ifndef IPV6
 #include "answers.h"
+#include "own.h"
+#endif
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
 {
-	switch (p->ip.protocol) {
+	int what = NO_FLOW;
+	switch (PROTOCOL(p)) {
 	case IPPROTO_TCP:
-		return arrived(skb, p, chosen, tcp(skb, p, chosen));
+		what = read_tcp(skb, p);
+		break;
 	case IPPROTO_UDP:
 		return arrived(skb, p, chosen, udp(skb, p, chosen));
-	case IPPROTO_ICMP:
-		return icmp(skb, p, chosen);
+	case IPPROTO_ERRORS:
+		what = read_icmp(skb, p);
+		if (what == NO_FLOW)
+			return TC_ACT_OK;
+	}
+	switch (what) {
+	case OPENS:
+		return arrived(skb, p, chosen, opening(skb, p, chosen));
+	case BELONGS:
+		return arrived(skb, p, chosen, connection(skb, p, chosen));
+	case REPORTS:
+		return reports(skb, p, chosen);
 	}
 	return portless(p, chosen);
 }
@@ -1626,14 +1535,8 @@ SEC("classifier")
 int owner(struct __sk_buff *skb)
 {
 	struct packet p = {};
-	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+	if (read_packet(skb, &p))
 		return misrouted(skb);
-	if (peek(skb, ETH_HLEN, &p.ip, sizeof(p.ip)) || p.ip.version != 4 || p.ip.ihl < 5)
-		return misrouted(skb);
-	p.self = skb->ifindex;
-	p.inner = ETH_HLEN + p.ip.ihl * 4;
-	p.flow.client = p.ip.saddr;
-	p.flow.vip = p.ip.daddr;
 #if HAS_TUNNEL
 	if (restore_tos(skb, &p))
 		return TC_ACT_SHOT;
@@ -1641,18 +1544,23 @@ int owner(struct __sk_buff *skb)
 	struct attached *chosen = attached(p.self, p.flow.vip);
 	if (!chosen)	// the VIP's group has chosen a wrong device, or the VIP's entry is missing
 		return misrouted(skb);
-	if (is_from_itself(&p, chosen)) {
+	if (is_from_itself(&p)) {
 		count(p.flow.vip, OWN_SOURCE);
 		return TC_ACT_SHOT;
 	}
+	p.is_own = unknown(skb, IS_FROM(&p, chosen));
 	if (is_fragment(&p)) {
 		if (read_fragment(&p))
-			return later_fragment(skb, &p);
+			return homeward(skb, &p, chosen, later_fragment(skb, &p));
 		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
-	return delivered(skb, chosen, taken(skb, &p, chosen));
+	p.first = unknown(skb, p.first);
+	return delivered(skb, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
 }
 
+#ifdef IPV6
+#include "guard6.h"
+#else
 // Whether a packet from a pod is an answer; if not, it may begin a flow. A connection can't begin without a SYN that has no
 // ACK.
 static inline_always int is_answer(struct __sk_buff *skb, const struct attached *pod, const struct iphdr *ip)
@@ -1744,9 +1652,10 @@ int guard(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	if (pod->flags & ANY_EGRESS || is_answer(skb, pod, &ip))
-		return leave(skb, &ip);
+		return ip.daddr == STAND_IN ? go_home(skb, pod->own) : leave(skb, &ip);
 	count(ip.saddr, EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }
+#endif
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -8,10 +8,6 @@
 #ifndef VIPROUTE_PORTS_H
 #define VIPROUTE_PORTS_H
 
-// skb->tc_index of what the owner has made itself (none of express' kinds): it has the VIP's number already. A pod that may set it can
-// send from a port of its VIP that it doesn't serve.
-#define MADE_HERE 1
-
 // The way of a packet past a host veth.
 enum { INTO_POD, OUT_OF_POD };
 

@@ -36,9 +36,9 @@ impl Program {
         }
     }
 
-    fn load(object: &mut Ebpf, dir: &Path, spec: &'static ProgramSpec) -> Result<Self> {
-        let missing = || Error::Load(format!("the object has no program {}", spec.name).into());
-        let program = object.program_mut(spec.name).ok_or_else(missing)?;
+    fn load(objects: &mut [Ebpf], dir: &Path, spec: &'static ProgramSpec) -> Result<Self> {
+        let missing = || Error::Load(format!("no object has a program {}", spec.name).into());
+        let program = objects.iter_mut().find_map(|object| object.program_mut(spec.name)).ok_or_else(missing)?;
         let program: &mut SchedClassifier = program.try_into().map_err(|e: ProgramError| Error::load(e))?;
         program.load().map_err(Error::load)?;
         let pin = new_pin_of(dir, spec);
@@ -108,8 +108,9 @@ impl Programs {
         for (name, path) in &paths {
             loader.map_pin_path(name, path.as_path());
         }
-        let mut object = loader.load(variant.object()).map_err(Error::load)?;
-        variant.programs().map(|spec| Program::load(&mut object, dir, spec)).collect::<Result<_>>().map(Self)
+        let objects = variant.objects().into_iter().map(|object| loader.load(object).map_err(Error::load));
+        let mut objects = objects.collect::<Result<Vec<_>>>()?;
+        variant.programs().map(|spec| Program::load(&mut objects, dir, spec)).collect::<Result<_>>().map(Self)
     }
 
     /// Whether these are the same ones in the kernel.
@@ -120,10 +121,12 @@ impl Programs {
     /// Whether the kernel takes the programs. Nothing of them stays.
     pub fn try_out() -> Result<()> {
         let load = |variant: Variant| {
-            let mut object = EbpfLoader::new().load(variant.object()).map_err(Error::load)?;
-            for (_, program) in object.programs_mut() {
-                let program: &mut SchedClassifier = program.try_into().map_err(|e: ProgramError| Error::load(e))?;
-                program.load().map_err(Error::load)?;
+            for object in variant.objects() {
+                let mut object = EbpfLoader::new().load(object).map_err(Error::load)?;
+                for (_, program) in object.programs_mut() {
+                    let program: &mut SchedClassifier = program.try_into().map_err(|e: ProgramError| Error::load(e))?;
+                    program.load().map_err(Error::load)?;
+                }
             }
             Ok(())
         };

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::ipv6::{ADDRESSES6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, STICKY6};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
     EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
@@ -19,6 +20,7 @@ pub enum Variant {
 }
 
 static FULL: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.bpf.o"));
+static IPV6: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner6.bpf.o"));
 static WITHOUT_BTF: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/owner.without-btf.bpf.o"));
 
 impl Variant {
@@ -30,11 +32,11 @@ impl Variant {
         Self::ALL.into_iter().find(|variant| dir.join(variant.vips()).exists())
     }
 
-    /// The object.
-    pub(super) fn object(self) -> &'static [u8] {
+    /// The objects: the programs for packets of IPv6 have one of their own.
+    pub(super) fn objects(self) -> Vec<&'static [u8]> {
         match self {
-            Self::Full => FULL,
-            Self::WithoutBtf => WITHOUT_BTF,
+            Self::Full => vec![FULL, IPV6],
+            Self::WithoutBtf => vec![WITHOUT_BTF],
         }
     }
 
@@ -46,20 +48,21 @@ impl Variant {
         }
     }
 
-    /// Whether it reaches other nodes: the verifier has no room for that where it walks all in one.
-    fn has_tunnel(self) -> bool {
+    /// Whether it reaches other nodes, and knows VIPs of IPv6: the verifier has no room for that where it walks all in one.
+    fn has_all(self) -> bool {
         self == Self::Full
     }
 
     /// The programs that it has.
     pub(super) fn programs(self) -> impl Iterator<Item = &'static ProgramSpec> {
-        PROGRAMS.iter().filter(move |spec| self.has_tunnel() || !Hook::TUNNEL.contains(&spec.hook))
+        let is_left_out = |hook: Hook| Hook::TUNNEL.contains(&hook) || Hook::HOST_VETH_IPV6.contains(&hook);
+        PROGRAMS.iter().filter(move |spec| self.has_all() || !is_left_out(spec.hook))
     }
 
     /// Every map of it, by name, each once.
     pub fn map_names(self) -> Vec<&'static str> {
         let maps = self.programs().flat_map(|program| program.maps).copied();
-        let maps = maps.filter(|name| self.has_tunnel() || !OF_TUNNEL.contains(name));
+        let maps = maps.filter(|name| self.has_all() || !OF_TUNNEL.contains(name));
         let mut names: Vec<_> = maps.map(|name| if name == VIPS { self.vips() } else { name }).collect();
         names.sort_unstable();
         names.dedup();
@@ -74,6 +77,10 @@ pub enum Hook {
     HostEgress,
     /// tc ingress of every host veth: what the pod sends.
     HostIngress,
+    /// The same, of packets of IPv6 alone, where the pod serves VIPs of IPv6.
+    HostEgressIpv6,
+    /// Likewise.
+    HostIngressIpv6,
     /// tc ingress of every uplink: what comes to the node.
     UplinkIngress,
     /// tc egress of every uplink: what leaves the node.
@@ -93,6 +100,8 @@ pub enum Hook {
 impl Hook {
     /// The hooks of a host veth. A device has at most one program of ours a hook.
     pub const HOST_VETH: [Self; 2] = [Self::HostEgress, Self::HostIngress];
+    /// Those of one whose pod serves VIPs of IPv6, beside them.
+    pub const HOST_VETH_IPV6: [Self; 2] = [Self::HostEgressIpv6, Self::HostIngressIpv6];
     /// The hooks of an uplink.
     pub const UPLINK: [Self; 2] = [Self::UplinkIngress, Self::UplinkEgress];
     /// The hooks of the tunnel's device.
@@ -113,7 +122,7 @@ pub struct ProgramSpec {
 }
 
 /// The programs, in the order in which they are published: a build is complete once the last one is.
-pub const PROGRAMS: [ProgramSpec; 9] = [
+pub const PROGRAMS: [ProgramSpec; 11] = [
     ProgramSpec {
         name: "guard",
         hook: Hook::HostIngress,
@@ -164,6 +173,19 @@ pub const PROGRAMS: [ProgramSpec; 9] = [
             NODES,
             THIS_NODE,
             TUNNEL_COUNTS,
+        ],
+    },
+    ProgramSpec {
+        name: "guard6",
+        hook: Hook::HostIngressIpv6,
+        maps: &[ATTACHED, VIPS, NUMBERS6, ADDRESSES6, HEARD6, COUNTS, LINK_DROPS, ALLOWANCES, SHARES],
+    },
+    ProgramSpec {
+        name: "owner6",
+        hook: Hook::HostEgressIpv6,
+        maps: &[
+            ATTACHED, VIPS, ADDRESSES6, OWN6, HINTS6, STICKY6, HEARD6, FRAGMENTS6, COUNTS, LINK_DROPS, USED,
+            ALLOWANCES, SHARES, COPYING,
         ],
     },
     ProgramSpec {
@@ -278,11 +300,12 @@ mod tests {
     #[test]
     fn the_table_is_what_the_objects_have() {
         for variant in Variant::ALL {
-            let object = aya_obj::Object::parse(variant.object()).unwrap();
-            let programs: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
+            let objects: Vec<_> =
+                variant.objects().iter().map(|object| aya_obj::Object::parse(object).unwrap()).collect();
+            let programs: BTreeSet<_> = objects.iter().flat_map(|o| o.programs.keys()).map(String::as_str).collect();
             assert_eq!(programs, variant.programs().map(|spec| spec.name).collect());
-            let maps: BTreeSet<_> =
-                object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+            let maps = objects.iter().flat_map(|object| object.maps.keys()).map(String::as_str);
+            let maps: BTreeSet<_> = maps.filter(|name| !name.starts_with('.')).collect();
             assert_eq!(maps, variant.map_names().into_iter().collect());
         }
         let hooks: BTreeSet<_> = PROGRAMS.iter().map(|spec| spec.hook).collect();
@@ -291,8 +314,7 @@ mod tests {
 
     #[test]
     fn the_objects_hold_nothing_that_only_a_debugger_reads() {
-        for variant in Variant::ALL {
-            let object = variant.object();
+        for (variant, object) in Variant::ALL.into_iter().flat_map(|v| v.objects().into_iter().map(move |o| (v, o))) {
             let holds = |name: &str| object.windows(name.len()).any(|window| window == name.as_bytes());
             assert!(holds(".BTF.ext"), "the names of sections are to be found");
             for section in [".debug_", ".rel.BTF"] {
@@ -305,7 +327,7 @@ mod tests {
 
     #[test]
     fn only_names_of_our_form_are_ours() {
-        let [guard, owner, express_in, ..] = &PROGRAMS;
+        let [guard, owner, _, _, express_in, ..] = &PROGRAMS;
         assert_eq!(PinName::parse("owner_0123456789ab"), Some(PinName::Program(owner, "0123456789ab")));
         assert_eq!(PinName::parse("guard_new"), Some(PinName::Program(guard, NEW)));
         assert_eq!(PinName::parse("express_in_new"), Some(PinName::Program(express_in, NEW)));

@@ -118,7 +118,7 @@ fn meaning(route: &Route, candidate: IpAddr, allow: &Allow, evidence: &Evidence)
     }
     let hops = match &route.kind {
         Kind::Via(hops) => hops.as_slice(),
-        Kind::Nexthop { .. } | Kind::Unreachable | Kind::Throw | Kind::Other => &[],
+        Kind::Nexthop { .. } | Kind::Unreachable | Kind::Throw | Kind::Local(_) | Kind::Other => &[],
     };
     let is_peer = |hop: &Hop| hop.gateway.is_some_and(|gateway| evidence.peers.contains(&gateway));
     if !hops.is_empty() && hops.iter().all(is_peer) {

@@ -4,6 +4,7 @@
 //! kept on disk, renewed while the VIP is in use and given up some time after its last replica left.
 
 pub mod allow;
+pub mod beside;
 pub mod clock;
 pub mod cluster;
 pub mod conflict;

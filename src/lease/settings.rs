@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::model::VipKey;
 
 use super::allow::Allow;
+use super::beside::Beside;
 use super::pools::Pools;
 
 /// Where addresses come from, and which they may be.
@@ -27,6 +28,8 @@ pub struct Settings {
     pub peers: Vec<IpAddr>,
     /// Pinned addresses, by VIP.
     pub pins: BTreeMap<VipKey, IpAddr>,
+    /// The IPv6 addresses beside.
+    pub beside: Beside,
     /// Who is asked what gateways announce.
     pub gateways: Vec<Gateway>,
 }

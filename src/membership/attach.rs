@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::dataplane::attachment::{self, ContainerVeth, HostVeth, PodDevices, PodWant, Served};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::node::tunnel;
-use crate::dataplane::settings;
+use crate::dataplane::{gateway, settings};
 use crate::ebpf::Programs;
 use crate::model::{AttachmentId, NetworkSpec, VipKey};
 use crate::net::link::{self, Link};
@@ -17,7 +17,7 @@ use crate::registry::{self, AttachmentRecord, Attempt, Boot, Endpoint, Netns, Re
 
 use super::detach::detach;
 use super::join::{Joining, Known, Pair};
-use super::{Error, Host, Pod, Want};
+use super::{Error, Host, Pod, Want, ipv6};
 
 /// Makes a pod that is in no VIP a replica of all these; where that fails nothing of it is left. Returns the VIPs'
 /// addresses.
@@ -76,11 +76,14 @@ fn join(attaching: &Attaching<'_>, wants: &[Want]) -> Result<Vec<IpAddr>, Error>
         record.as_ref().map(Known::of).ok_or_else(|| Error::Renumbered(vip.to_string()))
     };
     let known = wants.iter().map(|want| known(&want.vip)).collect::<Result<Vec<_>, Error>>()?;
+    if known.iter().any(Known::has_ipv6) {
+        settings::configure_ipv6(&joining.host.net)?;
+    }
     let pair = attaching.make_pair(&known, &endpoints, programs.as_deref())?;
     for ((want, known), endpoint) in wants.iter().zip(&known).zip(&mut endpoints) {
         joining.finish(&want.vip, known, endpoint, pair)?;
     }
-    Ok(known.iter().map(|known| known.address).collect())
+    Ok(known.iter().flat_map(|known| known.current.iter()).collect())
 }
 
 impl Attaching<'_> {
@@ -89,6 +92,8 @@ impl Attaching<'_> {
         let Joining { host, pod, .. } = self.joining;
         let names = pod.veth_names();
         let mtu = host.network.mtu.unwrap_or(self.interface.mtu);
+        let gateway = gateway(pod.address, known.iter().any(Known::has_ipv6));
+        ipv6::check_mtu(gateway, mtu)?;
         attachment::create(&host.net, &names, mtu, self.net.netns()).map_err(|e| match e.errno {
             Errno::EEXIST => Error::DeviceInTheWay,
             _ => e.into(),
@@ -96,17 +101,19 @@ impl Attaching<'_> {
         let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
         let container_veth =
             ContainerVeth::new(self.net, self.interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
-        let host_veth = HostVeth::new(&host.net, &names)?.ok_or_else(|| vanished(&names.host))?;
+        let host_veth = HostVeth::new(&host.net, &names, gateway)?.ok_or_else(|| vanished(&names.host))?;
+        ipv6::check_device(gateway, &host_veth)?;
         let served = known.iter().zip(endpoints).enumerate();
         let served = served.map(|(index, (known, endpoint))| {
             let place = endpoint.place.map_or(index, usize::from);
-            Served { place, address: known.address, endpoint }
+            Served { place, addresses: &known.current, endpoint }
         });
         let previous = known.iter().flat_map(|known| known.previous.iter().copied());
         let want = PodWant::new(&names, &pod.attachment.ifname, served).keeping(previous);
         // Nothing can come before they are on the pair: its nexthop is made last.
         let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
-        let want = want.source_checked(Some(programs.is_some())).tunnel_mtu(underlay);
+        let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;
+        let want = want.source_checked(Some(programs.is_some())).calls_leave(Some(calls_leave)).tunnel_mtu(underlay);
         attachment::apply(self.net, container_veth.fixes(&want))?;
         if let Some(programs) = programs {
             attachment::apply(self.net, container_veth.filter_fixes(&want, programs)?)?;
@@ -114,15 +121,16 @@ impl Attaching<'_> {
         if programs.is_some() {
             attachment::relax_all(self.net, self.saved)?;
         }
-        let mut fixes = host_veth.fixes(&names, pod.address);
+        let mut fixes = host_veth.fixes(&names, gateway);
         if let Some(programs) = programs {
+            ipv6::check_programs(gateway, programs)?;
             fixes.extend(host_veth.filter_fixes(programs)?);
         }
         attachment::apply(&host.net, fixes)?;
         // The end that came up first could not send yet, and would wait up to a second for the kernel's next check of
         // carriers (net/core/link_watch.c). When the link is requested, the kernel checks at once (since Linux 6.8).
         link::by_index(self.net, container_veth.index())?;
-        let pair = Pair::of(&host_veth, pod.address)?;
+        let pair = Pair::of(&host_veth, gateway)?;
         host.net.apply(&[net::nexthop::add(pair.nexthop)])?;
         Ok(pair)
     }

@@ -51,6 +51,30 @@ pub enum Error {
     /// The VIP got another address while the pod joined it.
     #[error("VIP {0} has just got another address")]
     Renumbered(String),
+    /// A VIP has an address of IPv6, which this pod can't serve.
+    #[error("VIP {vip} has an IPv6 address: {why}")]
+    Ipv6 {
+        /// Which VIP.
+        vip: String,
+        /// Why not, and what to do.
+        why: &'static str,
+    },
+    /// The pair of a pod that serves VIPs of IPv6 is too narrow.
+    #[error(
+        "the pod's MTU is {0}: IPv6 needs 1280 at least (set \"mtu\" in the conflist, or take cidr6 out of [pool])"
+    )]
+    NarrowForIpv6(u32),
+    /// The node has no IPv6.
+    #[error(
+        "{0} can't carry IPv6, which a VIP of the pod needs: the node's kernel has it switched off (ipv6.disable=1)"
+    )]
+    NoIpv6(String),
+    /// The programs that run know none.
+    #[error(
+        "the flow owner knows no IPv6 on this kernel, which has no BTF (CONFIG_DEBUG_INFO_BTF): take cidr6 out of [pool], or set \
+         \"flowOwner\" to \"off\""
+    )]
+    NoIpv6Programs,
     /// A pod's VIPs disagree about the flow owner.
     #[error("VIP {0} and VIP {1} differ in \"flowOwner\" or \"bpfDir\": one pod's VIPs must agree")]
     MixedOwners(String, String),

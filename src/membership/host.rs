@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::dataplane::ids::VethNames;
-use crate::model::{AttachmentId, NetworkSpec};
+use crate::model::{Addresses, AttachmentId, NetworkSpec};
 use crate::net::NodeNet;
 use crate::registry::record;
 use crate::registry::{AttachmentRecord, Boot, Netns, Registry};
@@ -58,11 +58,19 @@ pub struct Pod {
     pub netns: Netns,
     /// Its address.
     pub address: IpAddr,
+    /// Those of IPv6 beside it, where its VIPs have some.
+    pub others: Vec<IpAddr>,
     /// What it is called.
     pub name: record::Pod,
 }
 
 impl Pod {
+    pub(super) fn addresses(&self) -> Addresses {
+        let mut all = vec![self.address];
+        all.extend(self.others.iter().filter(|other| **other != self.address));
+        Addresses::try_from(all).unwrap_or_else(|_| self.address.into())
+    }
+
     pub(super) fn veth_names(&self) -> VethNames {
         VethNames::of(&self.attachment)
     }

@@ -11,7 +11,7 @@ use crate::api::protocol::{AcquireRequest, Grant};
 use crate::dataplane::attachment::HostVeth;
 use crate::dataplane::{address, ids, owner, reconcile_with};
 use crate::ebpf::Programs;
-use crate::model::{Backend, Recorded, VipKey};
+use crate::model::{Addresses, Backend, Recorded, VipKey};
 use crate::net::NodeNet;
 use crate::net::nexthop::{self, Nexthop};
 use crate::net::route::{self, Packet};
@@ -20,7 +20,7 @@ use crate::registry::{Endpoint, Intent, LockedVip, State, Turn, VipRecord, attac
 
 use super::admission;
 use super::node::{self, Node};
-use super::{Error, Host, Pod, Want};
+use super::{Error, Host, Pod, Want, ipv6};
 
 /// How long a call waits for an address. The allocator continues after that, and keeps what it gets for the next call.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,17 +56,21 @@ impl Pair {
 /// A VIP's addresses as they were when the pod was given them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Known {
-    pub address: IpAddr,
+    pub current: Addresses,
     pub previous: Vec<IpAddr>,
 }
 
 impl Known {
     pub fn of(record: &VipRecord) -> Self {
-        Self { address: record.address(), previous: record.previous_addresses().collect() }
+        Self { current: record.addresses.clone(), previous: record.previous_addresses().collect() }
     }
 
-    fn addresses(&self) -> Vec<IpAddr> {
-        std::iter::once(self.address).chain(self.previous.iter().copied()).collect()
+    pub fn has_ipv6(&self) -> bool {
+        self.addresses().any(|address| address.is_ipv6())
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.current.iter().chain(self.previous.iter().copied())
     }
 }
 
@@ -92,7 +96,7 @@ impl<'a> Joining<'a> {
         let mut endpoint = Endpoint {
             schema: SCHEMA,
             network: self.host.network.name.clone(),
-            addresses: self.pod.address.into(),
+            addresses: self.pod.addresses(),
             backend: Backend::Local,
             node: self.node.address,
             gateway: self.node.gateway,
@@ -128,7 +132,11 @@ impl<'a> Joining<'a> {
         let is_new = |want: &&Want| self.is_new(&want.vip);
         let granted = self.acquire(&wants.iter().filter(is_new).map(|want| &want.vip).collect::<Vec<_>>())?;
         for (want, endpoint) in wants.iter().zip(endpoints) {
-            self.insert_pending_in(want, granted.get(&want.vip).copied(), endpoint)?;
+            self.insert_pending_in(want, granted.get(&want.vip), endpoint)?;
+            let record = self.host.registry.vip_record(&want.vip)?;
+            if record.as_ref().is_some_and(VipRecord::has_ipv6) {
+                ipv6::check(want)?;
+            }
         }
         Ok(())
     }
@@ -140,7 +148,7 @@ impl<'a> Joining<'a> {
         !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
-    fn insert_pending_in(&self, want: &Want, granted: Option<IpAddr>, endpoint: &Endpoint) -> Result<(), Error> {
+    fn insert_pending_in(&self, want: &Want, granted: Option<&Addresses>, endpoint: &Endpoint) -> Result<(), Error> {
         let key = &want.vip;
         let registry = &self.host.registry;
         let name = attachment_name(&self.pod.attachment);
@@ -151,38 +159,38 @@ impl<'a> Joining<'a> {
             return Ok(vip.insert_pending(&name, endpoint)?);
         }
         // Its last replica may have left this very moment. It may take seconds, so no lock is held.
-        let address = match granted {
-            Some(address) => address,
+        let addresses = match granted {
+            Some(addresses) => addresses.clone(),
             None => self.acquire(&[key])?.remove(key).ok_or_else(|| Error::Renumbered(key.to_string()))?,
         };
-        self.follow_grant(key, address)?;
+        self.follow_grant(key, &addresses)?;
         let mut vip = registry.vip(key)?;
         // Unless another call was faster.
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
             let is_free = |slot| Ok::<_, Error>(nexthop::find(&self.host.net, ids::group(slot))?.is_none());
-            vip.record_in_slot(is_free, |slot| self.new_vip(want, address, slot))?;
+            vip.record_in_slot(is_free, |slot| self.new_vip(want, addresses.clone(), slot))?;
         }
         Ok(vip.insert_pending(&name, endpoint)?)
     }
 
     /// A VIP that was known by other nodes' words alone, with another address than the one that was granted here: this node's
     /// own counts.
-    fn follow_grant(&self, key: &VipKey, address: IpAddr) -> Result<(), Error> {
+    fn follow_grant(&self, key: &VipKey, addresses: &Addresses) -> Result<(), Error> {
         let registry = &self.host.registry;
         let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(()) };
-        if record.address() != address && self.is_new(key) {
-            address::serve(&self.host.net, registry, key, address)?;
+        if record.addresses != *addresses && self.is_new(key) {
+            address::serve(&self.host.net, registry, key, addresses)?;
         }
         Ok(())
     }
 
-    fn new_vip(&self, want: &Want, address: IpAddr, slot: u32) -> VipRecord {
+    fn new_vip(&self, want: &Want, addresses: Addresses, slot: u32) -> VipRecord {
         let network = &self.host.network;
         VipRecord {
             schema: SCHEMA,
             key: want.vip.to_string(),
-            addresses: address.into(),
+            addresses,
             slot,
             node: self.node.address,
             group: network.group,
@@ -194,7 +202,7 @@ impl<'a> Joining<'a> {
         }
     }
 
-    fn acquire(&self, keys: &[&VipKey]) -> Result<BTreeMap<VipKey, IpAddr>, Error> {
+    fn acquire(&self, keys: &[&VipKey]) -> Result<BTreeMap<VipKey, Addresses>, Error> {
         let Node { address: node, gateway } = self.node;
         let ask = |key: &&VipKey| AcquireRequest { vip: key.to_string(), pod: self.pod.address, node, gateway };
         let asked: Vec<_> = keys.iter().map(ask).collect();
@@ -204,7 +212,7 @@ impl<'a> Joining<'a> {
             Ok(Grant { registry: Some(theirs), .. }) if !theirs.is_at(registry) => {
                 Err(Error::OtherRegistry { ours: registry.to_owned(), theirs: theirs.path })
             }
-            Ok(grant) => Ok(((*key).clone(), grant.address)),
+            Ok(grant) => Ok(((*key).clone(), grant.addresses())),
             Err(source) => Err(Error::Allocator { vip: key.to_string(), source }),
         });
         granted.collect()
@@ -240,7 +248,7 @@ impl<'a> Joining<'a> {
         endpoint.state = if is_ready { State::Ready } else { State::Pending };
         let name = attachment_name(&self.pod.attachment);
         let registry = &self.host.registry;
-        let mut vip = match registry.vip_for(key, &name, &Intent::Join(endpoint, known.addresses()))? {
+        let mut vip = match registry.vip_for(key, &name, &Intent::Join(endpoint, known.addresses().collect()))? {
             Turn::Taken(vip) => vip,
             // Another call had the lock, and has made it a replica with its own.
             Turn::Needless => return Ok(()),

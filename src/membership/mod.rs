@@ -14,6 +14,7 @@ mod error;
 pub mod find;
 pub mod gc;
 mod host;
+mod ipv6;
 mod join;
 pub mod node;
 #[cfg(feature = "node")]

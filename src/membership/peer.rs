@@ -98,7 +98,7 @@ fn record(
 ) -> dataplane::Result<bool> {
     let mut moved = false;
     if is_known_by_others_alone(registry, key)? && registry.vip_record(key)?.is_some_and(|r| r.address() != address) {
-        moved = address::serve(net, registry, key, address)?.is_some();
+        moved = !address::serve(net, registry, key, &address.into())?.is_empty();
     }
     let mut vip = registry.vip(key)?;
     let is_theirs = vip.is_unused_here()?;

@@ -3,11 +3,12 @@
 
 use nix::errno::Errno;
 
-use crate::dataplane::attachment::{self, ContainerVeth, HostVeth, PodDevices};
+use crate::dataplane::attachment::{self, ContainerVeth, Families, HostVeth, PodDevices, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::Joined;
 use crate::dataplane::node::tunnel;
-use crate::dataplane::{Error, Result, owner, reconcile_vip};
+use crate::dataplane::plan::HaveNexthop;
+use crate::dataplane::{Error, Result, compare, owner, reconcile_vip};
 use crate::ebpf::Programs;
 use crate::model::{AttachmentId, VipKey};
 use crate::net::nexthop::{self, Found, Nexthop, Object};
@@ -122,7 +123,9 @@ impl Pairs<'_> {
     /// All of it for what `record` says, whose VIPs are `joined`, at least one.
     fn reconcile(&self, record: &AttachmentRecord, joined: Joined) -> Result<Repaired> {
         let mut done = Repaired { joined, pair: None, found: Vec::new() };
-        let Some(address) = done.joined.vips.first().map(|member| member.endpoint.address()) else { return Ok(done) };
+        if done.joined.vips.is_empty() {
+            return Ok(done);
+        }
         let mut pod = open_pod(record, done.joined.ifname())?;
         let Some(host_veth) = self.host_veth(record, &mut pod, &mut done)? else { return Ok(done) };
         // The programs first: the pod leaves it to them to check sources.
@@ -130,10 +133,12 @@ impl Pairs<'_> {
         if let Some(opened) = pod {
             self.container_veth(record, opened, checked, &mut done)?;
         }
-        let fixes = host_veth.fixes(&done.joined.names, address);
+        // While the pod was changed its VIPs may have got other addresses.
+        let Some(gateway) = done.joined.gateway() else { return Ok(done) };
+        let fixes = host_veth.fixes(&done.joined.names, gateway);
         done.found.extend(fixes.iter().map(|fix| fix.finding.clone()));
         attachment::apply(self.node, fixes)?;
-        let pair = Pair::of(&host_veth, address)?;
+        let pair = Pair::of(&host_veth, gateway)?;
         done.found.extend(self.nexthop(pair.nexthop)?);
         done.pair = Some(pair);
         Ok(done)
@@ -157,8 +162,8 @@ impl Pairs<'_> {
         Repaired { joined, found, .. }: &mut Repaired,
     ) -> Result<Option<HostVeth>> {
         let names = &joined.names;
-        let address = joined.vips.first().map(|member| member.endpoint.address());
-        let have = HostVeth::read(self.node, names, address)?;
+        let Some(gateway) = joined.gateway() else { return Ok(None) };
+        let have = HostVeth::read(self.node, names, Some(gateway))?;
         let Some(Opened { pod, devices }) = opened else { return Ok(have) };
         match (have, &devices.vip0) {
             (Some(have), Some(_)) => return Ok(Some(have)),
@@ -176,7 +181,7 @@ impl Pairs<'_> {
         found.push(format!("the pair {} / {POD_DEVICE} was gone", names.host));
         attachment::create(self.node, names, record.mtu.unwrap_or(devices.interface.mtu), pod.netns())?;
         devices.vip0 = link::by_name(pod, POD_DEVICE)?;
-        Ok(HostVeth::new(self.node, names)?)
+        Ok(HostVeth::new(self.node, names, gateway)?)
     }
 
     fn container_veth(
@@ -187,13 +192,18 @@ impl Pairs<'_> {
         Repaired { joined, found, .. }: &mut Repaired,
     ) -> Result<()> {
         let pod = &pod;
-        let Some(end) = ContainerVeth::around(pod, devices)? else { return Ok(()) };
+        let Some(end) = ContainerVeth::around(pod, devices, Families::Both)? else { return Ok(()) };
         if let Some(finding) = attachment::wrong_mac(POD_DEVICE, end.mac(), joined.names.pod_mac) {
             return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
         }
         found.extend(put_filters(pod, &end, joined)?);
         let underlay = tunnel::underlay_mtu(self.node, self.registry)?;
-        if end.fixes(&joined.pod_want().source_checked(source_checked).tunnel_mtu(underlay)).is_empty() {
+        let calls_leave = match source_checked {
+            Some(true) => Some(attachment::allow_binding(pod)?),
+            other => other,
+        };
+        let sources = (source_checked, calls_leave);
+        if end.fixes(&pod_want(joined, sources, underlay)).is_empty() {
             return Ok(());
         }
         // Another call may just be giving a VIP another address: it holds the VIP's lock, and changes the pod before the
@@ -206,8 +216,8 @@ impl Pairs<'_> {
                 return Ok(()); // a record was taken away by hand
             }
             *joined = read;
-            let Some(end) = ContainerVeth::read(pod, joined.ifname())? else { return Ok(()) };
-            let fixes = end.fixes(&joined.pod_want().source_checked(source_checked).tunnel_mtu(underlay));
+            let Some(end) = ContainerVeth::read(pod, joined.ifname(), Families::Both)? else { return Ok(()) };
+            let fixes = end.fixes(&pod_want(joined, sources, underlay));
             found.extend(fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)));
             attachment::apply(pod, fixes)?;
             if source_checked == Some(true) {
@@ -234,7 +244,13 @@ impl Pairs<'_> {
     fn nexthop(&self, wanted: Nexthop) -> Result<Option<String>> {
         let have = nexthop::find(self.node, wanted.id)?;
         let finding = match have {
-            Some(Found::Ours(Object::Single(have))) if have == wanted => return Ok(None),
+            Some(Found::Ours(Object::Single(have))) if compare(&have, &wanted) == HaveNexthop::Right => {
+                return Ok(None);
+            }
+            Some(Found::Ours(Object::Single(have))) if compare(&have, &wanted) == HaveNexthop::OtherGateway => {
+                self.node.apply(&[nexthop::replace(wanted)])?;
+                return Ok(Some(format!("nexthop {} has another gateway than {}", wanted.id, wanted.gateway)));
+            }
             Some(Found::Ours(_)) => {
                 self.node.apply(&[nexthop::del(wanted.id)])?;
                 format!("nexthop {} doesn't match the registry", wanted.id)
@@ -267,6 +283,15 @@ impl Pairs<'_> {
         }
         Ok(found)
     }
+}
+
+/// All that the pod must have.
+fn pod_want(
+    joined: &Joined,
+    (source_checked, calls_leave): (Option<bool>, Option<bool>),
+    underlay: Option<u32>,
+) -> PodWant<'_> {
+    joined.pod_want().source_checked(source_checked).calls_leave(calls_leave).tunnel_mtu(underlay)
 }
 
 /// The programs in the pod, of whatever build. Returns what was amiss, in words.

@@ -118,7 +118,8 @@ impl Recorded {
     fn found(self, shown: &str) -> Result<Found, Error> {
         let network = self.record.network_spec();
         let address = self.address.ok_or_else(|| Error::NoAddress(shown.to_owned()))?;
-        let pod = Pod { attachment: self.attachment, netns: self.record.netns, address, name: self.name };
+        let others = Vec::new();
+        let pod = Pod { attachment: self.attachment, netns: self.record.netns, address, others, name: self.name };
         Ok(Found { pod, network })
     }
 }
@@ -167,7 +168,8 @@ pub fn by_address(registry: &Registry, address: IpAddr) -> Result<Found, Error> 
     if let Some(recorded) = others.into_iter().find(is_same) {
         return Recorded { address: Some(address), ..recorded }.found(&address.to_string());
     }
-    let pod = Pod { attachment: netns.attachment(&ifname), netns, address, name: record::Pod::default() };
+    let others = Vec::new();
+    let pod = Pod { attachment: netns.attachment(&ifname), netns, address, others, name: record::Pod::default() };
     Ok(Found { pod, network: None })
 }
 

@@ -286,9 +286,20 @@ impl Running<'_> {
     fn insert_pending(&self, joining: &Joining<'_>, new: &[Want], places: &[u8]) -> Result<Vec<Endpoint>, Error> {
         let endpoints = joining.endpoints(new, places.iter().copied())?;
         joining.insert_pending(new, &endpoints)?;
+        self.prepare_ipv6(new)?;
         let all: Vec<VipKey> = self.record.keys().chain(new.iter().map(|want| want.vip.clone())).collect();
         joining.programs(&all)?;
         Ok(endpoints)
+    }
+
+    fn prepare_ipv6(&self, new: &[Want]) -> Result<(), Error> {
+        for want in new {
+            let record = self.host.registry.vip_record(&want.vip)?;
+            if record.is_some_and(|record| record.has_ipv6()) {
+                return Ok(settings::configure_ipv6(&self.host.net)?);
+            }
+        }
+        Ok(())
     }
 
     /// Updates the endpoints in VIPs that the pod is in already.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo};
 
 use crate::model::Family;
 
@@ -24,9 +24,16 @@ pub struct Address {
     pub global: bool,
 }
 
-/// `ip address add ADDRESS dev INDEX`, with a prefix of that address alone.
+/// `ip address add ADDRESS dev INDEX`, with a prefix of that address alone. Of IPv6 `nodad noprefixroute preferred_lft 0`: nobody
+/// else on the link has it, and a deprecated address is the source of nothing that doesn't ask for it (RFC 6724, rule 3).
 pub fn add(index: u32, address: IpAddr) -> Request {
-    let message = message(index, address);
+    let mut message = message(index, address);
+    if address.is_ipv6() {
+        let mut lifetimes = CacheInfo::default();
+        (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+    }
     let object = object(index, address);
     Request::new("add address", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewAddress(message))
 }

@@ -37,13 +37,66 @@ impl fmt::Display for Side {
     }
 }
 
-/// Of ours there is one a side, at this preference and handle.
-const PREFERENCE: u32 = PROTOCOL as u32;
+/// Which packets of a side a program is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packets {
+    /// All that no other program of ours has decided on.
+    All,
+    /// Those of IPv6, before all others.
+    Ipv6,
+}
+
+/// Where on a device a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which side.
+    pub side: Side,
+    /// Which packets.
+    pub packets: Packets,
+}
+
+impl From<Side> for Place {
+    fn from(side: Side) -> Self {
+        Self { side, packets: Packets::All }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.packets {
+            Packets::All => self.side.fmt(f),
+            Packets::Ipv6 => write!(f, "{} of IPv6", self.side),
+        }
+    }
+}
+
+impl Packets {
+    /// `pref`: lower ones are asked first. A preference is of one protocol.
+    const fn preference(self) -> u32 {
+        match self {
+            Self::All => PROTOCOL as u32,
+            Self::Ipv6 => PROTOCOL as u32 - 1,
+        }
+    }
+
+    /// `struct tcmsg`'s `tcm_info`. The kernel keeps the protocol's number in network order.
+    fn info(self) -> u32 {
+        let protocol = match self {
+            Self::All => ANY_PROTOCOL,
+            Self::Ipv6 => IPV6,
+        };
+        self.preference() << 16 | u32::from(protocol.to_be())
+    }
+}
+
+/// Of ours there is one a place, with this handle.
 const HANDLE: u32 = 1;
 /// What the kernel says of a filter that isn't there.
 const NO_FILTER: &[Errno] = &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL];
 /// `ETH_P_ALL` (`linux/if_ether.h`).
 const ANY_PROTOCOL: u16 = 3;
+/// `ETH_P_IPV6`.
+const IPV6: u16 = 0x86dd;
 
 /// `tc qdisc add dev INDEX clsact`: what filters hang on. One that is there will do.
 pub fn add_clsact(index: u32) -> Request {
@@ -65,12 +118,12 @@ pub fn del_clsact(index: u32) -> Request {
         .accept(NO_FILTER)
 }
 
-/// `tc filter replace dev INDEX SIDE pref 118 handle 1 bpf da fd PROGRAM`: in one step, no packet meets neither.
-pub fn replace(index: u32, side: Side, program: RawFd) -> Request {
-    let mut message = message(index, side.parent());
+/// `tc filter replace dev INDEX SIDE protocol … pref 118 handle 1 bpf da fd PROGRAM`: in one step, no packet meets neither.
+pub fn replace(index: u32, place: impl Into<Place>, program: RawFd) -> Request {
+    let place = place.into();
+    let mut message = message(index, place.side.parent());
     message.header.handle = TcHandle::from(HANDLE);
-    // Any protocol; the kernel keeps its number in network order.
-    message.header.info = PREFERENCE << 16 | u32::from(ANY_PROTOCOL.to_be());
+    message.header.info = place.packets.info();
     message.attributes = vec![
         TcAttribute::Kind("bpf".to_owned()),
         TcAttribute::Options(vec![
@@ -79,18 +132,19 @@ pub fn replace(index: u32, side: Side, program: RawFd) -> Request {
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]),
     ];
-    let object = format!("{side} of link {index}");
+    let object = format!("{place} of link {index}");
     Request::new("set filter", object, NLM_F_CREATE | NLM_F_REPLACE, &Message::NewTrafficFilter(message))
         .of_module(Module::ClsBpf)
 }
 
 /// `tc filter del dev INDEX SIDE pref 118 handle 1 bpf`: what [`replace`] attached.
-pub fn delete(index: u32, side: Side) -> Request {
-    let mut message = message(index, side.parent());
+pub fn delete(index: u32, place: impl Into<Place>) -> Request {
+    let place = place.into();
+    let mut message = message(index, place.side.parent());
     message.header.handle = TcHandle::from(HANDLE);
-    message.header.info = PREFERENCE << 16 | u32::from(ANY_PROTOCOL.to_be());
+    message.header.info = place.packets.info();
     message.attributes = vec![TcAttribute::Kind("bpf".to_owned())];
-    let object = format!("{side} of link {index}");
+    let object = format!("{place} of link {index}");
     // Without clsact the kernel says EINVAL.
     Request::new("delete filter", object, 0, &Message::DelTrafficFilter(message)).accept(NO_FILTER)
 }
@@ -111,14 +165,14 @@ pub struct Filter {
 impl Filter {
     /// [`replace`] attached it.
     pub fn is_ours(&self) -> bool {
-        self.preference == PREFERENCE && self.kind == "bpf"
+        self.preference == Packets::All.preference() && self.kind == "bpf"
     }
 }
 
 /// All filters there, those of other programs too. A kind without options stands for the whole preference, which the
 /// kernel shows before its filters.
-pub fn list(socket: &Socket, index: u32, side: Side) -> Result<Vec<Filter>> {
-    let query = Message::GetTrafficFilter(message(index, side.parent()));
+pub fn list(socket: &Socket, index: u32, place: impl Into<Place>) -> Result<Vec<Filter>> {
+    let query = Message::GetTrafficFilter(message(index, place.into().side.parent()));
     let found = socket.dump(("list", "filters"), &query, |_, payload| shown(&TcMessage::parse(payload).ok()?));
     match found {
         Err(e) if e.is_absent() || e.errno == Errno::EINVAL => Ok(Vec::new()), // no clsact there
@@ -148,9 +202,11 @@ fn shown(message: &TcMessage) -> Option<Filter> {
 }
 
 /// The id of the program that [`replace`] attached there.
-pub fn program(socket: &Socket, index: u32, side: Side) -> Result<Option<u32>> {
-    let query = Message::GetTrafficFilter(message(index, side.parent()));
-    let found = socket.dump(("list", "filters"), &query, |_, payload| read(&TcMessage::parse(payload).ok()?));
+pub fn program(socket: &Socket, index: u32, place: impl Into<Place>) -> Result<Option<u32>> {
+    let place = place.into();
+    let query = Message::GetTrafficFilter(message(index, place.side.parent()));
+    let read = |payload: &[u8]| read(&TcMessage::parse(payload).ok()?, place.packets);
+    let found = socket.dump(("list", "filters"), &query, |_, payload| read(payload));
     match found {
         Ok(found) => Ok(found.first().copied()),
         Err(e) if e.is_absent() || e.errno == Errno::EINVAL => Ok(None), // no clsact there
@@ -163,8 +219,8 @@ fn message(index: u32, parent: TcHandle) -> TcMessage {
     TcMessage::from_parts(header, Vec::new())
 }
 
-fn read(message: &TcMessage) -> Option<u32> {
-    if message.header.info >> 16 != PREFERENCE || u32::from(message.header.handle) != HANDLE {
+fn read(message: &TcMessage, packets: Packets) -> Option<u32> {
+    if message.header.info >> 16 != packets.preference() || u32::from(message.header.handle) != HANDLE {
         return None;
     }
     let options = message.attributes.iter().find_map(|attribute| match attribute {

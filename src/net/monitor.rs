@@ -37,6 +37,8 @@ const BUCKETS: [u16; 2] = [116, 117];
 
 /// `RTNLGRP_…` (linux/rtnetlink.h): links, neighbours, tc, IPv4 addresses, routes, rules and settings, nexthops.
 const GROUPS: [u32; 8] = [1, 3, 4, 5, 7, 8, 24, 32];
+/// IPv6 addresses, routes and rules: of each pod that starts there are some, so they are heard only where VIPs are of it.
+const GROUPS_IPV6: [u32; 3] = [9, 11, 19];
 
 /// Lets through what [`decode`] uses, so that a routing daemon's hundred thousand routes don't wake the reader: of routes
 /// those of protocol 118, default routes, and those that take the place of a route to one address (which may have been of
@@ -120,6 +122,7 @@ pub enum Change {
 pub struct Monitor {
     socket: netlink_sys::Socket,
     hears_others: bool,
+    hears_ipv6: bool,
 }
 
 impl Monitor {
@@ -141,7 +144,19 @@ impl Monitor {
         for group in GROUPS {
             socket.add_membership(group).map_err(failed)?;
         }
-        Ok(Self { socket, hears_others })
+        Ok(Self { socket, hears_others, hears_ipv6: false })
+    }
+
+    /// Listens to what changes of IPv6 too, from now on. Once more changes nothing.
+    pub fn hear_ipv6(&mut self) -> Result<()> {
+        if self.hears_ipv6 {
+            return Ok(());
+        }
+        for group in GROUPS_IPV6 {
+            self.socket.add_membership(group).map_err(|e| Error::io("listen", "netlink monitor", &e))?;
+        }
+        self.hears_ipv6 = true;
+        Ok(())
     }
 
     /// Whether it receives events of other namespaces too: not without `CAP_NET_BROADCAST`.
@@ -213,11 +228,7 @@ pub(super) fn decode(kind: u16, payload: &[u8]) -> Option<Change> {
     let is = |kinds: [u16; 2]| kinds.contains(&kind);
     Some(match kind {
         _ if is(LINKS) => Change::Link { index: number(payload.get(4..)?)?, name: link_name(payload)? },
-        _ if is(ADDRESSES) => {
-            const IFA_LOCAL: u16 = 2;
-            let address = attribute(payload.get(8..)?, IFA_LOCAL)?.first_chunk::<4>().copied()?;
-            Change::Address { index: number(payload.get(4..)?)?, address: address.into() }
-        }
+        _ if is(ADDRESSES) => Change::Address { index: number(payload.get(4..)?)?, address: address(payload)? },
         // struct ndmsg and tcmsg have the index there.
         _ if is(NEIGHBOURS) || is(QUEUES) || is(FILTERS) => Change::OnLink(number(payload.get(4..)?)?),
         _ if is(SETTINGS) => {
@@ -232,6 +243,17 @@ pub(super) fn decode(kind: u16, payload: &[u8]) -> Option<Change> {
         }
         _ => return None,
     })
+}
+
+/// Behind struct ifaddrmsg, whose first byte is the family. IPv6 says its own address as that of a link without a peer.
+fn address(payload: &[u8]) -> Option<IpAddr> {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    let attributes = payload.get(8..)?;
+    match super::family_of(payload[0]) {
+        Some(Family::V6) => Some(IpAddr::from(*attribute(attributes, IFA_ADDRESS)?.first_chunk::<16>()?)),
+        _ => Some(IpAddr::from(*attribute(attributes, IFA_LOCAL)?.first_chunk::<4>()?)),
+    }
 }
 
 /// Behind struct ifinfomsg.

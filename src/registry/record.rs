@@ -82,6 +82,11 @@ impl VipRecord {
         self.addresses.iter().chain(self.previous_addresses())
     }
 
+    /// Whether it has an address of IPv6, or had one that is still delivered.
+    pub fn has_ipv6(&self) -> bool {
+        self.all_addresses().any(|address| address.is_ipv6())
+    }
+
     /// Those it had that are still delivered.
     pub fn previous_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.previous_addresses.iter().map(|previous| previous.address)
@@ -331,6 +336,9 @@ pub struct SavedSysctls {
     /// `rp_filter` of `net.ipv4.conf.all`, where it may be lowered; none where it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_rp_filter: Option<i32>,
+    /// `net.ipv4.ip_nonlocal_bind`; none where it isn't known, and so isn't put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonlocal_bind: Option<i32>,
 }
 
 impl Netns {

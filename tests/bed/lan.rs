@@ -31,6 +31,14 @@ impl Lan {
         ns.ip("link set eth0 up");
     }
 
+    /// A machine that is plugged in has IPv6 too: 2001:db8::`host`/64, and the LAN's gateway 2001:db8::fe.
+    pub fn add_ipv6(&self, ns: &Netns, host: u8) {
+        if self.ns.ip("-6 addr show dev br0 scope global").is_empty() {
+            self.ns.ip("addr add 2001:db8::fe/64 dev br0 nodad");
+        }
+        ns.ip(&format!("addr add 2001:db8::{host:x}/64 dev eth0 nodad"));
+    }
+
     /// A machine on the LAN that is no node: 192.0.2.`host`, with `routes` (`PREFIX via ADDRESS`) to the VIPs.
     pub fn client(&self, host: u8, routes: &[&str]) -> Netns {
         let ns = Netns::new();

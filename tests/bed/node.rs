@@ -1,6 +1,7 @@
 //! A node of the cluster: a namespace on the LAN, its directories, and the CNI chain `ptp` → `viproute` run on its pods.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -27,6 +28,16 @@ pub struct Node {
     stub: Mutex<Option<Stub>>,
     pods: AtomicUsize,
     calls: Mutex<Vec<String>>,
+    /// Which addresses the base plugin gives to pods.
+    pods_have: Families,
+}
+
+/// Families of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    Ipv4,
+    Ipv6,
+    Both,
 }
 
 impl Node {
@@ -41,7 +52,26 @@ impl Node {
     pub fn without_allocator(lan: &Lan, number: u8) -> Self {
         let ns = Self::namespace(lan, number);
         let (pods, calls) = (AtomicUsize::new(0), Mutex::default());
-        Self { ns, dir: TempDir::new(), bpf: BpfFs::new(), number, stub: Mutex::new(None), pods, calls }
+        let pods_have = Families::Ipv4;
+        Self { ns, dir: TempDir::new(), bpf: BpfFs::new(), number, stub: Mutex::new(None), pods, calls, pods_have }
+    }
+
+    /// A node with 2001:db8::`number`, whose allocator gives VIPs addresses of both families, and its base plugin those to pods.
+    pub fn dual(lan: &Lan, number: u8, pods_have: Families) -> Self {
+        let mut node = Self::new(lan, number);
+        node.pods_have = pods_have;
+        lan.add_ipv6(&node.ns, number);
+        node.ns.ip("route add default via 2001:db8::fe");
+        node.stub(Stub::is_dual);
+        node.viprouted_has_run();
+        node
+    }
+
+    /// As if a viprouted of this version had run in this boot: records of several addresses may be written.
+    pub fn viprouted_has_run(&self) {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the boot's id");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.data()).expect("make the registry");
+        std::fs::write(self.data() + "/schema", format!("2 {}\n", boot.trim())).expect("write the schema");
     }
 
     fn namespace(lan: &Lan, number: u8) -> Netns {
@@ -200,14 +230,23 @@ impl Node {
 
     /// The chain's first plugin.
     fn ptp(&self, verb: &str, pod: &Pod, version: &str) -> Reply {
+        let (mut ranges, mut routes) = (Vec::new(), Vec::new());
+        if self.pods_have != Families::Ipv6 {
+            ranges.push(json!([{ "subnet": format!("10.1.{}.0/24", self.number) }]));
+            routes.push(json!({ "dst": "0.0.0.0/0" }));
+        }
+        if self.pods_have != Families::Ipv4 {
+            ranges.push(json!([{ "subnet": format!("fd00:1:{}::/64", self.number) }]));
+            routes.push(json!({ "dst": "::/0" }));
+        }
         let conf = json!({
             "cniVersion": version,
             "name": NETWORK,
             "type": "ptp",
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{ "subnet": format!("10.1.{}.0/24", self.number) }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "ranges": ranges,
+                "routes": routes,
                 "dataDir": self.dir.file("host-local"),
             },
         });
@@ -248,8 +287,8 @@ impl Node {
                 .expect("a version in the name")
             {
                 (
-                    program @ ("owner" | "guard" | "express_in" | "express_seen" | "inward" | "outward" | "udp_asked"
-                    | "udp_asked_own" | "udp_answer"),
+                    program @ ("owner" | "guard" | "owner6" | "guard6" | "express_in" | "express_seen" | "inward"
+                    | "outward" | "udp_asked" | "udp_asked_own" | "udp_answer"),
                     _,
                 ) => format!("{program}_000000000000"),
                 ("vips", _) => "vips_v0".to_owned(),
@@ -293,7 +332,10 @@ impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- node {}", self.address());
-            snapshot::dump(&self.ns, &["-4 rule", "-4 route show table all", "nexthop", "-d link", "-4 addr", "neigh"]);
+            snapshot::dump(
+                &self.ns,
+                &["-4 rule", "-4 route show table all", "-6 route", "nexthop", "-d link", "addr", "neigh"],
+            );
             eprintln!("{}", snapshot::files(Path::new(&self.data())).join("\n"));
             for call in self.calls.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().rev().take(5).rev()
             {

@@ -1,7 +1,7 @@
 //! A pod: a namespace and what the runtime knows of it.
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 
 use serde_json::Value;
@@ -46,6 +46,17 @@ impl Pod {
         vips
     }
 
+    /// The IPv6 addresses of its `vip0`, sorted.
+    pub fn vips6(&self) -> Vec<Ipv6Addr> {
+        let devices = self.ns.ip_json("-6 addr");
+        let ours = devices.iter().filter(|device| device["ifname"] == "vip0");
+        let addresses = ours.flat_map(|device| device["addr_info"].as_array().expect("a device's addresses"));
+        let local = |info: &Value| info["local"].as_str().and_then(|text| text.parse().ok()).expect("an address");
+        let mut vips: Vec<_> = addresses.map(local).collect();
+        vips.sort();
+        vips
+    }
+
     /// Its one VIP.
     pub fn vip(&self) -> Ipv4Addr {
         let vips = self.vips();
@@ -64,7 +75,10 @@ impl Drop for Pod {
         if std::thread::panicking() && DUMPS_LEFT.get() > 0 {
             DUMPS_LEFT.set(DUMPS_LEFT.get() - 1);
             eprintln!("--- pod {} {}", self.name, self.id);
-            snapshot::dump(&self.ns, &["-4 addr", "-4 rule", "-4 route show table all", "neigh"]);
+            snapshot::dump(
+                &self.ns,
+                &["addr", "-4 rule", "-4 route show table all", "-6 rule", "-6 route show table all", "neigh"],
+            );
         }
     }
 }

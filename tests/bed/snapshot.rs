@@ -45,6 +45,7 @@ const OBJECTS: &[(&str, &str, &[&str])] = &[
 ];
 
 const SYSCTLS: &[&str] = &[
+    "net/ipv4/ip_nonlocal_bind",
     "net/ipv4/ip_forward",
     "net/ipv4/fib_multipath_hash_policy",
     "net/ipv4/fib_multipath_hash_fields",

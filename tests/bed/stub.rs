@@ -25,6 +25,8 @@ struct State {
     instead: Option<String>,
     /// Whose version it says it has; none: the tested one's.
     version: Option<String>,
+    /// Each VIP has an IPv6 address beside: the one of [`Stub::NETWORK6`] that ends in its own.
+    is_dual: bool,
 }
 
 impl Stub {
@@ -40,6 +42,14 @@ impl Stub {
             }
         });
         Self { listener, state, thread: Some(thread) }
+    }
+
+    /// Where VIPs' IPv6 addresses are of.
+    pub const NETWORK6: &str = "fd00:118::/96";
+
+    /// From now on VIPs have an IPv6 address beside.
+    pub fn is_dual(&self) {
+        self.state.lock().unwrap().is_dual = true;
     }
 
     /// From now on `reply` is the answer to every acquire.
@@ -106,6 +116,7 @@ impl State {
         let next = u32::try_from(self.addresses.len() + 1).expect("few VIPs");
         let first = u32::from(Ipv4Addr::new(10, 118, 0, 0));
         let address = self.addresses.entry(vip.into()).or_insert(Ipv4Addr::from(first + next));
-        json!({ "address": address.to_string(), "expires": 4_000_000_000_u64 }).to_string()
+        let others: Vec<String> = self.is_dual.then(|| format!("fd00:118::{address}")).into_iter().collect();
+        json!({ "address": address.to_string(), "others": others, "expires": 4_000_000_000_u64 }).to_string()
     }
 }

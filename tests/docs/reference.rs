@@ -304,6 +304,7 @@ fn ids_of_kernel_objects() {
         vec![ids::POD_DEVICE.to_owned()],
         vec![ids::TUNNEL_DEVICE.to_owned(), ids::TUNNEL_PORT.to_string()],
         vec![ids::HOST_ADDRESS.to_string()],
+        vec![ids::HOST_LINK_LOCAL.to_string(), ids::POD_LINK_LOCAL.to_string()],
         vec![ids::TABLE.to_string()],
         vec![format!("{:#04x}", ids::INWARD_TOS), "local".to_owned()],
         vec![first.to_string(), last.to_string()],
@@ -311,10 +312,11 @@ fn ids_of_kernel_objects() {
     ];
     let documented: Vec<Vec<String>> = page.table("## Numbers and names").iter().map(|row| row.code(1)).collect();
     assert_eq!(documented, code, "{}: numbers and names", page.name());
-    let settings = settings::SETTINGS.map(|(name, value)| format!("{name} = {value}"));
+    let settings = settings::SETTINGS.into_iter().chain(settings::SETTINGS_IPV6);
+    let settings = settings.map(|(name, value)| format!("{name} = {value}")).collect();
     let rows = page.table("## Settings");
     let documented = rows.iter().map(|row| format!("{} = {}", row.code(0)[0], row.code(1)[0])).collect();
-    agree(&page, &documented, &settings.into());
+    agree(&page, &documented, &settings);
 }
 
 #[test]
@@ -322,6 +324,11 @@ fn pinned_maps() {
     let page = Page::reference("kernel-objects.md");
     let texts = [sources(".bpf.c"), sources(".h")].concat();
     let maps = texts.iter().flat_map(|text| text.lines()).filter(|line| line.contains("SEC(\".maps\")"));
-    let code = maps.filter_map(|line| line.strip_prefix("} ")?.split(' ').next()).map(str::to_owned).collect();
+    let own = maps.filter_map(|line| line.strip_prefix("} ")?.split(' ').next());
+    // Those with the clients' addresses have another name in the object for IPv6.
+    let lines = || texts.iter().flat_map(|text| text.lines());
+    let of_ipv6 = lines().filter_map(|line| line.strip_prefix("#define ")?.split(' ').nth(1));
+    let of_ipv6 = of_ipv6.filter(|name| name.ends_with("6_v1"));
+    let code = own.chain(of_ipv6).map(str::to_owned).collect();
     agree(&page, &page.keys("## Pinned maps"), &code);
 }

@@ -9,7 +9,7 @@ mod long;
 mod outside;
 mod repeated;
 mod rules;
-mod scene;
+pub mod scene;
 mod served;
 mod sticky;
 mod told;

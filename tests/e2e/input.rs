@@ -318,10 +318,10 @@ fn no_prev_result() {
 }
 
 #[test]
-fn a_pod_without_ipv4() {
+fn a_pod_without_an_address() {
     let scene = Scene::new();
     scene.pod.ns.ip("addr flush dev eth0");
     let mut stdin = scene.stdin();
-    stdin["prevResult"]["ips"] = json!([{ "address": "2001:db8::2/64", "interface": 1 }]);
-    scene.refused_stdin(&stdin, 104, "IPv4");
+    stdin["prevResult"]["ips"] = json!([]);
+    scene.refused_stdin(&stdin, 104, "no address");
 }

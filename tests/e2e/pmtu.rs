@@ -1,7 +1,7 @@
 //! A link on the client's side carries less than the pods send: "fragmentation needed" must reach the replica it is for.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,13 +9,16 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 
-use crate::harness::{Join, Netns, PORT, Pod, SOON, Service, scaled};
+use crate::harness::{Families, Join, Netns, PORT, Pod, SOON, Service, Stub, scaled};
 
 const DOWNLOADS: usize = 30;
 const SIZE: usize = 10_000_000;
 
 /// The far client, behind two routers with the small link between them.
 const CLIENT: &str = "198.51.100.2";
+
+/// By IPv6.
+const CLIENT6: &str = "2001:db8:198::2";
 
 /// A pod's server that sends [`SIZE`] bytes to each client.
 struct Source {
@@ -32,7 +35,12 @@ impl Source {
     }
 
     fn on(pod: &Pod, port: u16) -> Self {
-        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).expect("a server in a pod");
+        Self::at(pod, Ipv4Addr::UNSPECIFIED, port)
+    }
+
+    fn at(pod: &Pod, address: impl Into<IpAddr>, port: u16) -> Self {
+        let address = address.into();
+        let listener = pod.ns.run(|| TcpListener::bind((address, port))).expect("a server in a pod");
         let accepting = listener.try_clone().expect("a second descriptor");
         let thread = thread::spawn(move || {
             while let Ok((mut stream, _)) = accepting.accept() {
@@ -80,14 +88,37 @@ impl Far {
         near.ip("route add 10.118.0.0/16 via 192.0.2.1");
         router.ip("route add default via 203.0.113.1");
         client.ip("route add default via 198.51.100.1");
+        if service.vip6.is_some() {
+            Self::add_ipv6([near, &router, &client]);
+        }
         Self { client, _router: router }
     }
 
+    fn add_ipv6([near, router, client]: [&Netns; 3]) {
+        for (ns, device, address) in [
+            (near, "small", "2001:db8:113::1/64"),
+            (router, "small", "2001:db8:113::2/64"),
+            (router, "far", "2001:db8:198::1/64"),
+            (client, "eth0", "2001:db8:198::2/64"),
+        ] {
+            ns.ip(&format!("addr add {address} dev {device} nodad"));
+        }
+        for ns in [near, router] {
+            ns.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+            ns.set_sysctl("net/ipv6/icmp/ratelimit", "0");
+        }
+        near.ip("route add 2001:db8:198::/64 via 2001:db8:113::2");
+        near.ip(&format!("route add {} via 2001:db8::1", Stub::NETWORK6));
+        router.ip("-6 route add default via 2001:db8:113::1");
+        client.ip("-6 route add default via 2001:db8:198::1");
+    }
+
     /// Downloads at once; the bytes that came of each before nothing came for so long.
-    fn download(&self, vip: Ipv4Addr, patience: Duration) -> Vec<usize> {
+    fn download(&self, vip: impl Into<IpAddr>, patience: Duration) -> Vec<usize> {
+        let vip = vip.into();
         let one = || -> io::Result<usize> {
             let mut stream = TcpStream::connect_timeout(&(vip, Source::PORT).into(), scaled(SOON))?;
-            assert_eq!(stream.local_addr()?.ip().to_string(), CLIENT);
+            assert!([CLIENT, CLIENT6].contains(&stream.local_addr()?.ip().to_string().as_str()));
             stream.set_read_timeout(Some(patience))?;
             let (mut buffer, mut total) = (vec![0; 1 << 16], 0);
             while let Ok(length @ 1..) = stream.read(&mut buffer) {
@@ -110,6 +141,17 @@ fn downloads_finish_over_a_smaller_link() {
     let _sources: Vec<_> = service.pods.iter().map(Source::start).collect();
     let sizes = Far::new(&service).download(service.vip, Duration::from_secs(30));
     assert_eq!(sizes, [SIZE; DOWNLOADS]);
+}
+
+#[test]
+fn downloads_of_both_families_finish_over_a_smaller_link() {
+    let service = Service::dual(&Join::annotated("web"), 3, 0, Families::Both);
+    let sources = service.pods.iter().map(|pod| Source::at(pod, Ipv6Addr::UNSPECIFIED, Source::PORT));
+    let _sources: Vec<_> = sources.collect();
+    let far = Far::new(&service);
+    for vip in service.addresses() {
+        assert_eq!(far.download(vip, Duration::from_secs(30)), [SIZE; DOWNLOADS], "{vip}");
+    }
 }
 
 /// The router quotes the VIP's port, and the pod's sender has another number.

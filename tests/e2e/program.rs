@@ -11,11 +11,12 @@ use aya_obj::generated::bpf_insn;
 use crate::corpus::pinned;
 use crate::harness::{Join, Lan, Node};
 
-static OBJECTS: [&[u8]; 4] = [
+static OBJECTS: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o")),
     include_bytes!(concat!(env!("OUT_DIR"), "/owner.without-btf.bpf.o")),
     include_bytes!(concat!(env!("OUT_DIR"), "/listen.bpf.o")),
     include_bytes!(concat!(env!("OUT_DIR"), "/listen.without-btf.bpf.o")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/owner6.bpf.o")),
 ];
 
 /// Resilient nexthop groups have been there since then, so no older kernel will do anyway.
@@ -61,7 +62,7 @@ const MAPS: &[(u32, &str, (u32, u32))] = &[
 /// Instructions that a verifier checks before it gives up (`BPF_COMPLEXITY_LIMIT_INSNS`, since Linux 5.2).
 const PATIENCE: u32 = 1_000_000;
 
-fn objects() -> [Object; 4] {
+fn objects() -> [Object; 5] {
     OBJECTS.map(|object| Object::parse(object).expect("an object of programs"))
 }
 
@@ -124,7 +125,11 @@ fn the_verifier_is_done_long_before_its_limit() {
     let node = Node::new(&lan, 1);
     let _pod = node.joined(&Join::annotated("web"));
     // Without BTF a node stands alone.
-    let of_tunnel = if Path::new("/sys/kernel/btf/vmlinux").exists() { &["outward_", "inward_"][..] } else { &[] };
+    let of_tunnel = if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        &["outward_", "inward_", "owner6_", "guard6_"][..]
+    } else {
+        &[]
+    };
     for name in
         ["owner_", "guard_", "express_in_", "express_seen_", "udp_asked_own_", "udp_answer_"].iter().chain(of_tunnel)
     {

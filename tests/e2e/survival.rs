@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Flows, Pod, Run, Service, churn, connect};
+use crate::harness::{Families, Flows, Join, Pod, Run, Service, churn, connect};
 
 /// Live connections from each caller.
 const FLOWS: usize = 1000;
@@ -41,8 +41,17 @@ impl Live {
 
     fn with_spares(spares: usize) -> Self {
         let turn = turn();
-        let service = Service::new(3, spares);
-        let flows = service.flows(FLOWS);
+        Self::of(turn, Service::new(3, spares), FLOWS)
+    }
+
+    /// Of a VIP of both families: half as many connections to each of its addresses.
+    fn dual() -> Self {
+        let turn = turn();
+        Self::of(turn, Service::dual(&Join::annotated("web"), 3, 1, Families::Both), FLOWS / 2)
+    }
+
+    fn of(turn: MutexGuard<'static, ()>, service: Service, count: usize) -> Self {
+        let flows = service.flows(count);
         // Else nothing here would tell a replica from another.
         for flows in &flows {
             assert_eq!(flows.live().len(), 3, "each replica has connections from {}", flows.from);
@@ -80,8 +89,10 @@ fn a_replica_leaves(live: &mut Live) {
 fn a_replica_drains(live: &mut Live) {
     let draining = &live.service.pods[1];
     live.service.drain(draining);
-    for (from, ns) in live.service.callers() {
-        let tally = connect(ns, live.service.vip, 100);
+    let addresses = live.service.addresses();
+    let calls = addresses.iter().flat_map(|to| live.service.callers_of(*to).into_iter().map(move |call| (*to, call)));
+    for (to, (from, ns)) in calls {
+        let tally = connect(ns, to, 100);
         assert!(!tally.names.contains_key(&draining.name), "{} drains: new ones from {from}: {tally:?}", draining.name);
     }
 }
@@ -107,6 +118,9 @@ fn the_route_is_deleted(live: &mut Live) {
 
 fn delete_route(service: &Service) {
     service.node.ns.ip(&format!("route del {} proto 118 metric 0", service.vip));
+    if let Some(vip6) = service.vip6 {
+        service.node.ns.ip(&format!("route del {vip6} proto 118 metric 1"));
+    }
 }
 
 fn other_routes_come_and_go(live: &mut Live) {
@@ -155,6 +169,13 @@ fn survives(step: fn(&mut Live)) {
     live.assert_unbroken();
 }
 
+/// The same of connections to both addresses of a VIP.
+fn survives_in_both_families(step: fn(&mut Live)) {
+    let mut live = Live::dual();
+    step(&mut live);
+    live.assert_unbroken();
+}
+
 #[test]
 fn connections_survive_a_replica_that_joins() {
     survives(a_replica_joins);
@@ -193,6 +214,49 @@ fn connections_survive_other_routes() {
 #[test]
 fn connections_survive_three_seconds_without_a_link() {
     survives(the_link_is_lost);
+}
+
+#[test]
+fn connections_of_both_families_survive_a_replica_that_joins() {
+    survives_in_both_families(a_replica_joins);
+}
+
+#[test]
+fn connections_of_both_families_survive_a_replica_that_leaves() {
+    survives_in_both_families(a_replica_leaves);
+}
+
+#[test]
+fn connections_of_both_families_survive_a_drain() {
+    survives_in_both_families(a_replica_drains);
+}
+
+#[test]
+fn connections_of_both_families_survive_another_build() {
+    survives_in_both_families(another_build_replaces_the_flow_owner);
+}
+
+#[test]
+fn connections_of_both_families_survive_a_deleted_route() {
+    survives_in_both_families(the_route_is_deleted);
+}
+
+#[test]
+fn connections_of_both_families_survive_other_routes() {
+    survives_in_both_families(|live| {
+        other_routes_come_and_go(live);
+        for third in 100..105 {
+            let node = &live.service.node.ns;
+            node.ip(&format!("route add 2001:db8:{third}::/48 via 2001:db8::fe"));
+            node.ip("-6 route flush cache");
+            node.ip(&format!("route del 2001:db8:{third}::/48"));
+        }
+    });
+}
+
+#[test]
+fn connections_of_both_families_survive_other_weights() {
+    survives_in_both_families(weights_change);
 }
 
 /// Policy 1 lets the sender's hash decide, and TCP changes that after a time-out. ADD sets the policy right, so it is set

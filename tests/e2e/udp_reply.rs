@@ -340,7 +340,7 @@ fn del_of_a_pod_that_lives_on_leaves_nothing() {
     pod.ns.ip("route add throw 10.9.9.0/24 table 1180 proto static");
     let before = node.snapshot(&[&pod]);
     node.add(&pod, &dns()).ok();
-    assert_eq!(routes(&pod, 1180).len(), 5, "a way back, three around it, and somebody else's");
+    assert_eq!(routes(&pod, 1180).len(), 6, "a way back, three around it, the VIP, and somebody else's");
     node.del(&pod, &dns()).ok();
     before.assert_same(&node.snapshot(&[&pod]), "ADD and DEL");
     node.add(&pod, &dns()).ok();

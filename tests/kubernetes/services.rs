@@ -8,6 +8,7 @@ mod many;
 mod nodes;
 mod policies;
 mod pools;
+mod own;
 mod ports;
 mod rollouts;
 mod status;

@@ -29,6 +29,8 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::model::Addresses;
+
 pub use directory::Directory;
 pub use kubernetes::{ClusterFinding, ClusterFindingKind, Kubernetes, KubernetesRequest, ServiceEntry};
 pub use nodes::{Departed, LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
@@ -154,11 +156,22 @@ pub struct Identity {
 pub struct Grant {
     /// The VIP's address.
     pub address: IpAddr,
+    /// Its other addresses: of the other family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<IpAddr>,
     /// Unix seconds; none: it never expires.
     pub expires: Option<u64>,
     /// The registry that viprouted keeps; none from an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<Directory>,
+}
+
+impl Grant {
+    /// All of the VIP's addresses.
+    pub fn addresses(&self) -> Addresses {
+        let all: Vec<IpAddr> = std::iter::once(self.address).chain(self.others.iter().copied()).collect();
+        Addresses::try_from(all).unwrap_or_else(|_| self.address.into())
+    }
 }
 
 /// The answer to a release.

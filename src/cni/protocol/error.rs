@@ -28,7 +28,7 @@ pub enum Code {
     KernelTooOld = 102,
     /// A capability is missing: `CAP_NET_ADMIN`, or `CAP_SYS_ADMIN` to enter a pod.
     NotPermitted = 103,
-    /// The pod has no IPv4 address.
+    /// The pod has no address.
     NoPodAddress = 104,
     /// A registry file is torn, foreign or of a newer version.
     RegistryDamaged = 105,

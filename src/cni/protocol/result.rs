@@ -103,6 +103,23 @@ impl PrevResult {
         addresses
     }
 
+    /// The IPv6 addresses of the pod's interface, or of none that is named.
+    pub fn others(&self, ifname: &str) -> Vec<IpAddr> {
+        let at = |index: usize| self.interfaces.get(index).and_then(|raw| serde_json::from_str(raw.get()).ok());
+        let of_pod = |index| at(index).is_some_and(|i: Interface| i.name == ifname && !i.sandbox.is_empty());
+        let ips = self.ips.iter().filter_map(|raw| serde_json::from_str::<Ip>(raw.get()).ok());
+        let own = ips.filter(|ip| match ip.interface.map(usize::try_from) {
+            Some(Ok(index)) => of_pod(index),
+            Some(Err(_)) => false,
+            None => true,
+        });
+        own.filter_map(|ip| match IpNetwork::from_str(&ip.address) {
+            Ok(IpNetwork::V6(network)) => Some(IpAddr::V6(network.ip())),
+            _ => None,
+        })
+        .collect()
+    }
+
     /// Adds a device; returns its index for [`PrevResult::add_address`].
     pub fn add_interface(&mut self, interface: &Interface) -> usize {
         self.interfaces.extend(serde_json::value::to_raw_value(interface));

@@ -1,5 +1,6 @@
 //! Findings about the kernel and its settings.
 
+use crate::dataplane::settings::{SETTINGS, SETTINGS_IPV6};
 use crate::membership::node::{Node, check_kernel};
 use crate::net::route::{self, DEFAULT, Filter, Kind};
 use crate::net::{Module, link, neighbour, sysctl as setting};
@@ -60,13 +61,15 @@ fn addresses(scene: &Scene<'_>) -> Option<Finding> {
 /// The first ADD after a boot sets them: before that, any value is good that can be changed.
 fn settings(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    for (name, wanted) in crate::dataplane::settings::SETTINGS {
+    let has_ipv6 = scene.vips.iter().any(|vip| vip.record.has_ipv6());
+    let of_ipv6 = SETTINGS_IPV6.into_iter().filter(|_| has_ipv6);
+    for (name, wanted) in SETTINGS.into_iter().chain(of_ipv6) {
         let have = setting::get(name)?;
         if have == wanted || (scene.vips.is_empty() && setting::is_writable(name)) {
             continue;
         }
         let why = match name {
-            "net.ipv4.ip_forward" => "No packet from outside reaches a pod.",
+            "net.ipv4.ip_forward" | "net.ipv6.conf.all.forwarding" => "No packet from outside reaches a pod.",
             _ => "A connection's packets may be sent to another replica than its first.",
         };
         findings.push(Finding::error(format!("{name} is {have}, not {wanted}"), why, sysctl(name, wanted)));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::dataplane::attachment::{ContainerVeth, HostVeth, PodWant};
+use crate::dataplane::attachment::{ContainerVeth, Families, HostVeth, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::{Joined, Member};
 use crate::dataplane::{self, differs};
@@ -68,7 +68,8 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
     joined.vips.retain(|member| member.endpoint.ifindex.is_some());
     let Some(Member { vip, endpoint, .. }) = joined.vips.first() else { return Ok(Vec::new()) };
     let names = &joined.names;
-    let Some(end) = HostVeth::read(&scene.net, names, Some(endpoint.address()))? else {
+    let gateway = joined.gateway().unwrap_or_else(|| endpoint.address());
+    let Some(end) = HostVeth::read(&scene.net, names, Some(gateway))? else {
         let what = format!("link {} of {} is missing", names.host, endpoint.pod_name(&name));
         let why = "This replica can't be reached, nor repaired.";
         let cure = advice("Delete the pod; what its runtime makes in its place joins anew.");
@@ -76,13 +77,17 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
     };
     let mut findings = settings(&names.host, end.link.settings, forwards()?);
     // Settings are among the fixes: their findings have cures of their own.
-    let fixes = end.fixes(names, endpoint.address()).into_iter().map(|fix| fix.finding);
+    let fixes = end.fixes(names, gateway).into_iter().map(|fix| fix.finding);
     let mut wrong: Vec<String> = fixes.filter(|finding| !finding.contains("rp_filter")).collect();
     if let Some(programs) = vip.flow_owner.as_deref().map(Programs::open).transpose()?.flatten() {
         wrong.extend(end.filter_fixes(&programs)?.pop().map(|fix| fix.finding));
     }
     let checked = end.checks_sources(vip.flow_owner.as_deref())?;
-    wrong.extend(in_pod(record, &joined.pod_want().source_checked(checked), joined.flow_owner())?);
+    wrong.extend(in_pod(
+        record,
+        &joined.pod_want().source_checked(checked).calls_leave(checked.filter(|is| !is)),
+        joined.flow_owner(),
+    )?);
     let of = endpoint.pod_name(&name);
     let finding = |wrong: String| {
         Finding::error(format!("{of}: {wrong}"), format!("This replica is cut off. {HEALS}"), restart())
@@ -94,7 +99,7 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
 /// What is wrong in the pod.
 fn in_pod(record: &AttachmentRecord, want: &PodWant<'_>, flow_owner: Option<&Path>) -> dataplane::Result<Vec<String>> {
     let Some(netns) = Netns::open_if_alive(&record.netns.path)? else { return Ok(Vec::new()) };
-    let end = ContainerVeth::read(&PodNet::open(netns)?, want.ifname)?;
+    let end = ContainerVeth::read(&PodNet::open(netns)?, want.ifname, Families::Both)?;
     let Some(end) = end.filter(|end| end.mac() == Some(want.names.pod_mac)) else {
         return Ok(vec![format!("in the pod: link {POD_DEVICE} or {} is missing, or another one", want.ifname)]);
     };

@@ -19,18 +19,20 @@ pub const SERVICES: [(&str, &str); 6] = [
     ("CLIENTS", "The ranges that they are of, the first of them and how many more; - where they may be anybody."),
 ];
 
+/// Each in a line of its own.
+fn addresses(vip: &Vip) -> String {
+    let all: Vec<String> = vip.address.iter().chain(&vip.others).map(ToString::to_string).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join("\n") }
+}
+
 /// The report as a table, a line per replica.
 pub fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(COLUMNS.map(|(name, _)| name));
     for vip in &report.vips {
-        let mut cells = vec![
-            vip.vip.clone(),
-            vip.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
-            lease_text(vip.lease.as_ref(), SystemTime::now()),
-            word(&vip.state),
-        ];
+        let mut cells =
+            vec![vip.vip.clone(), addresses(vip), lease_text(vip.lease.as_ref(), SystemTime::now()), word(&vip.state)];
         if vip.replicas.is_empty() {
             table.add_row(cells.iter());
         }

@@ -14,7 +14,7 @@ use crate::registry::Registry;
 
 use super::pod::ContainerVeth;
 use super::want::PodWant;
-use super::{Fix, apply, fix, side};
+use super::{Families, Fix, apply, fix, side};
 
 /// What filters a pod has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub fn renew(registry: &Registry, attachment: &AttachmentId, programs: &Programs
         return Ok(());
     }
     let pod = PodNet::open(netns)?;
-    let end = ContainerVeth::read(&pod, joined.ifname())?;
+    let end = ContainerVeth::read(&pod, joined.ifname(), Families::Ipv4)?;
     let Some(end) = end.filter(|end| end.mac() == Some(joined.names.pod_mac)) else { return Ok(()) };
     Ok(apply(&pod, end.filter_fixes(&joined.pod_want(), programs)?)?)
 }

@@ -16,7 +16,7 @@ use crate::net::neighbour::{self, Neighbour};
 use crate::net::nexthop::Nexthop;
 use crate::net::{self, NodeNet};
 
-use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, side};
+use super::{Fix, RP_FILTER_LOOSE, fix, ipv6, is_neighbour, set, side};
 
 /// The host veth, and what is on it.
 #[derive(Debug)]
@@ -27,25 +27,47 @@ pub struct HostVeth {
     neighbour: Option<Neighbour>,
     /// The ids of the programs on it.
     programs: BTreeMap<Hook, u32>,
+    /// The pair carries IPv6.
+    carries_ipv6: bool,
+    /// Settings of IPv6 that differ.
+    wrong: ipv6::Wrong,
 }
 
 impl HostVeth {
-    /// A host veth that was just made: nothing is on it.
-    pub fn new(node: &NodeNet, names: &VethNames) -> net::Result<Option<Self>> {
-        let bare = |link| Self { link, addresses: Vec::new(), neighbour: None, programs: BTreeMap::new() };
+    /// A host veth that was just made: nothing is on it. `gateway`: what the pod's nexthop is to lead to.
+    pub fn new(node: &NodeNet, names: &VethNames, gateway: IpAddr) -> net::Result<Option<Self>> {
+        let carries_ipv6 = gateway.is_ipv6();
+        let wrong = if carries_ipv6 { ipv6::of_new_host(&names.host) } else { ipv6::Wrong::new() };
+        let bare = |link| Self {
+            link,
+            addresses: Vec::new(),
+            neighbour: None,
+            programs: BTreeMap::new(),
+            carries_ipv6,
+            wrong,
+        };
         Ok(link::by_name(node, &names.host)?.map(bare))
     }
 
-    /// Reads the host veth. Only [`HostVeth::fixes`] needs the pod's address.
-    pub fn read(node: &NodeNet, names: &VethNames, pod_address: Option<IpAddr>) -> net::Result<Option<Self>> {
+    /// Reads the host veth. Only [`HostVeth::fixes`] needs the gateway. Without it the pair carries IPv6 if programs for that are on it.
+    pub fn read(node: &NodeNet, names: &VethNames, gateway: Option<IpAddr>) -> net::Result<Option<Self>> {
         let Some(link) = link::by_name(node, &names.host)? else { return Ok(None) };
         let addresses = address::list(node, Family::V4, Some(link.index))?;
-        let neighbour = pod_address.map(|address| neighbour::get(node, link.index, address)).transpose()?.flatten();
+        let neighbour = gateway.map(|address| neighbour::get(node, link.index, address)).transpose()?.flatten();
         let mut programs = BTreeMap::new();
-        for hook in Hook::HOST_VETH {
+        let of_ipv6 = Hook::HOST_VETH_IPV6.into_iter().filter(|_| gateway.is_none_or(|gateway| gateway.is_ipv6()));
+        for hook in Hook::HOST_VETH.into_iter().chain(of_ipv6) {
             programs.extend(filter::program(node, link.index, side(hook))?.map(|id| (hook, id)));
         }
-        Ok(Some(Self { link, addresses, neighbour, programs }))
+        let has_programs = || Hook::HOST_VETH_IPV6.iter().any(|hook| programs.contains_key(hook));
+        let carries_ipv6 = gateway.map_or_else(has_programs, |gateway| gateway.is_ipv6());
+        let wrong = if carries_ipv6 { ipv6::of_host(&link.name) } else { ipv6::Wrong::new() };
+        Ok(Some(Self { link, addresses, neighbour, programs, carries_ipv6, wrong }))
+    }
+
+    /// Whether the kernel has IPv6 for it.
+    pub fn can_carry_ipv6(&self) -> bool {
+        self.link.ipv6
     }
 
     /// Programs of ours run on it, of whatever build.
@@ -57,7 +79,9 @@ impl HostVeth {
     pub fn filter_fixes(&self, programs: &Programs) -> ebpf::Result<Vec<Fix>> {
         let Link { index, name, .. } = &self.link;
         let mut fixes = Vec::new();
-        for program in programs.iter().filter(|program| Hook::HOST_VETH.contains(&program.spec.hook)) {
+        let is_on_it =
+            |hook: &Hook| Hook::HOST_VETH.contains(hook) || (self.carries_ipv6 && Hook::HOST_VETH_IPV6.contains(hook));
+        for program in programs.iter().filter(|program| is_on_it(&program.spec.hook)) {
             let (side, found) = (side(program.spec.hook), self.programs.get(&program.spec.hook));
             if found != Some(&program.id()) {
                 let (wanted, id) = (program.spec.name, program.id());
@@ -73,8 +97,8 @@ impl HostVeth {
         Ok(fixes)
     }
 
-    /// What must still be done for a pod at this address.
-    pub fn fixes(&self, names: &VethNames, pod_address: IpAddr) -> Vec<Fix> {
+    /// What must still be done for a pod whose nexthop leads to this gateway: its address, or its end of the pair.
+    pub fn fixes(&self, names: &VethNames, gateway: IpAddr) -> Vec<Fix> {
         let Link { index, name, settings, up, .. } = &self.link;
         let index = *index;
         let mut fixes = Vec::new();
@@ -94,12 +118,13 @@ impl HostVeth {
         if !self.addresses.iter().any(|a| a.address == HOST_ADDRESS) {
             fixes.push(fix(format!("address {HOST_ADDRESS} on {name} is missing"), address::add(index, HOST_ADDRESS)));
         }
+        fixes.extend(set(&self.wrong));
         if !up {
             fixes.push(fix(format!("{name} is down"), link::set_up(index)));
         }
-        if !is_neighbour(self.neighbour.as_ref(), pod_address, names.pod_mac) {
-            let finding = format!("neighbour {pod_address} on {name} is missing");
-            fixes.push(fix(finding, neighbour::replace(index, pod_address, names.pod_mac)));
+        if !is_neighbour(self.neighbour.as_ref(), gateway, names.pod_mac) {
+            let finding = format!("neighbour {gateway} on {name} is missing");
+            fixes.push(fix(finding, neighbour::replace(index, gateway, names.pod_mac)));
         }
         fixes
     }
@@ -113,9 +138,9 @@ impl HostVeth {
     }
 
     /// The way to the pod: what its VIPs' groups are made of.
-    pub fn nexthop(&self, pod_address: IpAddr) -> net::Result<Nexthop> {
+    pub fn nexthop(&self, gateway: IpAddr) -> net::Result<Nexthop> {
         let index = self.link.index;
         let out_of_range = || net::Error::new("add nexthop", format!("for link {index}"), Errno::ERANGE);
-        Ok(Nexthop { id: ids::nexthop(index).ok_or_else(out_of_range)?, gateway: pod_address, index })
+        Ok(Nexthop { id: ids::nexthop(index).ok_or_else(out_of_range)?, gateway, index })
     }
 }

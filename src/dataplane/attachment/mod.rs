@@ -3,6 +3,7 @@
 
 mod answers;
 mod host;
+mod ipv6;
 mod pod;
 mod settings;
 mod want;
@@ -13,21 +14,22 @@ use std::net::IpAddr;
 
 use crate::ebpf::Hook;
 use crate::model::{Family, Mac};
-use crate::net::filter::Side;
+use crate::net::filter::{Packets, Place, Side};
 use crate::net::link::{self, End};
 use crate::net::neighbour::Neighbour;
 use crate::net::nexthop;
 use crate::net::route::{self, Action, TableRoute};
 use crate::net::rule;
-use crate::net::{self, Netns, NodeNet, PodNet, Request, Socket};
+use crate::net::{self, Netns, NodeNet, PodNet, Request};
 use crate::registry::record::SavedSysctls;
 
 use super::ids::{self, POD_DEVICE, VethNames};
 
 pub use answers::renew;
 pub use host::HostVeth;
-pub use pod::{ContainerVeth, PodDevices};
-pub use settings::{has_arp_settings, relax_all};
+pub use ipv6::Namespace;
+pub use pod::{ContainerVeth, Families, PodDevices};
+pub use settings::{allow_binding, has_arp_settings, relax_all};
 pub use want::{PodWant, Served};
 
 /// Loose: the address must have some way back, not necessarily this one. A replica that is not in its VIP's route still
@@ -39,17 +41,38 @@ pub(super) const RP_FILTER_LOOSE: i32 = 2;
 pub struct Fix {
     /// What is amiss, for CHECK.
     pub finding: String,
-    request: Request,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Ask(Request),
+    Set(Vec<(String, i64)>),
 }
 
 fn fix(finding: impl Into<String>, request: Request) -> Fix {
-    Fix { finding: finding.into(), request }
+    Fix { finding: finding.into(), step: Step::Ask(request) }
+}
+
+/// What settles settings that differ, if any does.
+fn set(wrong: &[(String, i64)]) -> Option<Fix> {
+    let (name, value) = wrong.first()?;
+    Some(Fix { finding: format!("sysctl {name} is not {value}"), step: Step::Set(wrong.to_vec()) })
 }
 
 /// Takes the steps.
-pub fn apply(socket: &Socket, fixes: Vec<Fix>) -> net::Result<()> {
-    let requests: Vec<Request> = fixes.into_iter().map(|fix| fix.request).collect();
-    socket.apply(&requests)
+pub fn apply(namespace: &impl Namespace, fixes: Vec<Fix>) -> net::Result<()> {
+    let mut requests: Vec<Request> = Vec::new();
+    for fix in fixes {
+        match fix.step {
+            Step::Ask(request) => requests.push(request),
+            Step::Set(settings) => {
+                namespace.ask(&std::mem::take(&mut requests))?;
+                namespace.set(&settings)?;
+            }
+        }
+    }
+    namespace.ask(&requests)
 }
 
 /// Makes the pair, its container veth in `netns`. Nothing is on it yet.
@@ -95,12 +118,15 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
         return Ok(());
     }
     let mut requests: Vec<Request> = rule::list(pod, Family::V4)?.into_iter().map(rule::del).collect();
+    if vip0.as_ref().is_some_and(|vip0| vip0.ipv6) {
+        requests.extend(rule::list(pod, Family::V6)?.into_iter().map(rule::del));
+    }
     // Those by way of vip0 go with it, and without a notification each; `throw` has no device to go with.
     let goes_with = |route: &TableRoute| match route.action {
-        Action::Via { index, .. } => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
+        Action::Via { index, .. } | Action::Local(index) => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
         _ => false,
     };
-    requests.extend(pod::read_routes(pod)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
+    requests.extend(pod::read_routes(pod, Family::V4)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
     if let Some(interface) = link::by_name(pod, ifname)? {
         requests.extend(answers::Filters::read(pod, None, &interface)?.removal(&interface));
         let restored = settings::restored(saved, &interface.settings);
@@ -134,14 +160,16 @@ pub fn wrong_mac(name: &str, have: Option<Mac>, want: Mac) -> Option<String> {
 }
 
 /// Where on a device a hook is.
-pub(super) fn side(hook: Hook) -> Side {
+pub(super) fn side(hook: Hook) -> Place {
     match hook {
-        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress,
+        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress.into(),
         Hook::HostIngress
         | Hook::UplinkIngress
         | Hook::TunnelIngress
         | Hook::ContainerIngress
-        | Hook::InterfaceIngress => Side::Ingress,
+        | Hook::InterfaceIngress => Side::Ingress.into(),
+        Hook::HostEgressIpv6 => Place { side: Side::Egress, packets: Packets::Ipv6 },
+        Hook::HostIngressIpv6 => Place { side: Side::Ingress, packets: Packets::Ipv6 },
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::dataplane::ids::{self, HOST_ADDRESS, POD_DEVICE, TABLE};
+use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, POD_DEVICE, TABLE};
 use crate::dataplane::node::tunnel;
 use crate::model::{Family, Mac};
 use crate::net::link::{self, Link, Setting};
@@ -14,9 +14,9 @@ use crate::net::{self, PROTOCOL, PodNet, address};
 use crate::registry::record::SavedSysctls;
 
 use super::answers::Filters;
-use super::settings::{has_arp_settings, strict_for_all, wanted_settings};
-use super::want::{PodWant, Underlay};
-use super::{Fix, RP_FILTER_LOOSE, fix, is_neighbour, route_fixes, set_fixes};
+use super::settings::{has_arp_settings, nonlocal_bind, strict_for_all, wanted_settings};
+use super::want::{ENTRANCE, PodWant, Underlay};
+use super::{Fix, RP_FILTER_LOOSE, fix, ipv6, is_neighbour, route_fixes, set, set_fixes};
 
 /// No check of sources at all (`rp_filter`), and local ones are taken too (`accept_local`): with a rule in the pod the kernel
 /// would look each packet's source up in all tables (`fib_validate_source()` in `net/ipv4/fib_frontend.c`).
@@ -41,7 +41,8 @@ impl PodDevices {
     /// What is to be put back when the attachment goes.
     pub fn saved_sysctls(&self, pod: &PodNet) -> net::Result<SavedSysctls> {
         let link::Settings { arp_ignore, arp_announce, .. } = self.interface.settings;
-        Ok(SavedSysctls { arp_ignore, arp_announce, all_rp_filter: strict_for_all(pod)? })
+        let (all_rp_filter, nonlocal_bind) = (strict_for_all(pod)?, nonlocal_bind(pod)?);
+        Ok(SavedSysctls { arp_ignore, arp_announce, all_rp_filter, nonlocal_bind })
     }
 }
 
@@ -55,8 +56,23 @@ pub struct ContainerVeth {
     /// Those of the other devices, but for the loopback network.
     others: BTreeSet<IpAddr>,
     neighbour: Option<Neighbour>,
+    /// The gateway of IPv6.
+    neighbour6: Option<Neighbour>,
     rules: BTreeSet<Rule>,
     routes: BTreeSet<TableRoute>,
+    /// What the table `local` has of IPv4 by way of `vip0`.
+    locals: BTreeSet<IpAddr>,
+    /// Settings of IPv6 that differ from what a `vip0` with VIPs of it must have.
+    wrong: ipv6::Wrong,
+}
+
+/// Which families' parts of a pod are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4's alone: nothing of IPv6 was ever put there.
+    Ipv4,
+    /// Both.
+    Both,
 }
 
 impl ContainerVeth {
@@ -65,37 +81,51 @@ impl ContainerVeth {
         let Some(link) = link::by_name(pod, POD_DEVICE)? else { return Ok(None) };
         Ok(Some(Self {
             interface,
-            others: read_addresses(pod, link.index)?.1,
+            others: read_addresses(pod, link.index, Families::Ipv4)?.1,
+            wrong: ipv6::of_new_pod(&link.name),
             link,
             addresses: BTreeSet::new(),
             filters: Filters::default(),
             neighbour: None,
+            neighbour6: None,
             rules: BTreeSet::new(),
             routes: BTreeSet::new(),
+            locals: BTreeSet::new(),
         }))
     }
 
     /// Reads the container veth. `None`: it, or the pod's own interface, is missing.
-    pub fn read(pod: &PodNet, ifname: &str) -> net::Result<Option<Self>> {
+    pub fn read(pod: &PodNet, ifname: &str, families: Families) -> net::Result<Option<Self>> {
         let Some(devices) = PodDevices::read(pod, ifname)? else { return Ok(None) };
-        Self::around(pod, devices)
+        Self::around(pod, devices, families)
     }
 
     /// The same for devices that were read before.
-    pub fn around(pod: &PodNet, devices: PodDevices) -> net::Result<Option<Self>> {
+    pub fn around(pod: &PodNet, devices: PodDevices, families: Families) -> net::Result<Option<Self>> {
         let PodDevices { interface, vip0: Some(link) } = devices else { return Ok(None) };
         let index = link.index;
-        let (addresses, others) = read_addresses(pod, index)?;
-        Ok(Some(Self {
+        let families = if link.ipv6 { families } else { Families::Ipv4 };
+        let (addresses, others) = read_addresses(pod, index, families)?;
+        let mut end = Self {
             filters: Filters::read(pod, Some(&link), &interface)?,
             interface,
             addresses,
             others,
             neighbour: neighbour::get(pod, index, HOST_ADDRESS)?,
+            neighbour6: None,
             rules: rule::list(pod, Family::V4)?.into_iter().collect(),
-            routes: read_routes(pod)?,
+            routes: read_routes(pod, Family::V4)?,
+            locals: route::locals(pod, Family::V4, index)?,
+            wrong: ipv6::Wrong::new(),
             link,
-        }))
+        };
+        if families == Families::Both {
+            end.neighbour6 = neighbour::get(pod, index, HOST_LINK_LOCAL)?;
+            end.rules.extend(rule::list(pod, Family::V6)?);
+            end.routes.extend(read_routes(pod, Family::V6)?);
+            end.wrong = ipv6::of_pod(pod, &end.link.name)?;
+        }
+        Ok(Some(end))
     }
 
     /// The container veth's index.
@@ -124,6 +154,7 @@ impl ContainerVeth {
             Some(settings) => fixes.push(fix(self.source_finding(&settings), link::configure(index, &settings))),
             None => {}
         }
+        fixes.extend(set(&self.wrong).filter(|_| want.has_ipv6()));
         for missing in want.vips.difference(&self.addresses) {
             fixes.push(fix(format!("address {missing} on {POD_DEVICE} is missing"), address::add(index, *missing)));
         }
@@ -135,9 +166,48 @@ impl ContainerVeth {
             let finding = format!("neighbour {HOST_ADDRESS} on {POD_DEVICE} is missing");
             fixes.push(fix(finding, neighbour::replace(index, HOST_ADDRESS, want.names.host_mac)));
         }
-        fixes.extend(route_fixes(&self.routes, &want.routes(index, self.advmss(want))));
-        fixes.extend(set_fixes("rule", &self.rules, &want.rules(), (rule::add, rule::del)));
+        if want.has_ipv6() && !is_neighbour(self.neighbour6.as_ref(), HOST_LINK_LOCAL, want.names.host_mac) {
+            let finding = format!("neighbour {HOST_LINK_LOCAL} on {POD_DEVICE} is missing");
+            fixes.push(fix(finding, neighbour::replace(index, HOST_LINK_LOCAL, want.names.host_mac)));
+        }
+        let calls_leave = self.calls_leave(want);
+        // The new way in before the old one goes.
+        let kernels = self.local_fixes(want, calls_leave);
+        let (first, last) = if calls_leave { (Vec::new(), kernels) } else { (kernels, Vec::new()) };
+        fixes.extend(first);
+        let (locals, routes): (BTreeSet<TableRoute>, BTreeSet<TableRoute>) =
+            self.routes.iter().copied().partition(|route| matches!(route.action, Action::Local(_)));
+        // Before those that have a VIP as their source.
+        fixes.extend(set_fixes("route", &locals, &want.local_routes(index, calls_leave), (route::add, route::del)));
+        fixes.extend(route_fixes(&routes, &want.routes(index, self.advmss(want))));
+        fixes.extend(set_fixes("rule", &self.rules, &want.rules(calls_leave), (rule::add, rule::del)));
+        fixes.extend(last);
         fixes
+    }
+
+    /// Whether what the pod sends to its VIPs is to leave it. Not where it must check sources itself: it would drop what comes back
+    /// to it from its own address.
+    fn calls_leave(&self, want: &PodWant<'_>) -> bool {
+        match want.calls_leave {
+            Some(leave) => leave && self.others.is_subset(&want.own),
+            None => self.rules.contains(&ENTRANCE),
+        }
+    }
+
+    /// The kernel's own routes to the VIPs of IPv4: it makes one for each address, with the address and whenever `vip0` comes up.
+    fn local_fixes(&self, want: &PodWant<'_>, calls_leave: bool) -> Vec<Fix> {
+        let index = self.link.index;
+        let is_made = |vip: &IpAddr| self.locals.contains(vip) || !self.addresses.contains(vip) || !self.link.up;
+        let (made, missing): (Vec<IpAddr>, Vec<IpAddr>) = want.vips_of_ipv4().partition(|vip| is_made(vip));
+        let stale = made
+            .into_iter()
+            .filter(|_| calls_leave)
+            .map(|vip| fix(format!("route local {vip} table local should not be there"), route::del_local(index, vip)));
+        let missing = missing
+            .into_iter()
+            .filter(|_| !calls_leave)
+            .map(|vip| fix(format!("route local {vip} table local is missing"), route::add_local(index, vip)));
+        stale.chain(missing).collect()
     }
 
     /// The longest segment to offer to clients. What isn't known stays as it is.
@@ -187,17 +257,23 @@ impl ContainerVeth {
     }
 }
 
-/// The addresses of one device of a pod, and those of all others but for the loopback network.
-fn read_addresses(pod: &PodNet, index: u32) -> net::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
+/// The addresses of one device of a pod, and those of IPv4 of all others but for the loopback network. Of IPv6 what is known beyond the
+/// link: no other is a VIP, and none of ours.
+fn read_addresses(pod: &PodNet, index: u32, families: Families) -> net::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
     let (own, others): (Vec<_>, Vec<_>) =
         address::list(pod, Family::V4, None)?.into_iter().partition(|address| address.index == index);
     let others = others.iter().map(|other| other.address).filter(|address| !address.is_loopback());
-    Ok((own.iter().map(|own| own.address).collect(), others.collect()))
+    let mut own: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
+    if families == Families::Both {
+        let of_ipv6 = address::list(pod, Family::V6, Some(index))?;
+        own.extend(of_ipv6.iter().filter(|address| address.global && address.index == index).map(|own| own.address));
+    }
+    Ok((own, others.collect()))
 }
 
 /// The routes in our tables that [`route::add`] can have made.
-pub(super) fn read_routes(pod: &PodNet) -> net::Result<BTreeSet<TableRoute>> {
-    let filter = Filter { protocol: Some(PROTOCOL), ..Filter::default() };
+pub(super) fn read_routes(pod: &PodNet, family: Family) -> net::Result<BTreeSet<TableRoute>> {
+    let filter = Filter { family, protocol: Some(PROTOCOL), ..Filter::default() };
     let routes = route::list(pod, filter)?;
     Ok(routes.iter().filter(|route| ids::is_table(route.table)).filter_map(route::Route::of_ours).collect())
 }

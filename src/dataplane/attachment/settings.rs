@@ -51,6 +51,26 @@ pub(super) fn strict_for_all(pod: &PodNet) -> net::Result<Option<i32>> {
     Ok(link::list(pod)?.iter().all(is_strict).then_some(all))
 }
 
+/// By it a socket may be bound to an address that the pod's table `local` doesn't have: to a VIP. It may not send from an address that
+/// no device has (`ip_route_output_key_hash_rcu()` in net/ipv4/route.c).
+const NONLOCAL_BIND: &str = "net.ipv4.ip_nonlocal_bind";
+
+/// As the pod has it. `None`: it can't be read.
+pub(super) fn nonlocal_bind(pod: &PodNet) -> net::Result<Option<i32>> {
+    let value = pod.netns().run(|| sysctl::get(NONLOCAL_BIND).ok())?;
+    Ok(value.and_then(|value| i32::try_from(value).ok()))
+}
+
+/// Lets the pod's servers bind its VIPs, whatever its table `local` has. False: they can't be let, and what the pod sends to its VIPs
+/// has to stay in it.
+pub fn allow_binding(pod: &PodNet) -> net::Result<bool> {
+    let set = pod.netns().run(|| sysctl::ensure(NONLOCAL_BIND, 1))?;
+    if let Err(error) = &set {
+        tracing::warn!("{error}: a replica that calls its own VIP reaches itself");
+    }
+    Ok(set.is_ok())
+}
+
 /// Lowers a pod's `all.rp_filter` that was saved: `vip0` alone changes. Where it can't be written, packets are looked up as before.
 pub fn relax_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
     if saved.all_rp_filter.is_none() {
@@ -62,11 +82,18 @@ pub fn relax_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
     Ok(())
 }
 
-/// Puts it back, unless it is another's by now.
+/// Puts those back that are not another's by now.
 pub(super) fn restore_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
-    let Some(all) = saved.all_rp_filter else { return Ok(()) };
-    pod.netns().run(|| match sysctl::get(ALL_RP_FILTER)? {
-        0 => sysctl::ensure(ALL_RP_FILTER, all.into()),
-        _ => Ok(()),
+    let settings = [(ALL_RP_FILTER, saved.all_rp_filter, 0), (NONLOCAL_BIND, saved.nonlocal_bind, 1)];
+    let changed = settings.into_iter().filter_map(|(name, saved, ours)| Some((name, saved?, ours)));
+    let changed: Vec<_> = changed.filter(|(_, saved, ours)| saved != ours).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    pod.netns().run(|| {
+        changed.into_iter().try_for_each(|(name, saved, ours)| match sysctl::get(name)? {
+            now if now == i64::from(ours) => sysctl::ensure(name, saved.into()),
+            _ => Ok(()),
+        })
     })?
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::dataplane::ids::{self, HOST_ADDRESS, RULE_PRIORITY, TABLE, VethNames};
+use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, POD_DEVICE, RULE_PRIORITY, TABLE, VethNames};
+use crate::model::Addresses;
 use crate::net::route::{self, Action, TableRoute};
-use crate::net::rule::{Rule, Selector};
+use crate::net::rule::{Name, Rule, Selector};
 use crate::registry::Endpoint;
 
 /// What a pod's namespace must have.
@@ -24,8 +25,14 @@ pub struct PodWant<'a> {
     pub(super) own: BTreeSet<IpAddr>,
     /// See [`PodWant::source_checked`].
     pub(super) source_checked: Option<bool>,
+    /// See [`PodWant::calls_leave`].
+    pub(super) calls_leave: Option<bool>,
     pub(super) underlay: Underlay,
 }
+
+/// `iif vip0`: by it VIPs are the pod's own.
+pub(super) const ENTRANCE: Rule =
+    Rule { selector: Selector::Device(Name::new(POD_DEVICE)), table: TABLE, priority: RULE_PRIORITY };
 
 /// What is known of the network under the tunnel to other nodes.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +48,8 @@ pub(super) enum Underlay {
 pub struct Served<'a> {
     /// Its place in the attachment's list.
     pub place: usize,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its addresses.
+    pub addresses: &'a Addresses,
     /// The pod as its replica.
     pub endpoint: &'a Endpoint,
 }
@@ -68,13 +75,16 @@ impl<'a> PodWant<'a> {
             answers: false,
             own,
             source_checked: None,
+            calls_leave: None,
             underlay: Underlay::Unknown,
         };
-        for Served { place, address, endpoint } in served {
-            want.vips.insert(address);
+        for Served { place, addresses, endpoint } in served {
+            want.vips.extend(addresses.iter());
             want.own.extend(endpoint.addresses.iter());
             want.answers |= endpoint.udp_ports().next().is_some();
-            if endpoint.udp_reply {
+            if endpoint.udp_reply
+                && let Some(address) = addresses.iter().find(IpAddr::is_ipv4)
+            {
                 let ports = endpoint.udp_ports().collect();
                 let (table, node_source_address) = (ids::reply_table(place), endpoint.node_source_address);
                 want.replies.push(UdpReply { vip: address, table, ports, node_source_address });
@@ -106,13 +116,45 @@ impl<'a> PodWant<'a> {
         self
     }
 
-    pub(super) fn rules(&self) -> BTreeSet<Rule> {
+    /// Whether some VIP of the pod's has an address of IPv6.
+    pub(super) fn has_ipv6(&self) -> bool {
+        self.vips.iter().any(IpAddr::is_ipv6)
+    }
+
+    /// Those that what the pod itself sends may leave it for.
+    pub(super) fn vips_of_ipv4(&self) -> impl Iterator<Item = IpAddr> {
+        self.vips.iter().copied().filter(IpAddr::is_ipv4)
+    }
+
+    /// Whether what the pod sends to its VIPs of IPv4 goes to the node, as anybody's does (`calls_leave`). `None`: it isn't known, and
+    /// stays as it is.
+    #[must_use]
+    pub fn calls_leave(mut self, is: Option<bool>) -> Self {
+        self.calls_leave = is;
+        self
+    }
+
+    /// `calls_leave`: the pod's table `local` doesn't have its VIPs of IPv4.
+    pub(super) fn rules(&self, calls_leave: bool) -> BTreeSet<Rule> {
         let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
         let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();
+        rules.extend(calls_leave.then_some(ENTRANCE));
         for UdpReply { table, ports, .. } in &self.replies {
             rules.extend(ports.iter().map(|port| rule(Selector::UnboundUdp(*port), *table)));
         }
         rules
+    }
+
+    /// What makes the pod take packets for its VIPs where its table `local` doesn't have them: all that come by `vip0` (`index`), and
+    /// those from a VIP to itself, by which health checks ask the pod alone. The kernel takes no `src VIP` in a table that
+    /// neither has the VIP nor is asked behind one that has (`fib_valid_prefsrc()` in net/ipv4/fib_semantics.c).
+    pub(super) fn local_routes(&self, index: u32, calls_leave: bool) -> BTreeSet<TableRoute> {
+        if !calls_leave {
+            return BTreeSet::new();
+        }
+        let local = |table, vip| TableRoute { table, prefix: route::host(vip), tos: 0, action: Action::Local(index) };
+        let replies = self.replies.iter().map(|reply| local(reply.table, reply.vip));
+        self.vips_of_ipv4().map(|vip| local(TABLE, vip)).chain(replies).collect()
     }
 
     /// The way back out of `vip0` (`index`), and around it for what must not take it.
@@ -124,6 +166,10 @@ impl<'a> PodWant<'a> {
             action: Action::Via { gateway: HOST_ADDRESS, index, source, advmss },
         };
         let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
+        if self.has_ipv6() {
+            let action = Action::Via { gateway: HOST_LINK_LOCAL, index, source: None, advmss: None };
+            routes.insert(TableRoute { table: TABLE, prefix: route::DEFAULT6, tos: 0, action });
+        }
         for UdpReply { vip, table, node_source_address, .. } in &self.replies {
             routes.insert(way_back(*table, Some(*vip), None));
             let around = [route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))].into_iter();

@@ -1,6 +1,8 @@
 //! What a node that has VIPs must be set to.
 
-use crate::net::{self, sysctl};
+use crate::model::Family;
+use crate::net::route::{self, Filter, Kind};
+use crate::net::{self, NodeNet, link, sysctl};
 
 /// Hash policy 3 with these fields (addresses, protocol, ports) computes a flow's hash from the packet itself; with policy
 /// 1 the kernel may take the sender's, which TCP changes after a time-out.
@@ -9,6 +11,18 @@ pub const SETTINGS: [(&str, i64); 3] = [
     ("net.ipv4.fib_multipath_hash_fields", 0x37),
     ("net.ipv4.ip_forward", 1),
 ];
+
+/// The same where VIPs have addresses of IPv6. Policy 0, which is the kernel's own, hashes the flow label, which TCP changes after a time-out.
+pub const SETTINGS_IPV6: [(&str, i64); 3] = [
+    ("net.ipv6.fib_multipath_hash_policy", 3),
+    ("net.ipv6.fib_multipath_hash_fields", 0x37),
+    ("net.ipv6.conf.all.forwarding", 1),
+];
+
+/// `accept_ra` of a device whose default route a node that forwards keeps (`ip-sysctl.rst`).
+const EVEN_IF_FORWARDING: i64 = 2;
+/// `RTPROT_RA` of linux/rtnetlink.h: a route by router advertisement.
+const BY_ADVERTISEMENT: u8 = 9;
 
 /// A setting that has another value than it must.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +63,38 @@ pub fn configure() -> net::Result<()> {
     Ok(())
 }
 
-/// The first setting that isn't right: a word for CHECK.
-pub fn finding() -> net::Result<Option<String>> {
-    for setting in SETTINGS {
+/// Sets the node up for VIPs of IPv6. Before it forwards, each device with a default route by router advertisement is told to keep that: the
+/// kernel deletes it otherwise, and takes none again (`rt6_purge_dflt_routers`).
+pub fn configure_ipv6(node: &NodeNet) -> net::Result<()> {
+    keep_default_routes(node)?;
+    for setting in SETTINGS_IPV6 {
+        read(setting)?.map_or(Ok(()), |change| change.apply())?;
+    }
+    Ok(())
+}
+
+/// Where the node forwards already, those that were to go are gone.
+fn keep_default_routes(node: &NodeNet) -> net::Result<()> {
+    let filter = Filter {
+        family: Family::V6,
+        table: Some(route::MAIN),
+        protocol: Some(BY_ADVERTISEMENT),
+        prefix: Some(route::DEFAULT6),
+    };
+    for route in route::list(node, filter)? {
+        let Kind::Via(hops) = route.kind else { continue };
+        for index in hops.iter().filter_map(|hop| hop.index) {
+            let Some(device) = link::by_index(node, index)? else { continue };
+            let name = format!("net.ipv6.conf.{}.accept_ra", device.name.replace('.', "/"));
+            sysctl::ensure(&name, EVEN_IF_FORWARDING)?;
+        }
+    }
+    Ok(())
+}
+
+/// The first setting that isn't right: a word for CHECK. `has_ipv6`: VIPs have addresses of it.
+pub fn finding(has_ipv6: bool) -> net::Result<Option<String>> {
+    for setting in SETTINGS.into_iter().chain(SETTINGS_IPV6.into_iter().filter(|_| has_ipv6)) {
         if let Some(change) = read(setting)? {
             return Ok(Some(change.finding()));
         }

@@ -76,7 +76,7 @@ pub struct Have {
 /// Reads one hook of a device. Of `known` programs the kernel needn't be asked whose they are.
 pub fn read(node: &NodeNet, index: u32, hook: Hook, known: &[u32]) -> Result<Have> {
     let side = attachment::side(hook);
-    let mut have = Have { tcx: tcx::programs(index, side)?, ..Have::default() };
+    let mut have = Have { tcx: tcx::programs(index, side.side)?, ..Have::default() };
     if let Some(ids) = &mut have.tcx {
         let mut ours = Vec::new();
         for id in std::mem::take(ids) {
@@ -172,7 +172,7 @@ impl Op {
 
     /// Takes it. `program` is the one wanted; a step that puts nothing there needs none.
     pub fn apply(self, node: &NodeNet, index: u32, hook: Hook, program: RawFd) -> Result<()> {
-        let side: Side = attachment::side(hook);
+        let side: Side = attachment::side(hook).side;
         match self {
             Self::Attach => tcx::attach(index, side, program),
             Self::Replace(id) => tcx::replace(index, side, program, id),

@@ -40,7 +40,7 @@ fn apply(have: &mut Have, ops: &[Op]) {
     for op in ops {
         let routes = |have: &Have| have.routes.values().any(|routes| routes.data.is_some());
         match op {
-            Op::AddNexthop(n) => drop(have.nexthops.insert(n.id, HaveNexthop::Right)),
+            Op::AddNexthop(n) | Op::ReplaceNexthop(n) => drop(have.nexthops.insert(n.id, HaveNexthop::Right)),
             Op::DelNexthop(id) if *id == GROUP => {
                 assert!(!routes(have), "the routes must go before their group");
                 have.group = None;
@@ -60,8 +60,8 @@ fn apply(have: &mut Have, ops: &[Op]) {
             Op::AddRoute(route) | Op::ReplaceRoute(route) => {
                 assert!(have.group.is_some());
                 assert_eq!(matches!(op, Op::AddRoute(_)), have.data(route.address).is_none());
-                let NexthopRoute { address, nexthop, source, cwnd } = *route;
-                let data = DataRoute { nexthop: Some(nexthop), source: Some(source), cwnd };
+                let NexthopRoute { address, nexthop, cwnd, .. } = *route;
+                let data = DataRoute { nexthop: Some(nexthop), source: route.preferred(), cwnd };
                 have.routes.entry(address).or_default().data = Some(data);
             }
             Op::AddInbound(route) | Op::ReplaceInbound(route) => {
@@ -242,6 +242,26 @@ fn each_address_has_its_routes() {
     let ops = difference(&have, &Want { present: false, ..wanted });
     apply(&mut have, &ops);
     assert!(have.routes.values().all(|routes| *routes == Routes::default()), "{ops:?}");
+}
+
+#[test]
+fn a_vip_of_both_families_has_routes_by_gateways_of_ipv6() {
+    let six: IpAddr = "2001:db8::7".parse().unwrap();
+    let mut have = reconciled(&[5]);
+    have.nexthops.insert(hop(5).id, HaveNexthop::OtherGateway);
+    let mut wanted = Want { addresses: vec![VIP, six], ..want(&[5]) };
+    wanted.members[0].nexthop.gateway = "fe80::2".parse().unwrap();
+    let ops = difference(&have, &wanted);
+    let route = NexthopRoute { address: six, nexthop: GROUP, source: NODE, cwnd: Some(1) };
+    assert_eq!(route.preferred(), None, "an address of IPv4 is no source of IPv6's");
+    let nexthop = wanted.members[0].nexthop;
+    // Behind the data route, whose metric is 1.
+    assert_eq!(ops, [Op::ReplaceNexthop(nexthop), Op::AddRoute(route), Op::Announce(six, 2)]);
+    apply(&mut have, &ops);
+    assert_eq!(difference(&have, &wanted), []);
+    assert_eq!(difference_for(have.clone(), wanted.clone(), nexthop.id), []);
+    let ops = difference(&have, &Want { members: Vec::new(), ..wanted });
+    assert!(ops.contains(&Op::Announce(six, NOBODY_READY)) && ops.contains(&Op::DelRoute(six)), "{ops:?}");
 }
 
 prop_compose! {

@@ -88,6 +88,14 @@ pub fn add(nexthop: Nexthop) -> Request {
     Request::new("add nexthop", object, NLM_F_CREATE | NLM_F_EXCL, &message)
 }
 
+/// `ip nexthop replace id ID via GATEWAY dev INDEX onlink proto 118`: for one that is there, of ours, with another gateway. Groups
+/// keep it, and their buckets stay.
+pub fn replace(nexthop: Nexthop) -> Request {
+    let object = format!("id {} via {} link {}", nexthop.id, nexthop.gateway, nexthop.index);
+    let message = Message::New(nexthop_message(nexthop));
+    Request::new("replace nexthop", object, NLM_F_CREATE | NLM_F_REPLACE, &message)
+}
+
 /// `ip nexthop add id ID group …/… type resilient buckets … idle_timer … unbalanced_timer … proto 118`.
 pub fn add_group(group: &Group) -> Request {
     let message = group_message(group, Some(group.resilience.buckets));

@@ -110,6 +110,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         (RouteType::Unicast, None) => Kind::Via(read_hops(message)),
         (RouteType::Unreachable, _) => Kind::Unreachable,
         (RouteType::Throw, _) => Kind::Throw,
+        (RouteType::Local, _) => Kind::Local(read_hops(message).first().and_then(|hop| hop.index)),
         _ => Kind::Other,
     };
     Some(route)

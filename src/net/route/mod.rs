@@ -2,14 +2,15 @@
 
 mod decode;
 mod dump;
+mod local;
 mod lookup;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::route::{
@@ -22,6 +23,7 @@ use super::{PROTOCOL, Request, address_family};
 
 pub(super) use decode::decode;
 pub use dump::{Filter, Reach, covering, devices, list};
+pub use local::{add_local, del_local, locals};
 pub use lookup::{Answer, Packet, Way, ask, default_way, default_way_by_packet, is_local, lookup};
 
 /// Table `main`.
@@ -34,6 +36,28 @@ pub const DEFAULT: IpNetwork = match Ipv4Network::new_checked(Ipv4Addr::UNSPECIF
     Some(network) => IpNetwork::V4(network),
     None => unreachable!(),
 };
+
+/// `::/0`.
+pub const DEFAULT6: IpNetwork = match Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0) {
+    Some(network) => IpNetwork::V6(network),
+    None => unreachable!(),
+};
+
+/// The metric of the route that carries a VIP's packets: the lowest. IPv6 takes 0 for 1024 (`IP6_RT_PRIO_USER`).
+pub const fn lowest_metric(family: Family) -> u32 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+/// The metric that the kernel shows of a route that was made without one.
+const fn metric_of_none(family: Family) -> u32 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1024,
+    }
+}
 
 /// `224.0.0.0/4`.
 pub const MULTICAST: IpNetwork = match Ipv4Network::new_checked(Ipv4Addr::new(224, 0, 0, 0), 4) {
@@ -59,7 +83,9 @@ pub enum Kind {
     Unreachable,
     /// The table is left, and the next rule asked (`throw`).
     Throw,
-    /// Anything else (`blackhole`, `prohibit`, `local`, …).
+    /// The namespace's own (`local`), by way of this device.
+    Local(Option<u32>),
+    /// Anything else (`blackhole`, `prohibit`, …).
     Other,
 }
 
@@ -100,19 +126,26 @@ pub struct NexthopRoute {
     pub address: IpAddr,
     /// `nhid`.
     pub nexthop: u32,
-    /// `src`.
+    /// The node's address.
     pub source: IpAddr,
     /// `cwnd`.
     pub cwnd: Option<u32>,
 }
 
-/// `ip route add …`. Fails where there is a route of metric 0 to the address, whosever it is.
+impl NexthopRoute {
+    /// `src`, where its source is of the route's family. Otherwise the kernel chooses among the node's addresses, and follows them.
+    pub fn preferred(&self) -> Option<IpAddr> {
+        Some(self.source).filter(|source| source.is_ipv4() == self.address.is_ipv4())
+    }
+}
+
+/// `ip route add …`, with the lowest metric. Fails where there is a route of it to the address, whosever it is.
 pub fn add_nexthop(route: NexthopRoute) -> Request {
     let object = format!("{} nhid {}", host(route.address), route.nexthop);
     Request::new("add route", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(nexthop_message(route)))
 }
 
-/// `ip route replace …`. Takes the place of the first route of metric 0 to the address, whosever it is: for a route that
+/// `ip route replace …`. Takes the place of the first route of the lowest metric to the address, whosever it is: for a route that
 /// is there.
 pub fn replace_nexthop(route: NexthopRoute) -> Request {
     let object = format!("{} nhid {}", host(route.address), route.nexthop);
@@ -121,16 +154,24 @@ pub fn replace_nexthop(route: NexthopRoute) -> Request {
 
 fn nexthop_message(route: NexthopRoute) -> RouteMessage {
     let mut message = ours(host(route.address), MAIN);
-    message.attributes.extend([RouteAttribute::NhId(route.nexthop), RouteAttribute::PrefSource(route.source.into())]);
+    message.attributes.extend(lowest(route.address));
+    message.attributes.push(RouteAttribute::NhId(route.nexthop));
+    message.attributes.extend(route.preferred().map(|source| RouteAttribute::PrefSource(source.into())));
     // 0 is as good as none. Where no metrics are sent at all, the kernel takes those of any other route that is like this
     // one (fib_find_info_nh).
     message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd.unwrap_or(0))]));
     message
 }
 
-/// `ip route del PREFIX proto 118 metric 0`, type unicast, in table main.
+/// The lowest metric, where a message doesn't mean it without a word.
+fn lowest(address: IpAddr) -> Option<RouteAttribute> {
+    Some(lowest_metric(Family::of(address))).filter(|metric| *metric > 0).map(RouteAttribute::Priority)
+}
+
+/// `ip route del PREFIX proto 118`, the lowest metric, type unicast, in table main.
 pub fn del_nexthop(address: IpAddr) -> Request {
     let mut message = ours(host(address), MAIN);
+    message.attributes.extend(lowest(address));
     message.header.scope = RouteScope::NoWhere; // whatever scope it has
     let object = host(address).to_string();
     Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
@@ -196,6 +237,8 @@ pub enum Action {
     Unreachable,
     /// `throw`: as if the table had no route; the next rule is asked.
     Throw,
+    /// `local … dev INDEX`: the namespace takes it.
+    Local(u32),
 }
 
 impl fmt::Display for TableRoute {
@@ -203,6 +246,7 @@ impl fmt::Display for TableRoute {
         match self.action {
             Action::Throw => f.write_str("throw ")?,
             Action::Unreachable => f.write_str("unreachable ")?,
+            Action::Local(_) => f.write_str("local ")?,
             Action::Via { .. } | Action::Nexthop { .. } => {}
         }
         match self.prefix.prefix() {
@@ -252,7 +296,10 @@ fn table_message(route: TableRoute) -> RouteMessage {
     message.header.tos = route.tos;
     match route.action {
         Action::Via { gateway, index, source, advmss } => {
-            message.header.flags = RouteFlags::Onlink;
+            // IPv6 takes a link-local gateway as it is, and looks any other one up in table main all the same.
+            if gateway.is_ipv4() {
+                message.header.flags = RouteFlags::Onlink;
+            }
             message.attributes.extend([RouteAttribute::Gateway(gateway.into()), RouteAttribute::Oif(index)]);
             message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
             let metrics = advmss.map(|advmss| RouteAttribute::Metrics(vec![RouteMetric::Advmss(advmss)]));
@@ -265,6 +312,7 @@ fn table_message(route: TableRoute) -> RouteMessage {
         }
         Action::Unreachable => message.header.kind = RouteType::Unreachable,
         Action::Throw => message.header.kind = RouteType::Throw,
+        Action::Local(index) => local::fill(&mut message, index),
     }
     message
 }
@@ -275,6 +323,7 @@ impl Route {
         let action = match &self.kind {
             Kind::Throw => Action::Throw,
             Kind::Unreachable => Action::Unreachable,
+            Kind::Local(Some(index)) => Action::Local(*index),
             Kind::Nexthop { id, source: Some(source), .. } => Action::Nexthop { id: *id, source: *source },
             Kind::Via(hops) => match hops.as_slice() {
                 [Hop { gateway: Some(gateway), index: Some(index) }] => {
@@ -286,7 +335,8 @@ impl Route {
             _ => return None,
         };
         let Self { table, prefix, tos, protocol, metric, .. } = *self;
-        (protocol == PROTOCOL && metric == 0).then_some(TableRoute { table, prefix, tos, action })
+        let is_plain = metric == metric_of_none(Family::of(prefix.network()));
+        (protocol == PROTOCOL && is_plain).then_some(TableRoute { table, prefix, tos, action })
     }
 }
 

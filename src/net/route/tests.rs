@@ -72,6 +72,7 @@ fn our_routes_are_read_as_they_are_written() {
         ("0.0.0.0/0", Action::Unreachable, "unreachable default table 1180"),
         ("10.118.0.7/32", group, "10.118.0.7/32 nhid 2004877313 src 192.0.2.1 table 1180"),
         ("224.0.0.0/4", Action::Throw, "throw 224.0.0.0/4 table 1180"),
+        ("10.118.0.7/32", Action::Local(5), "local 10.118.0.7/32 table 1180"),
         ("::/0", via6, "default via fe80::1 src 2001:db8::7 table 1180"),
         ("ff00::/8", Action::Throw, "throw ff00::/8 table 1180"),
     ] {

@@ -1,5 +1,6 @@
 //! `viprouted.toml`: every key optional, every default here, everything checked before anything starts.
 
+mod ipv6;
 mod kubernetes;
 mod membership;
 mod observe;
@@ -7,14 +8,15 @@ mod pools;
 mod table;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 
 use crate::lease::Settings;
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Relay, RoutingDaemon};
 use crate::model::VipKey;
 use crate::node::Wanted;
@@ -135,12 +137,11 @@ impl Config {
     /// Checks the file's text.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut top = Reader::new("", text.parse().map_err(|e| syntax(text, &e))?);
-        let allow = top.list("allow", "a network such as 10.118.0.0/16", network)?;
-        let allow: Vec<IpNetwork> = allow.into_iter().map(IpNetwork::V4).collect();
+        let allow: Vec<IpNetwork> = top.list("allow", "a network such as 10.118.0.0/16", any_network)?;
         let allow = Some(allow).filter(|networks| !networks.is_empty()).map(Allow::new);
         let any = allow.clone().unwrap_or_default();
         let (dhcp, interface) = dhcp(&mut top)?;
-        let pools = pools::pools(&mut top, &any)?;
+        let (pools, cidr6) = pools::pools(&mut top, &any)?;
         let backend = match top.text("backend", "\"dhcp\" or \"pool\"", backend_name)? {
             None | Some(Choice::Dhcp) => Backend::Dhcp(dhcp),
             Some(Choice::Pool) => Backend::Pool(
@@ -163,7 +164,10 @@ impl Config {
         // Those that are known before any of them was heard.
         let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
-        let (pins, kubernetes) = (pins(&mut top, &any)?, Kubernetes::read(&mut top)?);
+        let (pins, pins6) = pins(&mut top, &any)?;
+        let beside = Beside { cidr6, pins: pins6 };
+        ipv6::check_pins(&beside)?;
+        let kubernetes = Kubernetes::read(&mut top)?;
         if matches!(backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
             pools::stand_alone(&top, &peers, !pins.is_empty())?;
         }
@@ -172,6 +176,7 @@ impl Config {
             hold: top.text("hold", HOLD, duration)?.unwrap_or(Duration::from_secs(600)),
             peers,
             pins,
+            beside,
             limits: limits(&mut top)?,
             gateways: gateways(&mut top)?,
             allow,
@@ -192,6 +197,7 @@ impl Config {
             lease,
         };
         top.finish()?;
+        config.check_ipv6()?;
         Ok(config)
     }
 }
@@ -290,9 +296,12 @@ fn limits(top: &mut Reader) -> Result<Limits, Error> {
     Ok(limits)
 }
 
+/// VIPs, and the addresses that they are pinned to.
+type Pins<A> = BTreeMap<VipKey, A>;
+
 /// `[[pin]]`: each VIP once, each address once.
-fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<VipKey, IpAddr>, Error> {
-    let mut pins = BTreeMap::new();
+fn pins(top: &mut Reader, allow: &Allow) -> Result<(Pins<IpAddr>, Pins<Ipv6Addr>), Error> {
+    let (mut pins, mut pins6) = (BTreeMap::new(), BTreeMap::new());
     for mut table in top.tables("pin")? {
         let vip: Option<VipKey> = table.text("vip", "a VIP, <namespace>/<name>", |text| text.parse().ok())?;
         let vip = vip.ok_or_else(|| table.missing("vip", "a VIP, <namespace>/<name>"))?;
@@ -308,10 +317,11 @@ fn pins(top: &mut Reader, allow: &Allow) -> Result<BTreeMap<VipKey, IpAddr>, Err
         if pins.contains_key(&vip) {
             return Err(table.bad("vip", &quoted(vip), "each VIP pinned once"));
         }
+        pins6.extend(ipv6::address6(&mut table, allow)?.map(|address| (vip.clone(), address)));
         table.finish()?;
         pins.insert(vip, address);
     }
-    Ok(pins)
+    Ok((pins, pins6))
 }
 
 /// `[[gateway]]`: each daemon once.
@@ -363,9 +373,10 @@ fn interface_name(text: &str) -> Option<String> {
     fine.then(|| text.to_string())
 }
 
-/// A network whose host bits are zero; anything else is more likely a slip than meant.
-fn network(text: &str) -> Option<Ipv4Network> {
-    let network: Ipv4Network = text.parse().ok()?;
+
+/// The same of either family.
+fn any_network(text: &str) -> Option<IpNetwork> {
+    let network: IpNetwork = text.parse().ok()?;
     (text.contains('/') && network.ip() == network.network()).then_some(network)
 }
 

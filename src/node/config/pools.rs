@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use toml::Value;
 
 use super::table::Reader;
-use super::{Error, quoted};
+use super::{Error, ipv6, quoted};
 use crate::lease::allow::Allow;
 use crate::lease::pools::{DEFAULT_NAME, Labels, Pool, Pools, Range};
 use crate::model::VipKey;
@@ -20,19 +20,24 @@ const NAME: &str = "a name of 1 to 63 lower-case letters, digits, '-' and '.', w
 const NAMESPACE: &str = "the name of a namespace";
 const LABELS: &str = "a table of labels and their values, all of which a Service must have";
 
-/// All of them; none where the default range lies outside `allow`, which matters only if addresses come from pools.
-pub(super) fn pools(top: &mut Reader, allow: &Allow) -> Result<Option<Pools>, Error> {
+/// All of them; none where the default range lies outside `allow`, which matters only if addresses come from pools. And the network of
+/// the IPv6 addresses that VIPs have beside.
+pub(super) fn pools(top: &mut Reader, allow: &Allow) -> Result<(Option<Pools>, Option<Ipv6Network>), Error> {
     let tables = top.table_or_tables("pool")?;
     let is_list = tables.is_list;
     if tables.all.len() > MOST {
         return Err(top.bad("pool", &format!("[{} tables]", tables.all.len()), "64 pools at most"));
     }
-    let mut pools: Vec<Pool> = Vec::new();
-    for table in tables.all {
+    let (mut pools, mut cidr6): (Vec<Pool>, _) = (Vec::new(), None);
+    for mut table in tables.all {
+        cidr6 = ipv6::cidr6(&mut table, allow)?;
+        if let Some(cidr6) = cidr6.filter(|_| is_list) {
+            return Err(table.bad("cidr6", &quoted(cidr6), "none in a [[pool]]: it is of one [pool]'s VIPs so far"));
+        }
         let next = pool(table, is_list, allow, &pools)?;
         pools.extend(next);
     }
-    Ok(Some(pools).filter(|pools| !pools.is_empty()).map(Pools::new))
+    Ok((Some(pools).filter(|pools| !pools.is_empty()).map(Pools::new), cidr6))
 }
 
 /// None: it is the only one, and leaves its range to the default, which lies outside `allow`.

@@ -41,6 +41,39 @@ fn the_shipped_file_is_valid() {
 }
 
 #[test]
+fn ipv6_addresses_beside() {
+    let pool = "backend = \"pool\"\n[pool]\ncidr6 = \"fd00:118::/96\"";
+    let config = Config::parse(pool).unwrap();
+    assert_eq!(config.lease.beside.cidr6, Some("fd00:118::/96".parse().unwrap()));
+    let pin = |address6: &str| {
+        format!("{pool}\n[[pin]]\nvip = \"shop/web\"\naddress = \"10.118.0.10\"\naddress6 = \"{address6}\"")
+    };
+    let config = Config::parse(&pin("fd00:1::10")).unwrap();
+    let pinned = config.lease.beside.of(&"shop/web".parse().unwrap(), [10, 118, 0, 10].into());
+    assert_eq!(pinned, Some("fd00:1::10".parse().unwrap()));
+    assert!(Config::parse("backend = \"pool\"\n[pool]").unwrap().lease.beside.is_nothing());
+    for (text, says) in [
+        (
+            pool.replace("/96", "/112"),
+            "pool.cidr6 = \"fd00:118::/112\": expected a network of unicast addresses with room for",
+        ),
+        (
+            pool.replace("fd00:118::/96", "fe80::/64"),
+            "pool.cidr6 = \"fe80::/64\": expected a network within: any unicast",
+        ),
+        (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
+        (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
+        (format!("announce = \"arp\"\n{pool}"), "expected announce = \"none\" beside it"),
+        (format!("{pool}\n[membership]"), "expected no [membership] and no peers beside it"),
+        (format!("{pool}\n[kubernetes]\nenabled = true"), "expected no [kubernetes] beside it"),
+        (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside pool.cidr6"),
+        (pin("::1"), "pin[0].address6 = \"::1\": expected a unicast IPv6 address"),
+    ] {
+        assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
+    }
+}
+
+#[test]
 fn other_nodes() {
     assert_eq!(Config::parse("").unwrap().membership, None);
     let text = "[membership]\nseeds = [\"192.0.2.11\", \"nodes.example:9000\"]\nlisten = \"192.0.2.1:9001\"";

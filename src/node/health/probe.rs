@@ -1,5 +1,5 @@
-//! The checks `tcp` and `http`: a connection from inside the pod's namespace to the VIP. There the VIP is the pod's own, so
-//! this asks the very server that answers for the VIP, wherever the node's group would send it, and no packet leaves
+//! The checks `tcp` and `http`: a connection from inside the pod's namespace from the VIP to the VIP. By the pod's table for what
+//! comes from its VIPs the VIP is its own, so this asks the very server that answers for the VIP, wherever the node's group would send it, and no packet leaves
 //! the pod. Only the socket is made inside, by one thread for all; all of them are worked on by one thread outside.
 
 use std::io;
@@ -106,6 +106,8 @@ async fn connect(visitor: &Visitor, target: &ProbeTarget, to: SocketAddr, close:
     if matches!(close, Close::Reset) {
         socket.set_zero_linger().map_err(|e| ours(&e))?;
     }
+    // From the VIP to itself: other calls of the pod's to its VIP leave it.
+    socket.bind(SocketAddr::new(to.ip(), 0)).map_err(|e| ours(&e))?;
     socket.connect(to).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => Failure::Its(format!("{to} refuses connections")),
         _ => Failure::Its(format!("{to}: {error}")),

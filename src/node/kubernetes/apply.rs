@@ -391,7 +391,7 @@ fn find(registry: &Registry, name: &str, id: Option<&PodId>) -> Result<(Pod, Opt
     let record = registry.attachment_record(&attachment)?.ok_or_else(gone)?;
     let address = id.map(|id| id.address).or(record.address).ok_or_else(gone)?;
     let network = record.network_spec();
-    Ok((Pod { attachment, netns: record.netns, address, name: record.pod }, network))
+    Ok((Pod { attachment, netns: record.netns, address, others: Vec::new(), name: record.pod }, network))
 }
 
 fn want(vip: &VipKey, role: &Role) -> Want {

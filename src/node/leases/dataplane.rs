@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Sender};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dataplane;
+use crate::lease::beside::Beside;
 use crate::model::VipKey;
 use crate::net::{self, NodeNet};
 use crate::node::journal::Kind;
@@ -28,20 +29,23 @@ pub struct Node {
     net: NodeNet,
     registry: Registry,
     journal: Journal,
+    beside: Beside,
 }
 
 impl Node {
-    /// With this registry; `journal` records VIPs that move.
-    pub fn open(registry: Registry, journal: Journal) -> net::Result<Self> {
-        Ok(Self { net: NodeNet::open()?, registry, journal })
+    /// With this registry; `journal` records VIPs that move. `beside`: what they have beside the address that they are served at.
+    pub fn open(registry: Registry, journal: Journal, beside: Beside) -> net::Result<Self> {
+        Ok(Self { net: NodeNet::open()?, registry, journal, beside })
     }
 }
 
 impl Dataplane for Node {
     fn serve(&mut self, vip: &VipKey, address: IpAddr) -> dataplane::Result<()> {
-        if let Some(old) = dataplane::address::serve(&self.net, &self.registry, vip, address)? {
+        let addresses = self.beside.addresses(vip, address);
+        for old in dataplane::address::serve(&self.net, &self.registry, vip, &addresses)? {
             tracing::info!(%vip, %old, %address, "renumbered");
-            let text = format!("moved from {old} to {address}; open connections keep {old} for a minute");
+            let now = addresses.iter().find(|now| now.is_ipv4() == old.is_ipv4()).unwrap_or(address);
+            let text = format!("moved from {old} to {now}; open connections keep {old} for a minute");
             self.journal.record(Kind::Lease, Some(vip), text);
         }
         Ok(())

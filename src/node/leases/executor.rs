@@ -13,6 +13,7 @@ use crate::api::protocol::{Directory, Grant, Refusal};
 use crate::api::server;
 use crate::dhcp::{self, Turn};
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::lease::clock;
 use crate::lease::decider::register::Register;
 use crate::lease::grant::Lease;
@@ -49,6 +50,8 @@ pub struct Executor {
     /// The last file written of each VIP, while it is being written.
     writing: BTreeMap<VipKey, u64>,
     last_write: u64,
+    /// What VIPs have beside what they lease.
+    pub beside: Beside,
 }
 
 impl Executor {
@@ -63,8 +66,9 @@ impl Executor {
         let (found, results) = mpsc::unbounded_channel();
         let (callers, searches, writing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let registry = registry.to_owned();
+        let (last_write, beside) = (0, Beside::default());
         let executor =
-            Self { sources, search, writer, orders, found, registry, callers, searches, writing, last_write: 0 };
+            Self { sources, search, writer, orders, found, registry, callers, searches, writing, last_write, beside };
         (executor, results)
     }
 
@@ -180,14 +184,20 @@ impl Executor {
         }
         if let Some(reply) = self.callers.remove(&caller) {
             let registry = Some(Directory::at(&self.registry));
-            let answer =
-                answer.clone().map(|grant| Grant { registry, expires: grant.expires.map(clock::to_wall), ..grant });
+            let others = |grant: &Grant| self.beside.of(vip, grant.address).into_iter().collect();
+            let answer = answer.clone().map(|grant| Grant {
+                registry,
+                others: others(&grant),
+                expires: grant.expires.map(clock::to_wall),
+                ..grant
+            });
             // The caller may have closed its connection; the lease is kept for its next try.
             let _ = reply.send(server::line(&answer));
         }
     }
 
-    fn order(&mut self, vip: &VipKey, address: Option<IpAddr>) {
+    /// A VIP is to be served at this address, and what it has beside; none: not at all.
+    pub fn order(&mut self, vip: &VipKey, address: Option<IpAddr>) {
         if let Some(address) = address {
             tracing::info!(%vip, %address, "serve");
         } else {

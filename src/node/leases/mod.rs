@@ -178,6 +178,8 @@ struct Daemon {
     cluster: Option<Cluster>,
     /// VIPs that are to have addresses for Services' sake.
     demanded: BTreeSet<VipKey>,
+    /// VIPs that are served without what they are to have beside that address, or with something else.
+    unlike: BTreeMap<VipKey, IpAddr>,
     /// Sees whether `link` is up.
     node: NodeNet,
     link: Option<Link>,
@@ -244,7 +246,8 @@ impl Daemon {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
             }
-            Event::Time | Event::End => {}
+            Event::Time => self.unlike.iter().for_each(|(vip, address)| self.executor.order(vip, Some(*address))),
+            Event::End => {}
         }
     }
 
@@ -368,6 +371,17 @@ impl Daemon {
         self.step(vip, Input::Checked(address, findings));
     }
 
+    /// What the registry's VIPs have beside the address that they lease. What failed is ordered again by and by.
+    fn compare_beside(&mut self, batch: &Batch) {
+        let is_over = |vip: &VipKey| batch.full || batch.vips.iter().any(|(known, _)| known == vip);
+        self.unlike.retain(|vip, _| !is_over(vip));
+        let unlike = batch.unlike(&self.settings.beside);
+        for (vip, address) in &unlike {
+            self.executor.order(vip, Some(*address));
+        }
+        self.unlike.extend(unlike);
+    }
+
     fn present(&mut self, batch: Batch) {
         let gone: Vec<VipKey> = if batch.full {
             let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
@@ -375,6 +389,7 @@ impl Daemon {
         } else {
             Vec::new()
         };
+        self.compare_beside(&batch);
         let gone = gone.into_iter().map(|vip| (vip, LocalUsage::default()));
         for (vip, usage) in batch.vips.into_iter().chain(gone) {
             self.step(&vip, Input::LocalUsage(usage));

@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::lease::beside::Beside;
 use crate::lease::cluster::{self, Cluster, Others};
 use crate::lease::search::Search;
 use crate::lease::settings::Backend;
@@ -61,9 +62,10 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (pool, wanted) = pool::start(config, &mut sources, (&agent.services, told));
     let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
-    let (orders, failures) = start_dataplane(&agent)?;
+    let (orders, failures) = start_dataplane(&agent, config.lease.beside.clone())?;
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
-    let (executor, found) = Executor::new(sources, search, writer, orders, registry.dir());
+    let (mut executor, found) = Executor::new(sources, search, writer, orders, registry.dir());
+    executor.beside = config.lease.beside.clone();
     let mut updates = watch(&agent)?;
     let first = Batch::of(&updates.recv().await.ok_or(Error::Ended("the registry's watcher"))?);
     let events = Events {
@@ -101,6 +103,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         pool,
         cluster,
         demanded: BTreeSet::new(),
+        unlike: BTreeMap::new(),
         node,
         link,
         last_caller: 0,
@@ -136,9 +139,9 @@ fn open_registry(config: &Config) -> Registry {
 type Failures = UnboundedReceiver<(VipKey, crate::dataplane::Error)>;
 
 /// Starts the thread that renumbers and withdraws VIPs: where its orders go, and what it couldn't do.
-fn start_dataplane(agent: &node::Context) -> Result<(Sender<Order>, Failures), Error> {
+fn start_dataplane(agent: &node::Context, beside: Beside) -> Result<(Sender<Order>, Failures), Error> {
     let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
-    let dataplane = Node::open(agent.registry.clone(), agent.journal.clone())?;
+    let dataplane = Node::open(agent.registry.clone(), agent.journal.clone(), beside)?;
     let orders = dataplane::start(dataplane, &agent.subsystems, sender);
     Ok((orders.map_err(failed("start the dataplane's thread"))?, failures))
 }

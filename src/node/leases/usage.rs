@@ -1,7 +1,10 @@
 //! Which VIPs have replicas on this node, by the registry's updates.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::lease::beside::Beside;
 use crate::lease::state::LocalUsage;
 use crate::model::VipKey;
 use crate::registry::watch::{Update, View};
@@ -14,6 +17,8 @@ pub struct Batch {
     pub full: bool,
     /// The registry's replicas, VIP by VIP.
     pub vips: Vec<(VipKey, LocalUsage)>,
+    /// The addresses of those that are served here beside the first.
+    pub others: BTreeMap<VipKey, Vec<IpAddr>>,
 }
 
 impl Batch {
@@ -33,7 +38,22 @@ impl Batch {
             }
         };
         let vips: Vec<_> = keys.into_iter().filter_map(read).collect();
-        Self { full: update.full && vips.len() == count, vips }
+        let others = vips.iter().filter(|(_, usage)| usage.address.is_some()).filter_map(|(key, _)| {
+            let record = update.snapshot.vips.get(key)?.record.as_ref().ok()?.as_ref()?;
+            Some((key.clone(), record.addresses.iter().skip(1).collect()))
+        });
+        Self { full: update.full && vips.len() == count, others: others.collect(), vips }
+    }
+}
+
+impl Batch {
+    /// The VIPs that are served here, and have not beside the address that they lease what they are to have: the configuration was another one
+    /// when they came.
+    pub fn unlike(&self, beside: &Beside) -> Vec<(VipKey, IpAddr)> {
+        let served = self.vips.iter().filter(|(_, usage)| usage.endpoints > 0);
+        let served = served.filter_map(|(vip, usage)| Some((vip, usage.address?, self.others.get(vip)?)));
+        let unlike = served.filter(|(vip, address, others)| !beside.of(vip, *address).iter().eq(others.iter()));
+        unlike.map(|(vip, address, _)| (vip.clone(), address)).collect()
     }
 }
 

@@ -90,6 +90,7 @@ pub fn start(context: &Context, wake: Arc<EventFd>, settings: NodeSettings) -> R
         vips_changed: false,
         started: false,
         ensured: false,
+        has_ipv6: false,
         turn: 0,
         last_pod: String::new(),
         look: now + LOOK,
@@ -124,6 +125,8 @@ struct Reconciler {
     started: bool,
     /// This build's programs are loaded.
     ensured: bool,
+    /// Some VIP has had an address of IPv6.
+    has_ipv6: bool,
     /// Counts the comparisons, so that all entries of the maps have their turn.
     turn: usize,
     /// The attachment whose pod's settings were read last.
@@ -185,11 +188,14 @@ impl Reconciler {
     /// Reads the kernel's events.
     fn on_event(&mut self) {
         let Self { monitor, cache, queue, .. } = self;
-        let result = monitor.read(|event| {
-            if event.change == Change::Overrun {
-                tracing::info!("netlink overrun: full resync");
-            }
-            queue.on_event(cache, &event);
+        let heard = if self.has_ipv6 { monitor.hear_ipv6() } else { Ok(()) };
+        let result = heard.and_then(|()| {
+            monitor.read(|event| {
+                if event.change == Change::Overrun {
+                    tracing::info!("netlink overrun: full resync");
+                }
+                queue.on_event(cache, &event);
+            })
         });
         if let Err(error) = result {
             self.reporter.trouble(None, "the kernel's events can't be read", &error);
@@ -229,6 +235,7 @@ impl Reconciler {
 
     fn update_vip(&mut self, key: &VipKey, vip: Option<Vip>) {
         let is_gone = vip.is_none();
+        self.has_ipv6 |= vip.as_ref().is_some_and(|vip| vip.record.has_ipv6());
         // The nexthop that led there may be no VIP's any more; its VIP's last event may have come while it still was.
         self.queue.orphans |= self.cache.loses_nodes(key, vip.as_ref());
         let changed = self.cache.update(key, vip);

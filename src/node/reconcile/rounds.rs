@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::dataplane::node::settings::{self, SETTINGS};
+use crate::dataplane::node::settings::{self, SETTINGS, SETTINGS_IPV6};
 use crate::dataplane::node::{notrack, pod_links, source};
 use crate::dataplane::{self, Tables, address, attachment, owner};
 use crate::ebpf::Maps;
@@ -160,6 +160,9 @@ impl Reconciler {
         }
         for (name, value) in SETTINGS {
             self.setting(name, value);
+        }
+        if self.cache.vips().values().any(|vip| vip.record.has_ipv6()) {
+            SETTINGS_IPV6.into_iter().for_each(|(name, value)| self.setting(name, value));
         }
         for dir in self.cache.bpf_dirs() {
             self.flow_owner(&dir);

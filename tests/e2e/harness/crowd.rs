@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 
@@ -26,7 +26,17 @@ impl Crowd {
     }
 
     pub fn on(pod: &Pod, port: u16) -> Self {
-        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).expect("a server in a pod");
+        Self::at(pod, Ipv4Addr::UNSPECIFIED, port)
+    }
+
+    /// By one socket for both families.
+    pub fn of_both(pod: &Pod, port: u16) -> Self {
+        Self::at(pod, Ipv6Addr::UNSPECIFIED, port)
+    }
+
+    fn at(pod: &Pod, address: impl Into<IpAddr>, port: u16) -> Self {
+        let address = address.into();
+        let listener = pod.ns.run(|| TcpListener::bind((address, port))).expect("a server in a pod");
         // The standard library's backlog of 128 would turn hundreds of handshakes at once into SYN cookies.
         listen(&listener, Backlog::new(4095).unwrap()).expect("listen");
         listener.set_nonblocking(true).expect("a listener that doesn't block");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,13 +31,13 @@ struct Flow {
 
 impl Flows {
     /// Opens `count` connections; each must be answered.
-    pub fn open(from: &'static str, ns: &Netns, vip: Ipv4Addr, count: usize) -> Self {
-        Self::on(from, ns, (vip, PORT), count)
+    pub fn open(from: &'static str, ns: &Netns, vip: impl Into<IpAddr>, count: usize) -> Self {
+        Self::on(from, ns, (vip.into(), PORT), count)
     }
 
     /// The same to another port.
-    pub fn on(from: &'static str, ns: &Netns, to: (Ipv4Addr, u16), count: usize) -> Self {
-        let to = SocketAddr::from(to);
+    pub fn on(from: &'static str, ns: &Netns, to: (impl Into<IpAddr>, u16), count: usize) -> Self {
+        let to = SocketAddr::from((to.0.into(), to.1));
         let open = |number: usize| {
             Flow::open(to).unwrap_or_else(|error| panic!("connection {number} from {from} to {to}: {error}"))
         };

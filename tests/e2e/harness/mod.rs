@@ -52,7 +52,7 @@ pub use load::{Connection, Load, Tally};
 pub use machine::{Machine, binaries};
 pub use metrics::{Answer, Page, get};
 pub use netns::Netns;
-pub use node::Node;
+pub use node::{Families, Node};
 pub use page::{blocks, script};
 pub use pod::Pod;
 pub use routing::{Bird, Frr};

@@ -1,12 +1,13 @@
 //! A VIP with its replicas and all who call it: an outside client, a pod that is no replica, the node itself.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::bare::bare_pod;
+use super::bed::stub::Stub;
 use super::command::Run;
 use super::crowd::Crowd;
 use super::files::allow_many_files;
@@ -14,7 +15,7 @@ use super::flows::Flows;
 use super::join::Join;
 use super::lan::Lan;
 use super::netns::Netns;
-use super::node::Node;
+use super::node::{Families, Node};
 use super::pod::Pod;
 use super::traffic::PORT;
 
@@ -28,6 +29,8 @@ pub struct Service {
     pub lan: Lan,
     pub join: Join,
     pub vip: Ipv4Addr,
+    /// Its other address, where it has one of both families.
+    pub vip6: Option<Ipv6Addr>,
     /// Each pod has another number in the place of the VIP's port.
     is_translated: bool,
 }
@@ -52,6 +55,42 @@ impl Service {
         Self::of(&Join::annotated("web"), replicas, false, |_| (1..=replicas).map(bare_pod).collect())
     }
 
+    /// A VIP of both families, whose servers have one socket for both. `pods_have`: of which families pods' own addresses are; without IPv6
+    /// the pod that is no replica calls by IPv4 alone.
+    pub fn dual(join: &Join, joined: usize, spare: usize, pods_have: Families) -> Self {
+        allow_many_files();
+        let lan = Lan::new();
+        let node = Node::dual(&lan, 1, pods_have);
+        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        lan.add_ipv6(&client, 50);
+        client.ip(&format!("route add {} via 2001:db8::1", Stub::NETWORK6));
+        let pods: Vec<_> = (0..joined + spare).map(|_| node.pod()).collect();
+        let servers = pods.iter().map(|pod| Crowd::of_both(pod, PORT)).collect();
+        for pod in &pods[..joined] {
+            node.add(pod, join).ok();
+        }
+        let (vip, vip6, join) = (pods[0].vips()[0], pods[0].vips6().first().copied(), join.clone());
+        let (bystander, is_translated) = (node.pod(), false);
+        assert!(vip6.is_some(), "the pod has the VIP's IPv6 address");
+        Self { _servers: servers, bystander, client, node, lan, join, vip, vip6, is_translated, pods }
+    }
+
+    /// All of the VIP's addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        std::iter::once(self.vip.into()).chain(self.vip6.map(IpAddr::V6)).collect()
+    }
+
+    /// Who can call that address, by name.
+    pub fn callers_of(&self, address: IpAddr) -> Vec<(&'static str, &Netns)> {
+        let family = if address.is_ipv4() { "-4" } else { "-6" };
+        let has_way = |ns: &Netns| !ns.ip(&format!("{family} route show default")).is_empty() || self.is_client(ns);
+        self.callers().into_iter().filter(|(_, ns)| has_way(ns)).collect()
+    }
+
+    fn is_client(&self, ns: &Netns) -> bool {
+        std::ptr::eq(ns, &raw const self.client)
+    }
+
     fn of(join: &Join, joined: usize, is_translated: bool, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
         allow_many_files();
         let lan = Lan::new();
@@ -65,7 +104,8 @@ impl Service {
             node.add(pod, &joining(join, pod, is_translated)).ok();
         }
         let (vip, join) = (pods[0].vips()[0], join.clone());
-        Self { _servers: servers, bystander: node.pod(), client, node, lan, join, vip, is_translated, pods }
+        let (bystander, vip6) = (node.pod(), None);
+        Self { _servers: servers, bystander, client, node, lan, join, vip, vip6, is_translated, pods }
     }
 
     /// What the pod's server has in the place of the VIP's port.
@@ -78,9 +118,11 @@ impl Service {
         [("the client", &self.client), ("a pod", &self.bystander.ns), ("the node", &self.node.ns)]
     }
 
-    /// `count` live connections from each caller.
+    /// `count` live connections from each caller, to each of the VIP's addresses.
     pub fn flows(&self, count: usize) -> Vec<Flows> {
-        self.callers().map(|(from, ns)| Flows::open(from, ns, self.vip, count)).into()
+        let to =
+            |address| self.callers_of(address).into_iter().map(move |(from, ns)| Flows::open(from, ns, address, count));
+        self.addresses().into_iter().flat_map(to).collect()
     }
 
     pub fn add(&self, pod: &Pod) {

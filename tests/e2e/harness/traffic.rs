@@ -47,14 +47,16 @@ pub fn serve_all(pods: &[Pod]) -> Vec<PodServer> {
 }
 
 /// `count` connections from `ns` to the VIP; all of them must be answered.
-pub fn connect(ns: &Netns, vip: Ipv4Addr, count: usize) -> Tally {
+pub fn connect(ns: &Netns, vip: impl Into<IpAddr>, count: usize) -> Tally {
+    let vip = vip.into();
     let tally = attempt(ns, vip, count);
     assert_eq!(tally.failed, 0, "connections to {vip} failed: {tally:?}");
     tally
 }
 
 /// The same, where some may fail.
-pub fn attempt(ns: &Netns, vip: Ipv4Addr, count: usize) -> Tally {
+pub fn attempt(ns: &Netns, vip: impl Into<IpAddr>, count: usize) -> Tally {
+    let vip = vip.into();
     ns.run(|| Load { to: (vip, PORT).into(), count, rate: None, concurrency: 4 }.run())
 }
 

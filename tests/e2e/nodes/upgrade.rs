@@ -94,7 +94,7 @@ fn nodes_that_stood_alone_become_members_one_after_the_other() {
     }
     // Whichever node a packet reaches: all replicas.
     for client in &clients {
-        let tally = attempt(&client.ns, WEB.parse().unwrap(), 200);
+        let tally = attempt(&client.ns, WEB.parse::<Ipv4Addr>().unwrap(), 200);
         assert_eq!((tally.failed, tally.names.len()), (0, 6), "{tally:?}");
     }
     for client in &mut clients {

@@ -1,0 +1,90 @@
+//! What of a pair and its pod is IPv6's own: the settings of its two devices, none of which is written by netlink.
+//!
+//! Nothing is generated, asked for or announced on a pair: neighbours are permanent, addresses are the VIPs' alone. The host veth needs no
+//! address to forward.
+
+use crate::net::{self, NodeNet, PodNet, sysctl};
+
+/// Of `vip0`. The order counts: a pod may have IPv6 switched off for new devices (`default.disable_ipv6`), which refuse all else then.
+/// `keep_addr_on_down`: a device that goes down and up again would lose its VIPs, as it doesn't in IPv4.
+const OF_POD: [(&str, i64); 6] = [
+    ("disable_ipv6", 0),
+    ("accept_ra", 0),
+    ("autoconf", 0),
+    ("accept_dad", 0),
+    ("accept_redirects", 0),
+    ("keep_addr_on_down", 1),
+];
+
+/// Of the host veth. Forwarding it has from the node's (`all.forwarding`): a write of its own would make the kernel forget the default
+/// routes that it has by router advertisements, of every device (`addrconf_fixup_forwarding`).
+const OF_HOST: [(&str, i64); 3] = [("disable_ipv6", 0), ("accept_ra", 0), ("accept_redirects", 0)];
+
+/// A namespace in which steps are taken.
+pub trait Namespace {
+    /// Sends netlink's requests.
+    fn ask(&self, requests: &[net::Request]) -> net::Result<()>;
+    /// Gives settings these values.
+    fn set(&self, settings: &[(String, i64)]) -> net::Result<()>;
+}
+
+impl Namespace for NodeNet {
+    fn ask(&self, requests: &[net::Request]) -> net::Result<()> {
+        self.apply(requests)
+    }
+
+    fn set(&self, settings: &[(String, i64)]) -> net::Result<()> {
+        set_all(settings)
+    }
+}
+
+impl Namespace for PodNet {
+    fn ask(&self, requests: &[net::Request]) -> net::Result<()> {
+        self.apply(requests)
+    }
+
+    fn set(&self, settings: &[(String, i64)]) -> net::Result<()> {
+        self.netns().run(|| set_all(settings))?
+    }
+}
+
+fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
+    settings.iter().try_for_each(|(name, value)| sysctl::ensure(name, *value))
+}
+
+/// A device's settings that differ.
+pub(super) type Wrong = Vec<(String, i64)>;
+
+fn name(device: &str, setting: &str) -> String {
+    format!("net.ipv6.conf.{device}.{setting}")
+}
+
+/// All of them, of a device that has none yet.
+fn all(device: &str, wanted: &[(&str, i64)]) -> Wrong {
+    wanted.iter().map(|(setting, value)| (name(device, setting), *value)).collect()
+}
+
+/// Those that have another value, or can't be read.
+fn wrong(device: &str, wanted: &[(&str, i64)]) -> Wrong {
+    all(device, wanted).into_iter().filter(|(name, value)| sysctl::get(name).ok() != Some(*value)).collect()
+}
+
+/// The host veth's.
+pub(super) fn of_host(device: &str) -> Wrong {
+    wrong(device, &OF_HOST)
+}
+
+/// Of a host veth that was just made.
+pub(super) fn of_new_host(device: &str) -> Wrong {
+    all(device, &OF_HOST)
+}
+
+/// `vip0`'s.
+pub(super) fn of_pod(pod: &PodNet, device: &str) -> net::Result<Wrong> {
+    pod.netns().run(|| wrong(device, &OF_POD))
+}
+
+/// Of a `vip0` that was just made.
+pub(super) fn of_new_pod(device: &str) -> Wrong {
+    all(device, &OF_POD)
+}

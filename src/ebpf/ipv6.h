@@ -1,0 +1,383 @@
+// What of the programs is IPv6's own, as ipv4.h has it for IPv4.
+//
+// Everywhere but in packets and in questions to sockets a VIP of IPv6 has a number of 32 bits in the place of its address (addresses6_v1,
+// of the block 240.0.0.0/4, which no packet has): the maps of VIPs, attachments, counts and shares are IPv4's own, and stay as small.
+//
+// Of extension headers (RFC 8200, 4.1) so many are walked; what lies behind more isn't known, and is treated as a protocol without ports.
+#ifndef VIPROUTE_IPV6_H
+#define VIPROUTE_IPV6_H
+
+#include <linux/ipv6.h>
+
+#define EXTENSIONS 8
+
+// linux/icmpv6.h includes the C library's headers.
+#define ICMPV6_PKT_TOOBIG 2
+#define ICMPV6_PARAMPROB 4
+#define ICMPV6_ECHO_REPLY 129
+#define ICMP_HEADER 8
+#define IPPROTO_ERRORS IPPROTO_ICMPV6
+
+// RFC 8200, 4.5.
+#define FRAGMENT_OFFSET 0xfff8
+#define FRAGMENT_MORE 1
+
+struct ipv6 {
+	__be32 w[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct ipv6);
+	__type(value, __be32);	// the VIP's number
+} addresses6_v1 SEC(".maps");
+
+// The reverse, which no program reads: whose a number is.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __be32);
+	__type(value, struct ipv6);
+} numbers6_v1 SEC(".maps");
+
+// So many addresses of a pod's own are known.
+#define OWN 4
+
+// `::` where it has fewer.
+struct own6 {
+	struct ipv6 address[OWN];
+};
+
+// Beside an attachment's entry of such a VIP.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct attached_key);
+	__type(value, struct own6);
+} own6_v1 SEC(".maps");
+
+// A flow as the replica's sockets know it, in the packet's direction.
+struct flow {
+	struct ipv6 client;
+	__be32 vip;	// its number
+	__be16 client_port;
+	__be16 vip_port;
+};
+
+// What a namespace's sockets are asked by.
+#define TUPLE(p, port)                                                                                              \
+	{ .ipv6 = {                                                                                                 \
+		.saddr = { (p)->flow.client.w[0], (p)->flow.client.w[1], (p)->flow.client.w[2], (p)->flow.client.w[3] }, \
+		.daddr = { (p)->address.w[0], (p)->address.w[1], (p)->address.w[2], (p)->address.w[3] },                \
+		.sport = (p)->flow.client_port, .dport = (__be16)(port),                                                \
+	} }
+#define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
+
+// A datagram in fragments whose first one was handed to another replica: the others, which name no port, follow it.
+struct datagram {
+	struct ipv6 client;
+	__be32 vip;
+	__be32 id;
+};
+
+// A packet on its way to a replica, or from one, as far as it is read.
+struct packet {
+	struct flow flow;
+	struct datagram datagram;
+	struct ipv6 address;	// the VIP's
+	struct tcphdr tcp;	// only where the packet is TCP's own, not an error about it
+	__u32 inner;		// offset of what follows the headers of IPv6
+	__u32 self;		// the host veth the packet came by
+	__u32 end;		// offset of what lies behind the packet; 0: it is longer than its header can say
+	__u16 offset;		// of a fragment, as its header has it, in the machine's order
+	__u8 protocol;		// what follows the headers of IPv6
+	__u8 in_fragments;
+	__u8 cookie;		// may be the end of a handshake by SYN cookie
+	__u8 for_opening;	// a SYN-ACK, a RST or an error: what a socket that opens a connection may get
+	__u8 first;		// first of several fragments
+	__u8 held;		// the replica it has come to has its connection
+	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
+	__u8 is_own;		// 0
+	__u8 policed;		// 0
+	__u8 kept_here;		// 0
+};
+
+#define PROTOCOL(p) ((p)->protocol)
+
+static inline_always int is_fragment(const struct packet *p)
+{
+	return p->in_fragments;
+}
+
+// Of which datagram the packet is a fragment is read with its header. Whether it isn't the first one.
+static inline_always int read_fragment(struct packet *p)
+{
+	if (p->offset & FRAGMENT_OFFSET)
+		return 1;
+	p->first = 1;
+	return 0;
+}
+
+// Copies part of the packet. What lies behind its length is padding, and no part of it.
+static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
+{
+	if (p->end && offset + len > p->end)
+		return -1;
+	return peek(skb, offset, to, len);
+}
+
+// No client in particular: what listens is found.
+static inline_always void any_client(struct __sk_buff *skb, struct bpf_sock_tuple *tuple)
+{
+	for (__u32 i = 0; i < 4; i++)
+		tuple->ipv6.saddr[i] = unknown(skb, 0);
+	tuple->ipv6.sport = unknown(skb, 0);
+	(void)skb;
+}
+
+// Whether the packet brings back the cookie of a socket that listens: it is made of addresses, ports and sequence number.
+static inline_always int is_cookie(struct bpf_sock *sk, struct packet *p)
+{
+	struct ipv6hdr ip = { .version = 6, .nexthdr = IPPROTO_TCP };
+	__builtin_memcpy(&ip.saddr, &p->flow.client, sizeof(ip.saddr));
+	__builtin_memcpy(&ip.daddr, &p->address, sizeof(ip.daddr));
+	return !bpf_tcp_check_syncookie(sk, &ip, sizeof(ip), &p->tcp, sizeof(p->tcp));
+}
+
+static inline_always int is_connected(const struct bpf_sock *sk)
+{
+	return (sk->dst_ip6[0] | sk->dst_ip6[1] | sk->dst_ip6[2] | sk->dst_ip6[3]) != 0;
+}
+
+// What a hash is made of.
+static inline_always __u32 client_of(const struct flow *flow)
+{
+	const __be32 *w = flow->client.w;
+	return ((w[0] * 0x9e3779b1U ^ w[1]) * 0x85ebca6bU ^ w[2]) * 0xc2b2ae35U ^ w[3];
+}
+
+// The node asks with an address of its own, which is no host veth's.
+static inline_always int is_from_host(const struct packet *p)
+{
+	(void)p;
+	return 0;
+}
+
+static inline_always int is_same(const struct ipv6 *one, const struct ipv6 *other)
+{
+	return !((one->w[0] ^ other->w[0]) | (one->w[1] ^ other->w[1]) | (one->w[2] ^ other->w[2]) | (one->w[3] ^ other->w[3]));
+}
+
+// The number of a VIP; 0: it is none.
+static inline_always __be32 number_of(const struct ipv6 *address)
+{
+	const __be32 *number = bpf_map_lookup_elem(&addresses6_v1, address);
+	return number ? *number : 0;
+}
+
+// Goes over the extension headers behind the packet's first one, whose kind is in p->protocol. Not 0: what they lead to can't be read.
+// With it a fragment's own header is read.
+verified_alone int walk(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return -1;
+	for (__u32 i = 0; i < EXTENSIONS; i++) {
+		struct {
+			__u8 next, length;
+			__be16 offset;
+			__be32 id;
+		} header;
+		__u8 kind = p->protocol;
+		if (kind != IPPROTO_HOPOPTS && kind != IPPROTO_ROUTING && kind != IPPROTO_DSTOPTS && kind != IPPROTO_AH &&
+		    kind != IPPROTO_FRAGMENT)
+			return 0;
+		if (load(skb, p, p->inner, &header, sizeof(header)))
+			return -1;
+		p->protocol = header.next;
+		if (kind == IPPROTO_AH) {
+			p->inner += (header.length + 2) * 4;
+		} else if (kind != IPPROTO_FRAGMENT) {
+			p->inner += (header.length + 1) * 8;
+		} else {
+			p->inner += sizeof(header);
+			p->offset = ntohs(header.offset);
+			if (!(p->offset & (FRAGMENT_OFFSET | FRAGMENT_MORE)))
+				continue;	// whole (RFC 6946)
+			p->in_fragments = 1;
+			p->datagram.id = header.id;
+			if (p->offset & FRAGMENT_OFFSET)
+				return 0;
+		}
+	}
+	return -1;
+}
+
+// Where the headers of IPv6 end, and what they lead to. `next`: what follows the first one.
+static inline_always void read_headers(struct __sk_buff *skb, struct packet *p, __u32 start, __u8 next)
+{
+	p->inner = start + sizeof(struct ipv6hdr);
+	p->protocol = next;
+	if (next == IPPROTO_TCP || next == IPPROTO_UDP || next == IPPROTO_ICMPV6)
+		return;
+	if (walk(skb, p))
+		p->protocol = IPPROTO_RAW;	// none that can be read
+}
+
+static inline_always int read_header(struct __sk_buff *skb, struct packet *p, struct ipv6hdr *ip)
+{
+	if (skb->protocol != htons(ETH_P_IPV6) || skb->vlan_present)
+		return -1;
+	if (peek(skb, ETH_HLEN, ip, sizeof(*ip)) || ip->version != 6)
+		return -1;
+	p->self = skb->ifindex;
+	p->end = ip->payload_len ? ETH_HLEN + sizeof(*ip) + ntohs(ip->payload_len) : 0;
+	return 0;
+}
+
+// Reads a packet that has come to a host veth. Not 0: it is none that has business there.
+static inline_always int read_packet(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr ip;
+	if (read_header(skb, p, &ip))
+		return -1;
+	__builtin_memcpy(&p->flow.client, &ip.saddr, sizeof(p->flow.client));
+	__builtin_memcpy(&p->address, &ip.daddr, sizeof(p->address));
+	p->flow.vip = number_of(&p->address);
+	if (!p->flow.vip)
+		return -1;
+	read_headers(skb, p, ETH_HLEN, ip.nexthdr);
+	p->datagram.client = p->flow.client;
+	p->datagram.vip = p->flow.vip;
+	return 0;
+}
+
+// Reads a packet that a pod sends, as the answer to one from the other direction. Not 0: it is none of a VIP's.
+static inline_always int read_answer(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr ip;
+	if (read_header(skb, p, &ip))
+		return -1;
+	__builtin_memcpy(&p->flow.client, &ip.daddr, sizeof(p->flow.client));
+	__builtin_memcpy(&p->address, &ip.saddr, sizeof(p->address));
+	p->flow.vip = number_of(&p->address);
+	if (!p->flow.vip)
+		return -1;
+	read_headers(skb, p, ETH_HLEN, ip.nexthdr);
+	return 0;
+}
+
+// Whether a packet for a pod comes from one of the pod's own addresses, or from none: the kernel doesn't ask, and the pod would answer
+// itself.
+static inline_always int is_from_itself(const struct packet *p)
+{
+	struct attached_key key = { .ifindex = p->self, .vip = p->flow.vip };
+	struct ipv6 from = p->flow.client;
+	__be32 vip = number_of(&from);
+	if (vip && attached(p->self, vip))
+		return 1;
+	const struct own6 *own = bpf_map_lookup_elem(&own6_v1, &key);
+	if (!own)
+		return 0;
+	for (__u32 i = 0; i < OWN; i++) {
+		if (is_same(&own->address[i], &from))
+			return 1;
+	}
+	return 0;
+}
+
+// The sum over TCP's pseudo-header (RFC 8200, 8.1), `len` below 64 KB.
+static inline_always __u16 pseudo(const struct ipv6 *from, const struct ipv6 *to, __u16 len)
+{
+	struct {
+		struct ipv6 from, to;
+		__be16 high, len, zero, protocol;
+	} header = { .from = *from, .to = *to, .len = htons(len), .protocol = htons(IPPROTO_TCP) };
+	return sum(&header, sizeof(header) / 2, 0);
+}
+
+// A SYN to a port that isn't served: turned into the reset that answers it, as ipv4.h has it. One with extension headers, or too long
+// to have its length in its header, isn't answered.
+verified_alone int reset(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p || p->tcp.rst || p->inner != ETH_HLEN + sizeof(struct ipv6hdr) || !p->end)
+		return TC_ACT_SHOT;
+	int len = (int)p->end - (int)p->inner;
+	int data = len - p->tcp.doff * 4;
+	if (data < 0)
+		return TC_ACT_SHOT;
+	struct {
+		struct ethhdr eth;
+		struct ipv6hdr ip;
+		struct tcphdr tcp;
+	} __attribute__((packed)) answer = {};
+	struct ethhdr eth;
+	if (peek(skb, 0, &eth, sizeof(eth)))
+		return TC_ACT_SHOT;
+	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
+	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
+	answer.eth.h_proto = htons(ETH_P_IPV6);
+	answer.ip.version = 6;
+	answer.ip.payload_len = htons(sizeof(struct tcphdr));
+	answer.ip.nexthdr = IPPROTO_TCP;
+	answer.ip.hop_limit = 64;
+	__builtin_memcpy(&answer.ip.saddr, &p->address, sizeof(p->address));
+	__builtin_memcpy(&answer.ip.daddr, &p->flow.client, sizeof(p->flow.client));
+
+	struct tcphdr tcp = {
+		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
+		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
+	};
+	__u16 header = pseudo(&p->address, &p->flow.client, sizeof(tcp));
+	int partial = p->tcp.check == pseudo(&p->flow.client, &p->address, len);
+	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
+	answer.tcp = tcp;
+	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
+		return TC_ACT_SHOT;
+	skb->tc_index = MADE_HERE;
+	return bpf_redirect(p->self, BPF_F_INGRESS);
+}
+
+// An ICMPv6 error follows the packet it speaks of, which a replica has sent: its headers are inside (RFC 4443, 2.1). Returns that one's
+// protocol; below 0: it is none, or can't be read.
+static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 type;
+	if (load(skb, p, p->inner, &type, sizeof(type)) || !type || type > ICMPV6_PARAMPROB)
+		return -1;
+	struct ipv6hdr sent;
+	__u32 start = p->inner + ICMP_HEADER;
+	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 6)
+		return -1;
+	if (!is_same((const struct ipv6 *)&sent.saddr, &p->address))
+		return -1;
+	p->offset = 0;
+	read_headers(skb, p, start, sent.nexthdr);
+	__be16 ports[2];	// of the sender, of the receiver
+	if (p->offset & FRAGMENT_OFFSET || load(skb, p, p->inner, ports, sizeof(ports)))
+		return -1;
+	__builtin_memcpy(&p->flow.client, &sent.daddr, sizeof(p->flow.client));
+	p->flow.client_port = ports[1];
+	p->flow.vip_port = ports[0];
+	p->for_opening = 1;
+	return p->protocol;
+}
+
+// What a pod sends to its VIPs of IPv6 stays in it: no packet that comes is its own (own.h).
+#define IS_FROM(p, pod) ((void)(p), (void)(pod), 0)
+#define IS_CLIENT(p, pod) IS_FROM(p, pod)
+#define ask_as(skb, p, replica, ifindex, is_own) \
+	((void)(is_own), ask(skb, p, (replica)->netns, port_at(p, (replica)->flags, ifindex, IPPROTO_TCP)))
+#define stand_in(flow) ((void)(flow))
+#define homeward(skb, p, chosen, verdict) (verdict)
+// No port of a VIP has another number in its pods.
+#define port_at(p, flags, ifindex, protocol) ((__u32)(p)->flow.vip_port)
+#define OCCUPIED 0x10000
+#define delivered(skb, replica, verdict) ((void)(replica), (verdict))
+// Nothing goes past the stack (express.h).
+#define arrived(skb, p, replica, verdict) (verdict)
+
+#endif
