@@ -326,6 +326,11 @@ pub struct Netns {
     pub inode: u64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over a reference
+fn is_off(setting: &i32) -> bool {
+    *setting == 0
+}
+
 /// `net.ipv4.conf.<ifname>.…` of the pod before the ADD; where that isn't known, the kernel's defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedSysctls {
@@ -336,9 +341,9 @@ pub struct SavedSysctls {
     /// `rp_filter` of `net.ipv4.conf.all`, where it may be lowered; none where it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_rp_filter: Option<i32>,
-    /// `net.ipv4.ip_nonlocal_bind`; none where it isn't known, and so isn't put back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nonlocal_bind: Option<i32>,
+    /// `net.ipv4.ip_nonlocal_bind` of the pod.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub nonlocal_bind: i32,
 }
 
 impl Netns {

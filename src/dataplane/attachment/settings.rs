@@ -55,10 +55,10 @@ pub(super) fn strict_for_all(pod: &PodNet) -> net::Result<Option<i32>> {
 /// no device has (`ip_route_output_key_hash_rcu()` in net/ipv4/route.c).
 const NONLOCAL_BIND: &str = "net.ipv4.ip_nonlocal_bind";
 
-/// As the pod has it. `None`: it can't be read.
-pub(super) fn nonlocal_bind(pod: &PodNet) -> net::Result<Option<i32>> {
+/// As the pod has it; where it can't be read, the kernel's default.
+pub(super) fn nonlocal_bind(pod: &PodNet) -> net::Result<i32> {
     let value = pod.netns().run(|| sysctl::get(NONLOCAL_BIND).ok())?;
-    Ok(value.and_then(|value| i32::try_from(value).ok()))
+    Ok(value.and_then(|value| i32::try_from(value).ok()).unwrap_or_default())
 }
 
 /// Lets the pod's servers bind its VIPs, whatever its table `local` has. False: they can't be let, and what the pod sends to its VIPs
@@ -84,7 +84,7 @@ pub fn relax_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
 
 /// Puts those back that are not another's by now.
 pub(super) fn restore_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
-    let settings = [(ALL_RP_FILTER, saved.all_rp_filter, 0), (NONLOCAL_BIND, saved.nonlocal_bind, 1)];
+    let settings = [(ALL_RP_FILTER, saved.all_rp_filter, 0), (NONLOCAL_BIND, Some(saved.nonlocal_bind), 1)];
     let changed = settings.into_iter().filter_map(|(name, saved, ours)| Some((name, saved?, ours)));
     let changed: Vec<_> = changed.filter(|(_, saved, ours)| saved != ours).collect();
     if changed.is_empty() {
