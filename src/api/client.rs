@@ -254,7 +254,10 @@ mod tests {
             gateway: None,
         };
         let grant = acquire_all(&place.0, std::slice::from_ref(&request), Duration::from_secs(5)).remove(0).unwrap();
-        assert_eq!(grant, Grant { address: [10, 118, 0, 7].into(), expires: Some(1_790_000_000), registry: None });
+        assert_eq!(
+            grant,
+            Grant { address: [10, 118, 0, 7].into(), others: Vec::new(), expires: Some(1_790_000_000), registry: None }
+        );
         assert_eq!(
             server.join().unwrap(),
             "{\"acquire\":{\"vip\":\"shop/web\",\"pod\":\"10.1.0.5\",\"node\":\"192.0.2.1\"}}\n"

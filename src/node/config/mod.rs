@@ -373,7 +373,6 @@ fn interface_name(text: &str) -> Option<String> {
     fine.then(|| text.to_string())
 }
 
-
 /// The same of either family.
 fn any_network(text: &str) -> Option<IpNetwork> {
     let network: IpNetwork = text.parse().ok()?;
