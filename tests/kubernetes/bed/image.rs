@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use super::cluster::Cluster;
-use crate::harness::{Machine, PATIENCE, Run, TempDir, binaries, tool, until};
+use crate::harness::machine::binaries;
+use crate::harness::{Machine, PATIENCE, Run, TempDir, tool, until};
 
 /// The directory of the programs under test.
 pub fn programs() -> &'static str {
