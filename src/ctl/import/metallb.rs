@@ -236,7 +236,7 @@ impl Found {
             let _ = writeln!(
                 text,
                 "# BGPPeer {name}, on each node: viproutectl announce bird --asn {} --router {}:{}{hops}",
-                peer.my_asn, peer.peer_address, peer.peer_asn
+                peer.my_asn, peer.address, peer.asn
             );
         }
         for pool in &self.pools {

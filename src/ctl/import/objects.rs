@@ -81,10 +81,11 @@ pub struct Peer {
     #[serde(rename = "myASN")]
     pub my_asn: u32,
     #[serde(rename = "peerASN")]
-    pub peer_asn: u32,
+    pub asn: u32,
     #[serde(rename = "dynamicASN")]
     pub dynamic_asn: String,
-    pub peer_address: String,
+    #[serde(rename = "peerAddress")]
+    pub address: String,
     pub ebgp_multi_hop: bool,
     /// Everything, to find what isn't taken over.
     #[serde(flatten)]

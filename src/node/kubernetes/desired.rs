@@ -239,6 +239,7 @@ impl<'a> Recorded<'a> {
 
 /// An endpoint as all slices of the Service have it together.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // as the API has them, in every combination
 struct Merged {
     is_ready: bool,
     is_serving: bool,

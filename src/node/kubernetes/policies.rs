@@ -94,7 +94,7 @@ impl Condition {
 
 /// The first of the policies that says who may reach a pod of that name with these labels.
 pub fn selecting<'a>(policies: &'a BTreeMap<Key, Policy>, pod: &str, labels: Option<&Labels>) -> Option<&'a Key> {
-    let namespace = &pod[..pod.find('/')? + 1];
+    let namespace = &pod[..=pod.find('/')?];
     let of_namespace = policies.range(namespace.to_owned()..).take_while(|(key, _)| key.starts_with(namespace));
     of_namespace.filter(|(_, policy)| policy.selects(labels)).map(|(key, _)| key).next()
 }
