@@ -95,7 +95,7 @@ impl<'a> Suite<'a> {
         command.env("PATH", format!("{}:{path}", self.dir.path().display()));
         command.env("KUBE_TEST_REPO_LIST", self.dir.file("repos.yaml")).env("HOME", self.dir.path());
         command.current_dir(self.dir.path()).stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
+        command.stdout(log.try_clone().expect("a second descriptor")).stderr(log).dies_with_us();
         command
     }
 
