@@ -53,7 +53,9 @@ fn containers(debian: &Debian, count: usize, example: &str) -> Vec<Pod> {
 
 /// Until it has joined. For a container in the background ctr never calls DEL, and no unit's end ends it.
 fn container(debian: &Debian, name: &str) -> Pod {
-    let run = format!("systemd-run --quiet --unit=run-{name} ctr run --snapshotter native --rm --cni {SERVER} {name}");
+    let run = format!(
+        "systemd-run --quiet --unit=run-{name} ctr run --cpu-shares 0 --snapshotter native --rm --cni {SERVER} {name}"
+    );
     debian.sh(&run);
     let attached = || debian.sh("viproutectl status").contains(&format!("default-{name}@eth0")).then_some(());
     until(&format!("{name} has joined"), PATIENCE, attached);

@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use super::{server, unpack};
-use crate::harness::{Debian, Lan, Node, PATIENCE, Run, blocks, script, until};
+use crate::harness::{Debian, Lan, Node, PATIENCE, Run, blocks, scaled, script, until};
 
-/// An overlay can't lie on another one, and there is no registry.
+/// An overlay can't lie on another one, there is no registry, and the machine's own cgroups have no controller where the kernel's are of version 1.
 const CTR: &str = "#!/bin/sh
 export CONTAINERD_SNAPSHOTTER=native
+[ \"$1\" != run ] || { shift; exec /usr/bin/ctr run --cpu-shares 0 \"$@\"; }
 [ \"$1 $2\" != \"image pull\" ] || exec /usr/bin/ctr image import /root/nginx.tar
 exec /usr/bin/ctr \"$@\"
 ";
@@ -75,7 +76,7 @@ impl Page {
         });
         let taken = begin.elapsed();
         eprintln!("{}: from a bare Debian to the first answer in {taken:.1?}", self.name);
-        assert!(taken < LIMIT, "{taken:?}");
+        assert!(taken < scaled(LIMIT), "{taken:?}");
         until(&format!("{}: the end", self.name), PATIENCE, || ended().then_some(()));
         assert!(said().contains("\n== the end\n"), "{}", said());
     }
