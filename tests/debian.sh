@@ -6,7 +6,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 to=target/debian12
 mirror=${MIRROR:-http://deb.debian.org/debian}
-packages=(containerd runc containernetworking-plugins nftables iptables jq curl podman)
+packages=(containerd runc crun containernetworking-plugins nftables iptables jq curl podman)
 [ "$(cat $to/made 2>/dev/null || true)" != "${packages[*]}" ] || exit 0
 rm -rf $to
 debootstrap --variant=- bookworm $to "$mirror" >$to.log

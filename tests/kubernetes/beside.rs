@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use metallb::MetalLb;
-use report::{Column, Report};
+use report::Column;
 
 use crate::bed::{Cluster, Deployment, Rollout, Setup};
 use crate::harness::{Flows, Load, PORT};
@@ -27,8 +27,6 @@ enum Contender {
 }
 
 impl Contender {
-    const ALL: [Self; 3] = [Self::Viproute, Self::MetalLb("Cluster"), Self::MetalLb("Local")];
-
     fn title(self) -> String {
         match self {
             Self::Viproute => "viproute".into(),
@@ -105,22 +103,33 @@ fn rollouts(stage: &mut Stage, column: &mut Column) {
     }
 }
 
-/// One contender after the other, since each needs a machine's processors for itself.
+/// All of one contender, and the page anew with what is known of the others.
+fn measure(contender: Contender) {
+    let mut column = Column::new(contender.title());
+    let mut stage = Stage::new(contender);
+    evenness(&stage, &mut column);
+    rollouts(&mut stage, &mut column);
+    moves::measure(&mut stage, &mut column);
+    arrivals::measure(&stage, &mut column);
+    report::write(column);
+}
+
 #[test]
-#[ignore = "./install.sh bench --kubernetes runs it; it takes half an hour"]
-fn metallb() {
-    let mut report = Report::new();
-    for contender in Contender::ALL {
-        let mut column = Column::new(contender.title());
-        let mut stage = Stage::new(contender);
-        evenness(&stage, &mut column);
-        rollouts(&mut stage, &mut column);
-        moves::measure(&mut stage, &mut column);
-        arrivals::measure(&stage, &mut column);
-        report.add(column);
-        // After each: what was measured isn't lost with what comes.
-        report.write();
-    }
+#[ignore = "./install.sh bench --kubernetes runs it"]
+fn a_viproute() {
+    measure(Contender::Viproute);
+}
+
+#[test]
+#[ignore = "./install.sh bench --kubernetes runs it"]
+fn b_metallb_cluster() {
+    measure(Contender::MetalLb("Cluster"));
+}
+
+#[test]
+#[ignore = "./install.sh bench --kubernetes runs it"]
+fn c_metallb_local() {
+    measure(Contender::MetalLb("Local"));
 }
 
 /// Live connections whose servers have nothing to do with what happens.

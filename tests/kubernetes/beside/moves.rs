@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::metallb::MetalLb;
 use super::report::Column;
 use super::{Contender, LIVE, Stage, live};
-use crate::harness::{PATIENCE, Storm, until};
+use crate::harness::{PATIENCE, Run, Storm, until};
 
 /// How long is looked at what an event does.
 const WATCHED: Duration = Duration::from_secs(10);
@@ -81,7 +81,9 @@ impl Stage {
 
     /// The client asks anew.
     fn forget(&self) {
-        self.cluster.client.ip("neigh flush dev eth0");
+        let vip = self.vip.to_string();
+        // It may be forgotten already.
+        self.cluster.client.cmd("ip").args(["neigh", "del", &vip, "dev", "eth0"]).finish("");
     }
 
     /// Who has answered the client, if it is known.

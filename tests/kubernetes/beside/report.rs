@@ -2,31 +2,34 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
 
 use crate::harness::Run;
 
+/// All contenders' numbers of the last runs.
+const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/benchmarks-kubernetes.json");
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks-kubernetes.md");
 
 /// What one contender did.
 pub struct Column {
     title: String,
+    /// The machine's, before it began.
+    load: String,
     lines: Vec<(String, String)>,
 }
 
 impl Column {
     pub fn new(title: String) -> Self {
-        Self { title, lines: Vec::new() }
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        Self { title, load: load.split(' ').next().unwrap_or_default().to_owned(), lines: Vec::new() }
     }
 
     pub fn say(&mut self, line: &str, value: String) {
         eprintln!("{}: {line}: {value}", self.title);
         self.lines.push((line.to_owned(), value));
     }
-}
-
-pub struct Report {
-    columns: Vec<Column>,
-    load: String,
 }
 
 const TEXT: &str = "\
@@ -40,33 +43,34 @@ failed is one without an answer within 5 seconds. *ARP after*: when another node
 node without a link those of its pods: what counts there is the number in brackets.
 ";
 
-impl Report {
-    pub fn new() -> Self {
-        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        Self { columns: Vec::new(), load: load.split(' ').next().unwrap_or_default().to_owned() }
-    }
+/// Takes the place of this contender's numbers of an earlier run.
+pub fn write(column: Column) {
+    let known = fs::read_to_string(KNOWN).ok().and_then(|text| serde_json::from_str::<Vec<Value>>(&text).ok());
+    let mut columns = known.unwrap_or_default();
+    columns.retain(|known| known["title"] != column.title);
+    columns.push(json!({ "title": column.title, "load": column.load, "lines": column.lines }));
+    // viproute first.
+    columns.sort_by_key(|column| column["title"].as_str().map(|title| (title.starts_with('M'), title.to_owned())));
+    fs::write(KNOWN, Value::from(columns.clone()).to_string()).expect("write the numbers");
+    fs::write(PAGE, page(&columns)).expect("write the page");
+}
 
-    pub fn add(&mut self, column: Column) {
-        self.columns.push(column);
+fn page(columns: &[Value]) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |name: &str, values: Vec<String>| format!("| {name} | {} |\n", values.join(" | "));
+    let mut page = TEXT.to_owned();
+    let kernel = Command::new("uname").arg("-r").finish("").ok();
+    let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    writeln!(page, "\nLinux {}, {processors} processors.\n", kernel.trim()).expect("memory");
+    page += &row("", columns.iter().map(|column| text(&column["title"])).collect());
+    page += &format!("|---|{}\n", "---|".repeat(columns.len()));
+    for line in columns[0]["lines"].as_array().into_iter().flatten() {
+        let of = |column: &Value| {
+            let lines = column["lines"].as_array().into_iter().flatten();
+            lines.clone().find(|other| other[0] == line[0]).map(|found| text(&found[1])).unwrap_or_default()
+        };
+        page += &row(&text(&line[0]), columns.iter().map(of).collect());
     }
-
-    pub fn write(&self) {
-        let mut page = TEXT.to_owned();
-        let kernel = std::process::Command::new("uname").arg("-r").finish("").ok();
-        let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-        writeln!(
-            page,
-            "\nLinux {}, {processors} processors, load average {} at the beginning.\n",
-            kernel.trim(),
-            self.load
-        )
-        .expect("memory");
-        let titles: Vec<_> = self.columns.iter().map(|column| column.title.as_str()).collect();
-        writeln!(page, "| | {} |\n|---|{}", titles.join(" | "), "---|".repeat(titles.len())).expect("memory");
-        for (number, (line, _)) in self.columns[0].lines.iter().enumerate() {
-            let values: Vec<_> = self.columns.iter().map(|column| column.lines[number].1.as_str()).collect();
-            writeln!(page, "| {line} | {} |", values.join(" | ")).expect("memory");
-        }
-        fs::write(PAGE, page).expect("write the page");
-    }
+    page += &row("load average at the beginning", columns.iter().map(|column| text(&column["load"])).collect());
+    page
 }
