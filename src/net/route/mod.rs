@@ -335,7 +335,7 @@ impl Route {
             _ => return None,
         };
         let Self { table, prefix, tos, protocol, metric, .. } = *self;
-        let is_plain = metric == metric_of_none(Family::of(prefix.network()));
+        let is_plain = [0, metric_of_none(Family::of(prefix.network()))].contains(&metric);
         (protocol == PROTOCOL && is_plain).then_some(TableRoute { table, prefix, tos, action })
     }
 }
