@@ -26,6 +26,13 @@ impl Cluster {
         until(&format!("{vip} is silent"), PATIENCE, || (attempt(&self.client, vip, 2).failed == 2).then_some(()));
     }
 
+    /// Until one of a Service's Events has that reason and these words.
+    pub fn is_told(&self, service: &str, reason: &str, words: &str) {
+        until(&format!("{service} has an Event {reason} with {words:?}"), PATIENCE, || {
+            self.events(service).iter().any(|(of, note)| of == reason && note.contains(words)).then_some(())
+        });
+    }
+
     /// The Events of an object, as reason and note.
     pub fn events(&self, object: &str) -> Vec<(String, String)> {
         let events = self.control.get(&["events", &format!("--field-selector=involvedObject.name={object}")]);

@@ -28,12 +28,6 @@ impl Cluster {
         self.control.run(&["patch", "service", service, "--type=merge", "--patch", &patch]);
     }
 
-    fn is_told(&self, service: &str, reason: &str, words: &str) {
-        until(&format!("{service} has an Event {reason} with {words:?}"), PATIENCE, || {
-            self.events(service).iter().any(|(of, note)| of == reason && note.contains(words)).then_some(())
-        });
-    }
-
     /// Where the pods of a deployment are.
     fn pods_on(&self, node: &str) -> BTreeSet<String> {
         let field = format!("--field-selector=spec.nodeName={node}");

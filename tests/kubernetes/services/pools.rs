@@ -13,15 +13,6 @@ fn of_pool(mut service: Value, pool: &str) -> Value {
     service
 }
 
-impl Cluster {
-    fn is_told(&self, service: &str, reason: &str, words: &str) {
-        until(&format!("{service} has an Event {reason}"), PATIENCE, || {
-            let events = self.events(service);
-            events.iter().any(|(of, note)| of == reason && note.contains(words)).then_some(())
-        });
-    }
-}
-
 /// It waits in its own pool's queue, gets what is given back, and its name in an Event says why not before.
 #[test]
 fn a_pool_is_used_up_and_freed() {
