@@ -19,20 +19,27 @@ fn it_may_write_where_runtimes_have_their_networks() {
     debian.sh("dpkg -i viproute.deb");
     debian.sh(&format!("cat >/etc/viproute/viprouted.toml <<'E'\n{POOL}E\nsystemctl restart viprouted"));
     let process = || debian.sh("systemctl show --value --property=MainPID viprouted");
-    let first = process();
     for directory in NETWORKS {
         let chain = format!("{directory}/10-n.conflist");
-        debian.write(&chain, THEIRS);
+        // As a base CNI writes it.
+        let write = |plugin: &str| debian.write(&chain, &THEIRS.replace("bridge", plugin));
+        let is_back = |plugin: &str| {
+            until(&format!("viproute is back in {chain}"), PATIENCE, || {
+                let text = debian.read(&chain);
+                (text.contains(plugin) && text.contains("\"viproute\"")).then_some(())
+            });
+        };
+        write("bridge");
         debian.sh(&format!("viproutectl node join --conf-dir {directory}"));
-        // As a base CNI does it.
-        debian.write(&chain, &THEIRS.replace("bridge", "ptp"));
-        until(&format!("viproute is back in {chain}"), PATIENCE, || {
-            let text = debian.read(&chain);
-            (text.contains("\"ptp\"") && text.contains("\"viproute\"")).then_some(())
-        });
+        write("ptp");
+        is_back("ptp");
+        // It was restarted once for the directory, and never again.
+        let restarted = process();
+        write("macvlan");
+        is_back("macvlan");
+        assert_eq!(process(), restarted, "{directory}: it is the same viprouted");
         debian.sh(&format!("viproutectl node leave --conf-dir {directory} && rm {chain}"));
     }
-    assert_eq!(process(), first, "it is the same viprouted");
     let said = debian.sh("journalctl --unit=viprouted --no-pager");
     assert!(!said.contains("Read-only file system") && !said.contains("Operation not permitted"), "{said}");
 }
