@@ -72,7 +72,8 @@ fn programs_are_static_and_have_the_same_objects() {
         for text in [OF_GETADDRINFO, env!("CARGO_MANIFEST_DIR"), "/.cargo/registry"] {
             assert!(!contains(&program, text), "{name} has {text} in it");
         }
-        for object_name in OBJECTS {
+        // The last two are viprouted's alone.
+        for object_name in if name == "viprouted" { &OBJECTS[..] } else { &OBJECTS[..2] } {
             let object = object(object_name);
             assert!(program.windows(object.len()).any(|window| window == object), "{object_name} isn't in {name}");
         }
