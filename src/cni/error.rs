@@ -167,7 +167,6 @@ fn membership_code(error: &membership::Error) -> Code {
         | membership::Error::NarrowForIpv6(_)
         | membership::Error::NoIpv6(_)
         | membership::Error::Want(_) => Code::InvalidConfig,
-        membership::Error::NoIpv6Programs => Code::NoFlowOwner,
         membership::Error::NoInterface(_) | membership::Error::NoNetns(_) | membership::Error::NodesOwnNetns(_) => {
             Code::InvalidEnvironment
         }
@@ -176,7 +175,7 @@ fn membership_code(error: &membership::Error) -> Code {
         membership::Error::Allocator { source, .. } => allocator_code(source),
         membership::Error::Renumbered(_) => Code::TryAgain,
         membership::Error::Net(e) => net_code(e),
-        membership::Error::Bpf(_) => Code::NoFlowOwner,
+        membership::Error::NoIpv6Programs | membership::Error::Bpf(_) => Code::NoFlowOwner,
         membership::Error::Registry(e) => registry_code(e),
         membership::Error::Several { first, .. } => membership_code(first),
     }

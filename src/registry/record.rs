@@ -1,6 +1,7 @@
 //! What the files say. Fields that a later version adds survive a rewrite by this one (`other`).
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -363,9 +364,13 @@ impl Netns {
         (self.device, self.inode)
     }
 
-    /// The same namespace is still there: paths are used again.
+    /// The same namespace is still there: paths are used again. So is one that can't be looked at (`/proc/PID/ns/net` takes
+    /// `CAP_SYS_PTRACE`, ptrace(2)): what lives must not be taken for dead.
     pub fn is_still_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity())
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => (metadata.dev(), metadata.ino()) == self.identity(),
+            Err(e) => !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        }
     }
 }
 

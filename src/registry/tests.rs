@@ -516,3 +516,15 @@ fn the_last_word_of_an_attachment_counts() {
         assert_eq!(ready(registry), expected);
     }
 }
+
+#[test]
+fn a_namespace_that_cannot_be_looked_at_is_not_taken_for_gone() {
+    let scratch = Scratch::new();
+    let at = |name: &str| scratch.0.dir().join(name);
+    let netns = |path: PathBuf| record::Netns { path, device: 4, inode: 1 };
+    std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+    assert!(netns(at("loop")).is_still_there(), "who knows");
+    assert!(!netns(at("missing")).is_still_there());
+    assert!(!netns(at("boot-id/below")).is_still_there());
+    assert!(!netns(at("boot-id")).is_still_there(), "another one");
+}

@@ -56,7 +56,7 @@ impl Node {
         Self { ns, dir: TempDir::new(), bpf: BpfFs::new(), number, stub: Mutex::new(None), pods, calls, pods_have }
     }
 
-    /// A node with 2001:db8::`number`, whose allocator gives VIPs addresses of both families, and its base plugin those to pods.
+    /// A node with `2001:db8::NUMBER`, whose allocator gives VIPs addresses of both families, and its base plugin those to pods.
     pub fn dual(lan: &Lan, number: u8, pods_have: Families) -> Self {
         let mut node = Self::new(lan, number);
         node.pods_have = pods_have;

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::harness::{Run, TempDir, VIPROUTECTL};
 use viproute::node::config::Config;
 
-const METALLB: &str = r#"
+const METALLB: &str = "
 kind: IPAddressPool
 metadata: { name: lan, namespace: metallb-system }
 spec: { addresses: [10.118.0.0/28], avoidBuggyIPs: true }
@@ -14,7 +14,7 @@ spec: { addresses: [10.118.0.0/28], avoidBuggyIPs: true }
 kind: L2Advertisement
 metadata: { name: lan, namespace: metallb-system }
 spec: {}
-"#;
+";
 
 #[test]
 fn metallbs_pools_are_taken_over() {

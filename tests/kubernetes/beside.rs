@@ -111,7 +111,7 @@ fn measure(contender: Contender) {
     rollouts(&mut stage, &mut column);
     moves::measure(&mut stage, &mut column);
     arrivals::measure(&stage, &mut column);
-    report::write(column);
+    report::write(&column);
 }
 
 #[test]

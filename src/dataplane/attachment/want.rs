@@ -147,7 +147,7 @@ impl<'a> PodWant<'a> {
 
     /// What makes the pod take packets for its VIPs where its table `local` doesn't have them: all that come by `vip0` (`index`), and
     /// those from a VIP to itself, by which health checks ask the pod alone. The kernel takes no `src VIP` in a table that
-    /// neither has the VIP nor is asked behind one that has (`fib_valid_prefsrc()` in net/ipv4/fib_semantics.c).
+    /// neither has the VIP nor is asked behind one that has (`fib_valid_prefsrc()` in `net/ipv4/fib_semantics.c`).
     pub(super) fn local_routes(&self, index: u32, calls_leave: bool) -> BTreeSet<TableRoute> {
         if !calls_leave {
             return BTreeSet::new();

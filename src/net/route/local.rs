@@ -1,5 +1,5 @@
 //! Routes of the table `local`, which the kernel makes itself for each address of a device (`fib_add_ifaddr()` in
-//! net/ipv4/fib_frontend.c).
+//! `net/ipv4/fib_frontend.c`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

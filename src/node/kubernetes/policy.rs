@@ -202,7 +202,7 @@ mod tests {
     fn an_affinity_has_a_time() {
         let of = |affinity: &str, seconds| {
             let client_ip = Some(core::ClientIPConfig { timeout_seconds: seconds });
-            affinity_of(core::ServiceSpec {
+            affinity_of(&core::ServiceSpec {
                 session_affinity: Some(affinity.to_owned()),
                 session_affinity_config: Some(core::SessionAffinityConfig { client_ip }),
                 ..core::ServiceSpec::default()
@@ -214,8 +214,8 @@ mod tests {
         assert_eq!(of("ClientIP", Some(1_000_000)), Some(86_400));
     }
 
-    fn affinity_of(spec: core::ServiceSpec) -> Option<u32> {
-        affinity(&spec)
+    fn affinity_of(spec: &core::ServiceSpec) -> Option<u32> {
+        affinity(spec)
     }
 
     fn service(created: i64, vip: &str, port: u16) -> Service {
@@ -245,7 +245,7 @@ mod tests {
         let web = Service { clients: listed, ..service(1, "", 80) };
         let api = Service { affinity: Some(60), ..service(2, "web", 443) };
         let (found, notes) = all(&[("shop/web", web), ("shop/api", api)]);
-        let range = r#"[Ipv4Network { addr: 10.0.0.0, prefix: 8 }]"#;
+        let range = "[Ipv4Network { addr: 10.0.0.0, prefix: 8 }]";
         assert_eq!(found, [format!("shop/web: 80/tcp from {range} None, 443/tcp from anywhere Some(60)")]);
         assert!(notes.is_empty());
         assert!(all(&[("shop/web", service(1, "", 80))]).0.is_empty(), "nothing is asked");

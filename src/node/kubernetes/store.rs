@@ -72,7 +72,7 @@ pub enum Change<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// Services.
-    Services(Change<Service>),
+    Services(Box<Change<Service>>),
     /// Which cluster it is, and whether it has the API's own Service. Comes before each whole list.
     Cluster {
         /// The identity of the namespace kube-system.
@@ -181,7 +181,7 @@ impl Store {
                 return false;
             }
             Heard::Unclaimed(_) | Heard::External(_) => return false,
-            Heard::Services(change) => (Kind::Services, Taken::of(&mut into.services, change, MAX_SERVICES)),
+            Heard::Services(change) => (Kind::Services, Taken::of(&mut into.services, *change, MAX_SERVICES)),
             Heard::Slices(change) => (Kind::Slices, Taken::of(&mut into.slices, change, MAX_SLICES)),
             Heard::Pods(change) => (Kind::Pods, Taken::of(&mut into.pods, change, MAX_PODS)),
             Heard::Nodes(change) => (Kind::Nodes, Taken::of(&mut into.nodes, change, MAX_NODES)),

@@ -193,16 +193,16 @@ impl Offer {
 fn offered(change: Change<Offer>) -> Vec<Heard> {
     match change {
         Change::All(all) => {
-            let (mut served, mut unclaimed, mut external) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+            let (mut served, mut unclaimed, mut external) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
             for (key, offer) in all {
                 unclaimed.extend(offer.unclaimed.map(|()| (key.clone(), ())));
                 external.extend(offer.external.map(|addresses| (key.clone(), addresses)));
                 served.extend(offer.served.map(|service| (key, service)));
             }
             vec![
-                Heard::Unclaimed(Change::All(unclaimed)),
+                Heard::Unclaimed(Change::All(unclaimed.into_iter().collect())),
                 Heard::External(Change::All(external)),
-                Heard::Services(Change::All(served)),
+                Heard::Services(Box::new(Change::All(served))),
             ]
         }
         Change::One(key, offer) => {
@@ -211,7 +211,7 @@ fn offered(change: Change<Offer>) -> Vec<Heard> {
             vec![
                 Heard::Unclaimed(Change::One(key.clone(), unclaimed)),
                 Heard::External(Change::One(key.clone(), external)),
-                Heard::Services(Change::One(key, served)),
+                Heard::Services(Box::new(Change::One(key, served))),
             ]
         }
     }

@@ -76,11 +76,19 @@ pub struct Cache {
     gone: BTreeSet<u32>,
     /// Where the flow owners of all VIPs so far are pinned.
     all_bpf_dirs: BTreeSet<PathBuf>,
+    /// Some VIP so far had an address of IPv6.
+    has_ipv6: bool,
 }
 
 impl Cache {
+    /// Some VIP so far had an address of IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        self.has_ipv6
+    }
+
     /// Replaces a VIP; `None`: it was removed. Returns the attachments that changed; `None`: nothing has.
     pub fn update(&mut self, key: &VipKey, vip: Option<Vip>) -> Option<Vec<String>> {
+        self.has_ipv6 |= vip.as_ref().is_some_and(|vip| vip.record.has_ipv6());
         let old = self.vips.remove(key);
         let changed = changed(old.as_ref(), vip.as_ref());
         if let Some(old) = &old {

@@ -90,7 +90,6 @@ pub fn start(context: &Context, wake: Arc<EventFd>, settings: NodeSettings) -> R
         vips_changed: false,
         started: false,
         ensured: false,
-        has_ipv6: false,
         turn: 0,
         last_pod: String::new(),
         look: now + LOOK,
@@ -125,8 +124,6 @@ struct Reconciler {
     started: bool,
     /// This build's programs are loaded.
     ensured: bool,
-    /// Some VIP has had an address of IPv6.
-    has_ipv6: bool,
     /// Counts the comparisons, so that all entries of the maps have their turn.
     turn: usize,
     /// The attachment whose pod's settings were read last.
@@ -188,7 +185,7 @@ impl Reconciler {
     /// Reads the kernel's events.
     fn on_event(&mut self) {
         let Self { monitor, cache, queue, .. } = self;
-        let heard = if self.has_ipv6 { monitor.hear_ipv6() } else { Ok(()) };
+        let heard = if cache.has_ipv6() { monitor.hear_ipv6() } else { Ok(()) };
         let result = heard.and_then(|()| {
             monitor.read(|event| {
                 if event.change == Change::Overrun {
@@ -235,7 +232,6 @@ impl Reconciler {
 
     fn update_vip(&mut self, key: &VipKey, vip: Option<Vip>) {
         let is_gone = vip.is_none();
-        self.has_ipv6 |= vip.as_ref().is_some_and(|vip| vip.record.has_ipv6());
         // The nexthop that led there may be no VIP's any more; its VIP's last event may have come while it still was.
         self.queue.orphans |= self.cache.loses_nodes(key, vip.as_ref());
         let changed = self.cache.update(key, vip);

@@ -162,7 +162,9 @@ impl Reconciler {
             self.setting(name, value);
         }
         if self.cache.vips().values().any(|vip| vip.record.has_ipv6()) {
-            SETTINGS_IPV6.into_iter().for_each(|(name, value)| self.setting(name, value));
+            for (name, value) in SETTINGS_IPV6 {
+                self.setting(name, value);
+            }
         }
         for dir in self.cache.bpf_dirs() {
             self.flow_owner(&dir);

@@ -46,8 +46,8 @@ fn pod(service: &Service) -> &crate::harness::Netns {
 fn host_veth(service: &Service) -> String {
     let result = service.pods[0].result.lock().unwrap();
     let interfaces = result.as_ref().expect("a result")["interfaces"].as_array().expect("interfaces").clone();
-    let names = interfaces.iter().filter_map(|interface| interface["name"].as_str());
-    names.filter(|name| name.len() == 14 && name.starts_with("vip")).last().expect("the host veth").to_owned()
+    let mut names = interfaces.iter().filter_map(|interface| interface["name"].as_str());
+    names.rfind(|name| name.len() == 14 && name.starts_with("vip")).expect("the host veth").to_owned()
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Scene {
         self.api.set(&service);
     }
 
-    fn is_over(self, names: &[&str]) {
+    fn ends_without(self, names: &[&str]) {
         for name in names {
             self.api.delete(&named(name));
         }
@@ -63,7 +63,7 @@ fn a_service_has_the_address_that_it_asks_for() {
     scene.comes_to("older", "10.118.0.1");
     scene.api.delete(&named("web"));
     scene.comes_to("twin", "10.118.0.70");
-    scene.is_over(&["annotated", "older", "twin"]);
+    scene.ends_without(&["annotated", "older", "twin"]);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn what_cant_be_asked_for_is_refused_by_name() {
     scene.comes_to("both", "10.118.0.70");
     let mut names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
     names.push("both");
-    scene.is_over(&names);
+    scene.ends_without(&names);
 }
 
 /// Connections of before go on, and somebody answers at every moment.
@@ -153,7 +153,7 @@ fn another_address_is_taken_up_before_the_one_of_before_goes() {
     scene.serve(&[]);
     scene.serve(&[(0, true)]);
     scene.comes_to("web", "10.118.0.70");
-    scene.is_over(&["web"]);
+    scene.ends_without(&["web"]);
 }
 
 #[test]
@@ -209,5 +209,5 @@ fn an_address_that_another_service_says_as_its_own_is_named() {
     theirs["spec"]["externalIPs"] = json!([]);
     scene.api.set(&theirs);
     until("it is said no more", SOON, || (!findings()).then_some(()));
-    scene.is_over(&["web"]);
+    scene.ends_without(&["web"]);
 }

@@ -48,7 +48,7 @@ impl<'a> Suite<'a> {
             worker.containerd.import(&dir.path().join("pause.tar"), PAUSE);
         }
         let keys = ["promoterE2eRegistry", "gcRegistry", "buildImageRegistry"];
-        let list: String = keys.iter().map(|key| format!("{key}: {REGISTRY}\n")).collect();
+        let list = keys.map(|key| format!("{key}: {REGISTRY}\n")).concat();
         fs::write(dir.file("repos.yaml"), list).expect("write the list of registries");
         fs::write(dir.file("admin"), cluster.control.admin()).expect("write a kubeconfig");
         // It calls kubectl by its name.

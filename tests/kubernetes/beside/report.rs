@@ -44,7 +44,7 @@ node without a link those of its pods: what counts there is the number in bracke
 ";
 
 /// Takes the place of this contender's numbers of an earlier run.
-pub fn write(column: Column) {
+pub fn write(column: &Column) {
     let known = fs::read_to_string(KNOWN).ok().and_then(|text| serde_json::from_str::<Vec<Value>>(&text).ok());
     let mut columns = known.unwrap_or_default();
     columns.retain(|known| known["title"] != column.title);
@@ -63,7 +63,7 @@ fn page(columns: &[Value]) -> String {
     let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     writeln!(page, "\nLinux {}, {processors} processors.\n", kernel.trim()).expect("memory");
     page += &row("", columns.iter().map(|column| text(&column["title"])).collect());
-    page += &format!("|---|{}\n", "---|".repeat(columns.len()));
+    writeln!(page, "|---|{}", "---|".repeat(columns.len())).expect("memory");
     for line in columns[0]["lines"].as_array().into_iter().flatten() {
         let of = |column: &Value| {
             let lines = column["lines"].as_array().into_iter().flatten();

@@ -15,7 +15,7 @@ const NAME: &str = "kubernetes.default.svc.cluster.local";
 /// The address of the Service `kubernetes`.
 const ADDRESS: [u8; 4] = [10, 96, 0, 1];
 
-/// CoreDNS as a cluster has it: it asks the API as its ServiceAccount.
+/// A DNS server as a cluster has it: it asks the API by an account of its own.
 fn objects() -> Vec<Value> {
     let corefile = ".:53 {\n errors\n kubernetes cluster.local\n}\n";
     let account = json!({ "kind": "ServiceAccount", "name": "dns", "namespace": "default" });
@@ -130,7 +130,7 @@ fn by_tcp(from: &Netns, to: Ipv4Addr, id: u16) -> Option<bool> {
     Some(is_answer(id, &answer))
 }
 
-/// From outside at its VIP, and by the same sockets at its ClusterIP, which a node asks.
+/// From outside at its VIP, and by the same sockets at its `ClusterIP`, which a node asks.
 #[test]
 fn a_dns_server_answers_from_who_was_asked() {
     let cluster = with_dns();

@@ -23,7 +23,7 @@ fn names(from: &Netns, vip: Ipv4Addr, count: usize) -> BTreeSet<String> {
 }
 
 impl Cluster {
-    fn patch(&self, service: &str, spec: Value) {
+    fn patch(&self, service: &str, spec: &Value) {
         let patch = json!({ "spec": spec }).to_string();
         self.control.run(&["patch", "service", service, "--type=merge", "--patch", &patch]);
     }
@@ -42,7 +42,7 @@ fn a_service_has_the_address_that_it_asks_for() {
     let (cluster, web) = with_web(2);
     let (control, pods, before) = (&cluster.control, cluster.pods("web"), cluster.external("web"));
     let mut flows = Flows::open("the client", &cluster.client, before, 60);
-    cluster.patch("web", json!({ "loadBalancerIP": "10.118.0.77" }));
+    cluster.patch("web", &json!({ "loadBalancerIP": "10.118.0.77" }));
     let wanted = Ipv4Addr::new(10, 118, 0, 77);
     until("it is there", LONG, || (cluster.ingress("web")? == wanted).then_some(()));
     cluster.answer(wanted, &pods);
@@ -63,7 +63,7 @@ fn a_service_has_the_address_that_it_asks_for() {
     // Its address is kept under every edit.
     let ports = |port: u16| json!([{ "name": format!("p{port}"), "port": port, "targetPort": PORT }]);
     for port in [81, 82, PORT] {
-        cluster.patch("web", json!({ "ports": ports(port) }));
+        cluster.patch("web", &json!({ "ports": ports(port) }));
         cluster.answer_at((wanted, port), &pods);
     }
     control.run(&["scale", "deployment", "web", "--replicas=0"]);
@@ -84,7 +84,7 @@ fn only_clients_of_the_ranges_get_in() {
     let vip = cluster.external("web");
     let other = cluster.lan.client(60, ROUTES);
     assert!(name(&other, vip).is_some());
-    cluster.patch("web", json!({ "loadBalancerSourceRanges": ["192.0.2.50/32"] }));
+    cluster.patch("web", &json!({ "loadBalancerSourceRanges": ["192.0.2.50/32"] }));
     let stays_out = |cluster: &Cluster, from: &Netns| {
         until("it isn't let in", PATIENCE, || name(from, vip).is_none().then_some(()));
         // By neither node's pods.
@@ -97,7 +97,7 @@ fn only_clients_of_the_ranges_get_in() {
         cluster.workers[number].restart_viprouted();
     }
     stays_out(&cluster, &other);
-    cluster.patch("web", json!({ "loadBalancerSourceRanges": Value::Null }));
+    cluster.patch("web", &json!({ "loadBalancerSourceRanges": Value::Null }));
     until("everybody is let in", PATIENCE, || name(&other, vip));
 }
 
@@ -105,7 +105,7 @@ fn only_clients_of_the_ranges_get_in() {
 fn a_clients_connections_go_to_one_pod() {
     let (mut cluster, _web) = with_web(4);
     let vip = cluster.external("web");
-    cluster.patch("web", json!({ "sessionAffinity": "ClientIP" }));
+    cluster.patch("web", &json!({ "sessionAffinity": "ClientIP" }));
     let others: Vec<Netns> = (60..66).map(|host| cluster.lan.client(host, ROUTES)).collect();
     until("it is in force", PATIENCE, || (names(&others[0], vip, 8).len() == 1).then_some(()));
     let all =
@@ -134,7 +134,7 @@ fn clients_outside_are_served_where_they_come() {
     let (cluster, web) = with_web(4);
     let (control, vip, all) = (&cluster.control, cluster.external("web"), cluster.pods("web"));
     let mut flows = Flows::open("the client", &cluster.client, vip, 100);
-    cluster.patch("web", json!({ "externalTrafficPolicy": "Local" }));
+    cluster.patch("web", &json!({ "externalTrafficPolicy": "Local" }));
     // Whichever of them answers ARP.
     let (node, other) = until("one node's pods answer", LONG, || {
         let seen = names(&cluster.client, vip, 40);

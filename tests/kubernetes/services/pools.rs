@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::another;
 use crate::bed::{Cluster, Deployment, Setup};
-use crate::harness::{Flows, LONG, PATIENCE, PORT, until};
+use crate::harness::{Flows, LONG, PORT, until};
 
 const POOLS: &str = "[[pool]]\nname = \"lan\"\ncidr = \"10.118.0.0/24\"\n[[pool]]\nname = \"small\"\ncidr = \"10.118.1.1-10.118.1.2\"\nauto = false\n";
 

@@ -20,7 +20,7 @@ fn slice() -> Slice {
 }
 
 fn services(names: &[&str]) -> Heard {
-    Heard::Services(Change::All(names.iter().map(|name| ((*name).to_owned(), service(name))).collect()))
+    Heard::Services(Box::new(Change::All(names.iter().map(|name| ((*name).to_owned(), service(name))).collect())))
 }
 
 fn cluster(uid: &str) -> Heard {
@@ -46,8 +46,8 @@ fn what_is_known_stays_until_every_list_is_whole() {
     assert!(others(&mut store), "now it is whole");
     assert!(store.is_live());
     assert_eq!(store.objects().services.keys().collect::<Vec<_>>(), ["shop/web"]);
-    assert!(store.hear(Heard::Services(Change::One("shop/web".into(), None))), "what the watch says, counts");
-    assert!(!store.hear(Heard::Services(Change::One("shop/web".into(), None))), "once");
+    assert!(store.hear(Heard::Services(Box::new(Change::One("shop/web".into(), None)))), "what the watch says, counts");
+    assert!(!store.hear(Heard::Services(Box::new(Change::One("shop/web".into(), None)))), "once");
     // A watch that fails takes nothing away.
     store.hear(Heard::Failed(Kind::Pods, "no route to host".into()));
     assert!(store.is_live());
@@ -129,14 +129,14 @@ proptest! {
         for word in before {
             let (key, service) = one(word);
             match &service { Some(service) => wanted.insert(key.clone(), service.clone()), None => wanted.remove(&key) };
-            store.hear(Heard::Services(Change::One(key, service)));
+            store.hear(Heard::Services(Box::new(Change::One(key, service))));
         }
         others(&mut store);
         for word in after {
             let (key, service) = one(word);
             let before = wanted.clone();
             match &service { Some(service) => wanted.insert(key.clone(), service.clone()), None => wanted.remove(&key) };
-            let changed = store.hear(Heard::Services(Change::One(key, service)));
+            let changed = store.hear(Heard::Services(Box::new(Change::One(key, service))));
             prop_assert_eq!(changed, before != wanted);
         }
         prop_assert_eq!(&store.objects().services, &wanted);
