@@ -228,7 +228,7 @@ fn several_pools() {
         ("name = \"b\"\nlabels = { a = 1 }", "pool[1].labels = { a = 1 }: expected a table of labels"),
         (
             "name = \"b\"\ncidr = \"10.118.1.0/24\"\nprefix = 1",
-            "pool[1].prefix: no such key (there are: name, cidr, exclude, auto, namespaces, labels)",
+            "pool[1].prefix: no such key (there are: cidr6, name, cidr, exclude, auto, namespaces, labels)",
         ),
     ] {
         let found = complaint(&pool(lines));
