@@ -53,6 +53,7 @@ fn installs_everything_and_takes_it_away_again() {
         "usr/local/share/man/man8/viproutectl-drain.8",
         "usr/local/share/man/man8/viproutectl-events.8",
         "usr/local/share/man/man8/viproutectl-identity.8",
+        "usr/local/share/man/man8/viproutectl-import.8",
         "usr/local/share/man/man8/viproutectl-join.8",
         "usr/local/share/man/man8/viproutectl-key.8",
         "usr/local/share/man/man8/viproutectl-leave.8",
