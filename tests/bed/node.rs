@@ -127,6 +127,8 @@ impl Node {
     /// The same from a base plugin that was asked for `version`, so that its result is of that format.
     pub fn pod_of_version(&self, version: &str) -> Pod {
         let pod = Pod::new(self.pods.fetch_add(1, Ordering::Relaxed) + 1);
+        // ptp takes the pod's address as a route's source, which the kernel refuses while the address is tentative.
+        pod.ns.set_sysctl("net/ipv6/conf/default/accept_dad", "0");
         let base = self.ptp("ADD", &pod, version).ok();
         *pod.base.lock().unwrap() = base;
         pod

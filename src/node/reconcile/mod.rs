@@ -144,6 +144,7 @@ impl Reconciler {
             self.wait();
             self.on_event();
             self.refresh();
+            self.hear_ipv6();
             let now = Instant::now();
             let is_full = self.queue.all || now >= self.full;
             let mut express_due = self.uplinks.heard(&self.queue, is_full) || self.vips_changed;
@@ -185,14 +186,11 @@ impl Reconciler {
     /// Reads the kernel's events.
     fn on_event(&mut self) {
         let Self { monitor, cache, queue, .. } = self;
-        let heard = if cache.has_ipv6() { monitor.hear_ipv6() } else { Ok(()) };
-        let result = heard.and_then(|()| {
-            monitor.read(|event| {
-                if event.change == Change::Overrun {
-                    tracing::info!("netlink overrun: full resync");
-                }
-                queue.on_event(cache, &event);
-            })
+        let result = monitor.read(|event| {
+            if event.change == Change::Overrun {
+                tracing::info!("netlink overrun: full resync");
+            }
+            queue.on_event(cache, &event);
         });
         if let Err(error) = result {
             self.reporter.trouble(None, "the kernel's events can't be read", &error);
@@ -202,6 +200,15 @@ impl Reconciler {
                 self.monitor = monitor;
                 self.queue.all = true;
             }
+        }
+    }
+
+    /// What changes of IPv6 is heard from before the first comparison of a VIP that has such an address.
+    fn hear_ipv6(&mut self) {
+        if self.cache.has_ipv6()
+            && let Err(error) = self.monitor.hear_ipv6()
+        {
+            self.reporter.trouble(None, "the kernel's events of IPv6 can't be read", &error);
         }
     }
 
