@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::sync::Mutex;
 
 use serde_json::Value;
@@ -37,18 +38,16 @@ impl Pod {
 
     /// The addresses of its `vip0`, sorted; none, if it has no such device.
     pub fn vips(&self) -> Vec<Ipv4Addr> {
-        let devices = self.ns.ip_json("-4 addr");
-        let ours = devices.iter().filter(|device| device["ifname"] == "vip0");
-        let addresses = ours.flat_map(|device| device["addr_info"].as_array().expect("a device's addresses"));
-        let local = |info: &Value| info["local"].as_str().and_then(|text| text.parse().ok()).expect("an address");
-        let mut vips: Vec<_> = addresses.map(local).collect();
-        vips.sort();
-        vips
+        self.vips_of("-4 addr")
     }
 
     /// The IPv6 addresses of its `vip0`, sorted.
     pub fn vips6(&self) -> Vec<Ipv6Addr> {
-        let devices = self.ns.ip_json("-6 addr");
+        self.vips_of("-6 addr")
+    }
+
+    fn vips_of<A: FromStr + Ord>(&self, shown: &str) -> Vec<A> {
+        let devices = self.ns.ip_json(shown);
         let ours = devices.iter().filter(|device| device["ifname"] == "vip0");
         let addresses = ours.flat_map(|device| device["addr_info"].as_array().expect("a device's addresses"));
         let local = |info: &Value| info["local"].as_str().and_then(|text| text.parse().ok()).expect("an address");

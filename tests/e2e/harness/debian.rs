@@ -4,13 +4,14 @@
 //! the packages that were fetched beforehand.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use super::command::{Run, tool};
 use super::netns::Netns;
 use super::node::Node;
+use super::root::Root;
 use super::tempdir::TempDir;
 use super::wait::{LONG, until};
 
@@ -20,8 +21,7 @@ pub struct Debian {
     outside: Child,
     /// Its end is the machine's end.
     stdin: Option<ChildStdin>,
-    /// systemd, as seen from here.
-    init: String,
+    root: Root,
     dir: TempDir,
 }
 
@@ -61,6 +61,14 @@ done
 /// apt-get asks nobody, and takes what was fetched: what is only recommended wasn't. A service that is installed is started, as on any machine.
 const APT: &str = "APT::Get::Assume-Yes \"true\";\nAPT::Install-Recommends \"false\";\n";
 
+impl Deref for Debian {
+    type Target = Root;
+
+    fn deref(&self) -> &Root {
+        &self.root
+    }
+}
+
 impl Debian {
     /// Booted: systemd says so.
     pub fn boot(node: &Node) -> Self {
@@ -78,13 +86,11 @@ impl Debian {
             .spawn()
             .unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
         let stdin = outside.stdin.take();
-        let mut init = String::new();
-        let stdout = outside.stdout.take().expect("stdout is a pipe");
-        BufReader::new(stdout).read_line(&mut init).expect("read from the machine");
+        let root = Root::of(&mut outside);
         let said = fs::read_to_string(&log).unwrap_or_default();
         let _ = fs::remove_file(&log);
-        let machine = Self { outside, stdin, init: init.trim().into(), dir };
-        assert!(!machine.init.is_empty(), "no machine:\n{said}");
+        let machine = Self { outside, stdin, root, dir };
+        assert!(!machine.root.init.is_empty(), "no machine:\n{said}");
         until("systemd has booted", LONG, || {
             let state = machine.cmd("systemctl").arg("is-system-running").finish("").stdout;
             ["running", "degraded"].contains(&state.trim()).then_some(())
@@ -96,21 +102,6 @@ impl Debian {
         machine
     }
 
-    /// The path from here of a file in the machine.
-    pub fn path(&self, inside: &str) -> PathBuf {
-        Path::new(&format!("/proc/{}/root", self.init)).join(inside.trim_start_matches('/'))
-    }
-
-    pub fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("make a directory in the machine");
-        fs::write(&path, text).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
-    }
-
-    pub fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("read {path} in the machine: {error}"))
-    }
-
     /// A file of this machine's, to a path there.
     pub fn copy(&self, from: &Path, to: &str) {
         fs::copy(from, self.path(to)).unwrap_or_else(|error| panic!("copy {} to {to}: {error}", from.display()));
@@ -119,7 +110,7 @@ impl Debian {
     /// A command that will run in the machine, with root's environment there.
     pub fn cmd(&self, program: &str) -> Command {
         let mut command = Command::new(tool("nsenter"));
-        command.args(["--target", &self.init, "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup"]);
+        command.args(["--target", &self.root.init, "--mount", "--net", "--pid", "--ipc", "--uts", "--cgroup"]);
         command.args([
             "--",
             "env",

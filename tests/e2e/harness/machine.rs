@@ -5,7 +5,8 @@
 //! unmounts everything: nothing reaches the machine under the test, however the test ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
@@ -14,6 +15,7 @@ use super::VIPROUTE;
 use super::command::{Run, tool};
 use super::netns::Netns;
 use super::node::Node;
+use super::root::Root;
 use super::snapshot::{self, Snapshot};
 use super::tempdir::TempDir;
 use super::wait::{PATIENCE, until};
@@ -22,8 +24,7 @@ pub struct Machine {
     outside: Child,
     /// Its end is the machine's end.
     stdin: Option<ChildStdin>,
-    /// The machine's first process, as seen from here.
-    init: String,
+    root: Root,
     dir: TempDir,
 }
 
@@ -64,6 +65,14 @@ echo "$init"
 exec bash -c 'while read -r line; do eval "$line"; done'
 "#;
 
+impl Deref for Machine {
+    type Target = Root;
+
+    fn deref(&self) -> &Root {
+        &self.root
+    }
+}
+
 impl Machine {
     /// A machine in the network of `node`. It has no network configuration of its own yet.
     pub fn new(node: &Node) -> Self {
@@ -82,33 +91,16 @@ impl Machine {
             .spawn()
             .unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
         let stdin = outside.stdin.take();
-        let mut init = String::new();
-        let stdout = outside.stdout.take().expect("stdout is a pipe");
-        BufReader::new(stdout).read_line(&mut init).expect("read from the machine");
-        let machine = Self { outside, stdin, init: init.trim().into(), dir };
-        assert!(!machine.init.is_empty(), "no machine:\n{}", machine.read_outside("machine.log"));
+        let root = Root::of(&mut outside);
+        let machine = Self { outside, stdin, root, dir };
+        assert!(!machine.root.init.is_empty(), "no machine:\n{}", machine.read_outside("machine.log"));
         machine
-    }
-
-    /// The path from here of a file in the machine.
-    pub fn path(&self, inside: &str) -> PathBuf {
-        Path::new(&format!("/proc/{}/root", self.init)).join(inside.trim_start_matches('/'))
-    }
-
-    pub fn write(&self, path: &str, text: &str) {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("make a directory in the machine");
-        fs::write(&path, text).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
-    }
-
-    pub fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap_or_else(|error| panic!("read {path} in the machine: {error}"))
     }
 
     /// A command that will run in the machine.
     pub fn cmd(&self, program: &str) -> Command {
         let mut command = Command::new(tool("nsenter"));
-        command.args(["--target", &self.init, "--mount", "--net", "--pid", "--", program]).env_remove("DESTDIR");
+        command.args(["--target", &self.root.init, "--mount", "--net", "--pid", "--", program]).env_remove("DESTDIR");
         command
     }
 

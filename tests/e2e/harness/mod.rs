@@ -17,6 +17,7 @@ mod kubernetes;
 pub mod machine;
 mod metrics;
 mod page;
+mod root;
 mod routing;
 pub mod segment;
 mod service;
