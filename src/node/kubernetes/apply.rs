@@ -309,8 +309,8 @@ impl Applier {
     fn publish(&self, found: Desired) {
         let mut notes = found.notes;
         let mut shared = self.context.services.shared();
-        let objects = shared.store.objects();
-        let sharing = if self.failed.is_empty() { Sharing::default() } else { Sharing::of(objects) };
+        let is_needed = !self.failed.is_empty() || !shared.external.is_empty();
+        let sharing = if is_needed { Sharing::of(shared.store.objects()) } else { Sharing::default() };
         for failure in self.failed.values() {
             let sharers = failure.vips.iter().filter_map(|vip| sharing.vips.get(vip)).flatten();
             for sharer in sharers {
@@ -318,10 +318,7 @@ impl Applier {
                 notes.entry(sharer.key.clone()).or_default().insert(note);
             }
         }
-        drop(sharing);
-        if !shared.external.is_empty() {
-            note_external(&shared, &mut notes);
-        }
+        note_external(&shared, &sharing, &mut notes);
         if shared.notes != notes {
             shared.notes = notes;
             drop(shared);
@@ -331,8 +328,7 @@ impl Applier {
 }
 
 /// Who says a VIP's address as one of its own.
-fn note_external(shared: &Shared, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
-    let sharing = Sharing::of(shared.store.objects());
+fn note_external(shared: &Shared, sharing: &Sharing<'_>, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
     for (service, addresses) in &shared.external {
         for (vip, lease) in &shared.leases {
             let Some(address) = lease.address.filter(|address| addresses.contains(address)) else { continue };

@@ -168,7 +168,8 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     let slices = by_service(objects);
     let known = Recorded::new(attachments);
     let is_all_excluded = !objects.nodes.is_empty() && objects.nodes.values().all(|node| node.is_excluded);
-    for (vip, sharer) in in_order(&sharing) {
+    // The oldest first: its pods join its VIP before they join a later one's.
+    for (vip, sharer) in sharing.in_order() {
         let slices = slices.get(sharer.key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
         let Sharer { key, service, .. } = sharer;
         let scene = Scene { vip, key, service, sharer, slices, objects, known: &known };
@@ -183,13 +184,6 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
     }
     keep_connections(objects, &sharing, attachments, &mut desired);
     desired
-}
-
-/// The oldest first: its pods join its VIP before they join a later one's.
-fn in_order<'a, 'b>(sharing: &'b Sharing<'a>) -> Vec<(&'b VipKey, &'b Sharer<'a>)> {
-    let mut all: Vec<_> = sharing.all().collect();
-    all.sort_by_key(|(_, sharer)| (sharer.service.created, &sharer.key));
-    all
 }
 
 fn by_service(objects: &Objects) -> BTreeMap<&str, Vec<&Slice>> {

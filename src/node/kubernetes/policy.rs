@@ -92,9 +92,7 @@ pub struct Policies {
 pub fn policies(sharing: &Sharing<'_>) -> Policies {
     let mut found = Policies::default();
     let mut room = MAX_RANGES;
-    let mut all: Vec<_> = sharing.all().collect();
-    all.sort_by_key(|(_, sharer)| (sharer.service.created, &sharer.key));
-    for (vip, sharer) in all {
+    for (vip, sharer) in sharing.in_order() {
         let (ports, notes) = of(sharer, &mut room);
         if !ports.is_empty() {
             found.vips.entry(vip.clone()).or_default().ports.extend(ports);
@@ -200,10 +198,10 @@ mod tests {
 
     #[test]
     fn an_affinity_has_a_time() {
-        let of = |affinity: &str, seconds| {
+        let of = |said: &str, seconds| {
             let client_ip = Some(core::ClientIPConfig { timeout_seconds: seconds });
-            affinity_of(&core::ServiceSpec {
-                session_affinity: Some(affinity.to_owned()),
+            affinity(&core::ServiceSpec {
+                session_affinity: Some(said.to_owned()),
                 session_affinity_config: Some(core::SessionAffinityConfig { client_ip }),
                 ..core::ServiceSpec::default()
             })
@@ -212,10 +210,6 @@ mod tests {
         assert_eq!(of("ClientIP", Some(5)), Some(5));
         assert_eq!(of("ClientIP", None), Some(10_800));
         assert_eq!(of("ClientIP", Some(1_000_000)), Some(86_400));
-    }
-
-    fn affinity_of(spec: &core::ServiceSpec) -> Option<u32> {
-        affinity(spec)
     }
 
     fn service(created: i64, vip: &str, port: u16) -> Service {

@@ -128,6 +128,13 @@ impl<'a> Sharing<'a> {
     pub fn all(&self) -> impl Iterator<Item = (&VipKey, &Sharer<'a>)> {
         self.vips.iter().flat_map(|(vip, sharers)| sharers.iter().map(move |sharer| (vip, sharer)))
     }
+
+    /// The same, the oldest first.
+    pub fn in_order(&self) -> Vec<(&VipKey, &Sharer<'a>)> {
+        let mut all: Vec<_> = self.all().collect();
+        all.sort_by_key(|(_, sharer)| (sharer.service.created, &sharer.key));
+        all
+    }
 }
 
 /// The oldest first: its pods join it before they join a later one, and its ports are its own.
