@@ -72,6 +72,7 @@ pub mod internals {
     }
     pub mod model {
         pub use crate::model::address;
+        pub use crate::model::node::NodeId;
         pub use crate::model::{Family, Recorded, Transport, VipKey};
     }
     pub mod net {

@@ -33,9 +33,8 @@ impl Lan {
 
     /// A machine that is plugged in has IPv6 too: `2001:db8::HOST/64`, and the LAN's gateway `2001:db8::fe`.
     pub fn add_ipv6(&self, ns: &Netns, host: u8) {
-        if self.ns.ip("-6 addr show dev br0 scope global").is_empty() {
-            self.ns.ip("addr add 2001:db8::fe/64 dev br0 nodad");
-        }
+        // Nodes may be plugged in side by side.
+        self.ns.ip("addr replace 2001:db8::fe/64 dev br0 nodad");
         ns.ip(&format!("addr add 2001:db8::{host:x}/64 dev eth0 nodad"));
     }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use viproute::cni::protocol;
 use viproute::internals::api::protocol::LeaseState;
 use viproute::internals::dataplane::{ids, settings};
+use viproute::internals::model::NodeId;
 use viproute::internals::net::PROTOCOL;
 use viproute::node::config;
 
@@ -293,6 +294,7 @@ fn error_codes() {
 fn ids_of_kernel_objects() {
     let page = Page::reference("kernel-objects.md");
     let hex = |id: Option<u32>| format!("{:#010x}", id.expect("an id"));
+    let far = ids::peer_link_local(NodeId([192, 0, 2, 2].into())).to_string();
     let (first, last) = (ids::reply_table(0), ids::reply_table(ids::MAX_VIPS - 1));
     let code = [
         vec![PROTOCOL.to_string()],
@@ -305,6 +307,7 @@ fn ids_of_kernel_objects() {
         vec![ids::TUNNEL_DEVICE.to_owned(), ids::TUNNEL_PORT.to_string()],
         vec![ids::HOST_ADDRESS.to_string()],
         vec![ids::HOST_LINK_LOCAL.to_string(), ids::POD_LINK_LOCAL.to_string()],
+        vec![far.trim_end_matches("c000:202").to_owned()],
         vec![ids::TABLE.to_string()],
         vec![format!("{:#04x}", ids::INWARD_TOS), "local".to_owned()],
         vec![first.to_string(), last.to_string()],

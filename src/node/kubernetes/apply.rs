@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::lease::state::Demand;
 use crate::membership::{self, Change, Host, Pod, Want, admission, policy, running, set_vips};
-use crate::model::{NetworkSpec, PortMap, Source, VipKey, VipPolicy};
+use crate::model::{Addresses, NetworkSpec, PortMap, Source, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
@@ -111,7 +111,7 @@ impl Applier {
         let attachments = recorded(&self.context.registry)?;
         let found = {
             let shared = self.context.services.shared();
-            shared.store.is_live().then(|| desired(shared.store.objects(), &attachments))
+            shared.store.is_live().then(|| desired(shared.store.objects(), &attachments, !shared.beside.is_nothing()))
         };
         self.demand(found.as_ref());
         // What is known only of before the start moves nobody: the registry is younger.
@@ -264,9 +264,9 @@ impl Applier {
     }
 
     /// Those of the VIPs that have one.
-    fn addresses(&self) -> BTreeMap<VipKey, IpAddr> {
+    fn addresses(&self) -> BTreeMap<VipKey, Addresses> {
         let shared = self.context.services.shared();
-        shared.leases.iter().filter_map(|(vip, lease)| Some((vip.clone(), lease.address?))).collect()
+        shared.leases.keys().filter_map(|vip| Some((vip.clone(), shared.addresses(vip)?))).collect()
     }
 
     fn has_address(&self, vip: &VipKey) -> bool {
@@ -331,7 +331,8 @@ impl Applier {
 fn note_external(shared: &Shared, sharing: &Sharing<'_>, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
     for (service, addresses) in &shared.external {
         for (vip, lease) in &shared.leases {
-            let Some(address) = lease.address.filter(|address| addresses.contains(address)) else { continue };
+            let own = lease.address.and_then(|_| shared.addresses(vip));
+            let Some(address) = own.and_then(|own| own.iter().find(|one| addresses.contains(one))) else { continue };
             for sharer in sharing.vips.get(vip).into_iter().flatten() {
                 let note = Note::ExternalIp { service: service.clone(), address };
                 notes.entry(sharer.key.clone()).or_default().insert(note);

@@ -71,7 +71,8 @@ fn entry(names: (&VipKey, &VipKey), service: &Service, lease: Option<&Lease>, no
         (None, None, _) => Some("its address is being asked for".to_owned()),
     };
     let ranges = service.clients.ranges.as_ref();
-    let clients = ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect());
+    let of_ipv6 = service.clients.ranges6.iter().map(ToString::to_string);
+    let clients = ranges.map(|ranges| ranges.iter().map(ToString::to_string).chain(of_ipv6).collect());
     ServiceEntry { service: key.to_string(), uid: service.uid.clone(), address, keeper, waits, clients }
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::{MEMBERS, PORTS as MAX_PORTS};
-use crate::model::{Port, PortMap, Source, VipKey, VipPolicy};
+use crate::model::{Family, Port, PortMap, Source, VipKey, VipPolicy};
 use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
@@ -148,6 +148,13 @@ pub enum Note {
         /// The VIP.
         vip: VipKey,
     },
+    /// Its VIP has no address of a family that it asks for.
+    NoFamily {
+        /// Which.
+        family: Family,
+        /// So it has none at all.
+        waits: bool,
+    },
     /// It can't have the address that it asks for.
     AddressRefused {
         /// Why not.
@@ -155,10 +162,10 @@ pub enum Note {
     },
 }
 
-/// Of all Services at once.
-pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
+/// Of all Services at once. `has_ipv6`: VIPs have addresses of it.
+pub fn desired(objects: &Objects, attachments: &[Attachment], has_ipv6: bool) -> Desired {
     let sharing = Sharing::of(objects);
-    let asked = policy::policies(&sharing);
+    let asked = policy::policies(&sharing, has_ipv6);
     let others = blocking::changes(objects, attachments);
     let notes = sharing.notes.clone();
     let mut desired = Desired { notes, policies: asked.vips, others, ..Desired::default() };
@@ -188,8 +195,11 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
 
 fn by_service(objects: &Objects) -> BTreeMap<&str, Vec<&Slice>> {
     let mut found: BTreeMap<&str, Vec<&Slice>> = BTreeMap::new();
-    for slice in objects.slices.values().filter(|slice| objects.services.contains_key(&slice.service)) {
-        found.entry(&slice.service).or_default().push(slice);
+    for slice in objects.slices.values() {
+        let Some(service) = objects.services.get(&slice.service) else { continue };
+        if slice.is_ipv6 == (service.families.of_slices() == Family::V6) {
+            found.entry(&slice.service).or_default().push(slice);
+        }
     }
     found
 }
@@ -241,6 +251,13 @@ struct Merged {
     /// A policy selects its pod.
     is_blocked: bool,
     ports: BTreeMap<Port, u16>,
+}
+
+impl Pod {
+    /// The one of its addresses that its attachment is recorded with: of IPv4, where it has one.
+    fn recorded_address(&self) -> Option<IpAddr> {
+        self.addresses.iter().find(|address| address.is_ipv4()).or(self.addresses.first()).copied()
+    }
 }
 
 /// A Service and its surroundings.
@@ -299,7 +316,8 @@ impl Scene<'_> {
                     notes.insert(Note::PodNotAttachable { pod: endpoint.pod.clone(), why });
                     continue;
                 }
-                let id = PodId { key: endpoint.pod.clone(), uid: endpoint.uid.clone(), address: endpoint.address };
+                let address = pod.recorded_address().unwrap_or(endpoint.address);
+                let id = PodId { key: endpoint.pod.clone(), uid: endpoint.uid.clone(), address };
                 let policy = policies::selecting(&self.objects.policies, &endpoint.pod, pod.labels.as_ref());
                 notes.extend(
                     policy

@@ -286,6 +286,7 @@ impl Engine {
         let sharing = Sharing::of(shared.store.objects());
         let mut kept: BTreeSet<&VipKey> = BTreeSet::new();
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
+        let mut notes = Vec::new();
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
             let lease = shared.leases.get(vip);
             let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
@@ -295,20 +296,26 @@ impl Engine {
                 None => events.on_lease(&sharer.key, sharer.service, (lease, refused), now),
             }
             kept.insert(&sharer.key);
-            let address = lease.and_then(|lease| lease.address);
+            let has_lease = lease.is_some_and(|lease| lease.address.is_some());
+            let given = sharer.service.families.given(shared.addresses(vip).as_ref());
+            notes.extend(given.note().map(|note| (sharer.key.clone(), note)));
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
-            if address.is_some() || !sharer.has_any() {
-                let address = address.filter(|_| sharer.has_any());
-                wanted.insert(&sharer.key, Status { service: sharer.service, taken: &sharer.taken, address });
+            if has_lease || !sharer.has_any() {
+                let addresses = if sharer.has_any() { given.addresses } else { Vec::new() };
+                wanted.insert(&sharer.key, Status { service: sharer.service, taken: &sharer.taken, addresses });
             }
         }
         let none = Taken::new();
         for (key, service) in sharing.refused.iter().filter(|(key, _)| is_keeper(key, nodes.as_ref())) {
             kept.insert(key);
-            wanted.insert(key, Status { service, taken: &none, address: None });
+            wanted.insert(key, Status { service, taken: &none, addresses: Vec::new() });
         }
         let is_kept = |key: &VipKey| kept.contains(key);
-        events.on_notes(&shared.notes, &shared.store.objects().services, is_kept, now);
+        let mut all = shared.notes.clone();
+        for (key, note) in notes {
+            all.entry(key).or_default().insert(note);
+        }
+        events.on_notes(&all, &shared.store.objects().services, is_kept, now);
         status.write(wanted.into_iter(), now);
         events.send();
     }
@@ -416,7 +423,7 @@ impl Cluster for Scene<'_> {
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
-            let stated = sharers.iter().find_map(|sharer| sharer.service.stated()).and_then(ipv4);
+            let stated = sharers.iter().find_map(|sharer| sharer.service.stated().and_then(ipv4));
             Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })
         };
         Box::new(self.sharing.vips.iter().filter_map(oldest))

@@ -170,16 +170,18 @@ impl Announcer {
 
     /// A Service's status was written.
     pub fn on_written(&mut self, written: Written) {
-        let Written { vip, uid, address, instead_of, is_new, lacks_mode: _, error } = written;
+        let Written { vip, uid, addresses, instead_of, is_new, lacks_mode: _, error } = written;
         let now = Instant::now();
         if let Some(error) = error {
             tracing::warn!(%vip, error, "the status of a Service could not be written");
             return;
         }
-        let Some(address) = address else {
+        if addresses.is_empty() {
             tracing::info!(%vip, "status written: no address any more");
             return;
-        };
+        }
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let address = addresses.join(", ");
         tracing::info!(%vip, %address, "status written");
         if is_new {
             let note = format!("{address}");
@@ -271,6 +273,14 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
                 "externalTrafficPolicy: Local counts for {vip} only where all Services that share it say so: it is served as Cluster"
             );
             ("TrafficPolicyIgnored", text, Duration::ZERO)
+        }
+        Note::NoFamily { family, waits: true } => {
+            let text = format!("no address so far: VIPs have none of {family} (pool.cidr6 in viprouted.toml)");
+            ("NoAddress", text, Duration::from_secs(2))
+        }
+        Note::NoFamily { family, waits: false } => {
+            let text = format!("no address of {family}: VIPs have none (pool.cidr6 in viprouted.toml)");
+            ("NoAddressOfFamily", text, Duration::from_secs(2))
         }
         Note::AddressRefused { why } => {
             ("AddressRefused", format!("it can't have the address that it asks for: {why}"), Duration::ZERO)

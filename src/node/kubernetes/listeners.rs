@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::ebpf::{OnDemand, Question};
 use crate::model::address::ipv4;
-use crate::model::{Port, Transport, VipKey};
+use crate::model::{Addresses, Family, Port, Transport, VipKey};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns, NodeNet};
 use crate::registry::record;
@@ -83,7 +83,7 @@ impl Listeners {
         &mut self,
         node: &NodeNet,
         attachments: &[Attachment],
-        addresses: &BTreeMap<VipKey, IpAddr>,
+        addresses: &BTreeMap<VipKey, Addresses>,
         desired: &mut Desired,
     ) {
         let by_name: BTreeMap<&str, &Attachment> =
@@ -124,21 +124,24 @@ impl Listeners {
 /// All ports that Services' pods here are to serve.
 fn places(
     by_name: &BTreeMap<&str, &Attachment>,
-    addresses: &BTreeMap<VipKey, IpAddr>,
+    addresses: &BTreeMap<VipKey, Addresses>,
     desired: &Desired,
 ) -> Vec<Place> {
     let mut places = Vec::new();
     for (name, roles) in &desired.recorded {
         let Some(own) = by_name.get(name.as_str()).and_then(|attachment| attachment.address) else { continue };
         for (vip, Role { ports, .. }) in &roles.vips {
-            let Some(address) = addresses.get(vip) else { continue };
-            places.extend(ports.iter().map(|(port, target)| Place {
-                pod: name.clone(),
-                vip: vip.clone(),
-                at_vip: SocketAddr::new(*address, *target),
-                at_pod: SocketAddr::new(own, *target),
-                port: *port,
-            }));
+            let policy = desired.policies.get(vip);
+            let served = |address: &IpAddr| policy.is_none_or(|policy| policy.permits(Family::of(*address)));
+            for address in addresses.get(vip).into_iter().flat_map(Addresses::iter).filter(served) {
+                places.extend(ports.iter().map(|(port, target)| Place {
+                    pod: name.clone(),
+                    vip: vip.clone(),
+                    at_vip: SocketAddr::new(address, *target),
+                    at_pod: SocketAddr::new(own, *target),
+                    port: *port,
+                }));
+            }
         }
     }
     places
@@ -195,7 +198,12 @@ impl Asker {
         }
         let answers = self.program.ask(&questions)?;
         let mut answers = answers.chunks_exact(2);
-        Some(asked.into_iter().map(|asked| asked.then(|| answers.next()).flatten().map(of_answers)).collect())
+        let answered = |(asked, (place, netns)): (bool, &(&Place, &record::Netns))| match asked {
+            true => answers.next().map(of_answers),
+            // Of IPv6 its sockets are asked themselves.
+            false => ask_sockets(place, netns).ok(),
+        };
+        Some(asked.into_iter().zip(places).map(answered).collect())
     }
 
     fn id(&mut self, node: &NodeNet, netns: &record::Netns) -> Option<u32> {
@@ -268,7 +276,7 @@ mod tests {
             netns,
             vips: BTreeMap::new(),
         };
-        let addresses = BTreeMap::from([(vip(), [10, 118, 0, 7].into())]);
+        let addresses = BTreeMap::from([(vip(), IpAddr::from([10, 118, 0, 7]).into())]);
         places(&BTreeMap::from([("c1@eth0", &attachment)]), &addresses, desired)
     }
 

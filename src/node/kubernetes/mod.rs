@@ -20,6 +20,7 @@ mod desired;
 mod engine;
 mod events;
 mod examine;
+mod families;
 mod listeners;
 mod objects;
 mod policies;
@@ -44,12 +45,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+use crate::lease::beside::Beside;
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
 use crate::lease::nodes::Told;
 use crate::lease::settings::Backend;
 use crate::lease::state::Demand;
-use crate::model::VipKey;
+use crate::model::{Addresses, VipKey};
 use crate::net::{self, NodeNet};
 
 use super::config::Config;
@@ -144,6 +146,8 @@ struct Shared {
     given: BTreeSet<Ipv4Addr>,
     /// What the daemon wants of the pool.
     desk: Option<Desk>,
+    /// Which addresses of IPv6 VIPs have beside their leases.
+    beside: Beside,
 }
 
 /// The nodes that load balancers are to pass by, by a label of theirs. They answer ARP for no VIP that another node can answer for; their pods
@@ -244,6 +248,11 @@ impl Services {
 }
 
 impl Shared {
+    /// All addresses of a VIP that Services want; `None`: it has none so far.
+    fn addresses(&self, vip: &VipKey) -> Option<Addresses> {
+        Some(self.beside.addresses(vip, self.leases.get(vip)?.address?))
+    }
+
     /// What the watch has heard of addresses that Services say are their own.
     fn has_external(&mut self, change: Change<Vec<IpAddr>>) {
         match change {
@@ -276,6 +285,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     {
         let mut shared = services.shared();
         shared.excluded = Excluded::of(&remembered.objects, &name);
+        shared.beside = config.lease.beside.clone();
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());
     }

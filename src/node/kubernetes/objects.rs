@@ -9,9 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::pools::{self, Labels};
-use crate::model::{Port, Transport, VipKey};
+use crate::model::{Family, Port, Transport, VipKey};
 
 use super::asked::{self, Ask, Permitted};
+use super::families::Families;
 use super::policies::Policy;
 use super::policy::{self, Clients};
 use super::{ports, sharing};
@@ -41,7 +42,7 @@ pub type Key = String;
 pub struct Objects {
     /// The Services of this load balancer's class.
     pub services: BTreeMap<Key, Service>,
-    /// All slices of IPv4.
+    /// All slices.
     pub slices: BTreeMap<Key, Slice>,
     /// The pods of this node.
     pub pods: BTreeMap<Key, Pod>,
@@ -108,6 +109,9 @@ pub struct Service {
     /// Its labels, as far as pools ask for them.
     #[serde(default)]
     pub labels: Labels,
+    /// The families that it is to have addresses of, and whether it needs them all.
+    #[serde(default)]
+    pub families: Families,
     /// What its status says.
     pub ingress: Vec<Ingress>,
     /// Who wrote that last.
@@ -170,6 +174,9 @@ pub struct PortError {
 /// An `EndpointSlice`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
+    /// Its endpoints' addresses are of IPv6.
+    #[serde(default)]
+    pub is_ipv6: bool,
     /// Its Service, `<namespace>/<name>`.
     pub service: Key,
     /// What the pods listen on, by the names of the Service's ports.
@@ -334,6 +341,7 @@ impl Class {
             vip,
             clients: policy::clients(&spec, service.metadata.annotations.as_ref()),
             affinity: policy::affinity(&spec),
+            families: Families::of(&spec),
             prefers_node: spec.traffic_distribution.as_deref() == Some("PreferSameNode"),
             shared_with: annotation(sharing::SHARED_WITH),
             pool: annotation(pools::ANNOTATION).trim().to_owned(),
@@ -355,9 +363,10 @@ impl Class {
 }
 
 impl Service {
-    /// The address that its status says.
+    /// The address that its status says: that of IPv4, by which the other one goes.
     pub fn stated(&self) -> Option<IpAddr> {
-        self.ingress.iter().find_map(|ingress| ingress.ip.parse().ok())
+        let all = || self.ingress.iter().filter_map(|ingress| ingress.ip.parse::<IpAddr>().ok());
+        all().find(IpAddr::is_ipv4).or_else(|| all().next())
     }
 }
 
@@ -386,16 +395,15 @@ fn number(port: i32) -> Option<u16> {
 }
 
 impl Slice {
-    /// Of a slice of IPv4 that names its Service. `node`: this one.
+    /// Of a slice of addresses that names its Service. `node`: this one.
     pub fn of(slice: discovery::EndpointSlice, node: &str) -> Option<Self> {
-        if slice.address_type != "IPv4" {
-            return None;
-        }
+        let is_ipv6 = slice.address_type.parse::<Family>().ok()? == Family::V6;
         let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
         let service = format!("{}/{service}", slice.metadata.namespace.as_deref()?);
         let ports = slice.ports.unwrap_or_default();
         let api_port = ports.first().and_then(|port| number(port.port?)).filter(|_| service == super::API_SERVICE);
         let mut found = Self {
+            is_ipv6,
             service,
             ports: ports.into_iter().take(MAX_PORTS).map(SlicePort::of).collect(),
             here: Vec::new(),

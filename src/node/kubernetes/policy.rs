@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
 use crate::ebpf::RANGES as MAX_RANGES;
-use crate::model::{Port, PortPolicy, VipKey, VipPolicy};
+use crate::model::{Family, Port, PortPolicy, Recorded, VipKey, VipPolicy};
 
 use super::desired::Note;
 use super::objects::ServicePort;
@@ -28,6 +28,9 @@ const MAX_AFFINITY: u32 = 86_400;
 pub struct Clients {
     /// From there, and from nowhere else; `None`: from anywhere.
     pub ranges: Option<Vec<Ipv4Network>>,
+    /// Those of IPv6 among them.
+    #[serde(default)]
+    pub ranges6: Vec<Ipv6Network>,
     /// What is no range.
     pub unread: Vec<String>,
     /// So many are left out, because there are too many.
@@ -45,28 +48,31 @@ pub fn clients(spec: &core::ServiceSpec, annotations: Option<&BTreeMap<String, S
     if texts.is_empty() {
         return Clients::default();
     }
-    let (mut ranges, mut unread) = (BTreeSet::new(), Vec::new());
+    let (mut ranges, mut ranges6, mut unread) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     for text in texts {
         match text.parse::<IpNetwork>() {
             // Without a length it is one address to the parser, and nothing to the API.
-            Ok(network) if text.contains('/') => ranges.extend(masked(network)),
+            Ok(IpNetwork::V4(range)) if text.contains('/') => {
+                ranges.extend(Ipv4Network::new(range.network(), range.prefix()));
+            }
+            Ok(IpNetwork::V6(range)) if text.contains('/') => {
+                ranges6.extend(Ipv6Network::new(range.network(), range.prefix()));
+            }
             _ => unread.push(text.chars().take(64).collect()),
         }
     }
-    let left_out = ranges.len().saturating_sub(MAX_OF_SERVICE);
     unread.truncate(MAX_OF_SERVICE);
-    if ranges.iter().any(|range| range.prefix() == 0) {
-        return Clients { ranges: None, unread, left_out: 0 };
+    // All of a family says nothing of the other one.
+    let (is_all4, is_all6) = (ranges.iter().any(|one| one.prefix() == 0), ranges6.iter().any(|one| one.prefix() == 0));
+    if is_all4 && is_all6 {
+        return Clients { ranges: None, ranges6: Vec::new(), unread, left_out: 0 };
     }
-    Clients { ranges: Some(ranges.into_iter().take(MAX_OF_SERVICE).collect()), unread, left_out }
-}
-
-/// Host bits are none of a range's. Of IPv6: nobody, as long as VIPs have none.
-fn masked(network: IpNetwork) -> Option<Ipv4Network> {
-    match network {
-        IpNetwork::V4(range) => Ipv4Network::new(range.network(), range.prefix()).ok(),
-        IpNetwork::V6(_) => None,
-    }
+    ranges.retain(|range| !is_all4 || range.prefix() == 0);
+    ranges6.retain(|range| !is_all6 || range.prefix() == 0);
+    let room6 = MAX_OF_SERVICE.saturating_sub(ranges.len());
+    let left_out = (ranges.len() + ranges6.len()).saturating_sub(MAX_OF_SERVICE);
+    let ranges = ranges.into_iter().take(MAX_OF_SERVICE).collect();
+    Clients { ranges: Some(ranges), ranges6: ranges6.into_iter().take(room6).collect(), unread, left_out }
 }
 
 /// Seconds for which a client's connections go to one replica; `None`: to any.
@@ -88,8 +94,8 @@ pub struct Policies {
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
 
-/// Of all Services. The oldest come first where there are more ranges than the programs take.
-pub fn policies(sharing: &Sharing<'_>) -> Policies {
+/// Of all Services. The oldest come first where there are more ranges than the programs take. `has_ipv6`: VIPs have addresses of it.
+pub fn policies(sharing: &Sharing<'_>, has_ipv6: bool) -> Policies {
     let mut found = Policies::default();
     let mut room = MAX_RANGES;
     for (vip, sharer) in sharing.in_order() {
@@ -102,6 +108,10 @@ pub fn policies(sharing: &Sharing<'_>) -> Policies {
         }
     }
     for (vip, sharers) in &sharing.vips {
+        let families: BTreeSet<Family> = sharers.iter().flat_map(|sharer| sharer.service.families.iter()).collect();
+        if let Some(only) = families.first().filter(|_| families.len() == 1 && has_ipv6) {
+            found.vips.entry(vip.clone()).or_default().family = Some(Recorded::Known(*only));
+        }
         if !sharers.is_empty() && sharers.iter().all(|sharer| sharer.service.prefers_node) {
             found.vips.entry(vip.clone()).or_default().prefers_node = true;
         }
@@ -122,7 +132,7 @@ pub fn policies(sharing: &Sharing<'_>) -> Policies {
 
 fn of(sharer: &Sharer<'_>, room: &mut usize) -> (Vec<PortPolicy>, BTreeSet<Note>) {
     let service = sharer.service;
-    let Clients { ranges, unread, left_out } = &service.clients;
+    let Clients { ranges, ranges6, unread, left_out } = &service.clients;
     let mut notes = BTreeSet::new();
     if !unread.is_empty() {
         let why = format!("no range of addresses, and nobody's: {}", unread.join(", "));
@@ -134,12 +144,12 @@ fn of(sharer: &Sharer<'_>, room: &mut usize) -> (Vec<PortPolicy>, BTreeSet<Note>
     }
     let own: BTreeSet<_> =
         service.ports.iter().filter_map(ServicePort::port).filter(|port| sharer.has(*port)).collect();
-    let needed = own.len() * ranges.as_ref().map_or(0, Vec::len);
-    let mut ranges = ranges.clone();
+    let needed = own.len() * (ranges.as_ref().map_or(0, Vec::len) + ranges6.len());
+    let (mut ranges, mut ranges6) = (ranges.clone(), ranges6.clone());
     if needed > *room {
         let why = format!("the node takes {MAX_RANGES} in all, times ports, and they are taken: nobody gets in");
         notes.insert(Note::SourceRangesRefused { why });
-        ranges = Some(Vec::new());
+        (ranges, ranges6) = (Some(Vec::new()), Vec::new());
     } else {
         *room -= needed;
     }
@@ -149,7 +159,7 @@ fn of(sharer: &Sharer<'_>, room: &mut usize) -> (Vec<PortPolicy>, BTreeSet<Note>
     let policy = |port: Port| PortPolicy {
         port: port.into(),
         sources: ranges.clone(),
-        sources6: Vec::new(),
+        sources6: ranges6.clone(),
         affinity: service.affinity,
     };
     (own.into_iter().map(policy).collect(), notes)
@@ -177,8 +187,10 @@ mod tests {
             shown(&of(&[" 10.1.2.3/8 ", "192.0.2.7/32", "10.0.0.0/8"])).unwrap(),
             ["10.0.0.0/8", "192.0.2.7/32"]
         );
-        assert_eq!(shown(&of(&["10.0.0.0/8", "0.0.0.0/0"])), None, "anybody");
-        assert_eq!(shown(&of(&["fd00::/64"])), Some(vec![]), "of the other family alone: nobody");
+        assert_eq!(shown(&of(&["10.0.0.0/8", "0.0.0.0/0", "::/0"])), None, "anybody");
+        assert_eq!(shown(&of(&["10.0.0.0/8", "0.0.0.0/0"])).unwrap(), ["0.0.0.0/0"], "of that family");
+        let six = of(&["fd00::1/64", "fd00::2/64"]);
+        assert_eq!((shown(&six), six.ranges6.len()), (Some(vec![]), 1), "of the other family alone: nobody");
         let odd = of(&["10.0.0.1", "web", "10.0.0.0/8"]);
         assert_eq!(
             (shown(&odd).unwrap(), odd.unread),
@@ -226,7 +238,7 @@ mod tests {
     fn all(services: &[(&str, Service)]) -> (Vec<String>, Vec<String>) {
         let services = services.iter().map(|(key, service)| ((*key).to_owned(), service.clone())).collect();
         let objects = Objects { services, ..Objects::default() };
-        let found = policies(&Sharing::of(&objects));
+        let found = policies(&Sharing::of(&objects), false);
         let port = |port: &PortPolicy| {
             let from = port.sources.as_ref().map_or("anywhere".to_owned(), |all| format!("{all:?}"));
             format!("{} from {from} {:?}", port.port, port.affinity)

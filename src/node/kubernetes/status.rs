@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::model::VipKey;
 
 use super::api::{self, ANSWER};
-use super::objects::{Ingress, Service};
+use super::objects::Service;
 use super::ports;
 use super::sharing::Taken;
 
@@ -31,14 +31,14 @@ const ECHO: Duration = Duration::from_millis(500);
 const MOST: usize = 8;
 
 /// What a Service's status is to say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Status<'a> {
     /// The Service.
     pub service: &'a Service,
     /// Those of its ports that an older one has.
     pub taken: &'a Taken,
-    /// Its VIP's address; none: it has none any more, and what was written goes.
-    pub address: Option<IpAddr>,
+    /// Its addresses, in its order; none: it has none any more, and what was written goes.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A write that is done.
@@ -49,7 +49,7 @@ pub struct Written {
     /// Its identity.
     pub uid: String,
     /// What was written; none: that it has none.
-    pub address: Option<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Who had written something else after this node had written; `None`: nobody.
     pub instead_of: Option<String>,
     /// Whether it had no address before.
@@ -97,7 +97,7 @@ impl StatusWriter {
             if let Some(past) = self.past.get_mut(&status.service.uid) {
                 past.seen = now;
             }
-            let is_written = is_said(status, self.lacks_mode);
+            let is_written = is_said(&status, self.lacks_mode);
             if is_written || self.under_way.len() >= MOST {
                 continue;
             }
@@ -113,7 +113,7 @@ impl StatusWriter {
             let written = Written {
                 vip: vip.clone(),
                 uid: status.service.uid.clone(),
-                address: status.address,
+                addresses: status.addresses.clone(),
                 instead_of: by_other.filter(|_| past.is_some() && !is_new),
                 is_new,
                 lacks_mode: self.lacks_mode,
@@ -122,7 +122,7 @@ impl StatusWriter {
             self.under_way.spawn(write(
                 self.client.clone(),
                 written,
-                content(status, self.lacks_mode, Timestamp::now()),
+                content(&status, self.lacks_mode, Timestamp::now()),
             ));
         }
         self.past.retain(|_, past| now.saturating_duration_since(past.seen) < Duration::from_secs(600));
@@ -155,30 +155,35 @@ impl Past {
 }
 
 /// The Service's status says so already. What another has written into one that has no address here is that one's.
-fn is_said(status: Status<'_>, lacks_mode: bool) -> bool {
+fn is_said(status: &Status<'_>, lacks_mode: bool) -> bool {
     let mode = if lacks_mode { "" } else { MODE };
     let Service { ingress, status_by, .. } = status.service;
-    match status.address {
-        Some(address) => {
-            let is_address = |ingress: &Ingress| ingress.ip == address.to_string() && ingress.mode == mode;
-            matches!(&ingress[..], [ingress] if is_address(ingress)) && ports::is_said(status.service, status.taken)
-        }
-        None => ingress.is_empty() || status_by.as_deref() != Some(MANAGER),
+    if status.addresses.is_empty() {
+        return ingress.is_empty() || status_by.as_deref() != Some(MANAGER);
     }
+    let said = ingress.iter().map(|ingress| (ingress.ip.clone(), ingress.mode.as_str()));
+    let wanted = status.addresses.iter().map(|address| (address.to_string(), mode));
+    said.eq(wanted) && ports::is_said(status.service, status.taken)
 }
 
 /// The status. What it doesn't name of what was written before is taken back.
-fn content(status: Status<'_>, lacks_mode: bool, now: Timestamp) -> Value {
-    let Some(address) = status.address else { return json!({ "loadBalancer": { "ingress": [] } }) };
-    let mut ingress = json!({ "ip": address.to_string() });
-    if !lacks_mode {
-        ingress["ipMode"] = MODE.into();
-    }
+fn content(status: &Status<'_>, lacks_mode: bool, now: Timestamp) -> Value {
     let ports = ports::status(status.service, status.taken);
-    if !ports.is_empty() {
-        ingress["ports"] = ports.into();
+    let entry = |address: &IpAddr| {
+        let mut ingress = json!({ "ip": address.to_string() });
+        if !lacks_mode {
+            ingress["ipMode"] = MODE.into();
+        }
+        if !ports.is_empty() {
+            ingress["ports"] = ports.clone().into();
+        }
+        ingress
+    };
+    let ingress: Vec<Value> = status.addresses.iter().map(entry).collect();
+    let mut content = json!({ "loadBalancer": { "ingress": ingress } });
+    if status.addresses.is_empty() {
+        return content;
     }
-    let mut content = json!({ "loadBalancer": { "ingress": [ingress] } });
     if let Some(condition) = ports::condition(status.service, status.taken, now) {
         content["conditions"] = json!([condition]);
     }
@@ -201,7 +206,7 @@ async fn write(client: kube::Client, written: Written, content: Value) -> Writte
     let error = match answer {
         // One that doesn't know a field leaves it out, or refuses it.
         Ok(Ok(service)) => {
-            lacks_mode |= written.address.is_some() && !has_mode(&service);
+            lacks_mode |= !written.addresses.is_empty() && !has_mode(&service);
             None
         }
         Ok(Err(kube::Error::Api(status))) if !lacks_mode && status.message.contains("ipMode") => {
@@ -224,6 +229,7 @@ fn has_mode(service: &core::Service) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::objects::Ingress;
     use super::*;
 
     #[test]
@@ -233,7 +239,8 @@ mod tests {
                 said.iter().map(|(ip, mode)| Ingress { ip: (*ip).into(), mode: (*mode).into(), ..Ingress::default() });
             let ingress = ingress.collect();
             let service = Service { ingress, ..Service::default() };
-            is_said(Status { service: &service, taken: &Taken::new(), address: Some([192, 0, 2, 7].into()) }, false)
+            let addresses = vec![[192, 0, 2, 7].into()];
+            is_said(&Status { service: &service, taken: &Taken::new(), addresses }, false)
         };
         assert!(says(&[("192.0.2.7", "Proxy")]));
         for other in [
@@ -247,14 +254,33 @@ mod tests {
     }
 
     #[test]
+    fn a_status_has_the_addresses_of_both_families() {
+        let (service, taken) = (Service::default(), Taken::new());
+        let addresses: Vec<IpAddr> = ["fd00:118::7", "10.118.0.7"].map(|text| text.parse().unwrap()).into();
+        let status = Status { service: &service, taken: &taken, addresses };
+        let content = content(&status, false, Timestamp::now());
+        let expected = json!([{ "ip": "fd00:118::7", "ipMode": "Proxy" }, { "ip": "10.118.0.7", "ipMode": "Proxy" }]);
+        assert_eq!(content["loadBalancer"]["ingress"], expected);
+        let says = |ips: &[&str]| {
+            let of = |ip: &&str| Ingress { ip: (*ip).into(), mode: MODE.into(), ..Ingress::default() };
+            let service = Service { ingress: ips.iter().map(of).collect(), ..Service::default() };
+            is_said(&Status { service: &service, taken: &taken, addresses: status.addresses.clone() }, false)
+        };
+        assert!(
+            says(&["fd00:118::7", "10.118.0.7"]) && !says(&["10.118.0.7"]) && !says(&["10.118.0.7", "fd00:118::7"])
+        );
+    }
+
+    #[test]
     fn an_address_that_a_service_has_no_longer_is_taken_back_by_who_wrote_it() {
         let is_fine = |by: &str| {
             let ingress = vec![Ingress { ip: "192.0.2.7".into(), mode: MODE.into(), ports: Vec::new() }];
             let service = Service { ingress, status_by: Some(by.into()), ..Service::default() };
-            is_said(Status { service: &service, taken: &Taken::new(), address: None }, false)
+            is_said(&Status { service: &service, taken: &Taken::new(), addresses: Vec::new() }, false)
         };
         assert!(!is_fine(MANAGER) && is_fine("other"));
-        assert!(is_said(Status { service: &Service::default(), taken: &Taken::new(), address: None }, false));
+        let none = Service::default();
+        assert!(is_said(&Status { service: &none, taken: &Taken::new(), addresses: Vec::new() }, false));
     }
 
     #[test]

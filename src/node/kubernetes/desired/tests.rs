@@ -36,8 +36,14 @@ fn endpoint(number: u8, is_ready: bool) -> Endpoint {
     }
 }
 
+/// Where VIPs have addresses of IPv4 alone.
+fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
+    super::desired(objects, attachments, false)
+}
+
 fn slice(here: Vec<Endpoint>) -> Slice {
     Slice {
+        is_ipv6: false,
         service: "shop/web".into(),
         ports: vec![super::super::objects::SlicePort { name: "http".into(), target: Some((80, Protocol::Tcp)) }],
         here,

@@ -9,6 +9,7 @@ fn service(uid: &str) -> Service {
 
 fn slice() -> Slice {
     Slice {
+        is_ipv6: false,
         service: String::new(),
         ports: Vec::new(),
         here: Vec::new(),
