@@ -3,6 +3,7 @@
 mod away;
 mod dhcp;
 mod dns;
+mod families;
 mod fields;
 mod many;
 mod nodes;

@@ -88,6 +88,9 @@ namespaces = {{ toJson . }}
 [pool]
 cidr = {{ .Values.pool.cidr | toJson }}
 exclude = {{ .Values.pool.exclude | toJson }}
+{{- with .Values.pool.cidr6 }}
+cidr6 = {{ toJson . }}
+{{- end }}
 {{- else }}
 [dhcp]
 {{- with .Values.dhcp.interface }}
@@ -120,5 +123,8 @@ network_policy = {{ .Values.services.networkPolicy | toJson }}
 [[pin]]
 vip = {{ .vip | toJson }}
 address = {{ .address | toJson }}
+{{- with .address6 }}
+address6 = {{ toJson . }}
+{{- end }}
 {{- end }}
 {{- end }}

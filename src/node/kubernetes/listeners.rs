@@ -40,8 +40,8 @@ struct Place {
     vip: VipKey,
     /// The VIP's address, with the number that the pod has in the place of the VIP's port.
     at_vip: SocketAddr,
-    /// The pod's own address, with that number.
-    at_pod: SocketAddr,
+    /// The pod's own address of the same family, with that number; none: it isn't known.
+    at_pod: Option<SocketAddr>,
     port: Port,
 }
 
@@ -134,11 +134,12 @@ fn places(
             let policy = desired.policies.get(vip);
             let served = |address: &IpAddr| policy.is_none_or(|policy| policy.permits(Family::of(*address)));
             for address in addresses.get(vip).into_iter().flat_map(Addresses::iter).filter(served) {
+                let is_alike = |own: &IpAddr| own.is_ipv4() == address.is_ipv4();
                 places.extend(ports.iter().map(|(port, target)| Place {
                     pod: name.clone(),
                     vip: vip.clone(),
                     at_vip: SocketAddr::new(address, *target),
-                    at_pod: SocketAddr::new(own, *target),
+                    at_pod: Some(own).filter(is_alike).map(|own| SocketAddr::new(own, *target)),
                     port: *port,
                 }));
             }
@@ -161,7 +162,8 @@ fn hold_back(places: &[Place], reach: impl Fn(&Place) -> Option<Reach>, desired:
         if !reached.get(&(place.pod.as_str(), &place.vip)).copied().unwrap_or_default() {
             role.is_admitted = false;
         }
-        let note = Note::NotListening(OwnAddressOnly { pod, port: place.port, at: place.at_pod });
+        let Some(at) = place.at_pod else { continue };
+        let note = Note::NotListening(OwnAddressOnly { pod, port: place.port, at });
         let service = desired.owner(&place.vip, place.port).clone();
         desired.notes.entry(service).or_default().insert(note);
     }
@@ -192,7 +194,8 @@ impl Asker {
         let mut questions = Vec::new();
         let mut asked = Vec::new();
         for ((place, _), id) in places.iter().zip(ids) {
-            let both = id.and_then(|id| Some((question(id, place.at_vip, place)?, question(id, place.at_pod, place)?)));
+            let both =
+                id.and_then(|id| Some((question(id, place.at_vip, place)?, question(id, place.at_pod?, place)?)));
             asked.push(both.is_some());
             questions.extend(both.into_iter().flat_map(|(vip, pod)| [vip, pod]));
         }
@@ -244,7 +247,7 @@ fn ask_sockets(place: &Place, netns: &record::Netns) -> net::Result<Reach> {
         Transport::Tcp => sockets.takes_connections(at),
         Transport::Udp => sockets.check_udp().and_then(|()| sockets.takes_datagrams(at)),
     };
-    Ok(of_answers(&[takes(place.at_vip)?, takes(place.at_pod)?]))
+    Ok(of_answers(&[takes(place.at_vip)?, place.at_pod.map_or(Ok(false), takes)?]))
 }
 
 #[cfg(test)]
@@ -268,6 +271,10 @@ mod tests {
     }
 
     fn asked(desired: &Desired) -> Vec<Place> {
+        asked_at(desired, IpAddr::from([10, 118, 0, 7]).into())
+    }
+
+    fn asked_at(desired: &Desired, addresses: Addresses) -> Vec<Place> {
         let netns = record::Netns { path: "/run/netns/c1".into(), device: 4, inode: 1 };
         let attachment = Attachment {
             name: "c1@eth0".into(),
@@ -276,7 +283,7 @@ mod tests {
             netns,
             vips: BTreeMap::new(),
         };
-        let addresses = BTreeMap::from([(vip(), IpAddr::from([10, 118, 0, 7]).into())]);
+        let addresses = BTreeMap::from([(vip(), addresses)]);
         places(&BTreeMap::from([("c1@eth0", &attachment)]), &addresses, desired)
     }
 
@@ -290,9 +297,18 @@ mod tests {
         let desired = wanted(&[80]);
         let [place] = &asked(&desired)[..] else { panic!() };
         assert_eq!(
-            (place.at_vip.to_string(), place.at_pod.to_string()),
-            ("10.118.0.7:8080".into(), "10.1.0.1:8080".into())
+            (place.at_vip.to_string(), place.at_pod.map(|at| at.to_string())),
+            ("10.118.0.7:8080".into(), Some("10.1.0.1:8080".into()))
         );
+    }
+
+    /// What listens at the pod's address of one family says nothing of the other's.
+    #[test]
+    fn each_address_of_a_vip_is_asked_about() {
+        let both: Vec<IpAddr> = ["10.118.0.7", "fd00:118::7"].map(|text| text.parse().unwrap()).into();
+        let places = asked_at(&wanted(&[80]), both.try_into().unwrap());
+        let shown: Vec<_> = places.iter().map(|place| (place.at_vip.to_string(), place.at_pod.is_some())).collect();
+        assert_eq!(shown, [("10.118.0.7:8080".to_owned(), true), ("[fd00:118::7]:8080".to_owned(), false)]);
     }
 
     #[test]

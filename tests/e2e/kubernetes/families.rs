@@ -167,5 +167,6 @@ fn a_server_of_one_family_serves_that() {
     is_answered(&client, FOUR);
     is_silent(&client, SIX);
     scene.waits_for(&[(0, "ready")]);
+    assert!(!scene.api.reasons().contains(&"NotListening".to_owned()), "{:?}", scene.api.reasons());
     scene.ends();
 }

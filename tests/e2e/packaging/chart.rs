@@ -58,6 +58,8 @@ fn wrong_values_are_refused_by_their_names() {
         ("backend=bgp", "/backend"),
         ("allow={10.0.0.0/33}", "/allow/0"),
         ("pool.cidr=10.118.0", "/pool/cidr"),
+        ("pool.cidr6=10.118.0.0/24", "/pool/cidr6"),
+        ("pins[0].address6=10.118.0.9", "/pins/0"),
         ("pools[0].name=lan", "/pools/0"),
         ("services.networkPolicy=enforce", "/services/networkPolicy"),
         ("dhcp.servers={router}", "/dhcp/servers/0"),
@@ -117,7 +119,15 @@ fn viprouted_takes_what_the_values_say() {
         "pools[1].auto=false",
         "services.networkPolicy=ignore",
     ];
-    for values in [&[][..], &everything, &relayed, &several, &["services.enabled=false"]] {
+    let dual = [
+        "backend=pool",
+        "allow={10.118.0.0/24,fd00::/16}",
+        "pool.cidr6=fd00:118::/96",
+        "pins[0].vip=shop/web",
+        "pins[0].address=10.118.0.9",
+        "pins[0].address6=fd00:119::9",
+    ];
+    for values in [&[][..], &everything, &relayed, &several, &dual, &["services.enabled=false"]] {
         let text = configuration(&template(values).ok());
         let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
         assert_eq!(config.kubernetes.is_some(), values != ["services.enabled=false"], "{text}");
@@ -127,6 +137,8 @@ fn viprouted_takes_what_the_values_say() {
     assert!(config.kubernetes.is_some_and(|kubernetes| kubernetes.ignore_policies));
     let pools = format!("{:?}", config.lease.backend);
     assert!(["\"lan\"", "\"public\"", "\"gold\""].iter().all(|word| pools.contains(word)), "{pools}");
+    let config = Config::parse(&configuration(&template(&dual).ok())).unwrap();
+    assert!(config.lease.beside.cidr6.is_some() && config.lease.beside.pins.len() == 1, "{:?}", config.lease.beside);
     let config = Config::parse(&configuration(&template(&everything).ok())).unwrap();
     assert!(!config.express && config.kubernetes.unwrap().default_class && config.metrics.listen.is_some());
     assert_eq!(

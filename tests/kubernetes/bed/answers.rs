@@ -1,7 +1,7 @@
 //! Who answers for an address.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::cluster::Cluster;
@@ -23,15 +23,16 @@ impl Cluster {
     }
 
     /// Until these pods, and no others, answer for the VIP.
-    pub fn answer(&self, vip: Ipv4Addr, expected: &BTreeSet<String>) {
+    pub fn answer(&self, vip: impl Into<IpAddr>, expected: &BTreeSet<String>) {
         self.answer_at((vip, PORT), expected);
     }
 
     /// The same for a port of it.
-    pub fn answer_at(&self, to: (Ipv4Addr, u16), expected: &BTreeSet<String>) {
+    pub fn answer_at(&self, to: (impl Into<IpAddr>, u16), expected: &BTreeSet<String>) {
+        let to = SocketAddr::from((to.0.into(), to.1));
         let mut found = String::new();
         let fine = || {
-            let load = Load { to: to.into(), count: 40 * expected.len().max(1), rate: None, concurrency: 4 };
+            let load = Load { to, count: 40 * expected.len().max(1), rate: None, concurrency: 4 };
             let tally = self.client.run(|| load.run());
             found = format!("{tally:?}");
             (tally.failed == 0 && tally.names.keys().eq(expected)).then_some(())

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::control::{ControlPlane, SERVICES};
 use super::parts::part;
 use super::pki::Pki;
-use super::worker::{Kind, Worker, pods};
+use super::worker::{Kind, Worker, pods, pods6};
 use crate::harness::image::{self, Content};
 use crate::harness::{DhcpServer, LONG, Lan, Netns, Run, TempDir, VIPROUTECTL, until};
 
@@ -39,6 +39,8 @@ pub struct Setup {
     pub services: bool,
     /// Nodes have nothing of viproute's.
     pub bare: bool,
+    /// Nodes, pods, Services and VIPs have addresses of both families.
+    pub dual: bool,
 }
 
 /// Dropped in this order: nodes, then the control plane.
@@ -73,7 +75,7 @@ impl Cluster {
             };
             let starting = [1, 2].map(worker);
             // By this thread: its programs end with who has started them.
-            let control = ControlPlane::start(&lan, pki.clone());
+            let control = ControlPlane::start(&lan, pki.clone(), setup.dual);
             (starting.map(|worker| worker.join().expect("a node")), control)
         });
         if setup.services {
@@ -84,6 +86,9 @@ impl Cluster {
         }
         let cluster = Self { workers: workers.into(), client: client(&lan), control, _dhcp: dhcp, lan };
         cluster.connect();
+        if setup.dual {
+            cluster.connect_ipv6();
+        }
         cluster.ready();
         cluster
     }
@@ -96,6 +101,21 @@ impl Cluster {
                 ns.ip(&format!("route add {} via {}", pods(number), worker.node.address()));
             }
         }
+    }
+
+    /// By IPv6 too, and the client reaches VIPs by the first node: no neighbour is told of them.
+    fn connect_ipv6(&self) {
+        for (ns, host) in [(&self.control.ns, 10), (&self.client, 50)] {
+            self.lan.add_ipv6(ns, host);
+        }
+        for (number, worker) in (1..).zip(&self.workers) {
+            let others = self.workers.iter().filter(|other| other.name != worker.name).map(|other| &other.node.ns);
+            for ns in others.chain([&self.control.ns, &self.client]) {
+                ns.ip(&format!("route add {} via 2001:db8::{number}", pods6(number)));
+            }
+        }
+        self.client.ip("route replace 10.118.0.0/16 via 192.0.2.1");
+        self.client.ip("route add fd00:118::/96 via 2001:db8::1");
     }
 
     /// Pods can be made once there is the service account that they have.

@@ -18,6 +18,8 @@ pub const ADDRESS: &str = "192.0.2.10";
 
 /// Services' own addresses.
 pub const SERVICES: &str = "10.96.0.0/16";
+/// Those of IPv6, where the cluster has both.
+const SERVICES6: &str = "fd00:96::/112";
 
 /// Ended in this order: those who call before who is called.
 pub struct ControlPlane {
@@ -27,11 +29,12 @@ pub struct ControlPlane {
     pub ns: Netns,
     pki: Arc<Pki>,
     dir: TempDir,
+    is_dual: bool,
 }
 
 impl ControlPlane {
-    /// Starts all of it and waits until the API server is ready. To be called by the test's own thread, with which they end.
-    pub fn start(lan: &Lan, pki: Arc<Pki>) -> Self {
+    /// Starts all of it and waits until the API server is ready. `is_dual`: Services may have addresses of both families. To be called by the test's own thread, with which they end.
+    pub fn start(lan: &Lan, pki: Arc<Pki>, is_dual: bool) -> Self {
         let (ns, dir) = (lan.client(10, &[]), TempDir::new());
         pki.issue("api", "/CN=kube-apiserver", &format!("DNS:kubernetes.default.svc,IP:{ADDRESS},IP:10.96.0.1"));
         fs::write(dir.file("admin"), pki.kubeconfig("admin", ADMIN)).expect("write a kubeconfig");
@@ -40,7 +43,7 @@ impl ControlPlane {
         let rule = json!({ "level": "Metadata", "users": users, "omitStages": ["RequestReceived"] });
         let policy = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule, { "level": "None" }] });
         fs::write(dir.file("audit.json"), policy.to_string()).expect("write the audit policy");
-        let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir };
+        let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir, is_dual };
         control.start_etcd();
         control.start_api();
         control.wait();
@@ -70,10 +73,11 @@ impl ControlPlane {
 
     pub fn start_api(&mut self) {
         let file = |flag: &str, name: &str| format!("--{flag}={}", self.pki.file(name));
+        let services = if self.is_dual { format!("{SERVICES},{SERVICES6}") } else { SERVICES.to_owned() };
         let arguments = [
             "--etcd-servers=http://127.0.0.1:2379".into(),
             format!("--advertise-address={ADDRESS}"),
-            format!("--service-cluster-ip-range={SERVICES}"),
+            format!("--service-cluster-ip-range={services}"),
             "--authorization-mode=Node,RBAC".into(),
             "--allow-privileged=true".into(),
             file("client-ca-file", "ca.crt"),

@@ -1,6 +1,6 @@
 //! A Service of type `LoadBalancer` as those see it who use it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::Value;
 
@@ -22,7 +22,8 @@ impl Cluster {
     }
 
     /// Until nobody answers for the VIP any more.
-    pub fn is_silent(&self, vip: Ipv4Addr) {
+    pub fn is_silent(&self, vip: impl Into<IpAddr>) {
+        let vip = vip.into();
         until(&format!("{vip} is silent"), PATIENCE, || (attempt(&self.client, vip, 2).failed == 2).then_some(()));
     }
 

@@ -23,6 +23,7 @@ pub struct Worker {
     pub name: String,
     pub containerd: Containerd,
     pub node: Node,
+    is_dual: bool,
 }
 
 /// Where pods' addresses on a node are from.
@@ -30,10 +31,18 @@ pub fn pods(number: u8) -> String {
     format!("10.88.{number}.0/24")
 }
 
+/// Those of IPv6, where the cluster has both.
+pub fn pods6(number: u8) -> String {
+    format!("fd00:88:{number}::/64")
+}
+
 impl Worker {
     /// Node 192.0.2.`number` with everything but what calls the API: [`Worker::join`].
     pub fn new(lan: &Lan, number: u8, kind: &Kind) -> Self {
-        let (node, name) = (Node::without_allocator(lan, number), format!("n{number}"));
+        let (mut node, name) = (Node::without_allocator(lan, number), format!("n{number}"));
+        if kind.setup.dual {
+            node = node.with_ipv6(lan);
+        }
         let mut machine = Machine::new(&node);
         machine.write("/etc/cni/net.d/10-pods.conflist", &network(number, kind).to_string());
         if kind.setup.bare {
@@ -43,7 +52,7 @@ impl Worker {
             install(&mut machine, &name, kind);
         }
         let containerd = if kind.setup.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
-        Self { name, containerd, node }
+        Self { name, containerd, node, is_dual: kind.setup.dual }
     }
 
     /// Starts kubelet and kube-proxy.
@@ -61,7 +70,10 @@ impl Worker {
     }
 
     pub fn start_kubelet(&mut self) {
-        let (program, name, address) = (part("kubelet"), &self.name, self.node.address());
+        let (program, name, mut address) = (part("kubelet"), &self.name, self.node.address().to_string());
+        if self.is_dual {
+            address += &format!(",2001:db8::{}", &name[1..]);
+        }
         let command = format!(
             "{program} --config /etc/kubernetes/kubelet.json --kubeconfig /etc/kubernetes/kubelet --hostname-override {name} \
              --node-ip {address} --cert-dir /var/lib/kubelet/pki"
@@ -72,9 +84,10 @@ impl Worker {
     /// Settings of connection tracking can't be written in a network namespace: 0 leaves them alone.
     fn start_proxy(&mut self) {
         let (program, name) = (part("kube-proxy"), &self.name);
+        let pods = if self.is_dual { "10.88.0.0/16,fd00:88::/32" } else { "10.88.0.0/16" };
         let command = format!(
             "{program} --kubeconfig /etc/kubernetes/proxy --proxy-mode nftables --hostname-override {name} \
-             --cluster-cidr 10.88.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
+             --cluster-cidr {pods} --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
              --conntrack-tcp-timeout-close-wait=0"
         );
         self.containerd.machine.start("kube-proxy", &command);
@@ -130,10 +143,13 @@ done"#;
 
 /// The pods' network. Where viproute is installed each pod is recorded, so that it can join a VIP while it runs.
 fn network(number: u8, kind: &Kind) -> Value {
-    let routes = json!([{ "dst": "0.0.0.0/0" }]);
-    let mut plugins = vec![
-        json!({ "type": "ptp", "ipam": { "type": "host-local", "ranges": [[{ "subnet": pods(number) }]], "routes": routes } }),
-    ];
+    let (mut ranges, mut routes) = (vec![json!([{ "subnet": pods(number) }])], vec![json!({ "dst": "0.0.0.0/0" })]);
+    if kind.setup.dual {
+        ranges.push(json!([{ "subnet": pods6(number) }]));
+        routes.push(json!({ "dst": "::/0" }));
+    }
+    let ipam = json!({ "type": "host-local", "ranges": ranges, "routes": routes });
+    let mut plugins = vec![json!({ "type": "ptp", "ipam": ipam })];
     if !kind.setup.bare {
         let capabilities = json!({ "io.kubernetes.cri.pod-annotations": true });
         plugins.push(json!({ "type": "viproute", "capabilities": capabilities, "register": true }));
@@ -153,8 +169,11 @@ fn viprouted(name: &str, kind: &Kind) -> String {
         kind.setup.services
     );
     let pools = if kind.setup.pools.is_empty() { POOL } else { kind.setup.pools };
-    let from =
-        if kind.setup.dhcp { DHCP.to_owned() } else { format!("backend = \"pool\"\nannounce = \"arp\"\n{pools}") };
+    let from = match (kind.setup.dhcp, kind.setup.dual) {
+        (true, _) => DHCP.to_owned(),
+        (_, true) => format!("backend = \"pool\"\nannounce = \"none\"\n{pools}cidr6 = \"fd00:118::/96\"\n"),
+        (false, false) => format!("backend = \"pool\"\nannounce = \"arp\"\n{pools}"),
+    };
     format!(
         "{from}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",
         if kind.setup.services { &services } else { "" },

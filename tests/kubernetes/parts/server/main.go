@@ -44,7 +44,8 @@ func main() {
 }
 
 func listen(name, address string) {
-	listener, err := net.Listen("tcp4", address)
+	// Without an address: of both families.
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		log.Fatal(err)
 	}
