@@ -232,7 +232,8 @@ impl Engine {
                 let addresses = objects.nodes.values().flat_map(|node| &node.addresses).copied();
                 self.context.services.0.nodes.set(addresses.collect());
             }
-            shared.excluded = Excluded::of(objects, &self.node);
+            let excluded = Excluded::of(objects, &self.node);
+            shared.exclude(excluded);
             shared.wake();
             let own = shared.store.objects().nodes.get(&self.node);
             let is_ending = shared.store.is_live() && own.is_some_and(|node| node.is_shutting_down);

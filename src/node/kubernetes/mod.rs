@@ -41,6 +41,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::eventfd::EventFd;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
@@ -136,6 +137,8 @@ struct Shared {
     examiner: Option<UnboundedSender<Examination>>,
     /// Wakes the thread that applies.
     applier: Option<SyncSender<()>>,
+    /// Wakes the loop that reconciles the node: other nodes are excluded.
+    reconciler: Option<Arc<EventFd>>,
     /// Where the daemon hears which VIPs are to have addresses.
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
     /// VIPs whose records have changed since it was looked whether they say what Services ask.
@@ -169,6 +172,11 @@ impl Services {
     /// The nodes that load balancers are to pass by.
     pub fn excluded(&self) -> Excluded {
         self.shared().excluded.clone()
+    }
+
+    /// Written to with each change of what is excluded.
+    pub fn wakes(&self, reconciler: Arc<EventFd>) {
+        self.shared().reconciler = Some(reconciler);
     }
 
     /// Where the daemon hears which VIPs are to have addresses.
@@ -255,6 +263,16 @@ impl Shared {
                 self.external.insert(key, addresses);
             }
             Change::One(..) => {}
+        }
+    }
+
+    /// Who answers ARP follows at once, on all nodes alike: what lies between is a moment in which no node does.
+    fn exclude(&mut self, excluded: Excluded) {
+        if std::mem::replace(&mut self.excluded, excluded) != self.excluded
+            && let Some(reconciler) = &self.reconciler
+        {
+            // A full eventfd wakes the loop just as well.
+            let _ = reconciler.write(1);
         }
     }
 
