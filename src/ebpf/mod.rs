@@ -42,7 +42,7 @@ pub use maps::{
 };
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
-pub use policies::{Policies, PortPolicy, RANGES, set_uplinks};
+pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
 pub use spec::{Hook, of_hook};
