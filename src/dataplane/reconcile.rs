@@ -9,6 +9,7 @@ use crate::net::route::{self, Filter, Kind, Route, TableRoute};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link};
 use crate::registry::{LockedVip, Registry, Replica, VipRecord, nodes};
 
+use super::near::Near;
 use super::node::discard;
 use super::owner::{self, Owner};
 use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Routes, Want, WantedMember};
@@ -291,7 +292,8 @@ fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) 
     let mut want = bare_want(record);
     want.present &= !unused;
     let has_ipv6 = record.has_ipv6();
-    for replica in replicas.values().filter(|replica| owner::is_ready(replica)) {
+    let near = Near::of(record, replicas);
+    for replica in replicas.values().filter(|replica| owner::is_ready(replica) && near.has(replica)) {
         let Some(member) = member(replica, has_ipv6) else { continue };
         match want.members.iter_mut().find(|known| known.nexthop.id == member.nexthop.id) {
             // One member is a node with all of its replicas.

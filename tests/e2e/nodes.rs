@@ -12,6 +12,7 @@ mod scale;
 mod unbroken;
 mod upgrade;
 mod versions;
+mod zones;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream, UdpSocket};

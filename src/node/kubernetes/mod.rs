@@ -33,6 +33,7 @@ mod sharing;
 mod status;
 mod store;
 mod watches;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -50,7 +51,7 @@ use crate::lease::grant::Report;
 use crate::lease::nodes::Told;
 use crate::lease::settings::Backend;
 use crate::lease::state::Demand;
-use crate::model::VipKey;
+use crate::model::{VipKey, VipPolicy};
 use crate::net::{self, NodeNet};
 
 use super::config::Config;
@@ -120,8 +121,12 @@ struct Shared {
     asked: BTreeMap<VipKey, Ipv4Addr>,
     /// What has become of VIPs' addresses that Services want.
     leases: BTreeMap<VipKey, Lease>,
+    /// What Services ask of VIPs, as far as it is known; `None`: no Services are served.
+    policies: Option<BTreeMap<VipKey, VipPolicy>>,
     /// What there is to say of Services.
     notes: BTreeMap<VipKey, BTreeSet<Note>>,
+    /// Pods of this node that get no connections because of a policy of the network: which.
+    kept_out: BTreeMap<Key, Key>,
     excluded: Excluded,
     /// VIPs whose addresses Services wanted when viprouted ended.
     had: BTreeSet<VipKey>,
@@ -307,7 +312,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         }
         !matches!(applier.try_send(()), Err(std::sync::mpsc::TrySendError::Disconnected(())))
     });
-    let work = Applier::new(context.clone(), NodeNet::open()?, config);
+    let work = Applier::new(context.clone(), NodeNet::open()?, (config, &name));
     context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pool = match (&config.lease.backend, services.shared().desk.take()) {
