@@ -204,7 +204,11 @@ impl Applier {
     /// Has VIPs' records say what Services ask, of those that have changed and of those of which something else is asked. Before a pod joins:
     /// nobody gets in who mustn't.
     fn police(&mut self, found: &Desired) {
-        let touched = std::mem::take(&mut self.context.services.shared().touched);
+        let touched = {
+            let mut shared = self.context.services.shared();
+            shared.policies = Some(found.policies.clone());
+            std::mem::take(&mut shared.touched)
+        };
         let mut due = touched.vips;
         let keys = found.policies.keys().chain(self.policies.keys());
         due.extend(keys.filter(|vip| found.policies.get(*vip) != self.policies.get(*vip)).cloned());

@@ -65,6 +65,7 @@ use examine::Examination;
 use objects::{Key, Objects};
 use pool::{Desk, PoolKeeper};
 use register::Register;
+use sharing::Sharing;
 use store::{Change, Store};
 
 /// The Service of the API server itself, which every cluster has.
@@ -220,6 +221,12 @@ impl Services {
         self.shared().asked.get(vip).copied().map(IpAddr::V4)
     }
 
+    /// What Services ask of a VIP: whoever makes its record has it from the first moment on. None: no Services are served.
+    pub fn policy(&self, vip: &VipKey) -> Option<VipPolicy> {
+        let policies = &self.shared().policies;
+        policies.as_ref().map(|policies| policies.get(vip).cloned().unwrap_or_default())
+    }
+
     /// What has become of an address that was demanded; none: nothing is demanded any more.
     pub fn leased(&self, vip: &VipKey, lease: Option<Lease>) {
         let mut shared = self.shared();
@@ -299,6 +306,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     {
         let mut shared = services.shared();
         shared.excluded = Excluded::of(&remembered.objects, &name);
+        shared.policies = Some(policy::policies(&remembered.objects, &Sharing::of(&remembered.objects), &name).vips);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());
     }
