@@ -460,7 +460,7 @@ impl Owner {
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or_default()
 }

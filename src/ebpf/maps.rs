@@ -159,6 +159,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// It gets no new flows.
+    pub fn is_draining(&self) -> bool {
+        u32::from(self.flags) & DRAINING != 0
+    }
+
     /// A replica to be asked, by its host veth and what is known of it.
     pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
         // It fits.

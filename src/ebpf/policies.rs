@@ -192,10 +192,16 @@ pub(super) fn vips(dir: &Path) -> Result<BTreeSet<Ipv4Addr>> {
     Ok(vips)
 }
 
+/// The devices by which clients outside come.
+pub fn uplinks(dir: &Path) -> Result<BTreeSet<u32>> {
+    let Some(map) = hash::map::<u32, u32>(dir, UPLINKS)? else { return Ok(BTreeSet::new()) };
+    Ok(hash::keys(&map, UPLINKS)?.into_iter().collect())
+}
+
 /// Makes the map have these devices, by which clients outside come. Without programs, or by some that don't know it, there is nothing to do.
 pub fn set_uplinks(dir: &Path, wanted: &BTreeSet<u32>) -> Result<()> {
     let Some(mut map) = hash::map::<u32, u32>(dir, UPLINKS)? else { return Ok(()) };
-    let have: BTreeSet<u32> = hash::keys(&map, UPLINKS)?.into_iter().collect();
+    let have = uplinks(dir)?;
     for index in have.difference(wanted) {
         found(map.remove(index)).map(drop).map_err(|e| Error::map("delete", UPLINKS, e))?;
     }

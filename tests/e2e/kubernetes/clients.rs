@@ -220,6 +220,13 @@ fn a_clients_connections_go_to_one_pod() {
     };
     let before = all();
     assert!(before.iter().collect::<BTreeSet<_>>().len() > 1, "all clients are at one pod: {before:?}");
+    for (host, name) in (50..).zip(&before) {
+        let flow = [format!("192.0.2.{host}:40000"), format!("{}:80", vip.0)];
+        let said = scene.node.ctl().arg("where").args(&flow).args(["--output", "json"]).finish("").ok();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let expected = (json!("affinity"), json!(format!("default/{name}")));
+        assert_eq!((said["because"].clone(), said["replica"]["pod"].clone()), expected, "{said}");
+    }
     scene.sidecar.stop();
     assert_eq!(all(), before, "viprouted isn't there");
     scene.sidecar = Sidecar::start(&scene.node, &scene.settings);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Scene, pod_object, service};
-use crate::harness::{SOON, Sidecar, scaled, until};
+use crate::harness::{Run, SOON, Sidecar, scaled, until};
 
 fn policy(app: &str, types: &[&str]) -> Value {
     json!({
@@ -69,6 +69,8 @@ fn a_pod_that_a_policy_selects_gets_no_connections() {
         scene.api.set(&policy("web", types));
         scene.waits_for(states);
         eprintln!("{types:?} holds after {:?}", begun.elapsed());
+        let is_out = types == ["Ingress"];
+        assert_eq!(scene.shows("draining (NetworkPolicy default/deny)"), is_out, "{types:?}");
         assert!(begun.elapsed() < scaled(Duration::from_secs(2)), "{types:?}: {:?}", begun.elapsed());
     }
     // Another label of the pod is another answer.
