@@ -378,7 +378,7 @@ fn disk(msg: impl Into<String>) -> Refusal {
 }
 
 fn grant(lease: &Lease) -> Grant {
-    Grant { address: lease.address, others: Vec::new(), expires: lease.expires.map(unix), registry: None }
+    Grant { address: lease.address, others: Vec::new(), expires: lease.expires.map(unix), registry: None, policy: None }
 }
 
 #[cfg(test)]

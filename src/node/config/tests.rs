@@ -329,3 +329,14 @@ fn complaints_name_key_value_and_what_was_expected() {
         assert!(!complaint.contains('\n'), "{complaint}");
     }
 }
+
+#[test]
+fn what_gateways_are_not_to_get_is_known_among_nodes_alone() {
+    let text = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.10-10.118.0.13\"\n[[pin]]\nvip = \"a/b\"\naddress = \"10.118.0.11\"\n\
+                [[pin]]\nvip = \"a/c\"\naddress = \"10.119.0.1\"\n";
+    let discarded = |text: &str| Config::parse(text).unwrap().discarded();
+    let expected = ["10.118.0.10/31", "10.118.0.12/31", "10.119.0.1/32"].map(|network| network.parse().unwrap());
+    assert_eq!(discarded(&format!("{text}[membership]")), BTreeSet::from(expected));
+    assert_eq!(discarded(text), BTreeSet::new());
+    assert_eq!(discarded("[membership]"), BTreeSet::new(), "by DHCP");
+}

@@ -23,6 +23,7 @@ use crate::lease::state::{Action, Caller, Findings, State, Step};
 use crate::lease::writer::{Job, LeaseWriter};
 use crate::model::VipKey;
 use crate::model::address::ipv4;
+use crate::node::Services;
 use crate::with_causes;
 
 use super::dataplane::Order;
@@ -52,6 +53,8 @@ pub struct Executor {
     last_write: u64,
     /// What VIPs have beside what they lease.
     pub beside: Beside,
+    /// What Services ask of VIPs.
+    pub services: Services,
 }
 
 impl Executor {
@@ -66,9 +69,21 @@ impl Executor {
         let (found, results) = mpsc::unbounded_channel();
         let (callers, searches, writing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let registry = registry.to_owned();
-        let (last_write, beside) = (0, Beside::default());
-        let executor =
-            Self { sources, search, writer, orders, found, registry, callers, searches, writing, last_write, beside };
+        let (last_write, beside, services) = (0, Beside::default(), Services::default());
+        let executor = Self {
+            sources,
+            search,
+            writer,
+            orders,
+            found,
+            registry,
+            callers,
+            searches,
+            writing,
+            last_write,
+            beside,
+            services,
+        };
         (executor, results)
     }
 
@@ -187,6 +202,7 @@ impl Executor {
             let others = |grant: &Grant| self.beside.of(vip, grant.address).into_iter().collect();
             let answer = answer.clone().map(|grant| Grant {
                 registry,
+                policy: self.services.policy(vip),
                 others: others(&grant),
                 expires: grant.expires.map(clock::to_wall),
                 ..grant

@@ -134,6 +134,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             answers: config.announce == Announce::Arp,
             advertised,
             links,
+            discarded: config.discarded(),
         };
         let _agent = node::start(&daemon.agent, &config.metrics, sender, (wake, settings))?;
         node::kubernetes::start(&daemon.agent, config)?;

@@ -66,6 +66,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
     let (mut executor, found) = Executor::new(sources, search, writer, orders, registry.dir());
     executor.beside = config.lease.beside.clone();
+    executor.services = agent.services.clone();
     let mut updates = watch(&agent)?;
     let first = Batch::of(&updates.recv().await.ok_or(Error::Ended("the registry's watcher"))?);
     let events = Events {

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::dataplane::node::discard;
 use crate::dataplane::node::{proxy, uplink};
 use crate::model::address::ipv4;
 use crate::net::arp::Sender;
@@ -68,6 +70,8 @@ pub struct NodeSettings {
     pub advertised: Advertised,
     /// Receives another link, to which sockets have to be bound.
     pub links: UnboundedSender<Link>,
+    /// The networks of which nothing may go to a gateway.
+    pub discarded: BTreeSet<IpNetwork>,
 }
 
 pub struct NodeObjects {
@@ -79,6 +83,8 @@ pub struct NodeObjects {
     carried: bool,
     /// The entries as they were applied last.
     applied: proxy::Want,
+    /// The discard routes that there were when they were compared last.
+    discarding: BTreeSet<IpNetwork>,
     announcements: Announcements,
     /// Bound to the link.
     sender: Option<Sender>,
@@ -95,6 +101,7 @@ impl NodeObjects {
             services: context.services.clone(),
             notrack: Notrack::new(context),
             applied: proxy::Want::default(),
+            discarding: BTreeSet::new(),
             announcements: Announcements::default(),
             sender: None,
             compare: Instant::now(),
@@ -214,6 +221,17 @@ impl NodeObjects {
             self.announcements.set(&want.addresses, Instant::now());
         }
         self.applied = want;
+        Ok(repaired)
+    }
+
+    /// Reconciles the discard routes. Returns what was repaired: not what has just come to be wanted, or no longer is.
+    pub fn discard(&mut self, node: &NodeNet) -> net::Result<Vec<String>> {
+        let have = discard::read(node, &self.settings.discarded)?;
+        let ops = discard::difference(&have, &self.settings.discarded);
+        node.apply(&ops.iter().map(discard::Op::request).collect::<Vec<_>>())?;
+        let was_there = |op: &&discard::Op| matches!(op, discard::Op::Add(prefix) if self.discarding.contains(prefix));
+        let repaired = ops.iter().filter(was_there).map(discard::Op::finding).collect();
+        self.discarding = have.wanted(&self.settings.discarded);
         Ok(repaired)
     }
 
