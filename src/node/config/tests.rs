@@ -63,7 +63,6 @@ fn ipv6_addresses_beside() {
         ),
         (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
         (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
-        (format!("announce = \"arp\"\n{pool}"), "expected announce = \"none\" beside it"),
         (format!("{pool}\n[membership]"), "expected no [membership] and no peers beside it"),
         (format!("{pool}\n[kubernetes]\nenabled = true"), "expected no [kubernetes] beside it"),
         (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside pool.cidr6"),
