@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::Backend;
+use crate::model::{Backend, Family};
 use crate::registry::{Replica, VipRecord};
 
 use super::owner::is_ready;
@@ -20,7 +20,8 @@ impl<'a> Near<'a> {
     pub fn of(record: &'a VipRecord, replicas: &BTreeMap<String, Replica>) -> Self {
         let near = Self(record.policy.near.as_ref());
         let is_some_ready = || replicas.values().any(|replica| is_ready(replica) && near.has(replica));
-        let is_met = near.0.is_some() && is_some_ready() && serving::by_port(replicas, false).is_empty();
+        let serve_alike = || Family::ALL.iter().all(|family| serving::by_port(replicas, *family, false).is_empty());
+        let is_met = near.0.is_some() && is_some_ready() && serve_alike();
         Self(near.0.filter(|_| is_met))
     }
 

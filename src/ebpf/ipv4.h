@@ -32,6 +32,9 @@ struct flow {
 #define TUPLE(p, port) { .ipv4 = { (p)->flow.client, (p)->flow.vip, (p)->flow.client_port, (__be16)(port) } }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv4)
 
+// A client in other keys.
+typedef __be32 client_address;
+
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
 struct datagram {

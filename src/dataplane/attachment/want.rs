@@ -34,6 +34,9 @@ pub struct PodWant<'a> {
 pub(super) const ENTRANCE: Rule =
     Rule { selector: Selector::Device(Name::new(POD_DEVICE)), table: TABLE, priority: RULE_PRIORITY };
 
+/// Bytes by which IPv6's header is longer than IPv4's.
+const LONGER_HEADER: u32 = 20;
+
 /// What is known of the network under the tunnel to other nodes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Underlay {
@@ -157,7 +160,7 @@ impl<'a> PodWant<'a> {
         self.vips_of_ipv4().map(|vip| local(TABLE, vip)).chain(replies).collect()
     }
 
-    /// The way back out of `vip0` (`index`), and around it for what must not take it.
+    /// The way back out of `vip0` (`index`), and around it for what must not take it. `advmss`: by IPv4.
     pub(super) fn routes(&self, index: u32, advmss: Option<u32>) -> BTreeSet<TableRoute> {
         let way_back = |table, source, advmss| TableRoute {
             table,
@@ -167,7 +170,8 @@ impl<'a> PodWant<'a> {
         };
         let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
         if self.has_ipv6() {
-            let action = Action::Via { gateway: HOST_LINK_LOCAL, index, source: None, advmss: None };
+            let advmss = advmss.map(|advmss| advmss.saturating_sub(LONGER_HEADER));
+            let action = Action::Via { gateway: HOST_LINK_LOCAL, index, source: None, advmss };
             routes.insert(TableRoute { table: TABLE, prefix: route::DEFAULT6, tos: 0, action });
         }
         for UdpReply { vip, table, node_source_address, .. } in &self.replies {

@@ -29,7 +29,7 @@ pub struct Vip {
     /// Its replicas that have their pair, by attachment name.
     pub replicas: BTreeMap<String, Replica>,
     /// What the flow owner's maps must have of it.
-    pub want: owner::Want,
+    pub wants: owner::Wants,
 }
 
 impl Vip {
@@ -37,8 +37,13 @@ impl Vip {
     pub fn of(view: &View, cluster: Option<&Cluster>) -> Result<Option<Self>, Arc<registry::Error>> {
         let Some(record) = view.record.as_ref().map_err(Arc::clone)?.clone() else { return Ok(None) };
         let replicas = view.replicas.as_ref().map_err(Arc::clone)?.clone();
-        let want = owner::Want::of(&record, &replicas, cluster);
-        Ok(Some(Self { record, replicas, want }))
+        let wants = owner::Wants::of(&record, &replicas, cluster);
+        Ok(Some(Self { record, replicas, wants }))
+    }
+
+    /// What the maps must have for each of its addresses.
+    pub fn by_address(&self) -> impl Iterator<Item = (IpAddr, &owner::Want)> {
+        self.record.all_addresses().filter_map(|address| Some((address, self.wants.for_address(address)?)))
     }
 }
 
@@ -115,7 +120,7 @@ impl Cache {
         self.by_group.insert(ids::group(vip.record.slot), key.clone());
         self.all_bpf_dirs.extend(vip.record.flow_owner.clone());
         let mut vip = vip;
-        vip.want.attached.retain(|ifindex, _| !self.gone.contains(ifindex));
+        vip.wants.detach(|ifindex| self.gone.contains(&ifindex));
         self.vips.insert(key.clone(), vip);
         changed
     }
@@ -174,6 +179,8 @@ impl Cache {
         let most = nodes.values().max().copied().unwrap_or_default().min(FULL);
         let is_local = vip.is_some_and(|vip| vip.record.policy.local);
         let may = nodes.into_iter().filter(|(_, weight)| !is_local || (*weight).min(FULL) == most);
+        // One node for all of the VIP's addresses.
+        let address = vip.map_or(address, |vip| vip.record.address());
         election::answers(address, may.map(|(id, _)| id)) == Some(own.id)
     }
 
@@ -184,8 +191,8 @@ impl Cache {
             return false;
         }
         for vip in vips.values_mut() {
-            vip.want = owner::Want::of(&vip.record, &vip.replicas, cluster.as_ref());
-            vip.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
+            vip.wants = owner::Wants::of(&vip.record, &vip.replicas, cluster.as_ref());
+            vip.wants.detach(|ifindex| gone.contains(&ifindex));
         }
         self.cluster = cluster;
         true
@@ -227,7 +234,7 @@ impl Cache {
         self.gone.insert(attached.ifindex);
         for key in &attached.vips {
             if let Some(vip) = self.vips.get_mut(key) {
-                vip.want.attached.remove(&attached.ifindex);
+                vip.wants.detach(|ifindex| ifindex == attached.ifindex);
             }
         }
     }
@@ -340,7 +347,7 @@ mod tests {
         let replicas = replicas
             .map(|(last, weight)| (format!("{last}@eth0"), serde_json::from_value(replica(last, weight)).unwrap()));
         let record = serde_json::from_value(record).unwrap();
-        Vip { record, replicas: replicas.collect(), want: owner::Want::default() }
+        Vip { record, replicas: replicas.collect(), wants: owner::Wants::default() }
     }
 
     fn cluster(own: u8) -> Cluster {

@@ -72,7 +72,7 @@ fn three_replicas_share_evenly_and_see_the_client() {
 }
 
 /// Linux 6.16 and later (65e9024643c7).
-fn hashes_own_ports() -> bool {
+pub fn hashes_own_ports() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
     (numbers.next(), numbers.next()) >= (Some(6), Some(16))
