@@ -6,6 +6,7 @@ mod asked;
 mod clients;
 mod doctor;
 mod families;
+mod limits;
 mod listening;
 mod named;
 mod policies;

@@ -14,6 +14,7 @@ use crate::registry::record;
 
 use super::listeners::OwnAddressOnly;
 use super::objects::{Endpoint, Key, Objects, Pod, Protocol, Service, Slice};
+use super::policy::Here;
 use super::sharing::{Sharer, Sharing};
 use super::{blocking, policies, policy, ports};
 
@@ -83,6 +84,8 @@ pub struct Desired {
     pub policies: BTreeMap<VipKey, VipPolicy>,
     /// Replicas that no Service made such, and that are to be let in, or not any more.
     pub others: BTreeMap<VipKey, BTreeMap<String, bool>>,
+    /// Pods that get no connections because of a policy of the network: which.
+    pub kept_out: BTreeMap<Key, Key>,
     /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
     /// Whose each port is, of VIPs that aren't one Service's of their own name.
@@ -162,13 +165,12 @@ pub enum Note {
     },
 }
 
-/// Of all Services at once. `has_ipv6`: VIPs have addresses of it.
-pub fn desired(objects: &Objects, attachments: &[Attachment], has_ipv6: bool) -> Desired {
-    let sharing = Sharing::of(objects);
-    let asked = policy::policies(&sharing, has_ipv6);
-    let others = blocking::changes(objects, attachments);
+/// Of all Services at once, as seen from here.
+pub fn desired(objects: &Objects, sharing: &Sharing<'_>, attachments: &[Attachment], here: Here<'_>) -> Desired {
+    let asked = policy::policies(objects, sharing, here);
+    let (others, kept_out) = (blocking::changes(objects, attachments), blocking::kept_out(objects));
     let notes = sharing.notes.clone();
-    let mut desired = Desired { notes, policies: asked.vips, others, ..Desired::default() };
+    let mut desired = Desired { notes, policies: asked.vips, others, kept_out, ..Desired::default() };
     for (key, notes) in asked.notes {
         desired.notes.entry(key).or_default().extend(notes);
     }
@@ -189,7 +191,7 @@ pub fn desired(objects: &Objects, attachments: &[Attachment], has_ipv6: bool) ->
             desired.notes.entry(key.clone()).or_default().insert(Note::AllNodesExcluded);
         }
     }
-    keep_connections(objects, &sharing, attachments, &mut desired);
+    keep_connections(objects, sharing, attachments, &mut desired);
     desired
 }
 

@@ -11,8 +11,9 @@ use crate::ebpf::RANGES as MAX_RANGES;
 use crate::model::{Family, Port, PortPolicy, Recorded, VipKey, VipPolicy};
 
 use super::desired::Note;
-use super::objects::ServicePort;
+use super::objects::{Objects, ServicePort};
 use super::sharing::{Sharer, Sharing};
+use super::zones;
 
 /// By it a Service says the same as by the field, which goes before it.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
@@ -94,8 +95,17 @@ pub struct Policies {
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
 
-/// Of all Services. The oldest come first where there are more ranges than the programs take. `has_ipv6`: VIPs have addresses of it.
-pub fn policies(sharing: &Sharing<'_>, has_ipv6: bool) -> Policies {
+/// From where it is worked out.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// What the cluster calls this node.
+    pub node: &'a str,
+    /// VIPs have addresses of IPv6.
+    pub has_ipv6: bool,
+}
+
+/// Of all Services, as seen from here. The oldest come first where there are more ranges than the programs take.
+pub fn policies(objects: &Objects, sharing: &Sharing<'_>, here: Here<'_>) -> Policies {
     let mut found = Policies::default();
     let mut room = MAX_RANGES;
     for (vip, sharer) in sharing.in_order() {
@@ -109,7 +119,7 @@ pub fn policies(sharing: &Sharing<'_>, has_ipv6: bool) -> Policies {
     }
     for (vip, sharers) in &sharing.vips {
         let families: BTreeSet<Family> = sharers.iter().flat_map(|sharer| sharer.service.families.iter()).collect();
-        if let Some(only) = families.first().filter(|_| families.len() == 1 && has_ipv6) {
+        if let Some(only) = families.first().filter(|_| families.len() == 1 && here.has_ipv6) {
             found.vips.entry(vip.clone()).or_default().family = Some(Recorded::Known(*only));
         }
         if !sharers.is_empty() && sharers.iter().all(|sharer| sharer.service.prefers_node) {
@@ -123,6 +133,9 @@ pub fn policies(sharing: &Sharing<'_>, has_ipv6: bool) -> Policies {
                 found.notes.entry(sharer.key.clone()).or_default().insert(Note::PolicyNotShared { vip: vip.clone() });
             }
         }
+    }
+    for (vip, nodes) in zones::near(objects, sharing, here.node) {
+        found.vips.entry(vip).or_default().near = Some(nodes);
     }
     for policy in found.vips.values_mut() {
         policy.ports.sort_by(|one, other| one.port.cmp(&other.port));
@@ -238,7 +251,7 @@ mod tests {
     fn all(services: &[(&str, Service)]) -> (Vec<String>, Vec<String>) {
         let services = services.iter().map(|(key, service)| ((*key).to_owned(), service.clone())).collect();
         let objects = Objects { services, ..Objects::default() };
-        let found = policies(&Sharing::of(&objects), false);
+        let found = policies(&objects, &Sharing::of(&objects), Here { node: "n1", has_ipv6: false });
         let port = |port: &PortPolicy| {
             let from = port.sources.as_ref().map_or("anywhere".to_owned(), |all| format!("{all:?}"));
             format!("{} from {from} {:?}", port.port, port.affinity)

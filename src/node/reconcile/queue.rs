@@ -36,6 +36,8 @@ pub struct WorkQueue {
     pub devices: BTreeSet<u32>,
     /// Addresses of the node that came or went.
     pub addresses: BTreeSet<IpAddr>,
+    /// A route of ours to a network is another.
+    pub discard: bool,
     /// An event showed an object of ours that is no attachment's and no VIP's.
     pub orphans: bool,
     /// Something of the tunnel to other nodes is another.
@@ -93,6 +95,9 @@ impl WorkQueue {
             }
             (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix == route::DEFAULT => {
                 self.link = LinkNews::DefaultRoute;
+            }
+            (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix != route::DEFAULT6 => {
+                self.discard = true;
             }
             // Of a table that policy rules choose: another uplink, perhaps.
             (None, Change::Route { prefix, .. }) if *prefix == route::DEFAULT => {

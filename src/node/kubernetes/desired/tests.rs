@@ -6,6 +6,10 @@ use super::super::objects::{Node, ServicePort};
 use super::super::policies::{Labels, Policy};
 use super::*;
 
+fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
+    super::desired(objects, &Sharing::of(objects), attachments, Here { node: "n1", has_ipv6: false })
+}
+
 const NODE_POD: &str = "10.1.0.";
 
 fn address(last: u8) -> IpAddr {
@@ -36,11 +40,6 @@ fn endpoint(number: u8, is_ready: bool) -> Endpoint {
     }
 }
 
-/// Where VIPs have addresses of IPv4 alone.
-fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
-    super::desired(objects, attachments, false)
-}
-
 fn slice(here: Vec<Endpoint>) -> Slice {
     Slice {
         is_ipv6: false,
@@ -49,6 +48,7 @@ fn slice(here: Vec<Endpoint>) -> Slice {
         here,
         ready_elsewhere: false,
         serving_elsewhere: false,
+        hints: super::super::zones::Hints::default(),
         has_foreign: false,
         api_servers: Vec::new(),
     }
