@@ -2,6 +2,7 @@
 
 mod arp;
 mod death;
+mod ipv6;
 mod leases;
 mod leaving;
 mod live;

@@ -201,10 +201,9 @@ impl Asker {
         }
         let answers = self.program.ask(&questions)?;
         let mut answers = answers.chunks_exact(2);
-        let answered = |(asked, (place, netns)): (bool, &(&Place, &record::Netns))| match asked {
-            true => answers.next().map(of_answers),
+        let answered = |(asked, (place, netns)): (bool, &(&Place, &record::Netns))| {
             // Of IPv6 its sockets are asked themselves.
-            false => ask_sockets(place, netns).ok(),
+            if asked { answers.next().map(of_answers) } else { ask_sockets(place, netns).ok() }
         };
         Some(asked.into_iter().zip(places).map(answered).collect())
     }

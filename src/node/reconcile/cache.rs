@@ -13,7 +13,7 @@ use crate::dataplane::node::tunnel::Settled;
 use crate::dataplane::owner;
 use crate::model::address::ipv4;
 use crate::model::node::NodeId;
-use crate::model::{Backend, Cluster, VipKey};
+use crate::model::{Backend, Cluster, Family, VipKey};
 use crate::node::kubernetes::Excluded;
 use crate::registry::watch::View;
 use crate::registry::{self, Replica, State, VipRecord, attachment_of};
@@ -161,8 +161,12 @@ impl Cache {
     /// that leaves, or that load balancers are to pass by, does so where there is no other. Of a VIP that is for the replicas of the node
     /// that a client reaches those answer alone that have the most.
     pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
-        let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
+        // Of a family that none of its Services wants.
+        if vip.is_some_and(|vip| !vip.record.policy.permits(Family::of(address))) {
+            return false;
+        }
+        let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
         let ready = vip.into_iter().flat_map(|vip| vip.replicas.values()).filter(|one| one.state == State::Ready);
         let mut nodes = BTreeMap::from([(own.id, 0)]);
         for replica in ready {

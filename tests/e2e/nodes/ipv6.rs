@@ -1,0 +1,108 @@
+//! Nodes tell each other which IPv6 address a VIP has, and serve it together by that.
+
+use std::net::Ipv6Addr;
+
+use super::{Member, Scene, WEB, web};
+use crate::harness::{Crowd, Flows, Netns, PORT, Pod, SOON, attempt, connect, until};
+
+const CIDR6: &str = "fd00:118::/96";
+
+/// The one that ends in the VIP's own.
+fn six() -> Ipv6Addr {
+    format!("fd00:118::{WEB}").parse().expect("an address")
+}
+
+impl Member {
+    /// It begins anew with VIPs of both families.
+    fn gets_ipv6(&mut self) {
+        self.settings = self
+            .settings
+            .replace("[[pin]]\nvip = \"default/web\"", "cidr6 = \"fd00:118::/96\"\n[[pin]]\nvip = \"default/web\"");
+        self.stop();
+        self.start();
+    }
+
+    fn routes6(&self) -> String {
+        self.node.ns.ip(&format!("-6 route show {} proto 118", six()))
+    }
+}
+
+fn dual(nodes: u8) -> (Scene, Netns) {
+    let mut scene = Scene::new(nodes);
+    for (number, member) in (1..).zip(&mut scene.members) {
+        scene.lan.add_ipv6(&member.node.ns, number);
+        member.gets_ipv6();
+    }
+    let client = scene.lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+    scene.lan.add_ipv6(&client, 50);
+    client.ip(&format!("route add {CIDR6} via 2001:db8::1"));
+    (scene, client)
+}
+
+fn served(member: &Member, name: &str) -> (Pod, Crowd) {
+    let mut pod = member.node.pod();
+    name.clone_into(&mut pod.name);
+    let server = Crowd::of_both(&pod, PORT);
+    member.node.add(&pod, &web()).ok();
+    (pod, server)
+}
+
+/// Until these pods, and no others, answer at the VIP's IPv6 address.
+fn answered(client: &Netns, expected: &[&str]) {
+    until(&format!("{expected:?} answer"), SOON, || {
+        let tally = attempt(client, six(), 90);
+        (tally.failed == 0 && tally.names.keys().eq(expected)).then_some(())
+    });
+}
+
+#[test]
+fn replicas_of_all_nodes_are_reached_at_both_addresses() {
+    let (mut scene, client) = dual(3);
+    // Node 1, which the client's packets come to, has none.
+    let two = served(&scene.members[1], "two");
+    answered(&client, &["two"]);
+    assert!(scene.members[0].routes6().contains("metric 4294967295"), "routers are told of nothing that isn't here");
+    let three = served(&scene.members[2], "three");
+    answered(&client, &["three", "two"]);
+    let mut flows =
+        [Flows::open("the client", &client, six(), 60), Flows::open("the client", &client, two.0.vip(), 60)];
+    let one = served(&scene.members[0], "one");
+    answered(&client, &["one", "three", "two"]);
+    scene.members[1].ctl(&["drain", &two.0.id]).ok();
+    answered(&client, &["one", "three"]);
+    // viprouted of the node that all come to is away, and comes back.
+    scene.members[0].stop();
+    assert_eq!(connect(&client, six(), 60).names.len(), 2);
+    scene.members[0].start();
+    answered(&client, &["one", "three"]);
+    for flows in &mut flows {
+        flows.ask();
+        flows.hear();
+        assert_eq!(flows.complaint(&[]), None);
+    }
+    drop((one, two, three));
+}
+
+/// Configurations change node by node: IPv4 goes on, by IPv6 each node's own replicas serve until the other has the address too.
+#[test]
+fn a_node_without_the_address_is_named_and_left_out() {
+    let (mut scene, client) = dual(2);
+    let both = scene.members[1].settings.clone();
+    scene.members[1].settings = both.replace("cidr6 = \"fd00:118::/96\"\n", "");
+    scene.members[1].stop();
+    scene.members[1].start();
+    let one = served(&scene.members[0], "one");
+    let two = served(&scene.members[1], "two");
+    scene.members[0].finds("has no address of IPv6 on node n2");
+    scene.members[1].finds("has no address of IPv6 here");
+    answered(&client, &["one"]);
+    until("both answer by IPv4", SOON, || (attempt(&client, one.0.vip(), 60).names.len() == 2).then_some(()));
+    scene.members[1].settings = both;
+    scene.members[1].stop();
+    scene.members[1].start();
+    answered(&client, &["one", "two"]);
+    until("nothing is found any more", SOON, || {
+        (!scene.members[0].nodes()["findings"].to_string().contains("IPv6")).then_some(())
+    });
+    drop((one, two));
+}
