@@ -762,13 +762,13 @@ mod tests {
         let asks = Want { policies: policies.clone(), ..want(&[3]) };
         let known = Known { is_policed: true, ..members(&[3]) };
         let (before, after) = steps(&Have::default(), &asks);
-        let police = |before, wanted| Op::Police(80, Box::new(PolicyChange { before, wanted }));
-        let written = police(None, Some(policy.clone()));
+        let change = |before, wanted| Op::Police(80, Box::new(PolicyChange { before, wanted }));
+        let written = change(None, Some(policy.clone()));
         let expected = [written, Op::Attach(3, Box::new(entry(3))), Op::Set(known.clone())];
         assert_eq!((before, after), (expected.into(), vec![]));
         let have = Have { policies, known: Some(known), ..reconciled(&[3]) };
         assert_eq!(steps(&have, &asks), (vec![], vec![]));
-        let removed = police(Some(policy), None);
+        let removed = change(Some(policy), None);
         assert_eq!(steps(&have, &want(&[3])), (vec![Op::Set(members(&[3]))], vec![removed.clone()]));
         // It is somebody else's by now.
         assert_eq!(steps(&Have { known: None, ..have }, &want(&[])).1, [removed, Op::Detach(3)]);

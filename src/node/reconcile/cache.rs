@@ -335,7 +335,7 @@ mod tests {
     use crate::model::node::OwnNode;
 
     /// A VIP with replicas of these weights on this node, 192.0.2.1, and on two others.
-    fn vip(weights: [u8; 3], policy: VipPolicy) -> Vip {
+    fn vip(weights: [u8; 3], policy: &VipPolicy) -> Vip {
         let group = serde_json::json!({ "buckets": 1024, "idleTimer": 1, "unbalancedTimer": 10 });
         let record = serde_json::json!({
             "key": "shop/web", "addresses": ["10.118.0.7"], "slot": 1, "node": "192.0.2.1", "group": group, "policy": policy,
@@ -366,7 +366,7 @@ mod tests {
         let answers = |weights, policy: &VipPolicy| {
             let mut cache = Cache::default();
             cache.set_cluster(Some(cluster(1)));
-            cache.update(&"shop/web".parse().unwrap(), Some(vip(weights, policy.clone())));
+            cache.update(&"shop/web".parse().unwrap(), Some(vip(weights, policy)));
             cache.answers_for([10, 118, 0, 7].into(), &Excluded::default())
         };
         assert!(answers([2, 1, 1], &local) && !answers([1, 2, 1], &local) && !answers([1, 1, 2], &local));

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::dataplane::ids;
 use crate::model::VipKey;
 use crate::net::monitor::{Change, Event};
@@ -36,8 +38,8 @@ pub struct WorkQueue {
     pub devices: BTreeSet<u32>,
     /// Addresses of the node that came or went.
     pub addresses: BTreeSet<IpAddr>,
-    /// A route of ours to a network is another.
-    pub discard: bool,
+    /// Networks to which a route of ours is another.
+    pub networks: BTreeSet<IpNetwork>,
     /// An event showed an object of ours that is no attachment's and no VIP's.
     pub orphans: bool,
     /// Something of the tunnel to other nodes is another.
@@ -97,7 +99,7 @@ impl WorkQueue {
                 self.link = LinkNews::DefaultRoute;
             }
             (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix != route::DEFAULT6 => {
-                self.discard = true;
+                self.networks.insert(*prefix);
             }
             // Of a table that policy rules choose: another uplink, perhaps.
             (None, Change::Route { prefix, .. }) if *prefix == route::DEFAULT => {

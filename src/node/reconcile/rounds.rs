@@ -91,7 +91,8 @@ impl Reconciler {
         if !self.queue.addresses.is_empty() || search || is_full {
             self.source();
         }
-        if self.queue.discard || self.queue.link > LinkNews::None || !self.queue.addresses.is_empty() || is_full {
+        let is_moved = self.queue.link > LinkNews::None || !self.queue.addresses.is_empty();
+        if is_moved || !self.queue.networks.is_empty() || is_full {
             self.discard();
         }
         let cache = &self.cache;

@@ -51,7 +51,7 @@ impl Zones {
             }));
         }
         let settings = api.settings(&member.node);
-        member.settings.push_str(&format!("\n{settings}"));
+        member.settings = format!("{}\n{settings}", member.settings);
         member.stop();
         member.start();
         let client = scene.lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);

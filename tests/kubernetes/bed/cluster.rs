@@ -41,6 +41,10 @@ pub struct Setup {
     pub bare: bool,
     /// Nodes, pods, Services and VIPs have addresses of both families.
     pub dual: bool,
+    /// kube-proxy makes rules of iptables, and not of nftables.
+    pub iptables: bool,
+    /// Controllers may ask the API for much in a second.
+    pub busy: bool,
 }
 
 /// Dropped in this order: nodes, then the control plane.
@@ -75,7 +79,7 @@ impl Cluster {
             };
             let starting = [1, 2].map(worker);
             // By this thread: its programs end with who has started them.
-            let control = ControlPlane::start(&lan, pki.clone(), setup.dual);
+            let control = ControlPlane::start(&lan, pki.clone(), setup);
             (starting.map(|worker| worker.join().expect("a node")), control)
         });
         if setup.services {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::cluster::Setup;
 use super::parts::part;
 use super::pki::{ADMIN, KEY_USER, Pki, SERVER, UNINSTALL_USER, VIPROUTED_USER};
 use crate::harness::{Daemon, Lan, Netns, PATIENCE, Run, TempDir, until};
@@ -33,8 +34,8 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts all of it and waits until the API server is ready. `is_dual`: Services may have addresses of both families. To be called by the test's own thread, with which they end.
-    pub fn start(lan: &Lan, pki: Arc<Pki>, is_dual: bool) -> Self {
+    /// Starts all of it and waits until the API server is ready. To be called by the test's own thread, with which they end.
+    pub fn start(lan: &Lan, pki: Arc<Pki>, setup: &Setup) -> Self {
         let (ns, dir) = (lan.client(10, &[]), TempDir::new());
         pki.issue("api", "/CN=kube-apiserver", &format!("DNS:kubernetes.default.svc,IP:{ADDRESS},IP:10.96.0.1"));
         fs::write(dir.file("admin"), pki.kubeconfig("admin", ADMIN)).expect("write a kubeconfig");
@@ -43,11 +44,11 @@ impl ControlPlane {
         let rule = json!({ "level": "Metadata", "users": users, "omitStages": ["RequestReceived"] });
         let policy = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule, { "level": "None" }] });
         fs::write(dir.file("audit.json"), policy.to_string()).expect("write the audit policy");
-        let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir, is_dual };
+        let mut control = Self { callers: Vec::new(), api: None, etcd: None, ns, pki, dir, is_dual: setup.dual };
         control.start_etcd();
         control.start_api();
         control.wait();
-        control.start_callers();
+        control.start_callers(setup.busy);
         control
     }
 
@@ -118,7 +119,8 @@ impl ControlPlane {
         drop(self.api.take().expect("the API server runs"));
     }
 
-    fn start_callers(&mut self) {
+    /// `busy`: without that controllers ask 20 times a second, which holds back the slices of many new Services.
+    fn start_callers(&mut self, busy: bool) {
         let admin = format!("--kubeconfig={}", self.dir.file("admin"));
         let controllers = [
             admin.as_str(),
@@ -129,6 +131,8 @@ impl ControlPlane {
             "--bind-address=127.0.0.1",
             "--node-monitor-grace-period=20s",
         ];
+        let much = ["--kube-api-qps=500", "--kube-api-burst=1000"];
+        let controllers: Vec<&str> = controllers.into_iter().chain(much.into_iter().filter(|_| busy)).collect();
         let corefile = self.dir.file("Corefile");
         let zone = format!("kubernetes cluster.local {{\n kubeconfig {} test\n }}", self.dir.file("admin"));
         fs::write(&corefile, format!(".:53 {{\n errors\n {zone}\n}}\n")).expect("write the Corefile");
