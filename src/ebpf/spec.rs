@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::ipv6::{ADDRESSES6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, STICKY6};
+use super::ipv6::{ADDRESSES6, CALLS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, STICKY6};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
     EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
@@ -178,14 +178,43 @@ pub const PROGRAMS: [ProgramSpec; 11] = [
     ProgramSpec {
         name: "guard6",
         hook: Hook::HostIngressIpv6,
-        maps: &[ATTACHED, VIPS, NUMBERS6, ADDRESSES6, HEARD6, COUNTS, LINK_DROPS, ALLOWANCES, SHARES],
+        maps: &[
+            ATTACHED,
+            TRANSLATIONS,
+            SHARED,
+            CALLS6,
+            VIPS,
+            NUMBERS6,
+            ADDRESSES6,
+            OWN6,
+            HEARD6,
+            COUNTS,
+            LINK_DROPS,
+            ALLOWANCES,
+            SHARES,
+        ],
     },
     ProgramSpec {
         name: "owner6",
         hook: Hook::HostEgressIpv6,
         maps: &[
-            ATTACHED, VIPS, ADDRESSES6, OWN6, HINTS6, STICKY6, HEARD6, FRAGMENTS6, COUNTS, LINK_DROPS, USED,
-            ALLOWANCES, SHARES, COPYING,
+            ATTACHED,
+            TRANSLATIONS,
+            SHARED,
+            CALLS6,
+            VIPS,
+            ADDRESSES6,
+            OWN6,
+            HINTS6,
+            STICKY6,
+            HEARD6,
+            FRAGMENTS6,
+            COUNTS,
+            LINK_DROPS,
+            USED,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
         ],
     },
     ProgramSpec {

@@ -78,7 +78,7 @@ fn announces_its_own(kind: &str) {
     let both = [(1, 0.667), (2, 0.333)];
     until_shares(&lan, &both, LONG);
     let ns = lan.routed_client();
-    let vip = VIP.parse().expect("an address");
+    let vip: std::net::Ipv4Addr = VIP.parse().expect("an address");
     let storm = Storm::start(&ns, vip, 50);
     storm.next(20);
     let mut client = Client { flows: Flows::open("a client behind the router", &ns, vip, LIVE), storm };

@@ -1,7 +1,7 @@
 //! UDP flows that know which replica answers them, and the servers that do.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, shutdown, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, shutdown, socket, sockopt,
+};
 
 use super::netns::Netns;
 use super::pod::Pod;
@@ -19,6 +21,11 @@ use super::wait::scaled;
 /// Room for what comes while this process doesn't get to run: a lost datagram must not be the test's own fault.
 const BUFFER: usize = 4 << 20;
 
+/// No address in particular, of that one's family.
+pub fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
 /// A pod's server: answers each datagram with `<name> <what it said>`. It stops when dropped.
 pub struct Echo {
     socket: UdpSocket,
@@ -27,16 +34,18 @@ pub struct Echo {
 
 impl Echo {
     /// On the VIP's address, so that it answers from there. The pod may not have joined yet.
-    pub fn start(pod: &Pod, vip: Ipv4Addr) -> Self {
+    pub fn start(pod: &Pod, vip: impl Into<IpAddr>) -> Self {
         Self::on(pod, vip, PORT)
     }
 
-    pub fn on(pod: &Pod, vip: Ipv4Addr, port: u16) -> Self {
+    pub fn on(pod: &Pod, vip: impl Into<IpAddr>, port: u16) -> Self {
+        let at = SocketAddr::from((vip.into(), port));
+        let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd: OwnedFd = pod.ns.run(|| {
-            let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+            let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
             setsockopt(&fd, sockopt::IpFreebind, &true).expect("IP_FREEBIND");
             setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).expect("SO_RCVBUFFORCE");
-            bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(vip, port))).expect("bind to the VIP");
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind to the VIP");
             fd
         });
         let (socket, name) = (UdpSocket::from(fd), pod.name.clone());
@@ -107,8 +116,8 @@ impl Datagrams {
     const GRACE: Duration = Duration::from_secs(3);
 
     /// `count` flows of each kind to the VIP.
-    pub fn start(vip: Ipv4Addr, kinds: &[Kind], count: usize) -> Self {
-        let to = SocketAddr::from((vip, PORT));
+    pub fn start(vip: impl Into<IpAddr>, kinds: &[Kind], count: usize) -> Self {
+        let to = SocketAddr::from((vip.into(), PORT));
         let mut flows: Vec<_> = kinds
             .iter()
             .flat_map(|kind| kind.ns.run(|| (0..count).map(|_| Flow::new(kind, to)).collect::<Vec<_>>()))
@@ -166,7 +175,7 @@ fn run(mut flows: Vec<Flow>, over: &AtomicBool) -> Vec<Flow> {
 
 impl Flow {
     fn new(kind: &Kind, to: SocketAddr) -> Self {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+        let socket = UdpSocket::bind((unspecified(to.ip()), 0)).expect("a socket");
         socket.set_nonblocking(true).expect("a socket that doesn't block");
         if kind.connected {
             socket.connect(to).expect("connect to the VIP");

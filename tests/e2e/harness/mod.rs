@@ -39,7 +39,7 @@ pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
 pub use crowd::Crowd;
 pub use daemon::Daemon;
-pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
+pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind, unspecified};
 pub use debian::Debian;
 pub use endpoints::{FAR_NEXTHOPS, FarReplicas, far_endpoint, vip_dir, write_endpoint};
 pub use files::allow_many_files;

@@ -1,7 +1,7 @@
 //! New connections without end, and who answers them.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -47,17 +47,17 @@ impl Seen {
 }
 
 impl Storm {
-    pub fn start(ns: &Netns, vip: Ipv4Addr, rate: u32) -> Self {
-        Self::on(ns, (vip, PORT), rate)
+    pub fn start(ns: &Netns, vip: impl Into<IpAddr>, rate: u32) -> Self {
+        Self::on(ns, (vip.into(), PORT), rate)
     }
 
-    pub fn on(ns: &Netns, to: (Ipv4Addr, u16), rate: u32) -> Self {
+    pub fn on(ns: &Netns, to: (impl Into<IpAddr>, u16), rate: u32) -> Self {
         // A connection's port rests for a minute when it was closed; with timestamps another connection may have it at once.
         ns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535");
         ns.set_sysctl("net/ipv4/tcp_tw_reuse", "1");
         let (over, next, seen) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::default());
         let state = Arc::new(State { over, next, seen });
-        let (to, start) = (SocketAddr::from(to), Instant::now());
+        let (to, start) = (SocketAddr::from((to.0.into(), to.1)), Instant::now());
         let work = |state: Arc<State>| move || state.blow(to, start, rate);
         let threads = ns.run(|| (0..THREADS).map(|_| thread::spawn(work(state.clone()))).collect());
         Self { state, threads }
