@@ -72,7 +72,7 @@ pub mod internals {
     }
     pub mod model {
         pub use crate::model::address;
-        pub use crate::model::{Recorded, Transport, VipKey};
+        pub use crate::model::{Family, Recorded, Transport, VipKey};
     }
     pub mod net {
         pub use crate::net::{Netns, NodeNet, PROTOCOL};

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sha2::{Digest, Sha256};
 
+use crate::model::node::NodeId;
 use crate::model::{AttachmentId, Mac};
 
 /// The container veth of every pair.
@@ -60,6 +61,14 @@ pub fn nexthop_link(id: u32) -> Option<u32> {
 /// The nexthop to another node. `None`: a number beyond the range.
 pub fn peer_nexthop(number: u32) -> Option<u32> {
     (number < RANGE).then_some(PEERS | number)
+}
+
+/// What the nexthop to another node leads to where VIPs have addresses of IPv6, on the tunnel's device: `fe80::76` and its id. Both families'
+/// packets take it.
+pub fn peer_link_local(node: NodeId) -> Ipv6Addr {
+    let [a, b, c, d] = node.0.octets();
+    let [high, low] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x76, high, low)
 }
 
 /// Whether a nexthop's id is one to another node.
@@ -150,6 +159,8 @@ mod tests {
         assert_eq!(nexthop(1 << 24), None);
         assert_eq!((nexthop_link(0x7600_0005), nexthop_link(0x7700_0005)), (Some(5), None));
         assert_eq!((peer_nexthop(3), peer_nexthop(1 << 24)), (Some(0x7800_0003), None));
+        let far = peer_link_local(NodeId(Ipv4Addr::new(192, 0, 2, 2)));
+        assert_eq!(far.to_string(), "fe80::76:c000:202");
         assert_eq!((group(1), slot(0x7700_0001)), (0x7700_0001, 1));
         assert_eq!((local_group(1), main_group(0x7780_0001)), (0x7780_0001, 0x7700_0001));
         assert_eq!((main_group(0x7700_0001), main_group(0x7880_0001)), (0x7700_0001, 0x7880_0001));

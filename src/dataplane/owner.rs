@@ -13,7 +13,7 @@ use crate::ebpf::{
     POLICED, PORTS, PinDir, Policies, PortPolicy, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server, TRANSLATES,
 };
 use crate::model::address::ipv4;
-use crate::model::{Backend, Cluster, Port, Recorded, VipPolicy};
+use crate::model::{Backend, Cluster, Family, Port, Recorded, VipPolicy};
 use crate::net::NodeNet;
 use crate::registry::{LockedVip, Registry, Replica, State, VipRecord, attachment_name};
 
@@ -52,24 +52,29 @@ pub struct Want {
 }
 
 impl Want {
-    /// Of a VIP with these replicas; nothing where its address isn't ours.
-    pub fn of(record: &VipRecord, replicas: &BTreeMap<String, Replica>, cluster: Option<&Cluster>) -> Self {
+    /// Of a VIP with these replicas, for its addresses of that family; nothing where they aren't ours.
+    pub fn of(
+        record: &VipRecord,
+        family: Family,
+        replicas: &BTreeMap<String, Replica>,
+        cluster: Option<&Cluster>,
+    ) -> Self {
         if record.withdrawn {
             return Self::default();
         }
         // Another node's replicas are that node's to steer to.
         let local = || replicas.values().filter_map(|replica| Some((replica.host_veth()?, replica)));
-        let policies = policies(&record.policy);
+        let policies = policies(&record.policy, family);
         let flag = if policies.is_empty() { 0 } else { POLICED };
         let policed = |entry: Attached| Attached { flags: entry.flags | flag, ..entry };
         let attached = local().filter_map(|(ifindex, replica)| Some((ifindex, policed(wanted(replica)?))));
-        let servers = serving::by_port(replicas, cluster.is_none());
-        let has_ipv6 = record.all_addresses().any(|address| address.is_ipv6());
-        let own = local().filter(|_| has_ipv6).map(|(ifindex, one)| (ifindex, ebpf::own(one.addresses.iter())));
+        let servers = serving::by_port(replicas, family, cluster.is_none());
+        let own =
+            local().filter(|_| family == Family::V6).map(|(ifindex, one)| (ifindex, ebpf::own(one.addresses.iter())));
         Self {
             own: own.collect(),
             attached: attached.collect(),
-            ring: cluster.and_then(|cluster| ring(cluster, replicas)),
+            ring: cluster.and_then(|cluster| ring(cluster, family, replicas)),
             lingers: cluster.map(lingering),
             ports_differ: !servers.is_empty(),
             servers,
@@ -77,6 +82,11 @@ impl Want {
             is_kept_here: record.policy.local,
             are_all_kept_here: record.policy.prefers_node,
         }
+    }
+
+    /// Other nodes have replicas of it.
+    pub fn is_far(&self) -> bool {
+        self.ring.is_some()
     }
 
     fn own(&self, ifindex: u32) -> &[Ipv6Addr] {
@@ -135,15 +145,42 @@ impl Want {
     }
 }
 
+/// The same of each family that a VIP has addresses of.
+#[derive(Debug, Default)]
+pub struct Wants(BTreeMap<Family, Want>);
+
+impl Wants {
+    /// Of a VIP with these replicas.
+    pub fn of(record: &VipRecord, replicas: &BTreeMap<String, Replica>, cluster: Option<&Cluster>) -> Self {
+        let families: BTreeSet<Family> = record.all_addresses().map(Family::of).collect();
+        let want = |family| (family, Want::of(record, family, replicas, cluster));
+        Self(families.into_iter().map(want).collect())
+    }
+
+    /// For one of its addresses.
+    pub fn for_address(&self, address: IpAddr) -> Option<&Want> {
+        self.0.get(&Family::of(address))
+    }
+
+    /// What is wanted, by each.
+    pub fn iter(&self) -> impl Iterator<Item = &Want> {
+        self.0.values()
+    }
+
+    /// Nothing of these host veths any more.
+    pub fn detach(&mut self, is_gone: impl Fn(u32) -> bool) {
+        self.0.values_mut().for_each(|want| want.attached.retain(|ifindex, _| !is_gone(*ifindex)));
+    }
+}
+
 /// Whether the maps have what a VIP must have. `is_due` decides for the VIP's own entry and for each replica's whether this
 /// call checks it. One system call an entry.
 pub fn is_right(maps: &Maps, vip: IpAddr, want: &Want, mut is_due: impl FnMut() -> bool) -> Result<bool> {
-    let is_ipv6 = vip.is_ipv6();
     let Some(vip) = maps.key(vip)? else { return Ok(!want.has_entry()) };
     // Where the members are exactly the wanted replicas, no entry of another replica is known.
     let limit = maps.limit();
-    let mut right = !is_due()
-        || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && (is_ipv6 || maps.is_served(vip, &want.servers)?));
+    let mut right =
+        !is_due() || (want.is_met_by(maps.known(vip)?.as_ref(), limit) && maps.is_served(vip, &want.servers)?);
     right &= want.policies.is_empty() || !is_due() || maps.has_policies(vip, &want.policies)?;
     for (ifindex, wanted) in &want.attached {
         right &= !is_due()
@@ -331,9 +368,10 @@ impl Owner {
                     "more replicas than are asked for a misplaced connection: those that were of use last are"
                 );
             }
-            owner.want = Want::of(record, replicas, cluster.as_ref()).limited_to(limit);
+            let family = Family::of(address);
+            owner.want = Want::of(record, family, replicas, cluster.as_ref()).limited_to(limit);
             owner.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
-            if address.is_ipv6() || !owner.maps.draws_lots() {
+            if !owner.maps.draws_lots() {
                 owner.want = owner.want.without_lots();
             }
             owner.removed.extend(gone);
@@ -471,11 +509,11 @@ fn lingering(cluster: &Cluster) -> Ring {
     Ring { next: cluster.ring(&all).0, lingers: true, ..Ring::default() }
 }
 
-/// The other nodes that have replicas of a VIP; `None`: none has any.
-fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring> {
+/// The other nodes that have replicas of a VIP and serve it by that family; `None`: none does.
+fn ring(cluster: &Cluster, family: Family, replicas: &BTreeMap<String, Replica>) -> Option<Ring> {
     let number = |replica: &Replica| match replica.backend {
-        Backend::Remote(peer) => Some(peer.number),
-        Backend::Local => None,
+        Backend::Remote(peer) if replica.serves(family) => Some(peer.number),
+        Backend::Remote(_) | Backend::Local => None,
     };
     let numbers: BTreeSet<u32> = replicas.values().filter_map(number).collect();
     let (next, suspect) = cluster.ring(&numbers);
@@ -484,11 +522,14 @@ fn ring(cluster: &Cluster, replicas: &BTreeMap<String, Replica>) -> Option<Ring>
 }
 
 /// As the programs have it. Of a port that a later version names nothing is known here.
-fn policies(policy: &VipPolicy) -> Policies {
+fn policies(policy: &VipPolicy, family: Family) -> Policies {
     let of = |asked: &crate::model::PortPolicy| {
-        let ranges =
-            |sources: &Vec<Ipv4Network>| sources.iter().map(|range| (range.network(), range.prefix())).collect();
-        let sources = asked.sources.as_ref().map(ranges);
+        // A list of the other family's ranges alone lets nobody in.
+        let of_family = |sources: &Vec<Ipv4Network>| match family {
+            Family::V4 => sources.iter().map(|range| (range.network().into(), range.prefix())).collect(),
+            Family::V6 => asked.sources6.iter().map(|range| (range.network().into(), range.prefix())).collect(),
+        };
+        let sources = asked.sources.as_ref().map(of_family);
         Some((port_number(*asked.port.known()?), PortPolicy { affinity: asked.affinity.unwrap_or_default(), sources }))
     };
     policy.ports.iter().filter_map(of).collect()
@@ -711,7 +752,7 @@ mod tests {
 
     #[test]
     fn who_may_come_is_known_before_a_replica_is() {
-        let policy = PortPolicy { affinity: 60, sources: Some(BTreeSet::from([([10, 0, 0, 0].into(), 8)])) };
+        let policy = PortPolicy { affinity: 60, sources: Some(BTreeSet::from([(IpAddr::from([10, 0, 0, 0]), 8)])) };
         let policies = Policies::from([(80, policy.clone())]);
         let asks = Want { policies: policies.clone(), ..want(&[3]) };
         let known = Known { is_policed: true, ..members(&[3]) };

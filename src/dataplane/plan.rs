@@ -23,6 +23,8 @@ pub fn advertised_metric(address: IpAddr, ready: u32) -> u32 {
 pub struct Want {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its that aren't served.
+    pub unserved: Vec<IpAddr>,
     /// Previous addresses that are still delivered, by routes that routing daemons don't advertise.
     pub previous: Vec<IpAddr>,
     /// `src` of its routes.
@@ -42,6 +44,11 @@ pub struct Want {
 }
 
 impl Want {
+    /// All addresses that it has, or had, whether they are served or not.
+    pub fn all_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().chain(&self.unserved).chain(&self.previous).copied()
+    }
+
     /// What is advertised while no replica here is ready; `None`: nothing.
     fn nobody_ready(&self) -> Option<u32> {
         (self.present && !self.local).then_some(NOBODY_READY)
@@ -159,6 +166,7 @@ pub enum Op {
 /// routing daemons; a new advertised route exists before the old one goes.
 pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     let mut ops = Vec::new();
+    withhold(have, want, &mut ops);
     let ready = add_members(have, want, &mut ops);
     if ready.members.is_empty() || !want.present {
         del_routes(have, want, &mut ops);
@@ -167,57 +175,87 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
         }
         withdraw_previous(have, want, &mut ops);
         ops.extend(have.group.as_ref().map(|group| Op::DelNexthop(group.id())));
-        put_inbound(have, want, Vec::new(), &mut ops);
+        put_inbound(have, want, false, &mut ops);
         return ops;
     }
-    let (is_v6, local, own) = (ready.is_v6, ready.local, ready.own);
-    let stand = put_group(have, want, ready.members, &mut ops);
-    // A route of IPv6 can't lead to a gateway of IPv4; the reverse is fine (`nexthop_check_group`).
-    let (reached, unreached): (Vec<IpAddr>, Vec<IpAddr>) =
-        want.addresses.iter().partition(|address| is_v6 || address.is_ipv4());
-    // What another node's replicas have ready, that node advertises.
-    let count = (local > 0).then_some(local);
-    for address in reached {
-        put_route(have.data(address).filter(|_| stand), want, (address, count), &mut ops);
-        announce(have, address, count.or(want.nobody_ready()), &mut ops);
+    let groups = Groups::new(want, &ready);
+    let cwnd = (ready.local > 0).then_some(ready.local); // what another node's replicas have ready, that node advertises
+    let is_served = |address: &IpAddr| !want.unserved.contains(address);
+    let mut routes: BTreeMap<IpAddr, DataRoute> = have
+        .routes
+        .iter()
+        .filter(|(address, _)| is_served(address))
+        .filter_map(|(address, routes)| Some((*address, routes.data?)))
+        .collect();
+    if let Some(id) = want.inbound.filter(|_| !ready.own.is_empty()) {
+        let resilience = Resilience { buckets: INBOUND_BUCKETS, ..want.resilience };
+        put_group(have.inbound.as_ref(), Group { id, members: ready.own, resilience }, &mut routes, &mut ops);
     }
-    for address in unreached {
-        ops.extend(have.data(address).filter(|_| stand).map(|_| Op::DelRoute(address)));
-        announce(have, address, want.nobody_ready(), &mut ops);
+    let wanted = |address: &IpAddr, cwnd| groups.route(want, *address, cwnd);
+    // A group of which a route of IPv6 is can't get a member that leads to a gateway of IPv4: it leaves the group before.
+    for address in want.addresses.iter().filter(|address| !groups.is_main(**address)) {
+        put_route(*address, wanted(address, cwnd), &mut routes, &mut ops);
+    }
+    for address in want.previous.iter().filter(|address| !groups.is_main(**address)) {
+        put_route(*address, wanted(address, None), &mut routes, &mut ops);
+    }
+    let group = Group { id: want.group, members: ready.members, resilience: want.resilience };
+    put_group(have.group.as_ref(), group, &mut routes, &mut ops);
+    for address in &want.addresses {
+        put_route(*address, wanted(address, cwnd), &mut routes, &mut ops);
+        let ready = cwnd.filter(|_| groups.of(*address).is_some());
+        announce(have, *address, ready.or(want.nobody_ready()), &mut ops);
     }
     withdraw_previous(have, want, &mut ops);
-    for address in want.previous.iter().filter(|address| is_v6 || address.is_ipv4()) {
-        put_route(have.data(*address).filter(|_| stand), want, (*address, None), &mut ops);
+    for address in &want.previous {
+        put_route(*address, wanted(address, None), &mut routes, &mut ops);
     }
-    put_inbound(have, want, own, &mut ops);
+    put_inbound(have, want, cwnd.is_some(), &mut ops);
     ops
 }
 
-/// What other nodes send is for the replicas here alone, by a group and routes of their own. Of a VIP that has none of them nothing comes
-/// that way: the tunnel's program sends it back (`v->ready` in nodes.h).
-fn put_inbound(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) {
-    let Some(id) = want.inbound else { return };
-    let is_wanted = want.present && !members.is_empty();
-    if is_wanted {
-        let resilience = Resilience { buckets: INBOUND_BUCKETS, ..want.resilience };
-        match &have.inbound {
-            Some(Object::Group(existing)) => {
-                let mut existing = existing.clone();
-                existing.members.sort_unstable();
-                let group = Group {
-                    id,
-                    members,
-                    resilience: Resilience { buckets: existing.resilience.buckets, ..resilience },
-                };
-                ops.extend((existing != group).then_some(Op::ReplaceGroup(group)));
-            }
-            other => {
-                ops.extend(other.as_ref().map(|other| Op::DelNexthop(other.id())));
-                ops.push(Op::AddGroup(Group { id, members, resilience }));
-            }
-        }
+/// The groups to which a VIP's routes lead.
+struct Groups {
+    main: u32,
+    of_ipv6: Option<u32>,
+}
+
+impl Groups {
+    /// A route of IPv6 can't lead to a gateway of IPv4; the reverse is fine (`nexthop_check_group`). While some node doesn't serve the VIP by
+    /// IPv6 the replicas here alone do.
+    fn new(want: &Want, ready: &Ready) -> Self {
+        let own = want.inbound.filter(|_| ready.local > 0 && ready.is_own_v6);
+        Self { main: want.group, of_ipv6: if ready.is_v6 { Some(want.group) } else { own } }
     }
-    // The programs know no IPv6.
+
+    /// The one for an address; `None`: nothing serves it.
+    fn of(&self, address: IpAddr) -> Option<u32> {
+        if address.is_ipv4() { Some(self.main) } else { self.of_ipv6 }
+    }
+
+    fn is_main(&self, address: IpAddr) -> bool {
+        self.of(address) == Some(self.main)
+    }
+
+    fn route(&self, want: &Want, address: IpAddr, cwnd: Option<u32>) -> Option<NexthopRoute> {
+        Some(NexthopRoute { address, nexthop: self.of(address)?, source: want.source, cwnd })
+    }
+}
+
+/// Addresses that aren't served have no routes.
+fn withhold(have: &Have, want: &Want, ops: &mut Vec<Op>) {
+    for address in &want.unserved {
+        ops.extend(have.data(*address).map(|_| Op::DelRoute(*address)));
+        announce(have, *address, None, ops);
+        ops.extend(have.inbound_routes.get(address).map(|route| Op::DelInbound(*route)));
+    }
+}
+
+/// What other nodes send is for the replicas here alone, by a group and routes of their own. Of a VIP that has none of them nothing comes
+/// that way: the tunnel's program sends it back (`v->ready` in nodes.h). That of IPv6 never comes to the stack, whose routes know no TOS
+/// (`to_group` in inward.h). `is_wanted`: some of them are ready.
+fn put_inbound(have: &Have, want: &Want, is_wanted: bool, ops: &mut Vec<Op>) {
+    let Some(id) = want.inbound else { return };
     for address in want.addresses.iter().chain(&want.previous).filter(|address| address.is_ipv4()) {
         let action = Action::Nexthop { id, source: want.source };
         let route = TableRoute { table: route::LOCAL, prefix: route::host(*address), tos: INWARD_TOS, action };
@@ -235,7 +273,8 @@ fn put_inbound(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Ve
 /// packets.
 pub fn withdrawal(have: &Have, want: &Want) -> Vec<Op> {
     let mut ops = Vec::new();
-    let carries = |address| have.data(address).is_some_and(|data| data.nexthop == Some(want.group));
+    let is_own = |id| id == want.group || Some(id) == want.inbound;
+    let carries = |address| have.data(address).and_then(|data| data.nexthop).is_some_and(is_own);
     for address in want.addresses.iter().filter(|address| want.present && !carries(**address)) {
         announce(have, *address, want.nobody_ready(), &mut ops);
     }
@@ -251,6 +290,7 @@ pub fn difference_for(mut have: Have, mut want: Want, id: u32) -> Vec<Op> {
     want.members.retain(|member| member.nexthop.id == id);
     want.addresses.retain(|address| is_v6 || address.is_ipv4());
     want.previous.clear();
+    want.unserved.clear();
     want.inbound = None; // CHECK is about the VIP's own group
     have.routes.retain(|address, _| want.addresses.contains(address));
     if let Some(Object::Group(group)) = &mut have.group {
@@ -280,11 +320,15 @@ pub fn difference_for(mut have: Have, mut want: Want, id: u32) -> Vec<Op> {
     ops
 }
 
-/// The route to one of the VIP's addresses. Without `cwnd` routing daemons leave it alone.
-fn put_route(have: Option<DataRoute>, want: &Want, (address, cwnd): (IpAddr, Option<u32>), ops: &mut Vec<Op>) {
-    let route = NexthopRoute { address, nexthop: want.group, source: want.source, cwnd };
-    let data = DataRoute { nexthop: Some(want.group), source: route.preferred(), cwnd };
-    match have {
+/// The route to one of the VIP's addresses; `None`: there is to be none. Without `cwnd` routing daemons leave it alone. `routes`: those that
+/// there are after the steps so far.
+fn put_route(address: IpAddr, want: Option<NexthopRoute>, routes: &mut BTreeMap<IpAddr, DataRoute>, ops: &mut Vec<Op>) {
+    let Some(route) = want else {
+        ops.extend(routes.remove(&address).map(|_| Op::DelRoute(address)));
+        return;
+    };
+    let data = DataRoute { nexthop: Some(route.nexthop), source: route.preferred(), cwnd: route.cwnd };
+    match routes.insert(address, data) {
         None => ops.push(Op::AddRoute(route)),
         Some(have) if have != data => ops.push(Op::ReplaceRoute(route)),
         Some(_) => {}
@@ -306,11 +350,14 @@ struct Ready {
     own: Vec<GroupMember>,
     /// All of them have gateways of IPv6.
     is_v6: bool,
+    /// So have those that are replicas of this node's.
+    is_own_v6: bool,
 }
 
 /// Adds the steps for the members' nexthops; returns the members that the group can have.
 fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Ready {
-    let mut ready = Ready { members: Vec::with_capacity(want.members.len()), is_v6: true, ..Ready::default() };
+    let members = Vec::with_capacity(want.members.len());
+    let mut ready = Ready { members, is_v6: true, is_own_v6: true, ..Ready::default() };
     for WantedMember { nexthop, weight, local } in &want.members {
         match have.nexthops.get(&nexthop.id).copied().unwrap_or(HaveNexthop::Impossible) {
             HaveNexthop::Right => {}
@@ -324,16 +371,16 @@ fn add_members(have: &Have, want: &Want, ops: &mut Vec<Op>) -> Ready {
         ready.members.push(member);
         ready.local += u32::from(*local);
         ready.is_v6 &= nexthop.gateway.is_ipv6();
+        ready.is_own_v6 &= !local || nexthop.gateway.is_ipv6();
     }
     ready.members.sort_unstable();
     ready.own.sort_unstable();
     ready
 }
 
-/// Adds the steps for the group; returns whether the routes still exist after them.
-fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<Op>) -> bool {
-    let mut group = Group { id: want.group, members, resilience: want.resilience };
-    match &have.group {
+/// Adds the steps for a group. `routes` lead to it, or to another one: those of it go with what has its place and is none.
+fn put_group(have: Option<&Object>, mut group: Group, routes: &mut BTreeMap<IpAddr, DataRoute>, ops: &mut Vec<Op>) {
+    match have {
         Some(Object::Group(existing)) => {
             group.resilience.buckets = existing.resilience.buckets; // can't be changed while the group lives
             let mut existing = existing.clone();
@@ -341,17 +388,14 @@ fn put_group(have: &Have, want: &Want, members: Vec<GroupMember>, ops: &mut Vec<
             if existing != group {
                 ops.push(Op::ReplaceGroup(group));
             }
-            true
         }
         Some(other) => {
-            del_routes(have, want, ops);
+            let is_of_it = |data: &DataRoute| data.nexthop.is_none_or(|id| id == group.id);
+            ops.extend(routes.iter().filter(|(_, data)| is_of_it(data)).map(|(address, _)| Op::DelRoute(*address)));
+            routes.retain(|_, data| !is_of_it(data));
             ops.extend([Op::DelNexthop(other.id()), Op::AddGroup(group)]);
-            false
         }
-        None => {
-            ops.push(Op::AddGroup(group));
-            true
-        }
+        None => ops.push(Op::AddGroup(group)),
     }
 }
 

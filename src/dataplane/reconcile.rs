@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use crate::model::node::NodeId;
 use crate::model::{Backend, Cluster, Family, GroupSpec, Peer};
 use crate::net::nexthop::{self, Found, Nexthop, Object, Resilience};
 use crate::net::route::{self, Filter, Kind, Route, TableRoute};
@@ -268,7 +269,8 @@ fn give_up(node: &NodeNet, want: &Want, error: net::Error, mode: Mode) -> net::R
 fn bare_want(record: &VipRecord) -> Want {
     let GroupSpec { buckets, idle_timer, unbalanced_timer } = record.group;
     Want {
-        addresses: record.addresses.iter().collect(),
+        addresses: record.served_addresses().collect(),
+        unserved: record.addresses.iter().filter(|one| !record.policy.permits(Family::of(*one))).collect(),
         previous: record.previous_addresses().collect(),
         source: record.node,
         group: ids::group(record.slot),
@@ -304,7 +306,10 @@ fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) 
 fn member(replica: &Replica, has_ipv6: bool) -> Option<WantedMember> {
     let (id, gateway) = match replica.backend {
         Backend::Local => (ids::nexthop(replica.ifindex)?, gateway(replica.addresses.first(), has_ipv6)),
-        Backend::Remote(Peer { number, address }) => (ids::peer_nexthop(number)?, address),
+        Backend::Remote(Peer { number, address }) => {
+            let of_ipv6 = replica.addresses.iter().find(IpAddr::is_ipv6).filter(|_| has_ipv6);
+            (ids::peer_nexthop(number)?, of_ipv6.unwrap_or(address))
+        }
     };
     let nexthop = Nexthop { id, gateway, index: replica.ifindex };
     Some(WantedMember { nexthop, weight: replica.weight, local: replica.backend.is_local() })
@@ -315,9 +320,15 @@ pub fn gateway(pod: IpAddr, has_ipv6: bool) -> IpAddr {
     if has_ipv6 || pod.is_ipv6() { ids::POD_LINK_LOCAL } else { pod }
 }
 
-/// What a nexthop is, beside the one that is wanted. One by the pod's end of the pair does for VIPs of both families.
+/// What a nexthop is, beside the one that is wanted. One by the pod's end of the pair, or by another node's end of the tunnel, does for VIPs
+/// of both families.
 pub fn compare(found: &Nexthop, wanted: &Nexthop) -> HaveNexthop {
-    let is_for_both = Nexthop { gateway: ids::POD_LINK_LOCAL, ..*wanted } == *found && !ids::is_peer(wanted.id);
+    let for_both = match wanted.gateway {
+        IpAddr::V4(id) if ids::is_peer(wanted.id) => ids::peer_link_local(NodeId(id)).into(),
+        _ if ids::is_peer(wanted.id) => wanted.gateway,
+        _ => ids::POD_LINK_LOCAL,
+    };
+    let is_for_both = Nexthop { gateway: for_both, ..*wanted } == *found;
     if found == wanted || is_for_both {
         HaveNexthop::Right
     } else if (found.id, found.index) == (wanted.id, wanted.index) {
@@ -392,11 +403,11 @@ impl Tables {
         };
         let nexthops = want.members.iter().map(|member| (member.nexthop.id, state(&member.nexthop))).collect();
         let group = self.objects.get(&want.group).cloned();
-        let all = want.addresses.iter().chain(&want.previous);
-        let routes = all.map(|address| (*address, self.routes(*address))).collect();
+        let all = want.all_addresses();
+        let routes = all.map(|address| (address, self.routes(address))).collect();
         let inbound = inbound.and_then(|id| self.objects.get(&id).cloned());
-        let all = want.addresses.iter().chain(&want.previous);
-        let inbound_routes = all.filter_map(|address| Some((*address, *self.inbound.get(address)?))).collect();
+        let leads_in = |address| Some((address, *self.inbound.get(&address)?));
+        let inbound_routes = want.all_addresses().filter_map(leads_in).collect();
         plan::difference(&Have { group, nexthops, routes, inbound, inbound_routes }, &want).is_empty()
     }
 
@@ -407,13 +418,13 @@ impl Tables {
 
 fn read(node: &NodeNet, want: &Want, Seen { group, tables, .. }: Seen<'_>) -> net::Result<Have> {
     let routes = |address| tables.map_or_else(|| read_routes(node, address), |tables| Ok(tables.routes(address)));
-    let all = want.addresses.iter().chain(&want.previous);
-    let routes = all.map(|address| Ok((*address, routes(*address)?))).collect::<net::Result<_>>()?;
+    let all = want.all_addresses();
+    let routes = all.map(|address| Ok((address, routes(address)?))).collect::<net::Result<_>>()?;
     let mut have = Have { nexthops: read_nexthops(node, want, group.as_ref())?, group, routes, ..Have::default() };
     if let Some(id) = want.inbound {
         have.inbound = nexthop::get(node, id)?;
-        for address in want.addresses.iter().chain(&want.previous) {
-            have.inbound_routes.extend(read_inbound(node, *address)?.map(|route| (*address, route)));
+        for address in want.all_addresses() {
+            have.inbound_routes.extend(read_inbound(node, address)?.map(|route| (address, route)));
         }
     }
     Ok(have)
@@ -523,9 +534,29 @@ mod tests {
     }
 
     #[test]
+    fn another_node_is_reached_for_both_families_where_it_serves_both() {
+        let mut serves = remote(3, 4);
+        let far = ids::peer_link_local(NodeId([10, 0, 0, 12].into()));
+        serves.addresses.replace(far.into());
+        let gateway = |replica: &Replica, has_ipv6| member(replica, has_ipv6).unwrap().nexthop.gateway;
+        let v4 = IpAddr::from([10, 0, 0, 12]);
+        assert_eq!((gateway(&serves, true), gateway(&serves, false)), (far.into(), v4));
+        assert_eq!(gateway(&remote(3, 4), true), v4);
+        let nexthop = |gateway| Nexthop { id: 0x7800_0003, gateway, index: 9 };
+        let compared = |found, wanted| compare(&nexthop(found), &nexthop(wanted));
+        assert_eq!(compared(far.into(), v4), HaveNexthop::Right);
+        assert_eq!(compared(v4, far.into()), HaveNexthop::OtherGateway);
+        assert_eq!(compared(ids::POD_LINK_LOCAL, v4), HaveNexthop::OtherGateway);
+        assert!(serves.serves(Family::V6) && !remote(3, 4).serves(Family::V6));
+    }
+
+    #[test]
     fn the_flow_owner_knows_this_nodes_replicas_alone() {
         let replicas = [replica(&json!({ "mac": "06:76:00:00:00:01" })), remote(3, 4)];
         let replicas = replicas.into_iter().enumerate().map(|(n, replica)| (n.to_string(), replica)).collect();
-        assert_eq!(owner::Want::of(&record(), &replicas, None).attached.into_keys().collect::<Vec<_>>(), [7]);
+        for family in Family::ALL {
+            let want = owner::Want::of(&record(), family, &replicas, None);
+            assert_eq!(want.attached.into_keys().collect::<Vec<_>>(), [7]);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::ebpf::{ByPort, MEMBERS, Server};
-use crate::model::{Backend, Port, Recorded, Served};
+use crate::model::{Backend, Family, Port, Recorded, Served};
 use crate::registry::Replica;
 
 use super::owner::{is_ready, port_number};
@@ -68,9 +68,11 @@ impl Candidate {
     }
 }
 
-/// Who serves which port; nothing where all serve the same. `is_alone`: this node knows of no other.
-pub fn by_port(replicas: &BTreeMap<String, Replica>, is_alone: bool) -> ByPort {
-    let ready = || replicas.values().filter(|replica| is_ready(replica) && (!is_alone || replica.backend.is_local()));
+/// Who serves which port by that family; nothing where all serve the same. `is_alone`: this node knows of no other.
+pub fn by_port(replicas: &BTreeMap<String, Replica>, family: Family, is_alone: bool) -> ByPort {
+    let counts =
+        |replica: &&Replica| is_ready(replica) && replica.serves(family) && (!is_alone || replica.backend.is_local());
+    let ready = || replicas.values().filter(counts);
     let mut lists = ready().map(|replica| (&replica.ports, &replica.served));
     let first = lists.next();
     // The usual case, of a VIP with a thousand replicas too.
@@ -139,7 +141,7 @@ mod tests {
             let servers: Vec<String> = servers.iter().map(name).collect();
             format!("{}: {}", number & 0xffff, servers.join(" "))
         };
-        by_port(&all, false).iter().map(line).collect()
+        by_port(&all, Family::V4, false).iter().map(line).collect()
     }
 
     #[test]
@@ -193,6 +195,7 @@ mod tests {
             ("a@eth0".to_owned(), replica(3, &["80/tcp"])),
             ("node-2@peer".to_owned(), far(2, 1, Some("443/tcp=1"))),
         ]);
-        assert!(by_port(&all, true).is_empty());
+        assert!(by_port(&all, Family::V4, true).is_empty());
+        assert!(by_port(&all, Family::V6, false).is_empty(), "the other node has no address of it");
     }
 }

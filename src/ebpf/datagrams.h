@@ -195,7 +195,7 @@ static inline_always int fragment_inward(struct __sk_buff *skb, struct packet *p
 	struct attached *replica = ifindex ? attached(ifindex, p->flow.vip) : 0;
 	if (replica)
 		return hand_over(skb, p, ifindex, replica->mac);
-	int is_udp = p->ip.protocol == IPPROTO_UDP;
+	int is_udp = PROTOCOL(p) == IPPROTO_UDP;
 	if (t->kind == BACK && with && !with->node && v->next)	// the first one has gone round
 		return begin_walk(skb, p, v->next, is_udp ? LAST : 0);
 	if (is_udp && (t->kind != WALK || t->hop & LAST))

@@ -98,7 +98,11 @@ struct flow {
 	} }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
 
-// A datagram in fragments whose first one was handed to another replica: the others, which name no port, follow it.
+// A client in other keys.
+typedef struct ipv6 client_address;
+
+// A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
+// it.
 struct datagram {
 	struct ipv6 client;
 	__be32 vip;
@@ -123,8 +127,8 @@ struct packet {
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
 	__u8 is_own;		// from the very pod that the group has chosen: by which of its own addresses, from 1 on
-	__u8 policed;		// 0
-	__u8 kept_here;		// 0
+	__u8 policed;		// of some ports of its VIP Services ask something
+	__u8 kept_here;		// it begins a flow, and is for the replicas here
 };
 
 #define PROTOCOL(p) ((p)->protocol)
@@ -232,7 +236,7 @@ static inline_always __be32 number_of(const struct ipv6 *address)
 
 // Goes over the extension headers behind the packet's first one, whose kind is in p->protocol. Not 0: what they lead to can't be read.
 // With it a fragment's own header is read.
-verified_alone int walk(struct __sk_buff *skb, struct packet *p)
+verified_alone int walk_headers(struct __sk_buff *skb, struct packet *p)
 {
 	if (!p)
 		return -1;
@@ -274,7 +278,7 @@ static inline_always void read_headers(struct __sk_buff *skb, struct packet *p, 
 	p->protocol = next;
 	if (next == IPPROTO_TCP || next == IPPROTO_UDP || next == IPPROTO_ICMPV6)
 		return;
-	if (walk(skb, p))
+	if (walk_headers(skb, p))
 		p->protocol = IPPROTO_RAW;	// none that can be read
 }
 
@@ -297,7 +301,7 @@ static inline_always int read_packet(struct __sk_buff *skb, struct packet *p)
 		return -1;
 	__builtin_memcpy(&p->flow.client, &ip.saddr, sizeof(p->flow.client));
 	__builtin_memcpy(&p->address, &ip.daddr, sizeof(p->address));
-	p->flow.vip = number_of(&p->address);
+	p->flow.vip = number_of((const struct ipv6 *)&ip.daddr);	// on the stack, as a key has to be
 	if (!p->flow.vip)
 		return -1;
 	read_headers(skb, p, ETH_HLEN, ip.nexthdr);

@@ -18,6 +18,8 @@ pub(super) const HINTS6: &str = "hints6_v1";
 pub(super) const STICKY6: &str = "sticky6_v1";
 pub(super) const HEARD6: &str = "heard6_v1";
 pub(super) const FRAGMENTS6: &str = "fragments6_v1";
+pub(super) const SOURCES6: &str = "sources6_v1";
+pub(super) const CLIENTS6: &str = "clients6_v1";
 
 /// So many of a pod's own addresses are known.
 pub const OWN: usize = 4;

@@ -13,32 +13,41 @@
 #ifndef VIPROUTE_NODES_H
 #define VIPROUTE_NODES_H
 
+#include "inward.h"
+
 // Of what comes in: up the stack, but for no replica here. (TC_ACT_OK: for the one that the group of them chooses.)
 #define UNCHANGED TC_ACT_PIPE
 
+// What read_packet_of_tunnel() says of an ICMP packet, which may be an error.
+#define MAY_REPORT 100
+
 // What the packet is: of a flow that a socket has, the first one of such; UDP's, or an ICMP error about that; a fragment that isn't
-// the first; or something else. Below 0: no IPv4.
-static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
+// the first; or something else. Below 0: none that can be a VIP's.
+// (A function of its own, for the header.)
+verified_alone int read_packet_of_tunnel(struct __sk_buff *skb, struct packet *p)
 {
-	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
+	if (!p || read_packet(skb, p))
 		return -1;
-	if (peek(skb, ETH_HLEN, &p->ip, sizeof(p->ip)) || p->ip.version != 4 || p->ip.ihl < 5)
-		return -1;
-	p->inner = ETH_HLEN + p->ip.ihl * 4;
-	p->flow.client = p->ip.saddr;
-	p->flow.vip = p->ip.daddr;
+	p->self = 0;	// it has come to no host veth
 	p->settled = 1;
 	if (is_fragment(p) && read_fragment(p))
 		return FOLLOWS;
-	if (p->ip.protocol == IPPROTO_TCP)
+	if (PROTOCOL(p) == IPPROTO_TCP)
 		return read_tcp(skb, p);
 	__be16 ports[2];
-	if (p->ip.protocol == IPPROTO_UDP && !load(skb, p, p->inner, ports, sizeof(ports))) {
+	if (PROTOCOL(p) == IPPROTO_UDP && !load(skb, p, p->inner, ports, sizeof(ports))) {
 		p->flow.client_port = ports[0];
 		p->flow.vip_port = ports[1];
 		return DATAGRAM;
 	}
-	return p->ip.protocol == IPPROTO_ICMP ? read_icmp(skb, p) : NO_FLOW;
+	return PROTOCOL(p) == IPPROTO_ERRORS ? MAY_REPORT : NO_FLOW;
+}
+
+// The same, errors read too.
+static inline_always int read_flow(struct __sk_buff *skb, struct packet *p)
+{
+	int what = read_packet_of_tunnel(skb, p);
+	return what == MAY_REPORT ? read_icmp(skb, p) : what;
 }
 
 // Asks all replicas of this node about a flow, as far as that is allowed; below 0: it isn't.
@@ -64,7 +73,7 @@ static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet 
 {
 	__u32 ifindex = hint->ifindex;
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask_as(skb, p, replica, ifindex, p->flow.client == replica->own) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, own_address(&p->flow, replica, ifindex)) != OPEN)
 		return TC_ACT_UNSPEC;
 	return hand_over(skb, p, ifindex, replica->mac);
 }
@@ -208,7 +217,7 @@ static inline_always int onward(struct __sk_buff *skb, struct packet *p, struct 
 		return aim(skb, t->origin, t->origin, BACK, 0) ? TC_ACT_SHOT : bpf_redirect(here->ifindex, 0);
 	}
 	if (v->next && t->kind == BACK)	// on the last walk any node that has something ready takes a datagram
-		return begin_walk(skb, p, v->next, p->ip.protocol == IPPROTO_UDP ? LAST : 0);
+		return begin_walk(skb, p, v->next, PROTOCOL(p) == IPPROTO_UDP ? LAST : 0);
 	return of_nobody(skb, p, v, belongs);
 }
 
@@ -421,7 +430,7 @@ int inward(struct __sk_buff *skb)
 	struct packet p = {};
 	int verdict = come_in(skb, &p);
 	if (verdict == TC_ACT_OK)
-		return to_group(skb, p.ip.tos);
+		return to_group(skb, &p);
 	return verdict == UNCHANGED ? TC_ACT_OK : verdict;
 }
 

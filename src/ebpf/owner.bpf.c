@@ -44,21 +44,22 @@
 #else
 #define MEMBERS 256
 #define WITHHOLDS_RESETS 1
-#ifndef IPV6
 #define HAS_TUNNEL 1
-#endif
 #define ASKS_NOTES 1
 #define FEW_WAYS 0
 #endif
 // Maps whose keys have a client's address.
 #ifdef IPV6
-#define HAS_TUNNEL 0
 #define hints_v3 hints6_v1
 #define sticky_v2 sticky6_v1
 #define heard_v1 heard6_v1
 #define fragments_v2 fragments6_v1
 #define calls_v1 calls6_v1
+#define sources_v1 sources6_v1
+#define clients_v1 clients6_v1
 #define owner owner6
+#define outward outward6
+#define inward inward6
 #endif
 // Ports a VIP may be limited to.
 #define PORTS 64
@@ -185,6 +186,12 @@ static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
 
 // The way of a packet past a host veth.
 enum { INTO_POD, OUT_OF_POD };
+
+// A port as keys and entries have it.
+static inline_always __u32 numbered(__u32 protocol, __be16 port)
+{
+	return protocol << 16 | ntohs(port);
+}
 
 // The address family.
 #ifdef IPV6
@@ -338,11 +345,14 @@ static inline_always void lead_no_more(struct packet *p, __u32 ifindex, __be32 n
 	with->node = node;
 }
 
-// (A function of its own: it needs more of the stack than its callers have left.)
+// What entries begin with. (Not on the stack, where those that make them have too little left.)
+static const struct counts NO_COUNTS;
+static const struct share NO_SHARE;
+
+// (Functions of their own, for the key.)
 verified_alone int make_counts(__u32 vip)
 {
-	struct counts fresh = {};
-	return (int)bpf_map_update_elem(&counts_v4, &vip, &fresh, BPF_NOEXIST);
+	return (int)bpf_map_update_elem(&counts_v4, &vip, &NO_COUNTS, BPF_NOEXIST);
 }
 
 static inline_always void count(__be32 vip, __u32 what)
@@ -378,11 +388,9 @@ static inline_always void dropped(__u32 ifindex, int is_spoofed)
 	bpf_map_update_elem(&link_drops_v1, &ifindex, &first, BPF_NOEXIST);
 }
 
-// (As make_counts().)
 verified_alone int make_share(__u32 vip)
 {
-	struct share fresh = {};
-	return (int)bpf_map_update_elem(&shares_v3, &vip, &fresh, BPF_NOEXIST);
+	return (int)bpf_map_update_elem(&shares_v3, &vip, &NO_SHARE, BPF_NOEXIST);
 }
 
 static inline_always struct share *share_of(__be32 vip)
@@ -826,12 +834,7 @@ static inline_always int may_remember(__be32 vip)
 	return 1;
 }
 
-#ifndef IPV6
 #include "policy.h"
-#else
-// No Service has an address of IPv6 yet.
-#define is_let_in(p, protocol) 0
-#endif
 
 // What a namespace has for a SYN: the connection, or a socket that would take it. One that is tied to a device takes only what
 // comes by that one, which can't be told from here: it doesn't count.
@@ -1537,7 +1540,7 @@ int owner(struct __sk_buff *skb)
 	struct packet p = {};
 	if (read_packet(skb, &p))
 		return misrouted(skb);
-#if HAS_TUNNEL
+#if HAS_TUNNEL && !defined(IPV6)
 	if (restore_tos(skb, &p))
 		return TC_ACT_SHOT;
 #endif

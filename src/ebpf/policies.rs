@@ -1,13 +1,14 @@
 //! What Services ask of VIPs' ports (`policy.h`), and the devices by which clients outside come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 
+use super::ipv6::{SOURCES6, is_number};
 use super::maps::{POLICIES, SOURCES, UPLINKS, found, open, patiently};
 use super::servers::PortKey;
 use super::{Error, Result, hash};
@@ -32,21 +33,24 @@ pub(super) struct Policy {
 /// `struct source_key` behind its `bits`. Addresses are in network order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Source {
+struct Source<const N: usize> {
     vip: [u8; 4],
     number: u32,
-    client: [u8; 4],
+    client: [u8; N],
 }
 
-const _: () = assert!(size_of::<Policy>() == 16 && size_of::<Source>() == 12 && size_of::<Key<Source>>() == 16);
+const _: () = {
+    assert!(size_of::<Policy>() == 16 && size_of::<Source<4>>() == 12 && size_of::<Key<Source<4>>>() == 16);
+    assert!(size_of::<Source<16>>() == 24 && size_of::<Key<Source<16>>>() == 28);
+};
 
 // SAFETY: integers without padding.
 unsafe impl Pod for Policy {}
 // SAFETY: integers and bytes without padding.
-unsafe impl Pod for Source {}
+unsafe impl<const N: usize> Pod for Source<N> {}
 
 /// A range of clients: address and bits.
-pub type Range = (Ipv4Addr, u8);
+pub type Range = (IpAddr, u8);
 
 /// What is asked of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,31 +64,86 @@ pub struct PortPolicy {
 /// By port (protocol << 16 | port).
 pub type Policies = BTreeMap<u32, PortPolicy>;
 
-type Sources = LpmTrie<MapData, Source, u32>;
-
-fn sources(dir: &Path) -> Result<Option<Sources>> {
-    let Some(map) = open(dir, SOURCES)? else { return Ok(None) };
-    LpmTrie::try_from(Map::LpmTrie(map)).map(Some).map_err(|e| Error::map("open", dir.join(SOURCES).display(), e))
+/// The ranges of clients of one family: VIPs of IPv4 have one map, those of IPv6, which their numbers tell, another.
+enum Sources {
+    V4(LpmTrie<MapData, Source<4>, u32>),
+    V6(LpmTrie<MapData, Source<16>, u32>),
 }
 
-fn key(vip: Ipv4Addr, number: u32, (address, bits): Range) -> Key<Source> {
-    let source = Source { vip: vip.octets(), number, client: address.octets() };
-    Key::new(PLACE_BITS + u32::from(bits), source)
+/// Of a VIP's family.
+fn sources(dir: &Path, vip: Ipv4Addr) -> Result<Option<Sources>> {
+    let is_ipv6 = is_number(vip);
+    let name = if is_ipv6 { SOURCES6 } else { SOURCES };
+    let Some(map) = open(dir, name)? else { return Ok(None) };
+    let map = Map::LpmTrie(map);
+    let opened =
+        if is_ipv6 { LpmTrie::try_from(map).map(Sources::V6) } else { LpmTrie::try_from(map).map(Sources::V4) };
+    opened.map(Some).map_err(|e| Error::map("open", dir.join(name).display(), e))
 }
 
-fn range(key: &Key<Source>) -> Option<Range> {
-    let bits = key.prefix_len().checked_sub(PLACE_BITS)?;
-    Some((key.data().client.into(), u8::try_from(bits).ok()?))
+fn key<const N: usize>(vip: Ipv4Addr, number: u32, client: [u8; N], bits: u8) -> Key<Source<N>> {
+    Key::new(PLACE_BITS + u32::from(bits), Source { vip: vip.octets(), number, client })
+}
+
+/// Whose it is, and which of its ports', and the range.
+type Listed = (Ipv4Addr, u32, Option<Range>);
+
+fn listed<const N: usize>(key: &Key<Source<N>>, client: impl Fn([u8; N]) -> IpAddr) -> Listed {
+    let source = key.data();
+    let bits = key.prefix_len().checked_sub(PLACE_BITS).and_then(|bits| u8::try_from(bits).ok());
+    (source.vip.into(), source.number, bits.map(|bits| (client(source.client), bits)))
+}
+
+impl Sources {
+    fn list(&self) -> Result<Vec<Listed>> {
+        let failed = |e| Error::map("list", SOURCES, e);
+        match self {
+            Self::V4(map) => map.keys().map(|key| Ok(listed(&key.map_err(failed)?, IpAddr::from))).collect(),
+            Self::V6(map) => map.keys().map(|key| Ok(listed(&key.map_err(failed)?, IpAddr::from))).collect(),
+        }
+    }
+
+    /// The bits of a range that is there; one of the other family never is.
+    fn get(&self, vip: Ipv4Addr, number: u32, (address, bits): Range) -> Result<Option<u32>> {
+        let read = match (self, address) {
+            (Self::V4(map), IpAddr::V4(client)) => map.get(&key(vip, number, client.octets(), bits), 0),
+            (Self::V6(map), IpAddr::V6(client)) => map.get(&key(vip, number, client.octets(), bits), 0),
+            _ => return Ok(None),
+        };
+        found(read).map_err(|e| Error::map("read", SOURCES, e))
+    }
+
+    fn insert(&mut self, vip: Ipv4Addr, number: u32, (address, bits): Range) -> Result<()> {
+        let value = u32::from(bits);
+        let written = match (self, address) {
+            (Self::V4(map), IpAddr::V4(client)) => {
+                let key = key(vip, number, client.octets(), bits);
+                patiently(|| map.insert(&key, value, 0))
+            }
+            (Self::V6(map), IpAddr::V6(client)) => {
+                let key = key(vip, number, client.octets(), bits);
+                patiently(|| map.insert(&key, value, 0))
+            }
+            _ => return Ok(()),
+        };
+        written.map_err(|e| Error::map("write", SOURCES, e))
+    }
+
+    fn remove(&mut self, vip: Ipv4Addr, number: u32, (address, bits): Range) -> Result<()> {
+        let removed = match (self, address) {
+            (Self::V4(map), IpAddr::V4(client)) => map.remove(&key(vip, number, client.octets(), bits)),
+            (Self::V6(map), IpAddr::V6(client)) => map.remove(&key(vip, number, client.octets(), bits)),
+            _ => return Ok(()),
+        };
+        found(removed).map(drop).map_err(|e| Error::map("delete", SOURCES, e))
+    }
 }
 
 /// The ranges that the map has of a VIP, by port.
 fn ranges(map: &Sources, vip: Ipv4Addr) -> Result<BTreeMap<u32, BTreeSet<Range>>> {
     let mut all: BTreeMap<u32, BTreeSet<Range>> = BTreeMap::new();
-    for key in map.keys() {
-        let key = key.map_err(|e| Error::map("list", SOURCES, e))?;
-        if key.data().vip == vip.octets() {
-            all.entry(key.data().number).or_default().extend(range(&key));
-        }
+    for (_, number, range) in map.list()?.into_iter().filter(|(of, ..)| *of == vip) {
+        all.entry(number).or_default().extend(range);
     }
     Ok(all)
 }
@@ -92,7 +151,7 @@ fn ranges(map: &Sources, vip: Ipv4Addr) -> Result<BTreeMap<u32, BTreeSet<Range>>
 /// What the maps have of a VIP.
 pub(super) fn read(dir: &Path, vip: Ipv4Addr) -> Result<Policies> {
     let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(Policies::new()) };
-    let mut of_ports = sources(dir)?.map(|map| ranges(&map, vip)).transpose()?.unwrap_or_default();
+    let mut of_ports = sources(dir, vip)?.map(|map| ranges(&map, vip)).transpose()?.unwrap_or_default();
     let mut all = Policies::new();
     for key in hash::keys(&map, POLICIES)?.into_iter().filter(|key| key.vip == vip.octets()) {
         let Some(policy) = found(map.get(&key, 0)).map_err(|e| Error::map("read", POLICIES, e))? else { continue };
@@ -113,7 +172,7 @@ pub(super) fn are_there(dir: &Path, vip: Ipv4Addr, wanted: &Policies) -> Result<
         return Ok(true);
     }
     let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(true) };
-    let Some(sources) = sources(dir)? else { return Ok(true) };
+    let Some(sources) = sources(dir, vip)? else { return Ok(true) };
     for (number, wanted) in wanted {
         let place = PortKey { vip: vip.octets(), number: *number };
         let have = found(map.get(&place, 0)).map_err(|e| Error::map("read", POLICIES, e))?;
@@ -121,8 +180,7 @@ pub(super) fn are_there(dir: &Path, vip: Ipv4Addr, wanted: &Policies) -> Result<
             return Ok(false);
         }
         for range in wanted.sources.iter().flatten() {
-            let bits = found(sources.get(&key(vip, *number, *range), 0)).map_err(|e| Error::map("read", SOURCES, e))?;
-            if bits != Some(range.1.into()) {
+            if sources.get(vip, *number, *range)? != Some(range.1.into()) {
                 return Ok(false);
             }
         }
@@ -139,12 +197,11 @@ fn value(policy: &PortPolicy) -> Policy {
 /// else.
 pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, wanted: Option<&PortPolicy>) -> Result<()> {
     let Some(mut map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(()) };
-    let Some(mut sources) = sources(dir)? else { return Ok(()) };
+    let Some(mut sources) = sources(dir, vip)? else { return Ok(()) };
     let ranges = ranges(&sources, vip)?.remove(&number).unwrap_or_default();
     let listed = || wanted.and_then(|wanted| wanted.sources.as_ref());
     for range in listed().into_iter().flatten().filter(|range| !ranges.contains(range)) {
-        let (key, bits) = (key(vip, number, *range), u32::from(range.1));
-        patiently(|| sources.insert(&key, bits, 0)).map_err(|e| Error::map("write", SOURCES, e))?;
+        sources.insert(vip, number, *range)?;
     }
     let place = PortKey { vip: vip.octets(), number };
     match wanted {
@@ -155,8 +212,7 @@ pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, wanted: Option<&Port
         None => found(map.remove(&place)).map(drop).map_err(|e| Error::map("delete", POLICIES, e))?,
     }
     for range in ranges.into_iter().filter(|range| listed().is_none_or(|listed| !listed.contains(range))) {
-        let removed = found(sources.remove(&key(vip, number, range)));
-        removed.map(drop).map_err(|e| Error::map("delete", SOURCES, e))?;
+        sources.remove(vip, number, range)?;
     }
     Ok(())
 }
@@ -167,10 +223,10 @@ pub(super) fn vips(dir: &Path) -> Result<BTreeSet<Ipv4Addr>> {
     if let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? {
         vips.extend(hash::keys(&map, POLICIES)?.into_iter().map(|key| Ipv4Addr::from(key.vip)));
     }
-    if let Some(map) = sources(dir)? {
-        for key in map.keys() {
-            let key = key.map_err(|e| Error::map("list", SOURCES, e))?;
-            vips.insert(key.data().vip.into());
+    // Any of each family.
+    for of in [Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST] {
+        if let Some(map) = sources(dir, of)? {
+            vips.extend(map.list()?.into_iter().map(|(vip, ..)| vip));
         }
     }
     Ok(vips)

@@ -32,7 +32,7 @@ struct source_key {
 	__u32 bits;		// of what follows: 64 and the range's
 	__be32 vip;
 	__u32 number;
-	__be32 client;
+	client_address client;
 };
 
 struct {
@@ -53,7 +53,7 @@ verified_alone int is_let_in(struct packet *p, __u32 protocol)
 	const struct policy *policy = bpf_map_lookup_elem(&policies_v1, &key);
 	if (!policy || !(policy->flags & LISTED))
 		return 1;
-	struct source_key of = { .bits = 96, .vip = p->flow.vip, .number = number, .client = p->flow.client };
+	struct source_key of = { .bits = 64 + 8 * sizeof(client_address), .vip = p->flow.vip, .number = number, .client = p->flow.client };
 	return bpf_map_lookup_elem(&sources_v1, &of) != 0;
 }
 
@@ -61,7 +61,7 @@ verified_alone int is_let_in(struct packet *p, __u32 protocol)
 struct client_key {
 	__be32 vip;
 	__u32 number;
-	__be32 client;
+	client_address client;
 };
 
 // Where a client's last flow went.

@@ -31,11 +31,6 @@ verified_alone int counterpart(__u32 ifindex, __u32 vip, __u32 number, __u32 way
 	return other ? (__be16)*other : htons(number & 0xffff);
 }
 
-static inline_always __u32 numbered(__u32 protocol, __be16 port)
-{
-	return protocol << 16 | ntohs(port);
-}
-
 #include "shared.h"
 
 // (A function of its own: its caller has no room for the key.) `flags`: the replica's.

@@ -44,7 +44,7 @@ static inline_always struct servers *servers_of(const struct packet *p, __u32 pr
 // A flow's hash with one of those that may have it (MurmurHash3's end).
 static inline_always __u32 lot(const struct flow *flow, __u32 with)
 {
-	__u32 hash = flow->client * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port) ^ with * 0xcc9e2d51U;
+	__u32 hash = client_of(flow) * 0x9e3779b1U ^ ((__u32)flow->client_port << 16 | flow->vip_port) ^ with * 0xcc9e2d51U;
 	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
 	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
 	return hash ^ hash >> 16;

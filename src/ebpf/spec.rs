@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::ipv6::{ADDRESSES6, CALLS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, STICKY6};
+use super::ipv6::{ADDRESSES6, CALLS6, CLIENTS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, SOURCES6, STICKY6};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
     EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
@@ -55,7 +55,8 @@ impl Variant {
 
     /// The programs that it has.
     pub(super) fn programs(self) -> impl Iterator<Item = &'static ProgramSpec> {
-        let is_left_out = |hook: Hook| Hook::TUNNEL.contains(&hook) || Hook::HOST_VETH_IPV6.contains(&hook);
+        let left_out = [Hook::TUNNEL, Hook::TUNNEL_IPV6, Hook::HOST_VETH_IPV6];
+        let is_left_out = move |hook: Hook| left_out.iter().any(|hooks| hooks.contains(&hook));
         PROGRAMS.iter().filter(move |spec| self.has_all() || !is_left_out(spec.hook))
     }
 
@@ -89,6 +90,10 @@ pub enum Hook {
     TunnelIngress,
     /// tc egress of the tunnel's device: what goes to other nodes.
     TunnelEgress,
+    /// tc ingress of the tunnel's device, of packets of IPv6 alone.
+    TunnelIngressIpv6,
+    /// tc egress of the tunnel's device, likewise.
+    TunnelEgressIpv6,
     /// tc ingress of a container veth, in its pod: what comes to VIPs.
     ContainerIngress,
     /// tc ingress of a pod's own interface, in the pod.
@@ -106,6 +111,8 @@ impl Hook {
     pub const UPLINK: [Self; 2] = [Self::UplinkIngress, Self::UplinkEgress];
     /// The hooks of the tunnel's device.
     pub const TUNNEL: [Self; 2] = [Self::TunnelIngress, Self::TunnelEgress];
+    /// Those of it for packets of IPv6, beside them. Earlier builds have none.
+    pub const TUNNEL_IPV6: [Self; 2] = [Self::TunnelIngressIpv6, Self::TunnelEgressIpv6];
     /// The hooks in a pod.
     pub const POD: [Self; 3] = [Self::ContainerIngress, Self::InterfaceIngress, Self::InterfaceEgress];
 }
@@ -122,7 +129,7 @@ pub struct ProgramSpec {
 }
 
 /// The programs, in the order in which they are published: a build is complete once the last one is.
-pub const PROGRAMS: [ProgramSpec; 11] = [
+pub const PROGRAMS: [ProgramSpec; 13] = [
     ProgramSpec {
         name: "guard",
         hook: Hook::HostIngress,
@@ -215,6 +222,14 @@ pub const PROGRAMS: [ProgramSpec; 11] = [
             ALLOWANCES,
             SHARES,
             COPYING,
+            POLICIES,
+            SOURCES6,
+            CLIENTS6,
+            UPLINKS,
+            SERVERS,
+            NODES,
+            THIS_NODE,
+            TUNNEL_COUNTS,
         ],
     },
     ProgramSpec {
@@ -262,6 +277,54 @@ pub const PROGRAMS: [ProgramSpec; 11] = [
             COPYING,
             POLICIES,
             CLIENTS,
+            UPLINKS,
+            SERVERS,
+            NODES,
+            THIS_NODE,
+            TUNNEL_COUNTS,
+        ],
+    },
+    ProgramSpec {
+        name: "inward6",
+        hook: Hook::TunnelIngressIpv6,
+        maps: &[
+            ATTACHED,
+            TRANSLATIONS,
+            CALLS6,
+            VIPS,
+            ADDRESSES6,
+            HINTS6,
+            STICKY6,
+            FRAGMENTS6,
+            COUNTS,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
+            CLIENTS6,
+            NODES,
+            NODE_AT,
+            THIS_NODE,
+            TUNNEL_COUNTS,
+        ],
+    },
+    ProgramSpec {
+        name: "outward6",
+        hook: Hook::TunnelEgressIpv6,
+        maps: &[
+            ATTACHED,
+            TRANSLATIONS,
+            CALLS6,
+            VIPS,
+            ADDRESSES6,
+            HINTS6,
+            STICKY6,
+            FRAGMENTS6,
+            COUNTS,
+            ALLOWANCES,
+            SHARES,
+            COPYING,
+            POLICIES,
+            CLIENTS6,
             UPLINKS,
             SERVERS,
             NODES,

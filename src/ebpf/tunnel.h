@@ -16,15 +16,6 @@
 // In the hop: on this walk TIME_WAIT counts too.
 #define LAST 0x80
 #define VNI(kind, hop) (TAG << 16 | (kind) << 8 | (hop))
-// What the stack gets out of the tunnel is for the group of this node's replicas: to a VIP's packets with this TOS a route of its own
-// leads there (src/dataplane/plan.rs). These are all the bits that Linux compares with a route's TOS (fib_dscp_masked_match(), before
-// that IPTOS_RT_MASK); as a code point it is 7, which nothing is registered for.
-#define INWARD_TOS 0x1c
-// Of the TOS what is ECN's (RFC 3168).
-#define ECN 0x03
-// skb->tc_index meanwhile: the TOS it came with. (None of express's kinds.)
-#define CAME_WITH 0x1800
-#define CAME_WITH_MASK 0xff00
 // What a walk is charged with, all nodes together.
 #define WALK_COSTS 10000
 // What the origin needs of a packet to know its flow: headers with options.
@@ -185,45 +176,6 @@ verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
 	return -1;
 }
 
-// Writes one of the 16-bit words of the IP header's first six, the one at that offset, and corrects the checksum (RFC 1624, equation 3).
-static inline_always int write_word(struct __sk_buff *skb, __be16 *header, __u32 at, __be16 word)
-{
-	__u32 sum = (__u16)~header[5] + (__u32)(__u16)~header[at] + word;
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum += sum >> 16;
-	header[at] = word;
-	header[5] = (__be16)~sum;
-	return (int)bpf_skb_store_bytes(skb, ETH_HLEN, header, 12, 0);
-}
-
-// Gives the packet another TOS; its ECN bits stay. Not 0: it can't be changed.
-verified_alone int write_tos(struct __sk_buff *skb, __u32 tos)
-{
-	__be16 header[6];
-	if (peek(skb, ETH_HLEN, header, sizeof(header)))
-		return -1;
-	__u32 first = ntohs(header[0]);
-	return write_word(skb, header, 0, htons((first & (0xff00 | ECN)) | (tos & 0xff & ~ECN)));
-}
-
-// Gives the packet its last hop.
-verified_alone int end_here(struct __sk_buff *skb)
-{
-	__be16 header[6];
-	if (peek(skb, ETH_HLEN, header, sizeof(header)))
-		return -1;
-	return write_word(skb, header, 4, htons(0x0100 | (ntohs(header[4]) & 0xff)));
-}
-
-// Up the stack, where the group of this node's replicas chooses one; its host veth is told the TOS.
-static inline_always int to_group(struct __sk_buff *skb, __u32 tos)
-{
-	if (write_tos(skb, INWARD_TOS))
-		return TC_ACT_SHOT;
-	skb->tc_classid = CAME_WITH | (tos & 0xff);	// TC_ACT_OK makes it skb->tc_index
-	return TC_ACT_OK;
-}
-
 // On to the next node that has replicas of the VIP, in the order of their ids; home to the origin where that is the next one, or
 // lies before it.
 verified_alone int walk(struct __sk_buff *skb, __u32 next, __u32 origin, __u32 hop)
@@ -244,19 +196,6 @@ static inline_always int came_by_tunnel(struct __sk_buff *skb)
 {
 	struct here *here = this_node();
 	return here && skb->ingress_ifindex == here->ifindex;
-}
-
-// What the group has chosen a replica for gets the TOS back that it came with, unless it has been given another one meanwhile. Not 0:
-// it can't.
-static inline_always int restore_tos(struct __sk_buff *skb, struct packet *p)
-{
-	__u32 sign = skb->tc_index;
-	if ((sign & CAME_WITH_MASK) != CAME_WITH || !came_by_tunnel(skb))
-		return 0;
-	skb->tc_index = 0;
-	if ((p->ip.tos & ~ECN) != INWARD_TOS)
-		return 0;
-	return write_tos(skb, sign & 0xff);
 }
 
 // Round the other nodes, from the one behind this one.
@@ -333,7 +272,7 @@ verified_alone int stay_far(struct __sk_buff *skb, struct packet *p, __u32 node)
 	if (!p || !here)
 		return TC_ACT_UNSPEC;
 	struct flow flow = p->flow;
-	if (flow.client == HOST_ADDRESS)	// each node has it
+	if (is_from_host(p))	// each node has it
 		return TC_ACT_UNSPEC;
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &flow.vip);
 	struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &flow);

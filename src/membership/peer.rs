@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::dataplane::node::settings;
+use crate::dataplane::node::tunnel::Device;
 use crate::dataplane::{self, address, ids, reconcile_vip, reconcile_without};
 use crate::model::node::NodeId;
-use crate::model::{Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey};
+use crate::model::{Addresses, Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey};
 use crate::net::NodeNet;
 use crate::net::nexthop;
 use crate::registry::record::{Pod, SCHEMA};
@@ -34,6 +36,8 @@ pub struct Leg {
     pub udp_sticky: bool,
     /// How much of `ready` serves which port; `None`: all of it every port.
     pub served: Option<Served>,
+    /// It serves the VIP's address of IPv6 too.
+    pub serves_ipv6: bool,
 }
 
 /// What is recorded of another node's share of a VIP.
@@ -47,6 +51,8 @@ pub struct Known {
     pub udp_sticky: bool,
     /// How much of `ready` serves which port.
     pub served: Option<Served>,
+    /// It serves the VIP's address of IPv6 too.
+    pub serves_ipv6: bool,
 }
 
 /// What records are written with.
@@ -54,26 +60,26 @@ pub struct Known {
 pub struct Here {
     /// This node's own address.
     pub node: IpAddr,
-    /// The index of the tunnel's device.
-    pub tunnel: u32,
+    /// The tunnel's device; none: it isn't there, and nothing can be recorded that leads there.
+    pub tunnel: Option<Device>,
     /// Where the node's programs are pinned ([`flow_owner`]).
     pub flow_owner: Option<PathBuf>,
 }
 
-/// What is recorded of other nodes for a VIP: its address, and their shares by their numbers.
-pub type Shares = (IpAddr, BTreeMap<u32, Known>);
+/// What is recorded of other nodes for a VIP: its addresses, and their shares by their numbers.
+pub type Shares = (Addresses, BTreeMap<u32, Known>);
 
 /// Makes the VIP's records of other nodes these; none: it has none any more. A VIP that has replicas here keeps its address:
 /// legs of another one are not recorded. Returns whether anything was changed.
 pub fn set(
     (net, registry): (&NodeNet, &Registry),
     key: &VipKey,
-    want: Option<(IpAddr, &BTreeMap<u32, Leg>)>,
+    want: Option<(&Addresses, &BTreeMap<u32, Leg>)>,
     here: &Here,
 ) -> dataplane::Result<bool> {
     match want.filter(|(_, legs)| !legs.is_empty()) {
         None => clear(net, registry, key),
-        Some((address, legs)) => record((net, registry), key, (address, legs), here),
+        Some((addresses, legs)) => record((net, registry), key, (addresses, legs), here),
     }
 }
 
@@ -93,32 +99,42 @@ fn clear(net: &NodeNet, registry: &Registry, key: &VipKey) -> dataplane::Result<
 fn record(
     (net, registry): (&NodeNet, &Registry),
     key: &VipKey,
-    (address, legs): (IpAddr, &BTreeMap<u32, Leg>),
+    (addresses, legs): (&Addresses, &BTreeMap<u32, Leg>),
     here: &Here,
 ) -> dataplane::Result<bool> {
     let mut moved = false;
-    if is_known_by_others_alone(registry, key)? && registry.vip_record(key)?.is_some_and(|r| r.address() != address) {
-        moved = !address::serve(net, registry, key, &address.into())?.is_empty();
+    if addresses.ipv6().is_some() {
+        settings::configure_ipv6(net)?;
+    }
+    if is_known_by_others_alone(registry, key)?
+        && registry.vip_record(key)?.is_some_and(|record| record.addresses != *addresses)
+    {
+        address::serve(net, registry, key, addresses)?;
+        moved = true;
     }
     let mut vip = registry.vip(key)?;
     let is_theirs = vip.is_unused_here()?;
     if vip.record.is_none() || vip.is_unused()? {
         let is_free = |slot| Ok::<_, dataplane::Error>(nexthop::find(net, ids::group(slot))?.is_none());
-        vip.record_in_slot(is_free, |slot| new_vip(key, address, slot, here))?;
+        vip.record_in_slot(is_free, |slot| new_vip(key, addresses, slot, here))?;
     } else if let Some(record) = vip.record.clone().filter(|record| is_theirs && record.flow_owner != here.flow_owner) {
         // No pod said so when the first of them was recorded.
         vip.write_record(VipRecord { flow_owner: here.flow_owner.clone(), ..record })?;
         moved = true;
     }
-    if vip.record.as_ref().is_none_or(|record| record.address() != address) {
+    let Some(known) =
+        vip.record.as_ref().map(|record| &record.addresses).filter(|one| one.first() == addresses.first())
+    else {
         // A replica has joined here meanwhile, with another address.
         return Ok(moved);
-    }
+    };
+    let is_same6 = known.ipv6() == addresses.ipv6();
     let mut before = recorded(&vip)?;
     let mut changed = false;
     for (number, leg) in legs {
         let name = peer_endpoint(*number);
-        let Some(endpoint) = endpoint(*number, leg, here) else { continue };
+        let leg = Leg { serves_ipv6: leg.serves_ipv6 && is_same6, ..leg.clone() };
+        let Some(endpoint) = endpoint(*number, &leg, here) else { continue };
         if before.remove(&name).flatten().as_ref() != Some(&endpoint) {
             vip.write_endpoint(&name, &endpoint)?;
             changed = true;
@@ -149,13 +165,14 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
                 let ready = number(&endpoint, READY).unwrap_or(u32::from(endpoint.weight));
                 let replicas = number(&endpoint, REPLICAS).unwrap_or(ready).max(1);
                 let served = endpoint.served.as_ref().and_then(Recorded::known).cloned();
-                Some((peer.number, Known { ready, replicas, udp_sticky: endpoint.udp_sticky, served }))
+                let serves_ipv6 = endpoint.addresses.ipv6().is_some();
+                Some((peer.number, Known { ready, replicas, udp_sticky: endpoint.udp_sticky, served, serves_ipv6 }))
             }
             _ => None,
         };
         let shares: BTreeMap<_, _> = endpoints.filter_map(share).collect();
         if !shares.is_empty() {
-            found.insert(key, (record.address(), shares));
+            found.insert(key, (record.addresses, shares));
         }
     }
     Ok(found)
@@ -185,11 +202,11 @@ pub fn flow_owner(registry: &Registry) -> crate::registry::Result<Option<PathBuf
     Ok(recorded.map_or_else(|| Some(DEFAULT_BPF_DIR.into()), |spec| spec.flow_owner.then_some(spec.bpf_dir)))
 }
 
-fn new_vip(key: &VipKey, address: IpAddr, slot: u32, here: &Here) -> VipRecord {
+fn new_vip(key: &VipKey, addresses: &Addresses, slot: u32, here: &Here) -> VipRecord {
     VipRecord {
         schema: SCHEMA,
         key: key.to_string(),
-        addresses: address.into(),
+        addresses: addresses.clone(),
         slot,
         node: here.node,
         group: GroupSpec::default(),
@@ -201,21 +218,26 @@ fn new_vip(key: &VipKey, address: IpAddr, slot: u32, here: &Here) -> VipRecord {
     }
 }
 
-/// `None`: a number beyond the range of nexthops.
+/// `None`: a number beyond the range of nexthops, or no tunnel. Its addresses are those on the tunnel's device, of each family that the node
+/// is reached for.
 fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
-    let address = IpAddr::V4(leg.id.0);
+    let (address, tunnel) = (IpAddr::V4(leg.id.0), here.tunnel?);
+    let mut addresses = Addresses::from(address);
+    if leg.serves_ipv6 && tunnel.carries_ipv6 {
+        addresses.replace(ids::peer_link_local(leg.id).into());
+    }
     let said = [(READY, leg.ready), (REPLICAS, leg.replicas)];
     Some(Endpoint {
         schema: SCHEMA,
         network: String::new(),
-        addresses: address.into(),
+        addresses,
         node: address,
         gateway: None,
         backend: Backend::Remote(Peer { number, address }),
         pod: Pod::default(),
         netns: PathBuf::new(),
         device: ids::TUNNEL_DEVICE.to_owned(),
-        ifindex: Some(here.tunnel),
+        ifindex: Some(tunnel.index),
         mac: None,
         nexthop: Some(ids::peer_nexthop(number)?),
         netns_id: None,

@@ -1,6 +1,8 @@
 //! Addresses of either family, and what differs between the families.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +45,30 @@ impl Family {
     }
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+        })
+    }
+}
+
+/// A text that names no family.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?}: expected ipv4 or ipv6")]
+pub struct BadFamily(String);
+
+impl FromStr for Family {
+    type Err = BadFamily;
+
+    /// However it is capitalized: the API of Kubernetes has `IPv4`.
+    fn from_str(text: &str) -> Result<Self, BadFamily> {
+        let named = |family: &Self| text.eq_ignore_ascii_case(&family.to_string());
+        Self::ALL.into_iter().find(named).ok_or_else(|| BadFamily(text.to_owned()))
+    }
+}
+
 /// One address or several. The first is the one to show where there is room for one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<IpAddr>", into = "Vec<IpAddr>")]
@@ -70,6 +96,11 @@ impl Addresses {
     /// Whether it is one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.iter().any(|own| own == address)
+    }
+
+    /// The first one of IPv6.
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.iter().find_map(ipv6)
     }
 
     /// Puts an address in the place of the one of its family, or adds it where there is none. Returns the one that it
@@ -114,6 +145,14 @@ pub const fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
+/// The address where it is one of IPv6.
+pub const fn ipv6(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    }
+}
+
 /// Whether a host can be reached by the address from elsewhere: not unspecified, loopback, link-local, multicast or
 /// reserved (RFC 6890).
 pub const fn is_unicast(address: IpAddr) -> bool {
@@ -142,8 +181,16 @@ mod tests {
         let mut addresses = Addresses::from(a);
         assert_eq!((addresses.replace(six), addresses.replace(b), addresses.replace(b)), (None, Some(a), None));
         assert_eq!(Vec::from(addresses.clone()), [b, six]);
+        assert_eq!((addresses.ipv6().map(IpAddr::V6), Addresses::from(a).ipv6()), (Some(six), None));
         assert!(addresses.contains(six) && !addresses.contains(a) && addresses.first() == b);
         assert_eq!(Addresses::try_from(Vec::new()), Err(NoAddress));
+    }
+
+    #[test]
+    fn families_have_names() {
+        assert_eq!(["ipv4", "IPv6"].map(str::parse), [Ok(Family::V4), Ok(Family::V6)]);
+        assert_eq!((Family::V4.to_string(), Family::V6.to_string()), ("ipv4".into(), "ipv6".into()));
+        assert!("ip".parse::<Family>().is_err());
     }
 
     #[test]

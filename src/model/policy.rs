@@ -1,9 +1,9 @@
 //! What Services ask of a VIP beyond who serves it.
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use super::{Port, Recorded};
+use super::{Family, Port, Recorded};
 
 /// Of a VIP. Nothing is asked: the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct VipPolicy {
     /// Whoever the client is, replicas of the node that it reaches go before others (`trafficDistribution: PreferSameNode`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prefers_node: bool,
+    /// It is served by its address of that family alone (`ipFamilies`); `None`: by all that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Recorded<Family>>,
 }
 
 /// Of one of its ports.
@@ -27,12 +30,20 @@ pub struct PortPolicy {
     /// Where its clients come from, and from nowhere else; `None`: from anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<Vec<Ipv4Network>>,
+    /// Where sources are listed: those of IPv6 among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources6: Vec<Ipv6Network>,
     /// For so many seconds after its last flow a client's next one goes to the same replica; `None`: to any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<u32>,
 }
 
 impl VipPolicy {
+    /// Whether an address of that family is one by which it is served.
+    pub fn permits(&self, family: Family) -> bool {
+        self.family.as_ref().and_then(Recorded::known).is_none_or(|only| *only == family)
+    }
+
     /// Nothing is asked.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
@@ -51,5 +62,10 @@ mod tests {
         assert_eq!(policy.ports[1].sources.as_deref(), Some(&[][..]), "closed");
         assert_eq!(serde_json::to_string(&policy).unwrap(), text);
         assert!(VipPolicy::default().is_none() && !policy.is_none());
+        let text = r#"{"ports":[{"port":"80/tcp","sources":[],"sources6":["fd00::/64"]}],"family":"ipv6"}"#;
+        let policy: VipPolicy = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&policy).unwrap(), text);
+        assert!(policy.permits(Family::V6) && !policy.permits(Family::V4) && VipPolicy::default().permits(Family::V6));
+        assert!(serde_json::from_str::<VipPolicy>(r#"{"family":"v8"}"#).unwrap().permits(Family::V4));
     }
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{
-    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, GroupSpec, Mac, NetworkSpec, PortMap,
-    Recorded, Served, Source, Transport, VipKey, VipPolicy,
+    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, Family, GroupSpec, Mac, NetworkSpec,
+    PortMap, Recorded, Served, Source, Transport, VipKey, VipPolicy,
 };
 
 use super::file::{Fields, Form};
@@ -76,6 +76,11 @@ impl VipRecord {
     /// The address to show where there is room for one.
     pub fn address(&self) -> IpAddr {
         self.addresses.first()
+    }
+
+    /// Those of its addresses by which it is served.
+    pub fn served_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().filter(|address| self.policy.permits(Family::of(*address)))
     }
 
     /// Its addresses, and those it had that are still delivered.

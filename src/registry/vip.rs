@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Addresses, Backend, CheckSpec, Cluster, Egress, Mac, Port, PortMap, Recorded, Served, VipKey};
+use crate::model::{
+    Addresses, Backend, CheckSpec, Cluster, Egress, Family, Mac, Port, PortMap, Recorded, Served, VipKey,
+};
 
 use super::file::{self, Durability, Fields, Form};
 use super::lock::{Attempt, Lock, Missing, Turn, of_dir};
@@ -64,6 +66,12 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Whether it serves its VIP's address of that family. A pod here serves both; of another node the record has an address of each
+    /// family that it is reached for.
+    pub fn serves(&self, family: Family) -> bool {
+        self.backend.is_local() || self.addresses.iter().any(|address| Family::of(address) == family)
+    }
+
     fn of(endpoint: &Endpoint) -> Option<Self> {
         Some(Self {
             addresses: endpoint.addresses.clone(),

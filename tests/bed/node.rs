@@ -58,13 +58,20 @@ impl Node {
 
     /// A node with `2001:db8::NUMBER`, whose allocator gives VIPs addresses of both families, and its base plugin those to pods.
     pub fn dual(lan: &Lan, number: u8, pods_have: Families) -> Self {
-        let mut node = Self::new(lan, number);
+        let mut node = Self::new(lan, number).with_ipv6(lan);
         node.pods_have = pods_have;
-        lan.add_ipv6(&node.ns, number);
-        node.ns.ip("route add default via 2001:db8::fe");
         node.stub(Stub::is_dual);
         node.viprouted_has_run();
         node
+    }
+
+    /// The node has `2001:db8::NUMBER`, and its pods addresses of both families. Its allocator is of the test's own choice.
+    #[must_use]
+    pub fn with_ipv6(mut self, lan: &Lan) -> Self {
+        self.pods_have = Families::Both;
+        lan.add_ipv6(&self.ns, self.number);
+        self.ns.ip("route add default via 2001:db8::fe");
+        self
     }
 
     /// As if a viprouted of this version had run in this boot: records of several addresses may be written.

@@ -44,8 +44,18 @@ impl Scene {
     fn record(&self, ready: usize) {
         let ifindex = self.node.ns.ip_json("link show tunnel")[0]["ifindex"].as_u64().expect("its index");
         let node = Ipv4Addr::new(192, 0, 2, 2);
-        FarReplicas { number: 2, node, via: TUNNEL, device: "tunnel", ifindex, ready, sticky: false, served: None }
-            .write(&self.node);
+        FarReplicas {
+            number: 2,
+            node,
+            via: TUNNEL,
+            device: "tunnel",
+            ifindex,
+            ready,
+            sticky: false,
+            served: None,
+            via6: None,
+        }
+        .write(&self.node);
     }
 
     fn path(&self) -> String {

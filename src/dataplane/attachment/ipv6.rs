@@ -23,7 +23,7 @@ const OF_POD: [(&str, i64); 6] = [
     ("keep_addr_on_down", 1),
 ];
 
-/// Of the host veth. Forwarding it has from the node's (`all.forwarding`): a write of its own would make the kernel forget the default
+/// Of the host veth, and of the tunnel's device. Forwarding it has from the node's (`all.forwarding`): a write of its own would make the kernel forget the default
 /// routes that it has by router advertisements, of every device (`addrconf_fixup_forwarding`).
 const OF_HOST: [(&str, i64); 3] = [("disable_ipv6", 0), ("accept_ra", 0), ("accept_redirects", 0)];
 
@@ -81,7 +81,7 @@ fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
 }
 
 /// A device's settings that differ.
-pub(super) type Wrong = Vec<(String, i64)>;
+pub(in crate::dataplane) type Wrong = Vec<(String, i64)>;
 
 pub(super) fn name(device: &str, setting: &str) -> String {
     format!("net.ipv6.conf.{device}.{setting}")
@@ -97,8 +97,8 @@ fn wrong(device: &str, wanted: &[(&str, i64)]) -> Wrong {
     all(device, wanted).into_iter().filter(|(name, value)| sysctl::get(name).ok() != Some(*value)).collect()
 }
 
-/// The host veth's.
-pub(super) fn of_host(device: &str) -> Wrong {
+/// A host veth's, or the tunnel's.
+pub(in crate::dataplane) fn of_host(device: &str) -> Wrong {
     wrong(device, &OF_HOST)
 }
 

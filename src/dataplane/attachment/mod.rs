@@ -28,6 +28,7 @@ use super::ids::{self, POD_DEVICE, VethNames};
 pub use answers::renew;
 pub use host::HostVeth;
 pub use ipv6::Namespace;
+pub(super) use ipv6::{Wrong, of_host};
 pub use pod::{ContainerVeth, Families, PodDevices};
 pub use settings::{allow_binding, has_arp_settings, relax_all};
 pub use want::{PodWant, Served};
@@ -184,8 +185,8 @@ pub(super) fn side(hook: Hook) -> Place {
         | Hook::TunnelIngress
         | Hook::ContainerIngress
         | Hook::InterfaceIngress => Side::Ingress.into(),
-        Hook::HostEgressIpv6 => Place { side: Side::Egress, packets: Packets::Ipv6 },
-        Hook::HostIngressIpv6 => Place { side: Side::Ingress, packets: Packets::Ipv6 },
+        Hook::HostEgressIpv6 | Hook::TunnelEgressIpv6 => Place { side: Side::Egress, packets: Packets::Ipv6 },
+        Hook::HostIngressIpv6 | Hook::TunnelIngressIpv6 => Place { side: Side::Ingress, packets: Packets::Ipv6 },
     }
 }
 

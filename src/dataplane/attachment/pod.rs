@@ -247,11 +247,11 @@ impl ContainerVeth {
         self.routes.iter().any(|route| is_it(route) && matches!(route.action, Action::Local(_)))
     }
 
-    /// The longest segment to offer to clients. What isn't known stays as it is.
+    /// The longest segment to offer to clients of IPv4. What isn't known stays as it is.
     fn advmss(&self, want: &PodWant<'_>) -> Option<u32> {
         let found = || {
             self.routes.iter().find_map(|route| match route.action {
-                Action::Via { advmss, .. } if route.table == TABLE => advmss,
+                Action::Via { gateway: HOST_ADDRESS, advmss, .. } if route.table == TABLE => advmss,
                 _ => None,
             })
         };

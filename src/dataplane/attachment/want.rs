@@ -58,6 +58,9 @@ impl CallsLeave {
     }
 }
 
+/// Bytes by which IPv6's header is longer than IPv4's.
+const LONGER_HEADER: u32 = 20;
+
 /// What is known of the network under the tunnel to other nodes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Underlay {
@@ -197,7 +200,7 @@ impl<'a> PodWant<'a> {
         vips.map(|vip| local(TABLE, *vip)).chain(replies).collect()
     }
 
-    /// The way back out of `vip0` (`index`), and around it for what must not take it.
+    /// The way back out of `vip0` (`index`), and around it for what must not take it. `advmss`: by IPv4.
     pub(super) fn routes(&self, index: u32, advmss: Option<u32>) -> BTreeSet<TableRoute> {
         let way_back = |family, table, source, advmss| {
             let (prefix, gateway) = match family {
@@ -206,8 +209,9 @@ impl<'a> PodWant<'a> {
             };
             TableRoute { table, prefix, tos: 0, action: Action::Via { gateway, index, source, advmss } }
         };
+        let of_ipv6 = advmss.map(|advmss| advmss.saturating_sub(LONGER_HEADER));
         let mut routes = BTreeSet::from([way_back(Family::V4, TABLE, None, advmss)]);
-        routes.extend(self.has_ipv6().then(|| way_back(Family::V6, TABLE, None, None)));
+        routes.extend(self.has_ipv6().then(|| way_back(Family::V6, TABLE, None, of_ipv6)));
         for UdpReply { vip, table, node_source_address, .. } in &self.replies {
             let family = Family::of(*vip);
             routes.insert(way_back(family, *table, Some(*vip), None));

@@ -4,8 +4,12 @@
 //! ```text
 //! viptun0: mtu 1500 … link/ether 02:76:c0:00:02:01, vxlan external dstport 8118, 169.254.118.1/32
 //! 192.0.2.2 dev viptun0 lladdr 02:76:c0:00:02:02 PERMANENT proto 118
+//! fe80::76:c000:202 dev viptun0 lladdr 02:76:c0:00:02:02 PERMANENT proto 118
 //! nexthop id 2013265921 via 192.0.2.2 dev viptun0 onlink proto 118
 //! ```
+//!
+//! A nexthop leads to a node's second address ([`ids::peer_link_local`]) as soon as some VIP has an address of IPv6: packets of both families
+//! take that one.
 //!
 //! The device comes up last: nothing passes it before its programs are there. What they let in is for this node's own replicas alone:
 //! the TOS that they give it is that of routes of the VIPs' own ([`ids::INWARD_TOS`]). No rule says so, since with the first rule of a
@@ -21,9 +25,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use crate::dataplane::attachment::{RP_FILTER_LOOSE, side};
+use crate::dataplane::attachment::{self, Namespace, RP_FILTER_LOOSE, side};
 use crate::dataplane::ids::{self, HOST_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
-use crate::dataplane::{Result, owner};
+use crate::dataplane::plan::HaveNexthop;
+use crate::dataplane::{Result, compare, owner};
 use crate::ebpf::{self, Here, Hook, Nodes, Programs};
 use crate::model::node::NodeId;
 use crate::model::{Cluster, Family, Mac};
@@ -41,6 +46,8 @@ pub use former::Former;
 const OVERHEAD: u32 = 14 + 8 + 8 + 20;
 /// IPv4 and TCP headers without options.
 const HEADERS: u32 = 20 + 20;
+/// On a narrower link the kernel has no IPv6 (RFC 8200, 5), bytes.
+const LEAST_MTU_OF_IPV6: u32 = 1280;
 /// A device that isn't as it must be is made anew at most so often in one call.
 const ROUNDS: u32 = 4;
 
@@ -77,6 +84,8 @@ pub struct Have {
     pub former: Former,
     /// The programs on it, by hook.
     pub programs: BTreeMap<Hook, u32>,
+    /// Settings of IPv6 that differ.
+    pub wrong: attachment::Wrong,
 }
 
 impl Have {
@@ -93,8 +102,13 @@ impl Have {
         let index = link.index;
         have.has_address = address::list(node, Family::V4, Some(index))?.iter().any(|a| a.address == HOST_ADDRESS);
         let permanent = |n: Neighbour| Some((n.address, n.mac.filter(|_| n.permanent)?));
-        have.neighbours = neighbour::list(node, Family::V4, index)?.into_iter().filter_map(permanent).collect();
-        for hook in Hook::TUNNEL {
+        for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || link.ipv6) {
+            have.neighbours.extend(neighbour::list(node, family, index)?.into_iter().filter_map(permanent));
+        }
+        if carries_ipv6(&link) {
+            have.wrong = attachment::of_host(TUNNEL_DEVICE);
+        }
+        for hook in Hook::TUNNEL.into_iter().chain(Hook::TUNNEL_IPV6) {
             have.programs.extend(filter::program(node, index, side(hook))?.map(|id| (hook, id)));
         }
         have.link = Some(link);
@@ -104,6 +118,32 @@ impl Have {
     /// Nothing of it is there.
     fn is_nothing(&self) -> bool {
         self.link.as_ref().is_none_or(|link| !is_ours(link)) && self.former.is_nothing()
+    }
+}
+
+/// Whether the kernel has IPv6 on the device.
+fn carries_ipv6(link: &Link) -> bool {
+    link.ipv6 && link.mtu >= LEAST_MTU_OF_IPV6
+}
+
+/// The tunnel's device, as far as other nodes' replicas are reached by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its index.
+    pub index: u32,
+    /// Programs for packets of IPv6 are on it, and it takes such.
+    pub carries_ipv6: bool,
+}
+
+impl Device {
+    /// Reads it; none: it isn't there.
+    pub fn read(node: &NodeNet) -> net::Result<Option<Self>> {
+        let Some(link) = link::by_name(node, TUNNEL_DEVICE)? else { return Ok(None) };
+        let mut carries = link.up && carries_ipv6(&link);
+        for hook in Hook::TUNNEL_IPV6 {
+            carries = carries && filter::program(node, link.index, side(hook))?.is_some();
+        }
+        Ok(Some(Self { index: link.index, carries_ipv6: carries }))
     }
 }
 
@@ -118,6 +158,8 @@ pub enum Op {
     SetMtu(u32, u32),
     /// Loose source checks and forwarding, and no IPv6 address.
     Configure(u32),
+    /// Its settings of IPv6.
+    Settle(attachment::Wrong),
     /// The host veths' address.
     AddAddress(u32),
     /// A program.
@@ -125,7 +167,7 @@ pub enum Op {
     /// The device goes up.
     Up(u32),
     /// A node's address on the device.
-    SetNeighbour(u32, NodeId),
+    SetNeighbour(u32, IpAddr, NodeId),
     /// A node's nexthop.
     AddNexthop(Nexthop),
     /// A nexthop that leads elsewhere, or to a node that this one doesn't know.
@@ -156,9 +198,11 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     // A device that is down shows no IPv6 address that it would take.
     let goes_up = has_all && !link.up;
     ops.extend((!is_configured || goes_up).then_some(Op::Configure(index)));
+    ops.extend((!have.wrong.is_empty()).then(|| Op::Settle(have.wrong.clone())));
     ops.extend((!have.has_address).then_some(Op::AddAddress(index)));
     let is_attached = |hook: &Hook| want.programs.get(hook).is_none_or(|id| have.programs.get(hook) == Some(id));
-    ops.extend(Hook::TUNNEL.into_iter().filter(|hook| !is_attached(hook)).map(|hook| Op::Attach(index, hook)));
+    let hooks = Hook::TUNNEL.into_iter().chain(Hook::TUNNEL_IPV6);
+    ops.extend(hooks.filter(|hook| !is_attached(hook)).map(|hook| Op::Attach(index, hook)));
     if has_all {
         ops.extend(goes_up.then_some(Op::Up(index)));
         nodes(have, want, index, &mut ops);
@@ -171,16 +215,19 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
 
 fn nodes(have: &Have, want: &Want, index: u32, ops: &mut Vec<Op>) {
     let mut wanted = BTreeMap::new();
+    let has_ipv6 = have.link.as_ref().is_some_and(carries_ipv6);
     for (number, id) in &want.nodes {
         let gateway = IpAddr::V4(id.0);
-        if have.neighbours.get(&gateway) != Some(&id.mac()) {
-            ops.push(Op::SetNeighbour(index, *id));
-        }
+        let of_ipv6 = has_ipv6.then(|| IpAddr::V6(ids::peer_link_local(*id)));
+        let addresses = [gateway].into_iter().chain(of_ipv6);
+        let missing = addresses.filter(|address| have.neighbours.get(address) != Some(&id.mac()));
+        ops.extend(missing.map(|address| Op::SetNeighbour(index, address, *id)));
         wanted.extend(ids::peer_nexthop(*number).map(|id| (id, Nexthop { id, gateway, index })));
     }
     for (id, nexthop) in &wanted {
         match have.nexthops.get(id) {
-            Some(found) if found == nexthop => {}
+            // The one for both families would do, if the device could carry it.
+            Some(found) if found == nexthop || (has_ipv6 && compare(found, nexthop) == HaveNexthop::Right) => {}
             Some(_) => ops.extend([Op::DelNexthop(*id), Op::AddNexthop(*nexthop)]),
             None => ops.push(Op::AddNexthop(*nexthop)),
         }
@@ -202,6 +249,14 @@ pub fn removal(have: &Have) -> Vec<Op> {
 }
 
 impl Op {
+    fn take(&self, node: &NodeNet, programs: Option<&Programs>) -> Result<()> {
+        match self {
+            Self::Settle(settings) => node.set(settings)?,
+            other => node.apply(&other.requests(programs)?)?,
+        }
+        Ok(())
+    }
+
     fn requests(&self, programs: Option<&Programs>) -> ebpf::Result<Vec<Request>> {
         Ok(match self {
             Self::AddLink(own, mtu) => {
@@ -213,6 +268,7 @@ impl Op {
                 let settings = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
                 vec![link::no_ipv6_addresses(*index), link::configure(*index, &settings)]
             }
+            Self::Settle(_) => Vec::new(),
             Self::AddAddress(index) => vec![address::add(*index, HOST_ADDRESS)],
             Self::Attach(index, hook) => {
                 let program = programs.and_then(|all| all.iter().find(|program| program.spec.hook == *hook));
@@ -220,7 +276,7 @@ impl Op {
                 vec![filter::add_clsact(*index), filter::replace(*index, side(*hook), program.fd()?)]
             }
             Self::Up(index) => vec![link::set_up(*index)],
-            Self::SetNeighbour(index, id) => vec![neighbour::replace(*index, id.0.into(), id.mac())],
+            Self::SetNeighbour(index, address, id) => vec![neighbour::replace(*index, *address, id.mac())],
             Self::AddNexthop(nexthop) => vec![nexthop::add(*nexthop)],
             Self::DelNexthop(id) => vec![nexthop::del(*id)],
             Self::DelRule => vec![rule::del(FORMER_RULE)],
@@ -235,10 +291,14 @@ impl Op {
             Self::DelLink(_) => format!("link {TUNNEL_DEVICE} should not be there, or not like this"),
             Self::SetMtu(_, mtu) => format!("{TUNNEL_DEVICE} has another MTU than {mtu}"),
             Self::Configure(_) => format!("{TUNNEL_DEVICE} has other settings"),
+            Self::Settle(wrong) => match wrong.first() {
+                Some((name, value)) => format!("sysctl {name} is not {value}"),
+                None => String::new(),
+            },
             Self::AddAddress(_) => format!("address {HOST_ADDRESS} on {TUNNEL_DEVICE} is missing"),
             Self::Attach(_, hook) => format!("the program on {TUNNEL_DEVICE}, {}, is missing", side(*hook)),
             Self::Up(_) => format!("{TUNNEL_DEVICE} is down"),
-            Self::SetNeighbour(_, id) => format!("neighbour {id} on {TUNNEL_DEVICE} is missing"),
+            Self::SetNeighbour(_, address, _) => format!("neighbour {address} on {TUNNEL_DEVICE} is missing"),
             Self::AddNexthop(nexthop) => format!("nexthop {} via {} is missing", nexthop.id, nexthop.gateway),
             Self::DelNexthop(id) => format!("nexthop {id} leads to no node that is known"),
             Self::DelRule => format!("rule {FORMER_RULE} should not be there"),
@@ -312,7 +372,7 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
             break;
         }
         for op in &ops {
-            node.apply(&op.requests(programs.as_ref())?)?;
+            op.take(node, programs.as_ref())?;
         }
         done.repairs.extend(ops.iter().map(Op::finding));
     }
@@ -333,9 +393,8 @@ pub fn recheck(settled: &Settled, cluster: &Cluster, dir: Option<&Path>) -> Resu
 /// Those that the device has, by hook.
 fn of_tunnel(programs: Option<&Programs>) -> BTreeMap<Hook, u32> {
     let all = programs.into_iter().flat_map(Programs::iter);
-    all.filter(|program| Hook::TUNNEL.contains(&program.spec.hook))
-        .map(|program| (program.spec.hook, program.id()))
-        .collect()
+    let is_of_it = |hook: &Hook| Hook::TUNNEL.contains(hook) || Hook::TUNNEL_IPV6.contains(hook);
+    all.filter(|program| is_of_it(&program.spec.hook)).map(|program| (program.spec.hook, program.id())).collect()
 }
 
 /// Tells the programs which nodes there are; returns what was wrong.
@@ -352,7 +411,7 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
     let mut found = Vec::new();
     if !have.is_nothing() {
         for op in removal(&have) {
-            node.apply(&op.requests(None)?)?;
+            op.take(node, None)?;
             found.push(op.finding());
         }
     }

@@ -19,6 +19,7 @@ fn want(members: &[u32]) -> Want {
     let members = members.iter().map(|n| WantedMember { nexthop: hop(*n), weight: 1, local: true }).collect();
     Want {
         addresses: vec![VIP],
+        unserved: Vec::new(),
         previous: Vec::new(),
         source: NODE,
         group: GROUP,
@@ -216,7 +217,10 @@ fn what_other_nodes_send_is_for_the_replicas_here_alone() {
     let local = Group { id: INBOUND, resilience: Resilience { buckets: 1021, ..RESILIENCE }, ..group(&[5]) };
     let action = Action::Nexthop { id: INBOUND, source: NODE };
     let route = TableRoute { table: route::LOCAL, prefix: route::host(VIP), tos: 0x1c, action };
-    assert_eq!(ops[1..], [Op::AddGroup(local), Op::AddInbound(route)]);
+    assert!(
+        matches!(&ops[..], [first, .., last] if *first == Op::AddGroup(local) && *last == Op::AddInbound(route)),
+        "{ops:?}"
+    );
     apply(&mut have, &ops);
     assert_eq!(inbound(&have, with_peer(&[5], 3)), []);
     // The last one here leaves: the VIP is the other node's alone, and what comes from there goes back.
@@ -262,6 +266,54 @@ fn a_vip_of_both_families_has_routes_by_gateways_of_ipv6() {
     assert_eq!(difference_for(have.clone(), wanted.clone(), nexthop.id), []);
     let ops = difference(&have, &Want { members: Vec::new(), ..wanted });
     assert!(ops.contains(&Op::Announce(six, NOBODY_READY)) && ops.contains(&Op::DelRoute(six)), "{ops:?}");
+}
+
+#[test]
+fn an_address_of_a_family_that_isnt_asked_for_has_no_routes() {
+    let six: IpAddr = "2001:db8::7".parse().unwrap();
+    let mut both = Want { addresses: vec![VIP, six], ..want(&[5]) };
+    both.members[0].nexthop.gateway = "fe80::2".parse().unwrap();
+    let mut have = Have { nexthops: [(hop(5).id, HaveNexthop::Missing)].into(), ..Have::default() };
+    let ops = difference(&have, &both);
+    apply(&mut have, &ops);
+    let one = Want { addresses: vec![VIP], unserved: vec![six], ..both.clone() };
+    let ops = difference(&have, &one);
+    assert_eq!(ops, [Op::DelRoute(six), Op::Unannounce(six, 2)]);
+    apply(&mut have, &ops);
+    assert_eq!(difference(&have, &one), []);
+    let ops = difference(&have, &both);
+    assert!(ops.contains(&Op::Announce(six, 2)) && ops.len() == 2, "{ops:?}");
+}
+
+#[test]
+fn while_a_node_doesnt_serve_a_vip_by_ipv6_the_replicas_here_do() {
+    let six: IpAddr = "2001:db8::7".parse().unwrap();
+    let far: IpAddr = "fe80::76:a00:c".parse().unwrap();
+    let dual = |weight, gateway| {
+        let mut want = Want { addresses: vec![VIP, six], inbound: Some(INBOUND), ..with_peer(&[5], weight) };
+        want.members[0].nexthop.gateway = "fe80::2".parse().unwrap();
+        want.members[1].nexthop.gateway = gateway;
+        want
+    };
+    let nexthops = [(hop(5).id, HaveNexthop::Missing), (PEER.id, HaveNexthop::Missing)].into();
+    let mut have = Have { nexthops, ..Have::default() };
+    let route = |group| NexthopRoute { address: six, nexthop: group, source: NODE, cwnd: Some(1) };
+    let ops = difference(&have, &dual(3, far));
+    assert!(ops.contains(&Op::AddRoute(route(GROUP))), "all nodes' replicas: {ops:?}");
+    apply(&mut have, &ops);
+    // Another node takes its place, whose configuration has no IPv6: the route leaves the group before that is its member.
+    let ops = difference(&have, &dual(4, PEER.gateway));
+    let place = |op: &Op| ops.iter().position(|found| found == op).unwrap_or_else(|| panic!("{op:?}: {ops:?}"));
+    let changed = ops.iter().position(|op| matches!(op, Op::ReplaceGroup(group) if group.id == GROUP));
+    assert!(Some(place(&Op::ReplaceRoute(route(INBOUND)))) < changed, "{ops:?}");
+    apply(&mut have, &ops);
+    assert_eq!(difference(&have, &dual(4, PEER.gateway)), []);
+    // The last replica here leaves.
+    let alone = Want { members: dual(4, PEER.gateway).members.split_off(1), ..dual(4, PEER.gateway) };
+    let ops = difference(&have, &alone);
+    assert!(ops.contains(&Op::DelRoute(six)) && ops.contains(&Op::Announce(six, NOBODY_READY)), "{ops:?}");
+    apply(&mut have, &ops);
+    assert_eq!(difference(&have, &alone), []);
 }
 
 prop_compose! {

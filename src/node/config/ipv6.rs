@@ -72,9 +72,7 @@ impl Config {
             Some(cidr6) => ("pool.cidr6", quoted(cidr6)),
             None => ("pin[].address6", beside.pins.values().next().map(quoted).unwrap_or_default()),
         };
-        let expected = if self.membership.is_some() || !self.lease.peers.is_empty() {
-            "no [membership] and no peers beside it: other nodes are not reached by IPv6 yet"
-        } else if self.kubernetes.is_some() {
+        let expected = if self.kubernetes.is_some() {
             "no [kubernetes] beside it: Services have IPv4 addresses alone so far"
         } else if self.announce == Announce::Arp {
             "announce = \"none\" beside it: neighbours are not told of IPv6 addresses yet, routers send them here by a route"

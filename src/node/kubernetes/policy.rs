@@ -146,7 +146,12 @@ fn of(sharer: &Sharer<'_>, room: &mut usize) -> (Vec<PortPolicy>, BTreeSet<Note>
     if ranges.is_none() && service.affinity.is_none() {
         return (Vec::new(), notes);
     }
-    let policy = |port: Port| PortPolicy { port: port.into(), sources: ranges.clone(), affinity: service.affinity };
+    let policy = |port: Port| PortPolicy {
+        port: port.into(),
+        sources: ranges.clone(),
+        sources6: Vec::new(),
+        affinity: service.affinity,
+    };
     (own.into_iter().map(policy).collect(), notes)
 }
 

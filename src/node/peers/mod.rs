@@ -176,6 +176,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         cluster: cluster.map(str::to_owned),
         allow: config.lease.allow.clone(),
         pools,
+        beside: config.lease.beside.clone(),
         desired,
     };
     context.peers.shared().orders = Some(orders);

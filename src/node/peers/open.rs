@@ -89,9 +89,10 @@ pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
         return Ok(BTreeMap::new());
     };
     let mut vips: BTreeMap<u32, BTreeMap<VipKey, Share>> = BTreeMap::new();
-    for (key, (address, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
-        for (number, peer::Known { ready, replicas, udp_sticky, served }) in shares {
-            let share = Share { address, ready, replicas, udp_sticky, served };
+    for (key, (addresses, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
+        for (number, peer::Known { ready, replicas, udp_sticky, served, serves_ipv6 }) in shares {
+            let address6 = addresses.ipv6().filter(|_| serves_ipv6);
+            let share = Share { address: addresses.first(), address6, ready, replicas, udp_sticky, served };
             vips.entry(number).or_default().insert(key.clone(), share);
         }
     }

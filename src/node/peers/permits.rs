@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv6Network};
 
 use crate::lease::allow::Allow;
 use crate::model::node::NodeId;
@@ -11,7 +11,8 @@ use crate::model::{Family, VipKey};
 use crate::net::address;
 use crate::with_causes;
 
-use super::state::State;
+use super::far::Own;
+use super::state::{Setup, State};
 use super::view::Node;
 
 /// What decides that.
@@ -21,22 +22,33 @@ pub struct Permits {
     hosts: BTreeSet<IpAddr>,
     /// By VIP, of those that have replicas here and those that were permitted.
     taken: BTreeMap<IpAddr, VipKey>,
+    /// The addresses of IPv6 that VIPs have by this node's configuration.
+    pinned: BTreeSet<(VipKey, IpAddr)>,
 }
 
 impl Permits {
     /// As it is now.
     pub fn read(state: &State, own: Ipv4Addr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
-        let addresses = address::list(&state.setup.net, Family::V4, None).map_err(|e| with_causes(&e))?;
-        let allow = match (&state.setup.allow, &state.setup.pools[..]) {
+        let mut addresses = Vec::new();
+        for family in Family::ALL {
+            addresses.extend(address::list(&state.setup.net, family, None).map_err(|e| with_causes(&e))?);
+        }
+        let Setup { pools, beside, allow, .. } = &state.setup;
+        let allow = match (allow, &pools[..]) {
             (Some(allow), _) => allow.clone(),
-            (None, []) => of_link(&addresses, own),
-            (None, pools) => Allow::new(pools.iter().copied().map(Into::into).collect()),
+            (None, []) => of_link(&addresses, own, beside.cidr6),
+            (None, pools) => {
+                Allow::new(pools.iter().copied().map(Into::into).chain(beside.cidr6.map(Into::into)).collect())
+            }
         };
         let nodes = others.iter().flat_map(|(id, node)| [id.0, node.word.tunnel]).map(IpAddr::V4);
         let hosts = addresses.iter().map(|at| at.address).chain(nodes).chain(state.pods.values().flatten().copied());
         let local = state.own.iter().filter(|(_, own)| own.share.replicas > 0);
-        let taken = local.map(|(key, own)| (own.share.address, key.clone())).collect();
-        Ok(Self { allow, hosts: hosts.collect(), taken })
+        let of_ipv6 = |own: &Own| own.share.address6.map(IpAddr::V6);
+        let both = |own: &Own| [own.share.address].into_iter().chain(of_ipv6(own)).collect::<Vec<_>>();
+        let taken = local.flat_map(|(key, own)| both(own).into_iter().map(|address| (address, key.clone()))).collect();
+        let pinned = beside.pins.iter().map(|(key, address)| (key.clone(), IpAddr::V6(*address))).collect();
+        Ok(Self { allow, hosts: hosts.collect(), taken, pinned })
     }
 
     /// Why it can't be that VIP's; none: it can, and no other's.
@@ -49,7 +61,7 @@ impl Permits {
         if self.hosts.contains(&address) {
             return Some("that is a node's or a pod's own".to_owned());
         }
-        if !self.allow.permits(address) {
+        if !self.allow.permits(address) && !self.pinned.contains(&(key.clone(), address)) {
             return Some(format!("that is none of: {}", self.allow));
         }
         self.taken.insert(address, key.clone());
@@ -58,12 +70,14 @@ impl Permits {
 }
 
 /// The prefixes of the link by which other nodes are reached: where nothing else is configured, VIPs are leased from there.
-fn of_link(addresses: &[address::Address], own: Ipv4Addr) -> Allow {
+fn of_link(addresses: &[address::Address], own: Ipv4Addr, cidr6: Option<Ipv6Network>) -> Allow {
     let here = addresses.iter().find(|at| at.address == IpAddr::V4(own)).map(|at| at.index);
-    let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && at.prefix < 31);
+    let is_wide = |at: &address::Address| at.prefix < Family::of(at.address).bits() - 1;
+    let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && is_wide(at));
     let network = |at: &address::Address| {
         let network = IpNetwork::new(at.address, at.prefix).ok()?;
         IpNetwork::new(network.network(), at.prefix).ok()
     };
-    Allow::of_link("the nodes' link", of_link.filter_map(network).collect())
+    let networks = of_link.filter_map(network).chain(cidr6.map(Into::into));
+    Allow::of_link("the nodes' link", networks.collect())
 }

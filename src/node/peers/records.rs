@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::dataplane::ids::TUNNEL_DEVICE;
+use crate::dataplane::node::tunnel::Device;
 use crate::membership::peer::{self, Here};
 use crate::model::{Cluster, VipKey};
-use crate::net::{NodeNet, link};
+use crate::net::NodeNet;
 use crate::node::subsystems::SubsystemGuard;
 use crate::registry::{Registry, nodes};
 use crate::with_causes;
@@ -39,7 +39,7 @@ pub struct Records {
     registry: Registry,
     /// What is known to be recorded.
     written: BTreeMap<VipKey, Far>,
-    tunnel: Option<u32>,
+    tunnel: Option<Device>,
     flow_owner: Option<PathBuf>,
     full_at: Instant,
 }
@@ -73,12 +73,12 @@ impl Records {
     fn write(&mut self, want: &Desired, guard: &SubsystemGuard) -> Result<(), String> {
         self.registry.begin().map_err(|e| with_causes(&e))?;
         self.store(want, true)?;
-        let tunnel = link::by_name(&self.net, TUNNEL_DEVICE).map_err(|e| with_causes(&e))?.map(|link| link.index);
+        let tunnel = Device::read(&self.net).map_err(|e| with_causes(&e))?;
         let flow_owner = peer::flow_owner(&self.registry).map_err(|e| with_causes(&e))?;
         if (tunnel, &flow_owner) != (self.tunnel, &self.flow_owner) || Instant::now() >= self.full_at {
             self.full_at = Instant::now() + FULL;
             let recorded = peer::shares(&self.registry).map_err(|e| with_causes(&e))?;
-            let nothing = |(key, (address, _))| (key, Far { address, legs: BTreeMap::new() });
+            let nothing = |(key, (addresses, _))| (key, Far { addresses, legs: BTreeMap::new() });
             self.written = recorded.into_iter().map(nothing).collect();
             (self.tunnel, self.flow_owner) = (tunnel, flow_owner);
         }
@@ -101,11 +101,11 @@ impl Records {
 
     fn write_vip(&mut self, key: &VipKey, far: Option<&Far>, node: IpAddr) -> Result<(), String> {
         // Without the device nothing can lead there; what is to go goes all the same.
-        let here = Here { node, tunnel: self.tunnel.unwrap_or(0), flow_owner: self.flow_owner.clone() };
+        let here = Here { node, tunnel: self.tunnel, flow_owner: self.flow_owner.clone() };
         if far.is_some() && self.tunnel.is_none() {
             return Ok(());
         }
-        let legs = far.map(|far| (far.address, &far.legs));
+        let legs = far.map(|far| (&far.addresses, &far.legs));
         peer::set((&self.net, &self.registry), key, legs, &here).map_err(|e| with_causes(&e))?;
         match far {
             Some(far) => self.written.insert(key.clone(), far.clone()),
@@ -133,7 +133,7 @@ impl Records {
 /// A node that stands alone has no records of others: what a configuration of before has left goes.
 pub fn clear(net: &NodeNet, registry: &Registry) -> Result<(), String> {
     let recorded = peer::shares(registry).map_err(|e| with_causes(&e))?;
-    let here = Here { node: IpAddr::V4(Ipv4Addr::UNSPECIFIED), tunnel: 0, flow_owner: None };
+    let here = Here { node: IpAddr::V4(Ipv4Addr::UNSPECIFIED), tunnel: None, flow_owner: None };
     for key in recorded.keys() {
         peer::set((net, registry), key, None, &here).map_err(|e| with_causes(&e))?;
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use ipnetwork::Ipv4Network;
 
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::model::{Served, VipKey};
 use crate::net::NodeNet;
 use crate::node::Context;
@@ -33,6 +34,8 @@ pub struct Setup {
     pub allow: Option<Allow>,
     /// The networks of the pools; none: addresses come from elsewhere.
     pub pools: Vec<Ipv4Network>,
+    /// Which addresses of IPv6 VIPs have here.
+    pub beside: Beside,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }
@@ -109,6 +112,7 @@ fn own(view: &VipView) -> Result<Option<(Own, BTreeSet<IpAddr>)>, ()> {
     let pods = local.iter().flat_map(|replica| replica.addresses.iter()).collect();
     let replicas = u32::try_from(local.len()).unwrap_or(u32::MAX);
     let udp_sticky = local.iter().any(|replica| replica.udp_sticky);
-    let share = Share { address: record.address(), ready, replicas, udp_sticky, served: served(&local) };
+    let (address, address6) = (record.address(), record.addresses.ipv6());
+    let share = Share { address, address6, ready, replicas, udp_sticky, served: served(&local) };
     Ok(Some((Own { share, serves: !record.withdrawn }, pods)))
 }

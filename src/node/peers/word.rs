@@ -2,7 +2,7 @@
 //! What can't be read is left out, whoever says it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::model::address::is_unicast;
@@ -84,12 +84,14 @@ fn is_short(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What a node says of a VIP: `address ready replicas`, then ` sticky` where UDP flows stay, and ` ports=80/tcp=2` where ready replicas
-/// list what they serve.
+/// What a node says of a VIP: `address ready replicas`, then ` sticky` where UDP flows stay, ` ports=80/tcp=2` where ready replicas
+/// list what they serve, and ` ipv6=fd00:118::1` where it has such an address too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The VIP's address there.
     pub address: IpAddr,
+    /// The one of IPv6 that it has beside.
+    pub address6: Option<Ipv6Addr>,
     /// The weights of its ready replicas together.
     pub ready: u32,
     /// How many replicas it has, ready or not.
@@ -104,6 +106,8 @@ pub struct Share {
 const STICKY: &str = "sticky";
 /// What the word on ports begins with.
 const PORTS: &str = "ports=";
+/// And the one on the other address.
+const IPV6: &str = "ipv6=";
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +115,10 @@ impl fmt::Display for Share {
         if self.udp_sticky {
             write!(f, " {STICKY}")?;
         }
-        self.served.as_ref().map_or(Ok(()), |served| write!(f, " {PORTS}{served}"))
+        if let Some(served) = &self.served {
+            write!(f, " {PORTS}{served}")?;
+        }
+        self.address6.map_or(Ok(()), |address| write!(f, " {IPV6}{address}"))
     }
 }
 
@@ -125,14 +132,15 @@ impl FromStr for Share {
         let address: IpAddr = field()?.parse().map_err(drop)?;
         let mut number = || field()?.parse().map(|number: u32| number.min(MAX_REPLICAS)).map_err(drop);
         let (ready, replicas) = (number()?, number()?);
-        // The data path is IPv4's alone.
         let fine = address.is_ipv4() && is_unicast(address) && replicas > 0;
-        let (mut udp_sticky, mut served) = (false, None);
+        let (mut udp_sticky, mut served, mut address6) = (false, None, None);
         for field in fields {
             udp_sticky |= field == STICKY;
             served = served.or_else(|| field.strip_prefix(PORTS)?.parse().ok());
+            address6 = address6.or_else(|| field.strip_prefix(IPV6)?.parse().ok());
         }
-        if fine { Ok(Self { address, ready, replicas, udp_sticky, served }) } else { Err(()) }
+        let address6 = address6.filter(|address| is_unicast(IpAddr::V6(*address)));
+        if fine { Ok(Self { address, address6, ready, replicas, udp_sticky, served }) } else { Err(()) }
     }
 }
 
@@ -183,6 +191,12 @@ mod tests {
         assert_eq!((sticky.udp_sticky, sticky.to_string().as_str()), (true, "10.118.0.7 2 3 sticky"));
         let ports: Share = "10.118.0.7 3 3 ports=80/tcp=2,443/tcp=1 later".parse().unwrap();
         assert_eq!(ports.to_string(), "10.118.0.7 3 3 ports=80/tcp=2,443/tcp=1");
+        let both: Share = "10.118.0.7 3 3 ports=80/tcp=2 ipv6=fd00:118::7 later".parse().unwrap();
+        assert_eq!(both.to_string(), "10.118.0.7 3 3 ports=80/tcp=2 ipv6=fd00:118::7");
+        for none in ["ipv6=::1", "ipv6=fe80::1", "ipv6=10.118.0.7", "ipv6=", "ipv6=ff02::1"] {
+            let share: Share = format!("10.118.0.7 3 3 {none}").parse().unwrap();
+            assert_eq!(share.to_string(), "10.118.0.7 3 3", "{none}");
+        }
         assert_eq!("10.118.0.7 3 3 ports=80/sctp=2".parse::<Share>().unwrap().served, None, "a later version's");
         for bad in
             ["", "10.118.0.7", "10.118.0.7 1", "10.118.0.7 1 0", "127.0.0.1 1 1", "2001:db8::1 1 1", "10.118.0.7 -1 1"]

@@ -26,7 +26,7 @@ pub struct Vip {
     /// Its replicas that have their pair, by attachment name.
     pub replicas: BTreeMap<String, Replica>,
     /// What the flow owner's maps must have of it.
-    pub want: owner::Want,
+    pub wants: owner::Wants,
 }
 
 impl Vip {
@@ -34,8 +34,13 @@ impl Vip {
     pub fn of(view: &View, cluster: Option<&Cluster>) -> Result<Option<Self>, Arc<registry::Error>> {
         let Some(record) = view.record.as_ref().map_err(Arc::clone)?.clone() else { return Ok(None) };
         let replicas = view.replicas.as_ref().map_err(Arc::clone)?.clone();
-        let want = owner::Want::of(&record, &replicas, cluster);
-        Ok(Some(Self { record, replicas, want }))
+        let wants = owner::Wants::of(&record, &replicas, cluster);
+        Ok(Some(Self { record, replicas, wants }))
+    }
+
+    /// What the maps must have for each of its addresses.
+    pub fn by_address(&self) -> impl Iterator<Item = (IpAddr, &owner::Want)> {
+        self.record.all_addresses().filter_map(|address| Some((address, self.wants.for_address(address)?)))
     }
 }
 
@@ -112,7 +117,7 @@ impl Cache {
         self.by_group.insert(ids::group(vip.record.slot), key.clone());
         self.all_bpf_dirs.extend(vip.record.flow_owner.clone());
         let mut vip = vip;
-        vip.want.attached.retain(|ifindex, _| !self.gone.contains(ifindex));
+        vip.wants.detach(|ifindex| self.gone.contains(&ifindex));
         self.vips.insert(key.clone(), vip);
         changed
     }
@@ -163,6 +168,8 @@ impl Cache {
         if own.left || excluded.is_own {
             return others.next().is_none();
         }
+        // One node for all of the VIP's addresses.
+        let address = vip.map_or(address, |vip| vip.record.address());
         election::answers(address, others.chain([own.id])) == Some(own.id)
     }
 
@@ -173,8 +180,8 @@ impl Cache {
             return false;
         }
         for vip in vips.values_mut() {
-            vip.want = owner::Want::of(&vip.record, &vip.replicas, cluster.as_ref());
-            vip.want.attached.retain(|ifindex, _| !gone.contains(ifindex));
+            vip.wants = owner::Wants::of(&vip.record, &vip.replicas, cluster.as_ref());
+            vip.wants.detach(|ifindex| gone.contains(&ifindex));
         }
         self.cluster = cluster;
         true
@@ -216,7 +223,7 @@ impl Cache {
         self.gone.insert(attached.ifindex);
         for key in &attached.vips {
             if let Some(vip) = self.vips.get_mut(key) {
-                vip.want.attached.remove(&attached.ifindex);
+                vip.wants.detach(|ifindex| ifindex == attached.ifindex);
             }
         }
     }

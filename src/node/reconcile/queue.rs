@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
     use crate::dataplane::node::tunnel::Settled;
-    use crate::dataplane::owner::Want;
+    use crate::dataplane::owner::Wants;
     use crate::model::node::{NodeId, OwnNode};
     use crate::model::{Backend, Cluster, GroupSpec};
     use crate::node::reconcile::cache::Vip;
@@ -172,7 +172,7 @@ mod tests {
         };
         let mut cache = Cache::default();
         let replicas = BTreeMap::from([("c1@eth0".to_owned(), replica)]);
-        cache.update(&key(), Some(Vip { record, replicas, want: Want::default() }));
+        cache.update(&key(), Some(Vip { record, replicas, wants: Wants::default() }));
         cache
     }
 

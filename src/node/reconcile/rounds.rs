@@ -221,12 +221,13 @@ impl Reconciler {
     fn wrong_in_maps(&self, dir: &Path) -> dataplane::Result<Vec<VipKey>> {
         // Another build's maps may have another layout: that build fills them.
         let Some(maps) = Maps::open(dir)? else { return Ok(Vec::new()) };
-        let entries = |(_, vip): (&VipKey, &Vip)| vip.record.all_addresses().count() * (1 + vip.want.attached.len());
+        let entries =
+            |(_, vip): (&VipKey, &Vip)| vip.by_address().map(|(_, want)| 1 + want.attached.len()).sum::<usize>();
         let mut share = Share::new(self.cache.vips_in(dir).map(entries).sum(), ENTRIES, self.turn);
         let mut wrong = Vec::new();
         for (key, vip) in self.cache.vips_in(dir) {
-            for address in vip.record.all_addresses() {
-                if !owner::is_right(&maps, address, &vip.want, || share.has_next())? {
+            for (address, want) in vip.by_address() {
+                if !owner::is_right(&maps, address, want, || share.has_next())? {
                     wrong.push(key.clone());
                 }
             }

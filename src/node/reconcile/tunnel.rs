@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::dataplane::node::tunnel;
+use crate::dataplane::owner;
 use crate::model::Cluster;
 use crate::node::problems::TUNNEL;
 use crate::registry::nodes;
@@ -62,7 +63,7 @@ impl Reconciler {
         match self.compare_tunnel(cluster, dirs.first().map(PathBuf::as_path)) {
             Ok((repairs, whole)) => {
                 if !repairs.is_empty() {
-                    let remote = self.cache.vips().iter().filter(|(_, vip)| vip.want.ring.is_some());
+                    let remote = self.cache.vips().iter().filter(|(_, vip)| vip.wants.iter().any(owner::Want::is_far));
                     self.queue.vips.extend(remote.map(|(key, _)| key.clone()));
                 }
                 let found: &[String] = if self.tunnel.complete { &repairs } else { &[] };

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use viproute::internals::model::Family;
+
 use crate::harness::{Echo, PATIENCE, PORT, deadline, hear, scaled};
 
 use super::scene::Cluster;
@@ -41,10 +43,19 @@ fn segments_in_fragments_reach_the_node_that_has_the_connection() {
 }
 
 #[test]
-fn long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do() {
-    let cluster = Cluster::sticky(1);
-    let _servers = [1, 2, 3].map(|number| Echo::start(&cluster.node(number).pods[0], cluster.vip));
-    let vip = cluster.vip;
+fn long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do_by_ipv4() {
+    long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do(Family::V4);
+}
+
+#[test]
+fn long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do_by_ipv6() {
+    long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do(Family::V6);
+}
+
+fn long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do(family: Family) {
+    let cluster = Cluster::sticky(family, 1);
+    let _servers = [1, 2, 3].map(|number| Echo::start(&cluster.node(number).pods[0], cluster.to));
+    let vip = cluster.to;
     let ask = |socket: &UdpSocket, length: usize| {
         let mut answer = [0; 2048];
         socket.send(&vec![b'x'; length]).expect("send");
@@ -52,7 +63,7 @@ fn long_datagrams_of_a_flow_that_stays_go_where_its_short_ones_do() {
         String::from_utf8_lossy(&answer[..received]).split(' ').next().map(str::to_owned)
     };
     let open = || {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        let socket = UdpSocket::bind((family.unspecified(), 0)).expect("a socket");
         socket.set_read_timeout(Some(scaled(Duration::from_secs(5)))).expect("a time limit");
         socket.connect((vip, PORT)).expect("connect to the VIP");
         let name = ask(&socket, 10);

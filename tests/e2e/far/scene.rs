@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
+use viproute::internals::model::Family;
 
 use super::translated::{joining, served};
 use crate::harness::{
@@ -20,10 +21,13 @@ const SETTINGS: &str = r#"
     announce = "none"
     [pool]
     cidr = "10.118.0.0/24"
+    {CIDR6}
     [[pin]]
     vip = "default/web"
     address = "10.118.0.1"
 "#;
+/// Where VIPs have addresses of both families.
+const CIDR6: &str = "fd00:118::/96";
 
 /// A node with viprouted, its replicas, and a pod that is none.
 pub struct Node {
@@ -98,6 +102,8 @@ pub struct Cluster {
     routed: Netns,
     pub lan: Lan,
     pub vip: Ipv4Addr,
+    /// Which of the VIP's addresses clients ask.
+    pub to: IpAddr,
     /// Nodes that the others take to be away.
     suspects: Vec<u8>,
     /// Nodes that know no other.
@@ -113,44 +119,61 @@ fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, number)
 }
 
+fn address6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into())
+}
+
+/// As viprouted makes it of the node's id.
+fn on_tunnel(number: u8) -> Ipv6Addr {
+    let [a, b, c, d] = address(number).octets();
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x76, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
 impl Cluster {
     /// `replicas` on each of three nodes; packets for the VIP come to node 1.
     pub fn new(replicas: usize) -> Self {
-        Self::of(&Join::annotated("web"), replicas)
+        Self::by(Family::V4, replicas)
+    }
+
+    /// The same of a VIP whose clients ask by that family. With IPv6 it has addresses of both.
+    pub fn by(family: Family, replicas: usize) -> Self {
+        Self::build(family, [1, 2, 3].map(|_| Join::annotated("web")), replicas, Ports::Same)
     }
 
     /// The same of a VIP whose UDP flows stay.
-    pub fn sticky(replicas: usize) -> Self {
+    pub fn sticky(family: Family, replicas: usize) -> Self {
         let join = Join::annotated("web").annotation("viproute.io/ports", "8080/udp,8080/tcp");
-        Self::of(&join.annotation("viproute.io/udp-sticky", "true"), replicas)
+        let join = join.annotation("viproute.io/udp-sticky", "true");
+        Self::build(family, [1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
     }
 
     /// Of pods that have another number in the place of the VIP's port, on each node its own.
     pub fn translated(replicas: usize) -> Self {
-        Self::build([1, 2, 3].map(joining), replicas, Ports::Translated)
+        Self::build(Family::V4, [1, 2, 3].map(joining), replicas, Ports::Translated)
     }
 
     /// Of pods that join in another way on each node, and whose servers have both ports, whatever they serve.
-    pub fn serving(joins: &[Join; 3], replicas: usize) -> Self {
-        Self::build(joins.clone(), replicas, Ports::Both)
+    pub fn serving(family: Family, joins: &[Join; 3], replicas: usize) -> Self {
+        Self::build(family, joins.clone(), replicas, Ports::Both)
     }
 
     /// As the pods join.
     pub fn of(join: &Join, replicas: usize) -> Self {
-        Self::build([1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
+        Self::build(Family::V4, [1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
     }
 
-    fn build(joins: [Join; 3], replicas: usize, ports: Ports) -> Self {
+    fn build(family: Family, joins: [Join; 3], replicas: usize, ports: Ports) -> Self {
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let routed = lan.routed_client();
-        let of = |number: u8| node(&lan, number, (&joins[usize::from(number) - 1], ports), replicas);
+        let of = |number: u8| node((&lan, number), family, (&joins[usize::from(number) - 1], ports), replicas);
         let nodes: Vec<Node> = (1..=3).map(of).collect();
         let vip = nodes[0].pods[0].vip();
         let is_sticky = joins[0].annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
         let (suspects, alone) = (Vec::new(), Vec::new());
-        let mut cluster = Self { nodes, client, routed, lan, vip, suspects, alone, joins, ports, is_sticky };
+        let to = vip.into();
+        let mut cluster = Self { nodes, client, routed, lan, vip, to, suspects, alone, joins, ports, is_sticky };
         for number in 1..=3 {
             for other in (1..=3).filter(|other| *other != number) {
                 cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
@@ -159,8 +182,34 @@ impl Cluster {
             assert_eq!(cluster.node(number).pods[0].vip(), vip, "one VIP on all nodes");
         }
         cluster.lan.ns.ip("route add 10.118.0.0/16 via 192.0.2.1");
+        if family == Family::V6 {
+            cluster.has_ipv6();
+        }
         cluster.tell_all();
         cluster
+    }
+
+    /// Clients ask by it.
+    fn has_ipv6(&mut self) {
+        self.lan.add_ipv6(&self.client, 50);
+        self.lan.ns.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+        self.lan.ns.ip("addr add 2001:db8:c::1/64 dev clients nodad");
+        self.routed.ip("addr add 2001:db8:c::2/64 dev eth0 nodad");
+        self.routed.ip("route add default via 2001:db8:c::1");
+        for number in 1..=3 {
+            for other in (1..=3).filter(|other| *other != number) {
+                self.node(number).ns().ip(&format!("route add fd00:1:{other}::/64 via {}", address6(other)));
+            }
+            self.lan.ns.ip(&format!("route add fd00:1:{number}::/64 via {}", address6(number)));
+        }
+        let vips: Vec<_> = (1..=3).flat_map(|number| self.node(number).pods[0].vips6()).collect();
+        assert!(vips.len() == 3 && vips.iter().all(|vip| *vip == vips[0]), "one address on all nodes: {vips:?}");
+        self.to = vips[0].into();
+        self.leads_to(1);
+    }
+
+    fn family(&self) -> Family {
+        Family::of(self.to)
     }
 
     pub fn node(&self, number: u8) -> &Node {
@@ -184,7 +233,7 @@ impl Cluster {
 
     /// Live connections from the client, from a pod of node 2, and from node 1 itself.
     pub fn flows(&self, count: usize) -> Vec<Flows> {
-        ["the client", "a pod on 2", "node 1"].map(|from| Flows::open(from, self.ns(from), self.vip, count)).into()
+        ["the client", "a pod on 2", "node 1"].map(|from| Flows::open(from, self.ns(from), self.to, count)).into()
     }
 
     /// All of them answer, each by the replica that it began with, twice.
@@ -226,12 +275,12 @@ impl Cluster {
 
     /// The same in another way.
     pub fn joins_as(&mut self, number: u8, join: &Join) {
-        let ports = self.ports;
+        let (ports, family) = (self.ports, self.family());
         let node = self.node_mut(number);
         let place = node.pods.len();
         let mut pod = node.host.pod();
         pod.name = format!("n{number}-{}", pod.name);
-        node.servers.extend(ports.on(&pod, number));
+        node.servers.extend(ports.on(&pod, number, family));
         node.host.add(&pod, join).ok();
         node.pods.push(pod);
         node.joins.push(join.clone());
@@ -301,6 +350,9 @@ impl Cluster {
     pub fn leads_to(&self, number: u8) {
         for ns in [&self.client, &self.lan.ns] {
             ns.ip(&format!("route replace 10.118.0.0/16 via {}", address(number)));
+            if self.family() == Family::V6 {
+                ns.ip(&format!("route replace {CIDR6} via {}", address6(number)));
+            }
         }
     }
 
@@ -402,6 +454,7 @@ impl Cluster {
                     ready,
                     sticky: self.is_sticky,
                     served: self.node(other).served(),
+                    via6: (self.family() == Family::V6).then(|| on_tunnel(other)),
                 }
                 .write(on);
             }
@@ -443,23 +496,32 @@ enum Ports {
 }
 
 impl Ports {
-    fn on(self, pod: &Pod, number: u8) -> Vec<Crowd> {
-        match self {
-            Self::Same => vec![Crowd::on(pod, PORT)],
-            Self::Translated => vec![Crowd::on(pod, served(number))],
-            Self::Both => [PORT, 9090].map(|port| Crowd::on(pod, port)).into(),
-        }
+    fn on(self, pod: &Pod, number: u8, family: Family) -> Vec<Crowd> {
+        let ports = match self {
+            Self::Same => vec![PORT],
+            Self::Translated => vec![served(number)],
+            Self::Both => vec![PORT, 9090],
+        };
+        let server = match family {
+            Family::V4 => Crowd::on,
+            Family::V6 => Crowd::of_both,
+        };
+        ports.into_iter().map(|port| server(pod, port)).collect()
     }
 }
 
-fn node(lan: &Lan, number: u8, (join, ports): (&Join, Ports), replicas: usize) -> Node {
+fn node((lan, number): (&Lan, u8), family: Family, (join, ports): (&Join, Ports), replicas: usize) -> Node {
     let node = crate::harness::Node::without_allocator(lan, number);
-    let sidecar = Sidecar::start(&node, SETTINGS);
+    let (node, cidr6) = match family {
+        Family::V4 => (node, String::new()),
+        Family::V6 => (node.with_ipv6(lan), format!("cidr6 = \"{CIDR6}\"")),
+    };
+    let sidecar = Sidecar::start(&node, &SETTINGS.replace("{CIDR6}", &cidr6));
     let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
     for pod in &mut pods {
         pod.name = format!("n{number}-{}", pod.name);
     }
-    let servers = pods.iter().flat_map(|pod| ports.on(pod, number)).collect();
+    let servers = pods.iter().flat_map(|pod| ports.on(pod, number, family)).collect();
     for pod in &pods {
         node.add(pod, join).ok();
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
+use viproute::internals::model::Family;
+
 use crate::harness::{Datagrams, Echo, Kind, by_kind};
 
 use super::scene::Cluster;
@@ -14,9 +16,18 @@ const FLOWS: usize = 100;
 const A_WHILE: Duration = Duration::from_millis(1500);
 
 #[test]
-fn udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come() {
-    let mut cluster = Cluster::sticky(1);
-    let vip = cluster.vip;
+fn udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come_by_ipv4() {
+    udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come(Family::V4);
+}
+
+#[test]
+fn udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come_by_ipv6() {
+    udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come(Family::V6);
+}
+
+fn udp_flows_stay_while_the_vip_moves_and_nodes_and_replicas_come(family: Family) {
+    let mut cluster = Cluster::sticky(family, 1);
+    let vip = cluster.to;
     let mut servers: Vec<_> = [1, 2, 3].map(|number| Echo::start(&cluster.node(number).pods[0], vip)).into();
     cluster.stands_alone(3);
     let every = Duration::from_millis(500);

@@ -43,6 +43,7 @@ impl Echo {
         let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd: OwnedFd = pod.ns.run(|| {
             let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+            // Of IPv6 sockets too (ip(7), IPV6_FREEBIND is the same).
             setsockopt(&fd, sockopt::IpFreebind, &true).expect("IP_FREEBIND");
             setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).expect("SO_RCVBUFFORCE");
             bind(fd.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind to the VIP");

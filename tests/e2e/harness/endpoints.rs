@@ -1,7 +1,7 @@
 //! Endpoints of the VIP web that a test records by itself: other nodes' replicas, and states.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::json;
 
@@ -56,14 +56,17 @@ pub struct FarReplicas<'a> {
     pub sticky: bool,
     /// How many of them serve which port, `8080/tcp=2`; none: all of them every port.
     pub served: Option<String>,
+    /// It serves the VIP's address of IPv6 too, and is reached for that by this one on the tunnel's device.
+    pub via6: Option<Ipv6Addr>,
 }
 
 impl FarReplicas<'_> {
     /// Records them on a node, as viprouted does.
     pub fn write(self, on: &Node) {
-        let Self { number, node, via, device, ifindex, ready, sticky, served } = self;
+        let Self { number, node, via, device, ifindex, ready, sticky, served, via6 } = self;
+        let addresses: Vec<IpAddr> = [node.into()].into_iter().chain(via6.map(IpAddr::V6)).collect();
         let mut record = json!({
-            "schema": 2, "network": "", "addresses": [node], "node": node, "gateway": null,
+            "schema": 2, "network": "", "addresses": addresses, "node": node, "gateway": null,
             "backend": { "remote": { "number": number, "address": via } }, "source": "peer",
             "device": device, "ifindex": ifindex, "nexthop": FAR_NEXTHOPS | number,
             "state": if ready > 0 { "ready" } else { "draining" }, "weight": ready.max(1),

@@ -58,7 +58,7 @@ pub use page::{blocks, script};
 pub use pod::Pod;
 pub use routing::{Bird, Frr};
 pub use serve::Server;
-pub use service::{Service, status};
+pub use service::{Service, hashes_own_ports, status};
 
 /// The programs under test.
 pub const VIPROUTE: &str = env!("CARGO_BIN_EXE_viproute");

@@ -91,10 +91,9 @@ impl Service {
         self.callers().into_iter().filter(|(_, ns)| has_way(ns)).collect()
     }
 
-    /// Those of them whose connections are spread. What a node sends itself by IPv6 has no source port in its hash before Linux 6.16
-    /// (65e9024643c7).
+    /// Those of them whose connections are spread.
     pub fn sharers_of(&self, address: IpAddr) -> Vec<(&'static str, &Netns)> {
-        let is_spread = |from: &str| address.is_ipv4() || from != "the node" || kernel() >= (6, 16);
+        let is_spread = |from: &str| address.is_ipv4() || from != "the node" || hashes_own_ports();
         self.callers_of(address).into_iter().filter(|(from, _)| is_spread(from)).collect()
     }
 
@@ -221,10 +220,11 @@ fn joining(join: &Join, pod: &Pod, is_translated: bool) -> Join {
     join.clone().annotation("viproute.io/ports", &format!("{PORT}:{target}/tcp,{PORT}:{target}/udp"))
 }
 
-fn kernel() -> (u32, u32) {
+/// What a node sends itself by IPv6 has its source port in its hash: since Linux 6.16 (65e9024643c7).
+pub fn hashes_own_ports() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
 }
 
 /// What `viproutectl status` says of one VIP of a node.

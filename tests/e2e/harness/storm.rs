@@ -48,7 +48,7 @@ impl Seen {
 
 impl Storm {
     pub fn start(ns: &Netns, vip: impl Into<IpAddr>, rate: u32) -> Self {
-        Self::on(ns, (vip.into(), PORT), rate)
+        Self::on(ns, (vip, PORT), rate)
     }
 
     pub fn on(ns: &Netns, to: (impl Into<IpAddr>, u16), rate: u32) -> Self {

@@ -11,6 +11,10 @@ use serde_json::json;
 
 use crate::harness::{Families, Join, Lan, Node, Service, connect, share};
 
+/// viprouted's settings for the VIP of [`Service::dual`].
+const BOTH: &str =
+    "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
+
 fn web() -> Join {
     Join::annotated("web")
 }

@@ -152,6 +152,7 @@ fn a_vip_with_replicas_on_many_nodes() {
             ready,
             sticky: false,
             served: None,
+            via6: None,
         }
         .write(&node);
     };

@@ -33,6 +33,7 @@ fn right() -> Have {
         nexthops: [nexthop(1, 2), nexthop(2, 3)].map(|nexthop| (nexthop.id, nexthop)).into(),
         former: Former::default(),
         programs: want().programs,
+        wrong: Vec::new(),
     }
 }
 
@@ -47,7 +48,7 @@ fn the_device_is_made_first_and_comes_up_behind_its_programs() {
     let mut made = Have { link: right().link, ..Have::default() };
     made.link.as_mut().unwrap().up = false;
     let nodes = |ops: &mut Vec<Op>| {
-        ops.extend([Op::SetNeighbour(9, id(2)), Op::SetNeighbour(9, id(3))]);
+        ops.extend([Op::SetNeighbour(9, id(2).0.into(), id(2)), Op::SetNeighbour(9, id(3).0.into(), id(3))]);
         ops.extend([Op::AddNexthop(nexthop(1, 2)), Op::AddNexthop(nexthop(2, 3))]);
     };
     let waits = Want { programs: BTreeMap::new(), ..want() };
@@ -67,7 +68,10 @@ fn what_is_missing_or_wrong_is_put_right() {
         change(&mut have);
         difference(&have, &want())
     };
-    assert_eq!(without(|have| assert!(have.neighbours.pop_first().is_some())), [Op::SetNeighbour(9, id(2))]);
+    assert_eq!(
+        without(|have| assert!(have.neighbours.pop_first().is_some())),
+        [Op::SetNeighbour(9, id(2).0.into(), id(2))]
+    );
     assert_eq!(without(|have| assert!(have.nexthops.pop_first().is_some())), [Op::AddNexthop(nexthop(1, 2))]);
     let orphan = |have: &mut Have| assert_eq!(have.nexthops.insert(0x7800_0007, nexthop(7, 7)), None);
     assert_eq!(without(orphan), [Op::DelNexthop(0x7800_0007)]);
@@ -134,4 +138,27 @@ fn segments_leave_room_for_the_tunnels_headers() {
     assert_eq!(advmss(1500, 1400), None);
     assert_eq!(advmss(1500, 1451), Some(1410));
     assert_eq!(advmss(60, 1500), None);
+}
+
+#[test]
+fn a_device_that_has_ipv6_knows_each_node_by_a_second_address() {
+    let mut have = right();
+    have.link.as_mut().unwrap().ipv6 = true;
+    let [second, third] = [2, 3].map(|last| IpAddr::V6(ids::peer_link_local(id(last))));
+    let both = [Op::SetNeighbour(9, second, id(2)), Op::SetNeighbour(9, third, id(3))];
+    assert_eq!(difference(&have, &want()), both);
+    have.neighbours.extend([(second, id(2).mac()), (third, id(3).mac())]);
+    // One that VIPs of both families take may have it as its gateway.
+    have.nexthops.insert(0x7800_0001, Nexthop { gateway: second, ..nexthop(1, 2) });
+    assert_eq!(difference(&have, &want()), []);
+    let wrong = vec![("net.ipv6.conf.viptun0.accept_ra".to_owned(), 0)];
+    assert_eq!(difference(&Have { wrong: wrong.clone(), ..have.clone() }, &want()), [Op::Settle(wrong)]);
+    // It takes none any more.
+    have.link.as_mut().unwrap().mtu = 1270;
+    let narrow = Want { mtu: 1270, ..want() };
+    assert_eq!(difference(&have, &narrow), [Op::DelNexthop(0x7800_0001), Op::AddNexthop(nexthop(1, 2))]);
+    let programs = [want().programs, [(Hook::TunnelIngressIpv6, 33), (Hook::TunnelEgressIpv6, 34)].into()];
+    let six = Want { programs: programs.into_iter().flatten().collect(), ..want() };
+    let attached = [Op::Attach(9, Hook::TunnelIngressIpv6), Op::Attach(9, Hook::TunnelEgressIpv6)];
+    assert_eq!(difference(&right(), &six), attached);
 }
