@@ -10,6 +10,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dataplane::node::{proxy, uplink};
+use crate::model::Family;
 use crate::model::address::ipv4;
 use crate::net::arp::Sender;
 use crate::net::link::Link;
@@ -75,6 +76,8 @@ pub struct NodeObjects {
     problems: Problems,
     services: Services,
     pub notrack: Notrack,
+    /// The same of IPv6.
+    pub notrack6: Notrack,
     /// The link was up and had a carrier when it was last read.
     carried: bool,
     /// The entries as they were applied last.
@@ -93,7 +96,8 @@ impl NodeObjects {
             settings,
             problems: context.problems.clone(),
             services: context.services.clone(),
-            notrack: Notrack::new(context),
+            notrack: Notrack::new(context, Family::V4),
+            notrack6: Notrack::new(context, Family::V6),
             applied: proxy::Want::default(),
             announcements: Announcements::default(),
             sender: None,

@@ -3,6 +3,7 @@
 mod guard;
 mod headers;
 mod heal;
+mod notrack;
 mod pool;
 
 use std::net::{IpAddr, Ipv6Addr};
