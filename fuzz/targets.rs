@@ -74,6 +74,11 @@ pub fn dhcp_packet(data: &[u8]) {
     viproute::internals::dhcp::read_anything(data);
 }
 
+/// What hosts of a link say of addresses: a frame of ARP or of neighbour discovery.
+pub fn link_frame(data: &[u8]) {
+    viproute::internals::net::acd::read_anything(data);
+}
+
 /// A file of the registry, or a lease file.
 pub fn registry_file(data: &[u8]) {
     let path = Path::new("/fuzz");

@@ -76,6 +76,9 @@ pub mod internals {
     }
     pub mod net {
         pub use crate::net::{Netns, NodeNet, PROTOCOL};
+        pub mod acd {
+            pub use crate::net::acd::read_anything;
+        }
         pub mod socket {
             pub use crate::net::socket::read_anything;
         }

@@ -256,7 +256,13 @@ mod tests {
         let grant = acquire_all(&place.0, std::slice::from_ref(&request), Duration::from_secs(5)).remove(0).unwrap();
         assert_eq!(
             grant,
-            Grant { address: [10, 118, 0, 7].into(), others: Vec::new(), expires: Some(1_790_000_000), registry: None }
+            Grant {
+                address: [10, 118, 0, 7].into(),
+                others: Vec::new(),
+                expires: Some(1_790_000_000),
+                registry: None,
+                policy: None
+            }
         );
         assert_eq!(
             server.join().unwrap(),

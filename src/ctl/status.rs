@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::api::client;
-use crate::api::protocol::{Express, LeaseState, ServiceEntry, VipStatus};
+use crate::api::protocol::{Express, Kubernetes, LeaseState, ServiceEntry, VipStatus};
 use crate::ctl::ANSWER;
 use crate::dataplane::{self, ids};
 use crate::ebpf::{self, Counts, ExpressCounts, LinkDrops};
@@ -135,6 +135,9 @@ pub struct Replica {
     pub state: State,
     /// The check that decides on that, if it has one.
     pub health: Option<String>,
+    /// The `NetworkPolicy` because of which it gets no new ones, `<namespace>/<name>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// What made it one: `annotation`, `conflist`, `person`, …
     pub source: Source,
     /// What it serves, as `viproute.io/ports` has it; empty: everything.
@@ -168,7 +171,10 @@ pub const COLUMNS: [(&str, &str); 11] = [
          address.",
     ),
     ("POD ADDRESS", "The pod's own address."),
-    ("REPLICA STATE", "Whether it gets connections; in parentheses the health check it waits for."),
+    (
+        "REPLICA STATE",
+        "Whether it gets connections; in parentheses the health check it waits for, or the NetworkPolicy because of which it gets none.",
+    ),
     ("WEIGHT", "Its share as configured, 1 to 255."),
     ("BUCKETS", "Its share of the VIP's flows on this node, as the kernel has it now."),
     ("IN", "Packets to the pod by its VIPs' interface; - for another node."),
@@ -258,7 +264,8 @@ pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Res
     let mut report = Report { vips: Vec::new(), express: None, services: Vec::new(), problems: Vec::new() };
     let mut leases = read_leases(allocator, &mut report);
     // One that is older than this, or doesn't answer, says nothing of them.
-    report.services = client::kubernetes(allocator, false, ANSWER).map(|found| found.services).unwrap_or_default();
+    let Kubernetes { services, kept_out, .. } = client::kubernetes(allocator, false, ANSWER).unwrap_or_default();
+    report.services = services;
     if let Some(only) = only.map(ToString::to_string) {
         leases.retain(|vip, _| *vip == only);
         report.services.retain(|service| service.service == only);
@@ -268,6 +275,9 @@ pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Res
         let mut vip = read_vip(&net, registry, &key, &mut report.problems, &mut ways)?;
         if let Some(vip) = &mut vip {
             vip.lease = leases.remove(&vip.vip).map(Lease::from);
+            for replica in vip.replicas.iter_mut().filter(|replica| replica.state != State::Ready) {
+                replica.policy = kept_out.get(&replica.pod).cloned();
+            }
         }
         report.vips.extend(vip);
     }
@@ -406,6 +416,7 @@ fn read_replica(
         device: endpoint.device.clone(),
         state: endpoint.state,
         health: endpoint.health.as_ref().map(ToString::to_string),
+        policy: None,
         source: endpoint.source.clone(),
         ports: endpoint.ports.iter().map(ToString::to_string).collect(),
         weight: endpoint.weight,

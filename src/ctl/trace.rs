@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddrV4};
+use std::path::Path;
 
 use serde::Serialize;
 
-use crate::ebpf::{self, Asked, FlowPlace, Maps};
+use crate::dataplane::owner;
+use crate::ebpf::{self, Asked, ByPort, FlowPlace, Maps, Server};
 use crate::model::node::NodeId;
 use crate::model::port;
 use crate::model::{Backend, Family, Port, Transport, VipKey};
@@ -65,8 +67,13 @@ pub enum Reason {
     Connection,
     /// Its UDP flows stay, and this one began there.
     Sticky,
+    /// There is no connection, and the client's flows go there (`sessionAffinity`).
+    Affinity,
     /// There is no connection; the VIP's route leads there.
     Route,
+    /// There is no connection; the VIP's route leads to another node, and what comes here is for the replicas here (`externalTrafficPolicy: Local`,
+    /// `trafficDistribution: PreferSameNode`).
+    Local,
     /// There is no connection; the VIP's route leads to one that doesn't serve the port, and of those that do the lot is this one's.
     Lot,
     /// No replica here has the connection, and it was found on another node before.
@@ -138,7 +145,7 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     let endpoints = registry.endpoints(&vip)?.into_iter().filter_map(|(name, endpoint)| Some((name, endpoint.ok()?)));
     let replicas: Vec<Named> = endpoints.collect();
     let known = match flow.transport {
-        Transport::Tcp => match owner(&replicas, flow)? {
+        Transport::Tcp => match having(&replicas, flow)? {
             Some(replica) => Some((replica, Reason::Connection)),
             None => found_far(registry, &vip, &replicas, flow)?.map(|replica| (replica, Reason::Found)),
         },
@@ -146,7 +153,7 @@ pub fn find(registry: &Registry, flow: Flow) -> Result<Place, Error> {
     };
     let (replica, because) = match known {
         Some(known) => known,
-        None => drawn(registry, &vip, &replicas, flow, chosen(&net, &vip, &replicas, flow)?)?,
+        None => begins(&net, registry, (&vip, &replicas), flow)?,
     };
     let (name, endpoint) = replica;
     let is_local = endpoint.backend.is_local();
@@ -182,7 +189,7 @@ fn node_name(registry: &Registry, id: IpAddr) -> String {
 type Named = (String, Endpoint);
 
 /// The replica with the connection: also one that gets no new ones.
-fn owner(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
+fn having(replicas: &[Named], flow: Flow) -> Result<Option<&Named>, Error> {
     for replica in replicas {
         let Some(port) = at_pod(&replica.1, flow) else { continue };
         let Some(netns) = Netns::open_if_alive(&replica.1.netns)? else { continue };
@@ -230,6 +237,75 @@ fn of_node(replicas: &[Named], id: NodeId) -> Option<&Named> {
     replicas.iter().find(|(_, endpoint)| !endpoint.backend.is_local() && endpoint.node == IpAddr::V4(id.0))
 }
 
+/// Where what begins the flow goes.
+fn begins<'a>(
+    net: &NodeNet,
+    registry: &Registry,
+    (vip, replicas): (&VipKey, &'a [Named]),
+    flow: Flow,
+) -> Result<(&'a Named, Reason), Error> {
+    let dir = registry.vip_record(vip)?.and_then(|record| record.flow_owner);
+    if let Some(dir) = &dir
+        && let Some(replica) = of_client(dir, replicas, flow)?
+    {
+        return Ok((replica, Reason::Affinity));
+    }
+    let chosen = chosen(net, vip, replicas, flow)?;
+    let Some(maps) = dir.as_deref().map(Maps::open).transpose()?.flatten() else { return Ok((chosen, Reason::Route)) };
+    let here = match &dir {
+        Some(dir) => kept_here(net, (&maps, dir), replicas, flow)?,
+        None => None,
+    };
+    let (chosen, reason) = match here {
+        Some(here) if !chosen.1.backend.is_local() => (here, Reason::Local),
+        _ => (chosen, Reason::Route),
+    };
+    Ok(drawn((&maps, vip), replicas, flow, (chosen, here.is_some()))?
+        .map_or((chosen, reason), |drawn| (drawn, Reason::Lot)))
+}
+
+/// The replica, or the other node, where the client's flows to this port go.
+fn of_client<'a>(dir: &Path, replicas: &'a [Named], flow: Flow) -> Result<Option<&'a Named>, Error> {
+    let number = u32::from(flow.transport.protocol()) << 16 | u32::from(flow.vip.port());
+    let place = ebpf::client(dir, (*flow.client.ip(), *flow.vip.ip()), number, owner::now())?;
+    Ok(match place {
+        None => None,
+        Some(FlowPlace::Node(id)) => of_node(replicas, id),
+        Some(FlowPlace::Replica(link)) => {
+            let is_it = |endpoint: &Endpoint| endpoint.backend.is_local() && endpoint.ifindex == Some(link);
+            let takes_new = |endpoint: &Endpoint| endpoint.state != State::Draining && at_pod(endpoint, flow).is_some();
+            replicas.iter().find(|(_, endpoint)| is_it(endpoint) && takes_new(endpoint))
+        }
+    })
+}
+
+/// The replica here that gets the flow where another node's wouldn't; `None`: another node's would do, or none here is ready.
+fn kept_here<'a>(
+    net: &NodeNet,
+    (maps, dir): (&Maps, &Path),
+    replicas: &'a [Named],
+    flow: Flow,
+) -> Result<Option<&'a Named>, Error> {
+    let Some(known) = maps.known(*flow.vip.ip())? else { return Ok(None) };
+    let is_from_outside = match input(net, IpAddr::V4(*flow.client.ip()))? {
+        Some(device) => ebpf::uplinks(dir)?.contains(&device),
+        None => false,
+    };
+    if !(known.are_all_kept_here || known.is_kept_here && is_from_outside) {
+        return Ok(None);
+    }
+    let members = &known.members;
+    let begin = asked(flow).begins_at(members.len());
+    let mut around = members.iter().cycle().skip(begin).take(members.len());
+    let member = around.find(|member| !member.is_draining());
+    let is_it = |endpoint: &Endpoint| member.is_some_and(|member| endpoint.ifindex == Some(member.ifindex));
+    Ok(replicas.iter().find(|(_, endpoint)| endpoint.backend.is_local() && is_it(endpoint)))
+}
+
+fn asked(flow: Flow) -> Asked {
+    Asked { client: flow.client, port: flow.vip.port(), protocol: flow.transport.protocol() }
+}
+
 /// The replica that the flow's first packet would be sent to.
 ///
 /// For a flow of the node's own there is no asking where there is a choice: the kernel looks up the route of a local
@@ -260,35 +336,38 @@ fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) ->
     Err(Error::Elsewhere { vip, address, device })
 }
 
-/// Where what begins the flow goes on to from the replica, or node, that the group has chosen: one that serves its port.
+/// Where what begins the flow goes on to from the replica, or node, that it has come to: one that serves its port; `is_kept`: one here, if there
+/// is one. `None`: it stays.
 fn drawn<'a>(
-    registry: &Registry,
-    vip: &VipKey,
+    (maps, vip): (&Maps, &VipKey),
     replicas: &'a [Named],
     flow: Flow,
-    chosen: &'a Named,
-) -> Result<(&'a Named, Reason), Error> {
-    let maps =
-        registry.vip_record(vip)?.and_then(|record| record.flow_owner).map(|dir| Maps::open(&dir)).transpose()?;
-    let by_port = maps.flatten().map(|maps| maps.servers(*flow.vip.ip())).transpose()?.unwrap_or_default();
+    (chosen, is_kept): (&'a Named, bool),
+) -> Result<Option<&'a Named>, Error> {
+    let by_port = maps.servers(*flow.vip.ip())?;
     let port = Port { number: flow.vip.port(), transport: flow.transport };
     let mut listed = chosen.1.known_ports().map(|map| map.port).peekable();
     let serves = chosen.1.backend.is_local() && (listed.peek().is_none() || listed.any(|own| own == port));
     if by_port.is_empty() || serves {
-        return Ok((chosen, Reason::Route));
+        return Ok(None);
     }
     let via = match (chosen.1.backend, chosen.1.node) {
         (Backend::Remote(_), IpAddr::V4(id)) => Some(NodeId(id)),
         _ => None,
     };
-    let asked = Asked { client: flow.client, port: port.number, protocol: port.transport.protocol() };
     let no_server = || Error::NoServer { vip: vip.clone(), port };
-    let appointed = ebpf::appointed(&by_port, &asked, via).ok_or_else(no_server)?;
+    let here = is_kept.then(|| ebpf::appointed(&only_here(&by_port), &asked(flow), via)).flatten();
+    let appointed = here.or_else(|| ebpf::appointed(&by_port, &asked(flow), via)).ok_or_else(no_server)?;
     let replica = match appointed.ifindex {
         0 => of_node(replicas, NodeId(appointed.node.into())),
         link => replicas.iter().find(|(_, endpoint)| endpoint.backend.is_local() && endpoint.ifindex == Some(link)),
     };
-    Ok((replica.ok_or_else(no_server)?, Reason::Lot))
+    replica.map(Some).ok_or_else(no_server)
+}
+
+fn only_here(by_port: &ByPort) -> ByPort {
+    let here = |servers: &Vec<Server>| servers.iter().filter(|server| server.ifindex != 0).copied().collect();
+    by_port.iter().map(|(number, servers)| (*number, here(servers))).collect()
 }
 
 /// The device a client's packets come in by: the one its answers leave by. `None`: the client is the node itself.
@@ -309,6 +388,8 @@ impl fmt::Display for Place {
             Reason::Connection => "which has the connection",
             Reason::Sticky => "where the flow began and stays",
             Reason::Found => "where the connection was found before",
+            Reason::Affinity => "where this client's flows go",
+            Reason::Local => "which is here, where it is kept",
             Reason::Route | Reason::Node => "where the route leads",
             Reason::Lot => "by lot among those that serve the port",
         })?;

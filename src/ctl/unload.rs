@@ -1,7 +1,8 @@
-//! Takes the express path's programs off all devices, and the tunnel to other nodes away, where no viprouted is left that would.
+//! Takes the express path's programs off all devices, and the tunnel to other nodes and the pools' discard routes away, where no viprouted is left
+//! that would.
 
 use crate::dataplane::node::pod_links::About;
-use crate::dataplane::node::{tunnel, uplinks};
+use crate::dataplane::node::{discard, tunnel, uplinks};
 use crate::dataplane::{self, ids};
 use crate::net::{NodeNet, link};
 
@@ -19,5 +20,6 @@ pub fn unload() -> dataplane::Result<Vec<String>> {
     // The programs' maps go with their pins.
     let had_tunnel = !tunnel::remove(&node, [])?.is_empty();
     removed.extend(had_tunnel.then(|| format!("the tunnel {}", ids::TUNNEL_DEVICE)));
+    removed.extend(discard::remove(&node)?);
     Ok(removed)
 }

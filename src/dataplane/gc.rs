@@ -15,7 +15,7 @@ use crate::net::{self, NodeNet, PROTOCOL, Request, link};
 use crate::registry::{Registry, nodes};
 
 use super::ids::{self, INWARD_TOS, VethNames};
-use super::node::tunnel;
+use super::node::{discard, tunnel};
 use super::owner::{self, Op};
 use super::{Error, Result, member_id};
 
@@ -75,7 +75,8 @@ impl Seen {
         }
         let filter = Filter { table: Some(route::LOCAL), protocol: Some(PROTOCOL), ..Filter::default() };
         routes.extend(route::list(node, filter)?.into_iter().filter(|route| route.tos == INWARD_TOS));
-        routes.retain(|route| route::is_host(route.prefix));
+        // Discard routes are of the configuration, which no record tells of.
+        routes.retain(|route| route::is_host(route.prefix) && !discard::is_one(route));
         let mut nexthops = nexthop::list(node)?;
         nexthops.retain(|n| ids::is_ours(n.id()));
         let mut links = link::list(node)?;
@@ -150,7 +151,7 @@ impl Seen {
         let mut requests: Vec<Request> = Vec::new();
         requests.extend(self.routes.iter().filter_map(|route| match route.kind {
             _ if route.table == route::LOCAL => route.of_ours().map(route::del),
-            Kind::Unreachable => Some(route::del_unreachable(route.prefix.ip(), route.metric)),
+            Kind::Unreachable => Some(route::del_unreachable(route.prefix, route.metric)),
             _ => Some(route::del_nexthop(route.prefix.ip())),
         }));
         self.nexthops.sort_by_key(|object| matches!(object, Object::Single(_)));

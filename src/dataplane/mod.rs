@@ -9,6 +9,7 @@ pub mod attachment;
 pub mod gc;
 pub mod ids;
 pub mod joined;
+mod near;
 pub mod node;
 pub mod owner;
 pub mod plan;

@@ -10,7 +10,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::ebpf::{
     self, ANY_EGRESS, Attached, ByPort, Counts, DRAINING, GUARDED, Known, LinkDrops, Maps, Member, OVER_MEMBER_LIMIT,
-    POLICED, PORTS, PinDir, Policies, PortPolicy, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server, TRANSLATES,
+    POLICED, PORTS, PinDir, Policies, PolicyChange, PortPolicy, Programs, Ring, SHARES_NUMBERS, STICKY_UDP, Server,
+    TRANSLATES,
 };
 use crate::model::address::ipv4;
 use crate::model::{Backend, Cluster, Family, Port, Recorded, VipPolicy};
@@ -238,8 +239,8 @@ pub enum Op {
     Detach(u32),
     /// Who serves a port; nobody: it isn't told apart any more.
     Serve(u32, Vec<Server>),
-    /// What Services ask of a port; `None`: nothing any more.
-    Police(u32, Option<PortPolicy>),
+    /// What Services ask of a port.
+    Police(u32, Box<PolicyChange>),
     /// The replicas that are asked for a flow, and the other nodes.
     Set(Known),
     /// The VIP's entry stays a while without a replica.
@@ -281,8 +282,12 @@ impl Op {
 /// `limit` of a VIP's replicas are asked.
 pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -> u64) -> (Vec<Op>, Vec<Op>) {
     // Nobody gets in by an entry that is there before it is known who may.
+    let police = |number: &u32| {
+        let (before, wanted) = (have.policies.get(number).cloned(), want.policies.get(number).cloned());
+        Op::Police(*number, Box::new(PolicyChange { before, wanted }))
+    };
     let asked = want.policies.iter().filter(|(number, policy)| have.policies.get(number) != Some(policy));
-    let mut before: Vec<Op> = asked.map(|(number, policy)| Op::Police(*number, Some(policy.clone()))).collect();
+    let mut before: Vec<Op> = asked.map(|(number, _)| police(number)).collect();
     let mut after: Vec<Op> = Vec::new();
     for (ifindex, wanted) in &want.attached {
         if have.attached.get(ifindex) != Some(wanted) || have.incomplete.contains(ifindex) {
@@ -310,7 +315,7 @@ pub fn difference(have: &Have, want: &Want, limit: usize, recent: impl Fn(u32) -
     let unserved = have.servers.keys().filter(|number| !want.servers.contains_key(number));
     after.extend(unserved.map(|number| Op::Serve(*number, Vec::new())));
     let unasked = have.policies.keys().filter(|number| !want.policies.contains_key(number));
-    after.extend(unasked.map(|number| Op::Police(*number, None)));
+    after.extend(unasked.map(police));
     let stale = have.attached.keys().filter(|index| !want.attached.contains_key(index));
     after.extend(stale.map(|index| Op::Detach(*index)));
     if !want.has_entry() && !want.is_met_by(have.known.as_ref(), limit) {
@@ -466,7 +471,7 @@ impl Owner {
                 }
                 Op::Detach(ifindex) => self.maps.detach(ifindex, vip)?,
                 Op::Serve(number, servers) => self.maps.set_servers(vip, number, &servers)?,
-                Op::Police(number, policy) => self.maps.set_policy(vip, number, policy.as_ref())?,
+                Op::Police(number, change) => self.maps.set_policy(vip, number, &change)?,
                 Op::Set(known) => {
                     let until = self.maps.syn_search_until(vip)?;
                     self.maps.set(vip, &known, until)?;
@@ -493,7 +498,7 @@ impl Owner {
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or_default()
 }
@@ -757,13 +762,16 @@ mod tests {
         let asks = Want { policies: policies.clone(), ..want(&[3]) };
         let known = Known { is_policed: true, ..members(&[3]) };
         let (before, after) = steps(&Have::default(), &asks);
-        let expected = [Op::Police(80, Some(policy)), Op::Attach(3, Box::new(entry(3))), Op::Set(known.clone())];
+        let change = |before, wanted| Op::Police(80, Box::new(PolicyChange { before, wanted }));
+        let written = change(None, Some(policy.clone()));
+        let expected = [written, Op::Attach(3, Box::new(entry(3))), Op::Set(known.clone())];
         assert_eq!((before, after), (expected.into(), vec![]));
         let have = Have { policies, known: Some(known), ..reconciled(&[3]) };
         assert_eq!(steps(&have, &asks), (vec![], vec![]));
-        assert_eq!(steps(&have, &want(&[3])), (vec![Op::Set(members(&[3]))], vec![Op::Police(80, None)]));
+        let removed = change(Some(policy), None);
+        assert_eq!(steps(&have, &want(&[3])), (vec![Op::Set(members(&[3]))], vec![removed.clone()]));
         // It is somebody else's by now.
-        assert_eq!(steps(&Have { known: None, ..have }, &want(&[])).1, [Op::Police(80, None), Op::Detach(3)]);
+        assert_eq!(steps(&Have { known: None, ..have }, &want(&[])).1, [removed, Op::Detach(3)]);
     }
 
     #[test]

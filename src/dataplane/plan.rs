@@ -429,8 +429,8 @@ impl Op {
             Self::AddInbound(route) => route::add(*route),
             Self::ReplaceInbound(route) => route::replace(*route),
             Self::DelInbound(route) => route::del(*route),
-            Self::Announce(address, metric) => route::add_unreachable(*address, *metric),
-            Self::Unannounce(address, metric) => route::del_unreachable(*address, *metric),
+            Self::Announce(address, metric) => route::add_unreachable(route::host(*address), *metric),
+            Self::Unannounce(address, metric) => route::del_unreachable(route::host(*address), *metric),
         }
     }
 

@@ -10,6 +10,8 @@ use crate::net::route::{self, Filter, Kind, Route, TableRoute};
 use crate::net::{self, NodeNet, PROTOCOL, Request, link};
 use crate::registry::{LockedVip, Registry, Replica, VipRecord, nodes};
 
+use super::near::Near;
+use super::node::discard;
 use super::owner::{self, Owner};
 use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Routes, Want, WantedMember};
 use super::{Error, Result, ids, timing};
@@ -141,7 +143,8 @@ fn see<'a>(
 /// Removes one of a VIP's previous addresses from the kernel's tables and the flow owner's maps.
 pub fn drop_previous(node: &NodeNet, record: &VipRecord, address: IpAddr) -> Result<()> {
     let routes = read_routes(node, address)?;
-    let mut requests: Vec<Request> = routes.announced.iter().map(|m| route::del_unreachable(address, *m)).collect();
+    let prefix = route::host(address);
+    let mut requests: Vec<Request> = routes.announced.iter().map(|m| route::del_unreachable(prefix, *m)).collect();
     requests.extend(routes.data.map(|_| route::del_nexthop(address)));
     requests.extend(read_inbound(node, address)?.map(route::del));
     node.apply(&requests)?;
@@ -291,7 +294,8 @@ fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) 
     let mut want = bare_want(record);
     want.present &= !unused;
     let has_ipv6 = record.has_ipv6();
-    for replica in replicas.values().filter(|replica| owner::is_ready(replica)) {
+    let near = Near::of(record, replicas);
+    for replica in replicas.values().filter(|replica| owner::is_ready(replica) && near.has(replica)) {
         let Some(member) = member(replica, has_ipv6) else { continue };
         match want.members.iter_mut().find(|known| known.nexthop.id == member.nexthop.id) {
             // One member is a node with all of its replicas.
@@ -474,9 +478,10 @@ fn read_routes(node: &NodeNet, address: IpAddr) -> net::Result<Routes> {
     Ok(found)
 }
 
-/// A route of protocol 118 in table main is a VIP's data route, or one to advertise.
+/// A route of protocol 118 in table main is a VIP's data route, or one to advertise; a discard route is no VIP's.
 fn sort_in(routes: &mut Routes, route: &Route) {
     match route.kind {
+        _ if discard::is_one(route) => {}
         Kind::Unreachable => drop(routes.announced.insert(route.metric)),
         Kind::Nexthop { id, source, cwnd } => routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
         Kind::Via(_) | Kind::Throw | Kind::Local(_) | Kind::Other => {

@@ -2,17 +2,16 @@
 //! client that has port 68.
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr;
 
-use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType};
+use nix::sys::socket::{self, MsgFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::socket::{BUFFER, SendError, enlarge, errno};
+use crate::net::packet::{self, Frames, code};
+
+use super::socket::{BUFFER, SendError, enlarge};
 use super::wire::{self, Message, Reply, WireError};
 use super::{Error, Identity, frame};
 
@@ -32,9 +31,7 @@ const FILTER: [libc::sock_filter; 11] = [
     code(0x06, 0, 0, 0x40_000), // ret all of it
 ];
 
-const fn code(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt, jf, k }
-}
+const FRAMES: Frames = Frames { ethertype: packet::IPV4, filter: &FILTER };
 
 /// The socket and the interface it is bound to.
 #[derive(Debug)]
@@ -91,28 +88,21 @@ impl Link {
     /// tries again.
     fn rebind(&mut self) {
         let Ok((index, mac)) = ethernet(&self.interface) else { return };
-        if bind(self.socket.get_ref(), index).is_ok() {
+        if packet::bind(self.socket.get_ref(), index, FRAMES.ethertype).is_ok() {
             self.mac = mac;
         }
     }
 }
 
 /// A packet socket for an interface; or the call that failed, and how.
-fn open_socket(index: usize) -> Result<AsyncFd<OwnedFd>, (&'static str, Errno)> {
-    let failed = |op| move |errno| (op, errno);
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    // With no protocol yet it receives nothing; bind names one when the filter is in place (packet(7)).
-    let socket = socket::socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(failed("socket"))?;
-    attach_filter(&socket).map_err(failed("SO_ATTACH_FILTER"))?;
+fn open_socket(index: u32) -> Result<AsyncFd<OwnedFd>, packet::Failed> {
+    let socket = packet::open(index, FRAMES)?;
     enlarge(&socket);
-    bind(&socket, index).map_err(failed("bind"))?;
-    // SAFETY: an OwnedFd is open until it is dropped and always gives the same descriptor; the AsyncFd owns it.
-    let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-    registered.map_err(|error| ("register", errno(&error.into())))
+    packet::register(socket)
 }
 
 /// The index and hardware address of an Ethernet interface.
-fn ethernet(interface: &str) -> Result<(usize, [u8; 6]), Error> {
+fn ethernet(interface: &str) -> Result<(u32, [u8; 6]), Error> {
     let failed = |errno| Error::Socket { op: "getifaddrs", on: interface.to_owned(), errno };
     let mut found = getifaddrs().map_err(failed)?.filter(|entry| entry.interface_name == interface).peekable();
     if found.peek().is_none() {
@@ -120,42 +110,6 @@ fn ethernet(interface: &str) -> Result<(usize, [u8; 6]), Error> {
     }
     let link = found.find_map(|entry| entry.address?.as_link_addr().copied());
     link.filter(|link| link.hatype() == libc::ARPHRD_ETHER && link.halen() == 6)
-        .and_then(|link| Some((link.ifindex(), link.addr()?)))
+        .and_then(|link| Some((u32::try_from(link.ifindex()).ok()?, link.addr()?)))
         .ok_or_else(|| Error::NotEthernet(interface.to_owned()))
-}
-
-fn attach_filter(socket: &OwnedFd) -> Result<(), Errno> {
-    let mut filter = FILTER;
-    let program =
-        libc::sock_fprog { len: FILTER.len().try_into().map_err(|_| Errno::EINVAL)?, filter: filter.as_mut_ptr() };
-    // SAFETY: the option's value is a sock_fprog of the length given, its pointer and length those of `filter`. The
-    // kernel copies both before it returns.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            ptr::from_ref(&program).cast(),
-            socklen::<libc::sock_fprog>(),
-        )
-    };
-    Errno::result(result).map(drop)
-}
-
-/// Binds to an interface, for IPv4 packets from then on.
-fn bind(socket: &OwnedFd, index: usize) -> Result<(), Errno> {
-    // SAFETY: a sockaddr_ll is integers and an array of them, for which all zeros is a value.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).map_err(|_| Errno::EINVAL)?;
-    address.sll_protocol = u16::try_from(libc::ETH_P_IP).map_err(|_| Errno::EINVAL)?.to_be();
-    address.sll_ifindex = index.try_into().map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the pointer is to a sockaddr_ll of the length given, which the kernel reads and doesn't keep.
-    let result =
-        unsafe { libc::bind(socket.as_raw_fd(), ptr::from_ref(&address).cast(), socklen::<libc::sockaddr_ll>()) };
-    Errno::result(result).map(drop)
-}
-
-/// The size of a structure as the socket calls want it.
-fn socklen<T>() -> libc::socklen_t {
-    libc::socklen_t::try_from(size_of::<T>()).unwrap_or(libc::socklen_t::MAX)
 }

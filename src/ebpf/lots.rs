@@ -28,6 +28,12 @@ impl Asked {
         hash ^ hash >> 16
     }
 
+    /// At which of so many replicas a search for it begins (`begin_at` in owner.bpf.c).
+    pub fn begins_at(&self, replicas: usize) -> usize {
+        let place = (u64::from(self.lot(0)) * u64::try_from(replicas).unwrap_or(u64::MAX)) >> 32;
+        usize::try_from(place).unwrap_or_default()
+    }
+
     fn cost(&self, server: &Server) -> u64 {
         let scaled = rarity(self.lot(server.ifindex ^ u32::from_ne_bytes(server.node))) << 16;
         scaled / u64::from(server.weight.max(1))

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use super::express::replicas_changed;
 use crate::model::node::NodeId;
 
-use super::policies::{self, Policies, PortPolicy};
+use super::policies::{self, Policies, PolicyChange};
 use super::servers::{self, ByPort, Server};
 use super::spec::Variant;
 use super::{Error, Result, answers, hash, ipv6, shared, translations};
@@ -159,6 +159,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// It gets no new flows.
+    pub fn is_draining(&self) -> bool {
+        u32::from(self.flags) & DRAINING != 0
+    }
+
     /// A replica to be asked, by its host veth and what is known of it.
     pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
         // It fits.
@@ -482,10 +487,9 @@ impl Maps {
         policies::are_there(&self.dir, vip, wanted)
     }
 
-    /// Writes what is asked of a port (protocol << 16 | port); `None`: nothing any more. What flows were given by what was asked before is
-    /// void.
-    pub fn set_policy(&mut self, vip: Ipv4Addr, number: u32, policy: Option<&PortPolicy>) -> Result<()> {
-        policies::write(&self.dir, vip, number, policy)?;
+    /// Writes what is asked of a port (protocol << 16 | port). What flows were given by what was asked before is void.
+    pub fn set_policy(&mut self, vip: Ipv4Addr, number: u32, change: &PolicyChange) -> Result<()> {
+        policies::write(&self.dir, vip, number, change)?;
         replicas_changed(&self.dir)
     }
 
@@ -539,8 +543,8 @@ impl Maps {
         for number in self.servers(vip)?.into_keys() {
             self.set_servers(vip, number, &[])?;
         }
-        for number in self.policies(vip)?.into_keys() {
-            self.set_policy(vip, number, None)?;
+        for (number, before) in self.policies(vip)? {
+            self.set_policy(vip, number, &PolicyChange { before: Some(before), wanted: None })?;
         }
         self.forget_in::<Counts>(COUNTS, vip)?;
         self.forget_in::<Share>(SHARES, vip)?;

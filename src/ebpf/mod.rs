@@ -32,7 +32,7 @@ use aya::programs::{ProgramError, ProgramType};
 use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
-pub use flows::{FlowPlace, hint, sticky};
+pub use flows::{FlowPlace, client, hint, sticky};
 pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
@@ -42,7 +42,7 @@ pub use maps::{
 };
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
-pub use policies::{Policies, PortPolicy, RANGES, set_uplinks};
+pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
 pub use spec::{Hook, of_hook};

@@ -61,6 +61,15 @@ pub struct PortPolicy {
     pub sources: Option<BTreeSet<Range>>,
 }
 
+/// What is to be asked of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// As the maps were found: ranges lie in one tree with those of all VIPs, which is read once a VIP.
+    pub before: Option<PortPolicy>,
+    /// `None`: nothing any more.
+    pub wanted: Option<PortPolicy>,
+}
+
 /// By port (protocol << 16 | port).
 pub type Policies = BTreeMap<u32, PortPolicy>;
 
@@ -193,14 +202,14 @@ fn value(policy: &PortPolicy) -> Policy {
     Policy { affinity: u64::from(policy.affinity) * SECOND, flags, pad: 0 }
 }
 
-/// Writes what is asked of a port; `None`: nothing any more. At every moment in between those get in that may before or after, and nobody
-/// else.
-pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, wanted: Option<&PortPolicy>) -> Result<()> {
+/// Writes what is asked of a port. At every moment in between those get in that may before or after, and nobody else.
+pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, change: &PolicyChange) -> Result<()> {
     let Some(mut map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(()) };
     let Some(mut sources) = sources(dir, vip)? else { return Ok(()) };
-    let ranges = ranges(&sources, vip)?.remove(&number).unwrap_or_default();
-    let listed = || wanted.and_then(|wanted| wanted.sources.as_ref());
-    for range in listed().into_iter().flatten().filter(|range| !ranges.contains(range)) {
+    let PolicyChange { before, wanted } = change;
+    let had = before.as_ref().and_then(|before| before.sources.as_ref());
+    let listed = wanted.as_ref().and_then(|wanted| wanted.sources.as_ref());
+    for range in listed.into_iter().flatten().filter(|range| had.is_none_or(|had| !had.contains(range))) {
         sources.insert(vip, number, *range)?;
     }
     let place = PortKey { vip: vip.octets(), number };
@@ -211,10 +220,17 @@ pub(super) fn write(dir: &Path, vip: Ipv4Addr, number: u32, wanted: Option<&Port
         }
         None => found(map.remove(&place)).map(drop).map_err(|e| Error::map("delete", POLICIES, e))?,
     }
-    for range in ranges.into_iter().filter(|range| listed().is_none_or(|listed| !listed.contains(range))) {
-        sources.remove(vip, number, range)?;
+    for range in had.into_iter().flatten().filter(|range| listed.is_none_or(|listed| !listed.contains(range))) {
+        sources.remove(vip, number, *range)?;
     }
     Ok(())
+}
+
+/// For so many nanoseconds after a client's last flow its next one goes to the same replica; 0: anywhere.
+pub(super) fn affinity(dir: &Path, vip: Ipv4Addr, number: u32) -> Result<u64> {
+    let Some(map) = hash::map::<PortKey, Policy>(dir, POLICIES)? else { return Ok(0) };
+    let policy = found(map.get(&PortKey { vip: vip.octets(), number }, 0));
+    Ok(policy.map_err(|e| Error::map("read", POLICIES, e))?.map_or(0, |policy| policy.affinity))
 }
 
 /// The VIPs of which the maps have something.
@@ -232,10 +248,16 @@ pub(super) fn vips(dir: &Path) -> Result<BTreeSet<Ipv4Addr>> {
     Ok(vips)
 }
 
+/// The devices by which clients outside come.
+pub fn uplinks(dir: &Path) -> Result<BTreeSet<u32>> {
+    let Some(map) = hash::map::<u32, u32>(dir, UPLINKS)? else { return Ok(BTreeSet::new()) };
+    Ok(hash::keys(&map, UPLINKS)?.into_iter().collect())
+}
+
 /// Makes the map have these devices, by which clients outside come. Without programs, or by some that don't know it, there is nothing to do.
 pub fn set_uplinks(dir: &Path, wanted: &BTreeSet<u32>) -> Result<()> {
     let Some(mut map) = hash::map::<u32, u32>(dir, UPLINKS)? else { return Ok(()) };
-    let have: BTreeSet<u32> = hash::keys(&map, UPLINKS)?.into_iter().collect();
+    let have = uplinks(dir)?;
     for index in have.difference(wanted) {
         found(map.remove(index)).map(drop).map_err(|e| Error::map("delete", UPLINKS, e))?;
     }

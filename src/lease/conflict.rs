@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::Mac;
+use crate::model::{Family, Mac};
 use crate::net::PROTOCOL;
 use crate::net::route::{self, Hop, Kind, LOCAL, MAIN, Route};
 
@@ -31,7 +31,7 @@ pub struct Evidence {
     pub link: Option<u32>,
     /// This node's addresses on it.
     pub own: Vec<IpAddr>,
-    /// Who answered an ARP probe for the address there.
+    /// Who answered a probe for the address there, by ARP or neighbour discovery.
     pub answers: BTreeSet<Mac>,
     /// The cluster's nodes.
     pub peers: Vec<IpAddr>,
@@ -81,7 +81,7 @@ pub fn judge(candidate: IpAddr, allow: &Allow, evidence: &Evidence) -> Findings 
         findings.conflicts.push("it is a name server of this node".into());
     }
     for mac in evidence.answers.difference(&evidence.peer_macs) {
-        findings.conflicts.push(format!("{mac} answers ARP for it"));
+        findings.conflicts.push(format!("{mac} answers {} for it", Family::of(candidate).resolution()));
         findings.answered_by.insert(*mac);
     }
     findings
@@ -93,7 +93,7 @@ fn connected_elsewhere(candidate: IpAddr, evidence: &Evidence) -> Option<String>
     let holding = evidence.connected.iter().filter(|connected| connected.prefix.contains(candidate));
     let longest =
         holding.max_by_key(|connected| (connected.prefix.prefix(), Some(connected.index) == evidence.link))?;
-    let elsewhere = Some(longest.index) != evidence.link && longest.prefix.prefix() < 32;
+    let elsewhere = Some(longest.index) != evidence.link && longest.prefix.prefix() < Family::of(candidate).bits();
     let network = longest.prefix.network();
     elsewhere.then(|| format!("{network}/{} is connected on {}", longest.prefix.prefix(), longest.link))
 }

@@ -10,9 +10,8 @@ use ipnetwork::IpNetwork;
 use tokio::sync::oneshot;
 
 use crate::lease::settings::Settings;
-use crate::model::address::ipv4;
 use crate::model::{Family, Mac, VipKey};
-use crate::net::arp::{self, Arp};
+use crate::net::acd::{self, Acd};
 use crate::net::link::{self, Link};
 use crate::net::route::{self, Route};
 use crate::net::{self, NodeNet, address, neighbour};
@@ -34,7 +33,7 @@ pub enum Error {
     Net(#[from] net::Error),
     /// The link can't be asked.
     #[error(transparent)]
-    Arp(#[from] arp::Error),
+    Acd(#[from] acd::Error),
     /// Nothing is known of what a gateway announces.
     #[error(transparent)]
     Gateway(#[from] gateway::Error),
@@ -59,7 +58,7 @@ impl Tables {
     }
 }
 
-type Question = (IpAddr, oneshot::Sender<Result<Arc<Tables>, Arc<net::Error>>>);
+type Question = (Vec<IpAddr>, oneshot::Sender<Result<Arc<Tables>, Arc<net::Error>>>);
 
 /// Searches for owners of addresses. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ pub struct Search {
     /// One search at a time asks them: they have other things to do.
     asking: Arc<tokio::sync::Mutex<()>>,
     link: Option<u32>,
-    arp: Option<Arc<Arp>>,
+    acd: Option<Arc<Acd>>,
     /// The peers' Ethernet addresses, as far as they were ever seen.
     peer_macs: Arc<Mutex<BTreeSet<Mac>>>,
     tables: Sender<Question>,
@@ -80,7 +79,7 @@ impl Search {
     pub fn new(
         settings: &Settings,
         registry: &Registry,
-        link: Option<(&Link, Arc<Arp>)>,
+        link: Option<(&Link, Arc<Acd>)>,
         heartbeat: impl Heartbeat,
         told: Told,
     ) -> Result<Self, Error> {
@@ -97,7 +96,7 @@ impl Search {
             gateways: settings.gateways.clone(),
             asking: Arc::default(),
             link: index,
-            arp: link.map(|(_, arp)| arp),
+            acd: link.map(|(_, acd)| acd),
             peer_macs: Arc::default(),
             tables,
         })
@@ -106,43 +105,51 @@ impl Search {
     /// Whether that Ethernet address is a peer's: peers whose address isn't known are probed.
     pub async fn is_peer(&self, mac: Mac) -> Result<bool, Error> {
         let known = || self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers: Vec<_> = self.nodes.addresses().into_iter().filter_map(ipv4).collect();
-        let (Some(arp), false) = (&self.arp, peers.is_empty()) else { return Ok(false) };
+        let peers = self.nodes.addresses();
+        let (Some(acd), false) = (&self.acd, peers.is_empty()) else { return Ok(false) };
         if !known().contains(&mac) {
-            let answers = arp.probe(&peers).await?;
+            let answers = acd.probe(&peers).await?;
             known().extend(answers.values().flatten());
         }
         Ok(known().contains(&mac))
     }
 
-    /// Looks for routes to `candidate`, which `allow` holds and `vip` is to have, here and at the gateways, and for a host that
-    /// has it: 0.6 s, most of it waiting for answers.
-    pub async fn run(&self, vip: &VipKey, candidate: IpAddr, allow: &Allow) -> Result<Findings, Error> {
+    /// Looks for routes to `candidates`, which `allow` holds and `vip` is to have, here and at the gateways, and for hosts that
+    /// have them: 0.6 s, most of it waiting for answers.
+    pub async fn run(&self, vip: &VipKey, candidates: &[IpAddr], allow: &Allow) -> Result<Findings, Error> {
         let peers = self.nodes.addresses();
-        let mut answers = self.probe(candidate, &peers).await?;
-        let heard = self.heard(candidate).await?;
+        let mut answers = self.probe(candidates, &peers).await?;
+        let mut heard = Vec::new();
+        for candidate in candidates {
+            heard.push(self.heard(*candidate).await?);
+        }
         // The routes last, so that they are the newest.
         let (reply, tables) = oneshot::channel();
-        self.tables.send((candidate, reply)).map_err(|_| Error::NoReader)?;
+        self.tables.send((candidates.to_vec(), reply)).map_err(|_| Error::NoReader)?;
         let tables = tables.await.map_err(|_| Error::NoReader)?.map_err(|e| copy(&e))?;
         let known = peers.iter().filter_map(|peer| tables.neighbours.get(peer).copied());
         let answered = peers.iter().filter_map(|peer| answers.get(peer)).flatten().copied();
         let peer_macs: BTreeSet<Mac> = known.chain(answered).collect();
         self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner).extend(&peer_macs);
-        let evidence = Evidence {
+        let mut evidence = Evidence {
             peer_macs,
             routes: tables.routes.clone(),
-            heard,
-            served_elsewhere: self.nodes.serve(vip, candidate),
             link: self.link,
             own: tables.own(self.link),
             connected: tables.connected.clone(),
             gateways: tables.gateways.clone(),
             name_servers: name_servers(),
-            answers: answers.remove(&candidate).unwrap_or_default(),
             peers,
+            ..Evidence::default()
         };
-        Ok(conflict::judge(candidate, allow, &evidence))
+        let mut findings = Findings::default();
+        for (candidate, heard) in candidates.iter().zip(heard) {
+            evidence.heard = heard;
+            evidence.served_elsewhere = self.nodes.serve(vip, *candidate);
+            evidence.answers = answers.remove(candidate).unwrap_or_default();
+            findings.add(conflict::judge(*candidate, allow, &evidence));
+        }
+        Ok(findings)
     }
 
     /// What the gateways announce that leads to the candidate.
@@ -155,14 +162,11 @@ impl Search {
         Ok(heard)
     }
 
-    /// Which hosts have the candidate, and which the peers' addresses: a host answers every probe for its own address.
-    async fn probe(&self, candidate: IpAddr, peers: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<Mac>>, Error> {
-        let Some(arp) = &self.arp else { return Ok(BTreeMap::new()) };
-        // An IPv6 address has no ARP.
-        let addresses = std::iter::once(&candidate).chain(peers).copied();
-        let addresses: Vec<_> = addresses.filter_map(ipv4).collect();
-        let answers = arp.probe(&addresses).await?;
-        Ok(answers.into_iter().map(|(address, macs)| (IpAddr::V4(address), macs)).collect())
+    /// Which hosts have the candidates, and which the peers' addresses: a host answers every probe for its own address.
+    async fn probe(&self, candidates: &[IpAddr], peers: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<Mac>>, Error> {
+        let Some(acd) = &self.acd else { return Ok(BTreeMap::new()) };
+        let addresses: Vec<_> = candidates.iter().chain(peers).copied().collect();
+        Ok(acd.probe(&addresses).await?)
     }
 }
 
@@ -174,7 +178,7 @@ fn answer(node: &NodeNet, link: Option<u32>, questions: &Receiver<Question>, hea
         while let Ok(next) = questions.try_recv() {
             batch.push(next);
         }
-        let candidates: Vec<_> = batch.iter().map(|(candidate, _)| *candidate).collect();
+        let candidates: Vec<_> = batch.iter().flat_map(|(candidates, _)| candidates).copied().collect();
         let tables = read(node, link, &candidates).map(Arc::new).map_err(Arc::new);
         for (_, reply) in batch {
             // A search that has timed out needs no answer.
@@ -187,7 +191,8 @@ fn read(node: &NodeNet, link: Option<u32>, candidates: &[IpAddr]) -> net::Result
     let (routes, gateways) = route::covering(node, candidates)?;
     let mut tables = Tables { routes, gateways, ..Tables::default() };
     let names: BTreeMap<u32, String> = link::list(node)?.into_iter().map(|link| (link.index, link.name)).collect();
-    for family in Family::ALL.into_iter().filter(|family| candidates.iter().any(|c| Family::of(*c) == *family)) {
+    // Peers have addresses of either family, whatever the candidates' is.
+    for family in Family::ALL {
         tables.connected.extend(connected(node, family, &names)?);
         if let Some(index) = link {
             let neighbours = neighbour::list(node, family, index)?;

@@ -11,7 +11,7 @@ use crate::api::protocol::{AcquireRequest, Grant};
 use crate::dataplane::attachment::HostVeth;
 use crate::dataplane::{address, ids, owner, reconcile_with};
 use crate::ebpf::Programs;
-use crate::model::{Addresses, Backend, Recorded, VipKey};
+use crate::model::{Addresses, Backend, Recorded, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::net::nexthop::{self, Nexthop};
 use crate::net::route::{self, Packet};
@@ -51,6 +51,14 @@ impl Pair {
         endpoint.nexthop = Some(self.nexthop.id);
         endpoint.netns_id = self.netns_id;
     }
+}
+
+/// What viprouted says of a VIP that is new here.
+#[derive(Clone)]
+struct Granted {
+    addresses: Addresses,
+    /// What Services ask of it, whatever makes the pod its replica: in its record from the first moment on, nobody gets in who mustn't.
+    policy: Option<VipPolicy>,
 }
 
 /// A VIP's addresses as they were when the pod was given them.
@@ -144,7 +152,7 @@ impl<'a> Joining<'a> {
         !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
-    fn insert_pending_in(&self, want: &Want, granted: Option<&Addresses>, endpoint: &Endpoint) -> Result<(), Error> {
+    fn insert_pending_in(&self, want: &Want, granted: Option<&Granted>, endpoint: &Endpoint) -> Result<(), Error> {
         let key = &want.vip;
         let registry = &self.host.registry;
         let name = attachment_name(&self.pod.attachment);
@@ -155,17 +163,21 @@ impl<'a> Joining<'a> {
             return Ok(vip.insert_pending(&name, endpoint)?);
         }
         // Its last replica may have left this very moment. It may take seconds, so no lock is held.
-        let addresses = match granted {
-            Some(addresses) => addresses.clone(),
+        let granted = match granted {
+            Some(granted) => granted.clone(),
             None => self.acquire(&[key])?.remove(key).ok_or_else(|| Error::Renumbered(key.to_string()))?,
         };
-        self.follow_grant(key, &addresses)?;
+        self.follow_grant(key, &granted.addresses)?;
         let mut vip = registry.vip(key)?;
         // Unless another call was faster.
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
             let is_free = |slot| Ok::<_, Error>(nexthop::find(&self.host.net, ids::group(slot))?.is_none());
-            vip.record_in_slot(is_free, |slot| self.new_vip(want, addresses.clone(), slot))?;
+            let before = vip.record.as_ref().map(|record| record.policy.clone());
+            vip.record_in_slot(is_free, |slot| VipRecord {
+                policy: want.policy.clone().or(granted.policy.clone()).or(before.clone()).unwrap_or_default(),
+                ..self.new_vip(key, granted.addresses.clone(), slot)
+            })?;
         }
         Ok(vip.insert_pending(&name, endpoint)?)
     }
@@ -181,11 +193,12 @@ impl<'a> Joining<'a> {
         Ok(())
     }
 
-    fn new_vip(&self, want: &Want, addresses: Addresses, slot: u32) -> VipRecord {
+    /// Of which nothing is asked.
+    fn new_vip(&self, key: &VipKey, addresses: Addresses, slot: u32) -> VipRecord {
         let network = &self.host.network;
         VipRecord {
             schema: SCHEMA,
-            key: want.vip.to_string(),
+            key: key.to_string(),
             addresses,
             slot,
             node: self.node.address,
@@ -193,12 +206,12 @@ impl<'a> Joining<'a> {
             flow_owner: network.flow_owner.then(|| network.bpf_dir.clone()),
             withdrawn: false,
             previous_addresses: Vec::new(),
-            policy: want.policy.clone().unwrap_or_default(),
+            policy: VipPolicy::default(),
             other: BTreeMap::new(),
         }
     }
 
-    fn acquire(&self, keys: &[&VipKey]) -> Result<BTreeMap<VipKey, Addresses>, Error> {
+    fn acquire(&self, keys: &[&VipKey]) -> Result<BTreeMap<VipKey, Granted>, Error> {
         let Node { address: node, gateway } = self.node;
         let ask = |key: &&VipKey| AcquireRequest { vip: key.to_string(), pod: self.pod.address, node, gateway };
         let asked: Vec<_> = keys.iter().map(ask).collect();
@@ -208,7 +221,7 @@ impl<'a> Joining<'a> {
             Ok(Grant { registry: Some(theirs), .. }) if !theirs.is_at(registry) => {
                 Err(Error::OtherRegistry { ours: registry.to_owned(), theirs: theirs.path })
             }
-            Ok(grant) => Ok(((*key).clone(), grant.addresses())),
+            Ok(grant) => Ok(((*key).clone(), Granted { addresses: grant.addresses(), policy: grant.policy })),
             Err(source) => Err(Error::Allocator { vip: key.to_string(), source }),
         });
         granted.collect()

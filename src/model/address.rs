@@ -36,6 +36,14 @@ impl Family {
         }
     }
 
+    /// The protocol by which a link is asked who has an address.
+    pub const fn resolution(self) -> &'static str {
+        match self {
+            Self::V4 => "ARP",
+            Self::V6 => "neighbour discovery",
+        }
+    }
+
     /// `0.0.0.0` or `::`.
     pub const fn unspecified(self) -> IpAddr {
         match self {

@@ -1,5 +1,8 @@
 //! What Services ask of a VIP beyond who serves it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,10 @@ pub struct VipPolicy {
     /// Whoever the client is, replicas of the node that it reaches go before others (`trafficDistribution: PreferSameNode`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prefers_node: bool,
+    /// The nodes whose replicas what comes here begins with, beside this one's, while any of them is ready: their addresses
+    /// (`trafficDistribution: PreferSameZone`). None: all nodes'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<BTreeSet<IpAddr>>,
     /// It is served by its address of that family alone (`ipFamilies`); `None`: by all that it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<Recorded<Family>>,
@@ -62,6 +69,8 @@ mod tests {
         assert_eq!(policy.ports[1].sources.as_deref(), Some(&[][..]), "closed");
         assert_eq!(serde_json::to_string(&policy).unwrap(), text);
         assert!(VipPolicy::default().is_none() && !policy.is_none());
+        let near = r#"{"near":["192.0.2.2"]}"#;
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<VipPolicy>(near).unwrap()).unwrap(), near);
         let text = r#"{"ports":[{"port":"80/tcp","sources":[],"sources6":["fd00::/64"]}],"family":"ipv6"}"#;
         let policy: VipPolicy = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&policy).unwrap(), text);

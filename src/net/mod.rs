@@ -4,9 +4,9 @@
 //! A socket belongs to one network namespace for life. [`NodeNet`] and [`PodNet`] are distinct types, so that the two
 //! can't be swapped.
 
-pub mod address;
 #[cfg(feature = "node")]
-pub mod arp;
+pub mod acd;
+pub mod address;
 #[cfg(feature = "node")]
 pub mod changes;
 #[cfg(feature = "node")]
@@ -24,6 +24,8 @@ pub mod netconf;
 pub mod netns;
 pub mod nexthop;
 pub mod nftables;
+#[cfg(feature = "node")]
+pub mod packet;
 pub mod removed_links;
 pub mod route;
 pub mod rule;

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -40,7 +39,8 @@ pub fn replace(index: u32, address: IpAddr, mac: Mac) -> Request {
     Request::new("add neighbour", object, flags, &Message::NewNeighbour(message))
 }
 
-/// `ip neigh replace proxy ADDRESS dev INDEX proto 118`: the node answers ARP for the address on that link.
+/// `ip neigh replace proxy ADDRESS dev INDEX proto 118`: the node answers for the address on that link, by
+/// ARP or neighbour discovery.
 pub fn replace_proxy(index: u32, address: IpAddr) -> Request {
     let mut message = message(index, address);
     message.header.flags = NeighbourFlags::Proxy;
@@ -57,19 +57,23 @@ pub fn del_proxy(index: u32, address: IpAddr) -> Request {
     Request::new("delete proxy neighbour", object, 0, &Message::DelNeighbour(message)).absent_is_ok()
 }
 
-/// `ip ntable change name arp_cache dev NAME proxy_delay 0`: proxy entries are answered for at once (the kernel's default
+/// `ip ntable change name arp_cache|ndisc_cache dev NAME proxy_delay 0`: proxy entries are answered for at once (the kernel's default
 /// waits up to 0.8 s, for hosts that move about). By netlink, since `/proc/sys` is read-only in a container.
-pub fn no_proxy_delay(index: u32) -> Request {
+pub fn no_proxy_delay(family: Family, index: u32) -> Request {
     let mut message = NeighbourTableMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(family);
+    let table = match family {
+        Family::V4 => "arp_cache",
+        Family::V6 => "ndisc_cache",
+    };
     message.attributes = vec![
-        NeighbourTableAttribute::Name("arp_cache".to_owned()),
+        NeighbourTableAttribute::Name(table.to_owned()),
         NeighbourTableAttribute::Parms(vec![
             NeighbourTableParameter::Ifindex(index),
             NeighbourTableParameter::ProxyDelay(0),
         ]),
     ];
-    let object = format!("0 on link {index}");
+    let object = format!("0 in {table} on link {index}");
     Request::new("set proxy_delay", object, NLM_F_REPLACE, &Message::SetNeighbourTable(message))
 }
 
@@ -87,18 +91,21 @@ pub fn list(socket: &Socket, family: Family, index: u32) -> Result<Vec<Neighbour
     dump(socket, family, index, NeighbourFlags::empty())
 }
 
-/// The addresses that the node answers ARP for, on all devices.
-pub fn list_all_proxies(socket: &Socket) -> Result<Vec<Neighbour>> {
+/// A family's addresses that the node answers for, on all devices.
+pub fn list_all_proxies(socket: &Socket, family: Family) -> Result<Vec<Neighbour>> {
     let mut query = NeighbourMessage::default();
-    query.header.family = AddressFamily::Inet;
+    query.header.family = address_family(family);
     query.header.flags = NeighbourFlags::Proxy;
-    socket.dump(("list proxy neighbours", "IPv4"), &Message::GetNeighbour(query), |_, payload| decode(payload))
+    let object = format_args!("{family:?}");
+    // A kernel without that family lists those of all (`rtnetlink_rcv_msg`).
+    socket.dump(("list proxy neighbours", object), &Message::GetNeighbour(query), |_, payload| {
+        decode(payload).filter(|found| Family::of(found.address) == family)
+    })
 }
 
-/// The addresses that the node answers ARP for on one device.
-pub fn list_proxies(socket: &Socket, index: u32) -> Result<Vec<Neighbour>> {
-    // IPv6's are answered by neighbour discovery.
-    dump(socket, Family::V4, index, NeighbourFlags::Proxy)
+/// The same on one device.
+pub fn list_proxies(socket: &Socket, family: Family, index: u32) -> Result<Vec<Neighbour>> {
+    dump(socket, family, index, NeighbourFlags::Proxy)
 }
 
 fn dump(socket: &Socket, family: Family, index: u32, flags: NeighbourFlags) -> Result<Vec<Neighbour>> {

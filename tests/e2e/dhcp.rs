@@ -278,3 +278,22 @@ fn without_a_server_add_says_so() {
     assert_eq!(node.records(), Vec::<String>::new());
     assert_eq!(attempt(&node.ns, Ipv4Addr::new(192, 0, 2, 100), 1).failed, 1);
 }
+
+/// By DHCP a VIP is on the LAN's own link: a node that doesn't have it yet redirects clients to the VIP itself, where who has it answers.
+#[test]
+fn who_was_too_early_is_answered_as_soon_as_the_vip_is_there() {
+    let lan = Lan::new();
+    let _server = DhcpServer::dnsmasq(&lan, "192.0.2.100,192.0.2.100", "10m", "");
+    let node = Node::without_allocator(&lan, 1);
+    let _sidecar = Sidecar::dhcp(&node, "");
+    // So that it forwards.
+    node.ns.set_sysctl("net/ipv4/ip_forward", "1");
+    let (client, vip) = (lan.client(50, &["192.0.2.100 via 192.0.2.1"]), Ipv4Addr::new(192, 0, 2, 100));
+    for _ in 0..2 {
+        assert_eq!(attempt(&client, vip, 2).failed, 2, "the VIP isn't there");
+    }
+    let pods = [node.joined(&web())];
+    assert_eq!(pods[0].vip(), vip);
+    let _servers = serve_all(&pods);
+    until("it is answered", SOON, || (attempt(&client, vip, 20).failed == 0).then_some(()));
+}

@@ -5,6 +5,7 @@ mod answers;
 mod asked;
 mod clients;
 mod doctor;
+mod limits;
 mod listening;
 mod named;
 mod policies;

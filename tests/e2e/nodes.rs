@@ -7,10 +7,12 @@ mod leaving;
 mod live;
 mod pool;
 mod ports;
+mod redirect;
 mod scale;
 mod unbroken;
 mod upgrade;
 mod versions;
+mod zones;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -27,6 +29,8 @@ use crate::harness::{
 };
 
 const WEB: &str = "10.118.9.1";
+/// What discard routes are known by.
+const DISCARD: &str = "metric 4278190079";
 
 fn web() -> Join {
     Join::annotated("web")
@@ -149,8 +153,10 @@ impl Member {
         });
     }
 
+    /// The VIP's routes; the pin's discard route stays.
     fn routes(&self) -> String {
-        self.node.ns.ip(&format!("route show {WEB} proto 118"))
+        let routes = self.node.ns.ip(&format!("route show {WEB} proto 118"));
+        routes.lines().filter(|line| !line.contains(DISCARD)).collect::<Vec<_>>().join("\n")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::bed::{Cluster, Setup, programs, tag};
 use crate::harness::{blocks, image, script};
@@ -51,6 +52,7 @@ fn the_quickstart_is_right() {
         machine.sh("bash /root/quickstart.sh >/root/said 2>&1 </dev/null || { cat /root/said >&2; exit 1; }");
         machine.read("/root/said")
     };
+    let begin = Instant::now();
     let made = run(image);
     // "Copy it to each node, and there": the import is in what follows.
     let archive = machine.path(&format!("/root/viproute/{}", made.trim()));
@@ -59,6 +61,7 @@ fn the_quickstart_is_right() {
     assert!(fs::metadata(&archive).expect("the image").len() > 1 << 20);
 
     let said = run(&script(rest, &WAITS));
+    eprintln!("from the image to the last block: {:.1} s", begin.elapsed().as_secs_f32());
     for part in [
         "STATUS: deployed",
         "service/web condition met",

@@ -1,5 +1,6 @@
 //! What viprouted knows of Kubernetes Services.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub struct Kubernetes {
     /// What is wrong with them, or with the way to the API.
     #[serde(default)]
     pub findings: Vec<ClusterFinding>,
+    /// Pods of the node that get no connections by VIPs because a `NetworkPolicy` selects them: both `<namespace>/<name>`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept_out: BTreeMap<String, String>,
 }
 
 /// A Service of type `LoadBalancer`.

@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Addresses;
+use crate::model::{Addresses, VipPolicy};
 
 pub use directory::Directory;
 pub use kubernetes::{ClusterFinding, ClusterFindingKind, Kubernetes, KubernetesRequest, ServiceEntry};
@@ -164,6 +164,9 @@ pub struct Grant {
     /// The registry that viprouted keeps; none from an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<Directory>,
+    /// What Services ask of the VIP; none: no Services are served, or an older viprouted doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<VipPolicy>,
 }
 
 impl Grant {

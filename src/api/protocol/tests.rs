@@ -38,7 +38,13 @@ fn a_node_without_a_gateway_may_leave_it_out() {
 
 #[test]
 fn an_infinite_lease_expires_null() {
-    let grant = Grant { address: IpAddr::from([10, 118, 0, 7]), others: Vec::new(), expires: None, registry: None };
+    let grant = Grant {
+        address: IpAddr::from([10, 118, 0, 7]),
+        others: Vec::new(),
+        expires: None,
+        registry: None,
+        policy: None,
+    };
     let line = encode(&grant).unwrap();
     assert_eq!(line, b"{\"address\":\"10.118.0.7\",\"expires\":null}\n");
     assert_eq!(decode_reply::<Grant>(&line).unwrap(), Ok(grant));

@@ -1,7 +1,10 @@
 //! Findings about the kernel and its settings.
 
+use crate::dataplane::node::proxy;
 use crate::dataplane::settings::{SETTINGS, SETTINGS_IPV6};
 use crate::membership::node::{Node, check_kernel};
+use crate::model::Family;
+use crate::net::link::Link;
 use crate::net::route::{self, DEFAULT, Filter, Kind};
 use crate::net::{Module, link, neighbour, sysctl as setting};
 use crate::{dataplane, net, with_causes};
@@ -22,7 +25,7 @@ pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     findings.extend(addresses(scene));
     findings.extend(settings(scene)?);
     findings.extend(uplinks(scene)?);
-    findings.extend(proxy_delay(scene)?);
+    findings.extend(proxies(scene)?);
     findings.extend(compat_mode(scene));
     Ok(findings)
 }
@@ -123,21 +126,37 @@ fn uplinks(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
 }
 
 /// Where VIPs are answered for on a LAN.
-fn proxy_delay(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
+fn proxies(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for device in link::list(&scene.net)?.iter().filter(|link| !link.loopback && link.up) {
-        let proxies = neighbour::list_proxies(&scene.net, device.index)?;
-        if !proxies.iter().any(|proxy| scene.vips.iter().any(|vip| vip.record.addresses.contains(proxy.address))) {
-            continue;
-        }
-        let name = format!("net.ipv4.neigh.{}.proxy_delay", device.name.replace('.', "/"));
-        let have = setting::get(&name)?;
-        if have != 0 {
-            let why = "The node answers ARP for its VIPs up to a second late: so long a client's first packet waits.";
-            findings.push(Finding::warning(format!("{name} is {have}, not 0"), why, sysctl(&name, 0)));
+        for family in Family::ALL {
+            let proxies = neighbour::list_proxies(&scene.net, family, device.index)?;
+            let is_vips = |address| scene.vips.iter().any(|vip| vip.record.addresses.contains(address));
+            if !proxies.iter().any(|proxy| is_vips(proxy.address)) {
+                continue;
+            }
+            findings.extend(delay(device, family)?);
+            if family == Family::V6 {
+                findings.extend(proxy::unset(device)?.into_iter().map(unanswered));
+            }
         }
     }
     Ok(findings)
+}
+
+fn delay(device: &Link, family: Family) -> dataplane::Result<Option<Finding>> {
+    let name = proxy::setting(family, &format!("neigh.{}.proxy_delay", proxy::in_sysctl(device)));
+    let have = setting::get(&name)?;
+    let by = family.resolution();
+    let why = format!("The node answers {by} for its VIPs up to a second late: so long a client's first packet waits.");
+    Ok((have != 0).then(|| Finding::warning(format!("{name} is {have}, not 0"), why, sysctl(&name, 0))))
+}
+
+/// viprouted sets it within seconds; where it can't, neighbours find nobody at the VIPs' addresses.
+fn unanswered(proxy::Setting { name, want, found }: proxy::Setting) -> Finding {
+    let why = "The node doesn't answer neighbour discovery for its VIPs: hosts of the link don't reach them by IPv6.";
+    let cure = sysctl(&name, want);
+    Finding::error(format!("{name} is {found}, not {want}"), why, cure)
 }
 
 fn compat_mode(scene: &Scene<'_>) -> Option<Finding> {

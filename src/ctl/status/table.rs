@@ -141,11 +141,12 @@ fn counted(packets: Option<u64>) -> String {
     packets.map_or_else(|| "-".to_owned(), |packets| packets.to_string())
 }
 
-/// With the check that a replica waits for.
+/// With the check that a replica waits for, or the policy that keeps it out.
 fn state_text(replica: &Replica) -> String {
     let state = word(&replica.state);
-    match &replica.health {
-        Some(check) if replica.state == State::Pending => format!("{state} ({check})"),
+    match (&replica.policy, &replica.health) {
+        (Some(policy), _) => format!("{state} (NetworkPolicy {policy})"),
+        (None, Some(check)) if replica.state == State::Pending => format!("{state} ({check})"),
         _ => state,
     }
 }

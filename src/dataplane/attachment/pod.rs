@@ -230,13 +230,14 @@ impl ContainerVeth {
     fn stale_locals(&self, want: &PodWant<'_>, calls_leave: CallsLeave) -> Vec<Fix> {
         let index = self.link.index;
         let stale = |vip: &IpAddr| {
-            let finding = || format!("route local {vip} table local should not be there");
+            let finding = format!("route local {vip} table local should not be there");
+            let (is_there, deletion) = (self.locals.contains(vip), route::del_local(index, *vip));
+            // The address is new, or the device comes up.
             let is_made = !self.addresses.contains(vip) || !self.link.up;
-            if self.locals.contains(vip) || (is_made && vip.is_ipv4()) {
-                return Some(fix(finding(), route::del_local(index, *vip)));
+            if vip.is_ipv6() && (is_made || !(is_there || self.has_own_local(*vip))) {
+                return Some(fix_once_made(finding, (index, *vip), deletion));
             }
-            let is_on_its_way = vip.is_ipv6() && !self.has_own_local(*vip);
-            is_on_its_way.then(|| fix_once_made(finding(), (index, *vip), route::del_local(index, *vip)))
+            (is_there || is_made).then(|| fix(finding, deletion))
         };
         want.vips.iter().filter(|vip| calls_leave.has(vip)).filter_map(stale).collect()
     }

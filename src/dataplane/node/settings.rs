@@ -20,7 +20,7 @@ pub const SETTINGS_IPV6: [(&str, i64); 3] = [
 ];
 
 /// `accept_ra` of a device whose default route a node that forwards keeps (`ip-sysctl.rst`).
-const EVEN_IF_FORWARDING: i64 = 2;
+pub(super) const EVEN_IF_FORWARDING: i64 = 2;
 /// `RTPROT_RA` of linux/rtnetlink.h: a route by router advertisement.
 const BY_ADVERTISEMENT: u8 = 9;
 

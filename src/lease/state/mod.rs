@@ -39,7 +39,7 @@ pub const MAX_DECLINES: usize = 8;
 const PAUSE: Duration = Duration::from_secs(60);
 /// After round upon round of offers in conflict the pause is doubled so often at most: to 32 minutes.
 const MAX_DOUBLINGS: u32 = 5;
-/// A host that answers ARP for so many of the addresses offered answers for all of them.
+/// A host that answers for so many of the addresses offered answers for all of them.
 const ANSWERS_FOR_ALL: usize = 2;
 /// A lease is kept this long after a call for it, whatever `hold` says: the replica it is for registers only then.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -134,8 +134,18 @@ pub struct Findings {
     pub at_peer: bool,
     /// Whether it is another VIP of this node that has the address.
     pub at_other_vip: bool,
-    /// Who answers ARP for it.
+    /// Who answers for it on the link.
     pub answered_by: BTreeSet<Mac>,
+}
+
+impl Findings {
+    /// The same of another address that is to be used together with this one.
+    pub fn add(&mut self, other: Self) {
+        self.conflicts.extend(other.conflicts);
+        self.at_peer |= other.at_peer;
+        self.at_other_vip |= other.at_other_vip;
+        self.answered_by.extend(other.answered_by);
+    }
 }
 
 /// An event, mostly of the VIP that comes with it.
@@ -346,9 +356,9 @@ impl State {
         self.vips.iter().filter(|(_, vip)| vip.usage.endpoints > 0).map(|(name, _)| name)
     }
 
-    /// The addresses this node has to answer ARP for.
-    pub fn announced(&self) -> BTreeSet<IpAddr> {
-        self.vips.values().filter_map(Vip::announced).collect()
+    /// The addresses that this node has to answer for on the link.
+    pub fn announced(&self) -> impl Iterator<Item = (IpAddr, &VipKey)> {
+        self.vips.iter().filter_map(|(name, vip)| Some((vip.announced()?, name)))
     }
 
     /// Addresses in use by VIPs here: as leased, as served, and as served a moment ago.
@@ -378,7 +388,7 @@ fn disk(msg: impl Into<String>) -> Refusal {
 }
 
 fn grant(lease: &Lease) -> Grant {
-    Grant { address: lease.address, others: Vec::new(), expires: lease.expires.map(unix), registry: None }
+    Grant { address: lease.address, others: Vec::new(), expires: lease.expires.map(unix), registry: None, policy: None }
 }
 
 #[cfg(test)]

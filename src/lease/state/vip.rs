@@ -66,7 +66,7 @@ pub(super) struct Vip {
     waiting: Vec<(Caller, SystemTime)>,
     /// Addresses found in conflict since the last good one, and with what.
     pub(super) conflicts: Vec<String>,
-    /// How many of these each host answered ARP for.
+    /// How many of these each host answered for.
     answers: BTreeMap<Mac, usize>,
     /// Rounds of offers in a row that brought nothing but conflicts.
     rounds: u32,
@@ -334,7 +334,7 @@ impl Vip {
         let everywhere =
             self.answers.iter().find(|(_, count)| **count >= ANSWERS_FOR_ALL).map(|(mac, _)| mac.to_string());
         let why = match everywhere {
-            Some(mac) => format!("{mac} answers ARP for whatever is offered (proxy ARP, perhaps)"),
+            Some(mac) => format!("{mac} answers for whatever is offered (proxy ARP or proxy NDP, perhaps)"),
             None => "every address offered is in conflict".to_owned(),
         };
         let pause = PAUSE * 2_u32.pow(self.rounds.min(MAX_DOUBLINGS));
@@ -516,7 +516,7 @@ impl Vip {
         self.error.as_deref().filter(|_| failed || (self.running && self.server_silent))
     }
 
-    /// The address to answer ARP for. A bad lease file stops no VIP that is in service.
+    /// The address to answer for on the link. A bad lease file stops no VIP that is in service.
     pub(super) fn announced(&self) -> Option<IpAddr> {
         let kept = matches!(self.phase, Phase::Failed { .. }) && self.lost && !self.withdrawn;
         // While it is searched whether it may have another one, it has the one of before.

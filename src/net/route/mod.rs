@@ -184,22 +184,22 @@ pub fn del_nexthop(address: IpAddr) -> Request {
 }
 
 /// `ip route add unreachable PREFIX proto 118 metric METRIC` in table main.
-pub fn add_unreachable(address: IpAddr, metric: u32) -> Request {
-    let message = unreachable(address, metric);
-    let object = format!("unreachable {} metric {metric}", host(address));
+pub fn add_unreachable(prefix: IpNetwork, metric: u32) -> Request {
+    let message = unreachable(prefix, metric);
+    let object = format!("unreachable {prefix} metric {metric}");
     Request::new("add route", object, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(message))
 }
 
 /// `ip route del unreachable PREFIX proto 118 metric METRIC` in table main.
-pub fn del_unreachable(address: IpAddr, metric: u32) -> Request {
-    let mut message = unreachable(address, metric);
+pub fn del_unreachable(prefix: IpNetwork, metric: u32) -> Request {
+    let mut message = unreachable(prefix, metric);
     message.header.scope = RouteScope::NoWhere;
-    let object = format!("unreachable {} metric {metric}", host(address));
+    let object = format!("unreachable {prefix} metric {metric}");
     Request::new("delete route", object, 0, &Message::DelRoute(message)).absent_is_ok()
 }
 
-fn unreachable(address: IpAddr, metric: u32) -> RouteMessage {
-    let mut message = ours(host(address), MAIN);
+fn unreachable(prefix: IpNetwork, metric: u32) -> RouteMessage {
+    let mut message = ours(prefix, MAIN);
     message.header.kind = RouteType::Unreachable;
     message.attributes.push(RouteAttribute::Priority(metric));
     message

@@ -9,7 +9,7 @@ use crate::lease::beside::{Beside, LONGEST};
 use crate::lease::settings::Backend;
 
 use super::table::Reader;
-use super::{Announce, Config, Error, quoted};
+use super::{Config, Error, quoted};
 
 const CIDR6: &str = "a network of unicast addresses with room for an IPv4 address at their end, such as fd00:118::/96";
 
@@ -74,8 +74,6 @@ impl Config {
         };
         let expected = if self.kubernetes.is_some() {
             "no [kubernetes] beside it: Services have IPv4 addresses alone so far"
-        } else if self.announce == Announce::Arp {
-            "announce = \"none\" beside it: neighbours are not told of IPv6 addresses yet, routers send them here by a route"
         } else if matches!(self.lease.backend, Backend::Dhcp(_)) && beside.cidr6.is_some() {
             "backend = \"pool\" beside it: no DHCPv6 server is asked yet"
         } else {

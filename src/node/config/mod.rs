@@ -7,7 +7,7 @@ mod observe;
 mod pools;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -206,6 +206,19 @@ impl Config {
     /// What it asks of the node's packet paths.
     pub fn wanted(&self) -> Wanted {
         Wanted { notrack: self.notrack, express: self.express }
+    }
+
+    /// The networks of which nothing may go to a gateway: those of the pools, and pins beside them, where this node knows by the others where each VIP is.
+    pub fn discarded(&self) -> BTreeSet<IpNetwork> {
+        let Backend::Pool(pools) = &self.lease.backend else { return BTreeSet::new() };
+        if self.membership.is_none() {
+            return BTreeSet::new();
+        }
+        let of_pools = pools.networks().into_iter().map(IpNetwork::V4);
+        let networks: BTreeSet<IpNetwork> = of_pools.chain(self.lease.beside.cidr6.map(IpNetwork::V6)).collect();
+        let pins = self.lease.pins.values().copied().chain(self.lease.beside.pins.values().copied().map(IpAddr::V6));
+        let outside = pins.filter(|pin| !networks.iter().any(|network| network.contains(*pin)));
+        outside.map(IpNetwork::from).chain(networks.iter().copied()).collect()
     }
 }
 

@@ -64,7 +64,6 @@ fn ipv6_addresses_beside() {
         ),
         (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
         (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
-        (format!("announce = \"arp\"\n{pool}"), "expected announce = \"none\" beside it"),
         (format!("{pool}\n[kubernetes]\nenabled = true"), "expected no [kubernetes] beside it"),
         (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside pool.cidr6"),
         (pin("::1"), "pin[0].address6 = \"::1\": expected a unicast IPv6 address"),
@@ -328,4 +327,15 @@ fn complaints_name_key_value_and_what_was_expected() {
         assert!(complaint.starts_with(expected), "{text}\n{complaint}\n{expected}");
         assert!(!complaint.contains('\n'), "{complaint}");
     }
+}
+
+#[test]
+fn what_gateways_are_not_to_get_is_known_among_nodes_alone() {
+    let text = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.10-10.118.0.13\"\n[[pin]]\nvip = \"a/b\"\naddress = \"10.118.0.11\"\n\
+                [[pin]]\nvip = \"a/c\"\naddress = \"10.119.0.1\"\n";
+    let discarded = |text: &str| Config::parse(text).unwrap().discarded();
+    let expected = ["10.118.0.10/31", "10.118.0.12/31", "10.119.0.1/32"].map(|network| network.parse().unwrap());
+    assert_eq!(discarded(&format!("{text}[membership]")), BTreeSet::from(expected));
+    assert_eq!(discarded(text), BTreeSet::new());
+    assert_eq!(discarded("[membership]"), BTreeSet::new(), "by DHCP");
 }

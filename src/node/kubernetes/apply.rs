@@ -19,7 +19,7 @@ use crate::with_causes;
 
 use super::desired::{Attachment, Desired, Member, Note, PodId, Role, Roles, desired};
 use super::listeners::Listeners;
-use super::sharing::Sharing;
+use super::sharing::{Sharer, Sharing};
 use super::{Shared, addresses, pause};
 
 /// What failed is tried again after this, then after twice the time, up to the last.
@@ -34,6 +34,8 @@ const ROUND: Duration = Duration::from_secs(5);
 pub struct Applier {
     context: Context,
     net: NodeNet,
+    /// What the cluster calls this node.
+    node: String,
     allocator: PathBuf,
     /// What the daemon was told of VIPs' addresses.
     demanded: BTreeMap<VipKey, Demand>,
@@ -70,14 +72,27 @@ struct Todo {
 }
 
 impl Applier {
-    /// That has done nothing yet.
-    pub fn new(context: Context, net: NodeNet, config: &Config) -> Self {
-        let (allocator, listeners) = (config.socket.clone(), Listeners::default());
+    /// That has done nothing yet. `node`: what the cluster calls this one.
+    pub fn new(context: Context, net: NodeNet, (config, node): (&Config, &str)) -> Self {
+        let (node, allocator, listeners) = (node.to_owned(), config.socket.clone(), Listeners::default());
         let had = std::mem::take(&mut context.services.shared().had);
         let demanded = had.into_iter().map(|vip| (vip, Demand::Elsewhere)).collect();
         let (asked, changed, failed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (policies, unpoliced, has_policed) = (BTreeMap::new(), BTreeSet::new(), false);
-        Self { context, net, allocator, demanded, asked, policies, unpoliced, has_policed, changed, failed, listeners }
+        Self {
+            context,
+            net,
+            node,
+            allocator,
+            demanded,
+            asked,
+            policies,
+            unpoliced,
+            has_policed,
+            changed,
+            failed,
+            listeners,
+        }
     }
 
     /// Applies whenever something has changed, until viprouted ends.
@@ -109,11 +124,8 @@ impl Applier {
 
     fn round(&mut self, guard: &SubsystemGuard, has_changed: impl Fn() -> bool) -> registry::Result<Done> {
         let attachments = recorded(&self.context.registry)?;
-        let found = {
-            let shared = self.context.services.shared();
-            shared.store.is_live().then(|| desired(shared.store.objects(), &attachments))
-        };
-        self.demand(found.as_ref());
+        let (sharers, found) = self.seen(&attachments);
+        self.demand(&sharers, found.as_ref());
         // What is known only of before the start moves nobody: the registry is younger.
         let Some(mut found) = found else { return Ok(Done::All) };
         self.listeners.hold_back(&self.net, &attachments, &self.addresses(), &mut found);
@@ -139,28 +151,38 @@ impl Applier {
                 break;
             }
         }
-        self.publish(found);
+        self.publish(&sharers, found);
         Ok(done)
     }
 
+    /// Who has which VIP, and what is to be; the latter as soon as the API says it.
+    fn seen(&self, attachments: &[Attachment]) -> (Sharers, Option<Desired>) {
+        let shared = self.context.services.shared();
+        let objects = shared.store.objects();
+        let sharing = Sharing::of(objects);
+        let found = shared.store.is_live().then(|| desired(objects, &sharing, attachments, &self.node));
+        let keys = |sharers: &Vec<Sharer<'_>>| sharers.iter().map(|sharer| sharer.key.clone()).collect();
+        let vips = sharing.vips.iter().map(|(vip, sharers)| (vip.clone(), keys(sharers))).collect();
+        (Sharers { vips, asked: sharing.asked }, found)
+    }
+
     /// Tells the daemon which VIPs are to have an address: those of pods here, and those that this node keeps.
-    fn demand(&mut self, found: Option<&Desired>) {
+    fn demand(&mut self, sharers: &Sharers, found: Option<&Desired>) {
         let nodes = self.context.peers.status();
         let mut shared = self.context.services.shared();
         let here = found.map(Desired::vips).unwrap_or_default();
         let mut wanted = BTreeMap::new();
-        let sharing = Sharing::of(shared.store.objects());
-        let (vips, asked): (Vec<VipKey>, _) = (sharing.vips.into_keys().collect(), sharing.asked);
-        for vip in vips {
-            let is_wanted = here.contains(&vip) || addresses::is_keeper(&vip, nodes.as_ref());
+        let asked = &sharers.asked;
+        for vip in sharers.vips.keys() {
+            let is_wanted = here.contains(vip) || addresses::is_keeper(vip, nodes.as_ref());
             let demand = if is_wanted { Demand::Wanted } else { Demand::Elsewhere };
-            wanted.insert(vip, demand);
+            wanted.insert(vip.clone(), demand);
         }
         if found.is_none() {
             // Which Services are gone isn't known yet.
             wanted = self.demanded.clone().into_iter().chain(wanted).collect();
         }
-        shared.asked.clone_from(&asked);
+        shared.asked.clone_from(asked);
         let Some(demands) = &shared.demands else { return };
         for (vip, demand) in wanted.iter().filter(|(vip, _)| asked.get(*vip) != self.asked.get(*vip)) {
             let _ = demands.send((vip.clone(), *demand));
@@ -176,13 +198,17 @@ impl Applier {
             }
         }
         drop(shared);
-        (self.demanded, self.asked) = (wanted, asked);
+        (self.demanded, self.asked) = (wanted, asked.clone());
     }
 
     /// Has VIPs' records say what Services ask, of those that have changed and of those of which something else is asked. Before a pod joins:
     /// nobody gets in who mustn't.
     fn police(&mut self, found: &Desired) {
-        let touched = std::mem::take(&mut self.context.services.shared().touched);
+        let touched = {
+            let mut shared = self.context.services.shared();
+            shared.policies = Some(found.policies.clone());
+            std::mem::take(&mut shared.touched)
+        };
         let mut due = touched.vips;
         let keys = found.policies.keys().chain(self.policies.keys());
         due.extend(keys.filter(|vip| found.policies.get(*vip) != self.policies.get(*vip)).cloned());
@@ -306,19 +332,17 @@ impl Applier {
     }
 
     /// What there is to say of Services goes to who says it.
-    fn publish(&self, found: Desired) {
+    fn publish(&self, sharers: &Sharers, found: Desired) {
         let mut notes = found.notes;
         let mut shared = self.context.services.shared();
-        let is_needed = !self.failed.is_empty() || !shared.external.is_empty();
-        let sharing = if is_needed { Sharing::of(shared.store.objects()) } else { Sharing::default() };
         for failure in self.failed.values() {
-            let sharers = failure.vips.iter().filter_map(|vip| sharing.vips.get(vip)).flatten();
-            for sharer in sharers {
+            for service in failure.vips.iter().flat_map(|vip| sharers.of(vip)) {
                 let note = Note::PodNotAttachable { pod: failure.pod.clone(), why: failure.why.clone() };
-                notes.entry(sharer.key.clone()).or_default().insert(note);
+                notes.entry(service.clone()).or_default().insert(note);
             }
         }
-        note_external(&shared, &sharing, &mut notes);
+        note_external(&shared, sharers, &mut notes);
+        shared.kept_out = found.kept_out;
         if shared.notes != notes {
             shared.notes = notes;
             drop(shared);
@@ -327,14 +351,28 @@ impl Applier {
     }
 }
 
+/// Who has which VIP, in a round.
+struct Sharers {
+    /// By VIP the Services that have it, by their own names.
+    vips: BTreeMap<VipKey, Vec<VipKey>>,
+    /// The addresses that they ask for.
+    asked: BTreeMap<VipKey, Ipv4Addr>,
+}
+
+impl Sharers {
+    fn of(&self, vip: &VipKey) -> impl Iterator<Item = &VipKey> {
+        self.vips.get(vip).into_iter().flatten()
+    }
+}
+
 /// Who says a VIP's address as one of its own.
-fn note_external(shared: &Shared, sharing: &Sharing<'_>, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
+fn note_external(shared: &Shared, sharers: &Sharers, notes: &mut BTreeMap<VipKey, BTreeSet<Note>>) {
     for (service, addresses) in &shared.external {
         for (vip, lease) in &shared.leases {
             let Some(address) = lease.address.filter(|address| addresses.contains(address)) else { continue };
-            for sharer in sharing.vips.get(vip).into_iter().flatten() {
+            for sharer in sharers.of(vip) {
                 let note = Note::ExternalIp { service: service.clone(), address };
-                notes.entry(sharer.key.clone()).or_default().insert(note);
+                notes.entry(sharer.clone()).or_default().insert(note);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::{Source, VipKey};
 
 use super::desired::Attachment;
-use super::objects::Objects;
+use super::objects::{Key, Objects};
 use super::policies;
 
 /// Which of them are to be let in, or not any more, by VIP and attachment.
@@ -25,6 +25,15 @@ pub fn changes(objects: &Objects, attachments: &[Attachment]) -> BTreeMap<VipKey
         }
     }
     found
+}
+
+/// The pods of this node that a policy selects, and the first one that does.
+pub fn kept_out(objects: &Objects) -> BTreeMap<Key, Key> {
+    let selected = objects.pods.iter().filter_map(|(key, pod)| {
+        let policy = policies::selecting(&objects.policies, key, pod.labels.as_ref())?;
+        Some((key.clone(), policy.clone()))
+    });
+    selected.collect()
 }
 
 /// `None`: the API names no such pod, at least not yet.

@@ -56,7 +56,7 @@ fn describe(shared: &Shared, nodes: Option<&Nodes>) -> Kubernetes {
         let text = "the Kubernetes API doesn't know ipMode in a Service's status (1.30 and later do)".to_owned();
         findings.push(ClusterFinding { kind: ClusterFindingKind::Api, text });
     }
-    Kubernetes { services: entries, findings }
+    Kubernetes { services: entries, findings, kept_out: shared.kept_out.clone() }
 }
 
 /// `names`: its VIP's and its own.

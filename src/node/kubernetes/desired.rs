@@ -83,6 +83,8 @@ pub struct Desired {
     pub policies: BTreeMap<VipKey, VipPolicy>,
     /// Replicas that no Service made such, and that are to be let in, or not any more.
     pub others: BTreeMap<VipKey, BTreeMap<String, bool>>,
+    /// Pods that get no connections because of a policy of the network: which.
+    pub kept_out: BTreeMap<Key, Key>,
     /// What there is to say of Services, by their own names.
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
     /// Whose each port is, of VIPs that aren't one Service's of their own name.
@@ -155,13 +157,12 @@ pub enum Note {
     },
 }
 
-/// Of all Services at once.
-pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
-    let sharing = Sharing::of(objects);
-    let asked = policy::policies(&sharing);
-    let others = blocking::changes(objects, attachments);
+/// Of all Services at once. `node`: what the cluster calls this one.
+pub fn desired(objects: &Objects, sharing: &Sharing<'_>, attachments: &[Attachment], node: &str) -> Desired {
+    let asked = policy::policies(objects, sharing, node);
+    let (others, kept_out) = (blocking::changes(objects, attachments), blocking::kept_out(objects));
     let notes = sharing.notes.clone();
-    let mut desired = Desired { notes, policies: asked.vips, others, ..Desired::default() };
+    let mut desired = Desired { notes, policies: asked.vips, others, kept_out, ..Desired::default() };
     for (key, notes) in asked.notes {
         desired.notes.entry(key).or_default().extend(notes);
     }
@@ -182,7 +183,7 @@ pub fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
             desired.notes.entry(key.clone()).or_default().insert(Note::AllNodesExcluded);
         }
     }
-    keep_connections(objects, &sharing, attachments, &mut desired);
+    keep_connections(objects, sharing, attachments, &mut desired);
     desired
 }
 

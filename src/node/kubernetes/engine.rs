@@ -30,7 +30,7 @@ use super::sharing::{Sharer, Sharing, Taken};
 use super::status::{Status, StatusWriter, Written};
 use super::store::{Heard, Kind};
 use super::watches::{self, Watched};
-use super::{Excluded, Services};
+use super::{Excluded, Services, Shared};
 
 /// What the watches may be ahead of who reads them.
 const AHEAD: usize = 256;
@@ -167,8 +167,7 @@ impl Engine {
                 }
                 () = until(due) => {
                     due = None;
-                    self.tell(&mut status, &mut events);
-                    self.turn_pool(&client, &mut events);
+                    self.speak(&client, &mut status, &mut events);
                     continue;
                 }
                 _ = tick.tick() => {
@@ -232,7 +231,8 @@ impl Engine {
                 let addresses = objects.nodes.values().flat_map(|node| &node.addresses).copied();
                 self.context.services.0.nodes.set(addresses.collect());
             }
-            shared.excluded = Excluded::of(objects, &self.node);
+            let excluded = Excluded::of(objects, &self.node);
+            shared.exclude(excluded);
             shared.wake();
             let own = shared.store.objects().nodes.get(&self.node);
             let is_ending = shared.store.is_live() && own.is_some_and(|node| node.is_shutting_down);
@@ -275,22 +275,38 @@ impl Engine {
         (now.saturating_duration_since(*live_at) >= ELSEWHERE).then_some(Over::Silent)
     }
 
-    /// Has statuses written and events sent, of the Services that this node keeps.
-    fn tell(&self, status: &mut StatusWriter, events: &mut Announcer) {
-        let nodes = self.context.peers.status();
-        let shared = self.context.services.shared();
+    /// Tells the API what has changed, and the pool: once it is known which Services there are.
+    fn speak(&mut self, client: &kube::Client, status: &mut StatusWriter, events: &mut Announcer) {
+        let (nodes, services) = (self.context.peers.status(), self.context.services.clone());
+        let shared = services.shared();
         if !shared.store.is_live() {
             return;
         }
-        let now = Instant::now();
         let sharing = Sharing::of(shared.store.objects());
+        self.tell((&shared, &sharing, nodes.as_ref()), status, events);
+        let scene = Scene { sharing: &sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
+        let Some(pool) = &mut self.known.pool else { return };
+        turn_pool(pool, client, &scene, events);
+        let given = pool.given();
+        drop(shared);
+        services.on_given(given);
+    }
+
+    /// Has statuses written and events sent, of the Services that this node keeps.
+    fn tell(
+        &self,
+        (shared, sharing, nodes): (&Shared, &Sharing<'_>, Option<&Nodes>),
+        status: &mut StatusWriter,
+        events: &mut Announcer,
+    ) {
+        let now = Instant::now();
         let mut kept: BTreeSet<&VipKey> = BTreeSet::new();
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
-        for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes.as_ref())) {
+        for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes)) {
             let lease = shared.leases.get(vip);
             let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
             let refused = refused.filter(|refused| refused.kind != Refusal::Address || sharer.service.ask != Ask::Any);
-            match self.refusal(&sharing, vip, sharer.service, lease) {
+            match self.refusal(sharing, vip, sharer.service, lease) {
                 Some(why) => events.on_refused(&sharer.key, sharer.service, &why, now),
                 None => events.on_lease(&sharer.key, sharer.service, (lease, refused), now),
             }
@@ -303,7 +319,7 @@ impl Engine {
             }
         }
         let none = Taken::new();
-        for (key, service) in sharing.refused.iter().filter(|(key, _)| is_keeper(key, nodes.as_ref())) {
+        for (key, service) in sharing.refused.iter().filter(|(key, _)| is_keeper(key, nodes)) {
             kept.insert(key);
             wanted.insert(key, Status { service, taken: &none, address: None });
         }
@@ -327,24 +343,6 @@ impl Engine {
                 "its lease is of {address}, and DHCP moves no lease: make the Service anew to have {asked} asked for"
             )),
             None => error.clone(),
-        }
-    }
-
-    /// Gives the pool's addresses out and takes them back, once it is known which Services there are.
-    fn turn_pool(&mut self, client: &kube::Client, events: &mut Announcer) {
-        let Some(pool) = &mut self.known.pool else { return };
-        let (nodes, services) = (self.context.peers.status(), &self.context.services);
-        let shared = services.shared();
-        if shared.store.is_live() {
-            let sharing = Sharing::of(shared.store.objects());
-            let scene = Scene { sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
-            for (vip, why) in pool.turn(client, &scene) {
-                if let Some(sharer) = scene.sharing.vips.get(&vip).and_then(|sharers| sharers.first()) {
-                    events.on_conflict(&sharer.key, sharer.service, why);
-                }
-            }
-            drop(shared);
-            services.on_given(pool.given());
         }
     }
 
@@ -374,6 +372,15 @@ impl Engine {
     }
 }
 
+/// Gives the pool's addresses out and takes them back.
+fn turn_pool(pool: &mut PoolKeeper, client: &kube::Client, scene: &Scene<'_>, events: &mut Announcer) {
+    for (vip, why) in pool.turn(client, scene) {
+        if let Some(sharer) = scene.sharing.vips.get(&vip).and_then(|sharers| sharers.first()) {
+            events.on_conflict(&sharer.key, sharer.service, why);
+        }
+    }
+}
+
 async fn next(pool: &mut Option<PoolKeeper>) {
     match pool {
         Some(pool) => pool.next().await,
@@ -383,7 +390,7 @@ async fn next(pool: &mut Option<PoolKeeper>) {
 
 /// What the register asks of VIPs.
 struct Scene<'a> {
-    sharing: Sharing<'a>,
+    sharing: &'a Sharing<'a>,
     nodes: Option<&'a Nodes>,
     registry: &'a Registry,
 }

@@ -88,6 +88,25 @@ impl Limiter {
     }
 }
 
+/// Who sends Events: one sender a text. A sender takes what is said of a Service with the same reason for a repetition, and counts it, with
+/// the words of the first one.
+struct Recorders {
+    client: kube::Client,
+    reporter: Reporter,
+    by_text: BTreeMap<Said, (Recorder, Instant)>,
+}
+
+impl Recorders {
+    fn of(&mut self, said: &Said, now: Instant) -> &Recorder {
+        // What is told anew after that time is a new Event.
+        self.by_text.retain(|_, (_, last)| now.saturating_duration_since(*last) < LIMIT.1);
+        let new = || (Recorder::new(self.client.clone(), self.reporter.clone()), now);
+        let (recorder, last) = self.by_text.entry(said.clone()).or_insert_with(new);
+        *last = now;
+        recorder
+    }
+}
+
 /// Tells the API.
 #[derive(Debug)]
 pub struct Announcer {
@@ -99,12 +118,13 @@ impl Announcer {
     /// That has told nothing. `node`: this one.
     pub fn new(client: kube::Client, node: &str) -> Self {
         let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(node.to_owned()) };
-        let recorder = Recorder::new(client, reporter);
+        let mut recorders = Recorders { client, reporter, by_text: BTreeMap::new() };
         let (to, mut said) = tokio::sync::mpsc::channel(1);
         // Ends with the sender.
         tokio::spawn(async move {
             while let Some(next) = said.recv().await {
-                publish(&recorder, next).await;
+                let recorder = recorders.of(&next, Instant::now());
+                publish(recorder, next).await;
             }
         });
         Self { limiter: Limiter::default(), to }

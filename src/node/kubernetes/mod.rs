@@ -33,6 +33,7 @@ mod sharing;
 mod status;
 mod store;
 mod watches;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -41,6 +42,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::eventfd::EventFd;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
@@ -49,7 +51,7 @@ use crate::lease::grant::Report;
 use crate::lease::nodes::Told;
 use crate::lease::settings::Backend;
 use crate::lease::state::Demand;
-use crate::model::VipKey;
+use crate::model::{VipKey, VipPolicy};
 use crate::net::{self, NodeNet};
 
 use super::config::Config;
@@ -63,6 +65,7 @@ use examine::Examination;
 use objects::{Key, Objects};
 use pool::{Desk, PoolKeeper};
 use register::Register;
+use sharing::Sharing;
 use store::{Change, Store};
 
 /// The Service of the API server itself, which every cluster has.
@@ -119,8 +122,12 @@ struct Shared {
     asked: BTreeMap<VipKey, Ipv4Addr>,
     /// What has become of VIPs' addresses that Services want.
     leases: BTreeMap<VipKey, Lease>,
+    /// What Services ask of VIPs, as far as it is known; `None`: no Services are served.
+    policies: Option<BTreeMap<VipKey, VipPolicy>>,
     /// What there is to say of Services.
     notes: BTreeMap<VipKey, BTreeSet<Note>>,
+    /// Pods of this node that get no connections because of a policy of the network: which.
+    kept_out: BTreeMap<Key, Key>,
     excluded: Excluded,
     /// VIPs whose addresses Services wanted when viprouted ended.
     had: BTreeSet<VipKey>,
@@ -136,6 +143,8 @@ struct Shared {
     examiner: Option<UnboundedSender<Examination>>,
     /// Wakes the thread that applies.
     applier: Option<SyncSender<()>>,
+    /// Wakes the loop that reconciles the node: other nodes are excluded.
+    reconciler: Option<Arc<EventFd>>,
     /// Where the daemon hears which VIPs are to have addresses.
     demands: Option<UnboundedSender<(VipKey, Demand)>>,
     /// VIPs whose records have changed since it was looked whether they say what Services ask.
@@ -169,6 +178,11 @@ impl Services {
     /// The nodes that load balancers are to pass by.
     pub fn excluded(&self) -> Excluded {
         self.shared().excluded.clone()
+    }
+
+    /// Written to with each change of what is excluded.
+    pub fn wakes(&self, reconciler: Arc<EventFd>) {
+        self.shared().reconciler = Some(reconciler);
     }
 
     /// Where the daemon hears which VIPs are to have addresses.
@@ -205,6 +219,12 @@ impl Services {
     /// The address that a Service asks for; none: any will do.
     pub fn asked(&self, vip: &VipKey) -> Option<IpAddr> {
         self.shared().asked.get(vip).copied().map(IpAddr::V4)
+    }
+
+    /// What Services ask of a VIP: whoever makes its record has it from the first moment on. None: no Services are served.
+    pub fn policy(&self, vip: &VipKey) -> Option<VipPolicy> {
+        let policies = &self.shared().policies;
+        policies.as_ref().map(|policies| policies.get(vip).cloned().unwrap_or_default())
     }
 
     /// What has become of an address that was demanded; none: nothing is demanded any more.
@@ -258,6 +278,16 @@ impl Shared {
         }
     }
 
+    /// Who answers ARP follows at once, on all nodes alike: what lies between is a moment in which no node does.
+    fn exclude(&mut self, excluded: Excluded) {
+        if std::mem::replace(&mut self.excluded, excluded) != self.excluded
+            && let Some(reconciler) = &self.reconciler
+        {
+            // A full eventfd wakes the loop just as well.
+            let _ = reconciler.write(1);
+        }
+    }
+
     /// Has the thread that applies look again. One that has work before it looks in any case.
     fn wake(&self) {
         if let Some(applier) = &self.applier {
@@ -276,6 +306,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
     {
         let mut shared = services.shared();
         shared.excluded = Excluded::of(&remembered.objects, &name);
+        shared.policies = Some(policy::policies(&remembered.objects, &Sharing::of(&remembered.objects), &name).vips);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());
     }
@@ -289,7 +320,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         }
         !matches!(applier.try_send(()), Err(std::sync::mpsc::TrySendError::Disconnected(())))
     });
-    let work = Applier::new(context.clone(), NodeNet::open()?, config);
+    let work = Applier::new(context.clone(), NodeNet::open()?, (config, &name));
     context.subsystems.spawn(&SERVICES, move |guard| work.run(&wakes, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pool = match (&config.lease.backend, services.shared().desk.take()) {

@@ -14,6 +14,7 @@ use crate::model::{Port, Transport, VipKey};
 use super::asked::{self, Ask, Permitted};
 use super::policies::Policy;
 use super::policy::{self, Clients};
+use super::zones::Hints;
 use super::{ports, sharing};
 
 /// The label by which a slice names its Service.
@@ -22,6 +23,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The label of a node that load balancers are to pass by, whatever its value.
 pub const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The label of a node that says its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// What a kubelet says of its node while it ends its pods, because systemd is about to shut the machine down (`nodeshutdown` in its source).
 const SHUTTING_DOWN: &str = "node is shutting down";
 /// Taints of nodes that are down, or about to be.
@@ -180,6 +183,9 @@ pub struct Slice {
     pub ready_elsewhere: bool,
     /// An endpoint elsewhere is serving, ready or not.
     pub serving_elsewhere: bool,
+    /// For which zones its ready endpoints are.
+    #[serde(default, skip_serializing_if = "Hints::is_none")]
+    pub hints: Hints,
     /// An endpoint is no pod of any node: an address that somebody wrote there.
     pub has_foreign: bool,
     /// Where the API server is: of its own Service alone.
@@ -261,6 +267,9 @@ pub struct Node {
     /// It is being shut down.
     #[serde(default)]
     pub is_shutting_down: bool,
+    /// The zone that it is in; empty: none is known.
+    #[serde(default)]
+    pub zone: String,
     /// Where its pods' addresses are from, as far as the cluster gives them out.
     #[serde(default)]
     pub pod_ranges: Vec<String>,
@@ -401,6 +410,7 @@ impl Slice {
             here: Vec::new(),
             ready_elsewhere: false,
             serving_elsewhere: false,
+            hints: Hints::default(),
             has_foreign: false,
             api_servers: Vec::new(),
         };
@@ -421,6 +431,9 @@ impl Slice {
         let is_serving = conditions.serving.unwrap_or(is_ready);
         let target = endpoint.target_ref.filter(|target| target.kind.as_deref() == Some("Pod"));
         self.has_foreign |= target.is_none() || endpoint.node_name.is_none();
+        if is_ready {
+            self.hints.add(endpoint.node_name.as_deref(), endpoint.hints.as_ref());
+        }
         if endpoint.node_name.as_deref() != Some(node) {
             self.ready_elsewhere |= is_ready;
             self.serving_elsewhere |= is_serving;
@@ -482,6 +495,7 @@ impl Node {
             addresses: addresses.filter_map(|address| address.address.parse().ok()).collect(),
             is_excluded: !ignores_label && labels.contains_key(EXCLUDED),
             is_shutting_down,
+            zone: labels.get(ZONE).cloned().unwrap_or_default(),
             pod_ranges,
         }
     }
@@ -497,10 +511,24 @@ fn is_shutting_down(node: &core::Node) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
+
+    /// One of that Service without endpoints.
+    pub fn slice(service: &str) -> Slice {
+        let slice = discovery::EndpointSlice {
+            address_type: "IPv4".into(),
+            metadata: ObjectMeta {
+                namespace: service.split_once('/').map(|(namespace, _)| namespace.to_owned()),
+                labels: service.split_once('/').map(|(_, name)| [(SERVICE_NAME.to_owned(), name.to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            ..discovery::EndpointSlice::default()
+        };
+        Slice::of(slice, "n1").unwrap()
+    }
 
     #[test]
     fn the_label_that_load_balancers_pass_by_may_mean_nothing() {

@@ -11,8 +11,9 @@ use crate::ebpf::RANGES as MAX_RANGES;
 use crate::model::{Port, PortPolicy, VipKey, VipPolicy};
 
 use super::desired::Note;
-use super::objects::ServicePort;
+use super::objects::{Objects, ServicePort};
 use super::sharing::{Sharer, Sharing};
+use super::zones;
 
 /// By it a Service says the same as by the field, which goes before it.
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
@@ -88,8 +89,8 @@ pub struct Policies {
     pub notes: BTreeMap<VipKey, BTreeSet<Note>>,
 }
 
-/// Of all Services. The oldest come first where there are more ranges than the programs take.
-pub fn policies(sharing: &Sharing<'_>) -> Policies {
+/// Of all Services, as seen from the node of that name. The oldest come first where there are more ranges than the programs take.
+pub fn policies(objects: &Objects, sharing: &Sharing<'_>, node: &str) -> Policies {
     let mut found = Policies::default();
     let mut room = MAX_RANGES;
     for (vip, sharer) in sharing.in_order() {
@@ -113,6 +114,9 @@ pub fn policies(sharing: &Sharing<'_>) -> Policies {
                 found.notes.entry(sharer.key.clone()).or_default().insert(Note::PolicyNotShared { vip: vip.clone() });
             }
         }
+    }
+    for (vip, nodes) in zones::near(objects, sharing, node) {
+        found.vips.entry(vip).or_default().near = Some(nodes);
     }
     for policy in found.vips.values_mut() {
         policy.ports.sort_by(|one, other| one.port.cmp(&other.port));
@@ -226,7 +230,7 @@ mod tests {
     fn all(services: &[(&str, Service)]) -> (Vec<String>, Vec<String>) {
         let services = services.iter().map(|(key, service)| ((*key).to_owned(), service.clone())).collect();
         let objects = Objects { services, ..Objects::default() };
-        let found = policies(&Sharing::of(&objects));
+        let found = policies(&objects, &Sharing::of(&objects), "n1");
         let port = |port: &PortPolicy| {
             let from = port.sources.as_ref().map_or("anywhere".to_owned(), |all| format!("{all:?}"));
             format!("{} from {from} {:?}", port.port, port.affinity)

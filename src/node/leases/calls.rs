@@ -73,7 +73,7 @@ impl Daemon {
             vip.expires = vip.expires.map(clock::to_wall);
             vip.held_until = vip.held_until.map(clock::to_wall);
         }
-        self.claims.show(&mut vips);
+        self.show_claims(&mut vips);
         self.sharing.show_status(&mut vips);
         let registry = Some(Directory::at(self.registry.dir()));
         let (backend, express) = (self.settings.backend.name().into(), self.agent.express.status());

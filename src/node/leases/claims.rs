@@ -2,15 +2,14 @@
 //! cluster. The address is defended, and the operator, who has to decide which of the two goes, gets an event.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::api::protocol::VipStatus;
-use crate::model::address::ipv4;
 use crate::model::{Mac, VipKey};
-use crate::net::arp::Claim;
+use crate::net::acd::Claim;
 use crate::node::journal::Kind;
 
 use super::Daemon;
@@ -24,7 +23,7 @@ const KEPT: Duration = Duration::from_secs(600);
 /// The latest claims.
 #[derive(Debug)]
 pub struct Claims {
-    by_address: BTreeMap<Ipv4Addr, (Mac, Instant)>,
+    by_address: BTreeMap<IpAddr, (Mac, Instant)>,
     /// Whose that are turns out here.
     strangers: UnboundedSender<Claim>,
 }
@@ -53,17 +52,23 @@ impl Claims {
         }
     }
 
-    /// Adds to each VIP's status the host that claims its address.
-    pub fn show(&self, vips: &mut [VipStatus]) {
-        let lately = |(mac, at): &(Mac, Instant)| (at.elapsed() < KEPT).then(|| mac.to_string());
-        for vip in vips {
-            vip.claimed_by =
-                vip.address.and_then(ipv4).and_then(|address| self.by_address.get(&address)).and_then(lately);
-        }
+    /// Who claims the address, if a host has done so lately.
+    pub fn on(&self, address: IpAddr) -> Option<String> {
+        let (mac, at) = self.by_address.get(&address)?;
+        (at.elapsed() < KEPT).then(|| mac.to_string())
     }
 }
 
 impl Daemon {
+    /// Adds to each VIP's status the host that claims one of its addresses.
+    pub(super) fn show_claims(&self, vips: &mut [VipStatus]) {
+        for vip in vips {
+            let others = vip.vip.parse().ok().and_then(|key: VipKey| self.beside.get(&key));
+            let mut addresses = vip.address.into_iter().chain(others.into_iter().flatten().copied());
+            vip.claimed_by = addresses.find_map(|address| self.claims.on(address));
+        }
+    }
+
     /// A host claims an address; it may be a peer, which may serve the same VIP.
     pub(super) fn claimed(&mut self, claim: Claim) {
         let (search, strangers) = (self.executor.search().clone(), self.claims.strangers.clone());
@@ -83,9 +88,9 @@ impl Daemon {
         let Some(vip) = self.served_at(claim.address) else { return };
         self.agent.counters.address_claimed(&vip);
         let Worth { news, defend } = self.claims.heard(claim, Instant::now());
-        if defend && let Some(arp) = self.arp.clone() {
+        if defend && let Some(acd) = self.acd.clone() {
             tokio::spawn(async move {
-                if let Err(error) = arp.announce(claim.address).await {
+                if let Err(error) = acd.announce(claim.address).await {
                     tracing::warn!(address = %claim.address, error = &error as &dyn std::error::Error, "not defended");
                 }
             });
@@ -99,10 +104,8 @@ impl Daemon {
         }
     }
 
-    fn served_at(&self, address: Ipv4Addr) -> Option<VipKey> {
-        let address = IpAddr::V4(address);
-        let served = self.state.announced().contains(&address);
-        self.state.addresses().find(|(at, _)| served && *at == address).map(|(_, vip)| vip.clone())
+    fn served_at(&self, address: IpAddr) -> Option<VipKey> {
+        self.announced().find(|(at, _)| *at == address).map(|(_, vip)| vip.clone())
     }
 }
 
@@ -114,7 +117,7 @@ mod tests {
     fn a_claim_is_told_once_and_defended_against_now_and_then() {
         let mut claims = Claims::new(tokio::sync::mpsc::unbounded_channel().0);
         let start = Instant::now();
-        let claim = Claim { address: [192, 0, 2, 100].into(), mac: Mac([2, 0, 0, 0, 0, 9]) };
+        let claim = Claim { address: IpAddr::from([192, 0, 2, 100]), mac: Mac([2, 0, 0, 0, 0, 9]) };
         let mut at = |seconds, claim| {
             let Worth { news, defend } = claims.heard(claim, start + Duration::from_secs(seconds));
             (news, defend)

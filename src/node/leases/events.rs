@@ -15,7 +15,7 @@ use crate::lease::source::{self, Notices};
 use crate::lease::state::{Demand, Findings};
 use crate::lease::writer::Done;
 use crate::model::VipKey;
-use crate::net::arp::Claim;
+use crate::net::acd::Claim;
 use crate::net::link::Link;
 use crate::node::AllocatorStatus;
 use crate::node::peers::{Heard, OthersLeases};
@@ -124,7 +124,7 @@ impl Events {
                 let (vip, error) = failure.ok_or(ended("the dataplane's thread"))?;
                 Some(Event::DataplaneFailed(vip, error))
             }
-            claim = next_claim(&mut self.claims) => Some(Event::Claim(claim.ok_or(ended("the ARP listener"))?)),
+            claim = next_claim(&mut self.claims) => Some(Event::Claim(claim.ok_or(ended("the listener for other hosts' claims"))?)),
             Some(claim) = self.strange.recv() => Some(Event::Strange(claim)),
             () = tokio::time::sleep(due) => None,
         };

@@ -23,6 +23,7 @@ use crate::lease::state::{Action, Caller, Findings, State, Step};
 use crate::lease::writer::{Job, LeaseWriter};
 use crate::model::VipKey;
 use crate::model::address::ipv4;
+use crate::node::Services;
 use crate::with_causes;
 
 use super::dataplane::Order;
@@ -47,11 +48,15 @@ pub struct Executor {
     callers: BTreeMap<Caller, oneshot::Sender<Vec<u8>>>,
     /// Searches under way.
     searches: BTreeMap<VipKey, AbortHandle>,
+    /// The same for what VIPs are to have beside what they are served at.
+    searches_beside: BTreeMap<VipKey, AbortHandle>,
     /// The last file written of each VIP, while it is being written.
     writing: BTreeMap<VipKey, u64>,
     last_write: u64,
     /// What VIPs have beside what they lease.
     pub beside: Beside,
+    /// What Services ask of VIPs.
+    pub services: Services,
 }
 
 impl Executor {
@@ -64,11 +69,21 @@ impl Executor {
         registry: &Path,
     ) -> (Self, mpsc::UnboundedReceiver<Found>) {
         let (found, results) = mpsc::unbounded_channel();
-        let (callers, searches, writing) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let registry = registry.to_owned();
-        let (last_write, beside) = (0, Beside::default());
-        let executor =
-            Self { sources, search, writer, orders, found, registry, callers, searches, writing, last_write, beside };
+        let executor = Self {
+            sources,
+            search,
+            writer,
+            orders,
+            found,
+            registry: registry.to_owned(),
+            callers: BTreeMap::new(),
+            searches: BTreeMap::new(),
+            searches_beside: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            last_write: 0,
+            beside: Beside::default(),
+            services: Services::default(),
+        };
         (executor, results)
     }
 
@@ -187,6 +202,7 @@ impl Executor {
             let others = |grant: &Grant| self.beside.of(vip, grant.address).into_iter().collect();
             let answer = answer.clone().map(|grant| Grant {
                 registry,
+                policy: self.services.policy(vip),
                 others: others(&grant),
                 expires: grant.expires.map(clock::to_wall),
                 ..grant
@@ -210,10 +226,26 @@ impl Executor {
 
     fn check(&mut self, vip: &VipKey, address: IpAddr, allow: Allow) {
         self.stop_search(vip);
+        let all = self.beside.addresses(vip, address).iter().collect();
+        let task = self.search_for(vip, address, all, allow);
+        self.searches.insert(vip.clone(), task);
+    }
+
+    /// Searches for conflicts of an address that a VIP in service is to have beside the one it has.
+    pub fn check_beside(&mut self, vip: &VipKey, address: IpAddr, allow: Allow) {
+        self.searches_beside.retain(|_, task| !task.is_finished());
+        if !self.searches_beside.contains_key(vip) {
+            let task = self.search_for(vip, address, vec![address], allow);
+            self.searches_beside.insert(vip.clone(), task);
+        }
+    }
+
+    /// Searches for conflicts of all these addresses, and reports what it finds as of the first.
+    fn search_for(&self, vip: &VipKey, address: IpAddr, all: Vec<IpAddr>, allow: Allow) -> AbortHandle {
         let (search, found, name) = (self.search.clone(), self.found.clone(), vip.clone());
         let task = tokio::spawn(async move {
             loop {
-                let result = search.run(&name, address, &allow).await.map_err(|error| with_causes(&error));
+                let result = search.run(&name, &all, &allow).await.map_err(|error| with_causes(&error));
                 let again = result.is_err();
                 if found.send((name.clone(), address, result)).is_err() || !again {
                     return;
@@ -221,7 +253,7 @@ impl Executor {
                 tokio::time::sleep(SEARCH_AGAIN).await;
             }
         });
-        self.searches.insert(vip.clone(), task.abort_handle());
+        task.abort_handle()
     }
 
     fn stop_search(&mut self, vip: &VipKey) {

@@ -8,7 +8,7 @@ use crate::lease::grant::News;
 use crate::lease::search::Search;
 use crate::lease::settings::{Backend, Dhcp};
 use crate::model::Family;
-use crate::net::arp::{Arp, Claim};
+use crate::net::acd::{Acd, Claim};
 use crate::net::link::Link;
 use crate::net::{self, NodeNet, address};
 use crate::node::problems::OTHER_LINK;
@@ -54,19 +54,19 @@ impl Daemon {
         }
     }
 
-    /// Moves ARP and DHCP to another link, if there is one. What can't be opened there is tried again.
+    /// Moves probes and DHCP to another link, if there is one. What can't be opened there is tried again.
     pub(super) fn rebind(&mut self, claims: &mut Option<Receiver<Claim>>) {
         let Some(link) = self.next_link.take() else { return };
-        let opened = Arp::open(&link).map_err(|error| with_causes(&error)).and_then(|(arp, heard)| {
+        let opened = Acd::open(&link).map_err(|error| with_causes(&error)).and_then(|(acd, heard)| {
             let heartbeat = self.agent.subsystems.begin(&ROUTES);
             let told = self.agent.services.nodes();
-            let search = Search::new(&self.settings, &self.registry, Some((&link, arp.clone())), heartbeat, told);
-            search.map(|search| (arp, heard, search)).map_err(|error| with_causes(&error))
+            let search = Search::new(&self.settings, &self.registry, Some((&link, acd.clone())), heartbeat, told);
+            search.map(|search| (acd, heard, search)).map_err(|error| with_causes(&error))
         });
         match opened {
-            Ok((arp, heard, search)) => {
+            Ok((acd, heard, search)) => {
                 self.executor.rebind(search, &link.name);
-                (self.arp, *claims) = (Some(arp), Some(heard));
+                (self.acd, *claims) = (Some(acd), Some(heard));
                 self.link = Some(link);
                 self.permit_link();
                 self.compare_links();

@@ -21,7 +21,7 @@ mod sharing;
 mod start;
 mod usage;
 
-use crate::net::arp::{self, Arp};
+use crate::net::acd::{self, Acd};
 
 use super::config::{Announce, Config};
 use crate::api::server::Server;
@@ -36,7 +36,6 @@ use crate::lease::state::{Demand, Findings, Input, LocalUsage, State, Step};
 use crate::lease::store::{self, Contents};
 use crate::lease::writer::Done;
 use crate::model::VipKey;
-use crate::model::address::ipv4;
 use crate::net::link::Link;
 use crate::net::{self, NodeNet, unix};
 use crate::registry::Registry;
@@ -75,9 +74,9 @@ pub enum Error {
     /// No link.
     #[error(transparent)]
     Uplink(#[from] uplink::Error),
-    /// No ARP on it.
+    /// No probes on it.
     #[error(transparent)]
-    Arp(#[from] arp::Error),
+    Acd(#[from] acd::Error),
     /// No lease files.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -134,6 +133,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             answers: config.announce == Announce::Arp,
             advertised,
             links,
+            discarded: config.discarded(),
         };
         let _agent = node::start(&daemon.agent, &config.metrics, sender, (wake, settings))?;
         node::kubernetes::start(&daemon.agent, config)?;
@@ -159,14 +159,14 @@ struct Daemon {
     registry: Registry,
     agent: node::Context,
     event_log: LeaseEventLog,
-    /// The addresses that this node answers ARP for, which the reconciler reads.
+    /// The addresses that this node answers for on the link, which the reconciler reads.
     advertised: Option<Advertised>,
     /// What searches are made by.
     settings: Settings,
     /// Another link than `link`, to which not everything could be bound so far.
     next_link: Option<Link>,
     /// Receives other hosts' claims to an address.
-    arp: Option<Arc<Arp>>,
+    acd: Option<Arc<Acd>>,
     claims: Claims,
     /// The link's routers and name servers, as far as DHCP has named them.
     infrastructure: BTreeSet<IpAddr>,
@@ -178,6 +178,8 @@ struct Daemon {
     cluster: Option<Cluster>,
     /// VIPs that are to have addresses for Services' sake.
     demanded: BTreeSet<VipKey>,
+    /// What VIPs are served at here beside the address that they lease, as the registry has it.
+    beside: BTreeMap<VipKey, Vec<IpAddr>>,
     /// VIPs that are served without what they are to have beside that address, or with something else.
     unlike: BTreeMap<VipKey, IpAddr>,
     /// Sees whether `link` is up.
@@ -246,7 +248,11 @@ impl Daemon {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "routes not reconciled");
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
             }
-            Event::Time => self.unlike.iter().for_each(|(vip, address)| self.executor.order(vip, Some(*address))),
+            Event::Time => {
+                for (vip, address) in self.unlike.clone() {
+                    self.bring_beside(&vip, address);
+                }
+            }
             Event::End => {}
         }
     }
@@ -352,6 +358,9 @@ impl Daemon {
     }
 
     fn found(&mut self, vip: &VipKey, address: IpAddr, found: Result<Findings, String>) {
+        if let Some(served) = self.unlike.get(vip).copied().filter(|_| address.is_ipv6()) {
+            return self.found_beside(vip, (served, address), found);
+        }
         let mut findings = match found {
             Ok(findings) => findings,
             // It is tried again; the waiting callers get this reason.
@@ -373,16 +382,36 @@ impl Daemon {
 
     /// What the registry's VIPs have beside the address that they lease. What failed is ordered again by and by.
     fn compare_beside(&mut self, batch: &Batch) {
-        let is_over = |vip: &VipKey| batch.full || batch.vips.iter().any(|(known, _)| known == vip);
-        self.unlike.retain(|vip, _| !is_over(vip));
+        self.unlike.retain(|vip, _| !batch.is_over(vip));
         let unlike = batch.unlike(&self.settings.beside);
         for (vip, address) in &unlike {
-            self.executor.order(vip, Some(*address));
+            self.bring_beside(vip, *address);
         }
         self.unlike.extend(unlike);
     }
 
-    fn present(&mut self, batch: Batch) {
+    /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.
+    fn bring_beside(&mut self, vip: &VipKey, address: IpAddr) {
+        match self.settings.beside.of(vip, address) {
+            Some(beside) => self.executor.check_beside(vip, beside, self.state.allow().clone()),
+            None => self.executor.order(vip, Some(address)),
+        }
+    }
+
+    fn found_beside(&mut self, vip: &VipKey, (served, beside): (IpAddr, IpAddr), found: Result<Findings, String>) {
+        let conflicts = match found {
+            Ok(findings) => findings.conflicts,
+            Err(why) => vec![why],
+        };
+        if conflicts.is_empty() {
+            return self.executor.order(vip, Some(served));
+        }
+        let text = format!("it isn't served at {beside}: {}", conflicts.join(", "));
+        tracing::warn!(%vip, "{text}");
+        self.agent.journal.record(Kind::Trouble, Some(vip), text);
+    }
+
+    fn present(&mut self, mut batch: Batch) {
         let gone: Vec<VipKey> = if batch.full {
             let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
             self.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
@@ -390,17 +419,27 @@ impl Daemon {
             Vec::new()
         };
         self.compare_beside(&batch);
+        self.beside.retain(|vip, _| !batch.is_over(vip));
+        self.beside.append(&mut batch.others);
         let gone = gone.into_iter().map(|vip| (vip, LocalUsage::default()));
         for (vip, usage) in batch.vips.into_iter().chain(gone) {
             self.step(&vip, Input::LocalUsage(usage));
         }
     }
 
-    /// Publishes the addresses for which ARP is to be answered now.
+    /// The addresses that are to be answered for on the link now, each with its VIP.
+    fn announced(&self) -> impl Iterator<Item = (IpAddr, &VipKey)> {
+        self.state.announced().flat_map(|(address, vip)| {
+            let beside = self.beside.get(vip).into_iter().flatten().copied();
+            std::iter::once(address).chain(beside).map(move |address| (address, vip))
+        })
+    }
+
+    /// Publishes them.
     fn advertise(&self) {
-        let served = self.state.announced();
-        if let Some(arp) = &self.arp {
-            arp.serve(&served.iter().copied().filter_map(ipv4).collect());
+        let served: BTreeSet<IpAddr> = self.announced().map(|(address, _)| address).collect();
+        if let Some(acd) = &self.acd {
+            acd.serve(&served);
         }
         if let Some(advertised) = &self.advertised {
             advertised.set(served);

@@ -16,7 +16,7 @@ use crate::lease::store::Store;
 use crate::lease::writer::LeaseWriter;
 use crate::model::VipKey;
 use crate::net::NodeNet;
-use crate::net::arp::Arp;
+use crate::net::acd::Acd;
 use crate::node;
 use crate::node::config::Config;
 use crate::node::subsystems::{LEASES, ROUTES};
@@ -43,11 +43,11 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     // No other viprouted runs by now: it would have the store's lock.
     let registry = open_registry(config);
     let link = uplink::find(&node, config)?;
-    let (arp, claims) = link.as_ref().map(Arp::open).transpose()?.unzip();
+    let (acd, claims) = link.as_ref().map(Acd::open).transpose()?.unzip();
     let agent = node::Context::new(registry.clone(), config.wanted())?;
     let heartbeat = agent.subsystems.begin(&ROUTES);
     let told = agent.services.nodes();
-    let search = Search::new(&config.lease, &registry, link.as_ref().zip(arp.clone()), heartbeat, told)?;
+    let search = Search::new(&config.lease, &registry, link.as_ref().zip(acd.clone()), heartbeat, told)?;
     let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
     let cluster = cluster(config, !contents.records.is_empty())?;
     let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
@@ -66,6 +66,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
     let (mut executor, found) = Executor::new(sources, search, writer, orders, registry.dir());
     executor.beside = config.lease.beside.clone();
+    executor.services = agent.services.clone();
     let mut updates = watch(&agent)?;
     let first = Batch::of(&updates.recv().await.ok_or(Error::Ended("the registry's watcher"))?);
     let events = Events {
@@ -95,7 +96,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         advertised: None,
         settings: config.lease.clone(),
         next_link: None,
-        arp,
+        acd,
         claims: Claims::new(strangers),
         infrastructure: BTreeSet::new(),
         foreign: ForeignServers::default(),
@@ -104,6 +105,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         cluster,
         demanded: BTreeSet::new(),
         unlike: BTreeMap::new(),
+        beside: BTreeMap::new(),
         node,
         link,
         last_caller: 0,

@@ -47,6 +47,11 @@ impl Batch {
 }
 
 impl Batch {
+    /// Whether what it doesn't have of the VIP isn't there.
+    pub fn is_over(&self, vip: &VipKey) -> bool {
+        self.full || self.vips.iter().any(|(known, _)| known == vip)
+    }
+
     /// The VIPs that are served here, and have not beside the address that they lease what they are to have: the configuration was another one
     /// when they came.
     pub fn unlike(&self, beside: &Beside) -> Vec<(VipKey, IpAddr)> {

@@ -1,4 +1,4 @@
-//! When gratuitous ARPs are due: three when an address comes to this node or its link is another one, and one now and then
+//! When announcements (gratuitous ARPs, unsolicited neighbour advertisements) are due: three when an address comes to this node or its link is another one, and one now and then
 //! afterwards, since switches forget where a MAC address is sooner than routers forget the address. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};

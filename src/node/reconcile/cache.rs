@@ -18,6 +18,9 @@ use crate::node::kubernetes::Excluded;
 use crate::registry::watch::View;
 use crate::registry::{self, Replica, State, VipRecord, attachment_of};
 
+/// A node's replicas weigh so much at most, where another one has heard of them.
+const FULL: u32 = 255;
+
 /// A VIP.
 #[derive(Debug)]
 pub struct Vip {
@@ -155,22 +158,30 @@ impl Cache {
     }
 
     /// Whether this node is the one that answers ARP for a VIP that it serves: the others that have ready replicas of it might. One
-    /// that leaves, or that load balancers are to pass by, does so where there is no other.
+    /// that leaves, or that load balancers are to pass by, does so where there is no other. Of a VIP that is for the replicas of the node
+    /// that a client reaches those answer alone that have the most.
     pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
         let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
         let ready = vip.into_iter().flat_map(|vip| vip.replicas.values()).filter(|one| one.state == State::Ready);
-        let others = ready.filter_map(|replica| match replica.backend {
-            Backend::Remote(peer) => ipv4(peer.address).map(NodeId),
-            Backend::Local => None,
-        });
-        let mut others = others.filter(|id| !excluded.nodes.contains(&IpAddr::V4(id.0)));
-        if own.left || excluded.is_own {
-            return others.next().is_none();
+        let mut nodes = BTreeMap::from([(own.id, 0)]);
+        for replica in ready {
+            let id = match replica.backend {
+                Backend::Remote(peer) => ipv4(peer.address).map(NodeId),
+                Backend::Local => Some(own.id),
+            };
+            *nodes.entry(id.unwrap_or(own.id)).or_default() += u32::from(replica.weight);
         }
+        nodes.retain(|id, _| *id == own.id || !excluded.nodes.contains(&IpAddr::V4(id.0)));
+        if own.left || excluded.is_own {
+            return nodes.len() == 1;
+        }
+        let most = nodes.values().max().copied().unwrap_or_default().min(FULL);
+        let is_local = vip.is_some_and(|vip| vip.record.policy.local);
+        let may = nodes.into_iter().filter(|(_, weight)| !is_local || (*weight).min(FULL) == most);
         // One node for all of the VIP's addresses.
         let address = vip.map_or(address, |vip| vip.record.address());
-        election::answers(address, others.chain([own.id])) == Some(own.id)
+        election::answers(address, may.map(|(id, _)| id)) == Some(own.id)
     }
 
     /// These are the nodes from now on. Returns whether they are others than before.
@@ -313,7 +324,54 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+    use crate::model::VipPolicy;
+    use crate::model::node::OwnNode;
+
+    /// A VIP with replicas of these weights on this node, 192.0.2.1, and on two others.
+    fn vip(weights: [u8; 3], policy: &VipPolicy) -> Vip {
+        let group = serde_json::json!({ "buckets": 1024, "idleTimer": 1, "unbalancedTimer": 10 });
+        let record = serde_json::json!({
+            "key": "shop/web", "addresses": ["10.118.0.7"], "slot": 1, "node": "192.0.2.1", "group": group, "policy": policy,
+        });
+        let replica = |last: u8, weight: u8| {
+            let far = serde_json::json!({ "remote": { "number": last, "address": format!("192.0.2.{last}") } });
+            let backend = if last == 1 { serde_json::json!("local") } else { far };
+            serde_json::json!({
+                "addresses": ["10.1.1.2"], "ifindex": last, "state": "ready", "weight": weight, "netns_id": null, "backend": backend,
+            })
+        };
+        let replicas = (1..).zip(weights).filter(|(_, weight)| *weight > 0);
+        let replicas = replicas
+            .map(|(last, weight)| (format!("{last}@eth0"), serde_json::from_value(replica(last, weight)).unwrap()));
+        let record = serde_json::from_value(record).unwrap();
+        Vip { record, replicas: replicas.collect(), wants: owner::Wants::default() }
+    }
+
+    fn cluster(own: u8) -> Cluster {
+        let id = |last: u8| NodeId(Ipv4Addr::new(192, 0, 2, last));
+        let own = OwnNode { id: id(own), name: "own".into(), tunnel: id(own).0, left: false };
+        Cluster { own, nodes: Vec::new() }
+    }
+
+    #[test]
+    fn of_a_vip_that_is_kept_on_nodes_one_with_the_most_replicas_answers() {
+        let local = VipPolicy { local: true, ..VipPolicy::default() };
+        let answers = |weights, policy: &VipPolicy| {
+            let mut cache = Cache::default();
+            cache.set_cluster(Some(cluster(1)));
+            cache.update(&"shop/web".parse().unwrap(), Some(vip(weights, policy)));
+            cache.answers_for([10, 118, 0, 7].into(), &Excluded::default())
+        };
+        assert!(answers([2, 1, 1], &local) && !answers([1, 2, 1], &local) && !answers([1, 1, 2], &local));
+        // Without that the hash alone decides, and likewise among those that have as many.
+        let by_hash = answers([1, 1, 1], &VipPolicy::default());
+        assert_eq!(answers([2, 1, 1], &VipPolicy::default()), by_hash);
+        assert_eq!((answers([1, 1, 1], &local), answers([3, 3, 3], &local)), (by_hash, by_hash));
+        assert!(answers([255, 254, 3], &local));
+    }
 
     #[test]
     fn pods_come_round() {

@@ -70,6 +70,7 @@ pub fn start(context: &Context, wake: Arc<EventFd>, settings: NodeSettings) -> R
     let node = NodeNet::open()?;
     let (sender, news) = mpsc::channel();
     let waker = Arc::clone(&wake);
+    context.services.wakes(Arc::clone(&wake));
     context.watch.subscribe(move |update| sender.send(update).is_ok() && waker.write(1).is_ok());
     let (objects, uplinks) = (NodeObjects::new(context, settings), Uplinks::new(context));
     let now = Instant::now();

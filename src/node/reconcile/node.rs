@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::dataplane::node::discard;
 use crate::dataplane::node::{proxy, uplink};
 use crate::model::Family;
-use crate::model::address::ipv4;
-use crate::net::arp::Sender;
+use crate::net::acd::Sender;
 use crate::net::link::Link;
 use crate::net::{self, NodeNet};
 use crate::node::kubernetes::Excluded;
@@ -26,7 +27,7 @@ use super::notrack::Notrack;
 /// Between two comparisons of the entries with the kernel's: it sends no event of a deleted one.
 const COMPARE: Duration = Duration::from_secs(5);
 
-/// The addresses that this node is to answer ARP for, by its leases. Clones are the same.
+/// The addresses that this node is to answer for on the link, by its leases. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Advertised {
     addresses: Arc<Mutex<Option<BTreeSet<IpAddr>>>>,
@@ -63,12 +64,14 @@ pub struct NodeSettings {
     pub purpose: Option<&'static str>,
     /// As it was found at the start: sockets are bound to it.
     pub link: Option<Link>,
-    /// Whether ARP is answered.
+    /// Whether VIPs are answered for there.
     pub answers: bool,
     /// For which addresses.
     pub advertised: Advertised,
     /// Receives another link, to which sockets have to be bound.
     pub links: UnboundedSender<Link>,
+    /// The networks of which nothing may go to a gateway.
+    pub discarded: BTreeSet<IpNetwork>,
 }
 
 pub struct NodeObjects {
@@ -82,6 +85,8 @@ pub struct NodeObjects {
     carried: bool,
     /// The entries as they were applied last.
     applied: proxy::Want,
+    /// The discard routes that there were when they were compared last.
+    discarding: BTreeSet<IpNetwork>,
     announcements: Announcements,
     /// Bound to the link.
     sender: Option<Sender>,
@@ -99,6 +104,7 @@ impl NodeObjects {
             notrack: Notrack::new(context, Family::V4),
             notrack6: Notrack::new(context, Family::V6),
             applied: proxy::Want::default(),
+            discarding: BTreeSet::new(),
             announcements: Announcements::default(),
             sender: None,
             compare: Instant::now(),
@@ -187,7 +193,7 @@ impl NodeObjects {
             before_mac,
             now = now.name,
             now_mac = address(now),
-            "the link to the gateways is another one: DHCP, ARP probes and proxy entries move to it"
+            "the link to the gateways is another one: DHCP, probes and proxy entries move to it"
         );
     }
 
@@ -202,15 +208,15 @@ impl NodeObjects {
             return Ok(Vec::new());
         }
         self.compare = Instant::now() + COMPARE;
-        let have = proxy::read(node, self.settings.link.as_ref())?;
+        let have = proxy::read(node, self.settings.link.as_ref(), &want)?;
         let ops = proxy::difference(&have, &want);
-        let requests: Vec<_> = ops.iter().map(proxy::Op::request).collect();
-        node.apply(&requests)?;
+        proxy::apply(node, &ops)?;
         let was_there = |op: &&proxy::Op| match op {
             proxy::Op::Add(index, address) => {
                 self.applied.index == Some(*index) && self.applied.addresses.contains(address)
             }
-            proxy::Op::NoDelay(index) => self.applied.index == Some(*index) && !self.applied.addresses.is_empty(),
+            proxy::Op::NoDelay(family, index) => self.applied.index == Some(*index) && self.applied.has(*family),
+            proxy::Op::Set(_) => self.applied.index == want.index && self.applied.has(Family::V6),
             proxy::Op::Del(..) => false,
         };
         let repaired = ops.iter().filter(was_there).map(proxy::Op::finding).collect();
@@ -221,20 +227,30 @@ impl NodeObjects {
         Ok(repaired)
     }
 
+    /// Reconciles the discard routes. Returns what was repaired: not what has just come to be wanted, or no longer is.
+    pub fn discard(&mut self, node: &NodeNet) -> net::Result<Vec<String>> {
+        let have = discard::read(node, &self.settings.discarded)?;
+        let ops = discard::difference(&have, &self.settings.discarded);
+        node.apply(&ops.iter().map(discard::Op::request).collect::<Vec<_>>())?;
+        let was_there = |op: &&discard::Op| matches!(op, discard::Op::Add(prefix) if self.discarding.contains(prefix));
+        let repaired = ops.iter().filter(was_there).map(discard::Op::finding).collect();
+        self.discarding = have.wanted(&self.settings.discarded);
+        Ok(repaired)
+    }
+
     /// Sets or clears the node's problem with the entries.
     pub fn proxies_failed(&self, error: Option<&net::Error>) {
         let text = error.map(|error| format!("VIPs are not announced: {}", with_causes(error)));
         self.problems.set(PROXIES, text);
     }
 
-    /// Sends the gratuitous ARPs that are due.
+    /// Sends the announcements that are due.
     pub fn announce(&mut self) {
         let due = self.announcements.take_due(Instant::now());
         let Some(link) = self.settings.link.as_ref().filter(|_| self.carried && !due.is_empty()) else { return };
         let sent = match self.sender.take().map_or_else(|| Sender::open(link), Ok) {
             Ok(sender) => {
-                // An IPv6 address has no ARP.
-                let sent = due.into_iter().filter_map(ipv4).try_for_each(|address| sender.announce(address));
+                let sent = sender.announce(&due);
                 self.sender = Some(sender);
                 sent
             }
@@ -243,7 +259,7 @@ impl NodeObjects {
         if let Err(error) = sent {
             // Sent again, to a socket opened anew.
             self.sender = None;
-            tracing::debug!(error = with_causes(&error), "gratuitous ARP not sent");
+            tracing::debug!(error = with_causes(&error), "VIPs not announced");
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::dataplane::ids;
 use crate::model::VipKey;
 use crate::net::monitor::{Change, Event};
@@ -36,6 +38,8 @@ pub struct WorkQueue {
     pub devices: BTreeSet<u32>,
     /// Addresses of the node that came or went.
     pub addresses: BTreeSet<IpAddr>,
+    /// Networks to which a route of ours is another.
+    pub networks: BTreeSet<IpNetwork>,
     /// An event showed an object of ours that is no attachment's and no VIP's.
     pub orphans: bool,
     /// Something of the tunnel to other nodes is another.
@@ -93,6 +97,9 @@ impl WorkQueue {
             }
             (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix == route::DEFAULT => {
                 self.link = LinkNews::DefaultRoute;
+            }
+            (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix != route::DEFAULT6 => {
+                self.networks.insert(*prefix);
             }
             // Of a table that policy rules choose: another uplink, perhaps.
             (None, Change::Route { prefix, .. }) if *prefix == route::DEFAULT => {

@@ -91,12 +91,25 @@ impl Reconciler {
         if !self.queue.addresses.is_empty() || search || is_full {
             self.source();
         }
+        let is_moved = self.queue.link > LinkNews::None || !self.queue.addresses.is_empty();
+        if is_moved || !self.queue.networks.is_empty() || is_full {
+            self.discard();
+        }
         let cache = &self.cache;
         let excluded = self.objects.excluded();
         let proxies = self.objects.proxies(&self.node, |address| cache.answers_for(address, &excluded));
         self.objects.proxies_failed(proxies.as_ref().err());
         self.repaired(ObjectId::Other("proxy neighbours".into()), None, &proxies.unwrap_or_default(), "the node");
         self.objects.announce();
+    }
+
+    /// What comes for an address of the pools that is no VIP's here, or not yet.
+    fn discard(&mut self) {
+        let thing = ObjectId::Other("discard routes".into());
+        match self.objects.discard(&self.node) {
+            Ok(found) => self.repaired(thing, None, &found, "the node"),
+            Err(error) => self.failed(thing, None, "the discard routes of the pools", &error.into()),
+        }
     }
 
     fn want_table(&mut self) {

@@ -48,7 +48,7 @@ pub use http::{HttpServer, SILENCE};
 pub use join::{CAPABILITY, Join};
 pub use kill::killed_after;
 pub use kubernetes::KubeApi;
-pub use lan::Lan;
+pub use lan::{GATEWAY, Lan};
 pub use load::{Connection, Load, Tally};
 pub use machine::Machine;
 pub use metrics::{Answer, Page, get};

@@ -3,6 +3,7 @@
 mod guard;
 mod headers;
 mod heal;
+mod lan;
 mod notrack;
 mod pool;
 

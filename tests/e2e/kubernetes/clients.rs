@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{RANGE, Scene, service, slice};
-use crate::harness::{Connection, Echo, Netns, Page, SOON, Sidecar, scaled, until};
+use crate::harness::{Connection, Echo, Join, Netns, PORT, Page, PodServer, Run, SOON, Sidecar, scaled, until};
 
 /// A connection that isn't let in isn't answered at all.
 const UNANSWERED: Duration = Duration::from_millis(700);
@@ -167,6 +167,28 @@ fn each_service_of_a_shared_address_and_udp_too_has_its_own_clients() {
     scene.ends();
 }
 
+/// A pod that joins by its annotation makes the VIP's record: it says from the first moment on who may come.
+#[test]
+fn who_joins_by_an_annotation_is_for_clients_of_the_ranges_alone() {
+    let scene = Scene::new(1);
+    let (fifty, sixty) = (client(&scene, 50), client(&scene, 60));
+    scene.api.set(&listing(&["192.0.2.50/32"]));
+    let vip = (scene.address().parse::<Ipv4Addr>().unwrap(), 80);
+    let join = Join::annotated("web").annotation("viproute.io/ports", &format!("80:{PORT}/tcp"));
+    let pod = scene.node.pod();
+    scene.node.add(&pod, &join).ok();
+    let record = std::fs::read_to_string(format!("{}/vips/default_web/vip.json", scene.node.data())).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["policy"]["ports"], json!([{ "port": "80/tcp", "sources": ["192.0.2.50/32"] }]), "{record}");
+    assert!(open(&sixty, vip).is_none());
+    let server = PodServer::start(&pod);
+    gets_in(&fifty, vip);
+    stays_out(&sixty, vip);
+    scene.node.remove(&pod, &join);
+    drop(server);
+    scene.ends();
+}
+
 fn sticking(seconds: u32) -> Value {
     let mut service = service("s1");
     service["spec"]["sessionAffinity"] = json!("ClientIP");
@@ -198,6 +220,13 @@ fn a_clients_connections_go_to_one_pod() {
     };
     let before = all();
     assert!(before.iter().collect::<BTreeSet<_>>().len() > 1, "all clients are at one pod: {before:?}");
+    for (host, name) in (50..).zip(&before) {
+        let flow = [format!("192.0.2.{host}:40000"), format!("{}:80", vip.0)];
+        let said = scene.node.ctl().arg("where").args(&flow).args(["--output", "json"]).finish("").ok();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let expected = (json!("affinity"), json!(format!("default/{name}")));
+        assert_eq!((said["because"].clone(), said["replica"]["pod"].clone()), expected, "{said}");
+    }
     scene.sidecar.stop();
     assert_eq!(all(), before, "viprouted isn't there");
     scene.sidecar = Sidecar::start(&scene.node, &scene.settings);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Scene, pod_object, service};
-use crate::harness::{SOON, Sidecar, scaled, until};
+use crate::harness::{Run, SOON, Sidecar, scaled, until};
 
 fn policy(app: &str, types: &[&str]) -> Value {
     json!({
@@ -23,6 +23,27 @@ impl Scene {
         }
         scene
     }
+
+    /// Whether people read that in `viproutectl status`.
+    fn shows(&self, words: &str) -> bool {
+        self.node.ctl().arg("status").finish("").ok().contains(words)
+    }
+}
+
+/// What is said of a second pod isn't taken for a repetition of what was said of the first one.
+#[test]
+fn each_pod_that_is_kept_out_has_an_event_of_its_own() {
+    let scene = Scene::labelled();
+    scene.api.set(&policy("web", &["Ingress"]));
+    scene.api.set(&service("s1"));
+    scene.serve(&[(0, true), (1, true)]);
+    let words = |number: usize| format!("default/{} gets no connections", scene.pod(number).name);
+    scene.is_told("NetworkPolicyBlocks", &words(0));
+    scene.api.set(&pod_object(scene.pod(1), &json!({ "labels": { "app": "web" } })));
+    scene.is_told("NetworkPolicyBlocks", &words(1));
+    scene.api.delete(&policy("web", &["Ingress"]));
+    scene.waits_for(&[(0, "ready"), (1, "ready")]);
+    scene.ends();
 }
 
 #[test]
@@ -48,6 +69,8 @@ fn a_pod_that_a_policy_selects_gets_no_connections() {
         scene.api.set(&policy("web", types));
         scene.waits_for(states);
         eprintln!("{types:?} holds after {:?}", begun.elapsed());
+        let is_out = types == ["Ingress"];
+        assert_eq!(scene.shows("draining (NetworkPolicy default/deny)"), is_out, "{types:?}");
         assert!(begun.elapsed() < scaled(Duration::from_secs(2)), "{types:?}: {:?}", begun.elapsed());
     }
     // Another label of the pod is another answer.

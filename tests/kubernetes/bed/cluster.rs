@@ -39,6 +39,10 @@ pub struct Setup {
     pub services: bool,
     /// Nodes have nothing of viproute's.
     pub bare: bool,
+    /// kube-proxy makes rules of iptables, and not of nftables.
+    pub iptables: bool,
+    /// Controllers may ask the API for much in a second.
+    pub busy: bool,
 }
 
 /// Dropped in this order: nodes, then the control plane.
@@ -73,7 +77,7 @@ impl Cluster {
             };
             let starting = [1, 2].map(worker);
             // By this thread: its programs end with who has started them.
-            let control = ControlPlane::start(&lan, pki.clone());
+            let control = ControlPlane::start(&lan, pki.clone(), setup.busy);
             (starting.map(|worker| worker.join().expect("a node")), control)
         });
         if setup.services {

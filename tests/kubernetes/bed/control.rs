@@ -31,7 +31,7 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// Starts all of it and waits until the API server is ready. To be called by the test's own thread, with which they end.
-    pub fn start(lan: &Lan, pki: Arc<Pki>) -> Self {
+    pub fn start(lan: &Lan, pki: Arc<Pki>, busy: bool) -> Self {
         let (ns, dir) = (lan.client(10, &[]), TempDir::new());
         pki.issue("api", "/CN=kube-apiserver", &format!("DNS:kubernetes.default.svc,IP:{ADDRESS},IP:10.96.0.1"));
         fs::write(dir.file("admin"), pki.kubeconfig("admin", ADMIN)).expect("write a kubeconfig");
@@ -44,7 +44,7 @@ impl ControlPlane {
         control.start_etcd();
         control.start_api();
         control.wait();
-        control.start_callers();
+        control.start_callers(busy);
         control
     }
 
@@ -114,7 +114,8 @@ impl ControlPlane {
         drop(self.api.take().expect("the API server runs"));
     }
 
-    fn start_callers(&mut self) {
+    /// `busy`: without that controllers ask 20 times a second, which holds back the slices of many new Services.
+    fn start_callers(&mut self, busy: bool) {
         let admin = format!("--kubeconfig={}", self.dir.file("admin"));
         let controllers = [
             admin.as_str(),
@@ -125,6 +126,8 @@ impl ControlPlane {
             "--bind-address=127.0.0.1",
             "--node-monitor-grace-period=20s",
         ];
+        let much = ["--kube-api-qps=500", "--kube-api-burst=1000"];
+        let controllers: Vec<&str> = controllers.into_iter().chain(much.into_iter().filter(|_| busy)).collect();
         let corefile = self.dir.file("Corefile");
         let zone = format!("kubernetes cluster.local {{\n kubeconfig {} test\n }}", self.dir.file("admin"));
         fs::write(&corefile, format!(".:53 {{\n errors\n {zone}\n}}\n")).expect("write the Corefile");

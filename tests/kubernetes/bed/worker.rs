@@ -1,6 +1,7 @@
 //! A node of the cluster: a machine with containerd, kubelet and kube-proxy, on which viproute was installed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -23,7 +24,21 @@ pub struct Worker {
     pub name: String,
     pub containerd: Containerd,
     pub node: Node,
+    /// kube-proxy's mode.
+    proxy: &'static str,
 }
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    /// KiB that it has in memory.
+    pub memory: u64,
+    /// Of a processor's time.
+    pub processor: Duration,
+}
+
+/// In these the kernel counts: `USER_HZ` is 100 on all architectures here.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Where pods' addresses on a node are from.
 pub fn pods(number: u8) -> String {
@@ -43,7 +58,8 @@ impl Worker {
             install(&mut machine, &name, kind);
         }
         let containerd = if kind.setup.second { Containerd::second_on(machine) } else { Containerd::first_on(machine) };
-        Self { name, containerd, node }
+        let proxy = if kind.setup.iptables { "iptables" } else { "nftables" };
+        Self { name, containerd, node, proxy }
     }
 
     /// Starts kubelet and kube-proxy.
@@ -71,9 +87,9 @@ impl Worker {
 
     /// Settings of connection tracking can't be written in a network namespace: 0 leaves them alone.
     fn start_proxy(&mut self) {
-        let (program, name) = (part("kube-proxy"), &self.name);
+        let (program, name, mode) = (part("kube-proxy"), &self.name, self.proxy);
         let command = format!(
-            "{program} --kubeconfig /etc/kubernetes/proxy --proxy-mode nftables --hostname-override {name} \
+            "{program} --kubeconfig /etc/kubernetes/proxy --proxy-mode {mode} --hostname-override {name} \
              --cluster-cidr 10.88.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
              --conntrack-tcp-timeout-close-wait=0"
         );
@@ -97,6 +113,18 @@ impl Worker {
     pub fn restart_viprouted(&mut self) {
         self.kill_viprouted();
         self.start_viprouted();
+    }
+
+    /// What viprouted has used so far.
+    pub fn viprouted(&self) -> Used {
+        let read = |file: &str| self.containerd.machine.sh(&format!("cat /proc/$(cat /run/viprouted.pid)/{file}"));
+        let (status, stat) = (read("status"), read("stat"));
+        let memory =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        // Behind the name, which is in brackets: utime and stime are the 12th and 13th (proc_pid_stat(5)).
+        let fields = stat.rsplit_once(')').expect("a name in brackets").1;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("clock ticks"));
+        Used { memory: memory.expect("VmRSS in KiB"), processor: TICK * ticks.sum::<u32>() }
     }
 
     /// viproutectl on the node: what it prints as JSON.

@@ -10,6 +10,8 @@ use crate::harness::Run;
 
 /// All contenders' numbers of the last runs.
 const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/benchmarks-kubernetes.json");
+/// Those of many Services.
+const MANY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/benchmarks-kubernetes-many.json");
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks-kubernetes.md");
 
 /// What one contender did.
@@ -30,6 +32,10 @@ impl Column {
         eprintln!("{}: {line}: {value}", self.title);
         self.lines.push((line.to_owned(), value));
     }
+
+    fn json(&self) -> Value {
+        json!({ "title": self.title, "load": self.load, "lines": self.lines })
+    }
 }
 
 const TEXT: &str = "\
@@ -43,34 +49,64 @@ failed is one without an answer within 5 seconds. *ARP after*: when another node
 node without a link those of its pods: what counts there is the number in brackets.
 ";
 
+const MANY_TEXT: &str = "
+## Many Services
+
+viproute alone, on a cluster of its own, whose controllers may ask the API 500 times a second. Each pod is in eight of the VIPs. All Services are given to the API by one `kubectl apply`; a client that watches the API calls
+each from the moment on at which it has an address.
+
+";
+
 /// Takes the place of this contender's numbers of an earlier run.
 pub fn write(column: &Column) {
-    let known = fs::read_to_string(KNOWN).ok().and_then(|text| serde_json::from_str::<Vec<Value>>(&text).ok());
-    let mut columns = known.unwrap_or_default();
+    let mut columns = known(KNOWN);
     columns.retain(|known| known["title"] != column.title);
-    columns.push(json!({ "title": column.title, "load": column.load, "lines": column.lines }));
+    columns.push(column.json());
     // viproute first.
     columns.sort_by_key(|column| column["title"].as_str().map(|title| (title.starts_with('M'), title.to_owned())));
-    fs::write(KNOWN, Value::from(columns.clone()).to_string()).expect("write the numbers");
-    fs::write(PAGE, page(&columns)).expect("write the page");
+    keep(KNOWN, &columns);
 }
 
-fn page(columns: &[Value]) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let row = |name: &str, values: Vec<String>| format!("| {name} | {} |\n", values.join(" | "));
+/// The same of many Services.
+pub fn write_many(column: &Column) {
+    keep(MANY, &[column.json()]);
+}
+
+fn known(path: &str) -> Vec<Value> {
+    fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+fn keep(path: &str, columns: &[Value]) {
+    fs::write(path, Value::from(columns.to_vec()).to_string()).expect("write the numbers");
+    fs::write(PAGE, page(&known(KNOWN), &known(MANY))).expect("write the page");
+}
+
+fn page(columns: &[Value], many: &[Value]) -> String {
     let mut page = TEXT.to_owned();
     let kernel = Command::new("uname").arg("-r").finish("").ok();
     let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     writeln!(page, "\nLinux {}, {processors} processors.\n", kernel.trim()).expect("memory");
-    page += &row("", columns.iter().map(|column| text(&column["title"])).collect());
-    writeln!(page, "|---|{}", "---|".repeat(columns.len())).expect("memory");
-    for line in columns[0]["lines"].as_array().into_iter().flatten() {
-        let of = |column: &Value| {
-            let lines = column["lines"].as_array().into_iter().flatten();
-            lines.clone().find(|other| other[0] == line[0]).map(|found| text(&found[1])).unwrap_or_default()
-        };
-        page += &row(&text(&line[0]), columns.iter().map(of).collect());
+    page += &table(columns);
+    if !many.is_empty() {
+        page += MANY_TEXT;
+        page += &table(many);
     }
-    page += &row("load average at the beginning", columns.iter().map(|column| text(&column["load"])).collect());
     page
+}
+
+/// A line for what the first column has, with what the others say of it.
+fn table(columns: &[Value]) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |name: &str, values: Vec<String>| format!("| {name} | {} |\n", values.join(" | "));
+    let lines = |column: &Value| column["lines"].as_array().cloned().unwrap_or_default();
+    let mut table = row("", columns.iter().map(|column| text(&column["title"])).collect());
+    writeln!(table, "|---|{}", "---|".repeat(columns.len())).expect("memory");
+    for line in columns.first().map(lines).unwrap_or_default() {
+        let of = |column: &Value| {
+            let found = lines(column).into_iter().find(|other| other[0] == line[0]);
+            found.map(|found| text(&found[1])).unwrap_or_default()
+        };
+        table += &row(&text(&line[0]), columns.iter().map(of).collect());
+    }
+    table + &row("load average at the beginning", columns.iter().map(|column| text(&column["load"])).collect())
 }

@@ -163,3 +163,57 @@ fn clients_outside_are_served_where_they_come() {
     });
     cluster.answer(vip, &cluster.pods("web"));
 }
+
+/// One with more pods has more to answer with; a client that reaches one pod alone has affinity, whatever its Service says.
+#[test]
+fn of_the_nodes_with_ready_pods_the_one_with_the_most_attracts() {
+    let (cluster, web) = with_web(3);
+    let nodes = ["n1", "n2"];
+    let (most, _) =
+        nodes.map(|node| (cluster.pods_on(node), node)).into_iter().max_by_key(|(pods, _)| pods.len()).unwrap();
+    assert_eq!(most.len(), 2, "two of three are on one node");
+    let services: Vec<String> = (0..6).map(|number| format!("local-{number}")).collect();
+    for name in &services {
+        let mut service = another(&web, name);
+        service["spec"]["externalTrafficPolicy"] = "Local".into();
+        cluster.control.apply(&service);
+    }
+    for service in &services {
+        let vip = cluster.external(service);
+        until(&format!("both pods answer for {service}"), LONG, || {
+            let seen: Option<BTreeSet<String>> = (0..20).map(|_| name(&cluster.client, vip)).collect();
+            (seen? == most).then_some(())
+        });
+    }
+}
+
+/// Its type and back, no pods at all, and pods elsewhere.
+#[test]
+fn the_address_outlives_types_and_moves() {
+    let (cluster, _web) = with_web(2);
+    let (control, vip) = (&cluster.control, cluster.external("web"));
+    // The API takes the address out of the status with the type.
+    for kind in ["ClusterIP", "LoadBalancer"] {
+        cluster.patch("web", &json!({ "type": kind }));
+    }
+    until("it has its address again", LONG, || (cluster.ingress("web")? == vip).then_some(()));
+    cluster.answer(vip, &cluster.pods("web"));
+    // For longer it is given back, and then there is one again.
+    cluster.patch("web", &json!({ "type": "ClusterIP" }));
+    until("it is no VIP any more", LONG, || cluster.vip("default/web").is_none().then_some(()));
+    cluster.patch("web", &json!({ "type": "LoadBalancer" }));
+    let vip = cluster.external("web");
+    cluster.answer(vip, &cluster.pods("web"));
+    for (closed, open) in [("n1", "n2"), ("n2", "n1")] {
+        control.run(&["scale", "deployment", "web", "--replicas=0"]);
+        until("no pod is left", LONG, || cluster.pods("web").is_empty().then_some(()));
+        cluster.is_silent(vip);
+        assert_eq!(cluster.ingress("web"), Some(vip));
+        control.run(&["cordon", closed]);
+        control.run(&["scale", "deployment", "web", "--replicas=2"]);
+        until("pods are on the other node", LONG, || (cluster.pods_on(open).len() == 2).then_some(()));
+        cluster.answer(vip, &cluster.pods("web"));
+        control.run(&["uncordon", closed]);
+        assert_eq!(cluster.ingress("web"), Some(vip));
+    }
+}

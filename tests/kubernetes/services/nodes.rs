@@ -1,7 +1,7 @@
 //! What becomes of nodes.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::with_web;
 use crate::harness::{Flows, PATIENCE, Storm, until};
@@ -82,9 +82,21 @@ fn a_label_ends_attraction() {
     let (cluster, _web) = with_web(4);
     let (control, vip, pods) = (&cluster.control, cluster.external("web"), cluster.pods("web"));
     let mut flows = Flows::open("the client", &cluster.client, vip, 100);
+    let answers = |name: &str| {
+        let proxies = cluster.worker(name).node.ns.ip("neigh show proxy dev eth0");
+        proxies.lines().any(|line| line.starts_with(&format!("{vip} ")))
+    };
     for [name, other] in [["n1", "n2"], ["n2", "n1"]] {
         let label = "node.kubernetes.io/exclude-from-external-load-balancers";
         control.run(&["label", "node", name, &format!("{label}=")]);
+        let begun = Instant::now();
+        until(&format!("{name} answers no ARP"), PATIENCE, || (!answers(name)).then_some(()));
+        let gone = begun.elapsed();
+        until(&format!("{other} does"), PATIENCE, || answers(other).then_some(()));
+        eprintln!(
+            "after the label on {name}: it is silent after {gone:?}, {other} answers after {:?}",
+            begun.elapsed()
+        );
         let links = cluster.worker(other).node.ns.ip_json("link show eth0");
         let address = links[0]["address"].as_str().expect("a MAC").to_owned();
         until(&format!("{other} answers ARP, and not {name}"), PATIENCE, || {

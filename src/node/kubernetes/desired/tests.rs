@@ -6,6 +6,10 @@ use super::super::objects::{Node, ServicePort};
 use super::super::policies::{Labels, Policy};
 use super::*;
 
+fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
+    super::desired(objects, &Sharing::of(objects), attachments, "n1")
+}
+
 const NODE_POD: &str = "10.1.0.";
 
 fn address(last: u8) -> IpAddr {
@@ -43,6 +47,7 @@ fn slice(here: Vec<Endpoint>) -> Slice {
         here,
         ready_elsewhere: false,
         serving_elsewhere: false,
+        hints: super::super::zones::Hints::default(),
         has_foreign: false,
         api_servers: Vec::new(),
     }

@@ -14,6 +14,7 @@ fn slice() -> Slice {
         here: Vec::new(),
         ready_elsewhere: false,
         serving_elsewhere: false,
+        hints: super::super::zones::Hints::default(),
         has_foreign: false,
         api_servers: Vec::new(),
     }
