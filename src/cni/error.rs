@@ -163,7 +163,6 @@ fn membership_code(error: &membership::Error) -> Code {
         | membership::Error::NotOurAddress(_)
         | membership::Error::MixedOwners(..)
         | membership::Error::OtherRegistry { .. }
-        | membership::Error::Ipv6 { .. }
         | membership::Error::NarrowForIpv6(_)
         | membership::Error::NoIpv6(_)
         | membership::Error::Want(_) => Code::InvalidConfig,

@@ -13,7 +13,7 @@ use crate::dataplane::node::notrack::{self, Outcome, Table};
 use crate::dataplane::node::proxy;
 use crate::dataplane::{self, gc};
 use crate::membership::{Detach, detach};
-use crate::model::DEFAULT_BPF_DIR;
+use crate::model::{DEFAULT_BPF_DIR, Family};
 use crate::net::{self, NodeNet};
 use crate::registry::{self, Registry, attachment_name};
 
@@ -86,7 +86,8 @@ pub enum Error {
 pub fn uninstall(places: &Places, wait: Option<Duration>) -> Result<Vec<String>, Error> {
     ended(&below(&places.root, &places.socket), wait)?;
     // By the program nft, which is this root's.
-    let mut said: Vec<String> = remove_table()?.into_iter().collect();
+    let tables = Family::ALL.into_iter().map(remove_table).collect::<Result<Vec<_>, _>>()?;
+    let mut said: Vec<String> = tables.into_iter().flatten().collect();
     enter(&places.root)?;
     let networks = chain::Places { root: "/".into(), conf_dir: places.conf_dir.clone() };
     // First: with the chain gone nobody calls the plugin any more.
@@ -120,9 +121,10 @@ fn ended(socket: &Path, wait: Option<Duration>) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove_table() -> Result<Option<String>, Error> {
-    match Table::default().reconcile(&notrack::Want::default()) {
-        Ok(Outcome::Removed) => Ok(Some("Removed: the nftables table viproute".to_owned())),
+fn remove_table(family: Family) -> Result<Option<String>, Error> {
+    match Table::of(family).reconcile(&notrack::Want::default()) {
+        Ok(Outcome::Removed) if family == Family::V4 => Ok(Some("Removed: the nftables table viproute".to_owned())),
+        Ok(Outcome::Removed) => Ok(Some("Removed: the nftables table viproute of IPv6".to_owned())),
         // Without the program viprouted can't have made it either.
         Ok(_) | Err(notrack::Error::NoProgram) => Ok(None),
         Err(error) => Err(error.into()),

@@ -392,8 +392,8 @@ static inline_always int has_connection(struct __sk_buff *skb, const struct cros
 // Whether it is known that the flow is of that port, and of no other one that the pod has under the same number.
 static inline_always int is_noted(__u32 ifindex, const struct crossing *c, __be16 target)
 {
-	__u32 ports = both(c->flow.client_port, target);
-	return (__be16)noted_port(ifindex, c->flow.vip, c->flow.client, ports, c->protocol) == c->flow.vip_port;
+	struct flow flow = c->flow;
+	return (__be16)noted_port(&flow, ifindex, target, c->protocol) == c->flow.vip_port;
 }
 
 // Gives a request the number that its port has in the pod. (It has no IP options.)

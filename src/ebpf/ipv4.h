@@ -20,9 +20,11 @@
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
+typedef __be32 client_address;
+
 // A flow as the replica's sockets know it, in the packet's direction.
 struct flow {
-	__be32 client;
+	client_address client;
 	__be32 vip;
 	__be16 client_port;
 	__be16 vip_port;
@@ -30,6 +32,10 @@ struct flow {
 
 // What a namespace's sockets are asked by: a flow, with what the pod has in the place of its port.
 #define TUPLE(p, port) { .ipv4 = { (p)->flow.client, (p)->flow.vip, (p)->flow.client_port, (__be16)(port) } }
+// And by the flow of the answers, as one that has begun it here: the pod's own.
+#define REVERSE_TUPLE(p) { .ipv4 = { (p)->flow.vip, (p)->flow.client, (p)->flow.vip_port, (p)->flow.client_port } }
+// And by a call (shared.h).
+#define CALL_TUPLE(of, call) { .ipv4 = { (call)->client, (call)->vip, (call)->client_port, (call)->target } }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv4)
 
 // A client in other keys.
@@ -58,7 +64,7 @@ struct packet {
 	__u8 first;		// first of several fragments
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
-	__u8 is_own;		// from the very pod that the group has chosen
+	__u8 is_own;		// from the very pod that the group has chosen: by which of its own addresses, from 1 on
 	__u8 policed;		// of some ports of its VIP Services ask something
 	__u8 kept_here;		// it begins a flow, and is for the replicas here
 };
@@ -70,6 +76,11 @@ struct packet {
 static inline_always int is_fragment(const struct packet *p)
 {
 	return p->ip.frag_off & htons(IP_MF | IP_OFFSET);
+}
+
+static inline_always int is_later_fragment(const struct packet *p)
+{
+	return p->ip.frag_off & htons(IP_OFFSET);
 }
 
 // Reads of which datagram the packet is a fragment. Whether it isn't the first one.
@@ -93,6 +104,29 @@ static inline_always int load_within(struct __sk_buff *skb, const struct iphdr *
 	if (total && offset + len > ETH_HLEN + total)
 		return -1;
 	return peek(skb, offset, to, len);
+}
+
+// What is known of a packet that passes a host veth where its port is exchanged (ports.h): on its way out of a pod nothing else is read.
+typedef struct iphdr headers;
+
+static inline_always int load_of(struct __sk_buff *skb, const headers *of, __u32 offset, void *to, __u32 len)
+{
+	return load_within(skb, of, offset, to, len);
+}
+
+static inline_always int is_icmp(const headers *of)
+{
+	return of->protocol == IPPROTO_ICMP;
+}
+
+static inline_always client_address peer_of(const headers *of, __u32 way)
+{
+	return way == INTO_POD ? of->saddr : of->daddr;
+}
+
+static inline_always __be32 vip_of(const headers *of, __u32 way)
+{
+	return way == INTO_POD ? of->daddr : of->saddr;
 }
 
 static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u32 offset, void *to, __u32 len)
@@ -211,13 +245,23 @@ static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
 	return sent.protocol;
 }
 
-// Whether a packet, or a flow, is that very pod's.
-#define IS_FROM(p, pod) ((p)->ip.saddr == (pod)->own)
-#define IS_CLIENT(p, pod) ((p)->flow.client == (pod)->own)
-
-static inline_always void stand_in(struct flow *flow)
+// By which of a pod's own addresses a flow of its VIP is its own, from 1 on; 0: it is another's.
+static inline_always __u32 own_address(const struct flow *flow, const struct attached *pod, __u32 ifindex)
 {
-	flow->client = STAND_IN;
+	(void)ifindex;
+	return flow->client == pod->own;
+}
+
+// What stands in for a pod's own address.
+static inline_always client_address stand_in(__u32 own)
+{
+	(void)own;
+	return STAND_IN;
+}
+
+static inline_always void set_client(struct packet *p, client_address client)
+{
+	p->flow.client = p->ip.saddr = client;	// the latter for a cookie
 }
 
 // Whether a packet for a pod comes from one of the pod's own addresses. The pod's namespace doesn't ask (accept_local): it would

@@ -16,6 +16,7 @@
 #define ICMPV6_PARAMPROB 4
 #define ICMPV6_ECHO_REPLY 129
 #define ICMP_HEADER 8
+#define ICMP_CHECKSUM 2
 #define IPPROTO_ERRORS IPPROTO_ICMPV6
 
 // RFC 8200, 4.5.
@@ -33,6 +34,11 @@ struct {
 	__type(key, struct ipv6);
 	__type(value, __be32);	// the VIP's number
 } addresses6_v1 SEC(".maps");
+
+// 100::a9fe:7602:0:N, of the block that nothing is reached at (RFC 6666), in the place of the Nth of a pod's own addresses where the pod
+// calls its VIP and is the replica that is called (own.h).
+#define STAND_IN_BLOCK htonl(0x01000000)
+#define STAND_IN_LINK htonl(0xa9fe7602)
 
 // The reverse, which no program reads: whose a number is.
 struct {
@@ -60,20 +66,35 @@ struct {
 	__type(value, struct own6);
 } own6_v1 SEC(".maps");
 
+typedef struct ipv6 client_address;
+
 // A flow as the replica's sockets know it, in the packet's direction.
 struct flow {
-	struct ipv6 client;
+	client_address client;
 	__be32 vip;	// its number
 	__be16 client_port;
 	__be16 vip_port;
 };
 
+#define WORDS(address) { (address).w[0], (address).w[1], (address).w[2], (address).w[3] }
+
 // What a namespace's sockets are asked by.
-#define TUPLE(p, port)                                                                                              \
-	{ .ipv6 = {                                                                                                 \
-		.saddr = { (p)->flow.client.w[0], (p)->flow.client.w[1], (p)->flow.client.w[2], (p)->flow.client.w[3] }, \
-		.daddr = { (p)->address.w[0], (p)->address.w[1], (p)->address.w[2], (p)->address.w[3] },                \
-		.sport = (p)->flow.client_port, .dport = (__be16)(port),                                                \
+#define TUPLE(p, port)                                                                                           \
+	{ .ipv6 = {                                                                                              \
+		.saddr = WORDS((p)->flow.client), .daddr = WORDS((p)->address), .sport = (p)->flow.client_port, \
+		.dport = (__be16)(port),                                                                         \
+	} }
+// And by the flow of the answers, as one that has begun it here: the pod's own.
+#define REVERSE_TUPLE(p)                                                                                         \
+	{ .ipv6 = {                                                                                              \
+		.saddr = WORDS((p)->address), .daddr = WORDS((p)->flow.client), .sport = (p)->flow.vip_port,    \
+		.dport = (p)->flow.client_port,                                                                  \
+	} }
+// And by a call (shared.h).
+#define CALL_TUPLE(of, call)                                                                                     \
+	{ .ipv6 = {                                                                                              \
+		.saddr = WORDS((call)->client), .daddr = WORDS((of)->address), .sport = (call)->client_port,      \
+		.dport = (call)->target,                                                                         \
 	} }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
 
@@ -105,7 +126,7 @@ struct packet {
 	__u8 first;		// first of several fragments
 	__u8 held;		// the replica it has come to has its connection
 	__u8 settled;		// no other replica can have answered the flow's SYN before: whoever listens gets it
-	__u8 is_own;		// 0
+	__u8 is_own;		// from the very pod that the group has chosen: by which of its own addresses, from 1 on
 	__u8 policed;		// of some ports of its VIP Services ask something
 	__u8 kept_here;		// it begins a flow, and is for the replicas here
 };
@@ -117,10 +138,15 @@ static inline_always int is_fragment(const struct packet *p)
 	return p->in_fragments;
 }
 
+static inline_always int is_later_fragment(const struct packet *p)
+{
+	return p->offset & FRAGMENT_OFFSET;
+}
+
 // Of which datagram the packet is a fragment is read with its header. Whether it isn't the first one.
 static inline_always int read_fragment(struct packet *p)
 {
-	if (p->offset & FRAGMENT_OFFSET)
+	if (is_later_fragment(p))
 		return 1;
 	p->first = 1;
 	return 0;
@@ -132,6 +158,31 @@ static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u
 	if (p->end && offset + len > p->end)
 		return -1;
 	return peek(skb, offset, to, len);
+}
+
+// What is known of a packet that passes a host veth where its port is exchanged (ports.h).
+typedef struct packet headers;
+
+static inline_always int load_of(struct __sk_buff *skb, const headers *of, __u32 offset, void *to, __u32 len)
+{
+	return load(skb, of, offset, to, len);
+}
+
+static inline_always int is_icmp(const headers *of)
+{
+	return of->protocol == IPPROTO_ICMPV6;
+}
+
+static inline_always client_address peer_of(const headers *of, __u32 way)
+{
+	(void)way;	// it is read by it
+	return of->flow.client;
+}
+
+static inline_always __be32 vip_of(const headers *of, __u32 way)
+{
+	(void)way;
+	return of->flow.vip;
 }
 
 // No client in particular: what listens is found.
@@ -274,23 +325,56 @@ static inline_always int read_answer(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
-// Whether a packet for a pod comes from one of the pod's own addresses, or from none: the kernel doesn't ask, and the pod would answer
-// itself.
-static inline_always int is_from_itself(const struct packet *p)
+// By which of a pod's own addresses a flow of its VIP is its own, from 1 on; 0: it is another's.
+verified_alone int find_own(struct flow *flow, __u32 ifindex)
 {
-	struct attached_key key = { .ifindex = p->self, .vip = p->flow.vip };
-	struct ipv6 from = p->flow.client;
-	__be32 vip = number_of(&from);
-	if (vip && attached(p->self, vip))
-		return 1;
+	if (!flow)
+		return 0;
+	struct attached_key key = { .ifindex = ifindex, .vip = flow->vip };
 	const struct own6 *own = bpf_map_lookup_elem(&own6_v1, &key);
 	if (!own)
 		return 0;
 	for (__u32 i = 0; i < OWN; i++) {
-		if (is_same(&own->address[i], &from))
-			return 1;
+		if (is_same(&own->address[i], &flow->client))
+			return i + 1;
 	}
 	return 0;
+}
+
+static inline_always __u32 own_address(struct flow *flow, const struct attached *pod, __u32 ifindex)
+{
+	(void)pod;
+	return find_own(flow, ifindex);
+}
+
+// What stands in for that one.
+static inline_always client_address stand_in(__u32 own)
+{
+	return (client_address){ .w = { STAND_IN_BLOCK, 0, STAND_IN_LINK, htonl(own) } };
+}
+
+static inline_always int is_stand_in(const struct ipv6 *address)
+{
+	return address->w[0] == STAND_IN_BLOCK && !address->w[1] && address->w[2] == STAND_IN_LINK;
+}
+
+static inline_always void set_client(struct packet *p, client_address client)
+{
+	p->flow.client = client;
+}
+
+static inline_always int is_none(const struct ipv6 *address)
+{
+	return !(address->w[0] | address->w[1] | address->w[2] | address->w[3]);
+}
+
+// Whether a packet for a pod comes from no address, or from one that the pod has of ours: the kernel doesn't ask, and the pod would answer
+// itself.
+static inline_always int is_from_itself(const struct packet *p)
+{
+	struct ipv6 from = p->flow.client;
+	__be32 vip = number_of(&from);
+	return (vip && attached(p->self, vip)) || is_none(&from) || is_stand_in(&from);
 }
 
 // The sum over TCP's pseudo-header (RFC 8200, 8.1), `len` below 64 KB.
@@ -345,42 +429,63 @@ verified_alone int reset(struct __sk_buff *skb, struct packet *p)
 	return bpf_redirect(p->self, BPF_F_INGRESS);
 }
 
-// An ICMPv6 error follows the packet it speaks of, which a replica has sent: its headers are inside (RFC 4443, 2.1). Returns that one's
-// protocol; below 0: it is none, or can't be read. (A function of its own, for the header.)
-verified_alone int read_error(struct __sk_buff *skb, struct packet *p)
+// A packet that an ICMPv6 error quotes.
+struct quoted {
+	__u32 start;
+	__u32 at;		// offset of what follows its headers
+	__u32 protocol;
+};
+
+// The packet that an ICMPv6 error quotes, which went the other way (RFC 4443, 2.1): sent from the VIP, or to it. Not 0: it is none, or
+// can't be read.
+verified_alone int read_quoted(struct __sk_buff *skb, struct packet *p, __u32 is_from_vip, struct quoted *quoted)
 {
+	struct {
+		__u8 version, label[3];
+		__be16 length;
+		__u8 next, hops;
+	} sent;
+	struct ipv6 ours;
 	__u8 type;
-	if (!p || load(skb, p, p->inner, &type, sizeof(type)) || !type || type > ICMPV6_PARAMPROB)
+	if (!p || !quoted)
 		return -1;
-	struct ipv6hdr sent;
-	__u32 start = p->inner + ICMP_HEADER;
-	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version != 6)
+	if (load(skb, p, p->inner, &type, sizeof(type)) || !type || type > ICMPV6_PARAMPROB)
 		return -1;
-	if (!is_same((const struct ipv6 *)&sent.saddr, &p->address))
+	__u32 outer = p->inner, start = outer + ICMP_HEADER;
+	__u32 ours_at = start + (is_from_vip ? __builtin_offsetof(struct ipv6hdr, saddr) : __builtin_offsetof(struct ipv6hdr, daddr));
+	__u16 offset = p->offset;
+	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version >> 4 != 6)
+		return -1;
+	if (load(skb, p, ours_at, &ours, sizeof(ours)) || !is_same(&ours, &p->address))
 		return -1;
 	p->offset = 0;
-	read_headers(skb, p, start, sent.nexthdr);
+	read_headers(skb, p, start, sent.next);
+	int is_later = is_later_fragment(p);
+	quoted->start = start;
+	quoted->at = p->inner;
+	quoted->protocol = p->protocol;
+	p->inner = outer;
+	p->protocol = IPPROTO_ICMPV6;
+	p->offset = offset;
+	return is_later;
+}
+
+// An ICMPv6 error follows the packet it speaks of, which a replica has sent. Returns that one's protocol; below 0: it is none, or can't be
+// read.
+static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
+{
+	struct quoted quoted = {};
 	__be16 ports[2];	// of the sender, of the receiver
-	if (p->offset & FRAGMENT_OFFSET || load(skb, p, p->inner, ports, sizeof(ports)))
+	if (read_quoted(skb, p, 1, &quoted) || load(skb, p, quoted.at, ports, sizeof(ports)))
 		return -1;
-	__builtin_memcpy(&p->flow.client, &sent.daddr, sizeof(p->flow.client));
+	if (load(skb, p, quoted.start + __builtin_offsetof(struct ipv6hdr, daddr), &p->flow.client, sizeof(p->flow.client)))
+		return -1;
 	p->flow.client_port = ports[1];
 	p->flow.vip_port = ports[0];
 	p->for_opening = 1;
-	return p->protocol;
+	return quoted.protocol;
 }
 
-// What a pod sends to its VIPs of IPv6 stays in it: no packet that comes is its own (own.h).
-#define IS_FROM(p, pod) ((void)(p), (void)(pod), 0)
-#define IS_CLIENT(p, pod) IS_FROM(p, pod)
-#define ask_as(skb, p, replica, ifindex, is_own) \
-	((void)(is_own), ask(skb, p, (replica)->netns, port_at(p, (replica)->flags, ifindex, IPPROTO_TCP)))
-#define stand_in(flow) ((void)(flow))
-#define homeward(skb, p, chosen, verdict) (verdict)
-// No port of a VIP has another number in its pods.
-#define port_at(p, flags, ifindex, protocol) ((__u32)(p)->flow.vip_port)
-#define OCCUPIED 0x10000
-#define delivered(skb, replica, verdict) ((void)(replica), (verdict))
 // Nothing goes past the stack (express.h).
 #define arrived(skb, p, replica, verdict) (verdict)
 

@@ -22,7 +22,8 @@ pub(super) const SOURCES6: &str = "sources6_v1";
 pub(super) const CLIENTS6: &str = "clients6_v1";
 
 /// So many of a pod's own addresses are known.
-const OWN: usize = 4;
+pub const OWN: usize = 4;
+pub(super) const CALLS6: &str = "calls6_v1";
 /// 240.0.0.0/4, reserved (RFC 1112).
 const RESERVED: u32 = 0xf000_0000;
 /// `BPF_NOEXIST` of linux/bpf.h.

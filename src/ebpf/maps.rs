@@ -440,24 +440,20 @@ impl Maps {
         replicas_changed(&self.dir)
     }
 
-    /// Of a VIP of IPv6 nothing does: no program that reads it knows such packets.
+    /// The programs in pods know no packets of IPv6.
     fn write_what_follows(&self, place: Place, before: Option<&Attached>, after: Option<&Attached>) -> Result<()> {
-        if ipv6::is_number(place.1) {
-            return Ok(());
-        }
         translations::write(&self.dir, place, before, after)?;
-        answers::write(&self.dir, place, before, after)?;
+        if !ipv6::is_number(place.1) {
+            answers::write(&self.dir, place, before, after)?;
+        }
         shared::write(&self.dir, place, before, after)
     }
 
     /// Whether what follows from the entry of a VIP of an attachment is there, in maps of its own.
     pub fn is_complete(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
-        if ipv6::is_number(vip) {
-            return Ok(true);
-        }
         let place = (ifindex, vip);
         Ok(translations::are_there(&self.dir, place, value)?
-            && answers::is_there(&self.dir, place, value)?
+            && (ipv6::is_number(vip) || answers::is_there(&self.dir, place, value)?)
             && shared::are_there(&self.dir, place, value)?)
     }
 

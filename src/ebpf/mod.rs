@@ -1,7 +1,7 @@
 //! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
-//! UDP (`owner.bpf.c`, `ipv4.h`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`), the first two
-//! once more for packets of IPv6 (`owner6.bpf.c`, `ipv6.h`, `guard6.h`), loaded once per boot
-//! and pinned with their maps. And a program of the agent's own (`listening`).
+//! UDP (`owner.bpf.c`, `ipv4.h`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`, `own.h`), the first two
+//! once more for packets of IPv6 (`owner6.bpf.c`, `guard6.h`; what is a family's own: `ipv4.h`, `ports4.h`, `own4.h` and `ipv6.h`, `ports6.h`, `own6.h`), loaded
+//! once per boot and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
@@ -33,7 +33,7 @@ use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
 pub use flows::{FlowPlace, client, hint, sticky};
-pub use ipv6::own;
+pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{

@@ -73,7 +73,7 @@ static inline_always int to_hinted_replica(struct __sk_buff *skb, struct packet 
 {
 	__u32 ifindex = hint->ifindex;
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask_as(skb, p, replica, ifindex, IS_CLIENT(p, replica)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, own_address(&p->flow, replica, ifindex)) != OPEN)
 		return TC_ACT_UNSPEC;
 	return hand_over(skb, p, ifindex, replica->mac);
 }

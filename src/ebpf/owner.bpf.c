@@ -54,6 +54,7 @@
 #define sticky_v2 sticky6_v1
 #define heard_v1 heard6_v1
 #define fragments_v2 fragments6_v1
+#define calls_v1 calls6_v1
 #define sources_v1 sources6_v1
 #define clients_v1 clients6_v1
 #define owner owner6
@@ -182,6 +183,9 @@ static inline_always __u16 sum(const void *from, __u32 words, __u32 start)
 	start = (start & 0xffff) + (start >> 16);
 	return (__u16)(start + (start >> 16));
 }
+
+// The way of a packet past a host veth.
+enum { INTO_POD, OUT_OF_POD };
 
 // A port as keys and entries have it.
 static inline_always __u32 numbered(__u32 protocol, __be16 port)
@@ -474,9 +478,7 @@ static inline_always int is_copy(void)
 	return flag && *flag;
 }
 
-#ifndef IPV6
 #include "ports.h"
-#endif
 #if HAS_TUNNEL
 #include "tunnel.h"
 #endif
@@ -553,20 +555,18 @@ static inline_always int stands_in(__u32 flags, __u32 protocol)
 	return protocol == IPPROTO_UDP || flags & TRANSLATES;
 }
 
-// Asks a replica for a connection, which may be one that it has with itself.
-#ifndef IPV6
-static inline_always __u32 ask_as(struct __sk_buff *skb, struct packet *p, const struct attached *replica, __u32 ifindex, int is_own)
+// Asks a replica for a connection, which may be one that it has with itself, by that address of its own.
+static inline_always __u32 ask_as(struct __sk_buff *skb, struct packet *p, const struct attached *replica, __u32 ifindex, __u32 own)
 {
-	__be32 client = p->flow.client;
-	int other = is_own && stands_in(replica->flags, IPPROTO_TCP);
-	if (other)
-		p->flow.client = p->ip.saddr = STAND_IN;	// the latter for a cookie
+	client_address client = p->flow.client;
+	int is_other = own && stands_in(replica->flags, IPPROTO_TCP);
+	if (is_other)
+		set_client(p, stand_in(own));
 	__u32 answer = ask(skb, p, replica->netns, port_at(p, replica->flags, ifindex, IPPROTO_TCP));
-	if (other)
-		p->flow.client = p->ip.saddr = client;
+	if (is_other)
+		set_client(p, client);
 	return answer;
 }
-#endif
 
 // What a search has found so far.
 struct found {
@@ -694,7 +694,7 @@ static inline_always int try_hint(struct __sk_buff *skb, struct packet *p, __u32
 	(void)here;
 #endif
 	struct attached *replica = attached(ifindex, p->flow.vip);
-	if (!replica || ask_as(skb, p, replica, ifindex, IS_CLIENT(p, replica)) != OPEN)
+	if (!replica || ask_as(skb, p, replica, ifindex, own_address(&p->flow, replica, ifindex)) != OPEN)
 		return TC_ACT_UNSPEC;
 	used(replica, ifindex);
 	count(p->flow.vip, STEERED);
@@ -1087,7 +1087,7 @@ static inline_always void hear(struct packet *p)
 {
 	struct heard key = { .flow = p->flow, .protocol = PROTOCOL(p) };
 	if (p->is_own)
-		stand_in(&key.flow);
+		key.flow.client = stand_in(p->is_own);
 	if (!bpf_map_lookup_elem(&heard_v1, &key) && may_remember(p->flow.vip))
 		bpf_map_update_elem(&heard_v1, &key, &p->self, BPF_ANY);
 }
@@ -1505,8 +1505,8 @@ static inline_always int misrouted(struct __sk_buff *skb)
 
 #ifndef IPV6
 #include "answers.h"
-#include "own.h"
 #endif
+#include "own.h"
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
@@ -1551,14 +1551,14 @@ int owner(struct __sk_buff *skb)
 		count(p.flow.vip, OWN_SOURCE);
 		return TC_ACT_SHOT;
 	}
-	p.is_own = unknown(skb, IS_FROM(&p, chosen));
+	p.is_own = unknown(skb, own_address(&p.flow, chosen, p.self));
 	if (is_fragment(&p)) {
 		if (read_fragment(&p))
 			return homeward(skb, &p, chosen, later_fragment(skb, &p));
 		lead_no_more(&p, p.self, 0);	// should it be handed over now, that is noted then
 	}
 	p.first = unknown(skb, p.first);
-	return delivered(skb, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
+	return delivered(skb, &p, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
 }
 
 #ifdef IPV6

@@ -8,9 +8,6 @@
 #ifndef VIPROUTE_PORTS_H
 #define VIPROUTE_PORTS_H
 
-// The way of a packet past a host veth.
-enum { INTO_POD, OUT_OF_POD };
-
 struct translation_key {
 	__u32 ifindex;	// the host veth
 	__be32 vip;
@@ -44,7 +41,7 @@ verified_alone int port_there(struct packet *p, __u32 flags, __u32 ifindex, __u3
 	__be16 port = counterpart(ifindex, p->flow.vip, numbered(protocol, p->flow.vip_port), INTO_POD);
 	if (ASKS_NOTES == 0 || !port || !(flags & SHARES))
 		return port;
-	__be16 noted = noted_port(ifindex, p->flow.vip, p->flow.client, both(p->flow.client_port, port), protocol);
+	__be16 noted = noted_port(&p->flow, ifindex, port, protocol);
 	return noted && noted != p->flow.vip_port ? OCCUPIED | port : port;
 }
 
@@ -64,7 +61,7 @@ static inline_always __u32 leased_port(struct packet *p, __u32 flags, __u32 ifin
 	return port;
 }
 
-// Where a packet has the port that gets another number.
+// Where a packet has the port that gets another number. In an ICMP error that is in the packet that it quotes, which went the other way.
 struct place {
 	__u32 at;
 	__u32 check;	// the checksum that has it in its sum
@@ -76,47 +73,36 @@ static inline_always __u32 checksum_at(__u32 protocol)
 	return protocol == IPPROTO_UDP ? __builtin_offsetof(struct udphdr, check) : __builtin_offsetof(struct tcphdr, check);
 }
 
-// In the packet that an ICMP error quotes, which went the other way. Where its checksum is quoted too, and changes with the port, the
-// error's own stays. Not 0: it quotes none.
-static inline_always int find_quoted_port(struct __sk_buff *skb, const struct iphdr *ip, __u32 way, struct place *place)
+static inline_always int has_ports(__u32 protocol)
 {
-	struct iphdr quoted;
-	__u32 error = place->at, start = error + ICMP_HEADER;
-	__be16 check;
-	__u8 type;
-	if (load_within(skb, ip, error, &type, sizeof(type)))
-		return -1;
-	if (type != ICMP_DEST_UNREACH && type != ICMP_TIME_EXCEEDED && type != ICMP_PARAMETERPROB)
-		return -1;
-	if (load_within(skb, ip, start, &quoted, sizeof(quoted)) || quoted.version != 4 || quoted.ihl < 5)
-		return -1;
-	if (way == INTO_POD ? quoted.saddr != ip->daddr : quoted.daddr != ip->saddr)
-		return -1;
-	if (quoted.frag_off & htons(IP_OFFSET))
-		return -1;
-	start += quoted.ihl * 4;
-	place->protocol = quoted.protocol;
-	place->at = start + (way == INTO_POD ? 0 : 2);
-	place->check = start + checksum_at(quoted.protocol);
-	if (load_within(skb, ip, place->check, &check, sizeof(check)) || !check)
-		place->check = error + ICMP_CHECKSUM;
-	return quoted.protocol != IPPROTO_TCP && quoted.protocol != IPPROTO_UDP;
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
 }
 
-// Where a packet has it. Not 0: it has none.
-static inline_always int find_port(struct __sk_buff *skb, const struct iphdr *ip, __u32 way, struct place *place)
+// In the packet that the ICMP error at `error` quotes, whose header with ports is at `inner`. Where its checksum is quoted too, and changes
+// with the port, the error's own stays. Not 0: it has none.
+static inline_always int at_quoted(struct __sk_buff *skb, const headers *of, __u32 error, __u32 inner, __u32 way, struct place *place)
 {
-	__u32 inner = ETH_HLEN + ip->ihl * 4;
-	if (ip->frag_off & htons(IP_OFFSET))
-		return -1;
-	place->at = inner;
-	place->protocol = ip->protocol;
-	if (ip->protocol == IPPROTO_ICMP)
-		return find_quoted_port(skb, ip, way, place);
-	place->at = inner + (way == INTO_POD ? 2 : 0);
-	place->check = inner + checksum_at(ip->protocol);
-	return ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP;
+	__be16 check;
+	place->at = inner + (way == INTO_POD ? 0 : 2);
+	place->check = inner + checksum_at(place->protocol);
+	if (load_of(skb, of, place->check, &check, sizeof(check)) || !check)
+		place->check = error + ICMP_CHECKSUM;
+	return !has_ports(place->protocol);
 }
+
+// In a packet whose header with ports is at `inner`. Not 0: it has none.
+static inline_always int at_header(__u32 inner, __u32 way, struct place *place)
+{
+	place->at = inner + (way == INTO_POD ? 2 : 0);
+	place->check = inner + checksum_at(place->protocol);
+	return !has_ports(place->protocol);
+}
+
+#ifdef IPV6
+#include "ports6.h"
+#else
+#include "ports4.h"
+#endif
 
 // A datagram without a checksum stays one, and one with a checksum has one that isn't 0.
 static inline_always int renumber(struct __sk_buff *skb, const struct place *place, __be16 from, __be16 to)
@@ -127,62 +113,80 @@ static inline_always int renumber(struct __sk_buff *skb, const struct place *pla
 
 // Where several ports have one number in the pod: which of them a flow is of is noted on the way in, and known on the way out. Not 0: it
 // isn't known, or the flow can't pass.
-static inline_always int tell_apart(struct __sk_buff *skb, const struct iphdr *ip, const struct place *place, __be16 from, __be16 *to,
+static inline_always int tell_apart(struct __sk_buff *skb, headers *of, const struct place *place, __be16 from, __be16 *to,
 				    __u32 way)
 {
-	int is_error = ip->protocol == IPPROTO_ICMP;
+	int quotes = is_icmp(of);
 	struct call call = { .ifindex = skb->ifindex, .protocol = place->protocol };
+	call.client = peer_of(of, way);
+	call.vip = vip_of(of, way);
 	if (way == INTO_POD) {
-		if (is_error)	// it quotes the VIP's port
+		if (quotes)	// the VIP's port
 			return 0;
-		call.client = ip->saddr;
-		call.vip = ip->daddr;
 		call.target = *to;
-		if (load_within(skb, ip, place->at - 2, &call.client_port, sizeof(call.client_port)))
+		if (load_of(skb, of, place->at - 2, &call.client_port, sizeof(call.client_port)))
 			return -1;
-		return note_call(skb, &call, from);
+		return note_call(skb, of, &call, from);
 	}
-	call.client = ip->daddr;
-	call.vip = ip->saddr;
 	call.target = from;
-	if (load_within(skb, ip, is_error ? place->at - 2 : place->at + 2, &call.client_port, sizeof(call.client_port)))
+	if (load_of(skb, of, quotes ? place->at - 2 : place->at + 2, &call.client_port, sizeof(call.client_port)))
 		return -1;
 	*to = port_of_call(&call, *to);
 	return !*to;
 }
 
-// Gives a packet that passes a host veth the number that its port has on the other side. Not 0: it has none there.
-static inline_always int renumbered(struct __sk_buff *skb, const struct iphdr *ip, __be32 vip, __u32 way, __u32 flags)
+// Gives a packet that passes a host veth the number that its port has on the other side. Not 0: it has none there. (By itself where an
+// address needs much of the stack.)
+#ifdef IPV6
+verified_alone
+#else
+static inline_always
+#endif
+int renumbered(struct __sk_buff *skb, headers *of, struct place *place, __u32 way, __u32 flags)
 {
-	struct place place = {};
 	__be16 from = 0;
-	if (find_port(skb, ip, way, &place))
-		return 0;
-	if (load_within(skb, ip, place.at, &from, sizeof(from)))
+	if (!of || !place || load_of(skb, of, place->at, &from, sizeof(from)))
 		return -1;
-	__be16 to = counterpart(skb->ifindex, vip, numbered(place.protocol, from), way);
-	if (!to || (flags & SHARES && tell_apart(skb, ip, &place, from, &to, way)))
+	__be16 to = counterpart(skb->ifindex, vip_of(of, way), numbered(place->protocol, from), way);
+	if (!to || (flags & SHARES && tell_apart(skb, of, place, from, &to, way)))
 		return -1;
-	return to != from && renumber(skb, &place, from, to);
+	return to != from && renumber(skb, place, from, to);
 }
 
-// The verdict on such a packet. `flags`: the replica's.
-verified_alone int translate(struct __sk_buff *skb, __u32 way, __u32 flags)
+static inline_always int exchanged(struct __sk_buff *skb, headers *of, __u32 way, __u32 flags)
 {
-	struct iphdr ip;
-	if (peek(skb, ETH_HLEN, &ip, sizeof(ip)))
-		return TC_ACT_SHOT;
-	__be32 vip = way == INTO_POD ? ip.daddr : ip.saddr;
-	if (!renumbered(skb, &ip, vip, way, flags))
+	struct place place = {};
+	if (find_port(skb, of, way, &place) || !renumbered(skb, of, &place, way, flags))
 		return TC_ACT_OK;
-	count(vip, way == INTO_POD ? PORT_DENIED : EGRESS_DENIED);
+	count(vip_of(of, way), way == INTO_POD ? PORT_DENIED : EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }
 
-// A packet has come to a host veth, and passes to the pod.
-static inline_always int delivered(struct __sk_buff *skb, const struct attached *replica, int verdict)
+// The verdict on such a packet. `flags`: the replica's.
+#ifdef IPV6
+verified_alone int translate(struct __sk_buff *skb, headers *of, __u32 way, __u32 flags)
 {
-	return verdict == TC_ACT_OK && replica->flags & TRANSLATES ? translate(skb, INTO_POD, replica->flags) : verdict;
+	return of ? exchanged(skb, of, way, flags) : TC_ACT_SHOT;
+}
+#else
+verified_alone int translate(struct __sk_buff *skb, __u32 way, __u32 flags)
+{
+	headers ip;
+	return peek(skb, ETH_HLEN, &ip, sizeof(ip)) ? TC_ACT_SHOT : exchanged(skb, &ip, way, flags);
+}
+#endif
+
+// A packet has come to a host veth, and passes to the pod.
+static inline_always int delivered(struct __sk_buff *skb, struct packet *p, const struct attached *replica, int verdict)
+{
+	if (verdict != TC_ACT_OK || !(replica->flags & TRANSLATES))
+		return verdict;
+#ifdef IPV6
+	return translate(skb, p, INTO_POD, replica->flags);
+#else
+	(void)p;	// its header is read again: it may have another source
+	return translate(skb, INTO_POD, replica->flags);
+#endif
 }
 
 #endif

@@ -30,7 +30,7 @@ struct {
 
 // A flow as the pod's sockets know it.
 struct call {
-	__be32 client;
+	client_address client;
 	__be32 vip;
 	__be16 client_port;
 	__be16 target;
@@ -56,27 +56,32 @@ static inline_always struct shared *shared_target(__u32 ifindex, __be32 vip, __u
 	return bpf_map_lookup_elem(&shared_v1, &key);
 }
 
-// The port that is noted for a flow, in network order; 0: none is. `ports`: the client's << 16 | the pod's.
-verified_alone int noted_port(__u32 ifindex, __u32 vip, __u32 client, __u32 ports, __u32 protocol)
+// The port that is noted for a call, in network order; 0: none is.
+static inline_always __be16 noted(const struct call *call)
 {
-	struct call key = {
-		.client = client, .vip = vip, .client_port = (__be16)(ports >> 16), .target = (__be16)ports, .ifindex = ifindex,
-		.protocol = protocol,
-	};
-	const __u32 *port = bpf_map_lookup_elem(&calls_v1, &key);
+	const __u32 *port = bpf_map_lookup_elem(&calls_v1, call);
 	return port ? (__be16)*port : 0;
 }
 
-static inline_always __u32 both(__be16 client_port, __be16 target)
+// The same for a flow that comes to a pod. `target`: what that has in the place of its port.
+verified_alone int noted_port(struct flow *flow, __u32 ifindex, __u32 target, __u32 protocol)
 {
-	return (__u32)client_port << 16 | target;
+	if (!flow)
+		return 0;
+	struct call call = {
+		.client = flow->client, .vip = flow->vip, .client_port = flow->client_port, .target = (__be16)target, .ifindex = ifindex,
+		.protocol = protocol,
+	};
+	return noted(&call);
 }
 
 // Whether the pod has a connection of that flow, or one is about to be.
-verified_alone int is_live(struct __sk_buff *skb, __u32 netns, __u32 vip, __u32 client, __u32 ports)
+verified_alone int is_live(struct __sk_buff *skb, headers *of, struct call *call, __u32 netns)
 {
-	struct bpf_sock_tuple tuple = { .ipv4 = { client, vip, (__be16)(ports >> 16), (__be16)ports } };
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), netns, 0);
+	if (!of || !call)
+		return 0;
+	struct bpf_sock_tuple tuple = CALL_TUPLE(of, call);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
 	if (!sk)
 		return 0;
 	int live = sk->state != BPF_TCP_LISTEN && sk->state != BPF_TCP_TIME_WAIT && sk->state != BPF_TCP_CLOSE;
@@ -85,16 +90,16 @@ verified_alone int is_live(struct __sk_buff *skb, __u32 netns, __u32 vip, __u32 
 }
 
 // A packet of a flow passes to the pod. Not 0: it can't.
-static inline_always int note_call(struct __sk_buff *skb, const struct call *call, __be16 port)
+static inline_always int note_call(struct __sk_buff *skb, headers *of, struct call *call, __be16 port)
 {
-	__u32 ports = both(call->client_port, call->target), value = port;
+	__u32 value = port;
 	if (!shared_target(call->ifindex, call->vip, call->protocol << 16 | ntohs(call->target)))
 		return 0;
-	__be16 known = noted_port(call->ifindex, call->vip, call->client, ports, call->protocol);
+	__be16 known = noted(call);
 	if (known == port)
 		return 0;
 	struct attached *pod = attached(call->ifindex, call->vip);
-	if (known && pod && call->protocol == IPPROTO_TCP && is_live(skb, pod->netns, call->vip, call->client, ports))
+	if (known && pod && call->protocol == IPPROTO_TCP && is_live(skb, of, call, pod->netns))
 		return -1;
 	bpf_map_update_elem(&calls_v1, call, &value, BPF_ANY);
 	return 0;
@@ -106,8 +111,7 @@ static inline_always __be16 port_of_call(const struct call *call, __be16 port)
 	const struct shared *shared = shared_target(call->ifindex, call->vip, call->protocol << 16 | ntohs(call->target));
 	if (!shared)
 		return port;
-	__u32 ports = both(call->client_port, call->target);
-	__be16 known = noted_port(call->ifindex, call->vip, call->client, ports, call->protocol);
+	__be16 known = noted(call);
 	if (known)
 		return known;
 	return bpf_ktime_get_ns() < shared->alone_until ? (__be16)shared->alone : 0;

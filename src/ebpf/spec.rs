@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::ipv6::{ADDRESSES6, CLIENTS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, SOURCES6, STICKY6};
+use super::ipv6::{ADDRESSES6, CALLS6, CLIENTS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, SOURCES6, STICKY6};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
     EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
@@ -185,13 +185,30 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
     ProgramSpec {
         name: "guard6",
         hook: Hook::HostIngressIpv6,
-        maps: &[ATTACHED, VIPS, NUMBERS6, ADDRESSES6, HEARD6, COUNTS, LINK_DROPS, ALLOWANCES, SHARES],
+        maps: &[
+            ATTACHED,
+            TRANSLATIONS,
+            SHARED,
+            CALLS6,
+            VIPS,
+            NUMBERS6,
+            ADDRESSES6,
+            OWN6,
+            HEARD6,
+            COUNTS,
+            LINK_DROPS,
+            ALLOWANCES,
+            SHARES,
+        ],
     },
     ProgramSpec {
         name: "owner6",
         hook: Hook::HostEgressIpv6,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
+            SHARED,
+            CALLS6,
             VIPS,
             ADDRESSES6,
             OWN6,
@@ -272,6 +289,8 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
         hook: Hook::TunnelIngressIpv6,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
+            CALLS6,
             VIPS,
             ADDRESSES6,
             HINTS6,
@@ -293,6 +312,8 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
         hook: Hook::TunnelEgressIpv6,
         maps: &[
             ATTACHED,
+            TRANSLATIONS,
+            CALLS6,
             VIPS,
             ADDRESSES6,
             HINTS6,

@@ -99,8 +99,6 @@ impl Attaching<'_> {
             _ => e.into(),
         })?;
         let vanished = |name: &str| net::Error::new("get link", name, Errno::ENODEV);
-        let container_veth =
-            ContainerVeth::new(self.net, self.interface.clone())?.ok_or_else(|| vanished(POD_DEVICE))?;
         let host_veth = HostVeth::new(&host.net, &names, gateway)?.ok_or_else(|| vanished(&names.host))?;
         ipv6::check_device(gateway, &host_veth)?;
         let served = known.iter().zip(endpoints).enumerate();
@@ -110,6 +108,8 @@ impl Attaching<'_> {
         });
         let previous = known.iter().flat_map(|known| known.previous.iter().copied());
         let want = PodWant::new(&names, &pod.attachment.ifname, served).keeping(previous);
+        let container_veth = ContainerVeth::new(self.net, self.interface.clone(), want.families())?;
+        let container_veth = container_veth.ok_or_else(|| vanished(POD_DEVICE))?;
         // Nothing can come before they are on the pair: its nexthop is made last.
         let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
         let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;

@@ -51,14 +51,6 @@ pub enum Error {
     /// The VIP got another address while the pod joined it.
     #[error("VIP {0} has just got another address")]
     Renumbered(String),
-    /// A VIP has an address of IPv6, which this pod can't serve.
-    #[error("VIP {vip} has an IPv6 address: {why}")]
-    Ipv6 {
-        /// Which VIP.
-        vip: String,
-        /// Why not, and what to do.
-        why: &'static str,
-    },
     /// The pair of a pod that serves VIPs of IPv6 is too narrow.
     #[error(
         "the pod's MTU is {0}: IPv6 needs 1280 at least (set \"mtu\" in the conflist, or take cidr6 out of [pool])"

@@ -4,26 +4,11 @@ use std::net::IpAddr;
 
 use crate::dataplane::attachment::HostVeth;
 use crate::ebpf::{Hook, Programs};
-use crate::model::PortMap;
 
-use super::{Error, Want};
+use super::Error;
 
 /// What every link of IPv6 takes (RFC 8200, 5). On a narrower one the kernel has none.
 const LEAST_MTU: u32 = 1280;
-
-/// What is asked for of such a VIP.
-pub(super) fn check(want: &Want) -> Result<(), Error> {
-    let refused = |why| Err(Error::Ipv6 { vip: want.vip.to_string(), why });
-    if want.ports.iter().copied().any(PortMap::is_translated) {
-        return refused("its ports have the same numbers in its pods: write 80/tcp, not 80:8080/tcp");
-    }
-    if want.udp_reply {
-        return refused(
-            "its UDP sockets answer from the address that they were asked at (viproute.io/udp-reply is IPv4's)",
-        );
-    }
-    Ok(())
-}
 
 /// Whether a pair of that MTU can carry what its gateway says it must.
 pub(super) fn check_mtu(gateway: IpAddr, mtu: u32) -> Result<(), Error> {

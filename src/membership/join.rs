@@ -20,7 +20,7 @@ use crate::registry::{Endpoint, Intent, LockedVip, State, Turn, VipRecord, attac
 
 use super::admission;
 use super::node::{self, Node};
-use super::{Error, Host, Pod, Want, ipv6};
+use super::{Error, Host, Pod, Want};
 
 /// How long a call waits for an address. The allocator continues after that, and keeps what it gets for the next call.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,10 +141,6 @@ impl<'a> Joining<'a> {
         let granted = self.acquire(&wants.iter().filter(is_new).map(|want| &want.vip).collect::<Vec<_>>())?;
         for (want, endpoint) in wants.iter().zip(endpoints) {
             self.insert_pending_in(want, granted.get(&want.vip), endpoint)?;
-            let record = self.host.registry.vip_record(&want.vip)?;
-            if record.as_ref().is_some_and(VipRecord::has_ipv6) {
-                ipv6::check(want)?;
-            }
         }
         Ok(())
     }

@@ -4,6 +4,8 @@ use netlink_packet_core::{NetlinkSerializable, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
+use crate::model::Family;
+
 use super::{Error, Result, Socket};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN`.
@@ -57,8 +59,8 @@ fn read(payload: &[u8]) -> Option<u32> {
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ`.
 const GET_OBJECT: u16 = 10 << 8 | 0x13;
-/// `NFPROTO_IPV4`.
-const IPV4: u8 = 2;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const PROTOCOLS: [u8; 2] = [2, 10];
 const NFTA_OBJ_TABLE: u16 = 1;
 const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
@@ -69,7 +71,7 @@ const NFTA_COUNTER_PACKETS: u16 = 2;
 /// The type's highest bits say that attributes are inside, and in which byte order.
 const KIND: u16 = 0x3fff;
 
-/// Reads named counters of IPv4 tables.
+/// Reads named counters of tables.
 #[derive(Debug)]
 pub struct Counters(Socket);
 
@@ -79,18 +81,20 @@ impl Counters {
         Ok(Self(Socket::of_protocol(NETLINK_NETFILTER)?))
     }
 
-    /// The packets that this counter of that table has counted since it was made; none where there is none.
-    pub fn packets(&self, table: &str, name: &str) -> Result<Option<u64>> {
-        let object = format!("nftables counter {name} of table ip {table}");
-        self.0.get(("get", object), &GetCounter::new(table, name), |_, payload| read_packets(payload))
+    /// The packets that this counter of that family's table has counted since it was made; none where there is none.
+    pub fn packets(&self, family: Family, table: &str, name: &str) -> Result<Option<u64>> {
+        let object = format!("nftables counter {name} of table {table}, {family:?}");
+        self.0.get(("get", object), &GetCounter::new(family, table, name), |_, payload| read_packets(payload))
     }
 }
 
-/// Its attributes, as they are sent.
-struct GetCounter(Vec<u8>);
+/// The family, and attributes as they are sent.
+struct GetCounter(u8, Vec<u8>);
 
 impl GetCounter {
-    fn new(table: &str, name: &str) -> Self {
+    fn new(family: Family, table: &str, name: &str) -> Self {
+        let [ipv4, ipv6] = PROTOCOLS;
+        let protocol = if family == Family::V4 { ipv4 } else { ipv6 };
         let text = |text: &str| [text.as_bytes(), b"\0"].concat();
         let attributes =
             [(NFTA_OBJ_TABLE, text(table)), (NFTA_OBJ_NAME, text(name)), (NFTA_OBJ_TYPE, COUNTER.to_be_bytes().into())];
@@ -101,7 +105,7 @@ impl GetCounter {
             bytes.extend(value);
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
-        Self(bytes)
+        Self(protocol, bytes)
     }
 }
 
@@ -111,12 +115,12 @@ impl NetlinkSerializable for GetCounter {
     }
 
     fn buffer_len(&self) -> usize {
-        HEADER + self.0.len()
+        HEADER + self.1.len()
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
-        buffer[..HEADER].copy_from_slice(&[IPV4, 0, 0, 0]);
-        buffer[HEADER..].copy_from_slice(&self.0);
+        buffer[..HEADER].copy_from_slice(&[self.0, 0, 0, 0]);
+        buffer[HEADER..].copy_from_slice(&self.1);
     }
 }
 
@@ -136,7 +140,7 @@ mod tests {
     /// `strace -e trace=sendmsg,sendto,recvmsg -x nft list counter ip t c`, shortened.
     #[test]
     fn a_counter_is_asked_for_and_read() {
-        let ask = GetCounter::new("t", "c");
+        let ask = GetCounter::new(Family::V4, "t", "c");
         let mut bytes = vec![0xff; ask.buffer_len()];
         ask.serialize(&mut bytes);
         assert_eq!(bytes, b"\x02\0\0\0\x06\0\x01\0t\0\0\0\x06\0\x02\0c\0\0\0\x08\0\x03\0\0\0\0\x01");

@@ -33,10 +33,11 @@ pub enum Selector {
     /// `from SOURCE`, that address alone.
     Source(IpAddr),
     /// `iif lo from 0.0.0.0/32 ipproto udp sport PORT`: what a local UDP socket on that port sends while its source isn't
-    /// chosen yet. The route found becomes the one to choose it (`src`).
-    UnboundUdp(u16),
+    /// chosen yet. The route found becomes the one to choose it (`src`). Of IPv6 without the source, which a rule can't name
+    /// (`::/128` matches nothing there): what has one is for a rule of a lower priority.
+    UnboundUdp(Family, u16),
     /// `iif DEVICE`: what comes in by it.
-    Device(Name),
+    Device(Family, Name),
 }
 
 /// A device's name, as the kernel has it: with zeros behind it.
@@ -66,15 +67,15 @@ impl Selector {
     fn family(self) -> Family {
         match self {
             Self::Source(source) => Family::of(source),
-            Self::UnboundUdp(_) | Self::Device(_) => Family::V4,
+            Self::UnboundUdp(family, _) | Self::Device(family, _) => family,
         }
     }
 
     /// How much of the source it speaks of.
     fn source_bits(self) -> u8 {
         match self {
-            Self::Source(_) | Self::UnboundUdp(_) => self.family().bits(),
-            Self::Device(_) => 0,
+            Self::Source(_) | Self::UnboundUdp(Family::V4, _) => self.family().bits(),
+            Self::UnboundUdp(Family::V6, _) | Self::Device(..) => 0,
         }
     }
 }
@@ -83,8 +84,11 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.selector {
             Selector::Source(source) => write!(f, "from {source}")?,
-            Selector::UnboundUdp(port) => write!(f, "iif {LOOPBACK} from 0.0.0.0/32 ipproto udp sport {port}")?,
-            Selector::Device(name) => write!(f, "iif {name}")?,
+            Selector::UnboundUdp(Family::V4, port) => {
+                write!(f, "iif {LOOPBACK} from 0.0.0.0/32 ipproto udp sport {port}")?;
+            }
+            Selector::UnboundUdp(Family::V6, port) => write!(f, "iif {LOOPBACK} ipproto udp sport {port}")?,
+            Selector::Device(_, name) => write!(f, "iif {name}")?,
         }
         write!(f, " lookup {}", self.table)
     }
@@ -156,13 +160,16 @@ fn message(rule: Rule) -> RuleMessage {
     ];
     message.attributes.extend(match rule.selector {
         Selector::Source(source) => vec![RuleAttribute::Source(source)],
-        Selector::UnboundUdp(port) => vec![
-            RuleAttribute::Source(Ipv4Addr::UNSPECIFIED.into()),
-            RuleAttribute::Iifname(LOOPBACK.to_owned()),
-            RuleAttribute::IpProtocol(IpProtocol::Udp),
-            RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
-        ],
-        Selector::Device(name) => vec![RuleAttribute::Iifname(name.to_string())],
+        Selector::UnboundUdp(_, port) => {
+            let unspecified = RuleAttribute::Source(Ipv4Addr::UNSPECIFIED.into());
+            let others = [
+                RuleAttribute::Iifname(LOOPBACK.to_owned()),
+                RuleAttribute::IpProtocol(IpProtocol::Udp),
+                RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+            ];
+            Some(unspecified).filter(|_| family == Family::V4).into_iter().chain(others).collect()
+        }
+        Selector::Device(_, name) => vec![RuleAttribute::Iifname(name.to_string())],
     });
     message
 }
@@ -183,11 +190,16 @@ fn read(message: &RuleMessage) -> Option<Rule> {
             _ => {}
         }
     }
+    let is_ipv6 = message.header.family == address_family(Family::V6);
+    let family = if is_ipv6 { Family::V6 } else { Family::V4 };
     let selector = match (source, device, udp, port) {
-        (Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), Some(LOOPBACK), true, Some(port)) => Selector::UnboundUdp(port),
+        (Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), Some(LOOPBACK), true, Some(port)) => {
+            Selector::UnboundUdp(family, port)
+        }
+        (None, Some(LOOPBACK), true, Some(port)) if is_ipv6 => Selector::UnboundUdp(family, port),
         (Some(source), ..) if source.is_unspecified() => return None,
         (Some(source), ..) => Selector::Source(source),
-        (None, Some(device), false, None) => Selector::Device(Name::new(device)),
+        (None, Some(device), false, None) => Selector::Device(family, Name::new(device)),
         (None, ..) => return None,
     };
     (ours && message.header.src_len == selector.source_bits()).then_some(Rule { selector, table, priority })
@@ -202,8 +214,10 @@ mod tests {
         for selector in [
             Selector::Source([10, 118, 0, 7].into()),
             Selector::Source("2001:db8::7".parse().unwrap()),
-            Selector::UnboundUdp(53),
-            Selector::Device(Name::new("tunnel0")),
+            Selector::UnboundUdp(Family::V4, 53),
+            Selector::UnboundUdp(Family::V6, 53),
+            Selector::Device(Family::V4, Name::new("tunnel0")),
+            Selector::Device(Family::V6, Name::new("vip0")),
         ] {
             let rule = Rule { selector, table: 1180, priority: 118 };
             assert_eq!(read(&message(rule)), Some(rule));
@@ -212,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_we_would_not_make_is_not_ours() {
-        let rule = Rule { selector: Selector::UnboundUdp(53), table: 1180, priority: 118 };
+        let rule = Rule { selector: Selector::UnboundUdp(Family::V4, 53), table: 1180, priority: 118 };
         for missing in [
             |a: &RuleAttribute| matches!(a, RuleAttribute::Iifname(_)),
             |a: &RuleAttribute| matches!(a, RuleAttribute::IpProtocol(_)),

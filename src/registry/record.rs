@@ -350,6 +350,9 @@ pub struct SavedSysctls {
     /// `net.ipv4.ip_nonlocal_bind` of the pod.
     #[serde(default, skip_serializing_if = "is_off")]
     pub nonlocal_bind: i32,
+    /// `net.ipv6.conf.<ifname>.use_oif_addrs_only`
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub use_oif_addrs_only: i32,
 }
 
 impl Netns {

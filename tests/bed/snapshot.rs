@@ -51,6 +51,7 @@ const SYSCTLS: &[&str] = &[
     "net/ipv4/fib_multipath_hash_fields",
     "net/ipv4/conf/eth0/arp_ignore",
     "net/ipv4/conf/eth0/arp_announce",
+    "net/ipv6/conf/eth0/use_oif_addrs_only",
 ];
 
 /// The same of each device whose name begins with `vip`.

@@ -22,8 +22,7 @@ use std::net::SocketAddrV4;
 use serde_json::Value;
 use viproute::internals::model::Family;
 
-use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, nothing_left, until};
-use crate::ipv6::hashes_own_ports;
+use crate::harness::{PATIENCE, PORT, Run, SOON, Storm, hashes_own_ports, nothing_left, until};
 use crate::where_::connect_from;
 
 pub use scene::Cluster;

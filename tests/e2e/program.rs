@@ -36,6 +36,7 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (21, "skb_set_tunnel_key", (4, 3)),
     (23, "redirect", (4, 4)),
     (26, "skb_load_bytes", (4, 5)),
+    (28, "csum_diff", (4, 6)),
     (38, "skb_change_tail", (4, 9)),
     (84, "sk_lookup_tcp", (4, 20)),
     (85, "sk_lookup_udp", (4, 20)),

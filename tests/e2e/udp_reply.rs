@@ -1,7 +1,7 @@
 //! `viproute.io/udp-reply`: a UDP server that binds no address answers from the VIP.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Join, Lan, Netns, Node, PATIENCE, Pod, SOON, Sidecar, scaled, until};
+use crate::harness::{Families, Join, Lan, Netns, Node, PATIENCE, Pod, SOON, Sidecar, scaled, unspecified, until};
 
 const PORT: u16 = 5300;
 const OTHER_PORT: u16 = 5301;
@@ -37,7 +37,8 @@ enum Manner {
 }
 
 impl Echo {
-    fn start(pod: &Pod, address: Ipv4Addr, port: u16, manner: Manner) -> Self {
+    fn start(pod: &Pod, address: impl Into<IpAddr>, port: u16, manner: Manner) -> Self {
+        let address = address.into();
         let stop = Arc::<AtomicBool>::default();
         let stopped = stop.clone();
         let thread = pod.ns.run(|| {
@@ -59,9 +60,9 @@ impl Echo {
         Self { stop, thread: Some(thread) }
     }
 
-    /// The server this is about: bound to no address.
+    /// The server this is about: bound to no address, of either family.
     fn unbound(pod: &Pod) -> Self {
-        Self::start(pod, Ipv4Addr::UNSPECIFIED, PORT, Manner::Plain)
+        Self::start(pod, Ipv6Addr::UNSPECIFIED, PORT, Manner::Plain)
     }
 }
 
@@ -96,9 +97,9 @@ fn echo_by_packet_info(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// How many of `count` datagrams are answered from the address they were sent to: a connected socket takes no others.
-fn answered(ns: &Netns, to: (Ipv4Addr, u16), size: usize, count: usize) -> usize {
+fn answered(ns: &Netns, to: (IpAddr, u16), size: usize, count: usize) -> usize {
     ns.run(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let socket = UdpSocket::bind((unspecified(to.0), 0)).unwrap();
         socket.connect(to).unwrap();
         socket.set_read_timeout(Some(scaled(SOON))).unwrap();
         let mut buffer = vec![0; 65536];
@@ -113,7 +114,8 @@ fn answered(ns: &Netns, to: (Ipv4Addr, u16), size: usize, count: usize) -> usize
 }
 
 #[track_caller]
-fn assert_all_answered(ns: &Netns, to: (Ipv4Addr, u16)) {
+fn assert_all_answered(ns: &Netns, to: (impl Into<IpAddr>, u16)) {
+    let to = (to.0.into(), to.1);
     answerer(ns, to); // a new veth pair drops what comes before the kernel has noticed that both ends are up
     for size in SIZES {
         assert_eq!(answered(ns, to, size, COUNT), COUNT, "datagrams of {size} bytes to {to:?} answered");
@@ -121,9 +123,10 @@ fn assert_all_answered(ns: &Netns, to: (Ipv4Addr, u16)) {
 }
 
 /// The source of the answer, whichever address was asked.
-fn answerer(ns: &Netns, to: (Ipv4Addr, u16)) -> SocketAddr {
+fn answerer(ns: &Netns, to: (impl Into<IpAddr>, u16)) -> SocketAddr {
+    let to = (to.0.into(), to.1);
     ns.run(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let socket = UdpSocket::bind((unspecified(to.0), 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         until(&format!("an answer of {to:?}"), SOON, || {
             socket.send_to(b"who", to).unwrap();
@@ -147,13 +150,21 @@ struct Scene {
 impl Scene {
     fn new(join: &Join) -> Self {
         let lan = Lan::new();
-        let node = Node::new(&lan, 1);
+        let node = Node::dual(&lan, 1, Families::Both);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1"]);
+        lan.add_ipv6(&client, 50);
+        for network in ["fd00:118::/96", "fd00:1:1::/64"] {
+            client.ip(&format!("route add {network} via 2001:db8::1"));
+        }
         Self { pod: node.joined(join), client, node, _lan: lan }
     }
 
     fn vip(&self) -> Ipv4Addr {
         self.pod.vip()
+    }
+
+    fn vip6(&self) -> Ipv6Addr {
+        self.pod.vips6()[0]
     }
 }
 
@@ -164,6 +175,7 @@ fn an_unbound_server_answers_from_the_vip() {
     let bystander = scene.node.pod();
     for ns in [&scene.client, &bystander.ns, &scene.node.ns] {
         assert_all_answered(ns, (scene.vip(), PORT));
+        assert_all_answered(ns, (scene.vip6(), PORT));
     }
     scene.node.check(&scene.pod, &dns()).ok();
 }
@@ -206,7 +218,7 @@ fn another_port_is_left_alone() {
 #[test]
 fn the_nodes_probe_of_the_pod_is_answered_from_the_pods_address() {
     let scene = Scene::new(&dns());
-    let _server = Echo::unbound(&scene.pod);
+    let _server = Echo::start(&scene.pod, Ipv4Addr::UNSPECIFIED, PORT, Manner::Plain);
     assert_all_answered(&scene.node.ns, (scene.pod.address(), PORT));
     // What it costs: to everybody else that socket answers from the VIP, whichever address was asked.
     assert_eq!(answerer(&scene.client, (scene.pod.address(), PORT)).ip(), scene.vip());
@@ -315,11 +327,22 @@ fn check_names_each_missing_part() {
         ("route", "throw 255.255.255.255 table 1180 proto 118".into(), "throw 255.255.255.255/32 table 1180".into()),
         ("route", "throw 10.1.1.1 table 1180 proto 118".into(), "throw 10.1.1.1/32 table 1180".into()),
     ];
-    for (kind, part, shown) in parts {
-        pod.ip(&format!("{kind} del {part}"));
+    let (vip6, rule6) = (scene.vip6(), "iif lo ipproto udp sport 5300 lookup 1180");
+    let way_back6 = format!("default via fe80::1 dev vip0 src {vip6} table 1180 proto 118");
+    let own = "from fd00:1:1::2 lookup 254";
+    let parts6 = [
+        ("rule", format!("{rule6} pref 118 protocol 118"), rule6.to_string()),
+        ("rule", format!("{own} pref 117 protocol 118"), own.to_string()),
+        ("route", way_back6, format!("default via fe80::1 src {vip6} table 1180")),
+        ("route", "throw ff00::/8 table 1180 proto 118".into(), "throw ff00::/8 table 1180".into()),
+    ];
+    let parts = parts.map(|part| ("-4", part)).into_iter().chain(parts6.map(|part| ("-6", part)));
+    for (family, (kind, part, shown)) in parts {
+        let kind_of_family = format!("{family} {kind}");
+        pod.ip(&format!("{kind_of_family} del {part}"));
         let error = scene.node.check(&scene.pod, &dns()).error();
         assert!(error.text().contains(&format!("{kind} {shown} is missing")), "{error:?}");
-        pod.ip(&format!("{kind} add {part}"));
+        pod.ip(&format!("{kind_of_family} add {part}"));
         scene.node.check(&scene.pod, &dns()).ok();
     }
     // And what is there too much.
@@ -332,7 +355,7 @@ fn check_names_each_missing_part() {
 #[test]
 fn del_of_a_pod_that_lives_on_leaves_nothing() {
     let lan = Lan::new();
-    let node = Node::new(&lan, 1);
+    let node = Node::dual(&lan, 1, Families::Both);
     // The first pod of a node brings the registry and the node's settings, which stay.
     node.remove(&node.joined(&dns()), &dns());
     let pod = node.pod();

@@ -3,7 +3,14 @@
 //! Nothing is generated, asked for or announced on a pair: neighbours are permanent, addresses are the VIPs' alone. The host veth needs no
 //! address to forward.
 
-use crate::net::{self, NodeNet, PodNet, sysctl};
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::model::Family;
+use crate::net::{self, NodeNet, PodNet, route, sysctl};
+
+use super::settings::OWN_SOURCES_ONLY;
 
 /// Of `vip0`. The order counts: a pod may have IPv6 switched off for new devices (`default.disable_ipv6`), which refuse all else then.
 /// `keep_addr_on_down`: a device that goes down and up again would lose its VIPs, as it doesn't in IPv4.
@@ -26,6 +33,19 @@ pub trait Namespace {
     fn ask(&self, requests: &[net::Request]) -> net::Result<()>;
     /// Gives settings these values.
     fn set(&self, settings: &[(String, i64)]) -> net::Result<()>;
+    /// Waits until the table `local` has a device's address, not longer than [`MOMENT`].
+    fn await_local(&self, index: u32, address: IpAddr) -> net::Result<()>;
+}
+
+/// The kernel makes that route by a task of its own, which waits for a lock at most.
+const MOMENT: Duration = Duration::from_millis(500);
+
+fn await_local(socket: &net::Socket, index: u32, address: IpAddr) -> net::Result<()> {
+    let end = Instant::now() + MOMENT;
+    while !route::locals(socket, Family::of(address), index)?.contains(&address) && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 impl Namespace for NodeNet {
@@ -35,6 +55,10 @@ impl Namespace for NodeNet {
 
     fn set(&self, settings: &[(String, i64)]) -> net::Result<()> {
         set_all(settings)
+    }
+
+    fn await_local(&self, index: u32, address: IpAddr) -> net::Result<()> {
+        await_local(self, index, address)
     }
 }
 
@@ -46,6 +70,10 @@ impl Namespace for PodNet {
     fn set(&self, settings: &[(String, i64)]) -> net::Result<()> {
         self.netns().run(|| set_all(settings))?
     }
+
+    fn await_local(&self, index: u32, address: IpAddr) -> net::Result<()> {
+        await_local(self, index, address)
+    }
 }
 
 fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
@@ -55,7 +83,7 @@ fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
 /// A device's settings that differ.
 pub(in crate::dataplane) type Wrong = Vec<(String, i64)>;
 
-fn name(device: &str, setting: &str) -> String {
+pub(super) fn name(device: &str, setting: &str) -> String {
     format!("net.ipv6.conf.{device}.{setting}")
 }
 
@@ -82,6 +110,11 @@ pub(super) fn of_new_host(device: &str) -> Wrong {
 /// `vip0`'s.
 pub(super) fn of_pod(pod: &PodNet, device: &str) -> net::Result<Wrong> {
     pod.netns().run(|| wrong(device, &OF_POD))
+}
+
+/// Those of a pod's own interface.
+pub(super) fn of_interface(pod: &PodNet, device: &str) -> net::Result<Wrong> {
+    pod.netns().run(|| wrong(device, &[OWN_SOURCES_ONLY]))
 }
 
 /// Of a `vip0` that was just made.

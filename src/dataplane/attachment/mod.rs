@@ -49,10 +49,17 @@ pub struct Fix {
 enum Step {
     Ask(Request),
     Set(Vec<(String, i64)>),
+    /// Ask once the kernel has made its route to an address of that device.
+    AskOnceMade((u32, IpAddr), Request),
 }
 
 fn fix(finding: impl Into<String>, request: Request) -> Fix {
     Fix { finding: finding.into(), step: Step::Ask(request) }
+}
+
+/// As [`fix`], for what the kernel may be about to make: its route to an address of that device.
+fn fix_once_made(finding: impl Into<String>, route: (u32, IpAddr), request: Request) -> Fix {
+    Fix { finding: finding.into(), step: Step::AskOnceMade(route, request) }
 }
 
 /// What settles settings that differ, if any does.
@@ -70,6 +77,11 @@ pub fn apply(namespace: &impl Namespace, fixes: Vec<Fix>) -> net::Result<()> {
             Step::Set(settings) => {
                 namespace.ask(&std::mem::take(&mut requests))?;
                 namespace.set(&settings)?;
+            }
+            Step::AskOnceMade((index, address), request) => {
+                namespace.ask(&std::mem::take(&mut requests))?;
+                namespace.await_local(index, address)?;
+                requests.push(request);
             }
         }
     }
@@ -118,16 +130,20 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
     if vip0.as_ref().is_some_and(|link| link.mac != Some(names.pod_mac)) {
         return Ok(());
     }
-    let mut requests: Vec<Request> = rule::list(pod, Family::V4)?.into_iter().map(rule::del).collect();
-    if vip0.as_ref().is_some_and(|vip0| vip0.ipv6) {
-        requests.extend(rule::list(pod, Family::V6)?.into_iter().map(rule::del));
+    let families = if vip0.as_ref().is_some_and(|vip0| vip0.ipv6) { &Family::ALL[..] } else { &[Family::V4] };
+    let mut requests: Vec<Request> = Vec::new();
+    for family in families {
+        requests.extend(rule::list(pod, *family)?.into_iter().map(rule::del));
     }
     // Those by way of vip0 go with it, and without a notification each; `throw` has no device to go with.
     let goes_with = |route: &TableRoute| match route.action {
         Action::Via { index, .. } | Action::Local(index) => vip0.as_ref().is_some_and(|vip0| vip0.index == index),
         _ => false,
     };
-    requests.extend(pod::read_routes(pod, Family::V4)?.into_iter().filter(|route| !goes_with(route)).map(route::del));
+    for family in families {
+        let routes = pod::read_routes(pod, *family)?;
+        requests.extend(routes.into_iter().filter(|route| !goes_with(route)).map(route::del));
+    }
     if let Some(interface) = link::by_name(pod, ifname)? {
         requests.extend(answers::Filters::read(pod, None, &interface)?.removal(&interface));
         let restored = settings::restored(saved, &interface.settings);
@@ -136,7 +152,7 @@ pub fn leave(pod: &PodNet, names: &VethNames, ifname: &str, saved: SavedSysctls)
         }
     }
     pod.apply(&requests)?;
-    settings::restore_all(pod, saved)
+    settings::restore_all(pod, ifname, saved)
 }
 
 /// Removes the veth pair: the nexthop first, for which the kernel sends a notification, then the devices.

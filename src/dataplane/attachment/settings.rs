@@ -6,6 +6,8 @@ use crate::net::netconf::{self, Devices};
 use crate::net::{self, PodNet, sysctl};
 use crate::registry::record::SavedSysctls;
 
+use super::ipv6;
+
 /// Answer ARP only for addresses of the interface asked on (`arp_ignore`).
 const OWN_ADDRESSES_ONLY: i32 = 1;
 /// The values of `arp_ignore` that do so: 2 and 8 ask for still more (`arp_ignore()` in net/ipv4/arp.c).
@@ -57,7 +59,20 @@ const NONLOCAL_BIND: &str = "net.ipv4.ip_nonlocal_bind";
 
 /// As the pod has it; where it can't be read, the kernel's default.
 pub(super) fn nonlocal_bind(pod: &PodNet) -> net::Result<i32> {
-    let value = pod.netns().run(|| sysctl::get(NONLOCAL_BIND).ok())?;
+    read(pod, NONLOCAL_BIND)
+}
+
+/// By it what is sent out of an interface has one of that interface's addresses as its source, as RFC 6724 (section 4) recommends: of all
+/// the pod's a VIP that is called would be preferred (rule 1), and the call be one from the VIP to itself.
+pub(super) const OWN_SOURCES_ONLY: (&str, i64) = ("use_oif_addrs_only", 1);
+
+/// As the pod has it for its own interface; where it can't be read, the kernel's default.
+pub(super) fn own_sources_only(pod: &PodNet, ifname: &str) -> net::Result<i32> {
+    read(pod, &ipv6::name(ifname, OWN_SOURCES_ONLY.0))
+}
+
+fn read(pod: &PodNet, name: &str) -> net::Result<i32> {
+    let value = pod.netns().run(|| sysctl::get(name).ok())?;
     Ok(value.and_then(|value| i32::try_from(value).ok()).unwrap_or_default())
 }
 
@@ -83,8 +98,15 @@ pub fn relax_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
 }
 
 /// Puts those back that are not another's by now.
-pub(super) fn restore_all(pod: &PodNet, saved: SavedSysctls) -> net::Result<()> {
-    let settings = [(ALL_RP_FILTER, saved.all_rp_filter, 0), (NONLOCAL_BIND, Some(saved.nonlocal_bind), 1)];
+pub(super) fn restore_all(pod: &PodNet, ifname: &str, saved: SavedSysctls) -> net::Result<()> {
+    let own_sources = ipv6::name(ifname, OWN_SOURCES_ONLY.0);
+    // A pod without IPv6 has none.
+    let is_set = own_sources_only(pod, ifname)? == 1;
+    let settings = [
+        (ALL_RP_FILTER, saved.all_rp_filter, 0),
+        (NONLOCAL_BIND, Some(saved.nonlocal_bind), 1),
+        (own_sources.as_str(), is_set.then_some(saved.use_oif_addrs_only), 1),
+    ];
     let changed = settings.into_iter().filter_map(|(name, saved, ours)| Some((name, saved?, ours)));
     let changed: Vec<_> = changed.filter(|(_, saved, ours)| saved != ours).collect();
     if changed.is_empty() {

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, POD_DEVICE, RULE_PRIORITY, TABLE, VethNames};
-use crate::model::Addresses;
+use crate::ebpf;
+use crate::model::{Addresses, Family};
 use crate::net::route::{self, Action, TableRoute};
 use crate::net::rule::{Name, Rule, Selector};
 use crate::registry::Endpoint;
+
+use super::Families;
 
 /// What a pod's namespace must have.
 #[derive(Clone, Debug)]
@@ -30,9 +33,30 @@ pub struct PodWant<'a> {
     pub(super) underlay: Underlay,
 }
 
-/// `iif vip0`: by it VIPs are the pod's own.
-pub(super) const ENTRANCE: Rule =
-    Rule { selector: Selector::Device(Name::new(POD_DEVICE)), table: TABLE, priority: RULE_PRIORITY };
+/// `iif vip0`: by it VIPs of that family are the pod's own.
+pub(super) const fn entrance(family: Family) -> Rule {
+    Rule { selector: Selector::Device(family, Name::new(POD_DEVICE)), table: TABLE, priority: RULE_PRIORITY }
+}
+
+/// The families of whose VIPs the pod's own calls leave it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CallsLeave {
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+impl CallsLeave {
+    pub fn of(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
+
+    pub fn has(self, vip: &IpAddr) -> bool {
+        self.of(Family::of(*vip))
+    }
+}
 
 /// Bytes by which IPv6's header is longer than IPv4's.
 const LONGER_HEADER: u32 = 20;
@@ -85,12 +109,13 @@ impl<'a> PodWant<'a> {
             want.vips.extend(addresses.iter());
             want.own.extend(endpoint.addresses.iter());
             want.answers |= endpoint.udp_ports().next().is_some();
-            if endpoint.udp_reply
-                && let Some(address) = addresses.iter().find(IpAddr::is_ipv4)
-            {
-                let ports = endpoint.udp_ports().collect();
-                let (table, node_source_address) = (ids::reply_table(place), endpoint.node_source_address);
-                want.replies.push(UdpReply { vip: address, table, ports, node_source_address });
+            // One of each family.
+            let vip_of = |family| addresses.iter().find(|address| Family::of(*address) == family);
+            for vip in Family::ALL.into_iter().filter(|_| endpoint.udp_reply).filter_map(vip_of) {
+                let (table, ports) = (ids::reply_table(place), endpoint.udp_ports().collect());
+                let is_of_family = |address: &IpAddr| address.is_ipv4() == vip.is_ipv4();
+                let node_source_address = endpoint.node_source_address.filter(is_of_family);
+                want.replies.push(UdpReply { vip, table, ports, node_source_address });
             }
         }
         want
@@ -124,12 +149,19 @@ impl<'a> PodWant<'a> {
         self.vips.iter().any(IpAddr::is_ipv6)
     }
 
-    /// Those that what the pod itself sends may leave it for.
-    pub(super) fn vips_of_ipv4(&self) -> impl Iterator<Item = IpAddr> {
-        self.vips.iter().copied().filter(IpAddr::is_ipv4)
+    /// Which parts of the pod there can be something of.
+    pub fn families(&self) -> Families {
+        if self.has_ipv6() { Families::Both } else { Families::Ipv4 }
     }
 
-    /// Whether what the pod sends to its VIPs of IPv4 goes to the node, as anybody's does (`calls_leave`). `None`: it isn't known, and
+    /// Whether the programs know these addresses of a family, all that the pod has of it, as the pod's own.
+    pub(super) fn knows_own(&self, addresses: &BTreeSet<IpAddr>, family: Family) -> bool {
+        let mut of_family = addresses.iter().filter(|address| Family::of(**address) == family);
+        let own = self.own.iter().filter(|address| Family::of(**address) == family);
+        of_family.all(|address| self.own.contains(address)) && (family == Family::V4 || own.count() <= ebpf::OWN)
+    }
+
+    /// Whether what the pod sends to its VIPs goes to the node, as anybody's does (`calls_leave`). `None`: it isn't known, and
     /// stays as it is.
     #[must_use]
     pub fn calls_leave(mut self, is: Option<bool>) -> Self {
@@ -137,47 +169,57 @@ impl<'a> PodWant<'a> {
         self
     }
 
-    /// `calls_leave`: the pod's table `local` doesn't have its VIPs of IPv4.
-    pub(super) fn rules(&self, calls_leave: bool) -> BTreeSet<Rule> {
+    /// `calls_leave`: the pod's table `local` doesn't have its VIPs of that family.
+    pub(super) fn rules(&self, calls_leave: CallsLeave) -> BTreeSet<Rule> {
         let rule = |selector, table| Rule { selector, table, priority: RULE_PRIORITY };
         let mut rules: BTreeSet<Rule> = self.vips.iter().map(|vip| rule(Selector::Source(*vip), TABLE)).collect();
-        rules.extend(calls_leave.then_some(ENTRANCE));
-        for UdpReply { table, ports, .. } in &self.replies {
-            rules.extend(ports.iter().map(|port| rule(Selector::UnboundUdp(*port), *table)));
+        rules.extend(Family::ALL.into_iter().filter(|family| calls_leave.of(*family)).map(entrance));
+        for UdpReply { vip, table, ports, .. } in &self.replies {
+            let family = Family::of(*vip);
+            rules.extend(ports.iter().map(|port| rule(Selector::UnboundUdp(family, *port), *table)));
+            // What has one of the pod's own addresses as its source goes on where it went.
+            let own = self.own.iter().filter(|_| family == Family::V6).filter(|own| own.is_ipv6());
+            rules.extend(own.map(|own| Rule {
+                selector: Selector::Source(*own),
+                table: route::MAIN,
+                priority: RULE_PRIORITY - 1,
+            }));
         }
         rules
     }
 
     /// What makes the pod take packets for its VIPs where its table `local` doesn't have them: all that come by `vip0` (`index`), and
     /// those from a VIP to itself, by which health checks ask the pod alone. The kernel takes no `src VIP` in a table that
-    /// neither has the VIP nor is asked behind one that has (`fib_valid_prefsrc()` in `net/ipv4/fib_semantics.c`).
-    pub(super) fn local_routes(&self, index: u32, calls_leave: bool) -> BTreeSet<TableRoute> {
-        if !calls_leave {
-            return BTreeSet::new();
-        }
+    /// neither has the VIP nor is asked behind one that has (`fib_valid_prefsrc()` in `net/ipv4/fib_semantics.c`); IPv6 asks for the
+    /// address alone.
+    pub(super) fn local_routes(&self, index: u32, calls_leave: CallsLeave) -> BTreeSet<TableRoute> {
         let local = |table, vip| TableRoute { table, prefix: route::host(vip), tos: 0, action: Action::Local(index) };
-        let replies = self.replies.iter().map(|reply| local(reply.table, reply.vip));
-        self.vips_of_ipv4().map(|vip| local(TABLE, vip)).chain(replies).collect()
+        let replies = self.replies.iter().filter(|reply| reply.vip.is_ipv4() && calls_leave.ipv4);
+        let replies = replies.map(|reply| local(reply.table, reply.vip));
+        let vips = self.vips.iter().filter(|vip| calls_leave.has(vip));
+        vips.map(|vip| local(TABLE, *vip)).chain(replies).collect()
     }
 
     /// The way back out of `vip0` (`index`), and around it for what must not take it. `advmss`: by IPv4.
     pub(super) fn routes(&self, index: u32, advmss: Option<u32>) -> BTreeSet<TableRoute> {
-        let way_back = |table, source, advmss| TableRoute {
-            table,
-            prefix: route::DEFAULT,
-            tos: 0,
-            action: Action::Via { gateway: HOST_ADDRESS, index, source, advmss },
+        let way_back = |family, table, source, advmss| {
+            let (prefix, gateway) = match family {
+                Family::V4 => (route::DEFAULT, HOST_ADDRESS),
+                Family::V6 => (route::DEFAULT6, HOST_LINK_LOCAL),
+            };
+            TableRoute { table, prefix, tos: 0, action: Action::Via { gateway, index, source, advmss } }
         };
-        let mut routes = BTreeSet::from([way_back(TABLE, None, advmss)]);
-        if self.has_ipv6() {
-            let advmss = advmss.map(|advmss| advmss.saturating_sub(LONGER_HEADER));
-            let action = Action::Via { gateway: HOST_LINK_LOCAL, index, source: None, advmss };
-            routes.insert(TableRoute { table: TABLE, prefix: route::DEFAULT6, tos: 0, action });
-        }
+        let of_ipv6 = advmss.map(|advmss| advmss.saturating_sub(LONGER_HEADER));
+        let mut routes = BTreeSet::from([way_back(Family::V4, TABLE, None, advmss)]);
+        routes.extend(self.has_ipv6().then(|| way_back(Family::V6, TABLE, None, of_ipv6)));
         for UdpReply { vip, table, node_source_address, .. } in &self.replies {
-            routes.insert(way_back(*table, Some(*vip), None));
-            let around = [route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))].into_iter();
-            let around = around.chain(node_source_address.map(route::host));
+            let family = Family::of(*vip);
+            routes.insert(way_back(family, *table, Some(*vip), None));
+            let groups = match family {
+                Family::V4 => vec![route::MULTICAST, route::host(IpAddr::V4(Ipv4Addr::BROADCAST))],
+                Family::V6 => vec![route::MULTICAST6],
+            };
+            let around = groups.into_iter().chain(node_source_address.map(route::host));
             routes.extend(around.map(|prefix| TableRoute { table: *table, prefix, tos: 0, action: Action::Throw }));
         }
         routes

@@ -65,6 +65,12 @@ pub const MULTICAST: IpNetwork = match Ipv4Network::new_checked(Ipv4Addr::new(22
     None => unreachable!(),
 };
 
+/// `ff00::/8`.
+pub const MULTICAST6: IpNetwork = match Ipv6Network::new_checked(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8) {
+    Some(network) => IpNetwork::V6(network),
+    None => unreachable!(),
+};
+
 /// What a route does with a packet, as far as this project tells routes apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -1,6 +1,7 @@
 //! Collects what the agent serves over HTTP.
 
 use crate::dataplane::node::notrack;
+use crate::model::Family;
 use crate::net::nftables;
 use crate::node::Context;
 use crate::{net, with_causes};
@@ -76,12 +77,15 @@ impl Collector {
             ),
         ];
         for (counter, name, help) in counters {
-            match nftables.packets(notrack::TABLE, counter) {
-                Ok(Some(count)) => {
-                    page.counter(name, help, &[])?.with_label_values::<&str>(&[]).inc_by(count);
+            let mut counted = None;
+            for family in Family::ALL {
+                match nftables.packets(family, notrack::TABLE, counter) {
+                    Ok(count) => counted = counted.map_or(count, |sum: u64| Some(sum + count.unwrap_or_default())),
+                    Err(error) => problems.push(with_causes(&error)),
                 }
-                Ok(None) => {}
-                Err(error) => problems.push(with_causes(&error)),
+            }
+            if let Some(count) = counted {
+                page.counter(name, help, &[])?.with_label_values::<&str>(&[]).inc_by(count);
             }
         }
         Ok(())

@@ -161,6 +161,7 @@ impl Reconciler {
             self.work(guard);
             // Last: where rules have changed it runs a program.
             self.objects.notrack.reconcile();
+            self.objects.notrack6.reconcile();
             if express_due {
                 self.express();
             }

@@ -79,6 +79,8 @@ pub struct NodeObjects {
     problems: Problems,
     services: Services,
     pub notrack: Notrack,
+    /// The same of IPv6.
+    pub notrack6: Notrack,
     /// The link was up and had a carrier when it was last read.
     carried: bool,
     /// The entries as they were applied last.
@@ -99,7 +101,8 @@ impl NodeObjects {
             settings,
             problems: context.problems.clone(),
             services: context.services.clone(),
-            notrack: Notrack::new(context),
+            notrack: Notrack::new(context, Family::V4),
+            notrack6: Notrack::new(context, Family::V6),
             applied: proxy::Want::default(),
             discarding: BTreeSet::new(),
             announcements: Announcements::default(),

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::dataplane::node::notrack::{Error, Outcome, Table, Want};
+use crate::model::Family;
 use crate::node::journal::Kind;
 use crate::node::{Context, Journal};
 use crate::with_causes;
@@ -12,6 +13,7 @@ use crate::with_causes;
 const AGAIN: Duration = Duration::from_secs(30);
 
 pub struct Notrack {
+    family: Family,
     /// Switched on: there is to be a table while there are VIPs or other nodes.
     on: bool,
     /// Switched off, and the table is removed: viprouted never makes one again.
@@ -31,10 +33,10 @@ pub struct Notrack {
 }
 
 impl Notrack {
-    pub fn new(context: &Context) -> Self {
+    pub fn new(context: &Context, family: Family) -> Self {
         let (on, journal) = (context.wanted.notrack, context.journal.clone());
-        let table = Table::default();
-        Self { on, done: false, due: false, table, want: None, journal, told: None, again: None, last: None }
+        let table = Table::of(family);
+        Self { family, on, done: false, due: false, table, want: None, journal, told: None, again: None, last: None }
     }
 
     /// The VIPs of the node are these, these its addresses, and these the other nodes.
@@ -75,13 +77,14 @@ impl Notrack {
                 self.done = !self.on;
                 self.tell(outcome, vips);
                 if self.told.take().is_some() {
-                    tracing::info!("VIP traffic is kept out of connection tracking again");
+                    tracing::info!("{} is kept out of connection tracking again", self.traffic());
                 }
             }
             // No table is needed, and without `nft` or the kernel's support there can't be one.
             Err(Error::Kernel(_) | Error::NoProgram) if is_nothing => self.told = None,
             Err(error) => {
-                let text = format!("VIP traffic is not kept out of connection tracking: {}", with_causes(&error));
+                let text =
+                    format!("{} is not kept out of connection tracking: {}", self.traffic(), with_causes(&error));
                 if self.told.as_ref() != Some(&text) {
                     tracing::warn!("{text}");
                     self.journal.record(Kind::Trouble, None, &*text);
@@ -91,16 +94,26 @@ impl Notrack {
         }
     }
 
+    /// What is kept out.
+    fn traffic(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "VIP traffic",
+            Family::V6 => "VIPs' IPv6 traffic",
+        }
+    }
+
     fn tell(&self, outcome: Outcome, vips: usize) {
+        let (traffic, table) =
+            (self.traffic(), if self.family == Family::V4 { "viproute" } else { "viproute of IPv6" });
         let what = match outcome {
             Outcome::Right => return,
-            Outcome::Made => return tracing::info!(vips, "VIP traffic is kept out of connection tracking"),
-            Outcome::Followed => return tracing::debug!(vips, "the sets of the nftables table viproute are changed"),
-            Outcome::Removed => return tracing::info!("the nftables table viproute is removed"),
+            Outcome::Made => return tracing::info!(vips, "{traffic} is kept out of connection tracking"),
+            Outcome::Followed => return tracing::debug!(vips, "the sets of the nftables table {table} are changed"),
+            Outcome::Removed => return tracing::info!("the nftables table {table} is removed"),
             Outcome::WasGone => "gone",
             Outcome::WasChanged => "changed",
         };
-        let text = format!("the nftables table viproute was {what}: made anew");
+        let text = format!("the nftables table {table} was {what}: made anew");
         tracing::warn!("{text}");
         self.journal.record(Kind::Repair, None, text);
     }

@@ -1,5 +1,6 @@
 //! The rounds: one attachment, one VIP, what causes no event, everything.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
@@ -10,9 +11,8 @@ use crate::dataplane::{self, Tables, address, attachment, owner};
 use crate::ebpf::Maps;
 use crate::membership::gc;
 use crate::membership::repair::{self, Outcome};
-use crate::model::VipKey;
-use crate::model::address::ipv4;
-use crate::net::link;
+use crate::model::{Family, VipKey};
+use crate::net::{self, link};
 use crate::registry::{VipRecord, attachment_name, attachment_of};
 
 use super::backoff::ObjectId;
@@ -85,7 +85,7 @@ impl Reconciler {
             self.objects.uplink(&self.node, search);
         }
         // Links may have changed since.
-        if std::mem::take(&mut self.vips_changed) || (self.started && is_full) {
+        if std::mem::take(&mut self.vips_changed) || (self.started && (is_full || !self.queue.addresses.is_empty())) {
             self.want_table();
         }
         if !self.queue.addresses.is_empty() || search || is_full {
@@ -122,12 +122,25 @@ impl Reconciler {
         };
         let pods = pod_links::of(&links, &self.pods());
         let served = || self.cache.vips().values().map(|vip| &vip.record).filter(|record| !record.withdrawn);
-        // The table is one of IPv4.
-        let vips = served().flat_map(VipRecord::all_addresses).filter_map(ipv4).collect();
-        let nodes = served().filter_map(|record| ipv4(record.node)).collect();
+        let (of_ipv4, of_ipv6): (BTreeSet<IpAddr>, _) =
+            served().flat_map(VipRecord::all_addresses).partition(IpAddr::is_ipv4);
+        let nodes = served().map(|record| record.node).filter(IpAddr::is_ipv4).collect();
         let others = self.cache.cluster().into_iter().flat_map(|cluster| &cluster.nodes);
-        let members = others.map(|node| node.tunnel).collect();
-        self.objects.notrack.want(notrack::Want { vips, nodes, pods, members });
+        let members = others.map(|node| node.tunnel.into()).collect();
+        // Routes of IPv6 name no source: the node may call from any of its addresses.
+        let own = if of_ipv6.is_empty() { Ok(Vec::new()) } else { net::address::list(&self.node, Family::V6, None) };
+        match own {
+            Ok(own) => {
+                let own = own.iter().filter(|own| own.global).map(|own| own.address).take(notrack::NODES as usize);
+                let (nodes, pods, members) = (own.collect(), pods.clone(), BTreeSet::new());
+                self.objects.notrack6.want(notrack::Want { vips: of_ipv6, nodes, pods, members });
+            }
+            Err(error) => {
+                self.vips_changed = true;
+                self.failed(ObjectId::Other("addresses".into()), None, "the node's addresses", &error.into());
+            }
+        }
+        self.objects.notrack.want(notrack::Want { vips: of_ipv4, nodes, pods, members });
     }
 
     /// What tells pods' devices from others.
@@ -167,6 +180,7 @@ impl Reconciler {
     /// attachment.
     pub(super) fn look_around(&mut self) {
         self.objects.notrack.look();
+        self.objects.notrack6.look();
         // A node without VIPs keeps its settings as they are.
         if self.cache.vips().is_empty() {
             return;

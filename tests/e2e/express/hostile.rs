@@ -1,6 +1,6 @@
 //! What pods and machines on the LAN may try.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ fn a_syn_draws_no_packet_of_another_replicas_connection() {
             let (client, vip) = (talk.0.local_addr().expect("an address"), (service.vip, PORT));
             let std::net::SocketAddr::V4(client) = client else { panic!("IPv6") };
             switch.bump(); // as if it had rested
-            segment::send(&service.client, client, SocketAddrV4::new(vip.0, vip.1), SYN);
+            segment::send(&service.client, client.into(), vip.into(), SYN);
             thread::sleep(Duration::from_millis(5));
             assert_eq!(talk.ask(), *name, "round {round}");
         }

@@ -21,6 +21,11 @@ use super::wait::scaled;
 /// Room for what comes while this process doesn't get to run: a lost datagram must not be the test's own fault.
 const BUFFER: usize = 4 << 20;
 
+/// No address in particular, of that one's family.
+pub fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
 /// A pod's server: answers each datagram with `<name> <what it said>`. It stops when dropped.
 pub struct Echo {
     socket: UdpSocket,
@@ -171,8 +176,7 @@ fn run(mut flows: Vec<Flow>, over: &AtomicBool) -> Vec<Flow> {
 
 impl Flow {
     fn new(kind: &Kind, to: SocketAddr) -> Self {
-        let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-        let socket = UdpSocket::bind((any, 0)).expect("a socket");
+        let socket = UdpSocket::bind((unspecified(to.ip()), 0)).expect("a socket");
         socket.set_nonblocking(true).expect("a socket that doesn't block");
         if kind.connected {
             socket.connect(to).expect("connect to the VIP");

@@ -39,7 +39,7 @@ pub use command::{Finished, Run, base_plugin, tool};
 pub use containerd::{Containerd, POOL};
 pub use crowd::Crowd;
 pub use daemon::Daemon;
-pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind};
+pub use datagrams::{Datagrams, Echo, Kind, Outcome, by_kind, unspecified};
 pub use debian::Debian;
 pub use endpoints::{FAR_NEXTHOPS, FarReplicas, far_endpoint, vip_dir, write_endpoint};
 pub use files::allow_many_files;
@@ -58,7 +58,7 @@ pub use page::{blocks, script};
 pub use pod::Pod;
 pub use routing::{Bird, Frr};
 pub use serve::Server;
-pub use service::{Service, status};
+pub use service::{Service, hashes_own_ports, status};
 
 /// The programs under test.
 pub const VIPROUTE: &str = env!("CARGO_BIN_EXE_viproute");

@@ -35,6 +35,15 @@ pub struct Service {
     is_translated: bool,
 }
 
+/// What a service is made of.
+struct Scene<'a> {
+    join: &'a Join,
+    joined: usize,
+    is_translated: bool,
+    /// The VIP has an address of each family, and pods' own addresses are of these.
+    pods_have: Option<Families>,
+}
+
 impl Service {
     /// `joined` replicas; `spare` pods more that serve already and haven't joined.
     pub fn new(joined: usize, spare: usize) -> Self {
@@ -42,37 +51,32 @@ impl Service {
     }
 
     pub fn with(join: &Join, joined: usize, spare: usize) -> Self {
-        Self::of(join, joined, false, |node| (0..joined + spare).map(|_| node.pod()).collect())
+        Self::of(&Scene { join, joined, is_translated: false, pods_have: None }, pods(joined + spare))
     }
 
     /// Of pods whose servers have another number in the place of [`PORT`], each its own: [`Service::target`].
     pub fn translated(join: &Join, joined: usize, spare: usize) -> Self {
-        Self::of(join, joined, true, |node| (0..joined + spare).map(|_| node.pod()).collect())
+        Self::of(&Scene { join, joined, is_translated: true, pods_have: None }, pods(joined + spare))
     }
 
     /// So many replicas that pods made by a base plugin would take too long.
     pub fn of_many(replicas: usize) -> Self {
-        Self::of(&Join::annotated("web"), replicas, false, |_| (1..=replicas).map(bare_pod).collect())
+        let join = &Join::annotated("web");
+        let scene = Scene { join, joined: replicas, is_translated: false, pods_have: None };
+        Self::of(&scene, |_| (1..=replicas).map(bare_pod).collect())
     }
 
     /// A VIP of both families, whose servers have one socket for both. `pods_have`: of which families pods' own addresses are; without IPv6
     /// the pod that is no replica calls by IPv4 alone.
     pub fn dual(join: &Join, joined: usize, spare: usize, pods_have: Families) -> Self {
-        allow_many_files();
-        let lan = Lan::new();
-        let node = Node::dual(&lan, 1, pods_have);
-        let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
-        lan.add_ipv6(&client, 50);
-        client.ip(&format!("route add {} via 2001:db8::1", Stub::NETWORK6));
-        let pods: Vec<_> = (0..joined + spare).map(|_| node.pod()).collect();
-        let servers = pods.iter().map(|pod| Crowd::of_both(pod, PORT)).collect();
-        for pod in &pods[..joined] {
-            node.add(pod, join).ok();
-        }
-        let (vip, vip6, join) = (pods[0].vips()[0], pods[0].vips6().first().copied(), join.clone());
-        let (bystander, is_translated) = (node.pod(), false);
-        assert!(vip6.is_some(), "the pod has the VIP's IPv6 address");
-        Self { _servers: servers, bystander, client, node, lan, join, vip, vip6, is_translated, pods }
+        let pods_have = Some(pods_have);
+        Self::of(&Scene { join, joined, is_translated: false, pods_have }, pods(joined + spare))
+    }
+
+    /// The same as [`Service::translated`] has it.
+    pub fn dual_translated(join: &Join, joined: usize, spare: usize) -> Self {
+        let pods_have = Some(Families::Both);
+        Self::of(&Scene { join, joined, is_translated: true, pods_have }, pods(joined + spare))
     }
 
     /// All of the VIP's addresses.
@@ -87,24 +91,37 @@ impl Service {
         self.callers().into_iter().filter(|(_, ns)| has_way(ns)).collect()
     }
 
+    /// Those of them whose connections are spread.
+    pub fn sharers_of(&self, address: IpAddr) -> Vec<(&'static str, &Netns)> {
+        let is_spread = |from: &str| address.is_ipv4() || from != "the node" || hashes_own_ports();
+        self.callers_of(address).into_iter().filter(|(from, _)| is_spread(from)).collect()
+    }
+
     fn is_client(&self, ns: &Netns) -> bool {
         std::ptr::eq(ns, &raw const self.client)
     }
 
-    fn of(join: &Join, joined: usize, is_translated: bool, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
+    fn of(scene: &Scene<'_>, pods: impl FnOnce(&Node) -> Vec<Pod>) -> Self {
+        let Scene { join, joined, is_translated, pods_have } = *scene;
         allow_many_files();
         let lan = Lan::new();
-        let node = Node::new(&lan, 1);
+        let node = pods_have.map_or_else(|| Node::new(&lan, 1), |families| Node::dual(&lan, 1, families));
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        if pods_have.is_some() {
+            lan.add_ipv6(&client, 50);
+            client.ip(&format!("route add {} via 2001:db8::1", Stub::NETWORK6));
+        }
         let pods = pods(&node);
         // Servers first: a replica that is in the group is taken to be ready.
+        let serve = if pods_have.is_some() { Crowd::of_both } else { Crowd::on };
         let port = |pod| if is_translated { target(pod) } else { PORT };
-        let servers = pods.iter().map(|pod| Crowd::on(pod, port(pod))).collect();
+        let servers = pods.iter().map(|pod| serve(pod, port(pod))).collect();
         for pod in &pods[..joined] {
             node.add(pod, &joining(join, pod, is_translated)).ok();
         }
-        let (vip, join) = (pods[0].vips()[0], join.clone());
-        let (bystander, vip6) = (node.pod(), None);
+        let (vip, vip6, join) = (pods[0].vips()[0], pods[0].vips6().first().copied(), join.clone());
+        assert_eq!(vip6.is_some(), pods_have.is_some(), "whether the pod has an IPv6 address of the VIP");
+        let bystander = node.pod();
         Self { _servers: servers, bystander, client, node, lan, join, vip, vip6, is_translated, pods }
     }
 
@@ -185,6 +202,10 @@ impl Service {
     }
 }
 
+fn pods(count: usize) -> impl FnOnce(&Node) -> Vec<Pod> {
+    move |node| (0..count).map(|_| node.pod()).collect()
+}
+
 /// A number of the pod's own, behind the `p` of its name.
 fn target(pod: &Pod) -> u16 {
     let number: u16 = pod.name.trim_start_matches('p').parse().expect("the number of a pod");
@@ -197,6 +218,13 @@ fn joining(join: &Join, pod: &Pod, is_translated: bool) -> Join {
     }
     let target = target(pod);
     join.clone().annotation("viproute.io/ports", &format!("{PORT}:{target}/tcp,{PORT}:{target}/udp"))
+}
+
+/// What a node sends itself by IPv6 has its source port in its hash: since Linux 6.16 (65e9024643c7).
+pub fn hashes_own_ports() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
 }
 
 /// What `viproutectl status` says of one VIP of a node.

@@ -2,7 +2,7 @@
 
 use crate::harness::{Families, REPAIRED, Service, Sidecar, connect, until};
 
-use super::{vip6, web};
+use super::{BOTH, vip6, web};
 
 type Deed = (&'static str, fn(&Service));
 
@@ -55,10 +55,7 @@ fn what_is_deleted_is_found_and_comes_back() {
     let service = Service::dual(&web(), 2, 0, Families::Both);
     service.node.stop_allocator();
     let node = &service.node;
-    let sidecar = Sidecar::start(
-        node,
-        "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"",
-    );
+    let sidecar = Sidecar::start(node, BOTH);
     let is_right = || service.pods.iter().all(|pod| node.check(pod, &service.join).succeeded());
     until("all is right", REPAIRED, || is_right().then_some(()));
     for (what, deed) in TOLD {
@@ -70,10 +67,7 @@ fn what_is_deleted_is_found_and_comes_back() {
     for (what, deed) in TOLD.into_iter().chain(UNTOLD) {
         deed(&service);
         assert!(!is_right(), "CHECK doesn't find that {what} is missing");
-        let again = Sidecar::start(
-            node,
-            "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"",
-        );
+        let again = Sidecar::start(node, BOTH);
         until(&format!("{what} is back after a start"), REPAIRED, || is_right().then_some(()));
         again.stop();
     }

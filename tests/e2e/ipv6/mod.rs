@@ -4,6 +4,7 @@ mod guard;
 mod headers;
 mod heal;
 mod lan;
+mod notrack;
 mod pool;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,6 +12,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use serde_json::json;
 
 use crate::harness::{Families, Join, Lan, Node, Service, connect, share};
+
+/// viprouted's settings for the VIP of [`Service::dual`].
+const BOTH: &str =
+    "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
 
 fn web() -> Join {
     Join::annotated("web")
@@ -55,11 +60,7 @@ fn the_kernel_shows_what_is_served() {
 fn three_replicas_share_evenly_and_see_the_client() {
     let service = dual(3);
     let vip6 = vip6(&service);
-    for (from, ns) in service.callers_of(vip6.into()) {
-        // What the node sends itself before Linux 6.16 has no source port in its hash.
-        if from == "the node" && !hashes_own_ports() {
-            continue;
-        }
+    for (from, ns) in service.sharers_of(vip6.into()) {
         let tally = connect(ns, vip6, 1500);
         for name in ["p1", "p2", "p3"] {
             let share = share(&tally, name);
@@ -69,13 +70,6 @@ fn three_replicas_share_evenly_and_see_the_client() {
     }
     // By the same sockets.
     assert_eq!(connect(&service.client, service.vip, 300).names.len(), 3);
-}
-
-/// Linux 6.16 and later (65e9024643c7).
-pub fn hashes_own_ports() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
 }
 
 /// The pod's end of the pair is all that is needed.
@@ -174,18 +168,6 @@ fn what_is_not_there_for_ipv6_is_refused() {
     let lan = Lan::new();
     let node = Node::dual(&lan, 1, Families::Ipv4);
     let pod = node.pod();
-    for (key, value, said) in [
-        ("viproute.io/ports", "80:8080/tcp", "its ports have the same numbers in its pods"),
-        ("viproute.io/udp-reply", "vip", "viproute.io/udp-reply is IPv4's"),
-    ] {
-        let mut join = web().annotation(key, value);
-        if key.ends_with("reply") {
-            join = join.annotation("viproute.io/ports", "53/udp");
-        }
-        let refused = node.call("ADD", &pod, &join).error();
-        assert!(refused.msg.contains(said) && refused.code == 7, "{refused:?}");
-        node.del(&pod, &join).ok();
-    }
     let narrow = web().key("mtu", json!(1200));
     let refused = node.call("ADD", &pod, &narrow).error();
     assert!(refused.msg.contains("IPv6 needs 1280"), "{refused:?}");

@@ -1,65 +1,92 @@
 //! Anybody on the network can write a pod's address as a source.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use crate::harness::{Join, PATIENCE, PORT, Service, connect, until};
+use super::{plain, translated};
+use crate::harness::segment::{SYN, datagram, segment};
+use crate::harness::{PATIENCE, PORT, Pod, Service, connect, unspecified, until};
 
-/// The one that stands in for a pod where it calls itself.
-const STAND_IN: Ipv4Addr = Ipv4Addr::new(169, 254, 118, 2);
+/// Those that stand in for a pod where it calls itself.
+const STAND_INS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 118, 2)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0xa9fe, 0x7602, 0, 1))];
 
-/// An IPv4 packet of that protocol, without checksum where the protocol may have none.
-fn packet(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(20 + payload.len()).expect("a short packet");
-    let mut packet = vec![0x45, 0];
-    packet.extend(length.to_be_bytes());
-    packet.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
+/// A packet of that protocol.
+fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = |header: usize| u16::try_from(header + payload.len()).expect("a short packet").to_be_bytes();
+    let mut packet = Vec::new();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            packet.extend([0x45, 0]);
+            packet.extend(length(20));
+            // The kernel writes the header's checksum of a raw packet.
+            packet.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+            packet.extend(from.octets().into_iter().chain(to.octets()));
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length(0));
+            packet.extend([protocol, 64]);
+            packet.extend(from.octets().into_iter().chain(to.octets()));
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
     packet.extend(payload);
     packet
 }
 
-fn send(service: &Service, packet: &[u8]) {
+fn send(service: &Service, to: IpAddr, packet: &[u8]) {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd: OwnedFd = service.client.run(|| {
-        let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
+        let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
         raw.expect("a raw socket")
     });
-    UdpSocket::from(fd).send_to(packet, SocketAddrV4::new(service.vip, 0)).expect("send");
+    UdpSocket::from(fd).send_to(packet, (to, 0)).expect("send");
 }
 
-/// The kernel writes the IP header's checksum of a raw packet.
-fn is_dropped(service: &Service, from: Ipv4Addr, protocol: u8, payload: &[u8]) {
+fn is_dropped(service: &Service, (from, to): (IpAddr, IpAddr), protocol: u8, payload: &[u8]) {
     let before = service.counter("own_source");
-    send(service, &packet(from, service.vip, protocol, payload));
+    send(service, to, &packet(from, to, protocol, payload));
     until(&format!("protocol {protocol} from {from} is dropped"), PATIENCE, || {
         (service.counter("own_source") > before).then_some(())
     });
 }
 
+/// The pod's own address of a VIP's family.
+fn own(pod: &Pod, vip: IpAddr) -> IpAddr {
+    if vip.is_ipv4() {
+        return pod.address().into();
+    }
+    let shown = pod.ns.ip("-6 -o addr show dev eth0 scope global");
+    let address = shown.split_whitespace().nth(3).and_then(|text| text.split('/').next());
+    address.and_then(|text| text.parse().ok()).expect("an IPv6 address of the pod's")
+}
+
 #[test]
 fn what_the_pod_has_not_sent_is_dropped() {
-    for service in [Service::new(1, 0), Service::translated(&Join::annotated("web"), 1, 0)] {
+    for service in [plain(1, 0), translated(1, 0)] {
         let pod = &service.pods[0];
-        let [port_high, port_low] = PORT.to_be_bytes();
-        let syn = [200, 0, port_high, port_low, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
-        let datagram = [200, 0, port_high, port_low, 0, 8, 0, 0];
-        for from in [pod.address(), STAND_IN] {
-            is_dropped(&service, from, 6, &syn);
-            is_dropped(&service, from, 17, &datagram);
+        for (vip, stand_in) in service.addresses().into_iter().zip(STAND_INS) {
+            for from in [own(pod, vip), stand_in] {
+                let (client, to) = (SocketAddr::from((from, 51_200)), SocketAddr::from((vip, PORT)));
+                is_dropped(&service, (from, vip), 6, &segment(client, to, SYN));
+                is_dropped(&service, (from, vip), 17, &datagram(client, to, b""));
+            }
+            assert_eq!(connect(&pod.ns, vip, 20).names.len(), 1, "its own calls are served all the same");
         }
-        assert_eq!(connect(&pod.ns, service.vip, 20).names.len(), 1, "its own calls are served all the same");
     }
 }
 
 /// A server that answers whatever it gets would answer itself, without end.
 #[test]
 fn a_server_never_talks_to_itself() {
-    let service = Service::new(1, 0);
+    let service = plain(1, 0);
     let pod = &service.pods[0];
-    let _echo = pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a socket");
-    let [high, low] = PORT.to_be_bytes();
-    is_dropped(&service, pod.address(), 17, &[high, low, high, low, 0, 8, 0, 0]);
+    for vip in service.addresses() {
+        let _echo = pod.ns.run(|| UdpSocket::bind((unspecified(vip), PORT))).expect("a socket");
+        let (from, to) = (SocketAddr::from((own(pod, vip), PORT)), SocketAddr::from((vip, PORT)));
+        is_dropped(&service, (from.ip(), vip), 17, &datagram(from, to, b""));
+    }
 }

@@ -1,19 +1,20 @@
 //! UDP: short and long datagrams, such without a checksum, errors, flows that stay.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use super::service;
-use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, scaled, segment};
+use super::{callers, datagram_from, service};
+use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, connect, scaled, segment, unspecified};
 
 fn servers(service: &Service) -> Vec<Echo> {
-    service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect()
+    let of = |vip| service.pods.iter().map(move |pod| Echo::on(pod, vip, service.target(pod)));
+    service.addresses().into_iter().flat_map(of).collect()
 }
 
-fn connected(ns: &Netns, vip: Ipv4Addr) -> UdpSocket {
-    let socket = ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).expect("a socket");
+fn connected(ns: &Netns, vip: IpAddr) -> UdpSocket {
+    let socket = datagram_from(ns, unspecified(vip));
     socket.connect((vip, PORT)).expect("connect");
     socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
     socket
@@ -33,10 +34,16 @@ fn flows_are_answered_and_none_is_lost() {
     let service = service(3, 0);
     let _servers = servers(&service);
     let every = Duration::from_millis(50);
-    let kinds = service.callers().map(|(from, ns)| Kind { from, ns, connected: true, every });
-    let flows = Datagrams::start(service.vip, &kinds, 30);
+    let flows = service.addresses().into_iter().map(|vip| {
+        let callers = service.callers_of(vip).into_iter();
+        // So that each caller knows its gateway: what it sends before may be lost.
+        let callers = callers.inspect(|(_, ns)| drop(connect(ns, vip, 1)));
+        let kinds: Vec<_> = callers.map(|(from, ns)| Kind { from, ns, connected: true, every }).collect();
+        Datagrams::start(vip, &kinds, 30)
+    });
+    let flows: Vec<_> = flows.collect();
     thread::sleep(Duration::from_secs(2));
-    for outcome in flows.stop() {
+    for outcome in flows.into_iter().flat_map(Datagrams::stop) {
         assert_eq!((outcome.lost, outcome.replicas.len()), (0, 1), "{}", outcome.kind);
         assert!(outcome.sent > 10, "{}", outcome.kind);
     }
@@ -46,21 +53,22 @@ fn flows_are_answered_and_none_is_lost() {
 fn fragments_are_answered() {
     let service = service(2, 0);
     let _servers = servers(&service);
-    for (from, ns) in service.callers() {
-        let socket = connected(ns, service.vip);
+    for (vip, from, ns) in callers(&service) {
+        let socket = connected(ns, vip);
         for length in [1, 1400, 1900] {
-            assert_eq!(echoed(&socket, &vec![b'x'; length]), length, "from {from}");
+            assert_eq!(echoed(&socket, &vec![b'x'; length]), length, "from {from} to {vip}");
         }
     }
 }
 
+/// IPv6 has none without (RFC 8200, 8.1).
 #[test]
 fn a_datagram_without_a_checksum_is_answered() {
     let service = service(1, 0);
     let _servers = servers(&service);
-    let socket = connected(&service.client, service.vip);
+    let socket = connected(&service.client, service.vip.into());
     let port = socket.local_addr().expect("its address").port();
-    segment::send_unchecked(&service.client, port, SocketAddrV4::new(service.vip, PORT), b"hello");
+    segment::send_unchecked(&service.client, port, (service.vip, PORT).into(), b"hello");
     let mut buffer = [0; 64];
     let length = socket.recv(&mut buffer).expect("an answer");
     assert_eq!(&buffer[..length], format!("{} hello", service.pods[0].name).as_bytes());
@@ -70,12 +78,12 @@ fn a_datagram_without_a_checksum_is_answered() {
 #[test]
 fn a_port_without_a_socket_is_unreachable() {
     let service = service(1, 0);
-    for (from, ns) in service.callers() {
-        let socket = connected(ns, service.vip);
+    for (vip, from, ns) in callers(&service) {
+        let socket = connected(ns, vip);
         for said in [&b"x"[..], &[b'x'; 1000]] {
             socket.send(said).expect("send");
             let error = socket.recv(&mut [0; 64]).expect_err("no server");
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {from}: {error}");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {from} to {vip}: {error}");
         }
     }
 }
@@ -84,14 +92,20 @@ fn a_port_without_a_socket_is_unreachable() {
 #[test]
 fn a_client_that_is_gone_is_told_to_the_pod() {
     let service = service(2, 0);
-    let clients: Vec<_> = service.pods.iter().map(|_| connected(&service.client, service.vip)).collect();
+    for vip in service.addresses() {
+        is_told(&service, vip);
+    }
+}
+
+fn is_told(service: &Service, vip: IpAddr) {
+    let clients: Vec<_> = service.pods.iter().map(|_| connected(&service.client, vip)).collect();
     let sockets: Vec<_> = service
         .pods
         .iter()
         .zip(&clients)
         .map(|(pod, client)| {
-            let socket = pod.ns.run(|| UdpSocket::bind((service.vip, service.target(pod)))).expect("a socket");
-            let client = (segment::CLIENT, client.local_addr().expect("its address").port());
+            let socket = pod.ns.run(|| UdpSocket::bind((vip, service.target(pod)))).expect("a socket");
+            let client = client.local_addr().expect("its address");
             socket.connect(client).expect("connect to the client");
             socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
             socket
@@ -108,14 +122,14 @@ fn a_client_that_is_gone_is_told_to_the_pod() {
 
 #[test]
 fn sticky_flows_stay_when_a_replica_joins() {
-    let service = Service::translated(&Join::annotated("web").annotation("viproute.io/udp-sticky", "true"), 2, 1);
+    let service = Service::dual_translated(&Join::annotated("web").annotation("viproute.io/udp-sticky", "true"), 2, 1);
     let _servers = servers(&service);
     let kind = Kind { from: "the client", ns: &service.client, connected: true, every: Duration::from_millis(400) };
-    let flows = Datagrams::start(service.vip, &[kind], 60);
+    let flows: Vec<_> = service.addresses().into_iter().map(|vip| Datagrams::start(vip, &[kind], 60)).collect();
     thread::sleep(Duration::from_secs(2));
     service.add(&service.pods[2]);
     thread::sleep(Duration::from_secs(4));
-    for outcome in flows.stop() {
+    for outcome in flows.into_iter().flat_map(Datagrams::stop) {
         assert_eq!((outcome.lost, outcome.replicas.len()), (0, 1), "{}", outcome.kind);
     }
 }
@@ -123,18 +137,21 @@ fn sticky_flows_stay_when_a_replica_joins() {
 /// A server that binds no address is found by the number that it has.
 #[test]
 fn an_unbound_server_answers_from_the_vip() {
-    let service = Service::translated(&Join::annotated("web").annotation("viproute.io/udp-reply", "vip"), 1, 0);
+    let service = Service::dual_translated(&Join::annotated("web").annotation("viproute.io/udp-reply", "vip"), 1, 0);
     let pod = &service.pods[0];
-    let server = pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, service.target(pod)))).expect("a server");
+    let at = (std::net::Ipv6Addr::UNSPECIFIED, service.target(pod));
+    let server = pod.ns.run(|| UdpSocket::bind(at)).expect("a server");
     let answering = thread::spawn(move || {
         let mut buffer = [0; 64];
-        for _ in 0..2 {
+        for _ in 0..4 {
             let (length, client) = server.recv_from(&mut buffer).expect("a datagram");
             server.send_to(&[b"p ", &buffer[..length]].concat(), client).expect("an answer");
         }
     });
-    for ns in [&service.client, &service.bystander.ns] {
-        assert_eq!(echoed(&connected(ns, service.vip), b"hello"), 5);
+    for vip in service.addresses() {
+        for ns in [&service.client, &service.bystander.ns] {
+            assert_eq!(echoed(&connected(ns, vip), b"hello"), 5, "{vip}");
+        }
     }
     answering.join().expect("the server");
 }

@@ -12,7 +12,7 @@ fn maps(service: &Service) -> Maps {
     Maps::open(service.node.bpf_dir().as_ref()).expect("the maps").expect("they are there")
 }
 
-/// The host veths whose translations there are.
+/// The host veths, and their pods' addresses of VIPs, that translations are of.
 fn translated(service: &Service) -> usize {
     maps(service).all_translated().expect("the entries").len()
 }
@@ -23,7 +23,7 @@ fn forget(service: &Service) {
     let map = Map::HashMap(MapData::from_pin(pin).expect("the map"));
     let mut map: HashMap<_, [u32; 4], u32> = map.try_into().expect("keys of 16 bytes");
     let keys: Vec<_> = map.keys().map(|key| key.expect("a key")).collect();
-    assert_eq!(keys.len(), translated(service) * 8, "four for each port");
+    assert_eq!(keys.len(), translated(service) * 8, "four for each port of each address");
     for key in keys {
         map.remove(&key).expect("delete");
     }
@@ -33,9 +33,9 @@ fn forget(service: &Service) {
 #[test]
 fn they_come_and_go_with_the_replica() {
     let service = service(2, 1);
-    assert_eq!(translated(&service), 2);
+    assert_eq!(translated(&service), 2 * 2);
     service.add(&service.pods[2]);
-    assert_eq!(translated(&service), 3);
+    assert_eq!(translated(&service), 3 * 2);
     for pod in &service.pods {
         service.node.check(pod, &service.join).ok();
         service.remove(pod);
@@ -54,8 +54,10 @@ fn a_missing_one_is_found_and_written_again() {
     let error = service.node.check(&service.pods[0], &service.join).error();
     assert!(error.text().contains("flow owner's entry"), "{error:?}");
     service.sync();
-    assert_eq!(translated(&service), 2);
-    connect(&service.client, service.vip, 20);
+    assert_eq!(translated(&service), 2 * 2);
+    for vip in service.addresses() {
+        connect(&service.client, vip, 20);
+    }
     service.node.check(&service.pods[0], &service.join).ok();
 }
 
@@ -63,11 +65,15 @@ fn a_missing_one_is_found_and_written_again() {
 fn viprouted_writes_a_missing_one_again() {
     let service = service(2, 0);
     service.node.stop_allocator();
-    let _sidecar =
-        Sidecar::start(&service.node, "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\n");
+    let _sidecar = Sidecar::start(
+        &service.node,
+        "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"\n",
+    );
     forget(&service);
-    until("they are there again", PATIENCE, || (translated(&service) == 2).then_some(()));
-    connect(&service.client, service.vip, 20);
+    until("they are there again", PATIENCE, || (translated(&service) == 2 * 2).then_some(()));
+    for vip in service.addresses() {
+        connect(&service.client, vip, 20);
+    }
 }
 
 /// Two ports for one server are noted, and what is noted goes with the replica.
@@ -78,7 +84,7 @@ fn two_ports_of_one_target_are_told_apart() {
     for ports in ["80:8080/tcp,443:8080/tcp", "80:8080/tcp,8080/tcp"] {
         let (pod, join) = (service.node.pod(), Join::annotated("web").annotation("viproute.io/ports", ports));
         service.node.add(&pod, &join).ok();
-        assert_eq!(sharing(), 1, "{ports}");
+        assert_eq!(sharing(), 2, "of each address: {ports}");
         service.node.check(&pod, &join).ok();
         service.node.remove(&pod, &join);
         assert_eq!(sharing(), 0, "{ports}");

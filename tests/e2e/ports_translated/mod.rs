@@ -9,25 +9,37 @@ mod said;
 mod shared;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use crate::harness::{Join, Netns, PORT, SOON, Service, connect, scaled};
 
 fn service(replicas: usize, spare: usize) -> Service {
-    Service::translated(&Join::annotated("web"), replicas, spare)
+    Service::dual_translated(&Join::annotated("web"), replicas, spare)
 }
 
-fn dial(ns: &Netns, to: (Ipv4Addr, u16)) -> std::io::Result<TcpStream> {
+fn dial(ns: &Netns, to: (IpAddr, u16)) -> std::io::Result<TcpStream> {
     ns.run(|| TcpStream::connect_timeout(&SocketAddr::from(to), scaled(SOON)))
+}
+
+/// Each caller of each of the VIP's addresses.
+fn callers(service: &Service) -> Vec<(IpAddr, &'static str, &Netns)> {
+    let of = |vip| service.callers_of(vip).into_iter().map(move |(from, ns)| (vip, from, ns));
+    service.addresses().into_iter().flat_map(of).collect()
+}
+
+fn datagram_from(ns: &Netns, address: IpAddr) -> UdpSocket {
+    ns.run(|| UdpSocket::bind((address, 0))).expect("a socket")
 }
 
 #[test]
 fn replicas_of_several_numbers_are_one_service() {
     let service = service(3, 0);
-    for (from, ns) in service.callers() {
-        let tally = connect(ns, service.vip, 120);
-        assert_eq!(tally.names.len(), 3, "from {from}: {tally:?}");
+    for vip in service.addresses() {
+        for (from, ns) in service.sharers_of(vip) {
+            let tally = connect(ns, vip, 120);
+            assert_eq!(tally.names.len(), 3, "from {from} to {vip}: {tally:?}");
+        }
     }
 }
 
@@ -42,17 +54,18 @@ fn what_is_long_comes_whole() {
     let pod = service.node.pod();
     let join = service.join.clone().annotation("viproute.io/ports", &ports);
     service.node.add(&pod, &join).ok();
-    let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8443))).expect("a server in a pod");
+    let listener = pod.ns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8443))).expect("a server in a pod");
     let server = thread::spawn(move || {
-        for _ in 0..2 {
+        for _ in 0..4 {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut bytes = vec![0; SIZE];
             stream.read_exact(&mut bytes).expect("all of it");
             stream.write_all(&bytes).expect("and back");
         }
     });
-    for ns in [&service.client, &service.bystander.ns] {
-        let mut stream = dial(ns, (pod.vip(), 443)).expect("connect");
+    let callers = [&service.client, &service.bystander.ns];
+    for (vip, ns) in service.addresses().into_iter().flat_map(|vip| callers.map(|ns| (vip, ns))) {
+        let mut stream = dial(ns, (vip, 443)).expect("connect");
         let sent: Vec<u8> = (0..SIZE).map(|number| u8::try_from(number % 251).expect("a byte")).collect();
         let mut writing = stream.try_clone().expect("a second descriptor");
         let copy = sent.clone();

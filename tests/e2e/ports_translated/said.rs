@@ -8,7 +8,7 @@ use crate::harness::{Connection, Crowd, Join, Lan, Node, PATIENCE, PORT, Run, Si
 #[test]
 fn where_finds_the_connection_and_names_the_pods_number() {
     let service = service(3, 0);
-    let stream = super::dial(&service.client, (service.vip, PORT)).expect("connect");
+    let stream = super::dial(&service.client, (service.vip.into(), PORT)).expect("connect");
     let client = stream.local_addr().expect("its address");
     let name = Connection::over(stream.try_clone().expect("a second descriptor")).and_then(|mut talk| talk.ask());
     let name = name.expect("an answer").name;

@@ -1,17 +1,20 @@
 //! Two ports of a VIP that have one number in the pod (Argo CD's 80 and 443): a flow's answers have the port that it asked for.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::closed::from;
+use super::{callers, datagram_from};
 use crate::express::Switch;
 use crate::far::Cluster;
-use crate::harness::{Crowd, Flows, Join, Netns, PORT, Pod, Run, SOON, Service, Storm, deadline, hear, scaled};
+use crate::harness::{
+    Crowd, Families, Flows, Join, Netns, PORT, Pod, Run, SOON, Service, Storm, deadline, hear, scaled, unspecified,
+};
 
 /// The VIP's second port.
 const SECOND: u16 = 8443;
@@ -28,8 +31,8 @@ fn join() -> Join {
 
 /// With servers on the pods' number.
 fn service(joined: usize, spare: usize) -> (Service, Vec<Crowd>) {
-    let service = Service::with(&join(), joined, spare);
-    let servers = service.pods.iter().map(|pod| Crowd::on(pod, TARGET)).collect();
+    let service = Service::dual(&join(), joined, spare, Families::Both);
+    let servers = service.pods.iter().map(|pod| Crowd::of_both(pod, TARGET)).collect();
     (service, servers)
 }
 
@@ -45,9 +48,10 @@ fn unbroken(flows: &mut [Flows], gone: &[String], when: &str) {
 #[test]
 fn connections_to_both_ports_live_on_whatever_replicas_do() {
     let (service, _servers) = service(3, 2);
-    let both =
-        |(from, ns): (&'static str, &Netns)| [PORT, SECOND].map(|port| Flows::on(from, ns, (service.vip, port), 60));
-    let mut flows: Vec<Flows> = service.callers().into_iter().flat_map(both).collect();
+    let both = |(vip, from, ns): (IpAddr, &'static str, &Netns)| {
+        [PORT, SECOND].map(|port| Flows::on(from, ns, (vip, port), 60))
+    };
+    let mut flows: Vec<Flows> = callers(&service).into_iter().flat_map(both).collect();
     unbroken(&mut flows, &[], "from the beginning");
     service.add(&service.pods[3]);
     unbroken(&mut flows, &[], "a replica joins");
@@ -69,7 +73,8 @@ fn both_ports_are_served_with_syn_cookies() {
     for pod in &service.pods {
         pod.ns.set_sysctl("net/ipv4/tcp_syncookies", "2");
     }
-    let storms = [PORT, SECOND].map(|port| Storm::on(&service.client, (service.vip, port), 150));
+    let to = service.addresses().into_iter().flat_map(|vip| [(vip, PORT), (vip, SECOND)]);
+    let storms: Vec<Storm> = to.map(|to| Storm::on(&service.client, to, 100)).collect();
     for storm in &storms {
         storm.next(200);
     }
@@ -90,8 +95,8 @@ fn asks(stream: &mut TcpStream) -> std::io::Result<String> {
 fn one_port_of_a_client_reaches_two_replicas_by_two_ports() {
     const CLIENTS: u16 = 41_000;
     let (service, _servers) = service(2, 0);
-    for (number, (caller, ns)) in (0..).zip(service.callers()) {
-        let connect = |port: u16| from(ns, CLIENTS + number, SocketAddrV4::new(service.vip, port));
+    for (number, (vip, caller, ns)) in (0..).zip(callers(&service)) {
+        let connect = |port: u16| from(ns, CLIENTS + number, (vip, port));
         let mut first = connect(PORT).expect("connect");
         let mut second = connect(SECOND).unwrap_or_else(|error| panic!("from {caller}: {error}"));
         let (one, other) = (asks(&mut first).expect("an answer"), asks(&mut second).expect("an answer"));
@@ -105,12 +110,17 @@ fn one_port_of_a_client_reaches_two_replicas_by_two_ports() {
 fn one_port_of_a_client_has_one_connection_with_a_replica() {
     const CLIENT: u16 = 41_100;
     let (service, _servers) = service(1, 0);
-    let to = |port: u16| SocketAddrV4::new(service.vip, port);
-    let mut first = from(&service.client, CLIENT, to(PORT)).expect("connect");
+    for vip in service.addresses() {
+        has_one_connection(&service, vip, CLIENT);
+    }
+}
+
+fn has_one_connection(service: &Service, vip: IpAddr, client: u16) {
+    let mut first = from(&service.client, client, (vip, PORT)).expect("connect");
     let name = asks(&mut first).expect("an answer");
     let before = service.counter("port_denied");
     thread::scope(|scope| {
-        let second = scope.spawn(|| from(&service.client, CLIENT, to(SECOND)));
+        let second = scope.spawn(|| from(&service.client, client, (vip, SECOND)));
         crate::harness::until("its SYN is refused", SOON, || (service.counter("port_denied") > before).then_some(()));
         assert_eq!(asks(&mut first).expect("the first lives on"), name);
         drop(first);
@@ -119,9 +129,9 @@ fn one_port_of_a_client_has_one_connection_with_a_replica() {
     });
 }
 
-fn datagrams(ns: &Netns, service: &Service, port: u16) -> UdpSocket {
-    let socket = ns.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a socket");
-    socket.connect((service.vip, port)).expect("connect");
+fn datagrams(ns: &Netns, to: (IpAddr, u16)) -> UdpSocket {
+    let socket = datagram_from(ns, unspecified(to.0));
+    socket.connect(to).expect("connect");
     socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
     socket
 }
@@ -129,16 +139,9 @@ fn datagrams(ns: &Netns, service: &Service, port: u16) -> UdpSocket {
 #[test]
 fn datagrams_are_answered_from_the_port_that_was_asked() {
     let (service, _servers) = service(1, 0);
-    let server = service.pods[0].ns.run(|| UdpSocket::bind(("0.0.0.0", TARGET))).expect("a server in a pod");
-    let stop = server.try_clone().expect("a second descriptor");
-    let serving = thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((length, client)) = server.recv_from(&mut buffer) {
-            let _ = server.send_to(&buffer[..length], client);
-        }
-    });
-    for (caller, ns) in service.callers() {
-        let sockets = [PORT, SECOND].map(|port| datagrams(ns, &service, port));
+    let servers: Vec<_> = service.addresses().into_iter().map(|vip| Returning::on(&service.pods[0], vip)).collect();
+    for (vip, caller, ns) in callers(&service) {
+        let sockets = [PORT, SECOND].map(|port| datagrams(ns, (vip, port)));
         for socket in sockets.iter().chain(&sockets) {
             for length in [1, 1900] {
                 socket.send(&vec![b'x'; length]).expect("send");
@@ -146,17 +149,45 @@ fn datagrams_are_answered_from_the_port_that_was_asked() {
             }
         }
     }
-    let _ = shutdown(stop.as_raw_fd(), Shutdown::Both);
-    serving.join().expect("the server");
+    drop(servers);
+}
+
+/// A server that sends back what it gets. It stops when dropped.
+struct Returning {
+    socket: UdpSocket,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Returning {
+    /// By IPv4 on no address: what comes from such a socket is answered from the VIP there.
+    fn on(pod: &Pod, vip: IpAddr) -> Self {
+        let at = if vip.is_ipv4() { unspecified(vip) } else { vip };
+        let socket = pod.ns.run(|| UdpSocket::bind((at, TARGET))).expect("a server in a pod");
+        let server = socket.try_clone().expect("a second descriptor");
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok((length, client)) = server.recv_from(&mut buffer) {
+                let _ = server.send_to(&buffer[..length], client);
+            }
+        });
+        Self { socket, thread: Some(thread) }
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// The pod's error quotes its own number.
 #[test]
 fn a_port_without_a_socket_is_unreachable_by_either() {
     let (service, _servers) = service(1, 0);
-    for (caller, ns) in service.callers() {
+    for (vip, caller, ns) in callers(&service) {
         for port in [PORT, SECOND, PORT] {
-            let socket = datagrams(ns, &service, port);
+            let socket = datagrams(ns, (vip, port));
             socket.send(b"x").expect("send");
             let error = socket.recv(&mut [0; 64]).expect_err("no server");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {caller}: {port}: {error}");

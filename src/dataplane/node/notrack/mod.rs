@@ -1,4 +1,4 @@
-//! The node's nftables table. No connection tracking for VIP traffic, nor for the tunnel to other nodes: what isn't tracked costs no
+//! The node's nftables tables, one of each family. No connection tracking for VIP traffic, nor for the tunnel to other nodes: what isn't tracked costs no
 //! entry, no masquerade rule can rewrite it, and no firewall takes it for invalid that sees one direction of it. And no packet for the
 //! tunnel from who isn't one of the nodes that this one knows. The plugin never touches it. It stays when viprouted ends, as traffic
 //! does, and goes with the node's last VIP and the last other node.
@@ -33,6 +33,9 @@
 //! }
 //! ```
 //!
+//! That of IPv6 is `table ip6 viproute`, with `ipv6_addr` in its sets and `ip6` in its rules, and knows no tunnel, whose own packets are
+//! of IPv4. It is there while VIPs have addresses of IPv6.
+//!
 //! The rules that say `notrack`, and the one before them, are there once anything of the node's is tracked, and stay then: a node that
 //! tracks nothing has nothing to be kept out of, and each packet would pay for them. VIP traffic shows it too, so none is tracked
 //! for longer than it takes to see. What concerns the tunnel is there while the node knows others. Who isn't one of them is turned away
@@ -56,10 +59,11 @@ mod rules;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dataplane::ids::TUNNEL_PORT;
+use crate::model::Family;
 use crate::net::conntrack;
 use crate::net::nftables::Generation;
 
@@ -68,8 +72,8 @@ use rules::difference;
 
 /// `raw`: before connection tracking (-200) sees a packet.
 const PRIORITY: i32 = -300;
-/// More addresses than a node has as sources of its VIPs' routes.
-const NODES: u32 = 64;
+/// More addresses than a node has as sources of its VIPs' routes, or calls from by IPv6.
+pub const NODES: u32 = 64;
 /// As many other nodes as the programs have room for (`tunnel.h`).
 const MEMBERS: u32 = 4096;
 /// The table's name.
@@ -113,6 +117,7 @@ pub enum Error {
 /// The table of this network namespace, and whether it was changed since it was last reconciled.
 #[derive(Debug, Default)]
 pub struct Table {
+    family: Family,
     /// While it can be read.
     generation: Option<Generation>,
     /// The table was right at this generation of the kernel's rules; none: it has to be read.
@@ -157,6 +162,11 @@ pub enum Outcome {
 }
 
 impl Table {
+    /// That of a family, of which nothing is known.
+    pub fn of(family: Family) -> Self {
+        Self { family, ..Self::default() }
+    }
+
     /// It has the rules that keep packets from being tracked, as far as was seen last.
     pub fn keeps_out(&self) -> bool {
         self.tracked
@@ -200,10 +210,10 @@ impl Table {
         for _ in 0..TRIES {
             // Before the table is read: after a change in between it is read again.
             let now = generation.get().map_err(Error::Kernel)?;
-            let have = read()?;
+            let have = read(self.family)?;
             // They may be there from before, and be all that keeps packets from being tracked.
             self.tracked |= matches!(have, Have::Table { form: Form { tracked: true, .. }, .. });
-            let Some(transaction) = difference(&have, want, self.tracked) else {
+            let Some(transaction) = difference(self.family, &have, want, self.tracked) else {
                 self.settled = Some(now);
                 return Ok(outcome);
             };
@@ -245,17 +255,17 @@ pub enum Have {
     },
 }
 
-/// The elements of the table's sets.
+/// The elements of a table's sets, all of its family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// The VIPs.
-    pub vips: BTreeSet<Ipv4Addr>,
+    pub vips: BTreeSet<IpAddr>,
     /// The addresses that the node's own connections to VIPs come from.
-    pub nodes: BTreeSet<Ipv4Addr>,
+    pub nodes: BTreeSet<IpAddr>,
     /// The devices by which packets of the replicas' own interfaces come in.
     pub pods: BTreeSet<String>,
     /// The other nodes' ends of the tunnel.
-    pub members: BTreeSet<Ipv4Addr>,
+    pub members: BTreeSet<IpAddr>,
 }
 
 impl Want {

@@ -9,18 +9,20 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::rules::understand;
-use super::{Error, Have, LIMIT};
+use crate::model::Family;
+
+use super::rules::{protocol, understand};
+use super::{Error, Have, LIMIT, TABLE};
 
 /// What is there.
-pub(super) fn read() -> Result<Have, Error> {
-    let output = run(&["-j", "list", "table", "ip", "viproute"], "")?;
+pub(super) fn read(family: Family) -> Result<Have, Error> {
+    let output = run(&["-j", "list", "table", protocol(family), TABLE], "")?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
         return if why.contains("No such file or directory") { Ok(Have::Nothing) } else { Err(refused(&why)) };
     }
     let listed: Value = serde_json::from_slice(&output.stdout).map_err(Error::NotJson)?;
-    Ok(understand(&listed).unwrap_or(Have::Wrong))
+    Ok(understand(family, &listed).unwrap_or(Have::Wrong))
 }
 
 /// Has one transaction carried out.

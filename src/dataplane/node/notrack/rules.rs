@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::dataplane::node::pod_links;
 use crate::ebpf::ADDRESSES;
+use crate::model::Family;
 
 use super::{DENIED, Form, Have, MEMBERS, NODES, PRIORITY, STRANGERS, TUNNEL_PORT, Want};
 
@@ -59,8 +60,24 @@ fn of_packet(protocol: &str, field: &str, op: &str, right: &Value) -> (String, V
     (format!("{protocol} {field} {between}{shown}"), listed)
 }
 
-fn address(field: &str, set: &str) -> (String, Value) {
-    of_packet("ip", field, "==", &json!(set))
+/// As nft calls a family's tables, and the header that its rules read.
+pub(super) const fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// The type of its sets of addresses.
+const fn addresses(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
+
+fn address(family: Family, field: &str, set: &str) -> (String, Value) {
+    of_packet(protocol(family), field, "==", &json!(set))
 }
 
 /// A tunnel's packet: only such ones are looked up in the set of the nodes.
@@ -69,7 +86,8 @@ fn to_tunnel() -> (String, Value) {
 }
 
 /// The chains of a table of that form, each with the rules of a lesser form first.
-fn chains(form: Form) -> Vec<Chain> {
+fn chains(family: Family, form: Form) -> Vec<Chain> {
+    let address = |field, set| address(family, field, set);
     let device = json!({ "match": { "op": "==", "left": { "meta": { "key": "iifname" } }, "right": "@pods" } });
     let jump = (format!("jump {REPLIES}"), json!({ "jump": { "target": REPLIES } }));
     let mut replies = vec![Rule::new([("iifname @pods".to_owned(), device), counted(DENIED), word("drop")])];
@@ -100,33 +118,36 @@ fn chains(form: Form) -> Vec<Chain> {
 
 /// The transaction by which the table comes to have exactly these elements, and the rules of its form; where nothing is wanted it
 /// goes. `None`: it is right.
-pub(super) fn difference(have: &Have, want: &Want, is_tracked: bool) -> Option<String> {
+pub(super) fn difference(family: Family, have: &Have, want: &Want, is_tracked: bool) -> Option<String> {
     let form = Form { tracked: is_tracked, tunnel: !want.members.is_empty() };
     match have {
         Have::Nothing if want.is_nothing() => None,
-        _ if want.is_nothing() => Some("delete table ip viproute\n".to_owned()),
+        _ if want.is_nothing() => Some(format!("delete table {} viproute\n", protocol(family))),
         Have::Table { elements, form: found } if *found == form && elements == want => None,
-        Have::Table { elements, form: found } if found.is_within(form) => {
-            Some(objects_added(*found, form) + &elements_changed(elements, want) + &rules_added(*found, form))
-        }
-        Have::Nothing | Have::Wrong | Have::Table { .. } => Some(whole(want, form)),
+        Have::Table { elements, form: found } if found.is_within(form) => Some(
+            objects_added(*found, form)
+                + &elements_changed(family, elements, want)
+                + &rules_added(family, *found, form),
+        ),
+        Have::Nothing | Have::Wrong | Have::Table { .. } => Some(whole(family, want, form)),
     }
 }
 
-fn elements_changed(have: &Want, want: &Want) -> String {
+fn elements_changed(family: Family, have: &Want, want: &Want) -> String {
+    let of = protocol(family);
     [
-        steps("vips", &have.vips, &want.vips),
-        steps("nodes", &have.nodes, &want.nodes),
-        steps("pods", &quoted(&have.pods), &quoted(&want.pods)),
-        steps("members", &have.members, &want.members),
+        steps((of, "vips"), &have.vips, &want.vips),
+        steps((of, "nodes"), &have.nodes, &want.nodes),
+        steps((of, "pods"), &quoted(&have.pods), &quoted(&want.pods)),
+        steps((of, "members"), &have.members, &want.members),
     ]
     .concat()
 }
 
-fn steps<T: Ord + Clone + Display>(set: &str, have: &BTreeSet<T>, want: &BTreeSet<T>) -> String {
+fn steps<T: Ord + Clone + Display>((of, set): (&str, &str), have: &BTreeSet<T>, want: &BTreeSet<T>) -> String {
     let steps = [("add", want - have), ("delete", have - want)];
     let steps = steps.iter().filter(|(_, some)| !some.is_empty());
-    let steps = steps.map(|(verb, some)| format!("{verb} element ip viproute {set} {{ {} }}\n", listing(some)));
+    let steps = steps.map(|(verb, some)| format!("{verb} element {of} viproute {set} {{ {} }}\n", listing(some)));
     steps.collect::<Vec<_>>().concat()
 }
 
@@ -139,15 +160,15 @@ fn objects_added(have: Form, want: Form) -> String {
     set + &format!("add counter ip viproute {STRANGERS}\n")
 }
 
-fn rules_added(have: Form, want: Form) -> String {
-    let (have, mut added) = (chains(have), Vec::new());
-    for Chain { name, hook, rules } in chains(want) {
+fn rules_added(family: Family, have: Form, want: Form) -> String {
+    let (of, have, mut added) = (protocol(family), chains(family, have), Vec::new());
+    for Chain { name, hook, rules } in chains(family, want) {
         let found = have.iter().find(|found| found.name == name);
         if let (None, Some(hook)) = (found, hook) {
-            added.push(format!("add chain ip viproute {name} {{ {} }}\n", entrance(hook)));
+            added.push(format!("add chain {of} viproute {name} {{ {} }}\n", entrance(hook)));
         }
         let rules = rules.iter().skip(found.map_or(0, |found| found.rules.len()));
-        added.extend(rules.map(|rule| format!("add rule ip viproute {name} {}\n", rule.text)));
+        added.extend(rules.map(|rule| format!("add rule {of} viproute {name} {}\n", rule.text)));
     }
     added.concat()
 }
@@ -157,7 +178,8 @@ fn entrance(hook: &str) -> String {
 }
 
 /// Added before it is deleted: deleting one that isn't there would be refused.
-fn whole(want: &Want, form: Form) -> String {
+fn whole(family: Family, want: &Want, form: Form) -> String {
+    let (table, of_addresses) = (protocol(family), addresses(family));
     let set = |name, of, size, elements| {
         let elements = match elements {
             none if String::is_empty(&none) => none,
@@ -167,20 +189,23 @@ fn whole(want: &Want, form: Form) -> String {
     };
     let mut parts = vec![
         format!(" counter {DENIED} {{ }}\n"),
-        set("vips", "ipv4_addr", ADDRESSES, listing(&want.vips)),
-        set("nodes", "ipv4_addr", NODES, listing(&want.nodes)),
+        set("vips", of_addresses, ADDRESSES, listing(&want.vips)),
+        set("nodes", of_addresses, NODES, listing(&want.nodes)),
         set("pods", "ifname", pod_links::MOST, listing(&quoted(&want.pods))),
     ];
     if form.tunnel {
         parts.push(format!(" counter {STRANGERS} {{ }}\n"));
-        parts.push(set("members", "ipv4_addr", MEMBERS, listing(&want.members)));
+        parts.push(set("members", of_addresses, MEMBERS, listing(&want.members)));
     }
-    for Chain { name, hook, rules } in chains(form) {
+    for Chain { name, hook, rules } in chains(family, form) {
         let mut lines: Vec<String> = hook.map(entrance).into_iter().collect();
         lines.extend(rules.into_iter().map(|rule| rule.text));
         parts.push(format!(" chain {name} {{\n  {}\n }}\n", lines.join("\n  ")));
     }
-    format!("add table ip viproute\ndelete table ip viproute\ntable ip viproute {{\n{}}}\n", parts.concat())
+    format!(
+        "add table {table} viproute\ndelete table {table} viproute\ntable {table} viproute {{\n{}}}\n",
+        parts.concat()
+    )
 }
 
 fn listing<T: Display>(elements: &BTreeSet<T>) -> String {
@@ -194,9 +219,9 @@ fn quoted(names: &BTreeSet<String>) -> BTreeSet<String> {
 
 /// The rules as nft lists them, each with its chain.
 #[cfg(test)]
-pub(super) fn listed(form: Form) -> Vec<(&'static str, Value)> {
+pub(super) fn listed(family: Family, form: Form) -> Vec<(&'static str, Value)> {
     let of = |chain: Chain| chain.rules.into_iter().map(move |rule| (chain.name, rule.listed));
-    chains(form).into_iter().flat_map(of).collect()
+    chains(family, form).into_iter().flat_map(of).collect()
 }
 
 /// What a list of the table says of its chains and counters.
@@ -210,11 +235,11 @@ struct Listed {
 }
 
 impl Listed {
-    fn of(form: Form) -> Self {
+    fn of(family: Family, form: Form) -> Self {
         let mut listed = Self::default();
         listed.counters.insert(DENIED.to_owned());
         listed.counters.extend(form.tunnel.then(|| STRANGERS.to_owned()));
-        for chain in chains(form) {
+        for chain in chains(family, form) {
             let entrance = match chain.hook {
                 None => [Value::Null, Value::Null, Value::Null, Value::Null],
                 Some(hook) => [json!("filter"), json!(hook), json!(PRIORITY), json!("accept")],
@@ -228,7 +253,8 @@ impl Listed {
 }
 
 /// A table that is as we make it; `None` where anything is missing, different or too much.
-pub(super) fn understand(listed: &Value) -> Option<Have> {
+pub(super) fn understand(family: Family, listed: &Value) -> Option<Have> {
+    let of_addresses = addresses(family);
     let (mut vips, mut nodes, mut pods, mut members) = (None, None, None, None);
     let mut found = Listed::default();
     for object in listed["nftables"].as_array()? {
@@ -238,10 +264,10 @@ pub(super) fn understand(listed: &Value) -> Option<Have> {
             "metainfo" => {}
             "table" if object["flags"].is_null() => {}
             "set" if object["flags"].is_null() => match object["name"].as_str()? {
-                "vips" => vips = Some(elements(object, "ipv4_addr", ADDRESSES)?),
-                "nodes" => nodes = Some(elements(object, "ipv4_addr", NODES)?),
+                "vips" => vips = Some(elements(object, of_addresses, ADDRESSES)?),
+                "nodes" => nodes = Some(elements(object, of_addresses, NODES)?),
                 "pods" => pods = Some(elements(object, "ifname", pod_links::MOST)?),
-                "members" => members = Some(elements(object, "ipv4_addr", MEMBERS)?),
+                "members" => members = Some(elements(object, of_addresses, MEMBERS)?),
                 _ => return None,
             },
             "counter" => drop(found.counters.insert(name()?)),
@@ -257,7 +283,7 @@ pub(super) fn understand(listed: &Value) -> Option<Have> {
     }
     let both = [false, true];
     let forms = both.into_iter().flat_map(|tunnel| both.map(|tracked| Form { tracked, tunnel }));
-    let form = forms.filter(|form| form.tunnel == members.is_some()).find(|form| found == Listed::of(*form))?;
+    let form = forms.filter(|form| form.tunnel == members.is_some()).find(|form| found == Listed::of(family, *form))?;
     let elements = Want { vips: vips?, nodes: nodes?, pods: pods?, members: members.unwrap_or_default() };
     Some(Have::Table { elements, form })
 }

@@ -13,8 +13,11 @@ use crate::net::{self, NodeNet, PROTOCOL};
 use super::Op;
 
 /// By which they told what comes in by the device.
-pub(super) const FORMER_RULE: Rule =
-    Rule { selector: Selector::Device(Name::new(TUNNEL_DEVICE)), table: FORMER_TUNNEL_TABLE, priority: RULE_PRIORITY };
+pub(super) const FORMER_RULE: Rule = Rule {
+    selector: Selector::Device(Family::V4, Name::new(TUNNEL_DEVICE)),
+    table: FORMER_TUNNEL_TABLE,
+    priority: RULE_PRIORITY,
+};
 
 /// What is left of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
