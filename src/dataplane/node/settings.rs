@@ -20,9 +20,13 @@ pub const SETTINGS_IPV6: [(&str, i64); 3] = [
 ];
 
 /// On the link to the gateways the node sends no ICMP redirects: who calls a VIP that isn't here yet would be sent to the gateway, and would ask
-/// that for minutes, also once the VIP is here. The kernel sends none where neither says so: this device nor `all` (`IN_DEV_TX_REDIRECTS`).
+/// that for minutes, also once the VIP is here. The kernel sends none where neither says so: that device nor `all` (`IN_DEV_TX_REDIRECTS`).
+pub const NO_REDIRECTS: (&str, i64) = ("net.ipv4.conf.all.send_redirects", 0);
+
+/// [`NO_REDIRECTS`] and the same of that device.
 pub fn without_redirects(device: &str) -> [(String, i64); 2] {
-    ["all".to_owned(), device.replace('.', "/")].map(|of| (format!("net.ipv4.conf.{of}.send_redirects"), 0))
+    let (all, want) = NO_REDIRECTS;
+    [all.to_owned(), format!("net.ipv4.conf.{}.send_redirects", device.replace('.', "/"))].map(|name| (name, want))
 }
 
 /// `accept_ra` of a device whose default route a node that forwards keeps (`ip-sysctl.rst`).
