@@ -315,7 +315,7 @@ fn ids_of_kernel_objects() {
     ];
     let documented: Vec<Vec<String>> = page.table("## Numbers and names").iter().map(|row| row.code(1)).collect();
     assert_eq!(documented, code, "{}: numbers and names", page.name());
-    let settings = settings::SETTINGS.into_iter().chain(settings::SETTINGS_IPV6);
+    let settings = settings::SETTINGS.into_iter().chain(settings::SETTINGS_IPV6).chain([settings::NO_REDIRECTS]);
     let settings = settings.map(|(name, value)| format!("{name} = {value}")).collect();
     let rows = page.table("## Settings");
     let documented = rows.iter().map(|row| format!("{} = {}", row.code(0)[0], row.code(1)[0])).collect();

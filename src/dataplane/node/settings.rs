@@ -19,22 +19,32 @@ pub const SETTINGS_IPV6: [(&str, i64); 3] = [
     ("net.ipv6.conf.all.forwarding", 1),
 ];
 
+/// On the link to the gateways the node sends no ICMP redirects: who calls a VIP that isn't here yet would be sent to the gateway, and would ask
+/// that for minutes, also once the VIP is here. The kernel sends none where neither says so: that device nor `all` (`IN_DEV_TX_REDIRECTS`).
+pub const NO_REDIRECTS: (&str, i64) = ("net.ipv4.conf.all.send_redirects", 0);
+
+/// [`NO_REDIRECTS`] and the same of that device.
+pub fn without_redirects(device: &str) -> [(String, i64); 2] {
+    let (all, want) = NO_REDIRECTS;
+    [all.to_owned(), format!("net.ipv4.conf.{}.send_redirects", device.replace('.', "/"))].map(|name| (name, want))
+}
+
 /// `accept_ra` of a device whose default route a node that forwards keeps (`ip-sysctl.rst`).
 pub(super) const EVEN_IF_FORWARDING: i64 = 2;
 /// `RTPROT_RA` of linux/rtnetlink.h: a route by router advertisement.
 const BY_ADVERTISEMENT: u8 = 9;
 
 /// A setting that has another value than it must.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    name: &'static str,
+    name: String,
     want: i64,
     found: i64,
 }
 
 /// What `name` must be changed by; none: it has the value wanted.
-pub fn difference(name: &'static str, want: i64, found: i64) -> Option<Change> {
-    (want != found).then_some(Change { name, want, found })
+pub fn difference(name: &str, want: i64, found: i64) -> Option<Change> {
+    (want != found).then(|| Change { name: name.to_owned(), want, found })
 }
 
 impl Change {
@@ -46,12 +56,12 @@ impl Change {
 
     /// Writes it.
     pub fn apply(&self) -> net::Result<()> {
-        sysctl::ensure(self.name, self.want)
+        sysctl::ensure(&self.name, self.want)
     }
 }
 
 /// Reads one and compares.
-pub fn read((name, want): (&'static str, i64)) -> net::Result<Option<Change>> {
+pub fn read((name, want): (&str, i64)) -> net::Result<Option<Change>> {
     Ok(difference(name, want, sysctl::get(name)?))
 }
 

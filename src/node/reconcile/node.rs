@@ -11,7 +11,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dataplane::node::discard;
-use crate::dataplane::node::{proxy, uplink};
+use crate::dataplane::node::{proxy, settings, uplink};
 use crate::model::Family;
 use crate::net::acd::Sender;
 use crate::net::link::Link;
@@ -85,6 +85,8 @@ pub struct NodeObjects {
     carried: bool,
     /// The entries as they were applied last.
     applied: proxy::Want,
+    /// Settings that had the value wanted.
+    set: BTreeSet<String>,
     /// The discard routes that there were when they were compared last.
     discarding: BTreeSet<IpNetwork>,
     announcements: Announcements,
@@ -104,6 +106,7 @@ impl NodeObjects {
             notrack: Notrack::new(context, Family::V4),
             notrack6: Notrack::new(context, Family::V6),
             applied: proxy::Want::default(),
+            set: BTreeSet::new(),
             discarding: BTreeSet::new(),
             announcements: Announcements::default(),
             sender: None,
@@ -224,6 +227,20 @@ impl NodeObjects {
             self.announcements.set(&want.addresses, Instant::now());
         }
         self.applied = want;
+        Ok(repaired)
+    }
+
+    /// Has no redirects sent on the link to the gateways. Returns what was repaired: not what was never set before.
+    pub fn redirects(&mut self) -> net::Result<Vec<String>> {
+        let mut repaired = Vec::new();
+        let Some(link) = &self.settings.link else { return Ok(repaired) };
+        for (name, want) in settings::without_redirects(&link.name) {
+            if let Some(change) = settings::read((&name, want))? {
+                change.apply()?;
+                repaired.extend(self.set.contains(&name).then(|| change.finding()));
+            }
+            self.set.insert(name);
+        }
         Ok(repaired)
     }
 

@@ -181,6 +181,7 @@ impl Reconciler {
     pub(super) fn look_around(&mut self) {
         self.objects.notrack.look();
         self.objects.notrack6.look();
+        self.redirects();
         // A node without VIPs keeps its settings as they are.
         if self.cache.vips().is_empty() {
             return;
@@ -206,6 +207,15 @@ impl Reconciler {
         self.queue.attachments.extend(asked.into_iter().filter_map(wrong));
         self.last_pod = last.unwrap_or_default();
         self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// Whatever VIPs there are: clients call those that aren't here yet.
+    fn redirects(&mut self) {
+        let thing = ObjectId::Other("send_redirects".into());
+        match self.objects.redirects() {
+            Ok(found) => self.repaired(thing, None, &found, "the node"),
+            Err(error) => self.failed(thing, None, "redirects of the link to the gateways", &error.into()),
+        }
     }
 
     fn setting(&mut self, name: &'static str, value: i64) {

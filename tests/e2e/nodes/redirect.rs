@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::time::Instant;
 
 use super::{DISCARD, Scene, WEB, web};
-use crate::harness::{GATEWAY, Netns, PATIENCE, SOON, attempt, serve_all, until};
+use crate::harness::{GATEWAY, Lan, Netns, Node, PATIENCE, SOON, Sidecar, attempt, serve_all, until};
 
 /// A client's kernel acts on a redirect only if it knows the Ethernet address of the gateway that it names.
 fn knows_the_gateway(client: &Netns) {
@@ -35,6 +35,27 @@ fn who_was_too_early_is_answered_as_soon_as_the_vip_is_there() {
     let begun = Instant::now();
     until("it is answered", SOON, || (attempt(&client, pods[0].vip(), 20).failed == 0).then_some(()));
     eprintln!("answered {:?} after the other node was told", begun.elapsed());
+}
+
+/// A node that knows no others has no discard routes.
+#[test]
+fn nor_is_anybody_sent_to_the_gateway_by_a_node_that_stands_alone() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    let _sidecar = Sidecar::pool(&node, "10.118.0.0/24");
+    node.ns.set_sysctl("net/ipv4/ip_forward", "1");
+    let quiet =
+        || ["all", "eth0"].iter().all(|of| node.ns.sysctl(&format!("net/ipv4/conf/{of}/send_redirects")) == "0");
+    until("it sends no redirects", SOON, || quiet().then_some(()));
+    let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+    knows_the_gateway(&client);
+    assert_eq!(attempt(&client, [10, 118, 0, 1], 4).failed, 4, "the VIP isn't there");
+    let pods = [node.joined(&web())];
+    assert_eq!(pods[0].vip().to_string(), "10.118.0.1");
+    let _servers = serve_all(&pods);
+    until("it is answered", SOON, || (attempt(&client, pods[0].vip(), 20).failed == 0).then_some(()));
+    node.ns.set_sysctl("net/ipv4/conf/eth0/send_redirects", "1");
+    until("it sends none again", SOON, || quiet().then_some(()));
 }
 
 #[test]
