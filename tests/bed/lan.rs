@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::netns::Netns;
+use super::wait::{SOON, until};
 
 /// A bridge in a namespace of its own; the namespace is the LAN's gateway and runs its DHCP server.
 pub struct Lan {
@@ -31,11 +32,24 @@ impl Lan {
         ns.ip("link set eth0 up");
     }
 
-    /// A machine that is plugged in has IPv6 too: `2001:db8::HOST/64`, and the LAN's gateway `2001:db8::fe`.
-    pub fn add_ipv6(&self, ns: &Netns, host: u8) {
+    /// The gateway has IPv6: `2001:db8::fe`.
+    pub fn has_ipv6(&self) {
         if self.ns.ip("-6 addr show dev br0 scope global").is_empty() {
             self.ns.ip("addr add 2001:db8::fe/64 dev br0 nodad");
+            // Servers want a link-local address to bind, which a bridge has once it has a carrier.
+            self.ns.set_sysctl("net/ipv6/conf/br0/accept_dad", "0");
+            self.ns.ip("link add first type veth peer name nobody");
+            self.ns.ip("link set nobody up");
+            self.ns.ip("link set first master br0 up");
+            until("the gateway has a link-local address", SOON, || {
+                (!self.ns.ip("-6 addr show dev br0 scope link -tentative").is_empty()).then_some(())
+            });
         }
+    }
+
+    /// A machine that is plugged in has IPv6 too: `2001:db8::HOST/64`, and the LAN's gateway `2001:db8::fe`.
+    pub fn add_ipv6(&self, ns: &Netns, host: u8) {
+        self.has_ipv6();
         ns.ip(&format!("addr add 2001:db8::{host:x}/64 dev eth0 nodad"));
     }
 
