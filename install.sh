@@ -418,7 +418,7 @@ do_test() {
         *) usage >&2; exit 2 ;;
     esac
     # shellcheck disable=SC2046  # a list of packages
-    packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server isc-dhcp-server \
+    packages iproute2 containernetworking-plugins dnsmasq-base kea-dhcp4-server kea-dhcp6-server isc-dhcp-server \
         util-linux tcpdump conntrack nftables iptables strace shellcheck systemd jq curl \
         busybox-static podman procps prometheus bird2 frr lintian linux-libc-dev-arm64-cross $(compilers)
     # Docker's own containerd has another package, which Debian's would replace.

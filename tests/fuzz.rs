@@ -95,7 +95,7 @@ fn run(target: &str, read: impl Fn(&[u8])) {
 #[test]
 fn the_seeds_are_understood() {
     assert!(seeds("netlink_reply").iter().all(|seed| viproute::internals::net::socket::read_anything(seed) > 0));
-    assert!(seeds("dhcp_packet").iter().filter(|seed| viproute::internals::dhcp::read_anything(seed)).count() >= 9);
+    assert!(seeds("dhcp_packet").iter().filter(|seed| viproute::internals::dhcp::read_anything(seed)).count() >= 14);
     assert!(seeds("link_frame").iter().all(|seed| viproute::internals::net::acd::read_anything(seed)));
     assert!(seeds("gossip").iter().filter(|seed| viproute::node::peers::read_anything(seed)).count() >= 11);
 }

@@ -1,7 +1,7 @@
 //! The task that runs every machine over one socket.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -9,9 +9,9 @@ use tokio::time;
 
 use super::fleet::{Fleet, Outlet};
 use super::machine::Event;
+use super::message::{Answer, Kind, Message, Reply, WireError};
 use super::transport::Transport;
-use super::wire::{Answer, Kind, Message, Reply, WireError};
-use super::{Acquisition, Change, Clock, Counters, Error, Identity, Lease, Notice, Settings, Trouble, Turn};
+use super::{Acquisition, Change, Clock, Counters, Error, Identity, Lease, Notice, Server, Settings, Trouble, Turn};
 
 /// The longest sleep. Leases go by a clock that goes on while the machine is suspended, and the sleep by another.
 const NAP: Duration = Duration::from_secs(5);
@@ -59,11 +59,15 @@ struct Task {
     way: Way,
     commands: mpsc::UnboundedReceiver<Command>,
     /// Those that count; empty: all.
-    servers: Vec<Ipv4Addr>,
+    servers: Vec<IpAddr>,
     clock: Clock,
 }
 
 impl Task {
+    fn counts(&self, server: Server) -> bool {
+        self.servers.iter().any(|counted| server.address() == *counted)
+    }
+
     async fn run(mut self) {
         loop {
             self.fleet.tick((self.clock)(), &mut self.way);
@@ -100,7 +104,7 @@ impl Task {
     fn take(&mut self, packet: io::Result<Result<Reply, WireError>>) {
         match packet {
             Ok(Ok(reply)) => {
-                let counts = self.servers.is_empty() || reply.server().is_some_and(|at| self.servers.contains(&at));
+                let counts = self.servers.is_empty() || reply.server().is_some_and(|at| self.counts(at));
                 if let Some(server) = reply.server().filter(|_| counts) {
                     self.way.heard = Some((server, Instant::now()));
                 }
@@ -108,7 +112,7 @@ impl Task {
                 self.way.count(|counters| match reply.answer {
                     _ if !ours => &mut counters.foreign,
                     Answer::Offer { .. } => &mut counters.offer,
-                    Answer::Ack(_) => &mut counters.ack,
+                    Answer::Ack(_) | Answer::Noted { .. } => &mut counters.ack,
                     Answer::Nak { .. } => &mut counters.nak,
                     Answer::Unfit { .. } => &mut counters.unfit,
                 });
@@ -140,7 +144,7 @@ struct Way {
     /// Why the last message couldn't be sent.
     outage: Option<String>,
     /// The last server that replied to any client, and when.
-    heard: Option<(Ipv4Addr, Instant)>,
+    heard: Option<(Server, Instant)>,
 }
 
 impl Way {
@@ -152,7 +156,9 @@ impl Way {
     fn explain(&self, why: Trouble) -> Trouble {
         match (why, &self.outage, self.heard) {
             (Trouble::Silence, Some(why), _) => Trouble::Unsent { why: why.clone() },
-            (Trouble::Silence, None, Some((server, at))) if at.elapsed() < LATELY => Trouble::NothingOffered { server },
+            (Trouble::Silence, None, Some((server, at))) if at.elapsed() < LATELY => {
+                Trouble::NothingOffered { server: server.address() }
+            }
             (why, ..) => why,
         }
     }

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::identity::Client;
 use super::machine::{Action, Event, Machine};
+use super::message::{Message, Reply};
 use super::pace::Pace;
-use super::wire::{Message, Reply};
 use super::{Acquisition, Change, Identity, Trouble};
 
 /// Where a fleet's messages and changes go.
@@ -36,7 +37,7 @@ struct Member {
 /// Machines by key.
 pub struct Fleet {
     members: HashMap<Key, Member>,
-    by_chaddr: HashMap<[u8; 6], Key>,
+    by_client: HashMap<Client, Key>,
     /// By deadline.
     due: Agenda,
     /// By when the lease held runs out, which waits for no pace.
@@ -50,7 +51,7 @@ impl Fleet {
     pub fn new(seed: u64, now: SystemTime) -> Self {
         Self {
             members: HashMap::new(),
-            by_chaddr: HashMap::new(),
+            by_client: HashMap::new(),
             due: Agenda::new(),
             ends: Agenda::new(),
             pace: Pace::new(now),
@@ -63,12 +64,12 @@ impl Fleet {
         if self.members.contains_key(key) {
             return Ok(());
         }
-        if let Some(other) = self.by_chaddr.get(&acquisition.identity.chaddr) {
+        if let Some(other) = acquisition.identity.clients().find_map(|client| self.by_client.get(&client)) {
             // Replies couldn't be told apart, and udhcpd would give both the same address.
             return Err(Trouble::SameAddress { other: other.to_string() });
         }
         let key = Key::from(key);
-        self.by_chaddr.insert(acquisition.identity.chaddr, key.clone());
+        self.by_client.extend(acquisition.identity.clients().map(|client| (client, key.clone())));
         let machine = Machine::new(acquisition, self.seeds.random(), now);
         self.members.insert(key.clone(), Member { machine, due: None, end: None });
         self.schedule(&key);
@@ -78,7 +79,9 @@ impl Fleet {
     /// Removes a machine. Nothing is sent.
     pub fn forget(&mut self, key: &str) {
         if let Some((key, member)) = self.members.remove_entry(key) {
-            self.by_chaddr.remove(&member.machine.identity().chaddr);
+            for client in member.machine.identity().clients() {
+                self.by_client.remove(&client);
+            }
             enter(&mut self.due, &key, member.due, None);
             enter(&mut self.ends, &key, member.end, None);
         }
@@ -92,7 +95,7 @@ impl Fleet {
 
     /// Gives a reply to the machine it is for; false if there is none.
     pub fn reply(&mut self, reply: &Reply, now: SystemTime, outlet: &mut impl Outlet) -> bool {
-        let Some(key) = self.by_chaddr.get(&reply.chaddr).cloned() else { return false };
+        let Some(key) = self.by_client.get(&reply.client).cloned() else { return false };
         self.pace.answered();
         self.step(&key, Event::Reply(reply), now, outlet);
         true

@@ -2,7 +2,8 @@
 
 use crate::net::checksum::{fold, sum};
 
-use super::wire::{self, Reply, WireError};
+use super::message::{Reply, WireError};
+use super::wire;
 
 /// The port servers send to. The packet socket's filter checks it, and so does [`parse_frame`].
 pub const CLIENT_PORT: u16 = 68;

@@ -1,5 +1,5 @@
 //! Broadcast on one link, through a packet socket: it needs no address on the interface and works beside another
-//! client that has port 68.
+//! client that has port 68. `DHCPv6` by multicast from the link-local address, beside one that has port 546.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,11 +9,12 @@ use nix::sys::socket::{self, MsgFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::model::Family;
 use crate::net::packet::{self, Frames, code};
 
+use super::message::{Message, Reply, WireError};
 use super::socket::{BUFFER, SendError, enlarge};
-use super::wire::{self, Message, Reply, WireError};
-use super::{Error, Identity, frame};
+use super::{Error, Identity, frame, frame6, wire, wire6};
 
 /// Lets through what [`frame::parse_frame`] would read on: IPv4, UDP, no fragment but a first one, port 68. As
 /// `tcpdump -dd "udp dst port 68"` without its IPv6 half.
@@ -33,10 +34,19 @@ const FILTER: [libc::sock_filter; 11] = [
 
 const FRAMES: Frames = Frames { ethertype: packet::IPV4, filter: &FILTER };
 
+/// Which frames are a family's.
+const fn frames(family: Family) -> Frames {
+    match family {
+        Family::V4 => FRAMES,
+        Family::V6 => frame6::FRAMES,
+    }
+}
+
 /// The socket and the interface it is bound to.
 #[derive(Debug)]
 pub struct Link {
     socket: AsyncFd<OwnedFd>,
+    family: Family,
     interface: String,
     mac: [u8; 6],
     /// The last frame couldn't be sent: the interface may have gone, and come back as another.
@@ -45,10 +55,10 @@ pub struct Link {
 
 impl Link {
     /// Opens a packet socket on `interface`, which may be down.
-    pub fn open(interface: String) -> Result<Self, Error> {
+    pub fn open(family: Family, interface: String) -> Result<Self, Error> {
         let (index, mac) = ethernet(&interface)?;
-        match open_socket(index) {
-            Ok(socket) => Ok(Self { socket, interface, mac, stale: false }),
+        match open_socket(index, frames(family)) {
+            Ok(socket) => Ok(Self { socket, family, interface, mac, stale: false }),
             Err((op, errno)) => Err(Error::Socket { op, on: interface, errno }),
         }
     }
@@ -58,11 +68,21 @@ impl Link {
         if self.stale {
             self.rebind();
         }
-        let frame = frame::broadcast(self.mac, &wire::encode(message, identity, None)?)?;
+        let frame = self.frame(message, identity)?;
         let sent = socket::send(self.socket.as_raw_fd(), &frame, MsgFlags::empty());
         self.stale = sent.is_err();
         sent.map_err(io::Error::from)?;
         Ok(())
+    }
+
+    fn frame(&self, message: &Message, identity: &Identity) -> Result<Vec<u8>, SendError> {
+        match self.family {
+            Family::V4 => Ok(frame::broadcast(self.mac, &wire::encode(message, identity, None)?)?),
+            Family::V6 => {
+                let from = packet::link_local(&self.interface).ok_or(SendError::NoLinkLocal)?;
+                Ok(frame6::multicast(self.mac, from, &wire6::encode(message, identity, None)?)?)
+            }
+        }
     }
 
     /// See [`super::transport::Transport::receive`].
@@ -72,7 +92,10 @@ impl Link {
             socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(io::Error::from)
         };
         let length = self.socket.async_io(Interest::READABLE, read).await?;
-        Ok(frame::parse_frame(&buffer[..length]))
+        Ok(match self.family {
+            Family::V4 => frame::parse_frame(&buffer[..length]),
+            Family::V6 => frame6::parse_frame(&buffer[..length]),
+        })
     }
 
     /// Goes over another interface, or over the same one, which has another index or address. Until it can be bound to, each
@@ -88,15 +111,15 @@ impl Link {
     /// tries again.
     fn rebind(&mut self) {
         let Ok((index, mac)) = ethernet(&self.interface) else { return };
-        if packet::bind(self.socket.get_ref(), index, FRAMES.ethertype).is_ok() {
+        if packet::bind(self.socket.get_ref(), index, frames(self.family).ethertype).is_ok() {
             self.mac = mac;
         }
     }
 }
 
 /// A packet socket for an interface; or the call that failed, and how.
-fn open_socket(index: u32) -> Result<AsyncFd<OwnedFd>, packet::Failed> {
-    let socket = packet::open(index, FRAMES)?;
+fn open_socket(index: u32, frames: Frames) -> Result<AsyncFd<OwnedFd>, packet::Failed> {
+    let socket = packet::open(index, frames)?;
     enlarge(&socket);
     packet::register(socket)
 }

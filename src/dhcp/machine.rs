@@ -11,14 +11,14 @@
 
 mod shared;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::wire::{Answer, Grant, Kind, Message, Reply};
-use super::{Acquisition, Change, Identity, Lease, Reason, Trouble, Turn, timing};
+use super::message::{Answer, Grant, Kind, Message, Reply};
+use super::{Acquisition, Change, Identity, Lease, Reason, Server, Trouble, Turn, timing};
 use shared::Shared;
 
 /// The waits of an INIT-REBOOT burst; when the last is over the server counts as silent.
@@ -69,15 +69,15 @@ enum State {
     /// Asks for any address, or waits to do so.
     Selecting,
     /// Has accepted an offer.
-    Requesting { address: Ipv4Addr, server: Ipv4Addr },
+    Requesting { address: IpAddr, server: Server },
     /// Asks for an address again, in a short burst: at a start, after a loss, to confirm a new lease.
-    Rebooting { address: Ipv4Addr },
+    Rebooting { address: IpAddr },
     /// Its server has refused the address: any server is asked for it, in a short burst.
-    Rebinding { address: Ipv4Addr },
+    Rebinding { address: IpAddr },
     /// Has an address and nothing to do, until it is to be confirmed or renewed.
-    Bound { address: Ipv4Addr, confirm: bool },
+    Bound { address: IpAddr, confirm: bool },
     /// Asks for longer.
-    Renewing { address: Ipv4Addr },
+    Renewing { address: IpAddr },
 }
 
 /// The client side of one identity's lease.
@@ -88,13 +88,13 @@ pub struct Machine {
     state: State,
     held: Option<Lease>,
     /// The only address that an offer is accepted of; none: any.
-    wish: Option<Ipv4Addr>,
+    wish: Option<IpAddr>,
     /// Whether an INIT-REBOOT has confirmed the lease held.
     confirmed: bool,
     /// The server that lent the address known last; none where only the address is known.
-    server: Option<Ipv4Addr>,
+    server: Option<Server>,
     /// The NAK that REBINDING is to answer.
-    nak: Option<(Ipv4Addr, String)>,
+    nak: Option<(Server, String)>,
     /// What the last answer that couldn't be used lacked, and whose it was.
     unfit: Option<Trouble>,
     xid: u32,
@@ -186,6 +186,7 @@ impl Machine {
         match self.state {
             State::Selecting => self.discover(now, actions),
             State::Requesting { address, server } if self.tries >= SELECT_TRIES => {
+                let server = server.address();
                 actions.push(failed(self.tries, Trouble::Withdrawn { server, address }));
                 self.enter(State::Selecting, now);
                 self.discover(now, actions);
@@ -207,17 +208,17 @@ impl Machine {
 
     fn on_reply(&mut self, reply: &Reply, now: SystemTime, actions: &mut Vec<Action>) {
         let same_id = |id: &Vec<u8>| *id == self.identity.client_id;
-        let ours = reply.xid == self.xid
-            && reply.chaddr == self.identity.chaddr
+        let ours = reply.answers(self.xid)
+            && self.identity.clients().any(|client| client == reply.client)
             && reply.client_id.as_ref().is_none_or(same_id);
         if !ours {
             return;
         }
         // Reported whenever it comes: which of two servers answers first is chance.
         if let (Answer::Nak { server, why }, Some(_)) = (&reply.answer, &self.held)
-            && self.server.is_some_and(|own| own != *server)
+            && self.server.is_some_and(|own| !own.is(server))
         {
-            actions.push(Action::Notify(Change::Refused { server: *server, why: why.clone() }));
+            actions.push(Action::Notify(Change::Refused { server: server.address(), why: why.clone() }));
             return;
         }
         if self.tries == 0 {
@@ -225,7 +226,7 @@ impl Machine {
         }
         match (self.state, &reply.answer) {
             (State::Selecting, &Answer::Offer { address, server }) if self.wish.is_some_and(|wish| wish != address) => {
-                let why = Trouble::Another { server, address };
+                let why = Trouble::Another { server: server.address(), address };
                 actions.push(failed(self.tries, why.clone()));
                 self.unfit = Some(why);
             }
@@ -234,10 +235,18 @@ impl Machine {
                 self.tries = 0;
                 self.select(address, server, now, actions);
             }
-            (_, &Answer::Unfit { server, flaw }) => self.unfit = Some(Trouble::Unfit { server, flaw }),
+            (_, &Answer::Unfit { server, flaw }) => {
+                let server = server.map(|server| server.address());
+                self.unfit = Some(Trouble::Unfit { server, flaw });
+            }
             (State::Selecting | State::Bound { .. }, _) | (_, Answer::Offer { .. }) => {}
             (_, Answer::Ack(grant)) if self.expects(grant) => self.bind(grant, now, actions),
-            (_, Answer::Ack(_)) => {}
+            // A REPLY that has another address says that this one isn't ours.
+            (_, Answer::Ack(grant)) if grant.address.is_ipv6() => {
+                let why = format!("it has {} in its place", grant.address);
+                self.on_nak(grant.server, &why, now, actions);
+            }
+            (_, Answer::Ack(_) | Answer::Noted { .. }) => {}
             (_, Answer::Nak { server, why }) => self.on_nak(*server, why, now, actions),
         }
     }
@@ -245,7 +254,7 @@ impl Machine {
     /// Whether an ACK is for the address asked for and, after an offer, from who made it.
     fn expects(&self, grant: &Grant) -> bool {
         match self.state {
-            State::Requesting { address, server } => (grant.address, grant.server) == (address, server),
+            State::Requesting { address, server } => grant.address == address && grant.server.is(&server),
             State::Rebooting { address } | State::Rebinding { address } | State::Renewing { address } => {
                 grant.address == address
             }
@@ -253,9 +262,9 @@ impl Machine {
         }
     }
 
-    fn on_nak(&mut self, server: Ipv4Addr, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
+    fn on_nak(&mut self, server: Server, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
         match self.state {
-            State::Requesting { server: selected, .. } if selected != server => {}
+            State::Requesting { server: selected, .. } if !selected.is(&server) => {}
             State::Rebooting { address } | State::Renewing { address } if self.held.is_some() && self.confirmed => {
                 self.nak = Some((server, why.to_owned()));
                 // Under the same transaction's id: an ACK of what was refused by one server may be on its way from another.
@@ -263,7 +272,7 @@ impl Machine {
             }
             // Whose lease it is isn't known: the burst decides.
             State::Rebinding { .. } if self.server.is_none() => {}
-            State::Rebooting { .. } if self.server.is_some_and(|own| own != server) => {}
+            State::Rebooting { .. } if self.server.is_some_and(|own| !own.is(&server)) => {}
             _ => self.refuse(server, why, now, actions),
         }
     }
@@ -283,7 +292,7 @@ impl Machine {
     }
 
     /// Accepts an offer, under its transaction's id and `secs` (RFC 2131 section 4.4.1).
-    fn select(&mut self, address: Ipv4Addr, server: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
+    fn select(&mut self, address: IpAddr, server: Server, now: SystemTime, actions: &mut Vec<Action>) {
         if self.tries == 0 {
             self.asked = now;
         }
@@ -293,7 +302,7 @@ impl Machine {
 
     /// Sends the next INIT-REBOOT of the burst. When that is over, a silent server doesn't take an unexpired lease
     /// away; without one any address will do.
-    fn reboot(&mut self, address: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
+    fn reboot(&mut self, address: IpAddr, now: SystemTime, actions: &mut Vec<Action>) {
         let wait = usize::try_from(self.tries).ok().and_then(|tries| REBOOT_WAITS.get(tries));
         match (wait, &self.held) {
             (Some(&wait), _) => {
@@ -313,7 +322,7 @@ impl Machine {
     }
 
     /// Sends an INIT-REBOOT as a transaction of its own: tries lie so far apart that the lease must count from each.
-    fn renew(&mut self, address: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
+    fn renew(&mut self, address: IpAddr, now: SystemTime, actions: &mut Vec<Action>) {
         let Some(lease) = &self.held else {
             return self.enter(State::Rebooting { address }, now + Duration::from_secs(1));
         };
@@ -325,7 +334,7 @@ impl Machine {
     }
 
     /// Sends the next REBINDING request of the burst after a NAK. When that is over, the NAK counts.
-    fn rebind(&mut self, address: Ipv4Addr, now: SystemTime, actions: &mut Vec<Action>) {
+    fn rebind(&mut self, address: IpAddr, now: SystemTime, actions: &mut Vec<Action>) {
         let wait = usize::try_from(self.tries).ok().and_then(|tries| REBIND_WAITS.get(tries));
         match (wait, self.nak.take()) {
             (Some(&wait), nak) => {
@@ -344,7 +353,7 @@ impl Machine {
     }
 
     /// Sends an INIT-REBOOT, as the first of a transaction or as its repetition.
-    fn ask_for(&mut self, address: Ipv4Addr, anew: bool, now: SystemTime, actions: &mut Vec<Action>) {
+    fn ask_for(&mut self, address: IpAddr, anew: bool, now: SystemTime, actions: &mut Vec<Action>) {
         if self.tries == 0 {
             self.began = now;
         }
@@ -382,10 +391,10 @@ impl Machine {
     }
 
     /// A NAK: DISCOVER at once, or after a while if this isn't the first.
-    fn refuse(&mut self, server: Ipv4Addr, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
+    fn refuse(&mut self, server: Server, why: &str, now: SystemTime, actions: &mut Vec<Action>) {
         let held = self.held.is_some();
         if let Some(lease) = self.held.take() {
-            let reason = Reason::Nak { server, why: why.to_owned() };
+            let reason = Reason::Nak { server: server.address(), why: why.to_owned() };
             actions.push(Action::Notify(Change::Lost { lease, reason }));
         }
         self.nak = None;
@@ -396,7 +405,7 @@ impl Machine {
         };
         self.refusals = self.refusals.saturating_add(1);
         if self.refusals >= REPORT_AFTER {
-            actions.push(failed(self.refusals, Trouble::Refused { server, why: why.to_owned() }));
+            actions.push(failed(self.refusals, Trouble::Refused { server: server.address(), why: why.to_owned() }));
         }
         self.enter(State::Selecting, now + wait);
     }
@@ -413,7 +422,7 @@ impl Machine {
         let Some(lease) = self.held.take() else { return };
         self.xid = self.rng.random();
         self.secs = 0;
-        if let Some(server) = lease.server {
+        if let Some(server) = told(&lease) {
             self.send(Kind::Decline { address: lease.address, server }, actions);
         }
         self.enter(State::Selecting, now);
@@ -425,7 +434,7 @@ impl Machine {
         let Some(lease) = self.held.take() else { return };
         self.xid = self.rng.random();
         self.secs = 0;
-        if let Some(server) = lease.server {
+        if let Some(server) = told(&lease) {
             self.send(Kind::Release { address: lease.address, server }, actions);
         }
         self.state = State::Selecting;
@@ -456,6 +465,11 @@ impl Machine {
         self.tries = self.tries.saturating_add(1);
         actions.push(Action::Send(Message { kind, xid: self.xid, secs: self.secs }));
     }
+}
+
+/// The server that can be told of what becomes of a lease: in `DHCPv6` by its name.
+fn told(lease: &Lease) -> Option<Server> {
+    lease.server.filter(|server| lease.address.is_ipv4() || !server.duid().is_empty())
 }
 
 fn failed(tries: u32, why: Trouble) -> Action {

@@ -1,10 +1,10 @@
-//! A `DHCPv4` client (RFC 2131) for addresses that are not an interface's own: many identities over one socket,
+//! A client of DHCP (RFC 2131) and `DHCPv6` (RFC 8415) for addresses that are not an interface's own: many identities over one socket,
 //! each with its own state machine. Knows nothing of VIPs.
 //!
 //! [`Engine::start`] opens the socket and runs a task; a [`Handle`] commands it to acquire addresses for
 //! identities, and [`Notice`]s report the results to the owner. An address is asked for by DISCOVER once; from
 //! then on every renewal and every restart is an INIT-REBOOT (REQUEST with option 50, without option 54, `ciaddr`
-//! zero): the only form that all servers answer by broadcast and none checks by a ping first.
+//! zero): the only form that all servers answer by broadcast and none checks by a ping first. In `DHCPv6` that is a REBIND ([`message`]).
 //!
 //! All times are read off the clock that the owner gives ([`Clock`]).
 //!
@@ -13,54 +13,56 @@
 //!   fleet      all machines: who is due, whose reply is this
 //!     machine      one identity: time and packets in, actions out
 //!   transport  link (AF_PACKET) or relay (UDP)
-//!     wire, frame  bytes
+//!     message      what is said
+//!     wire, frame  bytes; wire6, frame6 those of `DHCPv6`
 //! ```
 
 mod engine;
 mod fleet;
 mod frame;
+mod frame6;
+mod identity;
 mod link;
 mod machine;
+mod message;
 mod pace;
 mod relay;
+mod server;
 mod socket;
 mod timing;
 mod transport;
 mod wire;
+mod wire6;
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 
+use crate::model::Family;
+
 pub use engine::{Engine, Handle};
-pub use wire::Flaw;
+pub use identity::Identity;
+pub use message::Flaw;
+pub use server::Server;
 
 /// Reads bytes as a server's frame, and as its message to a relay; whether either makes sense. For property tests and
 /// fuzzing: must never panic.
 pub fn read_anything(bytes: &[u8]) -> bool {
-    frame::parse_frame(bytes).is_ok() | wire::parse(bytes).is_ok()
-}
-
-/// Who asks: one identity is one DHCP client, wherever it asks from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Option 61, the whole value with its type octet (RFC 4361: 255, IAID, DUID); 2 to 255 octets.
-    pub client_id: Vec<u8>,
-    /// `chaddr`: a locally administered unicast MAC address, unique among the identities of one engine.
-    pub chaddr: [u8; 6],
-    /// Option 12; 1 to 63 letters, digits and hyphens. Left out of the messages when empty.
-    pub hostname: String,
+    frame::parse_frame(bytes).is_ok()
+        | wire::parse(bytes).is_ok()
+        | frame6::parse_frame(bytes).is_ok()
+        | wire6::parse_relayed(bytes, Ipv6Addr::LOCALHOST.into()).is_ok()
 }
 
 /// An address lent to an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The address.
-    pub address: Ipv4Addr,
-    /// The server that granted it (option 54); none: only the address is known.
-    pub server: Option<Ipv4Addr>,
+    pub address: IpAddr,
+    /// The server that granted it; none: only the address is known.
+    pub server: Option<Server>,
     /// When it was granted: the instant the REQUEST was first sent (RFC 2131 section 4.4.1).
     pub granted: SystemTime,
     /// T1, the instant renewal begins; `None` for an infinite lease.
@@ -70,7 +72,7 @@ pub struct Lease {
     /// When the address must no longer be used; `None` for an infinite lease.
     pub expires: Option<SystemTime>,
     /// The link's routers and name servers, as the server has them.
-    pub infrastructure: Vec<Ipv4Addr>,
+    pub infrastructure: Vec<IpAddr>,
     /// Another client of the identity was granted it, and has told of it ([`Handle::learn`]).
     pub told: bool,
 }
@@ -93,7 +95,7 @@ pub struct Acquisition {
     /// The address it had, which is asked for first.
     pub remembered: Option<Lease>,
     /// Without one: the only address that will do; none: any.
-    pub wish: Option<Ipv4Addr>,
+    pub wish: Option<IpAddr>,
     /// Who of those that share the identity asks first.
     pub turn: Turn,
 }
@@ -107,7 +109,7 @@ pub struct Settings {
     /// How the servers are reached.
     pub transport: TransportConfig,
     /// Servers that count; answers of others are ignored. Empty: all do.
-    pub servers: Vec<Ipv4Addr>,
+    pub servers: Vec<IpAddr>,
     /// The time.
     pub clock: Clock,
 }
@@ -115,18 +117,21 @@ pub struct Settings {
 /// How the servers are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransportConfig {
-    /// Broadcast on a link, through a packet socket: needs no address on the interface, leaves port 68 alone.
+    /// Broadcast on a link, through a packet socket: needs no address on the interface, leaves port 68 alone. `DHCPv6` by multicast from the
+    /// interface's link-local address, and leaves port 546 alone.
     Link {
+        /// For addresses of which family.
+        family: Family,
         /// The interface's name.
         interface: String,
     },
-    /// Unicast to one server in the form a relay agent uses (RFC 2131 section 4.1, RFC 3527, RFC 3011). Answers come to port 67
-    /// of this machine's address on the way there.
+    /// Unicast to one server in the form a relay agent uses (RFC 2131 section 4.1, RFC 3527, RFC 3011; RFC 8415 section 19).
+    /// Answers come to port 67 of this machine's address on the way there, or to port 547.
     Relay {
         /// The server.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// The subnet the addresses are to come from.
-        subnet: Ipv4Addr,
+        subnet: IpAddr,
     },
 }
 
@@ -148,7 +153,7 @@ pub enum Change {
     /// A server other than the one that lent the address refuses it (NAK), which changes nothing.
     Refused {
         /// That server.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// What it says (option 56).
         why: String,
     },
@@ -170,7 +175,7 @@ pub enum Trouble {
     /// Servers answer others, and not this one: there is nothing left to offer, most likely.
     NothingOffered {
         /// A server that answered another client lately.
-        server: Ipv4Addr,
+        server: IpAddr,
     },
     /// The messages don't leave.
     Unsent {
@@ -180,28 +185,28 @@ pub enum Trouble {
     /// What answers there are can't be used.
     Unfit {
         /// Whose, where they say so.
-        server: Option<Ipv4Addr>,
+        server: Option<IpAddr>,
         /// What is wrong with them.
         flaw: Flaw,
     },
     /// Not the address that is wished for.
     Another {
         /// Whose offer.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// Of which.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// An offer that isn't kept.
     Withdrawn {
         /// Whose.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// Which.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// The server refuses again and again what it has given.
     Refused {
         /// The server.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// What it says (option 56).
         why: String,
     },
@@ -245,7 +250,7 @@ pub enum Reason {
     /// The server said the address is not (or no longer) this identity's.
     Nak {
         /// The server.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// What it says (option 56).
         why: String,
     },
@@ -293,6 +298,28 @@ pub struct Counters {
     pub malformed: u64,
 }
 
+impl Counters {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            discover: self.discover + other.discover,
+            request: self.request + other.request,
+            reboot: self.reboot + other.reboot,
+            rebind: self.rebind + other.rebind,
+            decline: self.decline + other.decline,
+            release: self.release + other.release,
+            unsent: self.unsent + other.unsent,
+            offer: self.offer + other.offer,
+            ack: self.ack + other.ack,
+            nak: self.nak + other.nak,
+            foreign: self.foreign + other.foreign,
+            unfit: self.unfit + other.unfit,
+            malformed: self.malformed + other.malformed,
+        }
+    }
+}
+
 /// What can go wrong in starting an engine. Once it runs, trouble is a lost packet and shows in [`Counters`].
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -314,10 +341,10 @@ pub enum Error {
         errno: Errno,
     },
     /// There is no way to the server.
-    #[error("no route to the DHCP server {server} (dhcp.relay.server)")]
+    #[error("no route to the DHCP server {server} (dhcp.relay.server or dhcp6.relay.server)")]
     NoRoute {
         /// The server.
-        server: Ipv4Addr,
+        server: IpAddr,
         /// What the kernel said.
         source: std::io::Error,
     },

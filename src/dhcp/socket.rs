@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::sys::socket::{self, sockopt};
 
-use super::wire::WireError;
+use super::message::WireError;
 
 /// More than any DHCP message that isn't fragmented; what is longer is no reply to us.
 pub const BUFFER: usize = 2048;
@@ -20,6 +20,9 @@ pub enum SendError {
     /// It has no bytes.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// It has no source address.
+    #[error("the link has no link-local address yet: IPv6 is off there (disable_ipv6), or address generation is")]
+    NoLinkLocal,
     /// The kernel won't send it: an interface that is down, a full queue, no route.
     #[error("the kernel doesn't send it")]
     Io(#[from] io::Error),

@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::Lease;
-use super::wire::Grant;
+use super::message::Grant;
 
 /// The longest wait between two DISCOVERs (RFC 2131 section 4.1).
 const BACKOFF_MAX: u32 = 64;
@@ -75,16 +75,17 @@ pub fn late(lease: &Lease, rng: &mut StdRng) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::IpAddr;
 
     use proptest::prelude::*;
     use rand::SeedableRng;
 
     use super::*;
+    use crate::dhcp::Server;
 
     fn granted(lease: u32, t1: Option<u32>, t2: Option<u32>) -> Lease {
-        let address = Ipv4Addr::new(10, 77, 0, 100);
-        let server = Ipv4Addr::new(10, 77, 0, 1);
+        let address = IpAddr::from([10, 77, 0, 100]);
+        let server = Server::at(IpAddr::from([10, 77, 0, 1]));
         let grant = Grant { address, server, lease, t1, t2, infrastructure: Vec::new() };
         super::lease(&grant, SystemTime::UNIX_EPOCH, &mut StdRng::seed_from_u64(1))
     }

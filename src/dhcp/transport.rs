@@ -3,9 +3,9 @@
 use std::io;
 
 use super::link::Link;
+use super::message::{Message, Reply, WireError};
 use super::relay::Relay;
 use super::socket::SendError;
-use super::wire::{Message, Reply, WireError};
 use super::{Error, Identity, TransportConfig};
 
 /// An open socket.
@@ -21,7 +21,7 @@ impl Transport {
     /// Opens the socket, in a tokio runtime.
     pub fn open(config: TransportConfig) -> Result<Self, Error> {
         match config {
-            TransportConfig::Link { interface } => Ok(Self::Link(Link::open(interface)?)),
+            TransportConfig::Link { family, interface } => Ok(Self::Link(Link::open(family, interface)?)),
             TransportConfig::Relay { server, subnet } => Ok(Self::Relay(Relay::open(server, subnet)?)),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 
 /// An address lent to a VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +112,8 @@ impl fmt::Display for News {
 /// News, with its VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
+    /// Of the VIP's address of which family.
+    pub family: Family,
     /// The VIP.
     pub vip: VipKey,
     /// The news.
@@ -124,7 +126,7 @@ pub struct Report {
 
 impl Report {
     /// Without anything beside the news.
-    pub fn new(vip: VipKey, news: News) -> Self {
-        Self { vip, news, infrastructure: Vec::new(), told: false }
+    pub fn new(family: Family, vip: VipKey, news: News) -> Self {
+        Self { family, vip, news, infrastructure: Vec::new(), told: false }
     }
 }

@@ -1,7 +1,7 @@
 //! The settings in `viprouted.toml` about VIPs' addresses.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::allow::Allow;
 use super::beside::Beside;
 use super::pools::Pools;
 
-/// Where addresses come from, and which they may be.
+/// Where addresses of a family come from, and which they may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Part of every VIP's DHCP identity: clusters on one LAN keep apart by it. None: see [`super::cluster`].
@@ -28,7 +28,7 @@ pub struct Settings {
     pub peers: Vec<IpAddr>,
     /// Pinned addresses, by VIP.
     pub pins: BTreeMap<VipKey, IpAddr>,
-    /// The IPv6 addresses beside.
+    /// The IPv6 addresses beside those, without a lease of their own.
     pub beside: Beside,
     /// Who is asked what gateways announce.
     pub gateways: Vec<Gateway>,
@@ -97,24 +97,24 @@ impl Backend {
     }
 }
 
-/// The `[dhcp]` table.
+/// The `[dhcp]` table, or `[dhcp6]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dhcp {
     /// Ask a server elsewhere for addresses of a subnet that isn't this link's.
     pub relay: Option<Relay>,
     /// Servers that count; empty: all.
-    pub servers: Vec<Ipv4Addr>,
+    pub servers: Vec<IpAddr>,
     /// What to do with a VIP whose lease is gone.
     pub on_lost: OnLost,
 }
 
-/// `relay` of `[dhcp]`.
+/// `relay` there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relay {
     /// The DHCP server's address.
-    pub server: Ipv4Addr,
+    pub server: IpAddr,
     /// Any address of the subnet VIPs come from.
-    pub subnet: Ipv4Addr,
+    pub subnet: IpAddr,
 }
 
 /// What to do with a VIP whose lease is gone.

@@ -5,6 +5,7 @@
 //!   lock                          flock: one viprouted at a time
 //!   pool.json                     on the node that gives out the pool's addresses: the register of them
 //!   leases/<namespace>_<name>.json
+//!   leases6/                      the same of IPv6 addresses that are leased by themselves
 //! ```
 //!
 //! A file that can't be understood (torn, of a newer version, about another VIP) is reported by path and left alone:
@@ -20,7 +21,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 use crate::registry;
 use crate::registry::file::{self, Durability};
 
@@ -128,7 +129,6 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Store {
     state_dir: PathBuf,
-    leases: PathBuf,
     /// Of this boot; none where the kernel doesn't say.
     boot_id: Option<String>,
     /// Closing it lets go of the lock.
@@ -138,8 +138,9 @@ pub struct Store {
 impl Store {
     /// Opens (and creates) the directory, and locks it for this process.
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
-        let leases = state_dir.join("leases");
-        file::make_own_dir(&leases)?;
+        for family in Family::ALL {
+            file::make_own_dir(&state_dir.join(directory(family)))?;
+        }
         let path = state_dir.join("lock");
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -150,18 +151,19 @@ impl Store {
             TryLockError::Error(source) => Error::Lock { path, source },
         })?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
-        Ok(Self { state_dir: state_dir.into(), leases, boot_id, _lock: opened })
+        Ok(Self { state_dir: state_dir.into(), boot_id, _lock: opened })
     }
 
-    /// Reads everything.
-    pub fn load_all(&self) -> Result<Contents, Error> {
+    /// Reads everything of a family.
+    pub fn load_all(&self, family: Family) -> Result<Contents, Error> {
         let mut contents = Contents::default();
-        for name in file::list(&self.leases)? {
+        let leases = self.state_dir.join(directory(family));
+        for name in file::list(&leases)? {
             let Some(vip) = name.strip_suffix(".json").and_then(VipKey::from_dir_name) else {
-                contents.strangers.push(self.leases.join(name));
+                contents.strangers.push(leases.join(name));
                 continue;
             };
-            if let Some(found) = self.load(&vip).transpose() {
+            if let Some(found) = self.load(family, &vip).transpose() {
                 contents.records.insert(vip, found);
             }
         }
@@ -169,16 +171,16 @@ impl Store {
     }
 
     /// Reads one VIP's file; none if there is none.
-    pub fn load(&self, vip: &VipKey) -> Result<Option<Record>, Error> {
-        let path = self.path(vip);
+    pub fn load(&self, family: Family, vip: &VipKey) -> Result<Option<Record>, Error> {
+        let path = self.path(family, vip);
         let Some(form) = read(&path, vip)? else { return Ok(None) };
         record(&form, self.shift(&form)).map(Some).ok_or(Error::Time { path })
     }
 
     /// Writes one VIP's file: all of it or nothing, on disk when this returns.
     pub fn save(&self, vip: &VipKey, record: &Record) -> Result<(), Error> {
-        let path = self.path(vip);
         let lease = &record.lease;
+        let path = self.path(Family::of(lease.address), vip);
         let wall = |time| clock::to_wall(unix(time));
         let boot = self.boot_id.clone().map(|id| Boot { id, at: clock::wall_at_boot() });
         let form = Form {
@@ -205,8 +207,8 @@ impl Store {
     }
 
     /// Removes one VIP's file; one that can't be understood stays.
-    pub fn remove(&self, vip: &VipKey) -> Result<(), Error> {
-        let path = self.path(vip);
+    pub fn remove(&self, family: Family, vip: &VipKey) -> Result<(), Error> {
+        let path = self.path(family, vip);
         if read(&path, vip)?.is_some() {
             file::remove(&path)?;
         }
@@ -226,8 +228,16 @@ impl Store {
         }
     }
 
-    fn path(&self, vip: &VipKey) -> PathBuf {
-        self.leases.join(vip.dir_name() + ".json")
+    fn path(&self, family: Family, vip: &VipKey) -> PathBuf {
+        self.state_dir.join(directory(family)).join(vip.dir_name() + ".json")
+    }
+}
+
+/// Where leases of a family are.
+const fn directory(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "leases",
+        Family::V6 => "leases6",
     }
 }
 

@@ -7,22 +7,22 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 use crate::with_causes;
 
 use super::decider::register::Register;
 use super::heartbeat::Heartbeat;
 use super::store::{Record, Store};
 
-/// Something to do with a lease file. Jobs are carried out in the order given.
+/// Something to do with the file of a VIP's lease of a family, which a lease's own address tells. Jobs are carried out in the order given.
 #[derive(Debug)]
 pub enum Job {
     /// Read it.
-    Load(VipKey),
+    Load(Family, VipKey),
     /// Write it; the number comes back with the result.
     Save(VipKey, u64, Record),
     /// Remove it.
-    Erase(VipKey),
+    Erase(Family, VipKey),
     /// Write the register of the pool; the number comes back with the result.
     Register(u64, Register),
 }
@@ -31,9 +31,9 @@ pub enum Job {
 #[derive(Debug)]
 pub enum Done {
     /// What the file says, or why it can't be read.
-    Loaded(VipKey, Result<Option<Record>, String>),
+    Loaded(Family, VipKey, Result<Option<Record>, String>),
     /// The file is on disk, or why not.
-    Saved(VipKey, u64, Result<(), String>),
+    Saved(Family, VipKey, u64, Result<(), String>),
     /// The register is on disk, or why not.
     Registered(u64, Result<(), String>),
 }
@@ -82,20 +82,20 @@ impl Drop for LeaseWriter {
 
 fn carry_out(store: &Store, job: Job) -> Option<Done> {
     match job {
-        Job::Load(vip) => {
-            let found = store.load(&vip).map_err(|error| with_causes(&error));
-            Some(Done::Loaded(vip, found))
+        Job::Load(family, vip) => {
+            let found = store.load(family, &vip).map_err(|error| with_causes(&error));
+            Some(Done::Loaded(family, vip, found))
         }
         Job::Save(vip, number, record) => {
             let saved = store.save(&vip, &record).map_err(|error| with_causes(&error));
-            Some(Done::Saved(vip, number, saved))
+            Some(Done::Saved(Family::of(record.lease.address), vip, number, saved))
         }
         Job::Register(number, register) => {
             let saved = store.save_register(&register).map_err(|error| with_causes(&error));
             Some(Done::Registered(number, saved))
         }
-        Job::Erase(vip) => {
-            if let Err(error) = store.remove(&vip) {
+        Job::Erase(family, vip) => {
+            if let Err(error) = store.remove(family, &vip) {
                 tracing::warn!(%vip, error = &error as &dyn std::error::Error, "lease file not removed");
             }
             None
@@ -121,17 +121,17 @@ mod tests {
         };
         let (writer, mut results) = LeaseWriter::start(Store::open(&dir).unwrap(), ()).unwrap();
         writer.give(Job::Save(vip.clone(), 1, record(7)));
-        writer.give(Job::Load(vip.clone()));
-        writer.give(Job::Erase(vip.clone()));
-        writer.give(Job::Load(vip.clone()));
+        writer.give(Job::Load(Family::V4, vip.clone()));
+        writer.give(Job::Erase(Family::V4, vip.clone()));
+        writer.give(Job::Load(Family::V4, vip.clone()));
         writer.give(Job::Save(vip.clone(), 2, record(8)));
         drop(writer);
         let mut next = || results.try_recv().unwrap();
-        assert!(matches!(next(), Done::Saved(_, 1, Ok(()))));
-        assert!(matches!(next(), Done::Loaded(_, Ok(Some(found))) if found == record(7)));
-        assert!(matches!(next(), Done::Loaded(_, Ok(None))));
-        assert!(matches!(next(), Done::Saved(_, 2, Ok(()))));
-        assert_eq!(Store::open(&dir).unwrap().load(&vip).unwrap(), Some(record(8)));
+        assert!(matches!(next(), Done::Saved(_, _, 1, Ok(()))));
+        assert!(matches!(next(), Done::Loaded(_, _, Ok(Some(found))) if found == record(7)));
+        assert!(matches!(next(), Done::Loaded(_, _, Ok(None))));
+        assert!(matches!(next(), Done::Saved(_, _, 2, Ok(()))));
+        assert_eq!(Store::open(&dir).unwrap().load(Family::V4, &vip).unwrap(), Some(record(8)));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -36,6 +36,14 @@ impl Family {
         }
     }
 
+    /// `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     /// The protocol by which a link is asked who has an address.
     pub const fn resolution(self) -> &'static str {
         match self {

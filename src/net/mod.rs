@@ -16,6 +16,8 @@ pub mod conntrack;
 pub mod echo;
 pub mod error;
 pub mod filter;
+#[cfg(feature = "node")]
+pub mod ipv6;
 pub mod link;
 pub mod module;
 pub mod monitor;

@@ -1,10 +1,12 @@
 //! Packet sockets (packet(7)): whole Ethernet frames of one link, as far as a filter lets them through.
 
 use std::mem;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType};
 use tokio::io::unix::AsyncFd;
 
@@ -88,6 +90,13 @@ pub fn follow(socket: &OwnedFd, index: u32, group: Mac, follows: bool) -> Result
     };
     let option = if follows { libc::PACKET_ADD_MEMBERSHIP } else { libc::PACKET_DROP_MEMBERSHIP };
     set(socket, libc::SOL_PACKET, option, &request)
+}
+
+/// The address that a link has for itself; none: it has none, or that can't be read.
+pub fn link_local(interface: &str) -> Option<Ipv6Addr> {
+    let own = getifaddrs().ok()?.filter(|entry| entry.interface_name == interface);
+    let mut addresses = own.filter_map(|entry| Some(entry.address?.as_sockaddr_in6()?.ip()));
+    addresses.find(Ipv6Addr::is_unicast_link_local)
 }
 
 fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> Result<(), Errno> {

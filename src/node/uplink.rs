@@ -1,7 +1,7 @@
 //! Which link leads to the gateways, as the configuration has it: DHCP, ARP probes and announcements go over it.
 
 use crate::dataplane::node::uplink::{self, Problem, Want};
-use crate::lease::settings::{Backend, Dhcp};
+use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::net::link::Link;
 use crate::net::{self, NodeNet};
 
@@ -48,10 +48,12 @@ pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
 
 /// What can't be done without one.
 pub fn purpose(config: &Config) -> Option<&'static str> {
-    match (&config.lease.backend, config.announce) {
-        (Backend::Dhcp(Dhcp { relay: None, .. }), _) => Some("DHCP"),
-        (_, Announce::Arp) => Some("announce = \"arp\""),
-        _ => None,
+    let asks = |lease: &Settings| matches!(lease.backend, Backend::Dhcp(Dhcp { relay: None, .. }));
+    match config.announce {
+        _ if asks(&config.lease) => Some("DHCP"),
+        _ if config.lease6.as_ref().is_some_and(asks) => Some("DHCPv6"),
+        Announce::Arp => Some("announce = \"arp\""),
+        Announce::None => None,
     }
 }
 

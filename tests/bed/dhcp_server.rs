@@ -17,6 +17,8 @@ use super::wait::{SOON, until};
 pub enum Software {
     Dnsmasq,
     Kea,
+    /// Kea's server for IPv6.
+    Kea6,
     Dhcpd,
 }
 
@@ -32,8 +34,15 @@ pub const RANGE: &str = "192.0.2.100,192.0.2.150";
 /// The same as Kea writes it.
 pub const KEA_POOL: &str = "192.0.2.100 - 192.0.2.150";
 
+/// What servers for IPv6 hand out on the LAN, as dnsmasq writes it and as Kea does.
+pub const RANGE6: &str = "2001:db8::100,2001:db8::150";
+pub const KEA_POOL6: &str = "2001:db8::100 - 2001:db8::150";
+
 /// A subnet that is on no link: 10.99.0.100 to .110 are handed out to relays.
 pub const RELAYED: &str = "10.99.0.0";
+
+/// The same for IPv6: `2001:db8:99::100` to `::110`.
+pub const RELAYED6: &str = "2001:db8:99::";
 
 impl DhcpServer {
     /// Any of them, with leases of so few seconds as a test needs, for the LAN and for [`RELAYED`].
@@ -51,6 +60,7 @@ impl DhcpServer {
                 write_dnsmasq(&dir, "br0", RANGE, "2m", &extra);
             }
             Software::Kea => write_kea(&dir, lease_seconds, Some(KEA_POOL)),
+            Software::Kea6 => write_kea6(&dir, lease_seconds, KEA_POOL6),
             Software::Dhcpd => write_dhcpd(&dir, lease_seconds),
         }
         Self::start(software, lan, dir)
@@ -69,6 +79,25 @@ impl DhcpServer {
         let dir = TempDir::new();
         write_kea(&dir, lease_seconds, pool);
         Self::start(Software::Kea, lan, dir)
+    }
+
+    /// Kea for IPv6, as [`Self::kea`]; the LAN's gateway is `2001:db8::fe`.
+    pub fn kea6(lan: &Lan, lease_seconds: u32, pool: &str) -> Self {
+        let dir = TempDir::new();
+        lan.has_ipv6();
+        write_kea6(&dir, lease_seconds, pool);
+        Self::start(Software::Kea6, lan, dir)
+    }
+
+    /// While it is stopped: it has another pool from now on.
+    pub fn change_pool6(&self, lease_seconds: u32, pool: &str) {
+        write_kea6(&self.dir, lease_seconds, pool);
+    }
+
+    /// dnsmasq for both families, with leases of two minutes, its own limit.
+    pub fn dnsmasq6(lan: &Lan, range6: &str) -> Self {
+        lan.has_ipv6();
+        Self::dnsmasq(lan, RANGE, "10m", &format!("dhcp-range={range6},64,2m"))
     }
 
     /// ISC dhcpd.
@@ -111,6 +140,12 @@ impl DhcpServer {
                 command.args(["-c", &dir.file("kea.conf")]);
                 command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
                 ("kea", "DHCP4_STARTED", command)
+            }
+            Software::Kea6 => {
+                let mut command = ns.cmd(unconfined("kea-dhcp6", dir));
+                command.args(["-c", &dir.file("kea6.conf")]);
+                command.env("KEA_PIDFILE_DIR", dir.path()).env("KEA_LOCKFILE_DIR", dir.path());
+                ("kea6", "DHCP6_STARTED", command)
             }
             Software::Dhcpd => {
                 let mut command = ns.cmd(unconfined("dhcpd", dir));
@@ -156,7 +191,7 @@ impl DhcpServer {
 
     /// While it is stopped: all leases are forgotten.
     pub fn wipe(&self) {
-        for name in ["leases", "leases~", "leases.2"] {
+        for name in ["leases", "leases~", "leases.2", "kea-dhcp6-serverid"] {
             let _ = fs::remove_file(self.dir.file(name));
         }
         // dhcpd insists on a file.
@@ -172,7 +207,7 @@ impl DhcpServer {
             Software::Kea => replace(&line, ",", &[(1, MAC), (2, "01:02:00:00:00:00:99")]),
             Software::Dhcpd if line.contains("hardware ethernet") => format!("  hardware ethernet {MAC};"),
             Software::Dhcpd if line.contains("uid ") => "  uid \"another\";".into(),
-            Software::Dhcpd => line,
+            Software::Kea6 | Software::Dhcpd => line,
         });
         let text: String = text.map(|line| line + "\n").collect();
         fs::write(self.dir.file("leases"), text).expect("write the lease file");
@@ -216,6 +251,25 @@ fn write_kea(dir: &TempDir, lease_seconds: u32, pool: Option<&str>) {
         dir.file("leases")
     );
     fs::write(dir.file("kea.conf"), config).expect("write kea.conf");
+}
+
+fn write_kea6(dir: &TempDir, lease_seconds: u32, pool: &str) {
+    let (renew, rebind) = (lease_seconds / 2, lease_seconds * 7 / 8);
+    let config = format!(
+        r#"{{ "Dhcp6": {{
+            "interfaces-config": {{ "interfaces": [ "br0/2001:db8::fe" ] }}, "data-directory": "{}",
+            "lease-database": {{ "type": "memfile", "persist": true, "name": "{}", "lfc-interval": 0 }},
+            "preferred-lifetime": {rebind}, "valid-lifetime": {lease_seconds},
+            "renew-timer": {renew}, "rebind-timer": {rebind},
+            "subnet6": [ {{ "id": 1, "subnet": "2001:db8::/64", "interface": "br0", "pools": [ {{ "pool": "{pool}" }} ] }},
+                         {{ "id": 99, "subnet": "{RELAYED6}/64",
+                           "pools": [ {{ "pool": "2001:db8:99::100 - 2001:db8:99::110" }} ] }} ],
+            "loggers": [ {{ "name": "kea-dhcp6", "severity": "INFO",
+                           "output_options": [ {{ "output": "stdout" }} ] }} ] }} }}"#,
+        dir.path().display(),
+        dir.file("leases")
+    );
+    fs::write(dir.file("kea6.conf"), config).expect("write kea6.conf");
 }
 
 fn write_dhcpd(dir: &TempDir, lease_seconds: u32) {

@@ -1,13 +1,16 @@
 //! The link that nodes, clients and DHCP servers share.
 
+use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::netns::Netns;
+use super::wait::{SOON, until};
 
 /// A bridge in a namespace of its own; the namespace is the LAN's gateway and runs its DHCP server.
 pub struct Lan {
     pub ns: Netns,
     ports: AtomicUsize,
+    ipv6: Once,
 }
 
 /// The gateway's address. Nodes are 192.0.2.1 to .9, clients .50 and up; servers hand out .100 to .150.
@@ -19,7 +22,7 @@ impl Lan {
         ns.ip("link add br0 type bridge forward_delay 0");
         ns.ip(&format!("addr add {GATEWAY}/24 dev br0"));
         ns.ip("link set br0 up");
-        Self { ns, ports: AtomicUsize::new(0) }
+        Self { ns, ports: AtomicUsize::new(0), ipv6: Once::new() }
     }
 
     /// Plugs `ns` in: its device is called `eth0` and has the address 192.0.2.`host`/24.
@@ -31,10 +34,24 @@ impl Lan {
         ns.ip("link set eth0 up");
     }
 
+    /// The gateway has IPv6: `2001:db8::fe`. Nodes may be plugged in side by side.
+    pub fn has_ipv6(&self) {
+        self.ipv6.call_once(|| {
+            self.ns.ip("addr add 2001:db8::fe/64 dev br0 nodad");
+            // Servers want a link-local address to bind, which a bridge has once it has a carrier.
+            self.ns.set_sysctl("net/ipv6/conf/br0/accept_dad", "0");
+            self.ns.ip("link add first type veth peer name nobody");
+            self.ns.ip("link set nobody up");
+            self.ns.ip("link set first master br0 up");
+            until("the gateway has a link-local address", SOON, || {
+                (!self.ns.ip("-6 addr show dev br0 scope link -tentative").is_empty()).then_some(())
+            });
+        });
+    }
+
     /// A machine that is plugged in has IPv6 too: `2001:db8::HOST/64`, and the LAN's gateway `2001:db8::fe`.
     pub fn add_ipv6(&self, ns: &Netns, host: u8) {
-        // Nodes may be plugged in side by side.
-        self.ns.ip("addr replace 2001:db8::fe/64 dev br0 nodad");
+        self.has_ipv6();
         ns.ip(&format!("addr add 2001:db8::{host:x}/64 dev eth0 nodad"));
     }
 

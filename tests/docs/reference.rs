@@ -119,6 +119,10 @@ fn with_nonsense(table: &str) -> String {
             "allow = [\"10.0.0.0/8\"]\n[dhcp.relay]\nserver = \"192.0.2.1\"\nsubnet = \"10.0.0.0\"\nnonsense = 1"
                 .to_owned()
         }
+        "dhcp6.relay." => {
+            "allow = [\"fd00::/8\"]\n[dhcp6.relay]\nserver = \"fd00::1\"\nsubnet = \"fd00:1::\"\nnonsense = 1"
+                .to_owned()
+        }
         other => format!("[{}]\nnonsense = 1", other.trim_end_matches('.')),
     }
 }

@@ -1,7 +1,7 @@
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::dhcp::Turn;
-use crate::dhcp::wire::{Answer, Grant, Kind};
+use crate::dhcp::message::{Answer, Grant, Kind};
+use crate::dhcp::{Server, Turn};
 
 use super::*;
 
@@ -41,8 +41,8 @@ fn start(count: u8) -> (Fleet, Kept) {
 }
 
 fn grant(n: u8, lease: u32) -> Grant {
-    let address = Ipv4Addr::new(10, 77, 0, n);
-    let server = Ipv4Addr::new(10, 77, 0, 254);
+    let address = IpAddr::from([10, 77, 0, n]);
+    let server = Server::at(IpAddr::from([10, 77, 0, 254]));
     Grant { address, server, lease, t1: None, t2: None, infrastructure: Vec::new() }
 }
 
@@ -52,7 +52,7 @@ fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
         Kind::Discover { .. } => Answer::Offer { address: grant.address, server: grant.server },
         _ => Answer::Ack(grant),
     };
-    Reply { xid: message.xid, chaddr: *chaddr, client_id: None, answer }
+    Reply { xid: message.xid, client: Client::Mac(*chaddr), client_id: None, answer }
 }
 
 /// Answers everything until the fleet rests; the time it took.
@@ -101,7 +101,7 @@ fn two_hundred_are_bound_in_seconds_and_confirmed() {
     assert_eq!((bound, renewed, kept.told.len()), (200, 200, 400), "{:?}", kept.told.last());
     for (key, change) in &kept.told {
         if let Change::Bound(lease) = change {
-            assert_eq!(*key, lease.address.octets()[3].to_string());
+            assert_eq!(format!("10.77.0.{key}"), lease.address.to_string());
         }
     }
     assert!(fleet.rest(T0 + Duration::from_secs(10)).unwrap() > Duration::from_secs(200));
@@ -112,10 +112,10 @@ fn a_reply_goes_to_its_hardware_address() {
     let (mut fleet, mut kept) = start(2);
     fleet.tick(T0, &mut kept);
     let (first, second) = (kept.sent[0], kept.sent[1]);
-    let stranger = Reply { chaddr: [2, 9, 9, 9, 9, 9], ..answer(&first, 600) };
+    let stranger = Reply { client: Client::Mac([2, 9, 9, 9, 9, 9]), ..answer(&first, 600) };
     assert!(!fleet.reply(&stranger, T0, &mut kept));
     // Another's transaction under this one's address reaches the machine, which knows better.
-    let mixed = Reply { chaddr: second.1, ..answer(&first, 600) };
+    let mixed = Reply { client: Client::Mac(second.1), ..answer(&first, 600) };
     assert!(fleet.reply(&mixed, T0, &mut kept));
     assert_eq!(kept.sent.len(), 2);
     assert!(fleet.reply(&answer(&second, 600), T0, &mut kept));

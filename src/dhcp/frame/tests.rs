@@ -1,9 +1,10 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
-use crate::dhcp::Identity;
-use crate::dhcp::wire::{Answer, Grant, Kind, Message};
+use crate::dhcp::identity::Client;
+use crate::dhcp::message::{Answer, Grant, Kind, Message};
+use crate::dhcp::{Identity, Server};
 
 use super::*;
 
@@ -13,7 +14,7 @@ const KEA: &str = include_str!("../../../testdata/dhcp/kea.hex");
 const DHCPD: &str = include_str!("../../../testdata/dhcp/dhcpd.hex");
 
 const HEADERS: usize = ETHERNET + IPV4 + UDP;
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const SERVER: Server = Server::at(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)));
 
 fn captured(file: &str, name: &str) -> Vec<u8> {
     let hex = file.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
@@ -57,7 +58,7 @@ fn real_servers_replies_are_read() {
     for (file, name, xid, identity, answer) in cases {
         let reply = parse_frame(&captured(file, name)).unwrap();
         let [_, cluster, _, n] = u32::to_be_bytes(identity);
-        assert_eq!((reply.xid, reply.chaddr), (xid, [2, 0x11, cluster, 0x33, 0, n]), "{name}");
+        assert_eq!((reply.xid, reply.client), (xid, Client::Mac([2, 0x11, cluster, 0x33, 0, n])), "{name}");
         assert_eq!(terms(reply.answer), answer);
         assert_eq!(reply.client_id.is_some(), file == KEA, "RFC 6842");
     }

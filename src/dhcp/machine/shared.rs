@@ -1,7 +1,7 @@
 //! An identity that several clients share, on a machine each: one of them asks and renews, and tells the others what it was
 //! granted. The server can't tell them apart, so what it grants to one it grants to all.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::{Action, Machine, State};
@@ -24,7 +24,7 @@ pub(super) struct Shared {
     /// When the lease held is renewed though it is another one's turn.
     late: Option<SystemTime>,
     /// The last address that contradicted the one held, and when that was.
-    doubted: Option<(Ipv4Addr, SystemTime)>,
+    doubted: Option<(IpAddr, SystemTime)>,
 }
 
 impl Shared {
@@ -100,9 +100,9 @@ impl Machine {
 
     /// Asks for the address held, which another client's contradicts. A refusal counts at once: REBINDING would take the address
     /// back from the other one.
-    fn doubt(&mut self, other: Ipv4Addr, now: SystemTime) {
+    fn doubt(&mut self, other: IpAddr, now: SystemTime) {
         let State::Bound { address, .. } = self.state else { return };
-        let lately = |(doubted, at): (Ipv4Addr, SystemTime)| doubted == other && now < at + DOUBT_AGAIN;
+        let lately = |(doubted, at): (IpAddr, SystemTime)| doubted == other && now < at + DOUBT_AGAIN;
         if self.shared.doubted.is_some_and(lately) {
             return;
         }

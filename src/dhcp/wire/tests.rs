@@ -3,8 +3,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const A4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+const A: IpAddr = IpAddr::V4(A4);
+const SERVER: Server = Server::at(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)));
 const KINDS: [Kind; 6] = [
     Kind::Discover { wish: None },
     Kind::Select { address: A, server: SERVER },
@@ -54,7 +55,7 @@ fn the_header_says_broadcast_and_only_of_an_address_in_use_which() {
         assert_eq!((message.xid(), message.secs(), message.chaddr()), (0x1234_5678, 9, &identity().chaddr[..]));
         assert!(message.flags().broadcast(), "{kind:?}");
         let used = matches!(kind, Kind::Rebind { .. } | Kind::Release { .. });
-        assert_eq!(message.ciaddr(), if used { A } else { Ipv4Addr::UNSPECIFIED }, "{kind:?}");
+        assert_eq!(message.ciaddr(), if used { A4 } else { Ipv4Addr::UNSPECIFIED }, "{kind:?}");
         for address in [message.yiaddr(), message.giaddr()] {
             assert!(address.is_unspecified(), "{kind:?}");
         }
@@ -64,13 +65,13 @@ fn the_header_says_broadcast_and_only_of_an_address_in_use_which() {
 
 #[test]
 fn a_relayed_message_names_the_subnet_twice() {
-    let agent = RelayAgent { giaddr: Ipv4Addr::new(10, 88, 0, 5), subnet: Ipv4Addr::new(10, 99, 0, 0) };
+    let agent = RelayAgent { giaddr: [10, 88, 0, 5].into(), subnet: [10, 99, 0, 0].into() };
     for kind in KINDS {
         let message = sent(kind, Some(&agent));
-        assert_eq!((message.giaddr(), message.hops()), (agent.giaddr, 1), "{kind:?}");
+        assert_eq!((message.giaddr(), message.hops()), ([10, 88, 0, 5].into(), 1), "{kind:?}");
         assert_eq!(
             message.opts().get(OptionCode::SubnetSelection),
-            Some(&DhcpOption::SubnetSelection(agent.subnet)),
+            Some(&DhcpOption::SubnetSelection([10, 99, 0, 0].into())),
             "{kind:?}"
         );
         let bytes = encode(&Message { kind, xid: 1, secs: 0 }, &identity(), Some(&agent)).unwrap();
@@ -112,14 +113,17 @@ fn options(parts: &[&[u8]]) -> Vec<u8> {
 fn replies_are_read() {
     let link = [3, 4, 10, 77, 0, 1, 6, 8, 10, 77, 0, 2, 10, 77, 0, 3];
     let ack = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88], &[58, 4, 0, 0, 1, 44], &[61, 2, 255, 7], &link]);
-    let read = parse(&reply(A, &ack)).unwrap();
-    assert_eq!((read.xid, read.chaddr, read.client_id), (0x1234_5678, identity().chaddr, Some(vec![255, 7])));
-    let infrastructure = [1, 2, 3].map(|last| Ipv4Addr::new(10, 77, 0, last)).into();
+    let read = parse(&reply(A4, &ack)).unwrap();
+    assert_eq!(
+        (read.xid, read.client, read.client_id),
+        (0x1234_5678, Client::Mac(identity().chaddr), Some(vec![255, 7]))
+    );
+    let infrastructure = [1, 2, 3].map(|last| IpAddr::from([10, 77, 0, last])).into();
     let grant = Grant { t1: Some(300), infrastructure, ..granted() };
     assert_eq!(read.answer, Answer::Ack(grant));
 
     let offer = options(&[&[53, 1, 2], &SID]);
-    assert_eq!(parse(&reply(A, &offer)).unwrap().answer, Answer::Offer { address: A, server: SERVER });
+    assert_eq!(parse(&reply(A4, &offer)).unwrap().answer, Answer::Offer { address: A, server: SERVER });
 
     let nak = options(&[&[53, 1, 6], &SID, &[56, 2, b'n', b'o']]);
     let none = Ipv4Addr::UNSPECIFIED;
@@ -133,21 +137,21 @@ fn granted() -> Grant {
 #[test]
 fn a_malformed_option_that_does_not_matter_costs_nothing() {
     let ack = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88], &[58, 2, 1, 1], &[3, 3, 1, 2, 3], &[15, 0]]);
-    assert_eq!(parse(&reply(A, &ack)).unwrap().answer, Answer::Ack(granted()));
+    assert_eq!(parse(&reply(A4, &ack)).unwrap().answer, Answer::Ack(granted()));
 }
 
 #[test]
 fn what_is_no_reply_is_refused() {
     let good = options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 2, 88]]);
     let refused = |yiaddr, options: &[u8]| parse(&reply(yiaddr, options)).unwrap_err().to_string();
-    assert!(parse(&reply(A, &good)).is_ok());
-    assert!(refused(A, &[]).contains("not a DHCP message"));
-    assert!(refused(A, &options(&[&[53, 1, 1], &SID])).contains("not an OFFER"));
-    let mut request = reply(A, &good);
+    assert!(parse(&reply(A4, &good)).is_ok());
+    assert!(refused(A4, &[]).contains("not a DHCP message"));
+    assert!(refused(A4, &options(&[&[53, 1, 1], &SID])).contains("not an OFFER"));
+    let mut request = reply(A4, &good);
     request[0] = 1;
     assert!(parse(&request).unwrap_err().to_string().contains("BOOTREPLY"));
     for length in [0, 5, 7, 16, 255] {
-        let mut other = reply(A, &good);
+        let mut other = reply(A4, &good);
         other[2] = length;
         assert!(parse(&other).unwrap_err().to_string().contains("Ethernet"), "{length}");
     }
@@ -162,12 +166,12 @@ fn an_answer_that_lacks_something_says_what() {
     };
     let lease = [51, 4, 0, 0, 2, 88];
     for kind in [2, 5, 6] {
-        let (server, what) = flaw(A, &options(&[&[53, 1, kind], &lease]));
+        let (server, what) = flaw(A4, &options(&[&[53, 1, kind], &lease]));
         assert_eq!((server, &what[..]), (None, "option 54 (server identifier) is absent or malformed"), "{kind}");
     }
     let no_time = "option 51 (lease time) is absent or malformed".to_owned();
-    assert_eq!(flaw(A, &options(&[&[53, 1, 5], &SID])), (Some(SERVER), no_time.clone()));
-    assert_eq!(flaw(A, &options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 0, 0]])), (Some(SERVER), no_time));
+    assert_eq!(flaw(A4, &options(&[&[53, 1, 5], &SID])), (Some(SERVER), no_time.clone()));
+    assert_eq!(flaw(A4, &options(&[&[53, 1, 5], &SID, &[51, 4, 0, 0, 0, 0]])), (Some(SERVER), no_time));
     for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
         let (_, what) = flaw(address.into(), &options(&[&[53, 1, 5], &SID, &lease]));
         assert!(what.contains("no host's address"), "{what}");
@@ -182,7 +186,7 @@ proptest! {
 
     #[test]
     fn parse_never_panics_on_options(options: Vec<u8>, cut in 0usize..400, length: u8) {
-        let mut bytes = reply(A, &options);
+        let mut bytes = reply(A4, &options);
         bytes[2] = length;
         bytes.truncate(cut);
         let _ = parse(&bytes);

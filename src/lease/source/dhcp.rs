@@ -1,16 +1,15 @@
 //! The DHCP engine as a source of addresses.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::dhcp::{
-    self, Acquisition, Change, Engine, Handle, Identity, Notice, Reason, TransportConfig, Trouble, Turn,
+    self, Acquisition, Change, Engine, Flaw, Handle, Identity, Notice, Reason, Server, TransportConfig, Trouble, Turn,
 };
 use crate::lease::grant::{Lease, News, Report};
 use crate::lease::{clock, settings};
-use crate::model::VipKey;
-use crate::model::address::ipv4;
+use crate::model::{Family, VipKey};
 
 use super::identity;
 
@@ -28,23 +27,25 @@ pub enum Error {
 /// One DHCP client for each VIP of the cluster.
 #[derive(Debug)]
 pub(super) struct Client {
+    family: Family,
     cluster: String,
     handle: Handle,
 }
 
 impl Client {
     pub(super) fn start(
+        family: Family,
         cluster: &str,
         settings: &settings::Dhcp,
         interface: Option<&str>,
     ) -> Result<(Self, UnboundedReceiver<Notice>), Error> {
         let transport = match settings.relay {
             Some(settings::Relay { server, subnet }) => TransportConfig::Relay { server, subnet },
-            None => TransportConfig::Link { interface: interface.ok_or(Error::NoInterface)?.into() },
+            None => TransportConfig::Link { family, interface: interface.ok_or(Error::NoInterface)?.into() },
         };
         let (servers, clock) = (settings.servers.clone(), clock::now as dhcp::Clock);
         let (handle, notices) = Engine::start(dhcp::Settings { transport, servers, clock })?;
-        Ok((Self { cluster: cluster.into(), handle }, notices))
+        Ok((Self { family, cluster: cluster.into(), handle }, notices))
     }
 
     pub(super) fn rebind(&self, interface: &str) {
@@ -56,13 +57,13 @@ impl Client {
     }
 
     /// `turn`: who of the nodes asks first.
-    pub(super) fn ask(&self, vip: &VipKey, (remembered, wish): (Option<&Lease>, Option<Ipv4Addr>), turn: Turn) {
-        let remembered = remembered.and_then(to_engine);
+    pub(super) fn ask(&self, vip: &VipKey, (remembered, wish): (Option<&Lease>, Option<IpAddr>), turn: Turn) {
+        let remembered = remembered.and_then(|lease| self.to_engine(lease));
         self.handle.acquire(vip.to_string(), Acquisition { identity: self.identity(vip), remembered, wish, turn });
     }
 
     pub(super) fn learn(&self, vip: &VipKey, lease: &Lease) {
-        if let Some(lease) = to_engine(lease) {
+        if let Some(lease) = self.to_engine(lease) {
             self.handle.learn(&vip.to_string(), lease);
         }
     }
@@ -90,15 +91,28 @@ impl Client {
     pub(super) fn stop(&self, vip: &VipKey) {
         self.handle.forget(&vip.to_string());
     }
+
+    /// `None`: of the other family.
+    fn to_engine(&self, lease: &Lease) -> Option<dhcp::Lease> {
+        let is_own = Family::of(lease.address) == self.family;
+        is_own.then(|| dhcp::Lease {
+            address: lease.address,
+            server: lease.server.map(Server::at),
+            granted: lease.granted,
+            renew: lease.renew,
+            rebind: lease.rebind,
+            expires: lease.expires,
+            infrastructure: Vec::new(),
+            told: false,
+        })
+    }
 }
 
-/// The engine's notice as a report; none for a key that isn't ours.
-pub fn report(notice: Notice) -> Option<Report> {
+/// A notice of the engine for that family as a report; none for a key that isn't ours.
+pub fn report(family: Family, notice: Notice) -> Option<Report> {
     let vip = notice.key.parse().ok()?;
     let (infrastructure, told) = match &notice.change {
-        Change::Bound(lease) | Change::Renewed(lease) => {
-            (lease.infrastructure.iter().copied().map(IpAddr::V4).collect(), lease.told)
-        }
+        Change::Bound(lease) | Change::Renewed(lease) => (lease.infrastructure.clone(), lease.told),
         _ => (Vec::new(), false),
     };
     let news = match notice.change {
@@ -111,37 +125,24 @@ pub fn report(notice: Notice) -> Option<Report> {
             };
             News::Lost { reason: format!("{}: {how}", lease.address) }
         }
-        Change::Refused { server, why } => News::Refused { server: server.into(), why },
+        Change::Refused { server, why } => News::Refused { server, why },
         Change::Failed { tries, why } => {
-            let exhausted = matches!(why, Trouble::NothingOffered { .. });
+            let exhausted =
+                matches!(why, Trouble::NothingOffered { .. } | Trouble::Unfit { flaw: Flaw::NoAddress, .. });
             News::Trouble { why: format!("{why} ({tries} tries)"), exhausted }
         }
     };
-    Some(Report { vip, news, infrastructure, told })
+    Some(Report { family, vip, news, infrastructure, told })
 }
 
 fn from_engine(lease: &dhcp::Lease) -> Lease {
     Lease {
-        address: lease.address.into(),
-        server: lease.server.map(Into::into),
+        address: lease.address,
+        server: lease.server.map(|server| server.address()),
         link: None,
         granted: lease.granted,
         renew: lease.renew,
         rebind: lease.rebind,
         expires: lease.expires,
     }
-}
-
-/// `None`: not of DHCP for IPv4.
-fn to_engine(lease: &Lease) -> Option<dhcp::Lease> {
-    Some(dhcp::Lease {
-        address: ipv4(lease.address)?,
-        server: lease.server.and_then(ipv4),
-        granted: lease.granted,
-        renew: lease.renew,
-        rebind: lease.rebind,
-        expires: lease.expires,
-        infrastructure: Vec::new(),
-        told: false,
-    })
 }

@@ -6,13 +6,13 @@ pub mod identity;
 mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dhcp::{self as dhcp_engine, Identity, Turn};
 use crate::lease::settings::{Backend, Settings};
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 
 use super::clock;
 use super::cluster::Cluster;
@@ -24,6 +24,7 @@ pub use dhcp::{Error, report};
 /// All sources together.
 #[derive(Debug)]
 pub struct Sources {
+    family: Family,
     pins: BTreeMap<VipKey, IpAddr>,
     backend: Source,
     reports: UnboundedSender<Report>,
@@ -32,7 +33,7 @@ pub struct Sources {
     /// What was said.
     turns: BTreeMap<VipKey, Turn>,
     /// Addresses that are asked for.
-    wishes: BTreeMap<VipKey, Ipv4Addr>,
+    wishes: BTreeMap<VipKey, IpAddr>,
 }
 
 #[derive(Debug)]
@@ -45,10 +46,10 @@ enum Source {
 pub type Notices = Option<tokio::sync::mpsc::UnboundedReceiver<crate::dhcp::Notice>>;
 
 impl Sources {
-    /// Starts what `settings` says, on the link named `interface`, with identities of `cluster` (none without DHCP). Answers
+    /// Starts what `settings` says of a family, on the link named `interface`, with identities of `cluster` (none without DHCP). Answers
     /// go to `reports`, except a DHCP engine's, which are returned.
     pub fn start(
-        settings: &Settings,
+        (family, settings): (Family, &Settings),
         cluster: Option<&Cluster>,
         interface: Option<&str>,
         reports: UnboundedSender<Report>,
@@ -57,7 +58,7 @@ impl Sources {
         let (backend, notices) = match &settings.backend {
             Backend::Dhcp(dhcp) => {
                 let cluster = cluster.map_or("", |cluster| &cluster.name);
-                let (client, notices) = dhcp::Client::start(cluster, dhcp, interface)?;
+                let (client, notices) = dhcp::Client::start(family, cluster, dhcp, interface)?;
                 (Source::Dhcp(client), Some(notices))
             }
             Backend::Pool(pools) => {
@@ -66,7 +67,7 @@ impl Sources {
             }
         };
         let (turn, turns, wishes) = (Turn::Own, BTreeMap::new(), BTreeMap::new());
-        Ok((Self { pins, backend, reports, turn, turns, wishes }, notices))
+        Ok((Self { family, pins, backend, reports, turn, turns, wishes }, notices))
     }
 
     /// Not this node alone decides which address of the pool a VIP has.
@@ -102,7 +103,7 @@ impl Sources {
     }
 
     /// For which address a VIP that has none is to ask a DHCP server; none: any. Whether that is another than before.
-    pub fn wish(&mut self, vip: &VipKey, address: Option<Ipv4Addr>) -> bool {
+    pub fn wish(&mut self, vip: &VipKey, address: Option<IpAddr>) -> bool {
         let before = match address {
             Some(address) => self.wishes.insert(vip.clone(), address),
             None => self.wishes.remove(vip),
@@ -213,6 +214,6 @@ impl Sources {
 
     fn tell(&self, vip: &VipKey, news: News) {
         // The receiver is closed only while viprouted ends.
-        let _ = self.reports.send(Report::new(vip.clone(), news));
+        let _ = self.reports.send(Report::new(self.family, vip.clone(), news));
     }
 }

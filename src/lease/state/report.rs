@@ -28,6 +28,19 @@ impl State {
         vip.lease.as_ref()
     }
 
+    /// The address that the VIP is to be served at: as it is while that is being decided, and none where it is lost.
+    pub fn in_service(&self, vip: &VipKey) -> Option<IpAddr> {
+        let vip = self.vips.get(vip).filter(|vip| !vip.withdrawn)?;
+        let granted = vip.lease.as_ref().filter(|_| vip.phase == Phase::Bound).map(|lease| lease.address);
+        granted.or(vip.usage.address)
+    }
+
+    /// Where the VIP's replicas here are served; none: nowhere.
+    pub fn served_at(&self, vip: &VipKey) -> Option<IpAddr> {
+        let vip = self.vips.get(vip).filter(|vip| vip.usage.endpoints > 0 && !vip.withdrawn)?;
+        vip.usage.address
+    }
+
     /// Whether what another node was granted may be this node's: none of the addresses offered lately is in conflict here.
     pub fn may_learn(&self, vip: &VipKey) -> bool {
         self.vips.get(vip).is_some_and(|vip| vip.running && vip.conflicts.is_empty())

@@ -53,7 +53,7 @@ pub(super) struct Vip {
     /// Whether no server answers the source, which backs off then.
     server_silent: bool,
     /// Whether its routes were taken out because of a lost lease.
-    withdrawn: bool,
+    pub(super) withdrawn: bool,
     pub(super) usage: LocalUsage,
     /// When the last replica left; none while there is one.
     pub(super) left: Option<SystemTime>,

@@ -57,18 +57,18 @@ fn record() -> Record {
 fn a_record_comes_back_and_goes() {
     let place = Place::new();
     let store = Store::open(&place.0).unwrap();
-    assert_eq!(store.load(&vip("shop/web")).unwrap(), None);
+    assert_eq!(store.load(Family::V4, &vip("shop/web")).unwrap(), None);
     store.save(&vip("shop/web"), &record()).unwrap();
-    assert_eq!(store.load(&vip("shop/web")).unwrap(), Some(record()));
+    assert_eq!(store.load(Family::V4, &vip("shop/web")).unwrap(), Some(record()));
     let path = place.0.join("leases/shop_web.json");
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     let forever =
         Record { lease: Lease::permanent([10, 118, 0, 8].into(), UNIX_EPOCH), left: Some(UNIX_EPOCH), service: false };
     store.save(&vip("shop/web"), &forever).unwrap();
-    assert_eq!(store.load_all().unwrap().records[&vip("shop/web")].as_ref().unwrap(), &forever);
-    store.remove(&vip("shop/web")).unwrap();
-    store.remove(&vip("shop/web")).unwrap();
-    assert!(store.load_all().unwrap().records.is_empty());
+    assert_eq!(store.load_all(Family::V4).unwrap().records[&vip("shop/web")].as_ref().unwrap(), &forever);
+    store.remove(Family::V4, &vip("shop/web")).unwrap();
+    store.remove(Family::V4, &vip("shop/web")).unwrap();
+    assert!(store.load_all(Family::V4).unwrap().records.is_empty());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn bad_files_are_named_and_left_alone() {
     place.put("README", "hello");
     place.put(".a_good.json.tmp", "half");
     place.put("a_time.json", &good.replace("a/good", "a/time").replace("1790000600", "18446744073709551615"));
-    let Contents { mut records, strangers } = store.load_all().unwrap();
+    let Contents { mut records, strangers } = store.load_all(Family::V4).unwrap();
     assert_eq!(strangers, [place.0.join("leases/README")]);
     assert_eq!(records.remove(&vip("a/good")).unwrap().unwrap(), record());
     let names: Vec<_> = records.keys().map(VipKey::name).collect();
@@ -107,7 +107,7 @@ fn bad_files_are_named_and_left_alone() {
         assert!(error.to_string().contains(&file), "{error}");
         if vip.name() != "time" {
             assert!(store.save(vip, &record()).is_err());
-            assert!(store.remove(vip).is_err());
+            assert!(store.remove(Family::V4, vip).is_err());
         }
         assert!(place.0.join("leases").join(file).exists());
     }
@@ -154,7 +154,7 @@ fn a_wall_clock_set_since_changes_nothing_in_the_same_boot() {
         let store = Store::open(&place.0).unwrap();
         store.save(&vip("a/b"), &recent()).unwrap();
         write_by_a_clock_that_is_wrong(&place, by, None);
-        let found = store.load(&vip("a/b")).unwrap().unwrap();
+        let found = store.load(Family::V4, &vip("a/b")).unwrap().unwrap();
         let expires = found.lease.expires.unwrap();
         assert!(seconds(expires).abs_diff(seconds(recent().lease.expires.unwrap())) <= 2, "{by}: {expires:?}");
     }
@@ -167,7 +167,7 @@ fn after_a_boot_a_lease_is_not_from_the_future() {
     let store = Store::open(&place.0).unwrap();
     store.save(&vip("a/b"), &recent()).unwrap();
     write_by_a_clock_that_is_wrong(&place, 86_400, Some("another"));
-    let lease = store.load(&vip("a/b")).unwrap().unwrap().lease;
+    let lease = store.load(Family::V4, &vip("a/b")).unwrap().unwrap().lease;
     let left = lease.expires.unwrap().duration_since(clock::now()).unwrap().as_secs();
     assert!((590..=601).contains(&left), "{left}");
 }

@@ -5,13 +5,12 @@ mod arp;
 mod ndp;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::ifaddrs::getifaddrs;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
@@ -121,20 +120,13 @@ impl Port {
     }
 
     fn announcements(&self, addresses: &[IpAddr]) -> Vec<(Family, Vec<u8>)> {
-        let from = addresses.iter().any(IpAddr::is_ipv6).then(|| link_local(&self.interface)).flatten();
+        let from = addresses.iter().any(IpAddr::is_ipv6).then(|| packet::link_local(&self.interface)).flatten();
         let frame = |address: &IpAddr| match *address {
             IpAddr::V4(address) => (Family::V4, arp::announcement(self.mac, address)),
             IpAddr::V6(address) => (Family::V6, ndp::announcement(self.mac, address, from)),
         };
         addresses.iter().map(frame).collect()
     }
-}
-
-/// The link's own address; none: it has none, or that can't be read.
-fn link_local(interface: &str) -> Option<Ipv6Addr> {
-    let own = getifaddrs().ok()?.filter(|entry| entry.interface_name == interface);
-    let mut addresses = own.filter_map(|entry| Some(entry.address?.as_sockaddr_in6()?.ip()));
-    addresses.find(Ipv6Addr::is_unicast_link_local)
 }
 
 /// Both protocols on one link.

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::model::Mac;
-use crate::net::checksum::{fold, sum};
-use crate::net::packet::{self, ETHERNET, Frames, code};
+use crate::net::checksum::fold;
+use crate::net::ipv6::{self, ICMPV6, Multicast, ethernet_of};
+use crate::net::packet::{self, Frames, code};
 
 use super::{Packet, Says};
 
@@ -24,12 +25,9 @@ const FILTER: [libc::sock_filter; 9] = [
 /// Those.
 pub(super) const FRAMES: Frames = Frames { ethertype: packet::IPV6, filter: &FILTER };
 
-/// Next header: `ICMPv6`.
-const ICMPV6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-/// Of an IPv6 header, and of `ICMPv6` up to where options begin.
-const HEADER: usize = 40;
+/// Bytes of a message up to where options begin.
 const MESSAGE: usize = 24;
 /// Of the options "source" and "target link-layer address" with an Ethernet address.
 const OPTION: usize = 8;
@@ -62,12 +60,6 @@ fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
-/// The Ethernet address of a group (RFC 2464 section 7).
-fn ethernet_of(group: Ipv6Addr) -> Mac {
-    let [.., a, b, c, d] = group.octets();
-    Mac([0x33, 0x33, a, b, c, d])
-}
-
 /// Where probes for the address are sent.
 pub(super) fn probes_of(address: Ipv6Addr) -> Mac {
     ethernet_of(solicited_node(address))
@@ -79,48 +71,22 @@ fn message(kind: u8, flags: u8, target: Ipv6Addr) -> Vec<u8> {
     message
 }
 
-fn frame(mac: Mac, from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(ETHERNET + HEADER + message.len());
-    frame.extend(ethernet_of(to).0);
-    frame.extend(mac.0);
-    frame.extend(packet::IPV6.to_be_bytes());
-    frame.extend([0x60, 0, 0, 0]);
-    // 32 at most.
-    frame.extend(u16::try_from(message.len()).unwrap_or_default().to_be_bytes());
-    frame.extend([ICMPV6, ON_LINK]);
-    frame.extend(from.octets());
-    frame.extend(to.octets());
-    frame.extend(message);
-    let checksum = fold(summed(&frame[ETHERNET..]));
-    frame[ETHERNET + HEADER + 2..][..2].copy_from_slice(&checksum.to_be_bytes());
-    frame
-}
-
-/// The sum of an `ICMPv6` packet and its pseudo-header (RFC 4443 section 2.3, RFC 8200 section 8.1).
-fn summed(packet: &[u8]) -> u32 {
-    let (header, message) = packet.split_at(HEADER);
-    let length = u32::try_from(message.len()).unwrap_or_default();
-    sum(&header[8..]) + length + u32::from(ICMPV6) + sum(message)
+fn frame(mac: Mac, from: Ipv6Addr, group: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    let packet = Multicast { from, group, next_header: ICMPV6, hop_limit: ON_LINK, payload, checksum: 2 };
+    // 32 bytes at most.
+    packet.frame(mac).unwrap_or_default()
 }
 
 /// What a frame says; none: nothing of an address, or something that RFC 4861 (section 7.1) has hosts drop.
 pub(super) fn parse(frame: &[u8]) -> Option<Packet> {
     let sender = Mac(frame.get(6..12)?.try_into().ok()?);
-    if frame.get(12..ETHERNET)? != packet::IPV6.to_be_bytes() {
+    let packet = ipv6::read(frame)?;
+    let (source, message) = (packet.from, packet.payload);
+    if packet.next_header != ICMPV6 || packet.hop_limit != ON_LINK || message.len() < MESSAGE || message[1] != 0 {
         return None;
     }
-    let packet = &frame[ETHERNET..];
-    let header: &[u8; HEADER] = packet.first_chunk()?;
-    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let packet = packet.get(..HEADER + length)?;
-    let message = packet.get(HEADER..).filter(|message| message.len() >= MESSAGE)?;
-    let is_sound = header[0] >> 4 == 6 && header[6] == ICMPV6 && header[7] == ON_LINK && message[1] == 0;
-    if !is_sound || fold(summed(packet)) != 0 {
-        return None;
-    }
-    let address = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from);
-    let (source, target) = (address(&header[8..24])?, address(&message[8..MESSAGE])?);
-    if target.is_multicast() || source.is_multicast() {
+    let target = Ipv6Addr::from(<[u8; 16]>::try_from(&message[8..MESSAGE]).ok()?);
+    if target.is_multicast() || source.is_multicast() || fold(ipv6::summed(packet.whole)) != 0 {
         return None;
     }
     let (says, option) = match message[0] {
@@ -149,6 +115,8 @@ fn named(mut options: &[u8], wanted: u8) -> Option<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::ipv6::HEADER;
+    use crate::net::packet::ETHERNET;
 
     const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
 

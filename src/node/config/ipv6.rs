@@ -1,12 +1,13 @@
-//! Which IPv6 addresses VIPs have: `pool.cidr6`, and `address6` of pins. What IPv6 isn't there for yet is refused beside them.
+//! Which IPv6 addresses VIPs have: `pool.cidr6`, `address6` of pins, `[dhcp6]`. What IPv6 isn't there for yet is refused beside them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipnetwork::Ipv6Network;
+use ipnetwork::{IpNetwork, Ipv6Network};
 
+use crate::lease::Settings;
 use crate::lease::allow::Allow;
 use crate::lease::beside::{Beside, LONGEST};
-use crate::lease::settings::Backend;
+use crate::lease::settings::{Backend, Dhcp, OnLost, Relay};
 
 use super::table::Reader;
 use super::{Config, Error, quoted};
@@ -29,6 +30,41 @@ pub(super) fn address6(table: &mut Reader, allow: &Allow) -> Result<Option<Ipv6A
         return Err(table.bad("address6", &quoted(address), format!("one within: {allow}")));
     }
     Ok(Some(address))
+}
+
+/// `[dhcp6]`. An address that is lost is treated as `dhcp.on_lost` says.
+pub(super) fn dhcp6(top: &mut Reader, on_lost: OnLost) -> Result<Option<Dhcp>, Error> {
+    const EXPECTED: &str = "a unicast IPv6 address";
+    let Some(mut table) = top.table("dhcp6")? else { return Ok(None) };
+    let mut dhcp = Dhcp { relay: None, servers: Vec::new(), on_lost };
+    if let Some(mut relay) = table.table("relay")? {
+        let mut address = |key| {
+            let found = relay.text(key, EXPECTED, unicast)?.map(IpAddr::V6);
+            found.ok_or_else(|| relay.missing(key, EXPECTED))
+        };
+        dhcp.relay = Some(Relay { server: address("server")?, subnet: address("subnet")? });
+        relay.finish()?;
+    }
+    table.finish()?;
+    Ok(Some(dhcp))
+}
+
+/// What IPv6 addresses are leased by, in place of what `lease` has beside.
+pub(super) fn by_itself(lease: &mut Settings, dhcp: Dhcp) -> Result<Settings, Error> {
+    let beside = std::mem::take(&mut lease.beside);
+    if let Some(cidr6) = beside.cidr6 {
+        let expected = "none beside [dhcp6]: an IPv6 address comes from one of the two";
+        return Err(Error::BadValue { key: "pool.cidr6".into(), value: quoted(cidr6), expected: expected.into() });
+    }
+    let allow = lease.allow.as_ref();
+    let holds_some = |allow: &Allow| allow.networks().iter().any(IpNetwork::is_ipv6);
+    let is_relayed = dhcp.relay.is_some();
+    if allow.map_or(is_relayed, |allow| !holds_some(allow)) {
+        let expected = "the networks that VIPs' IPv6 addresses come from too, such as \"2001:db8::/64\" (with [dhcp6])";
+        return Err(Error::Missing { key: "allow".into(), expected });
+    }
+    let pins = beside.pins.into_iter().map(|(vip, address)| (vip, IpAddr::V6(address))).collect();
+    Ok(Settings { backend: Backend::Dhcp(dhcp), pins, ..lease.clone() })
 }
 
 fn network(text: &str) -> Option<Ipv6Network> {
@@ -65,15 +101,21 @@ impl Config {
     /// What IPv6 isn't there for yet.
     pub(super) fn check_ipv6(&self) -> Result<(), Error> {
         let beside = &self.lease.beside;
-        if beside.is_nothing() {
+        if beside.is_nothing() && self.lease6.is_none() {
             return Ok(());
         }
-        let (key, value) = match beside.cidr6 {
-            Some(cidr6) => ("pool.cidr6", quoted(cidr6)),
-            None => ("pin[].address6", beside.pins.values().next().map(quoted).unwrap_or_default()),
+        let (key, value) = match (beside.cidr6, &self.lease6) {
+            (Some(cidr6), _) => ("pool.cidr6", quoted(cidr6)),
+            (None, Some(_)) => ("dhcp6", "{…}".to_owned()),
+            (None, None) => ("pin[].address6", beside.pins.values().next().map(quoted).unwrap_or_default()),
         };
-        let expected = if matches!(self.lease.backend, Backend::Dhcp(_)) && beside.cidr6.is_some() {
-            "backend = \"pool\" beside it: no DHCPv6 server is asked yet"
+        let is_leased = self.lease6.is_some();
+        let expected = if is_leased && (self.membership.is_some() || !self.lease.peers.is_empty()) {
+            "no [membership] and no peers beside it: nodes don't tell each other leases of IPv6 yet"
+        } else if is_leased && self.kubernetes.is_some() {
+            "no [kubernetes] beside it: Services have IPv6 addresses of pool.cidr6 alone so far"
+        } else if matches!(self.lease.backend, Backend::Dhcp(_)) && beside.cidr6.is_some() {
+            "backend = \"pool\" beside it; [dhcp6] leases IPv6 addresses from a DHCPv6 server"
         } else {
             return Ok(());
         };

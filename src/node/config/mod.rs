@@ -86,6 +86,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where VIPs' addresses come from, and which they may be.
     pub lease: Settings,
+    /// The same of IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
+    pub lease6: Option<Settings>,
     /// Whether this node answers ARP for its VIPs.
     pub announce: Announce,
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
@@ -165,13 +167,14 @@ impl Config {
         let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
         let (pins, pins6) = pins(&mut top, &any)?;
+        let dhcp6 = ipv6::dhcp6(&mut top, dhcp_on_lost(&backend))?;
         let beside = Beside { cidr6, pins: pins6 };
         ipv6::check_pins(&beside)?;
         let kubernetes = Kubernetes::read(&mut top)?;
         if matches!(backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
             pools::stand_alone(&top, &peers, !pins.is_empty())?;
         }
-        let lease = Settings {
+        let mut lease = Settings {
             cluster: cluster(&mut top)?,
             hold: top.text("hold", HOLD, duration)?.unwrap_or(Duration::from_secs(600)),
             peers,
@@ -182,6 +185,7 @@ impl Config {
             allow,
             backend,
         };
+        let lease6 = dhcp6.map(|dhcp6| ipv6::by_itself(&mut lease, dhcp6)).transpose()?;
         let config = Self {
             socket: path(&mut top, "socket", "/run/viproute/viprouted.sock")?,
             state_dir: path(&mut top, "state_dir", "/var/lib/viproute")?,
@@ -195,6 +199,7 @@ impl Config {
             metrics: Metrics::read(&mut top)?,
             log: Log::read(&mut top)?,
             lease,
+            lease6,
         };
         top.finish()?;
         config.check_ipv6()?;
@@ -262,6 +267,14 @@ fn default_announce(backend: &Backend) -> Announce {
     }
 }
 
+/// What `[dhcp6]` takes over.
+fn dhcp_on_lost(backend: &Backend) -> OnLost {
+    match backend {
+        Backend::Dhcp(dhcp) => dhcp.on_lost,
+        Backend::Pool(_) => OnLost::Withdraw,
+    }
+}
+
 fn on_lost_name(text: &str) -> Option<OnLost> {
     match text {
         "withdraw" => Some(OnLost::Withdraw),
@@ -278,14 +291,15 @@ fn dhcp(top: &mut Reader) -> Result<(Dhcp, Option<String>), Error> {
     };
     let interface = table.text("interface", "an interface name (1 to 15 bytes)", interface_name)?;
     if let Some(mut relay) = table.table("relay")? {
+        let expected = "a unicast IPv4 address";
         let mut address = |key| {
-            let found = relay.text(key, "a unicast IPv4 address", unicast)?;
-            found.ok_or_else(|| relay.missing(key, "a unicast IPv4 address"))
+            let found = relay.text(key, expected, unicast)?.map(IpAddr::V4);
+            found.ok_or_else(|| relay.missing(key, expected))
         };
         dhcp.relay = Some(Relay { server: address("server")?, subnet: address("subnet")? });
         relay.finish()?;
     }
-    dhcp.servers = table.list("servers", "a unicast IPv4 address", unicast)?;
+    dhcp.servers = table.list("servers", "a unicast IPv4 address", |text| unicast(text).map(IpAddr::V4))?;
     if let Some(on_lost) = table.text("on_lost", "\"withdraw\" or \"keep\"", on_lost_name)? {
         dhcp.on_lost = on_lost;
     }

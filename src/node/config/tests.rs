@@ -72,6 +72,43 @@ fn ipv6_addresses_beside() {
 }
 
 #[test]
+fn ipv6_addresses_by_dhcp() {
+    let config = Config::parse("[dhcp]\non_lost = \"keep\"\n[dhcp6]").unwrap();
+    let dhcp = Dhcp { relay: None, servers: Vec::new(), on_lost: OnLost::Keep };
+    assert_eq!(config.lease6.unwrap().backend, Backend::Dhcp(dhcp));
+    assert_eq!(Config::parse("").unwrap().lease6, None);
+    let pool = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]";
+    assert!(Config::parse(pool).unwrap().lease6.is_some(), "IPv4 from a pool");
+    // A pin's address of IPv6 is no longer beside the other, but takes the place of a lease.
+    let pinned =
+        Config::parse("[dhcp6]\n[[pin]]\nvip = \"shop/web\"\naddress = \"192.0.2.7\"\naddress6 = \"2001:db8::7\"")
+            .unwrap();
+    let address: IpAddr = "2001:db8::7".parse().unwrap();
+    assert_eq!(pinned.lease6.unwrap().pins.into_values().collect::<Vec<_>>(), [address]);
+    assert!(pinned.lease.beside.is_nothing());
+    let relay = "allow = [\"10.118.0.0/16\", \"fd00:99::/64\"]\n[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\"";
+    let Backend::Dhcp(dhcp) = Config::parse(relay).unwrap().lease6.unwrap().backend else { panic!() };
+    assert_eq!(dhcp.relay.map(|relay| relay.server), Some("2001:db8::1".parse().unwrap()));
+    for (text, says) in [
+        ("[dhcp6]\ninterface = \"eth1\"", "dhcp6.interface: no such key (there are: relay)"),
+        (
+            "[dhcp6.relay]\nserver = \"192.0.2.1\"",
+            "dhcp6.relay.server = \"192.0.2.1\": expected a unicast IPv6 address",
+        ),
+        ("[dhcp6.relay]\nserver = \"2001:db8::1\"", "dhcp6.relay.subnet is missing"),
+        (
+            "allow = [\"10.118.0.0/16\"]\n[dhcp6]",
+            "allow is missing: expected the networks that VIPs' IPv6 addresses come",
+        ),
+        ("[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\"", "allow is missing: expected the networks"),
+        (&pool.replace("[dhcp6]", "cidr6 = \"fd00:118::/96\"\n[dhcp6]"), "expected none beside [dhcp6]"),
+        ("[dhcp6]\n[membership]", "dhcp6 = {…}: expected no [membership] and no peers beside it"),
+    ] {
+        assert!(complaint(text).contains(says), "{text}: {}", complaint(text));
+    }
+}
+
+#[test]
 fn other_nodes() {
     assert_eq!(Config::parse("").unwrap().membership, None);
     let text = "[membership]\nseeds = [\"192.0.2.11\", \"nodes.example:9000\"]\nlisten = \"192.0.2.1:9001\"";

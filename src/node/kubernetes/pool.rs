@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 
 use super::api::{self, ANSWER};
 use super::objects::{Key, key};
@@ -129,7 +129,7 @@ impl PoolKeeper {
     fn report(&self, step: Option<Step>) {
         if let Some(Step::Report(vip, news)) = step {
             // Its reader is gone only while viprouted ends.
-            let _ = self.desk.reports.send(Report::new(vip, news));
+            let _ = self.desk.reports.send(Report::new(Family::V4, vip, news));
         }
     }
 }

@@ -9,9 +9,10 @@ use crate::api::protocol::{
 };
 use crate::api::server::{self, Call};
 use crate::dataplane::node::uplink;
+use crate::dhcp;
 use crate::lease::clock;
 use crate::lease::state::{Caller, Input};
-use crate::model::{BadKey, VipKey};
+use crate::model::{BadKey, Family, VipKey};
 use crate::net::link::Link;
 use crate::node::leases::usage;
 use crate::node::problems::PROXIES;
@@ -29,7 +30,9 @@ impl Daemon {
                     tracing::info!(%vip, pod = %request.pod, node = %request.node, gateway = ?request.gateway, "acquire");
                     self.last_caller += 1;
                     let caller = Caller(self.last_caller);
-                    self.executor.expect(caller, reply);
+                    // IPv6 first: what it has is known then when the other is.
+                    self.callers.expect(caller, reply, self.v6.is_none());
+                    self.step_of(Family::V6, &vip, Input::Acquire(caller));
                     return self.step(&vip, Input::Acquire(caller));
                 }
                 Err(refusal) => server::line::<()>(&Err(refusal)),
@@ -58,7 +61,13 @@ impl Daemon {
     fn released(&mut self, vip: &VipKey) {
         tracing::info!(%vip, "release");
         match usage::read_usage(&self.registry, vip) {
-            Ok(usage) => self.step(vip, Input::LocalUsage(usage)),
+            Ok(usage) => {
+                let beside = self.v6.is_some().then(|| usage::read_beside(&self.registry, vip, &usage));
+                self.step(vip, Input::LocalUsage(usage));
+                if let Some(beside) = beside {
+                    self.step_of(Family::V6, vip, Input::LocalUsage(beside));
+                }
+            }
             Err(error) => tracing::warn!(%vip, error = &*error as &dyn std::error::Error, "registry not read"),
         }
     }
@@ -68,10 +77,14 @@ impl Daemon {
         let strangers = self.strangers.iter().filter(|path| path.exists()).map(stranger);
         let problems = strangers.chain(self.foreign.problems()).chain(self.agent.problems.all());
         let problems = problems.chain(self.agent.watch.degraded()).collect();
-        let mut vips = self.state.status();
+        let mut vips = self.v4.state.status();
         for vip in &mut vips {
             vip.expires = vip.expires.map(clock::to_wall);
             vip.held_until = vip.held_until.map(clock::to_wall);
+        }
+        for vip in &mut vips {
+            let beside = || self.v6.as_ref()?.state.status_of(&vip.vip.parse().ok()?)?.error;
+            vip.error = vip.error.take().or_else(|| beside().map(|error| format!("IPv6: {error}")));
         }
         self.show_claims(&mut vips);
         self.sharing.show_status(&mut vips);
@@ -83,16 +96,17 @@ impl Daemon {
 
     /// Why a VIP that is new here would get no address now.
     fn readiness_errors(&self) -> Vec<String> {
-        let nothing = self.state.allow().is_nothing().then(|| format!("allow isn't set: it is {}", self.state.allow()));
+        let nothing =
+            self.v4.state.allow().is_nothing().then(|| format!("allow isn't set: it is {}", self.v4.state.allow()));
         // Sockets are bound to the link as it is: one that comes back is good again.
-        let link = self.link.as_ref().filter(|_| self.executor.dhcp_counters().is_some());
+        let link = self.link.as_ref().filter(|_| self.dhcp_counters().is_some());
         let want = |link: &Link| uplink::Want::Named(link.name.clone());
         let unusable = link.and_then(|link| match uplink::again(&self.node, link) {
             Ok(have) => uplink::difference(&want(link), &have).map(|why| format!("no address can be asked for: {why}")),
             Err(error) => Some(with_causes(&error)),
         });
-        let general = unusable.into_iter().chain(nothing).chain(self.state.is_full());
-        general.chain(self.state.readiness_errors(clock::now())).collect()
+        let general = unusable.into_iter().chain(nothing).chain(self.v4.state.is_full());
+        general.chain(self.v4.state.readiness_errors(clock::now())).collect()
     }
 
     fn leases(&self) -> Vec<LeaseEntry> {
@@ -102,13 +116,14 @@ impl Daemon {
             left: lease.left.map(clock::to_wall),
             ..lease
         };
-        let mut leases: Vec<_> = self.state.leases().into_iter().map(shown).collect();
+        let families = std::iter::once(&self.v4).chain(&self.v6);
+        let mut leases: Vec<_> = families.flat_map(|leasing| leasing.state.leases()).map(shown).collect();
         self.sharing.show(&mut leases);
         leases
     }
 
     fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {
-        let (Some(identity), Some(cluster)) = (self.executor.identity(vip), &self.cluster) else {
+        let (Some(identity), Some(cluster)) = (self.v4.executor.identity(vip), &self.cluster) else {
             let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from a pool");
             return Err(Refusal { code: code::INVALID, msg });
         };
@@ -125,11 +140,17 @@ impl Daemon {
         Events { events: self.agent.journal.events_after(after).into_iter().map(entry).collect() }
     }
 
+    /// The messages of DHCP and of `DHCPv6` together; none: no server is asked.
+    fn dhcp_counters(&self) -> Option<dhcp::Counters> {
+        let families = std::iter::once(&self.v4).chain(&self.v6);
+        families.filter_map(|leasing| leasing.executor.dhcp_counters()).reduce(dhcp::Counters::and)
+    }
+
     /// For the agent's metrics and health pages.
     pub(super) fn allocator_status(&self) -> AllocatorStatus {
         let status = self.status();
         let readiness_errors = status.readiness_errors.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
-        AllocatorStatus { dhcp: self.executor.dhcp_counters(), pools: self.pool_usage(), readiness_errors, status }
+        AllocatorStatus { dhcp: self.dhcp_counters(), pools: self.pool_usage(), readiness_errors, status }
     }
 }
 

@@ -71,7 +71,7 @@ impl Daemon {
 
     /// A host claims an address; it may be a peer, which may serve the same VIP.
     pub(super) fn claimed(&mut self, claim: Claim) {
-        let (search, strangers) = (self.executor.search().clone(), self.claims.strangers.clone());
+        let (search, strangers) = (self.v4.executor.search().clone(), self.claims.strangers.clone());
         tokio::spawn(async move {
             match search.is_peer(claim.mac).await {
                 // Its reader is gone only while viprouted ends.

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 
 use crate::api::protocol::{LeaseState, VipStatus};
 use crate::lease::state::{Action, State, Step};
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 use crate::node::{Journal, Kind};
 
 /// Records each change once.
 #[derive(Debug)]
 pub struct LeaseEventLog {
     journal: Journal,
+    /// The family, where there are leases of another one too.
+    family: Option<Family>,
     told: BTreeMap<VipKey, Told>,
 }
 
@@ -28,8 +30,8 @@ struct Told {
 
 impl LeaseEventLog {
     /// With nothing recorded.
-    pub fn new(journal: Journal) -> Self {
-        Self { journal, told: BTreeMap::new() }
+    pub fn new(journal: Journal, family: Option<Family>) -> Self {
+        Self { journal, family, told: BTreeMap::new() }
     }
 
     /// `steps` were decided on.
@@ -60,9 +62,11 @@ impl LeaseEventLog {
 
     /// An order is given again until the registry shows that it was carried out.
     fn order(&mut self, vip: &VipKey, address: Option<IpAddr>) {
-        let text = match address {
-            Some(address) => format!("its replicas here serve {address} from now on"),
-            None => "withdrawn: its replicas here serve no address".to_owned(),
+        let text = if let Some(address) = address {
+            format!("its replicas here serve {address} from now on")
+        } else {
+            let of = self.family.map(|family| format!(" of {}", family.name())).unwrap_or_default();
+            format!("withdrawn: its replicas here serve no address{of}")
         };
         let told = self.told.entry(vip.clone()).or_default();
         if told.ordered.replace(text.clone()).as_ref() != Some(&text) {

@@ -14,7 +14,7 @@ use crate::lease::grant::Report;
 use crate::lease::source::{self, Notices};
 use crate::lease::state::{Demand, Findings};
 use crate::lease::writer::Done;
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 use crate::net::acd::Claim;
 use crate::net::link::Link;
 use crate::node::AllocatorStatus;
@@ -35,6 +35,8 @@ pub struct Events {
     pub reports: UnboundedReceiver<Report>,
     /// Notices of the DHCP engine.
     pub notices: Notices,
+    /// The same of the one for IPv6.
+    pub notices6: Notices,
     /// Lease files read and written.
     pub done: UnboundedReceiver<Done>,
     /// What searches for conflicts found.
@@ -106,7 +108,10 @@ impl Events {
             Some(request) = self.status_requests.recv() => Some(Event::StatusRequest(request)),
             report = self.reports.recv() => Some(Event::Report(report.ok_or(ended("the source of addresses"))?)),
             notice = next_notice(&mut self.notices) => {
-                source::report(notice.ok_or(ended("the DHCP engine"))?).map(Event::Report)
+                source::report(Family::V4, notice.ok_or(ended("the DHCP engine"))?).map(Event::Report)
+            }
+            notice = next_notice(&mut self.notices6) => {
+                source::report(Family::V6, notice.ok_or(ended("the DHCPv6 engine"))?).map(Event::Report)
             }
             done = self.done.recv() => Some(Event::Done(done.ok_or(ended("the thread that keeps leases"))?)),
             found = self.found.recv() => {

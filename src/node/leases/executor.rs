@@ -1,32 +1,24 @@
-//! Carries out what [`super::state`] decides.
+//! Carries out what [`crate::lease::state`] decides of a family's addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::api::protocol::{Directory, Grant, Refusal};
-use crate::api::server;
 use crate::dhcp::{self, Turn};
 use crate::lease::allow::Allow;
 use crate::lease::beside::Beside;
-use crate::lease::clock;
 use crate::lease::decider::register::Register;
 use crate::lease::grant::Lease;
 use crate::lease::search::Search;
 use crate::lease::source::Sources;
-use crate::lease::state::{Action, Caller, Findings, State, Step};
+use crate::lease::state::{Action, Findings, State, Step};
 use crate::lease::writer::{Job, LeaseWriter};
-use crate::model::VipKey;
-use crate::model::address::ipv4;
-use crate::node::Services;
+use crate::model::{Family, VipKey};
 use crate::with_causes;
-
-use super::dataplane::Order;
 
 /// A search that couldn't be made is made again after this long.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
@@ -37,15 +29,11 @@ pub type Found = (VipKey, IpAddr, Result<Findings, String>);
 /// All that actions are carried out with.
 #[derive(Debug)]
 pub struct Executor {
+    family: Family,
     sources: Sources,
     search: Search,
-    writer: LeaseWriter,
-    orders: Sender<Order>,
+    writer: Arc<LeaseWriter>,
     found: mpsc::UnboundedSender<Found>,
-    /// The registry's directory, which each answer names: the caller's must be the same.
-    registry: PathBuf,
-    /// Who waits for an answer.
-    callers: BTreeMap<Caller, oneshot::Sender<Vec<u8>>>,
     /// Searches under way.
     searches: BTreeMap<VipKey, AbortHandle>,
     /// The same for what VIPs are to have beside what they are served at.
@@ -55,41 +43,28 @@ pub struct Executor {
     last_write: u64,
     /// What VIPs have beside what they lease.
     pub beside: Beside,
-    /// What Services ask of VIPs.
-    pub services: Services,
 }
 
 impl Executor {
-    /// With these tools; what searches find comes by the receiver.
+    /// Of a family, with these tools; what searches find goes to `found`.
     pub fn new(
-        sources: Sources,
+        (family, sources): (Family, Sources),
         search: Search,
-        writer: LeaseWriter,
-        orders: Sender<Order>,
-        registry: &Path,
-    ) -> (Self, mpsc::UnboundedReceiver<Found>) {
-        let (found, results) = mpsc::unbounded_channel();
-        let executor = Self {
+        writer: Arc<LeaseWriter>,
+        found: mpsc::UnboundedSender<Found>,
+    ) -> Self {
+        Self {
+            family,
             sources,
             search,
             writer,
-            orders,
             found,
-            registry: registry.to_owned(),
-            callers: BTreeMap::new(),
             searches: BTreeMap::new(),
             searches_beside: BTreeMap::new(),
             writing: BTreeMap::new(),
             last_write: 0,
             beside: Beside::default(),
-            services: Services::default(),
-        };
-        (executor, results)
-    }
-
-    /// `caller` is to be answered by `reply`.
-    pub fn expect(&mut self, caller: Caller, reply: oneshot::Sender<Vec<u8>>) {
-        self.callers.insert(caller, reply);
+        }
     }
 
     /// Searches are made by `search` from now on, and DHCP goes over the link of that name.
@@ -110,7 +85,7 @@ impl Executor {
 
     /// For which address a VIP that has none is to ask a DHCP server; none: any. Whether that is another than before.
     pub fn wish(&mut self, vip: &VipKey, address: Option<IpAddr>) -> bool {
-        self.sources.wish(vip, address.and_then(ipv4))
+        self.sources.wish(vip, address.filter(|address| Family::of(*address) == self.family))
     }
 
     /// Another node was granted this lease in the VIP's name.
@@ -135,7 +110,7 @@ impl Executor {
 
     /// Has a VIP's lease file read.
     pub fn load(&mut self, vip: &VipKey) {
-        self.writer.give(Job::Load(vip.clone()));
+        self.writer.give(Job::Load(self.family, vip.clone()));
     }
 
     /// Writes the register of the pool.
@@ -146,7 +121,7 @@ impl Executor {
     /// Removes a VIP's lease file.
     pub fn erase(&mut self, vip: &VipKey) {
         self.writing.remove(vip);
-        self.writer.give(Job::Erase(vip.clone()));
+        self.writer.give(Job::Erase(self.family, vip.clone()));
     }
 
     /// Whether the file written under `number` is what the VIP's file is to say: an older one on disk is worth nothing.
@@ -186,41 +161,8 @@ impl Executor {
                 self.writer.give(Job::Save(vip.clone(), self.last_write, record));
             }
             Action::Erase => self.erase(vip),
-            Action::Answer(caller, answer) => self.answer(vip, caller, &answer),
-            Action::Serve(address) => self.order(vip, Some(address)),
-            Action::Withdraw => self.order(vip, None),
-        }
-    }
-
-    fn answer(&mut self, vip: &VipKey, caller: Caller, answer: &Result<Grant, Refusal>) {
-        match answer {
-            Ok(grant) => tracing::info!(%vip, address = %grant.address, "granted"),
-            Err(refusal) => tracing::warn!(%vip, code = refusal.code, why = refusal.msg, "acquire refused"),
-        }
-        if let Some(reply) = self.callers.remove(&caller) {
-            let registry = Some(Directory::at(&self.registry));
-            let others = |grant: &Grant| self.beside.of(vip, grant.address).into_iter().collect();
-            let answer = answer.clone().map(|grant| Grant {
-                registry,
-                policy: self.services.policy(vip),
-                others: others(&grant),
-                expires: grant.expires.map(clock::to_wall),
-                ..grant
-            });
-            // The caller may have closed its connection; the lease is kept for its next try.
-            let _ = reply.send(server::line(&answer));
-        }
-    }
-
-    /// A VIP is to be served at this address, and what it has beside; none: not at all.
-    pub fn order(&mut self, vip: &VipKey, address: Option<IpAddr>) {
-        if let Some(address) = address {
-            tracing::info!(%vip, %address, "serve");
-        } else {
-            tracing::warn!(%vip, "withdraw");
-        }
-        if self.orders.send((vip.clone(), address)).is_err() {
-            tracing::error!("the dataplane's thread has ended");
+            // Of the VIP as a whole: not this one's business.
+            Action::Answer(..) | Action::Serve(_) | Action::Withdraw => {}
         }
     }
 

@@ -1,12 +1,14 @@
 //! The link to the gateways, as leases see it: where they are asked for, and which addresses it permits.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 use tokio::sync::mpsc::Receiver;
 
 use crate::lease::allow::Allow;
 use crate::lease::grant::News;
 use crate::lease::search::Search;
-use crate::lease::settings::{Backend, Dhcp};
+use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::model::Family;
 use crate::net::acd::{Acd, Claim};
 use crate::net::link::Link;
@@ -19,8 +21,12 @@ use super::Daemon;
 
 impl Daemon {
     /// What a DHCP server grants is granted on the link by which it is asked.
-    pub(super) fn on_link(&self, mut news: News) -> News {
-        let broadcast = matches!(&self.settings.backend, Backend::Dhcp(Dhcp { relay: None, .. }));
+    pub(super) fn on_link(&self, family: Family, mut news: News) -> News {
+        let settings = match (family, &self.settings6) {
+            (Family::V6, Some(settings)) => settings,
+            _ => &self.settings,
+        };
+        let broadcast = matches!(&settings.backend, Backend::Dhcp(Dhcp { relay: None, .. }));
         if let News::Bound(lease) | News::Renewed(lease) = &mut news
             && broadcast
             && lease.server.is_some()
@@ -33,7 +39,9 @@ impl Daemon {
     /// A lease that was granted on one link says nothing on another, whose servers may give its address to others.
     pub(super) fn compare_links(&self) {
         let Some(link) = &self.link else { return };
-        let others: Vec<_> = self.state.links().into_iter().filter(|name| *name != link.name).collect();
+        let families = std::iter::once(&self.v4).chain(&self.v6);
+        let links: BTreeSet<_> = families.flat_map(|leasing| leasing.state.links()).collect();
+        let others: Vec<_> = links.into_iter().filter(|name| *name != link.name).collect();
         let problem = format!(
             "leases that were granted on {} are asked for on {} when they are to be renewed: its DHCP servers must know of them",
             others.join(" and "),
@@ -44,12 +52,18 @@ impl Daemon {
 
     /// Where the configuration doesn't say which addresses may be VIPs, the link's own prefixes may: as they are now.
     pub(super) fn permit_link(&mut self) {
-        let allows_link = self.settings.allow.is_none() && matches!(self.settings.backend, Backend::Dhcp(_));
-        let Some(link) = self.link.as_ref().filter(|_| allows_link) else { return };
-        match link_prefixes(&self.node, link) {
-            Ok(allow) => self.state.permit(allow),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "addresses of {} not read", link.name);
+        let Some(link) = self.link.clone() else { return };
+        let allows_link =
+            |settings: &Settings| settings.allow.is_none() && matches!(settings.backend, Backend::Dhcp(_));
+        let families = [(Family::V4, Some(&self.settings)), (Family::V6, self.settings6.as_ref())];
+        let families = families.map(|(family, settings)| settings.is_some_and(allows_link).then_some(family));
+        for family in families.into_iter().flatten() {
+            match (link_prefixes(&self.node, family, &link), self.leasing(family)) {
+                (Ok(allow), Some(leasing)) => leasing.state.permit(allow),
+                (Ok(_), None) => {}
+                (Err(error), _) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "addresses of {} not read", link.name);
+                }
             }
         }
     }
@@ -65,7 +79,10 @@ impl Daemon {
         });
         match opened {
             Ok((acd, heard, search)) => {
-                self.executor.rebind(search, &link.name);
+                if let Some(leasing) = &mut self.v6 {
+                    leasing.executor.rebind(search.clone(), &link.name);
+                }
+                self.v4.executor.rebind(search, &link.name);
                 (self.acd, *claims) = (Some(acd), Some(heard));
                 self.link = Some(link);
                 self.permit_link();
@@ -80,11 +97,12 @@ impl Daemon {
 }
 
 /// What may be a VIP's where the configuration doesn't say: addresses of the link's own prefixes.
-fn link_prefixes(node: &NodeNet, link: &Link) -> net::Result<Allow> {
-    let addresses = address::list(node, Family::V4, Some(link.index))?;
+fn link_prefixes(node: &NodeNet, family: Family, link: &Link) -> net::Result<Allow> {
+    let addresses = address::list(node, family, Some(link.index))?;
     let network = |at: &address::Address| {
         let prefix = IpNetwork::new(at.address, at.prefix).ok()?;
-        IpNetwork::new(prefix.network(), at.prefix).ok().filter(|_| at.global && at.prefix < 31)
+        let has_room = at.prefix + 1 < family.bits();
+        IpNetwork::new(prefix.network(), at.prefix).ok().filter(|_| at.global && has_room)
     };
     Ok(Allow::of_link(&link.name, addresses.iter().filter_map(network).collect()))
 }

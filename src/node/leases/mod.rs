@@ -5,8 +5,10 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
 
+mod callers;
 mod calls;
 mod claims;
 mod dataplane;
@@ -14,6 +16,7 @@ mod event_log;
 mod events;
 mod executor;
 mod foreign;
+mod leasing;
 mod link;
 mod pool;
 mod services;
@@ -24,7 +27,8 @@ mod usage;
 use crate::net::acd::{self, Acd};
 
 use super::config::{Announce, Config};
-use crate::api::server::Server;
+use crate::api::protocol::{Directory, Grant};
+use crate::api::server::{self, Server};
 use crate::lease::clock;
 use crate::lease::cluster::{self, Cluster};
 use crate::lease::decider::PoolClaims;
@@ -32,19 +36,20 @@ use crate::lease::grant::{News, Report};
 use crate::lease::search;
 use crate::lease::settings::Settings;
 use crate::lease::source;
-use crate::lease::state::{Demand, Findings, Input, LocalUsage, State, Step};
+use crate::lease::state::{Action, Caller, Findings, Input, LocalUsage};
 use crate::lease::store::{self, Contents};
 use crate::lease::writer::Done;
-use crate::model::VipKey;
+use crate::model::{Addresses, Family, VipKey};
 use crate::net::link::Link;
 use crate::net::{self, NodeNet, unix};
 use crate::registry::Registry;
 use crate::{node, with_causes};
+use callers::{Answer, Callers};
 use claims::Claims;
-use event_log::LeaseEventLog;
+use dataplane::Order;
 use events::{Event, Events};
-use executor::Executor;
 use foreign::ForeignServers;
+use leasing::{Acted, Leasing};
 use sharing::Sharing;
 use usage::Batch;
 
@@ -154,15 +159,19 @@ pub fn run(config: &Config) -> Result<(), Error> {
 }
 
 struct Daemon {
-    state: State,
-    executor: Executor,
+    v4: Leasing,
+    /// IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
+    v6: Option<Leasing>,
+    callers: Callers,
+    orders: Sender<Order>,
     registry: Registry,
     agent: node::Context,
-    event_log: LeaseEventLog,
     /// The addresses that this node answers for on the link, which the reconciler reads.
     advertised: Option<Advertised>,
     /// What searches are made by.
     settings: Settings,
+    /// The same of IPv6 addresses that are leased by themselves.
+    settings6: Option<Settings>,
     /// Another link than `link`, to which not everything could be bound so far.
     next_link: Option<Link>,
     /// Receives other hosts' claims to an address.
@@ -187,8 +196,6 @@ struct Daemon {
     link: Option<Link>,
     /// Callers count from 1.
     last_caller: u64,
-    /// What waits for a lease file to be read, VIP by VIP.
-    unread: BTreeMap<VipKey, Vec<Input>>,
     /// Files in the lease directory that belong to no VIP.
     strangers: Vec<PathBuf>,
 }
@@ -206,8 +213,11 @@ impl Daemon {
                 }
                 event => self.handle(event),
             }
-            let steps = self.state.tick(clock::now());
-            self.perform(steps);
+            for family in Family::ALL {
+                if let Some(acted) = self.leasing(family).map(Leasing::tick) {
+                    self.finish(family, acted);
+                }
+            }
             self.decide(PoolClaims::tick);
             self.advertise();
             self.rebind(&mut events.claims);
@@ -215,7 +225,9 @@ impl Daemon {
     }
 
     fn due(&self) -> Duration {
-        let tick = self.state.next_tick().map(|at| at.duration_since(clock::now()).unwrap_or_default());
+        let families = std::iter::once(&self.v4).chain(&self.v6);
+        let tick = families.filter_map(|leasing| leasing.state.next_tick()).min();
+        let tick = tick.map(|at| at.duration_since(clock::now()).unwrap_or_default());
         let rebind = self.next_link.as_ref().map(|_| REBIND);
         let due = [tick, rebind, self.decide_in()].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
         // Not less: a timer that is due and does nothing must not take the processor.
@@ -233,10 +245,10 @@ impl Daemon {
                 self.decide(|pool, here, now| pool.saved(number, &result, here, now));
             }
             Event::Pool(order) => self.decide(|pool, here, now| pool.order(order, here, now)),
-            Event::Done(Done::Loaded(vip, found)) => self.loaded(&vip, found),
-            Event::Done(Done::Saved(vip, number, result)) => {
-                if self.executor.is_latest(&vip, number) {
-                    self.step(&vip, Input::Saved(result));
+            Event::Done(Done::Loaded(family, vip, found)) => self.loaded(family, &vip, found),
+            Event::Done(Done::Saved(family, vip, number, result)) => {
+                if self.leasing(family).is_some_and(|leasing| leasing.executor.is_latest(&vip, number)) {
+                    self.step_of(family, &vip, Input::Saved(result));
                 }
             }
             Event::Found(vip, address, found) => self.found(&vip, address, found),
@@ -258,99 +270,138 @@ impl Daemon {
     }
 
     /// Goes on with what is in use or was lately; forgets the rest.
-    fn resume(&mut self, contents: Contents, first: Batch) {
-        let now = clock::now();
+    fn resume(&mut self, contents: Contents, contents6: Contents, first: Batch) {
         for path in &self.strangers {
             tracing::warn!(path = %path.display(), "a file among the leases that belongs to no VIP");
         }
-        let used: BTreeSet<_> = first.vips.iter().filter(|(_, p)| p.endpoints > 0).map(|(vip, _)| vip).collect();
-        let mut steps = Vec::new();
-        for (vip, record) in contents.records {
-            let over = |left: SystemTime| left + self.settings.hold <= now;
-            // What the registry has of it could not be read if the batch isn't full: nothing follows from its absence.
-            let unused = first.full && !used.contains(&vip);
-            match record {
-                Ok(record) if unused && record.left.is_some_and(over) => self.executor.erase(&vip),
-                record => {
-                    if record.as_ref().is_ok_and(|record| record.service) {
-                        self.agent.services.had(vip.clone());
-                    }
-                    let record = record.map(Some).map_err(|error| with_causes(&error));
-                    if let Err(error) = &record {
-                        tracing::warn!(%vip, %error, "lease not understood");
-                    }
-                    steps.extend(self.state.step(&vip, Input::Loaded(record), now));
-                }
+        for (family, contents) in [(Family::V4, contents), (Family::V6, contents6)] {
+            let hold = self.settings.hold;
+            let Some((acted, services)) = self.leasing(family).map(|leasing| leasing.resume(contents, &first, hold))
+            else {
+                continue;
+            };
+            for vip in services {
+                self.agent.services.had(vip);
             }
+            self.finish(family, acted);
         }
-        // All leases are known before the first address is asked for: none of them is given to another VIP.
-        self.perform(steps);
         self.present(first);
         self.compare_links();
     }
 
-    /// `input` happened to `vip`; waits for the VIP's lease file if that has to be read first.
+    /// The leases of a family; none: they aren't leased by themselves.
+    fn leasing(&mut self, family: Family) -> Option<&mut Leasing> {
+        match family {
+            Family::V4 => Some(&mut self.v4),
+            Family::V6 => self.v6.as_mut(),
+        }
+    }
+
+    /// `input` happened to `vip`'s IPv4 address.
     fn step(&mut self, vip: &VipKey, input: Input) {
-        if let Some(waiting) = self.unread.get_mut(vip) {
-            return waiting.push(input);
-        }
-        let wanted = match &input {
-            Input::Acquire(_) | Input::Stated(_) => true,
-            Input::LocalUsage(usage) => usage.endpoints > 0,
-            Input::Demand(demand) => *demand == Demand::Wanted,
-            _ => false,
-        };
-        if wanted && self.state.needs_record(vip) {
-            self.unread.insert(vip.clone(), vec![input]);
-            return self.executor.load(vip);
-        }
-        self.advance(vip, input);
+        self.step_of(Family::V4, vip, input);
     }
 
-    fn advance(&mut self, vip: &VipKey, input: Input) {
-        let steps = self.state.step(vip, input, clock::now());
-        self.event_log.look(&self.state, vip);
-        self.perform(steps);
-        self.share(vip);
-        self.tell_service(vip);
-    }
-
-    fn perform(&mut self, steps: Vec<Step>) {
-        self.event_log.steps(&self.state, &steps);
-        let vips: BTreeSet<VipKey> = steps.iter().map(|(vip, _)| vip.clone()).collect();
-        self.executor.perform(&self.state, steps);
-        for vip in &vips {
-            self.share(vip);
+    fn step_of(&mut self, family: Family, vip: &VipKey, input: Input) {
+        if let Some(acted) = self.leasing(family).and_then(|leasing| leasing.step(vip, input)) {
+            self.finish(family, acted);
         }
     }
 
-    fn loaded(&mut self, vip: &VipKey, found: Result<Option<store::Record>, String>) {
-        let waiting = self.unread.remove(vip).unwrap_or_default();
-        for input in std::iter::once(Input::Loaded(found)).chain(waiting) {
-            self.advance(vip, input);
+    /// Does what is left to do for VIPs as a whole.
+    fn finish(&mut self, family: Family, acted: Acted) {
+        for (vip, action) in acted.left {
+            match (family, action) {
+                (_, Action::Answer(caller, answer)) => self.answer(family, &vip, (caller, answer)),
+                (Family::V4, Action::Serve(address)) => self.order(&vip, Some(address)),
+                (Family::V4, Action::Withdraw) => self.order(&vip, None),
+                // What it has beside has changed.
+                (Family::V6, Action::Serve(_) | Action::Withdraw) => {
+                    if let Some(served) = self.v4.state.served_at(&vip) {
+                        self.order(&vip, Some(served));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if family == Family::V4 {
+            for vip in &acted.vips {
+                self.share(vip);
+                self.tell_service(vip);
+            }
+        }
+    }
+
+    fn answer(&mut self, family: Family, vip: &VipKey, (caller, answer): (Caller, Answer)) {
+        match &answer {
+            Ok(grant) => tracing::info!(%vip, address = %grant.address, "granted"),
+            Err(refusal) => tracing::warn!(%vip, ?family, code = refusal.code, why = refusal.msg, "acquire refused"),
+        }
+        let Some((reply, answer)) = self.callers.hear(family, caller, answer) else { return };
+        let registry = Some(Directory::at(self.registry.dir()));
+        let derived = |grant: &Grant| self.settings.beside.of(vip, grant.address);
+        let answer = answer.map(|grant| Grant {
+            registry,
+            policy: self.agent.services.policy(vip),
+            others: grant.others.iter().copied().chain(derived(&grant)).collect(),
+            expires: grant.expires.map(clock::to_wall),
+            ..grant
+        });
+        // The caller may have closed its connection; the lease is kept for its next try.
+        let _ = reply.send(server::line(&answer));
+    }
+
+    /// A VIP is to be served at this address, and what it has beside; none: not at all.
+    fn order(&self, vip: &VipKey, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            tracing::info!(%vip, %address, "serve");
+        } else {
+            tracing::warn!(%vip, "withdraw");
+        }
+        let addresses = address.map(|address| {
+            let mut addresses = Addresses::from(address);
+            self.beside_of(vip, address).map(|beside| addresses.replace(beside));
+            addresses
+        });
+        if self.orders.send((vip.clone(), addresses)).is_err() {
+            tracing::error!("the dataplane's thread has ended");
+        }
+    }
+
+    /// What the VIP has beside an address: leased by itself, or derived.
+    fn beside_of(&self, vip: &VipKey, address: IpAddr) -> Option<IpAddr> {
+        match &self.v6 {
+            Some(leasing) => leasing.state.in_service(vip),
+            None => self.settings.beside.of(vip, address),
+        }
+    }
+
+    fn loaded(&mut self, family: Family, vip: &VipKey, found: Result<Option<store::Record>, String>) {
+        if let Some(acted) = self.leasing(family).map(|leasing| leasing.loaded(vip, found)) {
+            self.finish(family, acted);
         }
     }
 
     /// A source of addresses reports.
     fn report(&mut self, report: Report) {
-        let Report { vip, news, infrastructure, told } = report;
+        let Report { family, vip, news, infrastructure, told } = report;
         self.infrastructure.extend(infrastructure);
         match &news {
             News::Refused { server, why } => return self.refused(&vip, *server, why),
             News::Bound(_) => self.permit_link(),
             _ => {}
         }
-        if matches!(news, News::Bound(_) | News::Renewed(_)) {
+        if family == Family::V4 && matches!(news, News::Bound(_) | News::Renewed(_)) {
             self.sharing.granted(&vip, !told);
         }
         tracing::info!(%vip, %news, told, "lease event");
-        self.step(&vip, Input::News(self.on_link(news)));
+        self.step_of(family, &vip, Input::News(self.on_link(family, news)));
         self.compare_links();
     }
 
     /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
     fn refused(&mut self, vip: &VipKey, server: IpAddr, why: &str) {
-        let granted_by = self.state.server_of(vip);
+        let granted_by = std::iter::once(&self.v4).chain(&self.v6).find_map(|leasing| leasing.state.server_of(vip));
         if let Some(text) = self.foreign.heard(server, granted_by, why) {
             tracing::warn!(%vip, "{text}");
             self.agent.journal.record(Kind::Trouble, Some(vip), text);
@@ -358,18 +409,19 @@ impl Daemon {
     }
 
     fn found(&mut self, vip: &VipKey, address: IpAddr, found: Result<Findings, String>) {
-        if let Some(served) = self.unlike.get(vip).copied().filter(|_| address.is_ipv6()) {
+        let family = Family::of(address);
+        if let (Some(served), Family::V6, None) = (self.unlike.get(vip).copied(), family, &self.v6) {
             return self.found_beside(vip, (served, address), found);
         }
         let mut findings = match found {
             Ok(findings) => findings,
             // It is tried again; the waiting callers get this reason.
             Err(why) => {
-                return self.step(vip, Input::DataplaneFailed(format!("{address} could not be checked: {why}")));
+                let why = format!("{address} could not be checked: {why}");
+                return self.step_of(family, vip, Input::DataplaneFailed(why));
             }
         };
-        let other = self.state.addresses().find(|(taken, other)| *taken == address && *other != vip);
-        if let Some((_, other)) = other {
+        if let Some(other) = self.leasing(family).and_then(|leasing| leasing.other_at(address, vip)) {
             findings.conflicts.push(format!("{other} has it"));
             findings.at_other_vip = true;
         }
@@ -377,13 +429,13 @@ impl Daemon {
             findings.conflicts.push("it is a router or a name server (DHCP options 3 and 6)".into());
         }
         tracing::info!(%vip, %address, conflicts = ?findings.conflicts, "searched for conflicts");
-        self.step(vip, Input::Checked(address, findings));
+        self.step_of(family, vip, Input::Checked(address, findings));
     }
 
     /// What the registry's VIPs have beside the address that they lease. What failed is ordered again by and by.
     fn compare_beside(&mut self, batch: &Batch) {
         self.unlike.retain(|vip, _| !batch.is_over(vip));
-        let unlike = batch.unlike(&self.settings.beside);
+        let unlike = batch.unlike(|vip, address| self.beside_of(vip, address));
         for (vip, address) in &unlike {
             self.bring_beside(vip, *address);
         }
@@ -393,8 +445,8 @@ impl Daemon {
     /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.
     fn bring_beside(&mut self, vip: &VipKey, address: IpAddr) {
         match self.settings.beside.of(vip, address) {
-            Some(beside) => self.executor.check_beside(vip, beside, self.state.allow().clone()),
-            None => self.executor.order(vip, Some(address)),
+            Some(beside) => self.v4.executor.check_beside(vip, beside, self.v4.state.allow().clone()),
+            None => self.order(vip, Some(address)),
         }
     }
 
@@ -404,7 +456,7 @@ impl Daemon {
             Err(why) => vec![why],
         };
         if conflicts.is_empty() {
-            return self.executor.order(vip, Some(served));
+            return self.order(vip, Some(served));
         }
         let text = format!("it isn't served at {beside}: {}", conflicts.join(", "));
         tracing::warn!(%vip, "{text}");
@@ -414,10 +466,11 @@ impl Daemon {
     fn present(&mut self, mut batch: Batch) {
         let gone: Vec<VipKey> = if batch.full {
             let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
-            self.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
+            self.v4.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
         } else {
             Vec::new()
         };
+        self.present_beside(&batch, &gone);
         self.compare_beside(&batch);
         self.beside.retain(|vip, _| !batch.is_over(vip));
         self.beside.append(&mut batch.others);
@@ -427,9 +480,22 @@ impl Daemon {
         }
     }
 
+    /// The registry's replicas, as far as they serve IPv6 addresses that are leased by themselves.
+    fn present_beside(&mut self, batch: &Batch, gone: &[VipKey]) {
+        if self.v6.is_none() {
+            return;
+        }
+        for (vip, usage) in &batch.vips {
+            self.step_of(Family::V6, vip, Input::LocalUsage(batch.beside(vip, usage)));
+        }
+        for vip in gone {
+            self.step_of(Family::V6, vip, Input::LocalUsage(LocalUsage::default()));
+        }
+    }
+
     /// The addresses that are to be answered for on the link now, each with its VIP.
     fn announced(&self) -> impl Iterator<Item = (IpAddr, &VipKey)> {
-        self.state.announced().flat_map(|(address, vip)| {
+        self.v4.state.announced().flat_map(|(address, vip)| {
             let beside = self.beside.get(vip).into_iter().flatten().copied();
             std::iter::once(address).chain(beside).map(move |address| (address, vip))
         })

@@ -13,8 +13,8 @@ use crate::lease::pools::Usage;
 use crate::lease::settings::Backend;
 use crate::lease::source::Sources;
 use crate::lease::state::State;
-use crate::model::VipKey;
 use crate::model::address::ipv4;
+use crate::model::{Family, VipKey};
 use crate::node::Services;
 use crate::node::config::{Config, Membership};
 use crate::with_causes;
@@ -71,12 +71,12 @@ impl Daemon {
     /// Does what `decide` says.
     pub(super) fn decide(&mut self, decide: impl FnOnce(&mut PoolClaims, &dyn Uses, Instant) -> Vec<Out>) {
         let Some(pool) = &mut self.pool else { return };
-        let here = Here { state: &self.state, pins: &self.settings.pins };
+        let here = Here { state: &self.v4.state, pins: &self.settings.pins };
         for out in decide(pool, &here, Instant::now()) {
             match out {
                 Out::Send(to, message) => self.agent.peers.send_pool(to, message),
-                Out::Save(number, register) => self.executor.save_register(number, register),
-                Out::Report(vip, news) => self.report(Report::new(vip, news)),
+                Out::Save(number, register) => self.v4.executor.save_register(number, register),
+                Out::Report(vip, news) => self.report(Report::new(Family::V4, vip, news)),
             }
         }
     }
@@ -86,7 +86,7 @@ impl Daemon {
         let Backend::Pool(pools) = &self.settings.backend else { return Vec::new() };
         let mut given = self.agent.services.given();
         given.extend(self.pool.iter().flat_map(PoolClaims::given));
-        given.extend(self.state.addresses().filter_map(|(address, _)| ipv4(address)));
+        given.extend(self.v4.state.addresses().filter_map(|(address, _)| ipv4(address)));
         pools.usage(&given, &self.settings.pins.values().copied().collect())
     }
 

@@ -69,16 +69,16 @@ impl Daemon {
         if !self.sharing.is_on {
             return;
         }
-        let is_shared = self.state.is_asked_for(vip) && self.executor.identity(vip).is_some();
+        let is_shared = self.v4.state.is_asked_for(vip) && self.v4.executor.identity(vip).is_some();
         if !is_shared {
             if let Some(Shared { told: Some(_), .. }) = self.sharing.vips.remove(vip) {
-                self.executor.forget_turn(vip);
+                self.v4.executor.forget_turn(vip);
                 self.agent.peers.tell_lease(vip.clone(), None);
             }
             return;
         }
         let shared = self.sharing.vips.entry(vip.clone()).or_default();
-        let own = match self.state.lease_of(vip) {
+        let own = match self.v4.state.lease_of(vip) {
             None => Own::Asks,
             Some(lease) if shared.is_granted => Own::Granted(lease.clone()),
             Some(lease) => Own::Knows(lease.address),
@@ -102,7 +102,7 @@ impl Daemon {
                     tracing::info!(%vip, node = name, "its lease is renewed by");
                     shared.renewer = Some(name);
                 }
-                self.executor.take_turn(&vip, if is_own { Turn::Own } else { Turn::Others });
+                self.v4.executor.take_turn(&vip, if is_own { Turn::Own } else { Turn::Others });
                 let renewer = match (is_own, has_others) {
                     (false, _) => Renewer::Other,
                     (true, true) => Renewer::OwnForOthers,
@@ -116,13 +116,13 @@ impl Daemon {
 
     fn learn(&mut self, vip: &VipKey, lease: &Lease) {
         let address = lease.address;
-        if !self.state.may_learn(vip) {
+        if !self.v4.state.may_learn(vip) {
             tracing::debug!(%vip, %address, "another node's lease is not taken: an address is in conflict here");
-        } else if !self.state.allow().permits(address) {
-            let allow = self.state.allow();
+        } else if !self.v4.state.allow().permits(address) {
+            let allow = self.v4.state.allow();
             tracing::warn!(%vip, %address, "another node's lease is not taken: allow doesn't hold it ({allow})");
         } else {
-            self.executor.learn(vip, lease);
+            self.v4.executor.learn(vip, lease);
         }
     }
 }

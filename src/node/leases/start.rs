@@ -1,12 +1,12 @@
 //! viprouted's start: everything is opened, and what the run before left is read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::lease::beside::Beside;
 use crate::lease::cluster::{self, Cluster, Others};
 use crate::lease::search::Search;
 use crate::lease::settings::Backend;
@@ -14,7 +14,7 @@ use crate::lease::source::Sources;
 use crate::lease::state::{Rules, State};
 use crate::lease::store::Store;
 use crate::lease::writer::LeaseWriter;
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 use crate::net::NodeNet;
 use crate::net::acd::Acd;
 use crate::node;
@@ -24,12 +24,14 @@ use crate::node::uplink;
 use crate::registry::Registry;
 use crate::registry::watch::Update;
 
+use super::callers::Callers;
 use super::claims::Claims;
 use super::dataplane::{self, Node, Order};
 use super::event_log::LeaseEventLog;
 use super::events::Events;
 use super::executor::Executor;
 use super::foreign::ForeignServers;
+use super::leasing::Leasing;
 use super::pool;
 use super::sharing::Sharing;
 use super::usage::Batch;
@@ -39,7 +41,8 @@ use super::{Daemon, Error, failed};
 pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let node = NodeNet::open()?;
     let store = Store::open(&config.state_dir)?;
-    let contents = store.load_all()?;
+    let contents = store.load_all(Family::V4)?;
+    let contents6 = store.load_all(Family::V6)?;
     // No other viprouted runs by now: it would have the store's lock.
     let registry = open_registry(config);
     let link = uplink::find(&node, config)?;
@@ -49,11 +52,15 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let told = agent.services.nodes();
     let search = Search::new(&config.lease, &registry, link.as_ref().zip(acd.clone()), heartbeat, told)?;
     let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
-    let cluster = cluster(config, !contents.records.is_empty())?;
+    let cluster = cluster(config, !(contents.records.is_empty() && contents6.records.is_empty()))?;
     let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
     let interface = link.as_ref().map(|link| link.name.as_str());
     let told = sender.clone();
-    let (mut sources, notices) = Sources::start(&config.lease, cluster.as_ref(), interface, sender)?;
+    let started = Sources::start((Family::V4, &config.lease), cluster.as_ref(), interface, sender.clone())?;
+    let (mut sources, notices) = started;
+    let sources6 = config.lease6.as_ref();
+    let sources6 = sources6.map(|lease| Sources::start((Family::V6, lease), cluster.as_ref(), interface, sender));
+    let (sources6, notices6) = sources6.transpose()?.unzip();
     let is_shared = others.is_some() && cluster.is_some();
     if is_shared {
         sources.share();
@@ -62,11 +69,20 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (pool, wanted) = pool::start(config, &mut sources, (&agent.services, told));
     let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
-    let (orders, failures) = start_dataplane(&agent, config.lease.beside.clone())?;
+    let writer = Arc::new(writer);
+    let (orders, failures) = start_dataplane(&agent)?;
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
-    let (mut executor, found) = Executor::new(sources, search, writer, orders, registry.dir());
-    executor.beside = config.lease.beside.clone();
-    executor.services = agent.services.clone();
+    let (finds, found) = tokio::sync::mpsc::unbounded_channel();
+    let has_both = sources6.is_some();
+    let leasing = |rules: Rules, (family, sources)| {
+        let executor = Executor::new((family, sources), search.clone(), writer.clone(), finds.clone());
+        let event_log = LeaseEventLog::new(agent.journal.clone(), Some(family).filter(|_| has_both));
+        Leasing::new(State::new(rules), executor, event_log)
+    };
+    let mut v4 = leasing(rules(config, cluster.as_ref()), (Family::V4, sources));
+    v4.executor.beside = config.lease.beside.clone();
+    let v6 = sources6.zip(config.lease6.as_ref());
+    let v6 = v6.map(|(sources, lease)| leasing(Rules::of(lease, cluster.as_ref()), (Family::V6, sources)));
     let mut updates = watch(&agent)?;
     let first = Batch::of(&updates.recv().await.ok_or(Error::Ended("the registry's watcher"))?);
     let events = Events {
@@ -74,6 +90,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         status_requests: tokio::sync::mpsc::unbounded_channel().1,
         reports,
         notices,
+        notices6: notices6.flatten(),
         done,
         found,
         registry: updates,
@@ -88,13 +105,15 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
     };
     let mut daemon = Daemon {
-        state: State::new(rules(config, cluster.as_ref())),
-        executor,
+        v4,
+        v6,
+        callers: Callers::default(),
+        orders,
         registry,
-        event_log: LeaseEventLog::new(agent.journal.clone()),
         agent,
         advertised: None,
         settings: config.lease.clone(),
+        settings6: config.lease6.clone(),
         next_link: None,
         acd,
         claims: Claims::new(strangers),
@@ -109,11 +128,10 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         node,
         link,
         last_caller: 0,
-        unread: BTreeMap::new(),
-        strangers: contents.strangers.clone(),
+        strangers: contents.strangers.iter().chain(&contents6.strangers).cloned().collect(),
     };
     daemon.permit_link();
-    daemon.resume(contents, first);
+    daemon.resume(contents, contents6, first);
     Ok((daemon, events))
 }
 
@@ -141,9 +159,9 @@ fn open_registry(config: &Config) -> Registry {
 type Failures = UnboundedReceiver<(VipKey, crate::dataplane::Error)>;
 
 /// Starts the thread that renumbers and withdraws VIPs: where its orders go, and what it couldn't do.
-fn start_dataplane(agent: &node::Context, beside: Beside) -> Result<(Sender<Order>, Failures), Error> {
+fn start_dataplane(agent: &node::Context) -> Result<(Sender<Order>, Failures), Error> {
     let (sender, failures) = tokio::sync::mpsc::unbounded_channel();
-    let dataplane = Node::open(agent.registry.clone(), agent.journal.clone(), beside)?;
+    let dataplane = Node::open(agent.registry.clone(), agent.journal.clone())?;
     let orders = dataplane::start(dataplane, &agent.subsystems, sender);
     Ok((orders.map_err(failed("start the dataplane's thread"))?, failures))
 }
@@ -168,7 +186,10 @@ fn rules(config: &Config, cluster: Option<&Cluster>) -> Rules {
 
 /// Who this node is to a DHCP server; none without one.
 fn cluster(config: &Config, leases: bool) -> Result<Option<Cluster>, Error> {
-    let Backend::Dhcp(_) = config.lease.backend else { return Ok(None) };
+    let mut backends = std::iter::once(&config.lease).chain(&config.lease6).map(|lease| &lease.backend);
+    if !backends.any(|backend| matches!(backend, Backend::Dhcp(_))) {
+        return Ok(None);
+    }
     let derived = node::peers::keys(config)?.map(|keys| keys.cluster());
     let others = match derived {
         Some(name) => Others::Keyed(name),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::lease::beside::Beside;
 use crate::lease::state::LocalUsage;
 use crate::model::VipKey;
 use crate::registry::watch::{Update, View};
@@ -47,6 +46,16 @@ impl Batch {
 }
 
 impl Batch {
+    /// What there is of the VIP's IPv6 address.
+    pub fn beside(&self, vip: &VipKey, usage: &LocalUsage) -> LocalUsage {
+        let address = self.others.get(vip).into_iter().flatten().copied().find(IpAddr::is_ipv6);
+        LocalUsage {
+            address,
+            previous: usage.previous.iter().copied().filter(IpAddr::is_ipv6).collect(),
+            ..usage.clone()
+        }
+    }
+
     /// Whether what it doesn't have of the VIP isn't there.
     pub fn is_over(&self, vip: &VipKey) -> bool {
         self.full || self.vips.iter().any(|(known, _)| known == vip)
@@ -54,12 +63,20 @@ impl Batch {
 
     /// The VIPs that are served here, and have not beside the address that they lease what they are to have: the configuration was another one
     /// when they came.
-    pub fn unlike(&self, beside: &Beside) -> Vec<(VipKey, IpAddr)> {
+    pub fn unlike(&self, beside: impl Fn(&VipKey, IpAddr) -> Option<IpAddr>) -> Vec<(VipKey, IpAddr)> {
         let served = self.vips.iter().filter(|(_, usage)| usage.endpoints > 0);
         let served = served.filter_map(|(vip, usage)| Some((vip, usage.address?, self.others.get(vip)?)));
-        let unlike = served.filter(|(vip, address, others)| !beside.of(vip, *address).iter().eq(others.iter()));
+        let unlike = served.filter(|(vip, address, others)| !beside(vip, *address).iter().eq(others.iter()));
         unlike.map(|(vip, address, _)| (vip.clone(), address)).collect()
     }
+}
+
+/// What the registry has of one VIP's IPv6 address, whose replicas are known.
+pub fn read_beside(registry: &Registry, vip: &VipKey, usage: &LocalUsage) -> LocalUsage {
+    let record = registry.vip_record(vip).ok().flatten();
+    let others = record.filter(|record| !record.withdrawn).map(|record| record.addresses.iter().skip(1).collect());
+    let others = others.into_iter().map(|others| (vip.clone(), others)).collect();
+    Batch { full: false, vips: Vec::new(), others }.beside(vip, usage)
 }
 
 /// What the registry has of one VIP now.

@@ -109,8 +109,8 @@ fn write_dhcp(page: &Page, counters: &dhcp::Counters) -> prometheus::Result<()> 
     } = *counters;
     let messages = page.counter(
         "viproute_dhcp_messages_total",
-        "DHCP messages since viprouted started (reboot: the REQUEST that renews a lease or takes one up again; rebind: the \
-         one that follows a NAK; foreign: a reply to another client, or of a server that dhcp.servers leaves out).",
+        "DHCP messages since viprouted started, those of DHCPv6 by the names of DHCP's (reboot: the REQUEST that renews a \
+         lease or takes one up again; rebind: the one that follows a NAK; foreign: a reply to another client, or of a server that dhcp.servers leaves out).",
         &["direction", "type"],
     )?;
     for (way, kind, count) in [

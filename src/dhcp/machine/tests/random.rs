@@ -13,7 +13,7 @@ enum Any {
     Decline,
     Restart,
     Release,
-    Learn { address: Ipv4Addr, from: f64, long: f64 },
+    Learn { address: IpAddr, from: f64, long: f64 },
     Turn(Turn),
 }
 
@@ -65,7 +65,7 @@ proptest! {
                 Any::Due => { now = now.max(machine.deadline().unwrap_or(now)); Event::Timer }
                 Any::Reply { answer, ours } => {
                     let xid = machine.xid ^ u32::from(!ours);
-                    reply = Reply { xid, chaddr: identity().chaddr, client_id: None, answer };
+                    reply = Reply { xid, client: Client::Mac(identity().chaddr), client_id: None, answer };
                     Event::Reply(&reply)
                 }
                 Any::Decline => Event::Decline,

@@ -1,0 +1,83 @@
+//! What `DHCPv6` servers say where those of DHCP say NAK.
+
+use super::*;
+
+fn address(last: u8) -> IpAddr {
+    format!("2001:db8::{last}").parse().unwrap()
+}
+
+fn server(name: u8) -> Server {
+    Server::called(&[0, 3, name], "fe80::fe".parse().unwrap()).unwrap()
+}
+
+fn granted(address: IpAddr) -> Answer {
+    Answer::Ack(Grant { address, server: server(1), lease: 600, t1: None, t2: None, infrastructure: Vec::new() })
+}
+
+fn kinds(scene: &mut Scene) -> Vec<String> {
+    let name = |action: &Action| match action {
+        Action::Send(Message { kind, .. }) => format!("{kind:?}").split(' ').next().unwrap_or_default().to_owned(),
+        Action::Notify(Change::Lost { .. }) => "lost".to_owned(),
+        Action::Notify(Change::Bound(lease) | Change::Renewed(lease)) => lease.address.to_string(),
+        Action::Notify(other) => format!("{other:?}"),
+    };
+    scene.actions.drain(..).map(|action| name(&action)).collect()
+}
+
+/// Bound to `2001:db8::1` and confirmed.
+fn bound() -> Scene {
+    let mut scene = Scene::new(None);
+    scene.reply(Answer::Offer { address: address(1), server: server(1) });
+    scene.reply(granted(address(1)));
+    scene.next();
+    scene.reply(granted(address(1)));
+    assert_eq!(kinds(&mut scene), ["Discover", "Select", "2001:db8::1", "Reboot", "2001:db8::1"]);
+    scene
+}
+
+#[test]
+fn another_address_in_the_answer_is_a_refusal() {
+    let mut scene = bound();
+    scene.next();
+    assert_eq!(kinds(&mut scene), ["Reboot"]);
+    scene.reply(granted(address(2)));
+    // It is asked for once more, and then any.
+    scene.next();
+    scene.reply(granted(address(2)));
+    scene.next();
+    scene.next();
+    assert_eq!(kinds(&mut scene), ["Rebind", "Rebind", "lost", "Discover", "Discover"]);
+    scene.reply(Answer::Offer { address: address(2), server: server(1) });
+    scene.reply(granted(address(2)));
+    assert_eq!(kinds(&mut scene), ["Select", "2001:db8::2"]);
+}
+
+/// It has the same address, and another name since it has lost its leases.
+#[test]
+fn a_server_with_another_name_is_another() {
+    let mut scene = bound();
+    scene.next();
+    let nak = Answer::Nak { server: server(2), why: "NoBinding".to_owned() };
+    scene.reply(nak);
+    assert!(kinds(&mut scene)[1].starts_with("Refused"));
+    let other = Grant { server: server(2), ..grant_of(granted(address(1))) };
+    scene.reply(Answer::Ack(other));
+    assert_eq!(kinds(&mut scene), ["2001:db8::1"]);
+}
+
+fn grant_of(answer: Answer) -> Grant {
+    match answer {
+        Answer::Ack(grant) => grant,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_that_is_remembered_by_its_address_alone_is_told_nothing() {
+    let remembered =
+        Lease { address: address(1), server: Some(Server::at(server(1).address())), ..lease(A, 0.0, 600.0) };
+    let mut scene = Scene::new(Some(remembered));
+    assert_eq!(kinds(&mut scene), ["Reboot"]);
+    scene.event(Event::Release);
+    assert_eq!(kinds(&mut scene), [""; 0]);
+}
