@@ -107,8 +107,8 @@ fn address6(own: Option<&Own>, address: IpAddr, said: &[Said<'_>]) -> Option<Ipv
     let agreed = || said.iter().filter(|(_, _, share)| share.address == address);
     let in_force = own.and_then(|own| own.share.address6);
     let stays = in_force.filter(|six| agreed().any(|(_, _, share)| share.address6 == Some(*six)));
-    let serving = agreed().filter(|(_, node, share)| is_live(node) && share.ready > 0);
-    stays.or_else(|| serving.filter_map(|(_, _, share)| share.address6).next())
+    let mut serving = agreed().filter(|(_, node, share)| is_live(node) && share.ready > 0);
+    stays.or_else(|| serving.find_map(|(_, _, share)| share.address6))
 }
 
 /// What is wrong where a node doesn't serve a VIP by that address of IPv6, or by another.
