@@ -173,9 +173,13 @@ impl<'a> Joining<'a> {
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
             let is_free = |slot| Ok::<_, Error>(nexthop::find(&self.host.net, ids::group(slot))?.is_none());
-            let before = vip.record.as_ref().map(|record| record.policy.clone());
+            let before = vip.record.clone();
+            // What it was served at by other nodes' words is still delivered, and has routes.
+            let previous = before.as_ref().map(|record| record.previous_addresses.clone()).unwrap_or_default();
+            let before = before.map(|record| record.policy);
             vip.record_in_slot(is_free, |slot| VipRecord {
                 policy: want.policy.clone().or(granted.policy.clone()).or(before.clone()).unwrap_or_default(),
+                previous_addresses: previous.clone(),
                 ..self.new_vip(key, granted.addresses.clone(), slot)
             })?;
         }

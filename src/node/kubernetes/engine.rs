@@ -302,7 +302,7 @@ impl Engine {
         let now = Instant::now();
         let mut kept: BTreeSet<&VipKey> = BTreeSet::new();
         let mut wanted: BTreeMap<&VipKey, Status<'_>> = BTreeMap::new();
-        let mut notes = Vec::new();
+        let mut of_families = Vec::new();
         for (vip, sharer) in sharing.all().filter(|(vip, _)| is_keeper(vip, nodes)) {
             let lease = shared.leases.get(vip);
             let refused = self.known.pool.as_ref().and_then(|pool| pool.refused(vip));
@@ -314,7 +314,7 @@ impl Engine {
             kept.insert(&sharer.key);
             let has_lease = lease.is_some_and(|lease| lease.address.is_some());
             let given = sharer.service.families.given(shared.addresses(vip).as_ref());
-            notes.extend(given.note().map(|note| (sharer.key.clone(), note)));
+            of_families.extend(given.note().map(|note| (sharer.key.clone(), note)));
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
             if has_lease || !sharer.has_any() {
                 let addresses = if sharer.has_any() { given.addresses } else { Vec::new() };
@@ -328,7 +328,7 @@ impl Engine {
         }
         let is_kept = |key: &VipKey| kept.contains(key);
         let mut all = shared.notes.clone();
-        for (key, note) in notes {
+        for (key, note) in of_families {
             all.entry(key).or_default().insert(note);
         }
         events.on_notes(&all, &shared.store.objects().services, is_kept, now);

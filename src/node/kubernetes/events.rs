@@ -204,7 +204,7 @@ impl Announcer {
         let address = addresses.join(", ");
         tracing::info!(%vip, %address, "status written");
         if is_new {
-            let note = format!("{address}");
+            let note = address;
             self.limiter.tell(Said { vip, uid, reason: "AddressAssigned", is_warning: false, note }, now);
         } else if let Some(other) = instead_of {
             let note = format!(

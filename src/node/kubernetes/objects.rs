@@ -176,6 +176,7 @@ pub struct PortError {
 
 /// An `EndpointSlice`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // as the API has them, in every combination
 pub struct Slice {
     /// Its endpoints' addresses are of IPv6.
     #[serde(default)]

@@ -15,9 +15,13 @@ fn six() -> Ipv6Addr {
 impl Member {
     /// It begins anew with VIPs of both families.
     fn gets_ipv6(&mut self) {
-        self.settings = self
-            .settings
-            .replace("[[pin]]\nvip = \"default/web\"", "cidr6 = \"fd00:118::/96\"\n[[pin]]\nvip = \"default/web\"");
+        let both = |text: &str, old: &str, new: &str| {
+            assert!(text.contains(old), "{text}");
+            text.replace(old, new)
+        };
+        let pin = "[[pin]]\nvip = \"default/web\"";
+        let settings = both(&self.settings, pin, &format!("cidr6 = {CIDR6:?}\n{pin}"));
+        self.settings = both(&settings, "\"10.118.0.0/16\"", &format!("\"10.118.0.0/16\", {CIDR6:?}"));
         self.stop();
         self.start();
     }
@@ -88,7 +92,7 @@ fn replicas_of_all_nodes_are_reached_at_both_addresses() {
 fn a_node_without_the_address_is_named_and_left_out() {
     let (mut scene, client) = dual(2);
     let both = scene.members[1].settings.clone();
-    scene.members[1].settings = both.replace("cidr6 = \"fd00:118::/96\"\n", "");
+    scene.members[1].settings = both.replace(&format!("cidr6 = {CIDR6:?}\n"), "");
     scene.members[1].stop();
     scene.members[1].start();
     let one = served(&scene.members[0], "one");

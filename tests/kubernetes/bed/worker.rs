@@ -86,10 +86,8 @@ impl Worker {
     }
 
     pub fn start_kubelet(&mut self) {
-        let (program, name, mut address) = (part("kubelet"), &self.name, self.node.address().to_string());
-        if self.is_dual {
-            address += &format!(",2001:db8::{}", &name[1..]);
-        }
+        let (program, name, address) = (part("kubelet"), &self.name, self.node.address());
+        let address = if self.is_dual { format!("{address},2001:db8::{}", &name[1..]) } else { address.to_string() };
         let command = format!(
             "{program} --config /etc/kubernetes/kubelet.json --kubeconfig /etc/kubernetes/kubelet --hostname-override {name} \
              --node-ip {address} --cert-dir /var/lib/kubelet/pki"
