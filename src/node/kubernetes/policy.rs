@@ -119,7 +119,9 @@ pub fn policies(objects: &Objects, sharing: &Sharing<'_>, here: Here<'_>) -> Pol
     }
     for (vip, sharers) in &sharing.vips {
         let families: BTreeSet<Family> = sharers.iter().flat_map(|sharer| sharer.service.families.iter()).collect();
-        if let Some(only) = families.first().filter(|_| families.len() == 1 && here.has_ipv6) {
+        // Where VIPs have no IPv6 one of IPv4 alone is served as it is anyway; one of IPv6 alone isn't served at all.
+        let only = families.first().filter(|only| families.len() == 1 && (here.has_ipv6 || **only == Family::V6));
+        if let Some(only) = only {
             found.vips.entry(vip.clone()).or_default().family = Some(Recorded::Known(*only));
         }
         if !sharers.is_empty() && sharers.iter().all(|sharer| sharer.service.prefers_node) {
@@ -180,6 +182,7 @@ fn of(sharer: &Sharer<'_>, room: &mut usize) -> (Vec<PortPolicy>, BTreeSet<Note>
 
 #[cfg(test)]
 mod tests {
+    use super::super::families::Families;
     use super::super::objects::{Objects, Service};
     use super::*;
 
@@ -273,6 +276,30 @@ mod tests {
         assert_eq!(found, [format!("shop/web: 80/tcp from {range} None, 443/tcp from anywhere Some(60)")]);
         assert!(notes.is_empty());
         assert!(all(&[("shop/web", service(1, "", 80))]).0.is_empty(), "nothing is asked");
+    }
+
+    /// The family that its VIP is limited to.
+    fn limit(names: &[&str], has_ipv6: bool) -> Option<Family> {
+        let spec = core::ServiceSpec {
+            ip_families: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            ..core::ServiceSpec::default()
+        };
+        let web = Service { families: Families::of(&spec), ..service(1, "", 80) };
+        let objects = Objects { services: [("shop/web".to_owned(), web)].into(), ..Objects::default() };
+        let found = policies(&objects, &Sharing::of(&objects), Here { node: "n1", has_ipv6 });
+        let [family] = found.vips.values().map(|policy| policy.family.as_ref()).collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        family.and_then(Recorded::known).copied()
+    }
+
+    #[test]
+    fn a_service_of_one_family_is_not_served_by_the_other() {
+        assert_eq!(limit(&["IPv4"], true), Some(Family::V4));
+        assert_eq!(limit(&["IPv6"], true), Some(Family::V6));
+        assert_eq!(limit(&["IPv6"], false), Some(Family::V6), "not by IPv4 either, where there is no IPv6");
+        assert_eq!(limit(&["IPv4"], false), None, "which says nothing");
+        assert_eq!(limit(&["IPv4", "IPv6"], true), None);
     }
 
     #[test]

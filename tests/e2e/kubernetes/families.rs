@@ -127,6 +127,25 @@ fn without_ipv6_who_prefers_both_gets_one_and_who_needs_both_waits() {
     scene.ends();
 }
 
+/// It isn't answered by the other family in the place of its own.
+#[test]
+fn without_ipv6_a_service_of_ipv6_alone_is_not_answered() {
+    let (scene, client, _servers) = dual(1, "cidr = \"10.118.0.0/24\"");
+    scene.api.set(&of(&["IPv4"], "SingleStack"));
+    scene.serve(&[(0, true)]);
+    says(&scene, &[FOUR]);
+    is_answered(&client, FOUR);
+    becomes(&scene, &["IPv6"], "SingleStack");
+    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    says(&scene, &[]);
+    is_silent(&client, FOUR);
+    let routes = scene.node.ns.ip("route show proto 118");
+    assert!(!routes.contains(FOUR), "{routes}");
+    becomes(&scene, &["IPv4"], "SingleStack");
+    is_answered(&client, FOUR);
+    scene.ends();
+}
+
 /// A list of one family's ranges says nothing good of the other's clients.
 #[test]
 fn ranges_of_clients_are_of_their_family() {
