@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::dataplane::owner;
+use crate::dataplane::{ids, owner};
 use crate::ebpf::{self, Asked, ByPort, FlowPlace, Maps, Server};
+use crate::model::address::ipv4;
 use crate::model::node::NodeId;
 use crate::model::port;
 use crate::model::{Backend, Family, Port, Transport, VipKey};
@@ -327,13 +328,20 @@ fn chosen<'a>(net: &NodeNet, vip: &VipKey, replicas: &'a [Named], flow: Flow) ->
     // All other nodes are behind one device.
     let is_it = |endpoint: &Endpoint| match endpoint.backend {
         Backend::Local => endpoint.ifindex == Some(index),
-        Backend::Remote(peer) => endpoint.ifindex == Some(index) && gateway == Some(peer.address),
+        Backend::Remote(peer) => {
+            endpoint.ifindex == Some(index) && gateway.is_some_and(|via| is_peer(peer.address, via))
+        }
     };
     if let Some(replica) = replicas.iter().find(|(_, endpoint)| is_it(endpoint)) {
         return Ok(replica);
     }
     let device = link::by_index(net, index)?.map_or_else(|| format!("link {index}"), |link| link.name);
     Err(Error::Elsewhere { vip, address, device })
+}
+
+/// Whether a nexthop's gateway is another node's: its address on the tunnel's device, or where VIPs have IPv6 its second one there.
+fn is_peer(peer: IpAddr, gateway: IpAddr) -> bool {
+    gateway == peer || ipv4(peer).is_some_and(|id| gateway == IpAddr::V6(ids::peer_link_local(NodeId(id))))
 }
 
 /// Where what begins the flow goes on to from the replica, or node, that it has come to: one that serves its port; `is_kept`: one here, if there

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 
 use crate::model::Family;
 use crate::net::family_of;
@@ -77,6 +77,16 @@ fn inet(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// `via`, or `via inet6` of a route of IPv4 (`RTA_VIA`); `None`: the attribute says something else.
+fn read_gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => inet(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
 pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     let mut destination = family_of(message.header.address_family.into())?.unspecified();
     let mut route = Route {
@@ -117,11 +127,10 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
 }
 
 pub(super) fn read_hops(message: &RouteMessage) -> Vec<Hop> {
-    let mut single = Hop { gateway: None, index: None };
+    let mut single = Hop { gateway: message.attributes.iter().find_map(read_gateway), index: None };
     let mut hops = Vec::new();
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Gateway(address) => single.gateway = inet(address),
             RouteAttribute::Oif(index) => single.index = Some(*index),
             RouteAttribute::MultiPath(paths) => hops.extend(paths.iter().map(read_hop)),
             _ => {}
@@ -148,9 +157,5 @@ fn read_advmss(metric: &RouteMetric) -> Option<u32> {
 }
 
 fn read_hop(hop: &netlink_packet_route::route::RouteNextHop) -> Hop {
-    let gateway = hop.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Gateway(address) => inet(address),
-        _ => None,
-    });
-    Hop { gateway, index: Some(hop.interface_index) }
+    Hop { gateway: hop.attributes.iter().find_map(read_gateway), index: Some(hop.interface_index) }
 }

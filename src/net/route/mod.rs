@@ -332,7 +332,7 @@ impl Route {
             Kind::Local(Some(index)) => Action::Local(*index),
             Kind::Nexthop { id, source: Some(source), .. } => Action::Nexthop { id: *id, source: *source },
             Kind::Via(hops) => match hops.as_slice() {
-                [Hop { gateway: Some(gateway), index: Some(index) }] => {
+                [Hop { gateway: Some(gateway), index: Some(index) }] if gateway.is_ipv4() == self.prefix.is_ipv4() => {
                     let (source, advmss) = (self.source, self.advmss);
                     Action::Via { gateway: *gateway, index: *index, source, advmss }
                 }

@@ -58,6 +58,25 @@ fn routes_name_devices_by_gateway_or_network() {
     assert_eq!(objects, [77].into());
 }
 
+/// As a nexthop that packets of both families take: `RTA_VIA` has the family (`struct rtvia`) before the address.
+#[test]
+fn a_route_of_ipv4_may_lead_to_a_gateway_of_ipv6() {
+    let gateway: Ipv6Addr = "fe80::76:c000:202".parse().unwrap();
+    let via = [&10_u16.to_ne_bytes()[..], &gateway.octets()].concat();
+    let single = payload(32, (PROTOCOL, 1), &[(18, &via), (4, &7_u32.to_ne_bytes())]);
+    let mut hops = vec![32, 0, 0, 0];
+    hops.extend(7_u32.to_ne_bytes());
+    hops.extend([22, 0, 18, 0]);
+    hops.extend(&via);
+    hops.resize(32, 0);
+    let hop = Hop { gateway: Some(gateway.into()), index: Some(7) };
+    for message in [single, payload(32, (PROTOCOL, 1), &[(9, &hops)])] {
+        let route = decode(&message).expect("a route");
+        assert_eq!(route.kind, Kind::Via(vec![hop.clone()]));
+        assert_eq!(route.of_ours(), None, "ours lead by nexthops");
+    }
+}
+
 #[test]
 fn our_routes_are_read_as_they_are_written() {
     let via_of = |source, advmss| Action::Via { gateway: [169, 254, 118, 1].into(), index: 5, source, advmss };

@@ -70,6 +70,11 @@ fn replicas_of_all_nodes_are_reached_at_both_addresses() {
     answered(&client, &["three", "two"]);
     let mut flows =
         [Flows::open("the client", &client, six(), 60), Flows::open("the client", &client, two.0.vip(), 60)];
+    // Its nexthop has an address of IPv6, for packets of both families.
+    let vip = two.0.vip().to_string();
+    let told = scene.members[0].ctl(&["where", "192.0.2.50:40000", &format!("{vip}:{PORT}"), "--output", "json"]).ok();
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert!(["n2", "n3"].contains(&told["replica"]["node"].as_str().unwrap_or_default()), "{told}");
     let one = served(&scene.members[0], "one");
     answered(&client, &["one", "three", "two"]);
     scene.members[1].ctl(&["drain", &two.0.id]).ok();
