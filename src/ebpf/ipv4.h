@@ -277,7 +277,7 @@ static inline_always int read_packet(struct __sk_buff *skb, struct packet *p)
 {
 	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
 		return -1;
-	if (peek(skb, ETH_HLEN, &p->ip, sizeof(p->ip)) || p->ip.version != 4 || p->ip.ihl < 5)
+	if (peek(skb, ETH_HLEN, &p->ip, sizeof(p->ip)) || p->ip.version != 4 || p->ip.ihl < 5 || is_number(p->ip.daddr))
 		return -1;
 	p->self = skb->ifindex;
 	p->inner = ETH_HLEN + p->ip.ihl * 4;

@@ -193,6 +193,13 @@ static inline_always __u32 numbered(__u32 protocol, __be16 port)
 	return protocol << 16 | ntohs(port);
 }
 
+// Whether it is one of the numbers that stand for VIPs of IPv6 in the maps (ipv6.h), of 240.0.0.0/4 (RFC 1112): as the address of a packet it
+// is nobody's.
+static inline_always int is_number(__be32 address)
+{
+	return (address & htonl(0xf0000000)) == htonl(0xf0000000);
+}
+
 // The address family.
 #ifdef IPV6
 #include "ipv6.h"
@@ -1637,13 +1644,13 @@ static inline_always int has_left(const struct __sk_buff *skb)
 SEC("classifier")
 int guard(struct __sk_buff *skb)
 {
-	// No IPv6 until VIPs have it, and neighbours are permanent on both sides: nothing but IPv4 has business here.
+	// What is IPv6 guard6 has had before, and neighbours are permanent on both sides: nothing but IPv4 has business here.
 	if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present)
 		return TC_ACT_SHOT;
 	struct iphdr ip;
 	if (peek(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 		return TC_ACT_SHOT;
-	struct attached *pod = attached(skb->ifindex, ip.saddr);
+	struct attached *pod = is_number(ip.saddr) ? 0 : attached(skb->ifindex, ip.saddr);
 	if (!pod) {
 		dropped(skb->ifindex, 1);
 		return TC_ACT_SHOT;

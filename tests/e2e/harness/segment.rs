@@ -67,3 +67,32 @@ fn send_raw(ns: &Netns, protocol: SockProtocol, bytes: &[u8], to: IpAddr) {
     // The standard library sends by it as if it were UDP's.
     UdpSocket::from(fd).send_to(bytes, (to, 0)).expect("send");
 }
+
+/// A packet of that protocol, with its IP header.
+fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = |header: usize| u16::try_from(header + payload.len()).expect("a short packet").to_be_bytes();
+    let mut packet = Vec::new();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            packet.extend([0x45, 0]);
+            packet.extend(length(20));
+            // The kernel writes the header's checksum of a raw packet.
+            packet.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+            packet.extend(from.octets().into_iter().chain(to.octets()));
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length(0));
+            packet.extend([protocol, 64]);
+            packet.extend(from.octets().into_iter().chain(to.octets()));
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+    packet.extend(payload);
+    packet
+}
+
+/// Sends a packet that says it is from there.
+pub fn send_packet(ns: &Netns, (from, to): (IpAddr, IpAddr), protocol: u8, payload: &[u8]) {
+    send_raw(ns, SockProtocol::Raw, &packet(from, to, protocol, payload), to);
+}

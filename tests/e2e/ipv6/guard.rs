@@ -1,7 +1,7 @@
 //! What is served reaches the replicas and nothing else does; what they send is an answer of the VIP's, or goes nowhere.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::harness::segment::{ACK, segment, send_packet};
 use crate::harness::{Crowd, Families, Join, Netns, PATIENCE, PORT, SOON, Service, connect, scaled, until};
 
 use super::{dual, vip6};
@@ -113,6 +114,33 @@ fn a_source_that_is_not_the_pods_goes_nowhere() {
     let alien = listener.recv_from(&mut [0; 8]).expect_err("nothing from an address that isn't the pod's");
     assert_eq!(alien.kind(), ErrorKind::WouldBlock, "{alien}");
     assert!(service.counter("spoofed") > before, "it is counted");
+    connect(&service.client, vip6(&service), 20);
+}
+
+/// The maps have VIPs of IPv6 by numbers of 240.0.0.0/4. As addresses of IPv4 those are nobody's: not of the pod that sends with one as
+/// the source, and no packet's destination.
+#[test]
+fn the_numbers_of_vips_are_no_addresses() {
+    let service = dual(1);
+    let (node, pod) = (&service.node.ns, &service.pods[0].ns);
+    let client = Ipv4Addr::new(192, 0, 2, 50);
+    let numbers = || (0..64).map(|last| Ipv4Addr::new(240, 0, 0, last)); // those of the first eight slots: the VIP's is among them
+    pod.ip(&format!("rule add to {client} lookup 118"));
+    let before = service.counter("spoofed");
+    for number in numbers() {
+        let answer = segment((number, PORT).into(), (client, 40_000).into(), ACK);
+        send_packet(pod, (number.into(), client.into()), 6, &answer);
+    }
+    until("all sources are counted as foreign", PATIENCE, || (service.counter("spoofed") - before >= 64).then_some(()));
+    let nexthops = node.ip_json("nexthop show proto 118");
+    let to_pod = nexthops.iter().find(|nexthop| nexthop["gateway"].is_string()).expect("the pod's nexthop");
+    node.ip(&format!("route add 240.0.0.0/26 nhid {}", to_pod["id"]));
+    let before = service.counter("misrouted");
+    let sender = udp(node, Ipv4Addr::UNSPECIFIED, 0);
+    for number in numbers() {
+        sender.send_to(b"stray", (number, PORT)).expect("send");
+    }
+    until("all are for no VIP of the pod's", PATIENCE, || (service.counter("misrouted") - before >= 64).then_some(()));
     connect(&service.client, vip6(&service), 20);
 }
 

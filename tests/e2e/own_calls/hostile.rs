@@ -1,54 +1,18 @@
 //! Anybody on the network can write a pod's address as a source.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
-
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::{plain, translated};
-use crate::harness::segment::{SYN, datagram, segment};
+use crate::harness::segment::{SYN, datagram, segment, send_packet};
 use crate::harness::{PATIENCE, PORT, Pod, Service, connect, unspecified, until};
 
 /// Those that stand in for a pod where it calls itself.
 const STAND_INS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(169, 254, 118, 2)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0xa9fe, 0x7602, 0, 1))];
 
-/// A packet of that protocol.
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let length = |header: usize| u16::try_from(header + payload.len()).expect("a short packet").to_be_bytes();
-    let mut packet = Vec::new();
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            packet.extend([0x45, 0]);
-            packet.extend(length(20));
-            // The kernel writes the header's checksum of a raw packet.
-            packet.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-            packet.extend(from.octets().into_iter().chain(to.octets()));
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(length(0));
-            packet.extend([protocol, 64]);
-            packet.extend(from.octets().into_iter().chain(to.octets()));
-        }
-        _ => panic!("{from} and {to} are of two families"),
-    }
-    packet.extend(payload);
-    packet
-}
-
-fn send(service: &Service, to: IpAddr, packet: &[u8]) {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let fd: OwnedFd = service.client.run(|| {
-        let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
-        raw.expect("a raw socket")
-    });
-    UdpSocket::from(fd).send_to(packet, (to, 0)).expect("send");
-}
-
 fn is_dropped(service: &Service, (from, to): (IpAddr, IpAddr), protocol: u8, payload: &[u8]) {
     let before = service.counter("own_source");
-    send(service, to, &packet(from, to, protocol, payload));
+    send_packet(&service.client, (from, to), protocol, payload);
     until(&format!("protocol {protocol} from {from} is dropped"), PATIENCE, || {
         (service.counter("own_source") > before).then_some(())
     });
