@@ -83,8 +83,9 @@ fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
 /// A device's settings that differ.
 pub(in crate::dataplane) type Wrong = Vec<(String, i64)>;
 
+/// By which [`sysctl`] has it: a dot in a device's name is written as a slash.
 pub(super) fn name(device: &str, setting: &str) -> String {
-    format!("net.ipv6.conf.{device}.{setting}")
+    format!("net.ipv6.conf.{}.{setting}", device.replace('.', "/"))
 }
 
 /// All of them, of a device that has none yet.
@@ -120,4 +121,15 @@ pub(super) fn of_interface(pod: &PodNet, device: &str) -> net::Result<Wrong> {
 /// Of a `vip0` that was just made.
 pub(super) fn of_new_pod(device: &str) -> Wrong {
     all(device, &OF_POD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_may_have_a_dot_in_its_name() {
+        assert_eq!(name("eth0.100", "use_oif_addrs_only"), "net.ipv6.conf.eth0/100.use_oif_addrs_only");
+        assert_eq!(of_new_host("vip0")[0], ("net.ipv6.conf.vip0.disable_ipv6".to_owned(), 0));
+    }
 }
