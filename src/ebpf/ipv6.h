@@ -454,6 +454,8 @@ verified_alone int read_quoted(struct __sk_buff *skb, struct packet *p, __u32 is
 	__u32 outer = p->inner, start = outer + ICMP_HEADER;
 	__u32 ours_at = start + (is_from_vip ? __builtin_offsetof(struct ipv6hdr, saddr) : __builtin_offsetof(struct ipv6hdr, daddr));
 	__u16 offset = p->offset;
+	__u8 in_fragments = p->in_fragments;
+	__be32 id = p->datagram.id;
 	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version >> 4 != 6)
 		return -1;
 	if (load(skb, p, ours_at, &ours, sizeof(ours)) || !is_same(&ours, &p->address))
@@ -467,6 +469,8 @@ verified_alone int read_quoted(struct __sk_buff *skb, struct packet *p, __u32 is
 	p->inner = outer;
 	p->protocol = IPPROTO_ICMPV6;
 	p->offset = offset;
+	p->in_fragments = in_fragments;
+	p->datagram.id = id;
 	return is_later;
 }
 
