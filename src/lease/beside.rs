@@ -35,12 +35,28 @@ impl Beside {
         addresses
     }
 
+    /// The lease that a VIP has by what its Service says that its address is: that one, or the one beside which `cidr6` has it. Of a pin's
+    /// address6 there is none: a pinned VIP leases nothing.
+    pub fn leased(&self, stated: IpAddr) -> Option<Ipv4Addr> {
+        match stated {
+            IpAddr::V4(stated) => Some(stated),
+            IpAddr::V6(stated) => leased_of(self.cidr6?, stated),
+        }
+    }
+
     /// The one beside it.
     pub fn of(&self, vip: &VipKey, leased: IpAddr) -> Option<IpAddr> {
         let IpAddr::V4(leased) = leased else { return None };
         let pinned = self.pins.get(vip).copied();
         pinned.or_else(|| self.cidr6.map(|cidr6| embedded(cidr6, leased))).map(IpAddr::V6)
     }
+}
+
+/// The reverse of [`embedded`]; `None`: it isn't one of those.
+fn leased_of(network: Ipv6Network, address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [.., a, b, c, d] = address.octets();
+    let leased = Ipv4Addr::new(a, b, c, d);
+    (embedded(network, leased) == address).then_some(leased)
 }
 
 /// The address of the network that ends in that one.
@@ -62,6 +78,13 @@ mod tests {
         assert_eq!(Vec::from(beside.addresses(&dns, leased)), [leased, "fd00:118::53".parse().unwrap()]);
         assert_eq!(Vec::from(Beside::default().addresses(&web, leased)), [leased]);
         assert!(Beside::default().is_nothing() && !beside.is_nothing());
+        for stated in [leased, beside.of(&web, leased).unwrap()] {
+            assert_eq!(beside.leased(stated), Some([10, 118, 0, 7].into()), "{stated}");
+        }
+        for stated in ["fd00:119::10.118.0.7", "fd00:118::1:10.118.0.7"] {
+            assert_eq!(beside.leased(stated.parse().unwrap()), None, "{stated}");
+        }
+        assert_eq!(Beside::default().leased("fd00:118::10.118.0.7".parse().unwrap()), None);
         let six = "2001:db8::7".parse().unwrap();
         assert_eq!(beside.of(&web, six), None);
     }

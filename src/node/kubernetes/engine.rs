@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 
 use crate::api::protocol::Nodes;
+use crate::lease::beside::Beside;
 use crate::lease::pools::{Refusal, Wish};
 use crate::model::VipKey;
-use crate::model::address::ipv4;
 use crate::node::config::Kubernetes;
 use crate::node::subsystems::SubsystemGuard;
 use crate::node::{Context, problems};
@@ -284,7 +284,8 @@ impl Engine {
         }
         let sharing = Sharing::of(shared.store.objects());
         self.tell((&shared, &sharing, nodes.as_ref()), status, events);
-        let scene = Scene { sharing: &sharing, nodes: nodes.as_ref(), registry: &self.context.registry };
+        let registry = &self.context.registry;
+        let scene = Scene { sharing: &sharing, nodes: nodes.as_ref(), registry, beside: &shared.beside };
         let Some(pool) = &mut self.known.pool else { return };
         turn_pool(pool, client, &scene, events);
         let given = pool.given();
@@ -400,6 +401,7 @@ struct Scene<'a> {
     sharing: &'a Sharing<'a>,
     nodes: Option<&'a Nodes>,
     registry: &'a Registry,
+    beside: &'a Beside,
 }
 
 impl Cluster for Scene<'_> {
@@ -430,7 +432,8 @@ impl Cluster for Scene<'_> {
 
     fn services(&self) -> Box<dyn Iterator<Item = Claimant> + '_> {
         let oldest = |(vip, sharers): (&VipKey, &Vec<Sharer<'_>>)| {
-            let stated = sharers.iter().find_map(|sharer| sharer.service.stated().and_then(ipv4));
+            let stated =
+                sharers.iter().find_map(|sharer| sharer.service.stated().and_then(|stated| self.beside.leased(stated)));
             Some(Claimant { created: sharers.first()?.service.created, vip: vip.clone(), stated })
         };
         Box::new(self.sharing.vips.iter().filter_map(oldest))
