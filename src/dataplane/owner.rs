@@ -560,7 +560,7 @@ fn wanted(replica: &Replica) -> Option<Attached> {
     let bare = Attached::new(replica.netns_id?, replica.mac.as_ref()?.known()?.0, flags);
     // The maps have keys of IPv4, and a pod at most one address of it here.
     let own = replica.addresses.iter().find_map(ipv4).map_or([0; 4], |address| address.octets());
-    let mut entry = Attached { ports, port, target, own, ..bare };
+    let mut entry = Attached { ports, port, target, own, weight: replica.weight.into(), ..bare };
     if entry.shares() {
         entry.flags |= SHARES_NUMBERS;
     }

@@ -19,16 +19,13 @@ verified_alone int draw_ready(struct packet *p, struct vip *v, struct draw *draw
 	struct flow flow = p->flow;
 	if (is_fragment(p))
 		flow.client_port = flow.vip_port = 0;
-	__u32 drawn = lot(&flow, m->ifindex);
-	if (m->flags & DRAINING || drawn >= draw->least)
-		return 0;
-	draw->least = drawn;
-	draw->ifindex = m->ifindex;
+	if (!(m->flags & DRAINING) && is_least(lot(&flow, m->ifindex), m->weight, draw))
+		draw->ifindex = m->ifindex;
 	return 0;
 }
 
-// IPv6 has no routes by TOS, and rules cost every packet of the node: of the replicas here that get new flows the one that draws the best
-// lot takes the packet. A flow without a socket may so come to one that joins, as it may by the group of them.
+// IPv6 has no routes by TOS, and rules cost every packet of the node: of the replicas here that get new flows (MEMBERS of them at most) the
+// one that draws the best lot takes the packet, each as often as its weight says. A flow without a socket may so come to one that joins, as it may by the group of them.
 verified_alone int to_group(struct __sk_buff *skb, struct packet *p)
 {
 	if (!p)

@@ -118,12 +118,12 @@ pub struct Attached {
     pub target: [u16; PORTS],
     /// The pod's own address, in network order.
     pub own: [u8; 4],
-    /// 0.
-    pub pad: u32,
+    /// How many shares of the VIP's new flows it gets beside others here.
+    pub weight: u32,
 }
 
 impl Attached {
-    /// Of a replica that serves everything, and whose own address isn't known.
+    /// Of a replica that serves everything, gets one share, and whose own address isn't known.
     pub fn new(netns: u32, mac: [u8; 6], flags: u32) -> Self {
         Self {
             syn_search_until: 0,
@@ -134,7 +134,7 @@ impl Attached {
             port: [0; PORTS],
             target: [0; PORTS],
             own: [0; 4],
-            pad: 0,
+            weight: 1,
         }
     }
 
@@ -155,7 +155,9 @@ pub struct Member {
     /// The container veth's Ethernet address.
     pub mac: [u8; 6],
     /// [`DRAINING`], [`TRANSLATES`], [`SHARES_NUMBERS`].
-    pub flags: u16,
+    pub flags: u8,
+    /// As its entry's.
+    pub weight: u8,
 }
 
 impl Member {
@@ -165,10 +167,10 @@ impl Member {
     }
 
     /// A replica to be asked, by its host veth and what is known of it.
-    pub fn new(ifindex: u32, Attached { netns, mac, flags, .. }: &Attached) -> Self {
-        // It fits.
-        let flags = u16::try_from(flags & (DRAINING | TRANSLATES | SHARES_NUMBERS)).unwrap_or_default();
-        Self { ifindex, netns: *netns, mac: *mac, flags }
+    pub fn new(ifindex: u32, Attached { netns, mac, flags, weight, .. }: &Attached) -> Self {
+        // Both fit.
+        let flags = u8::try_from(flags & (DRAINING | TRANSLATES | SHARES_NUMBERS)).unwrap_or_default();
+        Self { ifindex, netns: *netns, mac: *mac, flags, weight: u8::try_from(*weight).unwrap_or(u8::MAX) }
     }
 }
 
@@ -753,13 +755,13 @@ mod tests {
         let structs = structs(&object.btf.unwrap().to_bytes());
         let ours: [(&str, Layout); 16] = [
             ("attached_key", layout!(AttachedKey, ifindex, vip)),
-            ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, pad)),
+            ("attached", layout!(Attached, syn_search_until, netns, flags, mac, ports, port, target, own, weight)),
             ("translation_key", layout!(TranslationKey, ifindex, vip, number, way)),
             ("answerer_key", layout!(AnswererKey, vip, mac, pad)),
             ("answerer", layout!(Answerer, own, ifindex)),
             ("shared_key", layout!(SharedKey, ifindex, vip, number)),
             ("shared", layout!(Shared, alone_until, alone, pad)),
-            ("member", layout!(Member, ifindex, netns, mac, flags)),
+            ("member", layout!(Member, ifindex, netns, mac, flags, weight)),
             ("vip", vip),
             ("flow", layout!(FlowKey, client, vip, client_port, vip_port)),
             ("hint", layout!(Hint, ifindex, node, flags)),

@@ -112,7 +112,7 @@ struct attached {
 	__u32 port[PORTS];	// protocol << 16 | port
 	__u16 target[PORTS];	// what the pod has in the place of each; the programs read translations_v1
 	__be32 own;		// the pod's own address
-	__u32 pad;
+	__u32 weight;		// among the VIP's replicas on this node; 0 is 1, too
 };
 
 struct {
@@ -127,7 +127,8 @@ struct member {
 	__u32 ifindex;
 	__u32 netns;
 	__u8 mac[ETH_ALEN];
-	__u16 flags;		// DRAINING, TRANSLATES, SHARES
+	__u8 flags;		// DRAINING, TRANSLATES, SHARES
+	__u8 weight;		// as its entry's
 };
 
 #define SUSPECT 1		// a node that has replicas of the VIP has fallen silent: it may have any flow

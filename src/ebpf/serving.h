@@ -77,14 +77,19 @@ struct draw {
 };
 
 // The lowest wins: of several with such costs each as often as its weight is of theirs together (an exponential race).
-static inline_always int wins(const struct packet *p, const struct server *server, struct draw *draw)
+static inline_always int is_least(__u32 lot, __u32 weight, struct draw *draw)
 {
-	__u64 scaled = rarity(lot(&p->flow, server->ifindex ^ server->node)) << 16;
-	__u64 cost = scaled / (server->weight ? server->weight : 1);
+	__u64 scaled = rarity(lot) << 16;
+	__u64 cost = scaled / (weight ? weight : 1);
 	if (cost >= draw->least)
 		return 0;
 	draw->least = cost;
 	return 1;
+}
+
+static inline_always int wins(const struct packet *p, const struct server *server, struct draw *draw)
+{
+	return is_least(lot(&p->flow, server->ifindex ^ server->node), server->weight, draw);
 }
 
 // Whether a flow for which the group has chosen that node stays with it: as often as its replicas serve the port.

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{Member, Scene, WEB, web};
-use crate::harness::{Crowd, Flows, Netns, PORT, Pod, SOON, attempt, connect, until};
+use crate::harness::{Crowd, Flows, Join, Netns, PORT, Pod, SOON, attempt, connect, share, until};
 
 const CIDR6: &str = "fd00:118::/96";
 
@@ -44,10 +44,14 @@ fn dual(nodes: u8) -> (Scene, Netns) {
 }
 
 fn served(member: &Member, name: &str) -> (Pod, Crowd) {
+    served_as(member, name, &web())
+}
+
+fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
     let mut pod = member.node.pod();
     name.clone_into(&mut pod.name);
     let server = Crowd::of_both(&pod, PORT);
-    member.node.add(&pod, &web()).ok();
+    member.node.add(&pod, join).ok();
     (pod, server)
 }
 
@@ -90,6 +94,19 @@ fn replicas_of_all_nodes_are_reached_at_both_addresses() {
         assert_eq!(flows.complaint(&[]), None);
     }
     drop((one, two, three));
+}
+
+/// By IPv6 the tunnel's program chooses among a node's replicas, by IPv4 their group.
+#[test]
+fn what_comes_by_the_tunnel_heeds_weights() {
+    let (scene, client) = dual(2);
+    let light = served(&scene.members[1], "light");
+    let heavy = served_as(&scene.members[1], "heavy", &web().annotation("viproute.io/weight", "3"));
+    answered(&client, &["heavy", "light"]);
+    let tally = connect(&client, six(), 500);
+    let share = share(&tally, "heavy");
+    assert!((66.0..=84.0).contains(&share), "heavy has {share:.1} %: {tally:?}");
+    drop((light, heavy));
 }
 
 /// Configurations change node by node: IPv4 goes on, by IPv6 each node's own replicas serve until the other has the address too.
