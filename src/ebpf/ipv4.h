@@ -38,9 +38,6 @@ struct flow {
 #define CALL_TUPLE(of, call) { .ipv4 = { (call)->client, (call)->vip, (call)->client_port, (call)->target } }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv4)
 
-// A client in other keys.
-typedef __be32 client_address;
-
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
 struct datagram {

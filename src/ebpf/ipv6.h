@@ -98,9 +98,6 @@ struct flow {
 	} }
 #define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
 
-// A client in other keys.
-typedef struct ipv6 client_address;
-
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
 struct datagram {

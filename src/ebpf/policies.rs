@@ -104,8 +104,16 @@ fn listed<const N: usize>(key: &Key<Source<N>>, client: impl Fn([u8; N]) -> IpAd
 }
 
 impl Sources {
+    /// The map's.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::V4(_) => SOURCES,
+            Self::V6(_) => SOURCES6,
+        }
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
-        let failed = |e| Error::map("list", SOURCES, e);
+        let failed = |e| Error::map("list", self.name(), e);
         match self {
             Self::V4(map) => map.keys().map(|key| Ok(listed(&key.map_err(failed)?, IpAddr::from))).collect(),
             Self::V6(map) => map.keys().map(|key| Ok(listed(&key.map_err(failed)?, IpAddr::from))).collect(),
@@ -119,11 +127,11 @@ impl Sources {
             (Self::V6(map), IpAddr::V6(client)) => map.get(&key(vip, number, client.octets(), bits), 0),
             _ => return Ok(None),
         };
-        found(read).map_err(|e| Error::map("read", SOURCES, e))
+        found(read).map_err(|e| Error::map("read", self.name(), e))
     }
 
     fn insert(&mut self, vip: Ipv4Addr, number: u32, (address, bits): Range) -> Result<()> {
-        let value = u32::from(bits);
+        let (name, value) = (self.name(), u32::from(bits));
         let written = match (self, address) {
             (Self::V4(map), IpAddr::V4(client)) => {
                 let key = key(vip, number, client.octets(), bits);
@@ -135,16 +143,17 @@ impl Sources {
             }
             _ => return Ok(()),
         };
-        written.map_err(|e| Error::map("write", SOURCES, e))
+        written.map_err(|e| Error::map("write", name, e))
     }
 
     fn remove(&mut self, vip: Ipv4Addr, number: u32, (address, bits): Range) -> Result<()> {
+        let name = self.name();
         let removed = match (self, address) {
             (Self::V4(map), IpAddr::V4(client)) => map.remove(&key(vip, number, client.octets(), bits)),
             (Self::V6(map), IpAddr::V6(client)) => map.remove(&key(vip, number, client.octets(), bits)),
             _ => return Ok(()),
         };
-        found(removed).map(drop).map_err(|e| Error::map("delete", SOURCES, e))
+        found(removed).map(drop).map_err(|e| Error::map("delete", name, e))
     }
 }
 
