@@ -1,7 +1,8 @@
 // What of the programs is IPv6's own, as ipv4.h has it for IPv4.
 //
 // Everywhere but in packets and in questions to sockets a VIP of IPv6 has a number of 32 bits in the place of its address (addresses6_v1,
-// of the block 240.0.0.0/4: is_number() keeps packets of IPv4 from being taken for theirs): the maps of VIPs, attachments, counts and shares are IPv4's own, and stay as small.
+// of the block 240.0.0.0/4; by is_number() no packet of IPv4 has one): the maps of VIPs, attachments, counts and shares are IPv4's own, and
+// stay as small.
 //
 // Of extension headers (RFC 8200, 4.1) so many are walked; what lies behind more isn't known, and is treated as a protocol without ports.
 #ifndef VIPROUTE_IPV6_H
