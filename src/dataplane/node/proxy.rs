@@ -10,7 +10,7 @@ use crate::model::Family;
 use crate::net::link::Link;
 use crate::net::{NodeNet, PROTOCOL, Result, neighbour, sysctl};
 
-use super::settings::EVEN_IF_FORWARDING;
+use super::settings::{EVEN_IF_FORWARDING, UNLESS_FORWARDING};
 
 /// What must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub fn unset(link: &Link) -> Result<Vec<Setting>> {
     // a write would have the kernel drop the default routes that it has by them (`rt6_purge_dflt_routers`).
     if !forwards {
         wanted.insert(0, (of_link("forwarding"), 1));
-        if sysctl::get(&of_link("accept_ra"))? == 1 {
+        if sysctl::get(&of_link("accept_ra"))? == UNLESS_FORWARDING {
             wanted.insert(0, (of_link("accept_ra"), EVEN_IF_FORWARDING));
         }
     }
