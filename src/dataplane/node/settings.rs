@@ -67,6 +67,11 @@ pub fn read((name, want): (&str, i64)) -> net::Result<Option<Change>> {
     Ok(difference(name, want, sysctl::get(name)?))
 }
 
+/// Whether the kernel has IPv6 at all (`ipv6.disable=1` on its command line: it hasn't).
+pub fn has_ipv6() -> bool {
+    SETTINGS_IPV6.iter().any(|(name, _)| sysctl::exists(name))
+}
+
 /// Sets the node up for VIPs.
 pub fn configure() -> net::Result<()> {
     for setting in SETTINGS {
