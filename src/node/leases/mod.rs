@@ -387,7 +387,7 @@ impl Daemon {
         let Report { family, vip, news, infrastructure, told } = report;
         self.infrastructure.extend(infrastructure);
         match &news {
-            News::Refused { server, why } => return self.refused(&vip, *server, why),
+            News::Refused { server, why } => return self.refused((family, &vip), *server, why),
             News::Bound(_) => self.permit_link(),
             _ => {}
         }
@@ -400,8 +400,8 @@ impl Daemon {
     }
 
     /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
-    fn refused(&mut self, vip: &VipKey, server: IpAddr, why: &str) {
-        let granted_by = std::iter::once(&self.v4).chain(&self.v6).find_map(|leasing| leasing.state.server_of(vip));
+    fn refused(&mut self, (family, vip): (Family, &VipKey), server: IpAddr, why: &str) {
+        let granted_by = self.leasing(family).and_then(|leasing| leasing.state.server_of(vip));
         if let Some(text) = self.foreign.heard(server, granted_by, why) {
             tracing::warn!(%vip, "{text}");
             self.agent.journal.record(Kind::Trouble, Some(vip), text);
