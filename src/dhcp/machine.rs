@@ -214,8 +214,9 @@ impl Machine {
         if !ours {
             return;
         }
+        let refusal = self.refusal(&reply.answer);
         // Reported whenever it comes: which of two servers answers first is chance.
-        if let (Answer::Nak { server, why }, Some(_)) = (&reply.answer, &self.held)
+        if let (Some((server, why)), Some(_)) = (&refusal, &self.held)
             && self.server.is_some_and(|own| !own.is(server))
         {
             actions.push(Action::Notify(Change::Refused { server: server.address(), why: why.clone() }));
@@ -241,13 +242,34 @@ impl Machine {
             }
             (State::Selecting | State::Bound { .. }, _) | (_, Answer::Offer { .. }) => {}
             (_, Answer::Ack(grant)) if self.expects(grant) => self.bind(grant, now, actions),
-            // A REPLY that has another address says that this one isn't ours.
-            (_, Answer::Ack(grant)) if grant.address.is_ipv6() => {
-                let why = format!("it has {} in its place", grant.address);
-                self.on_nak(grant.server, &why, now, actions);
+            (_, Answer::Ack(_) | Answer::Nak { .. } | Answer::Noted { .. }) => {
+                if let Some((server, why)) = refusal {
+                    self.on_nak(server, &why, now, actions);
+                }
             }
-            (_, Answer::Ack(_) | Answer::Noted { .. }) => {}
-            (_, Answer::Nak { server, why }) => self.on_nak(*server, why, now, actions),
+        }
+    }
+
+    /// Who says that the address asked for isn't ours, and why: a NAK does, and a REPLY of `DHCPv6` that has another one in its place.
+    fn refusal(&self, answer: &Answer) -> Option<(Server, String)> {
+        match answer {
+            Answer::Nak { server, why } => Some((*server, why.clone())),
+            Answer::Ack(grant) if grant.address.is_ipv6() && self.address().is_some_and(|own| own != grant.address) => {
+                Some((grant.server, format!("it has {} in its place", grant.address)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The address that is had or asked for.
+    fn address(&self) -> Option<IpAddr> {
+        match self.state {
+            State::Selecting => None,
+            State::Requesting { address, .. }
+            | State::Rebooting { address }
+            | State::Rebinding { address }
+            | State::Bound { address, .. }
+            | State::Renewing { address } => Some(address),
         }
     }
 

@@ -178,6 +178,13 @@ pub enum Flaw {
     },
     /// No address of the kind asked for is left (`DHCPv6`'s status `NoAddrsAvail`).
     NoAddress,
+    /// A status of `DHCPv6` that says nothing of the address asked for (`UnspecFail`, `UseMulticast`).
+    Status {
+        /// Its number.
+        code: u16,
+        /// Its name in RFC 8415 section 21.13.
+        name: &'static str,
+    },
     /// An address no host can have was offered or granted.
     Address(IpAddr),
 }
@@ -187,6 +194,7 @@ impl fmt::Display for Flaw {
         match self {
             Self::Option { code, name } => write!(f, "option {code} ({name}) is absent or malformed"),
             Self::NoAddress => f.write_str("no address is left"),
+            Self::Status { code, name } => write!(f, "it has status {code} ({name}) and no address"),
             Self::Address(address) => write!(f, "{address} is no host's address"),
         }
     }

@@ -33,6 +33,13 @@ const RELAY_HEADER: usize = 34;
 
 /// Status `NoAddrsAvail`.
 const NO_ADDRESS: u16 = 2;
+/// `NoBinding`.
+const NO_BINDING: u16 = 3;
+/// `NotOnLink`.
+const NOT_ON_LINK: u16 = 4;
+/// What says that the address asked for can't be had. Another status says nothing of it: the server couldn't answer, or not so (RFC 8415
+/// section 18.2.10).
+const REFUSALS: [u16; 3] = [NO_ADDRESS, NO_BINDING, NOT_ON_LINK];
 
 /// The bytes of a message, without IP and UDP headers.
 pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>) -> Result<Vec<u8>, WireError> {
@@ -218,7 +225,7 @@ impl Raw {
         match (self.lent(), self.failure()) {
             (Some(lent), _) => Ok(Answer::Offer { address: host(lent.address)?, server }),
             (None, Some((NO_ADDRESS, _)) | None) => Err(Flaw::NoAddress),
-            (None, Some(_)) => Err(Flaw::Option { code: 3, name: "IA_NA" }),
+            (None, Some((code, _))) => Err(Flaw::Status { code, name: status_name(code) }),
         }
     }
 
@@ -238,24 +245,30 @@ impl Raw {
                 }))
             }
             (_, None) if failure.is_none() => Ok(Answer::Noted { server: Some(server) }),
-            _ => {
-                let why = failure.map_or_else(|| "its lifetime is over".to_owned(), |(code, text)| said(code, &text));
-                Ok(Answer::Nak { server, why })
-            }
+            (..) => match failure {
+                None => Ok(Answer::Nak { server, why: "its lifetime is over".to_owned() }),
+                Some((code, text)) if REFUSALS.contains(&code) => Ok(Answer::Nak { server, why: said(code, &text) }),
+                Some((code, _)) => Err(Flaw::Status { code, name: status_name(code) }),
+            },
         }
+    }
+}
+
+/// A status' name in RFC 8415 section 21.13.
+const fn status_name(code: u16) -> &'static str {
+    match code {
+        1 => "UnspecFail",
+        NO_ADDRESS => "NoAddrsAvail",
+        NO_BINDING => "NoBinding",
+        NOT_ON_LINK => "NotOnLink",
+        5 => "UseMulticast",
+        _ => "not known",
     }
 }
 
 /// `NoBinding: no addresses`
 fn said(code: u16, text: &str) -> String {
-    let name = match code {
-        1 => "UnspecFail",
-        NO_ADDRESS => "NoAddrsAvail",
-        3 => "NoBinding",
-        4 => "NotOnLink",
-        5 => "UseMulticast",
-        other => return format!("status {other} {text}"),
-    };
+    let name = status_name(code);
     if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") }
 }
 

@@ -10,7 +10,7 @@ use crate::dataplane::node::settings;
 use crate::dataplane::node::tunnel::Device;
 use crate::dataplane::{self, address, ids, reconcile_vip, reconcile_without};
 use crate::model::node::NodeId;
-use crate::model::{Addresses, Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey};
+use crate::model::{Addresses, Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::net::nexthop;
 use crate::registry::record::{Pod, SCHEMA};
@@ -64,6 +64,8 @@ pub struct Here {
     pub tunnel: Option<Device>,
     /// Where the node's programs are pinned ([`flow_owner`]).
     pub flow_owner: Option<PathBuf>,
+    /// What Services ask of the VIP; none: that isn't known, and what is recorded stays.
+    pub policy: Option<VipPolicy>,
 }
 
 /// What is recorded of other nodes for a VIP: its addresses, and their shares by their numbers.
@@ -103,6 +105,7 @@ fn record(
     here: &Here,
 ) -> dataplane::Result<bool> {
     let mut moved = false;
+    let addresses = &served_here(addresses, settings::has_ipv6());
     if addresses.ipv6().is_some() {
         settings::configure_ipv6(net)?;
     }
@@ -116,7 +119,8 @@ fn record(
     let is_theirs = vip.is_unused_here()?;
     if vip.record.is_none() || vip.is_unused()? {
         let is_free = |slot| Ok::<_, dataplane::Error>(nexthop::find(net, ids::group(slot))?.is_none());
-        vip.record_in_slot(is_free, |slot| new_vip(key, addresses, slot, here))?;
+        let before = vip.record.clone();
+        vip.record_in_slot(is_free, |slot| new_vip((key, addresses), slot, before.as_ref(), here))?;
     } else if let Some(record) = vip.record.clone().filter(|record| is_theirs && record.flow_owner != here.flow_owner) {
         // No pod said so when the first of them was recorded.
         vip.write_record(VipRecord { flow_owner: here.flow_owner.clone(), ..record })?;
@@ -128,7 +132,7 @@ fn record(
         // A replica has joined here meanwhile, with another address.
         return Ok(moved);
     };
-    let is_same6 = known.ipv6() == addresses.ipv6();
+    let is_same6 = known.ipv6().is_some() && known.ipv6() == addresses.ipv6();
     let mut before = recorded(&vip)?;
     let mut changed = false;
     for (number, leg) in legs {
@@ -202,7 +206,15 @@ pub fn flow_owner(registry: &Registry) -> crate::registry::Result<Option<PathBuf
     Ok(recorded.map_or_else(|| Some(DEFAULT_BPF_DIR.into()), |spec| spec.flow_owner.then_some(spec.bpf_dir)))
 }
 
-fn new_vip(key: &VipKey, addresses: &Addresses, slot: u32, here: &Here) -> VipRecord {
+/// The addresses that can be served where the kernel has no IPv6: others' replicas are reached by the rest.
+fn served_here(addresses: &Addresses, has_ipv6: bool) -> Addresses {
+    let served = addresses.iter().filter(|address| has_ipv6 || address.is_ipv4()).collect::<Vec<_>>();
+    Addresses::try_from(served).unwrap_or_else(|_| addresses.clone())
+}
+
+/// `before`: the record of when the VIP was last served, if it is there still.
+fn new_vip((key, addresses): (&VipKey, &Addresses), slot: u32, before: Option<&VipRecord>, here: &Here) -> VipRecord {
+    let policy = here.policy.as_ref().or(before.map(|record| &record.policy));
     VipRecord {
         schema: SCHEMA,
         key: key.to_string(),
@@ -213,7 +225,7 @@ fn new_vip(key: &VipKey, addresses: &Addresses, slot: u32, here: &Here) -> VipRe
         flow_owner: here.flow_owner.clone(),
         withdrawn: false,
         previous_addresses: Vec::new(),
-        policy: crate::model::VipPolicy::default(),
+        policy: policy.cloned().unwrap_or_default(),
         other: BTreeMap::new(),
     }
 }
@@ -256,4 +268,35 @@ fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
         served: leg.served.clone().map(Into::into),
         other: said.into_iter().map(|(field, number)| (field.to_owned(), number.into())).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_services_ask_of_a_vip_is_recorded_or_kept() {
+        let local = VipPolicy { local: true, ..VipPolicy::default() };
+        let key = "shop/web".parse().unwrap();
+        let addresses = Addresses::from(IpAddr::from([10, 118, 0, 7]));
+        let recorded = |before: Option<&VipRecord>, policy: Option<&VipPolicy>| {
+            let node = IpAddr::from([192, 0, 2, 1]);
+            let here = Here { node, tunnel: None, flow_owner: None, policy: policy.cloned() };
+            new_vip((&key, &addresses), 1, before, &here)
+        };
+        let known = recorded(None, Some(&local));
+        assert_eq!(known.policy, local);
+        assert_eq!(recorded(Some(&known), None).policy, local, "Services aren't read yet");
+        assert_eq!(recorded(Some(&known), Some(&VipPolicy::default())).policy, VipPolicy::default());
+        assert_eq!(recorded(None, None).policy, VipPolicy::default());
+    }
+
+    #[test]
+    fn where_the_kernel_has_no_ipv6_the_rest_is_served() {
+        let addresses =
+            |all: &[&str]| Addresses::try_from(all.iter().map(|one| one.parse().unwrap()).collect::<Vec<_>>());
+        let both = addresses(&["10.118.0.7", "fd00:118::7"]).unwrap();
+        assert_eq!(served_here(&both, true), both);
+        assert_eq!(served_here(&both, false), addresses(&["10.118.0.7"]).unwrap());
+    }
 }

@@ -19,6 +19,11 @@ pub fn get(name: &str) -> Result<i64> {
     text.trim().parse().map_err(|_| Error::new("read sysctl", name, nix::errno::Errno::EINVAL))
 }
 
+/// Whether this kernel has a setting of that name.
+pub fn exists(name: &str) -> bool {
+    path(SETTINGS, name).exists()
+}
+
 /// Makes a setting have this value. Writes only where it has another, so that a read-only `/proc/sys` with the
 /// right values is no error, and routing caches aren't flushed for nothing.
 pub fn ensure(name: &str, value: i64) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::model::Family;
 use crate::net::link::Link;
 use crate::net::{NodeNet, PROTOCOL, Result, neighbour, sysctl};
 
-use super::settings::EVEN_IF_FORWARDING;
+use super::settings::{EVEN_IF_FORWARDING, UNLESS_FORWARDING};
 
 /// What must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,9 @@ impl Want {
         self.index.is_some() && self.addresses.iter().any(|address| Family::of(*address) == family)
     }
 }
+
+/// What became of the settings that IPv6 needs. Entries don't wait for them: IPv4 is answered for all the same.
+pub type Settings = Result<()>;
 
 /// What the kernel has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,24 +66,23 @@ pub enum Op {
     Del(u32, IpAddr),
 }
 
-/// Reads the entries of all links, and the settings of `link` that those of `want` need.
-pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<Have> {
+/// Reads the entries of all links, and the settings of `link` that those of `want` need: or why one of IPv6 can't be read.
+pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<(Have, Settings)> {
     let mut have = Have::default();
     for family in Family::ALL {
         let ours = neighbour::list_all_proxies(node, family)?.into_iter().filter(|entry| entry.protocol == PROTOCOL);
         have.entries.extend(ours.map(|entry| (entry.index, entry.address)));
     }
-    let Some(link) = link else { return Ok(have) };
+    let Some(link) = link else { return Ok((have, Ok(()))) };
     let is_delayed = |family: &Family| {
         let name = setting(*family, &format!("neigh.{}.proxy_delay", in_sysctl(link)));
         // A setting that can't be read is written.
         !matches!(sysctl::get(&name), Ok(0))
     };
     have.delayed = Family::ALL.into_iter().filter(|family| want.has(*family)).filter(is_delayed).collect();
-    if want.has(Family::V6) {
-        have.unset = unset(link)?;
-    }
-    Ok(have)
+    let unset = if want.has(Family::V6) { unset(link) } else { Ok(Vec::new()) };
+    let settings = unset.map(|unset| have.unset = unset);
+    Ok((have, settings))
 }
 
 /// `net.ipv4.NAME` or `net.ipv6.NAME`.
@@ -109,7 +111,7 @@ pub fn unset(link: &Link) -> Result<Vec<Setting>> {
     // a write would have the kernel drop the default routes that it has by them (`rt6_purge_dflt_routers`).
     if !forwards {
         wanted.insert(0, (of_link("forwarding"), 1));
-        if sysctl::get(&of_link("accept_ra"))? == 1 {
+        if sysctl::get(&of_link("accept_ra"))? == UNLESS_FORWARDING {
             wanted.insert(0, (of_link("accept_ra"), EVEN_IF_FORWARDING));
         }
     }
@@ -132,8 +134,8 @@ pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
     set.chain(delay).chain(gone).chain(new).collect()
 }
 
-/// Carries them out, all that can be: IPv4 is answered for where a setting of IPv6 can't be written.
-pub fn apply(node: &NodeNet, ops: &[Op]) -> Result<()> {
+/// Carries them out. IPv4 is answered for where a setting of IPv6 can't be written.
+pub fn apply(node: &NodeNet, ops: &[Op]) -> Result<Settings> {
     let (mut requests, mut set) = (Vec::new(), Ok(()));
     for op in ops {
         match op {
@@ -143,7 +145,7 @@ pub fn apply(node: &NodeNet, ops: &[Op]) -> Result<()> {
             Op::Del(index, address) => requests.push(neighbour::del_proxy(*index, *address)),
         }
     }
-    set.and(node.apply(&requests))
+    node.apply(&requests).map(|()| set)
 }
 
 impl Op {

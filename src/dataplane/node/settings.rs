@@ -29,6 +29,8 @@ pub fn without_redirects(device: &str) -> [(String, i64); 2] {
     [all.to_owned(), format!("net.ipv4.conf.{}.send_redirects", device.replace('.', "/"))].map(|name| (name, want))
 }
 
+/// `accept_ra` of a device that takes router advertisements while the node doesn't forward (`ip-sysctl.rst`): what the kernel has by itself.
+pub(super) const UNLESS_FORWARDING: i64 = 1;
 /// `accept_ra` of a device whose default route a node that forwards keeps (`ip-sysctl.rst`).
 pub(super) const EVEN_IF_FORWARDING: i64 = 2;
 /// `RTPROT_RA` of linux/rtnetlink.h: a route by router advertisement.
@@ -65,6 +67,11 @@ pub fn read((name, want): (&str, i64)) -> net::Result<Option<Change>> {
     Ok(difference(name, want, sysctl::get(name)?))
 }
 
+/// Whether the kernel has IPv6 at all (`ipv6.disable=1` on its command line: it hasn't).
+pub fn has_ipv6() -> bool {
+    SETTINGS_IPV6.iter().any(|(name, _)| sysctl::exists(name))
+}
+
 /// Sets the node up for VIPs.
 pub fn configure() -> net::Result<()> {
     for setting in SETTINGS {
@@ -96,7 +103,10 @@ fn keep_default_routes(node: &NodeNet) -> net::Result<()> {
         for index in hops.iter().filter_map(|hop| hop.index) {
             let Some(device) = link::by_index(node, index)? else { continue };
             let name = format!("net.ipv6.conf.{}.accept_ra", device.name.replace('.', "/"));
-            sysctl::ensure(&name, EVEN_IF_FORWARDING)?;
+            // With 0 the kernel takes none: another program reads advertisements, and the route is its own.
+            if sysctl::get(&name)? == UNLESS_FORWARDING {
+                sysctl::ensure(&name, EVEN_IF_FORWARDING)?;
+            }
         }
     }
     Ok(())

@@ -145,6 +145,13 @@ fn what_servers_refuse_is_read() {
     let nothing = association(&[], &status(3, "no binding"));
     assert_eq!(answer(REPLY, &[nothing]), refused("NoBinding: no binding"));
     assert_eq!(answer(REPLY, &[status(4, "")]), refused("NotOnLink"));
+    for (code, name) in [(1, "UnspecFail"), (5, "UseMulticast"), (7, "not known")] {
+        let unfit = Answer::Unfit { server: Some(server()), flaw: Flaw::Status { code, name } };
+        for kind in [ADVERTISE, REPLY] {
+            assert_eq!(answer(kind, &[association(&[], &status(code, "later"))]), unfit);
+            assert_eq!(answer(kind, &[status(code, "")]), unfit);
+        }
+    }
     let none = Answer::Unfit { server: Some(server()), flaw: Flaw::NoAddress };
     assert_eq!(answer(ADVERTISE, &[association(&[], &status(2, "no addresses"))]), none);
     assert_eq!(answer(ADVERTISE, &[status(2, "")]), none);

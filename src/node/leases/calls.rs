@@ -123,7 +123,9 @@ impl Daemon {
     }
 
     fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {
-        let (Some(identity), Some(cluster)) = (self.v4.executor.identity(vip), &self.cluster) else {
+        let mut families = std::iter::once(&self.v4).chain(&self.v6);
+        let identity = families.find_map(|leasing| leasing.executor.identity(vip));
+        let (Some(identity), Some(cluster)) = (identity, &self.cluster) else {
             let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from a pool");
             return Err(Refusal { code: code::INVALID, msg });
         };

@@ -182,6 +182,17 @@ impl Executor {
         }
     }
 
+    /// Ends the searches of [`Self::check_beside`] but for those VIPs'.
+    pub fn keep_searches_beside(&mut self, is_kept: impl Fn(&VipKey) -> bool) {
+        self.searches_beside.retain(|vip, search| {
+            let stays = is_kept(vip);
+            if !stays {
+                search.abort();
+            }
+            stays
+        });
+    }
+
     /// Searches for conflicts of all these addresses, and reports what it finds as of the first.
     fn search_for(&self, vip: &VipKey, address: IpAddr, all: Vec<IpAddr>, allow: Allow) -> AbortHandle {
         let (search, found, name) = (self.search.clone(), self.found.clone(), vip.clone());

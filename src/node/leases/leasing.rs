@@ -117,6 +117,11 @@ impl Leasing {
         self.perform(steps)
     }
 
+    /// Whether the VIP's lease file is still to be read.
+    pub fn is_unread(&self, vip: &VipKey) -> bool {
+        self.unread.contains_key(vip)
+    }
+
     /// Carries out what was decided, but for answers and orders.
     pub fn perform(&mut self, steps: Vec<Step>) -> Acted {
         self.event_log.steps(&self.state, &steps);

@@ -10,9 +10,11 @@ use crate::lease::grant::News;
 use crate::lease::search::Search;
 use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::model::Family;
+use crate::model::address::is_unicast;
 use crate::net::acd::{Acd, Claim};
 use crate::net::link::Link;
-use crate::net::{self, NodeNet, address};
+use crate::net::route::{self, Filter, Kind, Route};
+use crate::net::{self, NodeNet, PROTOCOL, address};
 use crate::node::problems::OTHER_LINK;
 use crate::node::subsystems::ROUTES;
 use crate::with_causes;
@@ -96,7 +98,8 @@ impl Daemon {
     }
 }
 
-/// What may be a VIP's where the configuration doesn't say: addresses of the link's own prefixes.
+/// What may be a VIP's where the configuration doesn't say: addresses of the link's own prefixes. Those of IPv6 may stand in routes alone: an
+/// address by `DHCPv6` is a /128, and router advertisements say which prefixes are on the link (RFC 5942 section 4).
 fn link_prefixes(node: &NodeNet, family: Family, link: &Link) -> net::Result<Allow> {
     let addresses = address::list(node, family, Some(link.index))?;
     let network = |at: &address::Address| {
@@ -104,5 +107,45 @@ fn link_prefixes(node: &NodeNet, family: Family, link: &Link) -> net::Result<All
         let has_room = at.prefix + 1 < family.bits();
         IpNetwork::new(prefix.network(), at.prefix).ok().filter(|_| at.global && has_room)
     };
-    Ok(Allow::of_link(&link.name, addresses.iter().filter_map(network).collect()))
+    let mut prefixes: BTreeSet<IpNetwork> = addresses.iter().filter_map(network).collect();
+    if family == Family::V6 {
+        let filter = Filter { family, table: Some(route::MAIN), ..Filter::default() };
+        prefixes.extend(route::list(node, filter)?.into_iter().filter_map(|route| on_link(route, link.index)));
+    }
+    Ok(Allow::of_link(&link.name, prefixes.into_iter().collect()))
+}
+
+/// The prefix of a route that says which global addresses are on the link: none of a single host's, of a gateway's, or of a VIP's.
+fn on_link(route: Route, link: u32) -> Option<IpNetwork> {
+    let Kind::Via(hops) = &route.kind else { return None };
+    let is_there = hops.iter().any(|hop| hop.gateway.is_none() && hop.index == Some(link));
+    let length = route.prefix.prefix();
+    let is_network = length > 0 && length + 1 < Family::V6.bits() && is_unicast(route.prefix.network());
+    (is_there && is_network && route.protocol != PROTOCOL).then_some(route.prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::net::route::Hop;
+
+    use super::*;
+
+    #[test]
+    fn a_prefix_by_router_advertisement_is_the_links() {
+        let prefix = |prefix: &str, protocol: u8, gateway: Option<&str>, index: u32| {
+            let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+            let kind = Kind::Via(vec![Hop { gateway, index: Some(index) }]);
+            let (prefix, source) = (prefix.parse().unwrap(), None);
+            let route = Route { prefix, table: route::MAIN, protocol, tos: 0, metric: 256, source, advmss: None, kind };
+            on_link(route, 2).map(|prefix| prefix.to_string())
+        };
+        let (kernel, router) = (2, Some("fe80::fe"));
+        assert_eq!(prefix("2001:db8::/64", kernel, None, 2).as_deref(), Some("2001:db8::/64"));
+        for other in ["2001:db8::9/128", "2001:db8::8/127", "fe80::/64", "ff00::/8", "::/0"] {
+            assert_eq!(prefix(other, kernel, None, 2), None, "{other}");
+        }
+        assert_eq!(prefix("2001:db8::/64", kernel, None, 3), None, "another link");
+        assert_eq!(prefix("2001:db8:1::/48", kernel, router, 2), None, "behind a router");
+        assert_eq!(prefix("2001:db8::/64", PROTOCOL, None, 2), None, "one of this project's");
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+mod beside;
 mod callers;
 mod calls;
 mod claims;
@@ -44,6 +45,7 @@ use crate::net::link::Link;
 use crate::net::{self, NodeNet, unix};
 use crate::registry::Registry;
 use crate::{node, with_causes};
+use beside::Unlike;
 use callers::{Answer, Callers};
 use claims::Claims;
 use dataplane::Order;
@@ -190,7 +192,7 @@ struct Daemon {
     /// What VIPs are served at here beside the address that they lease, as the registry has it.
     beside: BTreeMap<VipKey, Vec<IpAddr>>,
     /// VIPs that are served without what they are to have beside that address, or with something else.
-    unlike: BTreeMap<VipKey, IpAddr>,
+    unlike: BTreeMap<VipKey, Unlike>,
     /// Sees whether `link` is up.
     node: NodeNet,
     link: Option<Link>,
@@ -261,8 +263,9 @@ impl Daemon {
                 self.step(&vip, Input::DataplaneFailed(with_causes(&error)));
             }
             Event::Time => {
-                for (vip, address) in self.unlike.clone() {
-                    self.bring_beside(&vip, address);
+                let unlike: Vec<_> = self.unlike.iter().map(|(vip, unlike)| (vip.clone(), unlike.served)).collect();
+                for (vip, served) in unlike {
+                    self.bring_beside(&vip, served);
                 }
             }
             Event::End => {}
@@ -368,14 +371,6 @@ impl Daemon {
         }
     }
 
-    /// What the VIP has beside an address: leased by itself, or derived.
-    fn beside_of(&self, vip: &VipKey, address: IpAddr) -> Option<IpAddr> {
-        match &self.v6 {
-            Some(leasing) => leasing.state.in_service(vip),
-            None => self.settings.beside.of(vip, address),
-        }
-    }
-
     fn loaded(&mut self, family: Family, vip: &VipKey, found: Result<Option<store::Record>, String>) {
         if let Some(acted) = self.leasing(family).map(|leasing| leasing.loaded(vip, found)) {
             self.finish(family, acted);
@@ -387,7 +382,7 @@ impl Daemon {
         let Report { family, vip, news, infrastructure, told } = report;
         self.infrastructure.extend(infrastructure);
         match &news {
-            News::Refused { server, why } => return self.refused(&vip, *server, why),
+            News::Refused { server, why } => return self.refused((family, &vip), *server, why),
             News::Bound(_) => self.permit_link(),
             _ => {}
         }
@@ -400,8 +395,8 @@ impl Daemon {
     }
 
     /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
-    fn refused(&mut self, vip: &VipKey, server: IpAddr, why: &str) {
-        let granted_by = std::iter::once(&self.v4).chain(&self.v6).find_map(|leasing| leasing.state.server_of(vip));
+    fn refused(&mut self, (family, vip): (Family, &VipKey), server: IpAddr, why: &str) {
+        let granted_by = self.leasing(family).and_then(|leasing| leasing.state.server_of(vip));
         if let Some(text) = self.foreign.heard(server, granted_by, why) {
             tracing::warn!(%vip, "{text}");
             self.agent.journal.record(Kind::Trouble, Some(vip), text);
@@ -410,7 +405,7 @@ impl Daemon {
 
     fn found(&mut self, vip: &VipKey, address: IpAddr, found: Result<Findings, String>) {
         let family = Family::of(address);
-        if let (Some(served), Family::V6, None) = (self.unlike.get(vip).copied(), family, &self.v6) {
+        if let (Some(served), Family::V6, None) = (self.unlike.get(vip).map(|unlike| unlike.served), family, &self.v6) {
             return self.found_beside(vip, (served, address), found);
         }
         let mut findings = match found {
@@ -432,38 +427,9 @@ impl Daemon {
         self.step_of(family, vip, Input::Checked(address, findings));
     }
 
-    /// What the registry's VIPs have beside the address that they lease. What failed is ordered again by and by.
-    fn compare_beside(&mut self, batch: &Batch) {
-        self.unlike.retain(|vip, _| !batch.is_over(vip));
-        let unlike = batch.unlike(|vip, address| self.beside_of(vip, address));
-        for (vip, address) in &unlike {
-            self.bring_beside(vip, *address);
-        }
-        self.unlike.extend(unlike);
-    }
-
-    /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.
-    fn bring_beside(&mut self, vip: &VipKey, address: IpAddr) {
-        match self.settings.beside.of(vip, address) {
-            Some(beside) => self.v4.executor.check_beside(vip, beside, self.v4.state.allow().clone()),
-            None => self.order(vip, Some(address)),
-        }
-    }
-
-    fn found_beside(&mut self, vip: &VipKey, (served, beside): (IpAddr, IpAddr), found: Result<Findings, String>) {
-        let conflicts = match found {
-            Ok(findings) => findings.conflicts,
-            Err(why) => vec![why],
-        };
-        if conflicts.is_empty() {
-            return self.order(vip, Some(served));
-        }
-        let text = format!("it isn't served at {beside}: {}", conflicts.join(", "));
-        tracing::warn!(%vip, "{text}");
-        self.agent.journal.record(Kind::Trouble, Some(vip), text);
-    }
-
-    fn present(&mut self, mut batch: Batch) {
+    fn present(&mut self, batch: Batch) {
+        self.beside.retain(|vip, _| !batch.is_over(vip));
+        self.beside.extend(batch.others.clone());
         let gone: Vec<VipKey> = if batch.full {
             let seen: BTreeSet<_> = batch.vips.iter().map(|(vip, _)| vip).collect();
             self.v4.state.present().filter(|vip| !seen.contains(vip)).cloned().collect()
@@ -472,24 +438,9 @@ impl Daemon {
         };
         self.present_beside(&batch, &gone);
         self.compare_beside(&batch);
-        self.beside.retain(|vip, _| !batch.is_over(vip));
-        self.beside.append(&mut batch.others);
         let gone = gone.into_iter().map(|vip| (vip, LocalUsage::default()));
         for (vip, usage) in batch.vips.into_iter().chain(gone) {
             self.step(&vip, Input::LocalUsage(usage));
-        }
-    }
-
-    /// The registry's replicas, as far as they serve IPv6 addresses that are leased by themselves.
-    fn present_beside(&mut self, batch: &Batch, gone: &[VipKey]) {
-        if self.v6.is_none() {
-            return;
-        }
-        for (vip, usage) in &batch.vips {
-            self.step_of(Family::V6, vip, Input::LocalUsage(batch.beside(vip, usage)));
-        }
-        for vip in gone {
-            self.step_of(Family::V6, vip, Input::LocalUsage(LocalUsage::default()));
         }
     }
 

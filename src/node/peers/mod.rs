@@ -181,7 +181,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
     };
     context.peers.shared().orders = Some(orders);
     context.watch.subscribe(move |update| updates.send(update).is_ok());
-    let records = Records::new(NodeNet::open()?, context.registry.clone());
+    let records = Records::new(NodeNet::open()?, context);
     context.subsystems.spawn(&PEER_RECORDS, move |guard| records.run(&wanted, &guard))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (sender, others) = tokio::sync::mpsc::unbounded_channel();

@@ -12,6 +12,7 @@ use crate::membership::peer::{self, Here};
 use crate::model::{Cluster, VipKey};
 use crate::net::NodeNet;
 use crate::node::subsystems::SubsystemGuard;
+use crate::node::{Context, Services};
 use crate::registry::{Registry, nodes};
 use crate::with_causes;
 
@@ -37,6 +38,7 @@ pub struct Desired {
 pub struct Records {
     net: NodeNet,
     registry: Registry,
+    services: Services,
     /// What is known to be recorded.
     written: BTreeMap<VipKey, Far>,
     tunnel: Option<Device>,
@@ -46,9 +48,10 @@ pub struct Records {
 
 impl Records {
     /// With nothing known to be written.
-    pub fn new(net: NodeNet, registry: Registry) -> Self {
+    pub fn new(net: NodeNet, context: &Context) -> Self {
+        let (registry, services) = (context.registry.clone(), context.services.clone());
         let (written, full_at) = (BTreeMap::new(), Instant::now());
-        Self { net, registry, written, tunnel: None, flow_owner: None, full_at }
+        Self { net, registry, services, written, tunnel: None, flow_owner: None, full_at }
     }
 
     /// Writes until the engine has ended.
@@ -101,7 +104,8 @@ impl Records {
 
     fn write_vip(&mut self, key: &VipKey, far: Option<&Far>, node: IpAddr) -> Result<(), String> {
         // Without the device nothing can lead there; what is to go goes all the same.
-        let here = Here { node, tunnel: self.tunnel, flow_owner: self.flow_owner.clone() };
+        let policy = self.services.policy(key);
+        let here = Here { node, tunnel: self.tunnel, flow_owner: self.flow_owner.clone(), policy };
         if far.is_some() && self.tunnel.is_none() {
             return Ok(());
         }
@@ -133,7 +137,7 @@ impl Records {
 /// A node that stands alone has no records of others: what a configuration of before has left goes.
 pub fn clear(net: &NodeNet, registry: &Registry) -> Result<(), String> {
     let recorded = peer::shares(registry).map_err(|e| with_causes(&e))?;
-    let here = Here { node: IpAddr::V4(Ipv4Addr::UNSPECIFIED), tunnel: None, flow_owner: None };
+    let here = Here { node: IpAddr::V4(Ipv4Addr::UNSPECIFIED), tunnel: None, flow_owner: None, policy: None };
     for key in recorded.keys() {
         peer::set((net, registry), key, None, &here).map_err(|e| with_causes(&e))?;
     }

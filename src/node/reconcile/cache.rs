@@ -157,9 +157,9 @@ impl Cache {
         nodes.any(|(name, _)| by.is_none_or(|vip| !vip.replicas.contains_key(name)))
     }
 
-    /// Whether this node is the one that answers ARP for a VIP that it serves: the others that have ready replicas of it might. One
-    /// that leaves, or that load balancers are to pass by, does so where there is no other. Of a VIP that is for the replicas of the node
-    /// that a client reaches those answer alone that have the most.
+    /// Whether this node is the one that answers ARP or neighbour discovery for a VIP's address that it serves: the others that have ready
+    /// replicas of it might, as far as those serve an address of that family. One that leaves, or that load balancers are to pass by, does so
+    /// where there is no other. Of a VIP that is for the replicas of the node that a client reaches those answer alone that have the most.
     pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
         // Of a family that none of its Services wants.
@@ -167,7 +167,9 @@ impl Cache {
             return false;
         }
         let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
-        let ready = vip.into_iter().flat_map(|vip| vip.replicas.values()).filter(|one| one.state == State::Ready);
+        let family = Family::of(address);
+        let replicas = vip.into_iter().flat_map(|vip| vip.replicas.values());
+        let ready = replicas.filter(|one| one.state == State::Ready && one.serves(family));
         let mut nodes = BTreeMap::from([(own.id, 0)]);
         for replica in ready {
             let id = match replica.backend {
@@ -375,6 +377,30 @@ mod tests {
         assert_eq!(answers([2, 1, 1], &VipPolicy::default()), by_hash);
         assert_eq!((answers([1, 1, 1], &local), answers([3, 3, 3], &local)), (by_hash, by_hash));
         assert!(answers([255, 254, 3], &local));
+    }
+
+    #[test]
+    fn of_a_familys_address_the_nodes_that_serve_it_alone_may_answer() {
+        let [four, six]: [IpAddr; 2] = ["10.118.0.7", "fd00:118::7"].map(|text| text.parse().unwrap());
+        let answers = |own: u8, reached_by: &[&str], address| {
+            let mut vip = vip([1, 1, 1], &VipPolicy::default());
+            vip.record.addresses.replace(six);
+            for replica in vip.replicas.values_mut().filter(|replica| !replica.backend.is_local()) {
+                replica.addresses = serde_json::from_value(serde_json::json!(reached_by)).unwrap();
+            }
+            let mut cache = Cache::default();
+            cache.set_cluster(Some(cluster(own)));
+            cache.update(&"shop/web".parse().unwrap(), Some(vip));
+            cache.answers_for(address, &Excluded::default())
+        };
+        let (of_both, of_one) = (["192.0.2.9", "fe80::9"], ["192.0.2.9"]);
+        let by_hash: Vec<_> = (1..=3).map(|own| answers(own, &of_both, four)).collect();
+        assert!(by_hash.contains(&false));
+        for (own, first) in (1..=3).zip(by_hash) {
+            assert_eq!(answers(own, &of_both, six), first, "one node for both");
+            assert_eq!(answers(own, &of_one, four), first);
+            assert!(answers(own, &of_one, six), "the others serve IPv4 alone");
+        }
     }
 
     #[test]

@@ -74,6 +74,9 @@ pub struct NodeSettings {
     pub discarded: BTreeSet<IpNetwork>,
 }
 
+/// What was repaired of the proxy neighbour entries, and what became of the settings that IPv6 needs.
+pub type Proxies = (Vec<String>, proxy::Settings);
+
 pub struct NodeObjects {
     settings: NodeSettings,
     problems: Problems,
@@ -201,25 +204,26 @@ impl NodeObjects {
     }
 
     /// Compares the proxy neighbour entries where that is due, or others are wanted: of the addresses advertised those that
-    /// `is_own` to answer for. Returns what was repaired.
-    pub fn proxies(&mut self, node: &NodeNet, is_own: impl Fn(IpAddr) -> bool) -> net::Result<Vec<String>> {
-        let Some(mut addresses) = self.settings.advertised.get() else { return Ok(Vec::new()) };
+    /// `is_own` to answer for. Returns what was repaired, and what became of the settings that IPv6 needs.
+    pub fn proxies(&mut self, node: &NodeNet, is_own: impl Fn(IpAddr) -> bool) -> net::Result<Proxies> {
+        let Some(mut addresses) = self.settings.advertised.get() else { return Ok((Vec::new(), Ok(()))) };
         addresses.retain(|address| is_own(*address));
         let index = self.settings.link.as_ref().filter(|_| self.settings.answers).map(|link| link.index);
         let want = proxy::Want { index, addresses };
         if want == self.applied && self.compare > Instant::now() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Ok(())));
         }
-        self.compare = Instant::now() + COMPARE;
-        let have = proxy::read(node, self.settings.link.as_ref(), &want)?;
+        let (have, read) = proxy::read(node, self.settings.link.as_ref(), &want)?;
         let ops = proxy::difference(&have, &want);
-        proxy::apply(node, &ops)?;
+        let settings = read.and(proxy::apply(node, &ops)?);
+        // What couldn't be set is tried again in the next round.
+        self.compare = Instant::now() + settings.as_ref().map_or(Duration::ZERO, |()| COMPARE);
         let was_there = |op: &&proxy::Op| match op {
             proxy::Op::Add(index, address) => {
                 self.applied.index == Some(*index) && self.applied.addresses.contains(address)
             }
             proxy::Op::NoDelay(family, index) => self.applied.index == Some(*index) && self.applied.has(*family),
-            proxy::Op::Set(_) => self.applied.index == want.index && self.applied.has(Family::V6),
+            proxy::Op::Set(_) => settings.is_ok() && self.applied.index == want.index && self.applied.has(Family::V6),
             proxy::Op::Del(..) => false,
         };
         let repaired = ops.iter().filter(was_there).map(proxy::Op::finding).collect();
@@ -227,7 +231,7 @@ impl NodeObjects {
             self.announcements.set(&want.addresses, Instant::now());
         }
         self.applied = want;
-        Ok(repaired)
+        Ok((repaired, settings))
     }
 
     /// Has no redirects sent on the link to the gateways. Returns what was repaired: not what was never set before.

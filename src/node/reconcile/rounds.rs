@@ -98,8 +98,9 @@ impl Reconciler {
         let cache = &self.cache;
         let excluded = self.objects.excluded();
         let proxies = self.objects.proxies(&self.node, |address| cache.answers_for(address, &excluded));
-        self.objects.proxies_failed(proxies.as_ref().err());
-        self.repaired(ObjectId::Other("proxy neighbours".into()), None, &proxies.unwrap_or_default(), "the node");
+        let (repaired, result) = proxies.unwrap_or_else(|error| (Vec::new(), Err(error)));
+        self.objects.proxies_failed(result.as_ref().err());
+        self.repaired(ObjectId::Other("proxy neighbours".into()), None, &repaired, "the node");
         self.objects.announce();
     }
 

@@ -140,6 +140,25 @@ fn the_address_is_the_same_after_a_restart() {
     }
 }
 
+/// An address in service whose lease file is gone: it is asked for anew, and stays meanwhile.
+#[test]
+fn the_address_stays_while_its_lease_is_unknown() {
+    let (scene, _server) = Scene::new(POOL, |lan| DhcpServer::dnsmasq6(lan, RANGE6));
+    let (pod, address) = scene.joined();
+    let Scene { sidecar, node, lan } = scene;
+    sidecar.stop();
+    std::fs::remove_file(node.dir.file("state/leases6/default_web.json")).expect("its lease");
+    let sidecar = Sidecar::start(&node, POOL);
+    let scene = Scene { sidecar, node, lan };
+    until("it is leased again", SOON, || {
+        scene.lease(address)?["server"].as_str().filter(|server| server.starts_with("fe80::")).map(drop)
+    });
+    assert_eq!(pod.vips6(), [address]);
+    let log = scene.sidecar.daemon.log();
+    assert!(!log.contains("renumbered"), "{log}");
+    scene.node.remove(&pod, &web());
+}
+
 /// Renewals, and a server that has lost all it knew: what it says counts, and the address stays.
 #[test]
 fn it_is_renewed_and_a_wiped_server_gives_it_again() {

@@ -181,14 +181,28 @@ fn what_is_not_there_for_ipv6_is_refused() {
 fn a_node_keeps_its_default_route_by_router_advertisement() {
     let lan = Lan::new();
     let node = Node::dual(&lan, 1, Families::Ipv4);
+    keeps_its_default_route(&node, ("1", "2"));
+}
+
+/// Where another program reads the advertisements the kernel isn't told to.
+#[test]
+fn a_node_whose_kernel_takes_no_router_advertisements_goes_on_so() {
+    let lan = Lan::new();
+    let node = Node::dual(&lan, 1, Families::Ipv4);
+    keeps_its_default_route(&node, ("0", "0"));
+}
+
+/// `accept_ra` before and after.
+fn keeps_its_default_route(node: &Node, (before, after): (&str, &str)) {
     node.ns.ip("-6 route del default");
     node.ns.set_sysctl("net/ipv6/conf/all/forwarding", "0");
+    node.ns.set_sysctl("net/ipv6/conf/eth0/accept_ra", before);
     node.ns.ip("-6 route add default via 2001:db8::fe dev eth0 proto ra metric 1024");
     let advertised = || node.ns.ip("-6 route show default proto ra");
     assert!(!advertised().is_empty());
     let pods: Vec<_> = (0..3).map(|_| node.joined(&web())).collect();
     assert!(!advertised().is_empty(), "after ADD");
-    assert_eq!(node.ns.sysctl("net/ipv6/conf/eth0/accept_ra"), "2");
+    assert_eq!(node.ns.sysctl("net/ipv6/conf/eth0/accept_ra"), after);
     assert_eq!(node.ns.sysctl("net/ipv6/conf/all/forwarding"), "1");
     drop(pods);
 }

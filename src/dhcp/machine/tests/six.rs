@@ -65,6 +65,18 @@ fn a_server_with_another_name_is_another() {
     assert_eq!(kinds(&mut scene), ["2001:db8::1"]);
 }
 
+/// Of two servers of a LAN each has leases of its own.
+#[test]
+fn another_address_by_another_server_changes_nothing() {
+    let mut scene = bound();
+    scene.next();
+    scene.reply(Answer::Ack(Grant { server: server(2), ..grant_of(granted(address(2))) }));
+    let kinds_so_far = kinds(&mut scene);
+    assert!(kinds_so_far[1].starts_with("Refused"), "{kinds_so_far:?}");
+    scene.reply(granted(address(1)));
+    assert_eq!(kinds(&mut scene), ["2001:db8::1"]);
+}
+
 fn grant_of(answer: Answer) -> Grant {
     match answer {
         Answer::Ack(grant) => grant,
