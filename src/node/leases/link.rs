@@ -110,13 +110,13 @@ fn link_prefixes(node: &NodeNet, family: Family, link: &Link) -> net::Result<All
     let mut prefixes: BTreeSet<IpNetwork> = addresses.iter().filter_map(network).collect();
     if family == Family::V6 {
         let filter = Filter { family, table: Some(route::MAIN), ..Filter::default() };
-        prefixes.extend(route::list(node, filter)?.into_iter().filter_map(|route| on_link(route, link.index)));
+        prefixes.extend(route::list(node, filter)?.iter().filter_map(|route| on_link(route, link.index)));
     }
     Ok(Allow::of_link(&link.name, prefixes.into_iter().collect()))
 }
 
 /// The prefix of a route that says which global addresses are on the link: none of a single host's, of a gateway's, or of a VIP's.
-fn on_link(route: Route, link: u32) -> Option<IpNetwork> {
+fn on_link(route: &Route, link: u32) -> Option<IpNetwork> {
     let Kind::Via(hops) = &route.kind else { return None };
     let is_there = hops.iter().any(|hop| hop.gateway.is_none() && hop.index == Some(link));
     let length = route.prefix.prefix();
@@ -137,7 +137,7 @@ mod tests {
             let kind = Kind::Via(vec![Hop { gateway, index: Some(index) }]);
             let (prefix, source) = (prefix.parse().unwrap(), None);
             let route = Route { prefix, table: route::MAIN, protocol, tos: 0, metric: 256, source, advmss: None, kind };
-            on_link(route, 2).map(|prefix| prefix.to_string())
+            on_link(&route, 2).map(|prefix| prefix.to_string())
         };
         let (kernel, router) = (2, Some("fe80::fe"));
         assert_eq!(prefix("2001:db8::/64", kernel, None, 2).as_deref(), Some("2001:db8::/64"));
