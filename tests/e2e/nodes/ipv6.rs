@@ -43,6 +43,9 @@ fn dual(nodes: u8) -> (Scene, Netns) {
     (scene, client)
 }
 
+/// CNI specification 1.1.0, section 5.
+const TRY_AGAIN: i64 = 11;
+
 fn served(member: &Member, name: &str) -> (Pod, Crowd) {
     served_as(member, name, &web())
 }
@@ -51,7 +54,12 @@ fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
     let mut pod = member.node.pod();
     name.clone_into(&mut pod.name);
     let server = Crowd::of_both(&pod, PORT);
-    member.node.add(&pod, join).ok();
+    // Where what others say of the VIP comes at the same moment, the runtime is to try again later, and does.
+    until(&format!("{name} joins"), SOON, || {
+        let reply = member.node.add(&pod, join);
+        (reply.succeeded() || reply.error().code != TRY_AGAIN).then_some(reply)
+    })
+    .ok();
     (pod, server)
 }
 

@@ -136,7 +136,8 @@ fn a_vip_with_replicas_on_many_nodes() {
     let begun = Instant::now();
     fs::rename(format!("{path}.tmp"), path).expect("put nodes.json in its place");
     let ifindex = until("the tunnel leads to all nodes", LONG, || {
-        let neighbours = node.ns.has_device("viptun0").then(|| node.ns.ip("-4 neigh show dev viptun0 nud permanent"))?;
+        let neighbours =
+            node.ns.has_device("viptun0").then(|| node.ns.ip("-4 neigh show dev viptun0 nud permanent"))?;
         let all = neighbours.lines().count() == usize::try_from(others).expect("few");
         all.then(|| node.ns.ip_json("link show viptun0")[0]["ifindex"].as_u64().expect("an index"))
     });
