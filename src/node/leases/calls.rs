@@ -81,8 +81,6 @@ impl Daemon {
         for vip in &mut vips {
             vip.expires = vip.expires.map(clock::to_wall);
             vip.held_until = vip.held_until.map(clock::to_wall);
-        }
-        for vip in &mut vips {
             let beside = || self.v6.as_ref()?.state.status_of(&vip.vip.parse().ok()?)?.error;
             vip.error = vip.error.take().or_else(|| beside().map(|error| format!("IPv6: {error}")));
         }
@@ -116,15 +114,13 @@ impl Daemon {
             left: lease.left.map(clock::to_wall),
             ..lease
         };
-        let families = std::iter::once(&self.v4).chain(&self.v6);
-        let mut leases: Vec<_> = families.flat_map(|leasing| leasing.state.leases()).map(shown).collect();
+        let mut leases: Vec<_> = self.families().flat_map(|leasing| leasing.state.leases()).map(shown).collect();
         self.sharing.show(&mut leases);
         leases
     }
 
     fn identity(&self, vip: &VipKey) -> Result<Identity, Refusal> {
-        let mut families = std::iter::once(&self.v4).chain(&self.v6);
-        let identity = families.find_map(|leasing| leasing.executor.identity(vip));
+        let identity = self.families().find_map(|leasing| leasing.executor.identity(vip));
         let (Some(identity), Some(cluster)) = (identity, &self.cluster) else {
             let msg = format!("{vip} has no DHCP identity: its address comes from a pin or from a pool");
             return Err(Refusal { code: code::INVALID, msg });
@@ -144,8 +140,7 @@ impl Daemon {
 
     /// The messages of DHCP and of `DHCPv6` together; none: no server is asked.
     fn dhcp_counters(&self) -> Option<dhcp::Counters> {
-        let families = std::iter::once(&self.v4).chain(&self.v6);
-        families.filter_map(|leasing| leasing.executor.dhcp_counters()).reduce(dhcp::Counters::and)
+        self.families().filter_map(|leasing| leasing.executor.dhcp_counters()).reduce(dhcp::Counters::and)
     }
 
     /// For the agent's metrics and health pages.

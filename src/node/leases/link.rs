@@ -41,8 +41,7 @@ impl Daemon {
     /// A lease that was granted on one link says nothing on another, whose servers may give its address to others.
     pub(super) fn compare_links(&self) {
         let Some(link) = &self.link else { return };
-        let families = std::iter::once(&self.v4).chain(&self.v6);
-        let links: BTreeSet<_> = families.flat_map(|leasing| leasing.state.links()).collect();
+        let links: BTreeSet<_> = self.families().flat_map(|leasing| leasing.state.links()).collect();
         let others: Vec<_> = links.into_iter().filter(|name| *name != link.name).collect();
         let problem = format!(
             "leases that were granted on {} are asked for on {} when they are to be renewed: its DHCP servers must know of them",

@@ -227,8 +227,7 @@ impl Daemon {
     }
 
     fn due(&self) -> Duration {
-        let families = std::iter::once(&self.v4).chain(&self.v6);
-        let tick = families.filter_map(|leasing| leasing.state.next_tick()).min();
+        let tick = self.families().filter_map(|leasing| leasing.state.next_tick()).min();
         let tick = tick.map(|at| at.duration_since(clock::now()).unwrap_or_default());
         let rebind = self.next_link.as_ref().map(|_| REBIND);
         let due = [tick, rebind, self.decide_in()].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
@@ -290,6 +289,11 @@ impl Daemon {
         }
         self.present(first);
         self.compare_links();
+    }
+
+    /// Those that are leased by themselves.
+    fn families(&self) -> impl Iterator<Item = &Leasing> {
+        std::iter::once(&self.v4).chain(&self.v6)
     }
 
     /// The leases of a family; none: they aren't leased by themselves.
