@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::model::Family;
+
 use super::{Error, Result};
 
 /// Where they are.
@@ -12,6 +14,16 @@ const SETTINGS: &str = "/proc/sys";
 /// Where a container that isn't privileged has the node's, to write to: its own are read-only. What is below `net` is of the namespace
 /// of whoever opens it, by whatever mount (the kernel's `net_ctl_root_lookup`).
 const NODES: &str = "/host/proc/sys";
+
+/// A device's setting as [`get`] has it, `net.ipv4.conf.DEVICE.KEY`: a dot in the device's name is written as a slash. `group` is `conf` or
+/// `neigh`.
+pub fn of_device(family: Family, group: &str, device: &str, key: &str) -> String {
+    let net = match family {
+        Family::V4 => "net.ipv4",
+        Family::V6 => "net.ipv6",
+    };
+    format!("{net}.{group}.{}.{key}", device.replace('.', "/"))
+}
 
 /// Reads a number: `get("net.ipv4.ip_forward")`.
 pub fn get(name: &str) -> Result<i64> {

@@ -80,9 +80,9 @@ fn settings(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// `net.ipv4.conf.DEVICE.KEY`; dots in a device's name are written as slashes.
+/// `net.ipv4.conf.DEVICE.KEY`, as sysctl(8) takes it.
 pub fn of_device(device: &str, key: &str) -> String {
-    format!("net.ipv4.conf.{}.{key}", device.replace('.', "/"))
+    setting::of_device(Family::V4, "conf", device, key)
 }
 
 /// The effective value is the greater of `all`'s and the device's (`ip-sysctl.rst`).
@@ -145,7 +145,7 @@ fn proxies(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
 }
 
 fn delay(device: &Link, family: Family) -> dataplane::Result<Option<Finding>> {
-    let name = proxy::setting(family, &format!("neigh.{}.proxy_delay", proxy::in_sysctl(device)));
+    let name = proxy::delay_setting(family, device);
     let have = setting::get(&name)?;
     let by = family.resolution();
     let why = format!("The node answers {by} for its VIPs up to a second late: so long a client's first packet waits.");

@@ -83,9 +83,9 @@ fn set_all(settings: &[(String, i64)]) -> net::Result<()> {
 /// A device's settings that differ.
 pub(in crate::dataplane) type Wrong = Vec<(String, i64)>;
 
-/// By which [`sysctl`] has it: a dot in a device's name is written as a slash.
+/// By which [`sysctl`] has it.
 pub(super) fn name(device: &str, setting: &str) -> String {
-    format!("net.ipv6.conf.{}.{setting}", device.replace('.', "/"))
+    sysctl::of_device(Family::V6, "conf", device, setting)
 }
 
 /// All of them, of a device that has none yet.

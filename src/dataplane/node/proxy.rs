@@ -75,9 +75,8 @@ pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<(Have, S
     }
     let Some(link) = link else { return Ok((have, Ok(()))) };
     let is_delayed = |family: &Family| {
-        let name = setting(*family, &format!("neigh.{}.proxy_delay", in_sysctl(link)));
         // A setting that can't be read is written.
-        !matches!(sysctl::get(&name), Ok(0))
+        !matches!(sysctl::get(&delay_setting(*family, link)), Ok(0))
     };
     have.delayed = Family::ALL.into_iter().filter(|family| want.has(*family)).filter(is_delayed).collect();
     let unset = if want.has(Family::V6) { unset(link) } else { Ok(Vec::new()) };
@@ -85,28 +84,21 @@ pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<(Have, S
     Ok((have, settings))
 }
 
-/// `net.ipv4.NAME` or `net.ipv6.NAME`.
-pub fn setting(family: Family, name: &str) -> String {
-    match family {
-        Family::V4 => format!("net.ipv4.{name}"),
-        Family::V6 => format!("net.ipv6.{name}"),
-    }
-}
-
-/// A device's name as part of a setting's.
-pub fn in_sysctl(link: &Link) -> String {
-    link.name.replace('.', "/")
+/// The setting that says for how long the kernel may put answers off on a link (`ip-sysctl.rst`).
+pub fn delay_setting(family: Family, link: &Link) -> String {
+    sysctl::of_device(family, "neigh", &link.name, "proxy_delay")
 }
 
 /// What keeps the kernel from answering for IPv6 on a link. It answers probes of a neighbour's reachability only where all devices may
 /// (`ip6_forward`), and nothing on a device that doesn't forward (`ndisc_recv_ns`).
 pub fn unset(link: &Link) -> Result<Vec<Setting>> {
-    let of_link = |key: &str| setting(Family::V6, &format!("conf.{}.{key}", in_sysctl(link)));
+    let of = |device: &str, key: &str| sysctl::of_device(Family::V6, "conf", device, key);
+    let of_link = |key: &str| of(&link.name, key);
     if sysctl::get(&of_link("disable_ipv6")).unwrap_or(1) != 0 {
         return Ok(Vec::new());
     }
     let forwards = sysctl::get(&of_link("forwarding"))? != 0;
-    let mut wanted = vec![(of_link("proxy_ndp"), 1), (setting(Family::V6, "conf.all.proxy_ndp"), 1)];
+    let mut wanted = vec![(of_link("proxy_ndp"), 1), (of("all", "proxy_ndp"), 1)];
     // A device that begins to forward ignores router advertisements, unless it is told not to. One that does so already is left alone:
     // a write would have the kernel drop the default routes that it has by them (`rt6_purge_dflt_routers`).
     if !forwards {

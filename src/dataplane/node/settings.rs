@@ -26,7 +26,7 @@ pub const NO_REDIRECTS: (&str, i64) = ("net.ipv4.conf.all.send_redirects", 0);
 /// [`NO_REDIRECTS`] and the same of that device.
 pub fn without_redirects(device: &str) -> [(String, i64); 2] {
     let (all, want) = NO_REDIRECTS;
-    [all.to_owned(), format!("net.ipv4.conf.{}.send_redirects", device.replace('.', "/"))].map(|name| (name, want))
+    [all.to_owned(), sysctl::of_device(Family::V4, "conf", device, "send_redirects")].map(|name| (name, want))
 }
 
 /// `accept_ra` of a device that takes router advertisements while the node doesn't forward (`ip-sysctl.rst`): what the kernel has by itself.
@@ -102,7 +102,7 @@ fn keep_default_routes(node: &NodeNet) -> net::Result<()> {
         let Kind::Via(hops) = route.kind else { continue };
         for index in hops.iter().filter_map(|hop| hop.index) {
             let Some(device) = link::by_index(node, index)? else { continue };
-            let name = format!("net.ipv6.conf.{}.accept_ra", device.name.replace('.', "/"));
+            let name = sysctl::of_device(Family::V6, "conf", &device.name, "accept_ra");
             // With 0 the kernel takes none: another program reads advertisements, and the route is its own.
             if sysctl::get(&name)? == UNLESS_FORWARDING {
                 sysctl::ensure(&name, EVEN_IF_FORWARDING)?;
