@@ -52,7 +52,7 @@ pub(super) fn dhcp6(top: &mut Reader, on_lost: OnLost) -> Result<Option<Dhcp>, E
 /// What IPv6 addresses are leased by, in place of what `lease` has beside.
 pub(super) fn by_itself(lease: &mut Settings, dhcp: Dhcp) -> Result<Settings, Error> {
     let beside = std::mem::take(&mut lease.beside);
-    if let Some(cidr6) = beside.cidr6 {
+    if let Some(cidr6) = beside.networks().next() {
         let expected = "none beside [dhcp6]: an IPv6 address comes from one of the two";
         return Err(Error::BadValue { key: "pool.cidr6".into(), value: quoted(cidr6), expected: expected.into() });
     }
@@ -87,10 +87,10 @@ pub(super) fn check_pins(beside: &Beside) -> Result<(), Error> {
         if let Some((other, _)) = beside.pins.iter().find(|(other, taken)| *other != vip && *taken == address) {
             return Err(bad(address, format!("an address that isn't pinned to {other} already")));
         }
-        if let Some(cidr6) = beside.cidr6.filter(|cidr6| cidr6.contains(*address)) {
+        if let Some(cidr6) = beside.networks().find(|cidr6| cidr6.contains(*address)) {
             return Err(bad(
                 address,
-                format!("one outside pool.cidr6 {cidr6}, whose addresses end in those of pool.cidr"),
+                format!("one outside cidr6 {cidr6} of a pool, whose addresses end in those of its cidr"),
             ));
         }
     }
@@ -104,7 +104,8 @@ impl Config {
         if beside.is_nothing() && self.lease6.is_none() {
             return Ok(());
         }
-        let (key, value) = match (beside.cidr6, &self.lease6) {
+        let cidr6 = beside.networks().next();
+        let (key, value) = match (cidr6, &self.lease6) {
             (Some(cidr6), _) => ("pool.cidr6", quoted(cidr6)),
             (None, Some(_)) => ("dhcp6", "{…}".to_owned()),
             (None, None) => ("pin[].address6", beside.pins.values().next().map(quoted).unwrap_or_default()),
@@ -114,7 +115,7 @@ impl Config {
             "no [membership] and no peers beside it: nodes don't tell each other leases of IPv6 yet"
         } else if is_leased && self.kubernetes.is_some() {
             "no [kubernetes] beside it: Services have IPv6 addresses of pool.cidr6 alone so far"
-        } else if matches!(self.lease.backend, Backend::Dhcp(_)) && beside.cidr6.is_some() {
+        } else if matches!(self.lease.backend, Backend::Dhcp(_)) && cidr6.is_some() {
             "backend = \"pool\" beside it; [dhcp6] leases IPv6 addresses from a DHCPv6 server"
         } else {
             return Ok(());
