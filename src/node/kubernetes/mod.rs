@@ -274,6 +274,11 @@ impl Shared {
         Some(self.beside.addresses(vip, self.leases.get(vip)?.address?))
     }
 
+    /// Those of all VIPs that have some.
+    fn all_addresses(&self) -> BTreeMap<VipKey, Addresses> {
+        self.leases.keys().filter_map(|vip| Some((vip.clone(), self.addresses(vip)?))).collect()
+    }
+
     /// What the watch has heard of addresses that Services say are their own.
     fn has_external(&mut self, change: Change<Vec<IpAddr>>) {
         match change {
@@ -317,7 +322,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         let mut shared = services.shared();
         shared.excluded = Excluded::of(&remembered.objects, &name);
         shared.beside = config.lease.beside.clone();
-        let here = Here { node: &name, has_ipv6: !shared.beside.is_nothing() };
+        let here = Here { node: &name, has_ipv6: !shared.beside.is_nothing(), addresses: &BTreeMap::new() };
         shared.policies = Some(policy::policies(&remembered.objects, &Sharing::of(&remembered.objects), here).vips);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());
