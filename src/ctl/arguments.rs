@@ -1,6 +1,6 @@
 //! viproutectl's command line.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -161,12 +161,12 @@ pub enum Output {
 /// `where`
 #[derive(Debug, Args)]
 pub struct Where {
-    /// Who asks, as ADDRESS:PORT.
+    /// Who asks, as ADDRESS:PORT, or `[ADDRESS]:PORT` of IPv6.
     #[arg(value_parser = socket)]
-    pub client: SocketAddrV4,
-    /// The VIP and its port, as ADDRESS:PORT.
+    pub client: SocketAddr,
+    /// The VIP and its port, likewise.
     #[arg(value_parser = socket)]
-    pub vip: SocketAddrV4,
+    pub vip: SocketAddr,
     /// A flow of UDP.
     #[arg(long)]
     pub udp: bool,
@@ -307,8 +307,9 @@ pub mod default {
     pub const ALLOCATOR: &str = "/run/viproute/viprouted.sock";
 }
 
-fn socket(text: &str) -> Result<SocketAddrV4, &'static str> {
-    text.parse().ok().filter(|socket: &SocketAddrV4| socket.port() != 0).ok_or("expected an IPv4 address and a port")
+fn socket(text: &str) -> Result<SocketAddr, &'static str> {
+    let socket = text.parse().ok().filter(|socket: &SocketAddr| socket.port() != 0);
+    socket.ok_or("expected an address and a port, such as 10.118.0.7:80 or [fd00:118::7]:80")
 }
 
 /// Numbers that can be an AS's: not those that RFC 7607, RFC 6793 and RFC 7300 keep for other purposes.
