@@ -400,7 +400,6 @@ do_bench() {
 # What is measured runs as in the tests.
 bench_kubernetes() {
     cluster_parts
-    tests/metallb.sh
     packaging/build.sh "$(uname -m)"
     VIPROUTE_PROGRAMS=$PWD/dist/bin-$(uname -m) VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
 }
@@ -457,7 +456,7 @@ start_builds() {
     # The optimization of the whole program takes most of a release's build, and nothing here asks for it (--release does).
     local quick='env CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16'
     local builds=("$quick packaging/build.sh $(uname -m)" tests/containerd2.sh tests/helm.sh) build
-    ! $1 || builds+=(tests/kubernetes.sh)
+    ! $1 || builds+=(tests/kubernetes.sh tests/metallb.sh)
     builds_log=$(mktemp)
     # A process group of its own, which ends with this script.
     set -m
@@ -549,6 +548,7 @@ cluster_parts() {
     tests/containerd2.sh
     tests/kubernetes.sh
     tests/helm.sh
+    tests/metallb.sh
 }
 
 test_kubernetes() {
