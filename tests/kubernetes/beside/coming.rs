@@ -52,7 +52,8 @@ fn service(web: &Deployment, name: &str) -> Value {
 
 /// Names a Service's load balancer, which takes its being none for a moment.
 fn hand_over(cluster: &Cluster, service: &str) {
-    let specs = [json!({ "type": "ClusterIP" }), json!({ "type": "LoadBalancer", "loadBalancerClass": "viproute.io/vip" })];
+    let specs =
+        [json!({ "type": "ClusterIP" }), json!({ "type": "LoadBalancer", "loadBalancerClass": "viproute.io/vip" })];
     for spec in specs {
         cluster.control.run(&["patch", "service", service, "--patch", &json!({ "spec": spec }).to_string()]);
     }
