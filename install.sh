@@ -524,7 +524,7 @@ test_kernels() {
 # No part of what CI runs: it compiles all twice as a release does, and boots machines that debootstrap fetches.
 test_release() {
     # shellcheck disable=SC2046  # a list of packages
-    packages debootstrap systemd-container iproute2 util-linux busybox-static lintian gcc-aarch64-linux-gnu qemu-user-static linux-libc-dev-arm64-cross $(compilers)
+    packages debootstrap systemd-container iproute2 util-linux busybox-static lintian gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static linux-libc-dev-arm64-cross $(compilers)
     ! command -v rustup >/dev/null || rustup target add aarch64-unknown-linux-gnu
     tests/debian.sh
     packaging/build.sh "$(uname -m)"
