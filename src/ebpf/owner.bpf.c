@@ -330,17 +330,21 @@ struct {
 } copying_v1 SEC(".maps");
 
 // The fragments behind a first one that goes to a replica, or to a node, follow it there; where it goes to neither, round all nodes.
+// (By itself: few packets are in fragments, and none of the others is to have their key on its stack.)
+verified_alone int lead_fragments(struct packet *p, __u32 ifindex, __u32 node)
+{
+	if (!p)
+		return 0;
+	struct datagram datagram = p->datagram;
+	struct hint to = { .ifindex = ifindex, .node = node };
+	bpf_map_update_elem(&fragments_v2, &datagram, &to, BPF_ANY);
+	return 0;
+}
+
 static inline_always void lead(struct packet *p, __u32 ifindex, __be32 node)
 {
-	if (!p->first)
-		return;
-	struct hint to = { .ifindex = ifindex, .node = node };
-#ifdef WITHOUT_BTF
-	bpf_map_update_elem(&fragments_v2, &p->datagram, &to, BPF_ANY);
-#else
-	struct datagram datagram = p->datagram;	// a function verified alone has its keys on its own stack
-	bpf_map_update_elem(&fragments_v2, &datagram, &to, BPF_ANY);
-#endif
+	if (p->first)
+		lead_fragments(p, ifindex, node);
 }
 
 // A first fragment goes where all of its datagram do: one that had its number before is no longer followed elsewhere.
@@ -501,7 +505,7 @@ __u64 appointed(struct packet *p, __u32 protocol, __u32 via, __u32 here);
 int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol);
 int to_server(struct __sk_buff *skb, struct packet *p, __u32 ifindex, __u32 protocol);
 int begin_there(struct __sk_buff *skb, struct packet *p, __u32 node, __u32 protocol);
-int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via);
+static int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via);
 #endif
 
 // Sends the packet out by another replica's host veth.
@@ -521,8 +525,8 @@ verified_alone int ask(struct __sk_buff *skb, struct packet *p, __u32 netns, __u
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = TUPLE(p, port);
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
+	struct tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple), netns, 0);
 	if (!sk)
 		return NOTHING;
 	int answer;
@@ -850,12 +854,12 @@ verified_alone int ask_opening(struct __sk_buff *skb, struct packet *p, __u32 ne
 {
 	if (!p)
 		return NOTHING;
-	struct bpf_sock_tuple tuple = TUPLE(p, port);
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
+	struct tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple), netns, 0);
 	if (sk && sk->state == BPF_TCP_TIME_WAIT) {	// it gives way to a socket that listens
 		bpf_sk_release(sk);
 		any_client(skb, &tuple);
-		sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple), netns, 0);
 	}
 	if (!sk)
 		return NOTHING;
@@ -1152,8 +1156,8 @@ verified_alone int ask_datagram(struct __sk_buff *skb, struct packet *p, __u32 n
 {
 	if (!p)
 		return 0;
-	struct bpf_sock_tuple tuple = TUPLE(p, port);
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
+	struct tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple), netns, 0);
 	if (!sk)
 		return 0;
 	int takes = !sk->bound_dev_if;
@@ -1355,8 +1359,8 @@ verified_alone int ask_udp(struct __sk_buff *skb, struct packet *p, __u32 netns,
 {
 	if (!p)
 		return NO_SOCKET;
-	struct bpf_sock_tuple tuple = TUPLE(p, port);
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
+	struct tuple tuple = TUPLE(p, port);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple), netns, 0);
 	if (!sk)
 		return NO_SOCKET;
 	int answer = is_connected(sk) ? CONNECTED : MAY_HAVE_SENT;
