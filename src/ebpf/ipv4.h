@@ -168,6 +168,18 @@ static inline_always int is_from_host(const struct packet *p)
 	return p->flow.client == HOST_ADDRESS;
 }
 
+static inline_always __u32 after_header(const struct iphdr *ip)
+{
+	return ETH_HLEN + ip->ihl * 4;
+}
+
+// Writes another address in the place of one that the IP header at that offset has.
+static inline_always int readdress(struct __sk_buff *skb, __u32 header, __u32 field, __be32 from, __be32 to)
+{
+	__u32 check = header + __builtin_offsetof(struct iphdr, check);
+	return bpf_l3_csum_replace(skb, check, from, to, sizeof(to)) || bpf_skb_store_bytes(skb, header + field, &to, sizeof(to), 0);
+}
+
 // The sum over TCP's pseudo-header.
 static inline_always __u16 pseudo(__be32 from, __be32 to, __u16 len)
 {

@@ -41,7 +41,7 @@ struct {
 #define STAND_IN_BLOCK htonl(0x01000000)
 #define STAND_IN_LINK htonl(0xa9fe7602)
 
-// The reverse, which no program reads: whose a number is.
+// The reverse: whose a number is.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -482,8 +482,5 @@ static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
 	p->for_opening = 1;
 	return quoted.protocol;
 }
-
-// Nothing goes past the stack (express.h).
-#define arrived(skb, p, replica, verdict) (verdict)
 
 #endif

@@ -60,6 +60,10 @@
 #define owner owner6
 #define outward outward6
 #define inward inward6
+#define answerers_v1 answerers6_v1
+#define asked_v1 asked6_v1
+#define express_in express_in6
+#define express_seen express_seen6
 #endif
 // Ports a VIP may be limited to.
 #define PORTS 64
@@ -1500,25 +1504,21 @@ static inline_always int later_fragment(struct __sk_buff *skb, struct packet *p)
 	return replica ? hand_over(skb, p, ifindex, replica->mac) : TC_ACT_OK;
 }
 
-// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and IPv6 has programs of its own.
+// Nothing but packets for VIPs has business there: neighbours are permanent on both sides, and either family has programs of its own.
 static inline_always int misrouted(struct __sk_buff *skb)
 {
 	dropped(skb->ifindex, 0);
 	return TC_ACT_SHOT;
 }
 
-#ifndef IPV6
 #include "express.h"
-#endif
 #if HAS_TUNNEL
 #include "serving.h"
 #include "nodes.h"
 #endif
 
-#ifndef IPV6
-#include "answers.h"
-#endif
 #include "own.h"
+#include "answers.h"
 
 // What the replica is to have of a packet that its host veth was chosen for.
 static inline_always int taken(struct __sk_buff *skb, struct packet *p, struct attached *chosen)
@@ -1571,6 +1571,12 @@ int owner(struct __sk_buff *skb)
 	}
 	p.first = unknown(skb, p.first);
 	return delivered(skb, &p, chosen, homeward(skb, &p, chosen, taken(skb, &p, chosen)));
+}
+
+// What the programs have sent up a host veth, for the second time or in the pod's name, has the VIP's numbers already.
+static inline_always int has_left(const struct __sk_buff *skb)
+{
+	return skb->tc_index == MADE_HERE || (skb->tc_index & KIND) == CLONE;
 }
 
 #ifdef IPV6
@@ -1638,12 +1644,6 @@ static inline_always int is_late_reset(struct __sk_buff *skb, struct attached *p
 	int there = search_opening(skb, &p, v, &found);
 	charge(&grant, v->count);
 	return there != NOTHING;
-}
-
-// What the programs have sent up a host veth, for the second time or in the pod's name, has the VIP's numbers already.
-static inline_always int has_left(const struct __sk_buff *skb)
-{
-	return skb->tc_index == MADE_HERE || (skb->tc_index & KIND) == CLONE;
 }
 
 SEC("classifier")
