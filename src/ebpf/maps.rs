@@ -1,4 +1,4 @@
-//! The maps of `owner.bpf.c`: the same structs, and how they are read and written.
+//! The maps of the flow owner's programs: the same structs, and how they are read and written.
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
