@@ -747,6 +747,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn structs_of_ipv6_are_as_its_programs_have_them() {
+        let object = aya_obj::Object::parse(Variant::Full.objects()[1]).unwrap();
+        let structs = structs(&object.btf.unwrap().to_bytes());
+        let ours: [(&str, Layout); 3] = [
+            ("secret6", layout!(Secret6, key)),
+            ("answerer_key", layout!(AnswererKey, vip, mac, pad)),
+            ("answerer", layout!(Answerer, own, ifindex)),
+        ];
+        for (name, ours) in ours {
+            assert_eq!(structs.get(name), Some(&ours), "struct {name}");
+        }
+    }
+
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {
         let object = aya_obj::Object::parse(variant.objects()[0]).unwrap();
         let structs = structs(&object.btf.unwrap().to_bytes());
