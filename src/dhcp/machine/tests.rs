@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 
 use crate::dhcp::Flaw;
 use crate::dhcp::identity::Client;
+use crate::dhcp::message::{Answer, Grant};
 use crate::model::address::ipv4;
 
 mod random;
