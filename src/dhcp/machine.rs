@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::message::{Kind, Message, Reply};
-use super::{Acquisition, Change, Identity, Lease, Reason, Server, Trouble, Turn, timing};
+use super::{Acquisition, Change, Identity, Lease, Reason, Server, Trouble, Turn};
 use shared::Shared;
 
 /// How often an offer is accepted before it counts as withdrawn (RFC 2131 section 3.1, 5).
@@ -81,6 +81,8 @@ pub struct Machine {
     held: Option<Lease>,
     /// The only address that an offer is accepted of; none: any.
     wish: Option<IpAddr>,
+    /// The bits of the prefix that is asked for or had; none: it is about an address.
+    prefix: Option<u8>,
     /// Whether an INIT-REBOOT has confirmed the lease held.
     confirmed: bool,
     /// The server that lent the address known last; none where only the address is known.
@@ -108,7 +110,7 @@ impl Machine {
     /// A machine that is due at once, unless it is another client's turn. With a remembered lease, that address is asked for
     /// first; the lease is held until it expires. `seed` decides transaction ids and jitter.
     pub fn new(acquisition: Acquisition, seed: u64, now: SystemTime) -> Self {
-        let Acquisition { identity, remembered, wish, turn } = acquisition;
+        let Acquisition { identity, remembered, wish, turn, prefix } = acquisition;
         let state = match &remembered {
             Some(lease) => State::Rebooting { address: lease.address },
             None => State::Selecting,
@@ -122,6 +124,7 @@ impl Machine {
             nak: None,
             unfit: None,
             wish,
+            prefix: remembered.as_ref().and_then(|lease| lease.prefix).or(prefix),
             held: remembered.filter(|lease| lease.expires.is_none_or(|end| now < end)),
             xid: 0,
             began: now,

@@ -26,6 +26,16 @@ impl Beside {
         self.cidr6.is_none() && self.pins.is_empty()
     }
 
+    /// The networks that they are of.
+    pub fn networks(&self) -> impl Iterator<Item = Ipv6Network> {
+        self.cidr6.into_iter()
+    }
+
+    /// VIPs' addresses are of that network from now on, which ends in what they lease; none: of none.
+    pub fn set_network(&mut self, network: Option<Ipv6Network>) {
+        self.cidr6 = network;
+    }
+
     /// All addresses of a VIP that leases this one.
     pub fn addresses(&self, vip: &VipKey, leased: IpAddr) -> Addresses {
         let mut addresses = Addresses::from(leased);

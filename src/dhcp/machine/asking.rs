@@ -111,6 +111,6 @@ impl Machine {
 
     pub(super) fn send(&mut self, kind: Kind, actions: &mut Vec<Action>) {
         self.tries = self.tries.saturating_add(1);
-        actions.push(Action::Send(Message { kind, xid: self.xid, secs: self.secs }));
+        actions.push(Action::Send(Message { kind, xid: self.xid, secs: self.secs, prefix: self.prefix }));
     }
 }

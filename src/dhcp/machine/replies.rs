@@ -22,7 +22,11 @@ impl Machine {
         let ours = reply.answers(self.xid)
             && self.identity.clients().any(|client| client == reply.client)
             && reply.client_id.as_ref().is_none_or(same_id);
-        if !ours {
+        let lends_prefix = match &reply.answer {
+            Answer::Offer { prefix, .. } | Answer::Ack(Grant { prefix, .. }) => prefix.is_some(),
+            _ => self.prefix.is_some(),
+        };
+        if !ours || lends_prefix != self.prefix.is_some() {
             return;
         }
         let refusal = self.refusal(&reply.answer);
@@ -37,13 +41,16 @@ impl Machine {
             return; // late or repeated: the transaction is over
         }
         match (self.state, &reply.answer) {
-            (State::Selecting, &Answer::Offer { address, server }) if self.wish.is_some_and(|wish| wish != address) => {
+            (State::Selecting, &Answer::Offer { address, server, .. })
+                if self.wish.is_some_and(|wish| wish != address) =>
+            {
                 let why = Trouble::Another { server: server.address(), address };
                 actions.push(failed(self.tries, why.clone()));
                 self.unfit = Some(why);
             }
-            (State::Selecting, &Answer::Offer { address, server }) => {
+            (State::Selecting, &Answer::Offer { address, server, prefix }) => {
                 self.state = State::Requesting { address, server };
+                self.prefix = prefix;
                 self.tries = 0;
                 self.select(address, server, now, actions);
             }
@@ -123,6 +130,7 @@ impl Machine {
         let change = if self.held.is_some() { Change::Renewed(lease.clone()) } else { Change::Bound(lease.clone()) };
         actions.push(Action::Notify(change));
         (self.server, self.nak, self.unfit) = (Some(grant.server), None, None);
+        self.prefix = grant.prefix;
         self.deadline = self.renewal(&lease);
         if self.confirmed {
             self.refusals = 0;

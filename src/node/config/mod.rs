@@ -88,10 +88,14 @@ pub struct Config {
     pub lease: Settings,
     /// The same of IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
     pub lease6: Option<Settings>,
+    /// A `DHCPv6` server delegates the prefix that VIPs' IPv6 addresses are of: what is done where it is lost.
+    pub delegate: Option<OnLost>,
     /// Whether this node answers ARP for its VIPs.
     pub announce: Announce,
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
     pub interface: Option<String>,
+    /// The link that IPv6 addresses, or their prefix, are leased by; none: the same.
+    pub interface6: Option<String>,
     /// Whether VIP traffic is kept out of connection tracking.
     pub notrack: bool,
     /// Whether packets may take the express path.
@@ -143,6 +147,7 @@ impl Config {
         let allow = Some(allow).filter(|networks| !networks.is_empty()).map(Allow::new);
         let any = allow.clone().unwrap_or_default();
         let (dhcp, interface) = dhcp(&mut top)?;
+        let on_lost = dhcp.on_lost;
         let (pools, cidr6) = pools::pools(&mut top, &any)?;
         let backend = match top.text("backend", "\"dhcp\" or \"pool\"", backend_name)? {
             None | Some(Choice::Dhcp) => Backend::Dhcp(dhcp),
@@ -158,7 +163,7 @@ impl Config {
         let announce = top.text("announce", "\"arp\" or \"none\"", announce_name)?;
         let default_announce = default_announce(&backend);
         let membership = Membership::read(&mut top)?;
-        let peers = top.list("peers", "a unicast IPv4 address", |text| unicast(text).map(IpAddr::V4))?;
+        let peers = top.list("peers", "a unicast address", any_unicast)?;
         if membership.is_some() && !peers.is_empty() {
             let expected = "none beside [membership]: its nodes find each other (membership.seeds)";
             return Err(top.bad("peers", &format!("[{}, …]", quoted(peers[0])), expected));
@@ -167,7 +172,7 @@ impl Config {
         let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
         let (pins, pins6) = pins(&mut top, &any)?;
-        let dhcp6 = ipv6::dhcp6(&mut top, dhcp_on_lost(&backend))?;
+        let dhcp6 = ipv6::dhcp6(&mut top, on_lost)?;
         let beside = Beside { cidr6, pins: pins6 };
         ipv6::check_pins(&beside)?;
         let kubernetes = Kubernetes::read(&mut top)?;
@@ -185,13 +190,14 @@ impl Config {
             allow,
             backend,
         };
-        let lease6 = dhcp6.map(|dhcp6| ipv6::by_itself(&mut lease, dhcp6)).transpose()?;
+        let ipv6::Leased { lease6, delegate, interface: interface6 } = ipv6::by_itself(&mut lease, dhcp6)?;
         let config = Self {
             socket: path(&mut top, "socket", "/run/viproute/viprouted.sock")?,
             state_dir: path(&mut top, "state_dir", "/var/lib/viproute")?,
             data_dir: path(&mut top, "data_dir", "/var/lib/cni/viproute")?,
             announce: announce.unwrap_or(default_announce),
             interface,
+            interface6,
             notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             express: top.text("express", "\"on\" or \"off\"", switch)?.unwrap_or(true),
             kubernetes,
@@ -200,6 +206,7 @@ impl Config {
             log: Log::read(&mut top)?,
             lease,
             lease6,
+            delegate,
         };
         top.finish()?;
         config.check_ipv6()?;
@@ -267,14 +274,6 @@ fn default_announce(backend: &Backend) -> Announce {
     }
 }
 
-/// What `[dhcp6]` takes over.
-fn dhcp_on_lost(backend: &Backend) -> OnLost {
-    match backend {
-        Backend::Dhcp(dhcp) => dhcp.on_lost,
-        Backend::Pool(_) => OnLost::Withdraw,
-    }
-}
-
 fn on_lost_name(text: &str) -> Option<OnLost> {
     match text {
         "withdraw" => Some(OnLost::Withdraw),
@@ -289,7 +288,7 @@ fn dhcp(top: &mut Reader) -> Result<(Dhcp, Option<String>), Error> {
     let Some(mut table) = top.table("dhcp")? else {
         return Ok((dhcp, None));
     };
-    let interface = table.text("interface", "an interface name (1 to 15 bytes)", interface_name)?;
+    let interface = table.text("interface", INTERFACE, interface_name)?;
     if let Some(mut relay) = table.table("relay")? {
         let expected = "a unicast IPv4 address";
         let mut address = |key| {
@@ -395,6 +394,9 @@ fn cluster(top: &mut Reader) -> Result<Option<String>, Error> {
     top.text("cluster", "1 to 253 bytes of text", read)
 }
 
+/// What an interface's name has to be.
+const INTERFACE: &str = "an interface name (1 to 15 bytes)";
+
 fn interface_name(text: &str) -> Option<String> {
     let fine = (1..=15).contains(&text.len()) && !text.contains(['/', '\0']) && !text.contains(char::is_whitespace);
     fine.then(|| text.to_string())
@@ -408,6 +410,10 @@ fn any_network(text: &str) -> Option<IpNetwork> {
 
 fn unicast(text: &str) -> Option<Ipv4Addr> {
     text.parse().ok().filter(|address| Allow::default().permits(IpAddr::V4(*address)))
+}
+
+fn any_unicast(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|address| Allow::default().permits(*address))
 }
 
 /// `30s`, `10m`, `1h 30m`. At most a year, so that no later sum overflows.

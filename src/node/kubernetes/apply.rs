@@ -161,7 +161,7 @@ impl Applier {
         let shared = self.context.services.shared();
         let objects = shared.store.objects();
         let sharing = Sharing::of(objects);
-        let here = Here { node: &self.node, has_ipv6: !shared.beside.is_nothing() };
+        let here = Here { node: &self.node, has_ipv6: shared.has_ipv6 };
         let found = shared.store.is_live().then(|| desired(objects, &sharing, attachments, here));
         let keys = |sharers: &Vec<Sharer<'_>>| sharers.iter().map(|sharer| sharer.key.clone()).collect();
         let vips = sharing.vips.iter().map(|(vip, sharers)| (vip.clone(), keys(sharers))).collect();

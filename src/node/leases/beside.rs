@@ -66,6 +66,21 @@ impl Daemon {
         self.v4.executor.keep_searches_beside(|vip| self.unlike.contains_key(vip));
     }
 
+    /// The same of all VIPs here, where what they are to have has changed.
+    pub(super) fn compare_all_beside(&mut self) {
+        let present: Vec<VipKey> = self.v4.state.present().cloned().collect();
+        for vip in present {
+            let Some(served) = self.v4.state.served_at(&vip) else { continue };
+            let has = self.beside.get(&vip).into_iter().flatten();
+            if self.beside_of(&vip, served).iter().eq(has) {
+                self.unlike.remove(&vip);
+            } else {
+                self.bring_beside(&vip, served);
+                self.unlike.entry(vip).or_insert_with(|| Unlike::new(served)).served = served;
+            }
+        }
+    }
+
     /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.
     pub(super) fn bring_beside(&mut self, vip: &VipKey, address: IpAddr) {
         match self.settings.beside.of(vip, address) {
