@@ -28,7 +28,7 @@ impl Asked {
         hash ^ hash >> 16
     }
 
-    /// At which of so many replicas a search for it begins (`begin_at` in owner.bpf.c).
+    /// At which of so many replicas a search for it begins (`begin_at` in openings.h).
     pub fn begins_at(&self, replicas: usize) -> usize {
         let place = (u64::from(self.lot(0)) * u64::try_from(replicas).unwrap_or(u64::MAX)) >> 32;
         usize::try_from(place).unwrap_or_default()
