@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::api::client;
+use crate::api::protocol::code as protocol_code;
 use crate::cni::protocol::config::ConfigError;
 use crate::cni::protocol::env::EnvError;
 use crate::cni::protocol::result::ResultError;
@@ -172,6 +173,8 @@ fn membership_code(error: &membership::Error) -> Code {
         membership::Error::DeviceInTheWay => Code::DeviceInTheWay,
         membership::Error::KernelTooOld(_) => Code::KernelTooOld,
         membership::Error::Allocator { source, .. } => allocator_code(source),
+        membership::Error::NoFamily { why: Some(why), .. } if why.code != protocol_code::INVALID => Code::TryAgain,
+        membership::Error::NoFamily { .. } => Code::InvalidConfig,
         membership::Error::Renumbered(_) => Code::TryAgain,
         membership::Error::Net(e) => net_code(e),
         membership::Error::NoIpv6Programs | membership::Error::Bpf(_) => Code::NoFlowOwner,
@@ -182,7 +185,7 @@ fn membership_code(error: &membership::Error) -> Code {
 
 fn allocator_code(error: &client::Error) -> Code {
     match error {
-        client::Error::Refused(refusal) if refusal.code == 7 => Code::InvalidConfig,
+        client::Error::Refused(refusal) if refusal.code == protocol_code::INVALID => Code::InvalidConfig,
         _ => Code::TryAgain,
     }
 }

@@ -71,6 +71,9 @@ cidr = {{ .cidr | toJson }}
 {{- with .exclude }}
 exclude = {{ toJson . }}
 {{- end }}
+{{- with .cidr6 }}
+cidr6 = {{ toJson . }}
+{{- end }}
 {{- if hasKey . "auto" }}
 auto = {{ .auto }}
 {{- end }}

@@ -110,7 +110,8 @@ mod tests {
         assert!((598..=601).contains(&left), "{left}");
         store.save_prefix(None).unwrap();
         assert_eq!(store.load_prefix().unwrap(), None);
-        std::fs::write(dir.join("prefix6.json"), "{\"schema\":1,\"prefix\":\"fd").unwrap();
+        let mut file = std::fs::File::create(dir.join("prefix6.json")).unwrap();
+        std::io::Write::write_all(&mut file, b"{\"schema\":1,\"prefix\":\"fd").unwrap();
         let error = store.load_prefix().unwrap_err().to_string();
         assert!(error.contains("prefix6.json"), "{error}");
         std::fs::remove_dir_all(dir).unwrap();

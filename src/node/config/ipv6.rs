@@ -119,10 +119,10 @@ pub(super) fn check_pins(beside: &Beside) -> Result<(), Error> {
         if let Some((other, _)) = beside.pins.iter().find(|(other, taken)| *other != vip && *taken == address) {
             return Err(bad(address, format!("an address that isn't pinned to {other} already")));
         }
-        if let Some(cidr6) = beside.cidr6.filter(|cidr6| cidr6.contains(*address)) {
+        if let Some(cidr6) = beside.networks().find(|cidr6| cidr6.contains(*address)) {
             return Err(bad(
                 address,
-                format!("one outside pool.cidr6 {cidr6}, whose addresses end in those of pool.cidr"),
+                format!("one outside cidr6 {cidr6} of a pool, whose addresses end in those of its cidr"),
             ));
         }
     }

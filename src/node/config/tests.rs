@@ -44,7 +44,7 @@ fn the_shipped_file_is_valid() {
 fn ipv6_addresses_beside() {
     let pool = "backend = \"pool\"\n[pool]\ncidr6 = \"fd00:118::/96\"";
     let config = Config::parse(pool).unwrap();
-    assert_eq!(config.lease.beside.cidr6, Some("fd00:118::/96".parse().unwrap()));
+    assert_eq!(config.lease.beside.to_string(), "fd00:118::/96");
     let pin = |address6: &str| {
         format!("{pool}\n[[pin]]\nvip = \"shop/web\"\naddress = \"10.118.0.10\"\naddress6 = \"{address6}\"")
     };
@@ -64,7 +64,7 @@ fn ipv6_addresses_beside() {
         ),
         (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
         (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
-        (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside pool.cidr6"),
+        (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside cidr6 fd00:118::/96 of a pool"),
         (pin("::1"), "pin[0].address6 = \"::1\": expected a unicast IPv6 address"),
     ] {
         assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
@@ -276,6 +276,12 @@ fn several_pools() {
         namespaces = ["shop", "pay"]
         labels = { tier = "gold" }
     "#;
+    let of_ipv6 = text.replace("auto = false", "cidr6 = \"2001:db8:118::/96\"");
+    let config = Config::parse(&format!("{of_ipv6}\n[membership]")).unwrap();
+    let (web, beside) = ("shop/web".parse().unwrap(), config.lease.beside.clone());
+    assert_eq!(beside.of(&web, [10, 118, 1, 8].into()), Some("2001:db8:118::10.118.1.8".parse().unwrap()));
+    assert_eq!(beside.of(&web, [10, 118, 2, 8].into()), None, "of the pool without");
+    assert!(config.discarded().contains(&"2001:db8:118::/96".parse().unwrap()));
     let Backend::Pool(pools) = Config::parse(text).unwrap().lease.backend else { panic!("not the pools") };
     assert_eq!(pools.to_string(), "the pools public (10.118.0.0/28, 10.118.1.7-10.118.1.9), shop (10.118.2.0/24)");
     let [public, shop] = &pools.iter().collect::<Vec<_>>()[..] else { panic!("{pools}") };
@@ -343,7 +349,7 @@ fn durations() {
 fn complaints_name_key_value_and_what_was_expected() {
     let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
     let cases = [
-        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: allow, dhcp, pool, "),
+        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: dhcp, membership, kubernetes, allow, pool, "),
         ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, servers, on_lost)"),
         ("hold = 10".into(), "hold = 10: expected a time such as \"30s\", \"10m\" or \"1h 30m\""),
         ("hold = \"10\"".into(), "hold = \"10\": expected a time such as \"30s\""),

@@ -279,6 +279,11 @@ impl Shared {
         Some(addresses)
     }
 
+    /// Those of all VIPs that have some.
+    fn all_addresses(&self) -> BTreeMap<VipKey, Addresses> {
+        self.leases.keys().filter_map(|vip| Some((vip.clone(), self.addresses(vip)?))).collect()
+    }
+
     /// What the watch has heard of addresses that Services say are their own.
     fn has_external(&mut self, change: Change<Vec<IpAddr>>) {
         match change {
@@ -323,7 +328,7 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         shared.excluded = Excluded::of(&remembered.objects, &name);
         shared.beside = config.lease.beside.clone();
         shared.has_ipv6 = config.lease6.is_some() || !shared.beside.is_nothing();
-        let here = Here { node: &name, has_ipv6: shared.has_ipv6 };
+        let here = Here { node: &name, has_ipv6: shared.has_ipv6, addresses: &BTreeMap::new() };
         shared.policies = Some(policy::policies(&remembered.objects, &Sharing::of(&remembered.objects), here).vips);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());

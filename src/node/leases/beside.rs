@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::api::protocol::{Grant, Refusal, code};
+use crate::lease::settings::Backend;
 use crate::lease::state::{Findings, Input, LocalUsage};
+use crate::model::address::ipv4;
 use crate::model::{Family, VipKey};
 use crate::node::journal::Kind;
 
@@ -40,6 +43,34 @@ impl Daemon {
             Some(leasing) => leasing.state.in_service(vip),
             None => self.settings.beside.of(vip, address),
         }
+    }
+
+    /// The same grant with what VIPs have beside without a lease, or why there is nothing.
+    pub(super) fn with_derived(&self, vip: &VipKey, grant: Grant) -> Grant {
+        let derived = self.settings.beside.of(vip, grant.address);
+        let others: Vec<IpAddr> = grant.others.iter().copied().chain(derived).collect();
+        let has_none = !others.iter().any(IpAddr::is_ipv6);
+        let no_ipv6 = has_none.then(|| grant.no_ipv6.clone().unwrap_or_else(|| self.no_ipv6(grant.address)));
+        Grant { others, no_ipv6, ..grant }
+    }
+
+    /// Why a VIP that leases this address has none of IPv6 by the configuration.
+    fn no_ipv6(&self, leased: IpAddr) -> Refusal {
+        if self.delegation.is_some() {
+            let msg = "no prefix is delegated to this node so far (dhcp6.delegate in viprouted.toml)".to_owned();
+            return Refusal { code: code::TRY_AGAIN, msg };
+        }
+        let from = match &self.settings.backend {
+            Backend::Pool(pools) => match ipv4(leased).and_then(|leased| pools.of(leased)) {
+                Some(pool) => format!("pool {} has no cidr6", pool.name),
+                None => "no pool with cidr6 has its IPv4 address".to_owned(),
+            },
+            Backend::Dhcp(_) => "there is no [dhcp6]".to_owned(),
+        };
+        let msg = format!(
+            "{from} in viprouted.toml, and the VIP has no address6 by a [[pin]]: set one of them, or take ipv6 out of viproute.io/families"
+        );
+        Refusal { code: code::INVALID, msg }
     }
 
     /// The registry's replicas, as far as they serve IPv6 addresses that are leased by themselves.

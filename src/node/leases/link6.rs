@@ -1,4 +1,4 @@
-//! The link that IPv6 addresses are leased by where that is another than the one to the gateways (`dhcp6.interface`): DHCPv6 and the search for
+//! The link that IPv6 addresses are leased by where that is another than the one to the gateways (`dhcp6.interface`): `DHCPv6` and the search for
 //! conflicts of these addresses go over it.
 
 use std::net::IpAddr;
@@ -35,7 +35,7 @@ impl Daemon {
         other.or(self.acd.as_ref())
     }
 
-    /// Binds to the link of that name anew, if it was made anew: it has another index then. DHCPv6 does so by itself.
+    /// Binds to the link of that name anew, if it was made anew: it has another index then. `DHCPv6` does so by itself.
     pub(super) fn follow_link6(&mut self, claims: &mut Option<Receiver<Claim>>) {
         let Some(known) = &self.link6 else { return };
         let now = match uplink::again(&self.node, &known.link) {

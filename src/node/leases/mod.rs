@@ -313,13 +313,11 @@ impl Daemon {
         }
         let Some((reply, answer)) = self.callers.hear(family, caller, answer) else { return };
         let registry = Some(Directory::at(self.registry.dir()));
-        let derived = |grant: &Grant| self.settings.beside.of(vip, grant.address);
         let answer = answer.map(|grant| Grant {
             registry,
             policy: self.agent.services.policy(vip),
-            others: grant.others.iter().copied().chain(derived(&grant)).collect(),
             expires: grant.expires.map(clock::to_wall),
-            ..grant
+            ..self.with_derived(vip, grant)
         });
         // The caller may have closed its connection; the lease is kept for its next try.
         let _ = reply.send(server::line(&answer));

@@ -122,7 +122,7 @@ fn unlike(key: &VipKey, of_ipv6: Option<Ipv6Addr>, (id, node, share): &Said<'_>)
         (None, None) => return None,
     };
     Some(format!(
-        "{key} {what}: by IPv6 no connection is sent there (pool.cidr6, or [dhcp6], is to be the same on all nodes)"
+        "{key} {what}: by IPv6 no connection is sent there (cidr6, or [dhcp6], is to be the same on all nodes)"
     ))
 }
 
@@ -154,9 +154,9 @@ fn of_vip(own: Option<&Own>, of_ipv6: Option<Ipv6Addr>, said: &[Said<'_>]) -> BT
     let legs = said.iter().map(|(id, node, share)| {
         let serves = ready(node, share) && (is_live(node) || !others);
         let state = if serves { State::Ready } else { State::Draining };
-        let Share { ready, replicas, udp_sticky, served, address6, .. } = (*share).clone();
+        let Share { ready, replicas, udp_sticky, served, address6, family, .. } = (*share).clone();
         let serves_ipv6 = of_ipv6.is_some() && address6 == of_ipv6;
-        (node.number, Leg { id: **id, ready, replicas, state, udp_sticky, served, serves_ipv6 })
+        (node.number, Leg { id: **id, ready, replicas, state, udp_sticky, served, serves_ipv6, family })
     });
     legs.collect()
 }

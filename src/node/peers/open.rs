@@ -90,9 +90,9 @@ pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
     };
     let mut vips: BTreeMap<u32, BTreeMap<VipKey, Share>> = BTreeMap::new();
     for (key, (addresses, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
-        for (number, peer::Known { ready, replicas, udp_sticky, served, serves_ipv6 }) in shares {
+        for (number, peer::Known { ready, replicas, udp_sticky, served, serves_ipv6, family }) in shares {
             let address6 = addresses.ipv6().filter(|_| serves_ipv6);
-            let share = Share { address: addresses.first(), address6, ready, replicas, udp_sticky, served };
+            let share = Share { address: addresses.first(), address6, ready, replicas, udp_sticky, served, family };
             vips.entry(number).or_default().insert(key.clone(), share);
         }
     }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::{IpNetwork, Ipv6Network};
+use ipnetwork::IpNetwork;
 
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::model::node::NodeId;
 use crate::model::{Family, VipKey};
 use crate::net::address;
@@ -41,9 +42,9 @@ impl Permits {
         let leased = leased.map_err(|e| with_causes(&e))?.unwrap_or_default();
         let allow = match (allow, &pools[..]) {
             (Some(allow), _) => allow.clone(),
-            (None, []) => of_link(&addresses, own, beside.cidr6),
+            (None, []) => of_link(&addresses, own, beside),
             (None, pools) => {
-                Allow::new(pools.iter().copied().map(Into::into).chain(beside.cidr6.map(Into::into)).collect())
+                Allow::new(pools.iter().copied().map(Into::into).chain(beside.networks().map(Into::into)).collect())
             }
         };
         // Where a DHCPv6 server gives them, and nothing else is configured: those of the link, as its own are.
@@ -77,7 +78,7 @@ impl Permits {
 }
 
 /// The prefixes of the link by which other nodes are reached: where nothing else is configured, VIPs are leased from there.
-fn of_link(addresses: &[address::Address], own: Ipv4Addr, cidr6: Option<Ipv6Network>) -> Allow {
+fn of_link(addresses: &[address::Address], own: Ipv4Addr, beside: &Beside) -> Allow {
     let here = addresses.iter().find(|at| at.address == IpAddr::V4(own)).map(|at| at.index);
     let is_wide = |at: &address::Address| at.prefix < Family::of(at.address).bits() - 1;
     let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && is_wide(at));
@@ -85,6 +86,6 @@ fn of_link(addresses: &[address::Address], own: Ipv4Addr, cidr6: Option<Ipv6Netw
         let network = IpNetwork::new(at.address, at.prefix).ok()?;
         IpNetwork::new(network.network(), at.prefix).ok()
     };
-    let networks = of_link.filter_map(network).chain(cidr6.map(Into::into));
+    let networks = of_link.filter_map(network).chain(beside.networks().map(Into::into));
     Allow::of_link("the nodes' link", networks.collect())
 }

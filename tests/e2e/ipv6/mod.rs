@@ -2,6 +2,7 @@
 
 mod delegated;
 mod dhcp;
+mod families;
 mod guard;
 mod headers;
 mod heal;

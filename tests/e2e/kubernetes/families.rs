@@ -120,10 +120,12 @@ fn without_ipv6_who_prefers_both_gets_one_and_who_needs_both_waits() {
     scene.is_told("NoAddressOfFamily", "no address of ipv6");
     is_answered(&client, FOUR);
     becomes(&scene, &["IPv4", "IPv6"], "RequireDualStack");
-    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    scene.is_told("NoAddress", "no address so far, and no pod serves it: its VIP has none of ipv6");
     says(&scene, &[]);
+    is_silent(&client, FOUR);
     becomes(&scene, &["IPv4"], "SingleStack");
     says(&scene, &[FOUR]);
+    is_answered(&client, FOUR);
     scene.ends();
 }
 
@@ -159,7 +161,7 @@ fn without_ipv6_a_service_of_ipv6_alone_is_not_answered() {
     says(&scene, &[FOUR]);
     is_answered(&client, FOUR);
     becomes(&scene, &["IPv6"], "SingleStack");
-    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    scene.is_told("NoAddress", "no address so far, and no pod serves it: its VIP has none of ipv6");
     says(&scene, &[]);
     is_silent(&client, FOUR);
     let routes = scene.node.ns.ip("route show proto 118");
