@@ -159,6 +159,7 @@ impl Error {
 
 fn membership_code(error: &membership::Error) -> Code {
     match error {
+        membership::Error::NoFamily { why: Some(why), .. } if why.code != protocol_code::INVALID => Code::TryAgain,
         membership::Error::SharedGroup(_) => Code::RegistryDamaged,
         membership::Error::NoNodeAddress
         | membership::Error::NotOurAddress(_)
@@ -166,6 +167,7 @@ fn membership_code(error: &membership::Error) -> Code {
         | membership::Error::OtherRegistry { .. }
         | membership::Error::NarrowForIpv6(_)
         | membership::Error::NoIpv6(_)
+        | membership::Error::NoFamily { .. }
         | membership::Error::Want(_) => Code::InvalidConfig,
         membership::Error::NoInterface(_) | membership::Error::NoNetns(_) | membership::Error::NodesOwnNetns(_) => {
             Code::InvalidEnvironment
@@ -173,8 +175,6 @@ fn membership_code(error: &membership::Error) -> Code {
         membership::Error::DeviceInTheWay => Code::DeviceInTheWay,
         membership::Error::KernelTooOld(_) => Code::KernelTooOld,
         membership::Error::Allocator { source, .. } => allocator_code(source),
-        membership::Error::NoFamily { why: Some(why), .. } if why.code != protocol_code::INVALID => Code::TryAgain,
-        membership::Error::NoFamily { .. } => Code::InvalidConfig,
         membership::Error::Renumbered(_) => Code::TryAgain,
         membership::Error::Net(e) => net_code(e),
         membership::Error::NoIpv6Programs | membership::Error::Bpf(_) => Code::NoFlowOwner,
