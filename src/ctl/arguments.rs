@@ -1,6 +1,6 @@
 //! viproutectl's command line.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -217,7 +217,8 @@ pub struct Announce {
     /// This node's AS number. The same on all nodes keeps each from taking the others' VIPs.
     #[arg(long, value_name = "N", value_parser = asn)]
     pub asn: u32,
-    /// A router, as ADDRESS or ADDRESS:ASN; of this node's AS without ASN. May be given more than once.
+    /// A router, as ADDRESS or ADDRESS:ASN, of IPv6 [ADDRESS]:ASN; of this node's AS without ASN. One of IPv4 is told of
+    /// VIPs' IPv4 addresses, one of IPv6 of their IPv6 addresses. May be given more than once.
     #[arg(long, value_name = "ADDRESS[:ASN]", required = true, value_parser = router)]
     pub router: Vec<Router>,
     /// The routers are on no network of this node, but so many hops away at most.
@@ -258,7 +259,7 @@ pub enum RoutingDaemon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Router {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its AS number; none: the node's own.
     pub asn: Option<u32>,
 }
@@ -319,9 +320,16 @@ fn asn(text: &str) -> Result<u32, &'static str> {
 }
 
 fn router(text: &str) -> Result<Router, String> {
-    let (address, number) = text.split_once(':').map_or((text, None), |(address, asn)| (address, Some(asn)));
-    let address = address.parse().ok().filter(|address: &Ipv4Addr| is_unicast((*address).into()));
-    let address = address.ok_or("expected a router's IPv4 address, or ADDRESS:ASN")?;
+    const EXPECTED: &str = "expected a router's address, ADDRESS:ASN, or [ADDRESS]:ASN for one of IPv6";
+    let (address, number) = match (text.strip_prefix('['), text.parse::<Ipv6Addr>()) {
+        (Some(rest), _) => rest.split_once(']').ok_or(EXPECTED)?,
+        (None, Ok(_)) => (text, ""),
+        (None, Err(_)) => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let is_fine = |address: &IpAddr| is_unicast(*address) && (address.is_ipv6() || !text.starts_with('['));
+    let address = address.parse().ok().filter(is_fine).ok_or(EXPECTED)?;
+    let number = Some(number).filter(|number| !number.is_empty());
+    let number = number.map(|number| number.strip_prefix(':').ok_or(EXPECTED)).transpose()?;
     Ok(Router { address, asn: number.map(asn).transpose()? })
 }
 

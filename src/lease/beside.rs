@@ -49,6 +49,11 @@ impl Beside {
         self.prefixes.iter().map(|prefix| prefix.network)
     }
 
+    /// VIPs' addresses are of that network from now on, which ends in what they lease; none: of none.
+    pub fn set_network(&mut self, network: Option<Ipv6Network>) {
+        self.prefixes = network.map(|network| Prefix { ranges: Vec::new(), network }).into_iter().collect();
+    }
+
     /// All addresses of a VIP that leases this one.
     pub fn addresses(&self, vip: &VipKey, leased: IpAddr) -> Addresses {
         let mut addresses = Addresses::from(leased);

@@ -104,6 +104,9 @@ servers = {{ toJson . }}
 {{- end }}
 on_lost = {{ .Values.dhcp.onLost | toJson }}
 {{- end }}
+{{- if .Values.dhcp6.enabled }}
+[dhcp6]
+{{- end }}
 [limits]
 vips_per_namespace = {{ int .Values.limits.vipsPerNamespace }}
 vips = {{ int .Values.limits.vips }}

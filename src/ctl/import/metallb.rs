@@ -266,7 +266,9 @@ impl Found {
             let _ = writeln!(
                 text,
                 "# BGPPeer {name}, on each node: viproutectl announce bird --asn {} --router {}:{}{hops}",
-                peer.my_asn, peer.address, peer.asn
+                peer.my_asn,
+                if peer.address.contains(':') { format!("[{}]", peer.address) } else { peer.address.clone() },
+                peer.asn
             );
         }
         for pool in &self.pools {

@@ -14,8 +14,8 @@ use crate::lease::settings::{Backend, Dhcp};
 use super::membership::Membership;
 use super::table::Reader;
 use super::{
-    Choice, Error, HOLD, any_network, backend_name, cluster, duration, gateways, ipv6, limits, pins, pools, quoted,
-    unicast,
+    Choice, Error, HOLD, any_network, any_unicast, backend_name, cluster, duration, gateways, ipv6, limits, pins,
+    pools, quoted,
 };
 
 /// Where VIPs' addresses come from, and which they may be.
@@ -58,7 +58,7 @@ fn backend(top: &mut Reader, dhcp: Dhcp, pools: Option<Pools>) -> Result<Backend
 
 /// `peers`, and the nodes of `[membership]` that are known before any of them was heard.
 fn peers(top: &mut Reader, membership: Option<&Membership>) -> Result<Vec<IpAddr>, Error> {
-    let peers = top.list("peers", "a unicast IPv4 address", |text| unicast(text).map(IpAddr::V4))?;
+    let peers = top.list("peers", "a unicast address", any_unicast)?;
     if membership.is_some() && !peers.is_empty() {
         let expected = "none beside [membership]: its nodes find each other (membership.seeds)";
         return Err(top.bad("peers", &format!("[{}, …]", quoted(peers[0])), expected));

@@ -88,10 +88,14 @@ pub struct Config {
     pub lease: Settings,
     /// The same of IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
     pub lease6: Option<Settings>,
+    /// A `DHCPv6` server delegates the prefix that VIPs' IPv6 addresses are of: what is done where it is lost.
+    pub delegate: Option<OnLost>,
     /// Whether this node answers ARP for its VIPs.
     pub announce: Announce,
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
     pub interface: Option<String>,
+    /// The link that IPv6 addresses, or their prefix, are leased by; none: the same.
+    pub interface6: Option<String>,
     /// Whether VIP traffic is kept out of connection tracking.
     pub notrack: bool,
     /// Whether packets may take the express path.
@@ -149,12 +153,12 @@ impl Config {
         let (dhcp, interface) = dhcp(top)?;
         let membership = Membership::read(top)?;
         let kubernetes = Kubernetes::read(top)?;
+        let dhcp6 = ipv6::dhcp6(top, dhcp.on_lost)?;
         let mut lease = lease::lease(top, dhcp, membership.as_ref())?;
         if matches!(lease.backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
             pools::stand_alone(top, &lease.peers, !lease.pins.is_empty())?;
         }
-        let dhcp6 = ipv6::dhcp6(top, dhcp_on_lost(&lease.backend))?;
-        let lease6 = dhcp6.map(|dhcp6| ipv6::by_itself(&mut lease, dhcp6)).transpose()?;
+        let ipv6::Leased { lease6, delegate, interface: interface6 } = ipv6::by_itself(&mut lease, dhcp6)?;
         let announce = top.text("announce", "\"arp\" or \"none\"", announce_name)?;
         Ok(Self {
             socket: path(top, "socket", "/run/viproute/viprouted.sock")?,
@@ -162,6 +166,7 @@ impl Config {
             data_dir: path(top, "data_dir", "/var/lib/cni/viproute")?,
             announce: announce.unwrap_or_else(|| default_announce(&lease.backend)),
             interface,
+            interface6,
             notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             express: top.text("express", "\"on\" or \"off\"", switch)?.unwrap_or(true),
             kubernetes,
@@ -170,6 +175,7 @@ impl Config {
             log: Log::read(top)?,
             lease,
             lease6,
+            delegate,
         })
     }
 }
@@ -234,14 +240,6 @@ fn default_announce(backend: &Backend) -> Announce {
     }
 }
 
-/// What `[dhcp6]` takes over.
-fn dhcp_on_lost(backend: &Backend) -> OnLost {
-    match backend {
-        Backend::Dhcp(dhcp) => dhcp.on_lost,
-        Backend::Pool(_) => OnLost::Withdraw,
-    }
-}
-
 fn on_lost_name(text: &str) -> Option<OnLost> {
     match text {
         "withdraw" => Some(OnLost::Withdraw),
@@ -256,7 +254,7 @@ fn dhcp(top: &mut Reader) -> Result<(Dhcp, Option<String>), Error> {
     let Some(mut table) = top.table("dhcp")? else {
         return Ok((dhcp, None));
     };
-    let interface = table.text("interface", "an interface name (1 to 15 bytes)", interface_name)?;
+    let interface = table.text("interface", INTERFACE, interface_name)?;
     if let Some(mut relay) = table.table("relay")? {
         let expected = "a unicast IPv4 address";
         let mut address = |key| {
@@ -362,6 +360,9 @@ fn cluster(top: &mut Reader) -> Result<Option<String>, Error> {
     top.text("cluster", "1 to 253 bytes of text", read)
 }
 
+/// What an interface's name has to be.
+const INTERFACE: &str = "an interface name (1 to 15 bytes)";
+
 fn interface_name(text: &str) -> Option<String> {
     let fine = (1..=15).contains(&text.len()) && !text.contains(['/', '\0']) && !text.contains(char::is_whitespace);
     fine.then(|| text.to_string())
@@ -375,6 +376,10 @@ fn any_network(text: &str) -> Option<IpNetwork> {
 
 fn unicast(text: &str) -> Option<Ipv4Addr> {
     text.parse().ok().filter(|address| Allow::default().permits(IpAddr::V4(*address)))
+}
+
+fn any_unicast(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|address| Allow::default().permits(*address))
 }
 
 /// `30s`, `10m`, `1h 30m`. At most a year, so that no later sum overflows.

@@ -11,6 +11,7 @@ use super::{Error, ipv6, quoted};
 use crate::lease::allow::Allow;
 use crate::lease::beside::Prefix;
 use crate::lease::pools::{DEFAULT_NAME, Labels, Pool, Pools, Range};
+use crate::lease::settings::has_several;
 use crate::model::VipKey;
 
 /// More pools, or ranges of one, than that say nothing that fewer don't.
@@ -86,7 +87,7 @@ fn ranges(table: &mut Reader, allow: &Allow, others: &[Pool]) -> Result<Vec<Rang
 
 /// Where several nodes give out addresses of the same pool, each by itself, two probe one address at once and take it for taken.
 pub(super) fn stand_alone(top: &Reader, peers: &[IpAddr], pins: bool) -> Result<(), Error> {
-    if peers.len() < 2 || pins {
+    if !has_several(peers) || pins {
         return Ok(());
     }
     let expected = "\"dhcp\" on several nodes (peers), or [membership] in place of peers, so that one node gives out the pool's addresses \

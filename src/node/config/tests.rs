@@ -90,7 +90,7 @@ fn ipv6_addresses_by_dhcp() {
     let Backend::Dhcp(dhcp) = Config::parse(relay).unwrap().lease6.unwrap().backend else { panic!() };
     assert_eq!(dhcp.relay.map(|relay| relay.server), Some("2001:db8::1".parse().unwrap()));
     for (text, says) in [
-        ("[dhcp6]\ninterface = \"eth1\"", "dhcp6.interface: no such key (there are: relay)"),
+        ("[dhcp6]\nprefix = \"eth1\"", "dhcp6.prefix: no such key (there are: interface, delegate, relay)"),
         (
             "[dhcp6.relay]\nserver = \"192.0.2.1\"",
             "dhcp6.relay.server = \"192.0.2.1\": expected a unicast IPv6 address",
@@ -102,9 +102,48 @@ fn ipv6_addresses_by_dhcp() {
         ),
         ("[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\"", "allow is missing: expected the networks"),
         (&pool.replace("[dhcp6]", "cidr6 = \"fd00:118::/96\"\n[dhcp6]"), "expected none beside [dhcp6]"),
-        ("[dhcp6]\n[membership]", "dhcp6 = {…}: expected no [membership] and no peers beside it"),
     ] {
         assert!(complaint(text).contains(says), "{text}: {}", complaint(text));
+    }
+    let other = "[dhcp6]\ninterface = \"eth1\"";
+    assert!(
+        complaint(other).starts_with("dhcp6.interface = \"eth1\": expected the one of dhcp.interface, or announce")
+    );
+    for text in [format!("announce = \"none\"\n{other}"), format!("dhcp.interface = \"eth1\"\n{other}")] {
+        assert_eq!(Config::parse(&text).unwrap().interface6.as_deref(), Some("eth1"), "{text}");
+    }
+    // Nodes tell each other of such leases, and Services have such addresses.
+    for text in [
+        "[dhcp6]\n[membership]",
+        "cluster = \"k\"\npeers = [\"192.0.2.1\"]\n[dhcp6]",
+        "[dhcp6]\n[kubernetes]\nenabled = true",
+    ] {
+        assert!(Config::parse(text).unwrap().lease6.is_some(), "{text}");
+    }
+}
+
+#[test]
+fn a_delegated_prefix() {
+    let pool =
+        "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp]\non_lost = \"keep\"\n[dhcp6]\ndelegate = true\n";
+    let config = Config::parse(pool).unwrap();
+    assert_eq!((config.delegate, config.lease6), (Some(OnLost::Keep), None));
+    assert_eq!(Config::parse("[dhcp6]\ndelegate = false").unwrap().delegate, None);
+    for (text, says) in [
+        ("[dhcp6]\ndelegate = 64".to_owned(), "dhcp6.delegate = 64: expected true or false"),
+        (format!("{pool}[membership]"), "dhcp6.delegate = true: expected false beside [membership]"),
+        (
+            format!("cluster = \"k\"\npeers = [\"192.0.2.1\"]\n{pool}[[pin]]\nvip = \"a/b\"\naddress = \"10.118.0.1\""),
+            "expected false beside peers",
+        ),
+        (format!("{pool}[kubernetes]\nenabled = true"), "expected false beside [kubernetes]"),
+        (
+            format!("{pool}[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\""),
+            "dhcp6.delegate = true: expected no relay beside it",
+        ),
+        (pool.replace("[dhcp]", "cidr6 = \"fd00:118::/96\"\n[dhcp]"), "expected none beside [dhcp6]"),
+    ] {
+        assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
     }
 }
 
@@ -322,8 +361,8 @@ fn complaints_name_key_value_and_what_was_expected() {
             "allow is missing: expected the networks that VIPs come from",
         ),
         ("backend = \"dns\"".into(), "backend = \"dns\": expected \"dhcp\" or \"pool\""),
-        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast IPv4 address"),
-        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast IPv4 address"),
+        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast address"),
+        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast address"),
         ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
         ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
         ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),

@@ -162,7 +162,7 @@ impl Applier {
         let objects = shared.store.objects();
         let sharing = Sharing::of(objects);
         let addresses = shared.all_addresses();
-        let here = Here { node: &self.node, has_ipv6: !shared.beside.is_nothing(), addresses: &addresses };
+        let here = Here { node: &self.node, has_ipv6: shared.has_ipv6, addresses: &addresses };
         let found = shared.store.is_live().then(|| desired(objects, &sharing, attachments, here));
         let keys = |sharers: &Vec<Sharer<'_>>| sharers.iter().map(|sharer| sharer.key.clone()).collect();
         let vips = sharing.vips.iter().map(|(vip, sharers)| (vip.clone(), keys(sharers))).collect();

@@ -145,11 +145,11 @@ mod tests {
         let (vip, service) = ("shop/web".parse().unwrap(), Service { uid: "u1".into(), ..Service::default() });
         let waits =
             |lease: Option<Lease>, nodes: Option<&Nodes>| entry((&vip, &vip), &service, lease.as_ref(), nodes).waits;
-        let refused = Lease { address: None, error: Some("the pool is empty".into()) };
+        let refused = Lease { error: Some("the pool is empty".into()), ..Lease::default() };
         assert_eq!(waits(Some(refused), None).as_deref(), Some("the pool is empty"));
         assert_eq!(waits(Some(Lease::default()), Some(&lone("n1"))).as_deref(), Some("its address is being asked for"));
         assert_eq!(waits(None, Some(&lone("n1"))).as_deref(), Some("n1 asks for its address"));
-        assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), error: None }), None), None);
+        assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), ..Lease::default() }), None), None);
         let stated = Service { ingress: vec![Ingress { ip: "192.0.2.7".into(), ..Ingress::default() }], ..service };
         let shown = entry((&vip, &vip), &stated, None, Some(&lone("n1")));
         assert_eq!((shown.address, shown.waits, shown.uid.as_str()), (Some([192, 0, 2, 7].into()), None, "u1"));

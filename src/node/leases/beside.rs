@@ -56,6 +56,10 @@ impl Daemon {
 
     /// Why a VIP that leases this address has none of IPv6 by the configuration.
     fn no_ipv6(&self, leased: IpAddr) -> Refusal {
+        if self.delegation.is_some() {
+            let msg = "no prefix is delegated to this node so far (dhcp6.delegate in viprouted.toml)".to_owned();
+            return Refusal { code: code::TRY_AGAIN, msg };
+        }
         let from = match &self.settings.backend {
             Backend::Pool(pools) => match ipv4(leased).and_then(|leased| pools.of(leased)) {
                 Some(pool) => format!("pool {} has no cidr6", pool.name),
@@ -91,6 +95,21 @@ impl Daemon {
             self.unlike.entry(vip).or_insert_with(|| Unlike::new(served)).served = served;
         }
         self.v4.executor.keep_searches_beside(|vip| self.unlike.contains_key(vip));
+    }
+
+    /// The same of all VIPs here, where what they are to have has changed.
+    pub(super) fn compare_all_beside(&mut self) {
+        let present: Vec<VipKey> = self.v4.state.present().cloned().collect();
+        for vip in present {
+            let Some(served) = self.v4.state.served_at(&vip) else { continue };
+            let has = self.beside.get(&vip).into_iter().flatten();
+            if self.beside_of(&vip, served).iter().eq(has) {
+                self.unlike.remove(&vip);
+            } else {
+                self.bring_beside(&vip, served);
+                self.unlike.entry(vip).or_insert_with(|| Unlike::new(served)).served = served;
+            }
+        }
     }
 
     /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.

@@ -41,7 +41,7 @@ pub struct Callers(BTreeMap<Caller, Waiting>);
 
 impl Callers {
     /// `is_alone`: there is one answer, that of IPv4.
-    pub fn expect(&mut self, caller: Caller, reply: Reply, is_alone: bool) {
+    pub fn add(&mut self, caller: Caller, reply: Reply, is_alone: bool) {
         let beside = if is_alone { Beside::Nothing } else { Beside::Open };
         self.0.insert(caller, Waiting { reply, granted: None, beside });
     }
@@ -89,7 +89,7 @@ mod tests {
     /// What the caller is told after these answers, and after how many.
     fn told(is_alone: bool, answers: &[(Family, Answer)]) -> Option<(usize, Answer)> {
         let mut callers = Callers::default();
-        callers.expect(Caller(1), oneshot::channel().0, is_alone);
+        callers.add(Caller(1), oneshot::channel().0, is_alone);
         let mut heard = answers.iter().zip(1..).filter_map(|((family, answer), at)| {
             let (_, told) = callers.hear(*family, Caller(1), answer.clone())?;
             Some((at, told))

@@ -121,7 +121,9 @@ fn unlike(key: &VipKey, of_ipv6: Option<Ipv6Addr>, (id, node, share): &Said<'_>)
         (None, Some(there)) => format!("has no address of IPv6 here and is {there} on node {name} ({id})"),
         (None, None) => return None,
     };
-    Some(format!("{key} {what}: by IPv6 no connection is sent there (cidr6 is to be the same on all nodes)"))
+    Some(format!(
+        "{key} {what}: by IPv6 no connection is sent there (cidr6, or [dhcp6], is to be the same on all nodes)"
+    ))
 }
 
 /// This node's, where it has replicas; else what the others say, a ready and live one before the others, then the lowest id;

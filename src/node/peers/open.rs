@@ -61,8 +61,8 @@ pub fn config(socket: SocketAddrV4, seed_nodes: Vec<String>) -> ChitchatConfig {
 pub fn words(state: &State, own: &OwnNode) -> Vec<(String, String)> {
     let vips = state.own.keys().filter_map(|key| Some((word::key_of(key), state.share(key)?.to_string())));
     let node = (word::NODE.to_owned(), state.word(own.tunnel).to_string());
-    let leases = state.leases.holdings().map(|(key, holding)| (holding::key_of(key), holding.to_string()));
-    vips.take(word::MAX_VIPS).chain(leases.take(word::MAX_VIPS)).chain([node]).collect()
+    let leases = state.leases.holdings().map(|(key, holding)| (key.to_string(), holding.to_string()));
+    vips.take(word::MAX_VIPS).chain(leases.take(holding::MAX_LEASES)).chain([node]).collect()
 }
 
 /// What a node says: of itself, its VIPs and their leases.

@@ -10,6 +10,7 @@ use crate::lease::beside::Beside;
 use crate::model::node::NodeId;
 use crate::model::{Family, VipKey};
 use crate::net::address;
+use crate::node::uplink;
 use crate::with_causes;
 
 use super::far::Own;
@@ -34,7 +35,11 @@ impl Permits {
         for family in Family::ALL {
             addresses.extend(address::list(&state.setup.net, family, None).map_err(|e| with_causes(&e))?);
         }
-        let Setup { pools, beside, allow, .. } = &state.setup;
+        let Setup { pools, beside, allow, leases_ipv6, net, .. } = &state.setup;
+        let is_own = |at: &&address::Address| at.address == IpAddr::V4(own);
+        let link = addresses.iter().find(is_own).map(|at| at.index).filter(|_| *leases_ipv6 && allow.is_none());
+        let leased = link.map(|link| uplink::prefixes(net, Family::V6, link)).transpose();
+        let leased = leased.map_err(|e| with_causes(&e))?.unwrap_or_default();
         let allow = match (allow, &pools[..]) {
             (Some(allow), _) => allow.clone(),
             (None, []) => of_link(&addresses, own, beside),
@@ -42,6 +47,8 @@ impl Permits {
                 Allow::new(pools.iter().copied().map(Into::into).chain(beside.networks().map(Into::into)).collect())
             }
         };
+        // Where a DHCPv6 server gives them, and nothing else is configured: those of the link, as its own are.
+        let allow = allow.and(leased);
         let nodes = others.iter().flat_map(|(id, node)| [id.0, node.word.tunnel]).map(IpAddr::V4);
         let hosts = addresses.iter().map(|at| at.address).chain(nodes).chain(state.pods.values().flatten().copied());
         let local = state.own.iter().filter(|(_, own)| own.share.replicas > 0);

@@ -36,6 +36,8 @@ pub struct Setup {
     pub pools: Vec<Ipv4Network>,
     /// Which addresses of IPv6 VIPs have here.
     pub beside: Beside,
+    /// A `DHCPv6` server gives VIPs theirs.
+    pub leases_ipv6: bool,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }

@@ -1,5 +1,6 @@
 //! VIPs of both families: what holds for IPv4 holds for IPv6.
 
+mod delegated;
 mod dhcp;
 mod families;
 mod guard;

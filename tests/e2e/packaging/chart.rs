@@ -64,6 +64,7 @@ fn wrong_values_are_refused_by_their_names() {
         ("pools[0].cidr6=10.118.0.0/24", "/pools/0"),
         ("services.networkPolicy=enforce", "/services/networkPolicy"),
         ("dhcp.servers={router}", "/dhcp/servers/0"),
+        ("dhcp6.enabled=maybe", "/dhcp6/enabled"),
         ("announce=yes", "/announce"),
         ("hold=soon", "/hold"),
         ("limits.vips=0", "/limits/vips"),
@@ -129,11 +130,13 @@ fn viprouted_takes_what_the_values_say() {
         "pins[0].address=10.118.0.9",
         "pins[0].address6=fd00:119::9",
     ];
-    for values in [&[][..], &everything, &relayed, &several, &dual, &["services.enabled=false"]] {
+    let leased = ["dhcp6.enabled=true"];
+    for values in [&[][..], &everything, &relayed, &several, &dual, &leased, &["services.enabled=false"]] {
         let text = configuration(&template(values).ok());
         let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
         assert_eq!(config.kubernetes.is_some(), values != ["services.enabled=false"], "{text}");
         assert_eq!(config.membership.is_some(), values != relayed, "{text}");
+        assert_eq!(config.lease6.is_some(), values == leased, "{text}");
     }
     let config = Config::parse(&configuration(&template(&several).ok())).unwrap();
     assert!(config.kubernetes.is_some_and(|kubernetes| kubernetes.ignore_policies));
