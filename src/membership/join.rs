@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::api::client;
-use crate::api::protocol::{AcquireRequest, Grant, Refusal};
+use crate::api::protocol::{AcquireRequest, Grant, Refusal, code};
 use crate::dataplane::attachment::HostVeth;
 use crate::dataplane::{address, ids, owner, reconcile_with};
 use crate::ebpf::Programs;
@@ -61,6 +61,14 @@ struct Granted {
     policy: Option<VipPolicy>,
     /// Why it has no address of IPv6.
     no_ipv6: Option<Refusal>,
+}
+
+impl Granted {
+    /// Why a VIP in service hasn't what is asked for: it can't have it, or gets it once it is searched for conflicts.
+    fn why_lacking(&self, want: &Want) -> Option<Refusal> {
+        let on_its_way = || Refusal { code: code::TRY_AGAIN, msg: "it gets one in a moment".to_owned() };
+        if families::lacking(want, &self.addresses).is_none() { Some(on_its_way()) } else { self.no_ipv6.clone() }
+    }
 }
 
 /// A VIP's addresses as they were when the pod was given them.
@@ -156,6 +164,17 @@ impl<'a> Joining<'a> {
         !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
+    /// Refuses a change of what a replica asks for where its VIP lacks it.
+    pub fn check_families(&self, want: &Want) -> Result<(), Error> {
+        if !self.is_lacking(want) {
+            return Ok(());
+        }
+        let Some(record) = self.host.registry.vip_record(&want.vip)? else { return Ok(()) };
+        let granted = self.acquire(&[&want.vip])?;
+        let why = granted.get(&want.vip).and_then(|granted| granted.why_lacking(want));
+        families::check(want, &record.addresses, why.as_ref())
+    }
+
     /// The VIP is recorded, and has no address of a family that is asked for.
     fn is_lacking(&self, want: &Want) -> bool {
         let record = self.host.registry.vip_record(&want.vip).ok().flatten();
@@ -170,7 +189,8 @@ impl<'a> Joining<'a> {
             && !vip.is_unused_here()?
             && let Some(record) = &vip.record
         {
-            families::check(want, &record.addresses, granted.and_then(|granted| granted.no_ipv6.as_ref()))?;
+            let why = granted.and_then(|granted| granted.why_lacking(want));
+            families::check(want, &record.addresses, why.as_ref())?;
             return Ok(vip.insert_pending(&name, endpoint)?);
         }
         // Its last replica may have left this very moment. It may take seconds, so no lock is held.

@@ -51,7 +51,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// Neither recorded nor to be found out.
-    #[error("no address of {0} is recorded or found on its interface: name the pod by its address")]
+    #[error("no address is recorded of {0}: name the pod by its address")]
     NoAddress(String),
     /// The kernel's objects.
     #[error(transparent)]
@@ -117,9 +117,9 @@ impl Recorded {
 
     fn found(self, shown: &str) -> Result<Found, Error> {
         let network = self.record.network_spec();
-        let own = own_addresses(&self.record.netns, &self.attachment.ifname)?;
-        let address = self.address.or(own.first().copied()).ok_or_else(|| Error::NoAddress(shown.to_owned()))?;
-        let others = of_ipv6(own);
+        let address = self.address.ok_or_else(|| Error::NoAddress(shown.to_owned()))?;
+        // What a pod has given itself isn't believed.
+        let others = Vec::new();
         let pod = Pod { attachment: self.attachment, netns: self.record.netns, address, others, name: self.name };
         Ok(Found { pod, network })
     }
@@ -169,31 +169,9 @@ pub fn by_address(registry: &Registry, address: IpAddr) -> Result<Found, Error> 
     if let Some(recorded) = others.into_iter().find(is_same) {
         return Recorded { address: recorded.address.or(Some(address)), ..recorded }.found(&address.to_string());
     }
-    let own = own_addresses(&netns, &ifname)?;
-    // A pod of both families is known by its address of IPv4, whichever it is named by.
-    let address = own.first().copied().filter(|_| address.is_ipv6()).unwrap_or(address);
-    let others = of_ipv6(own);
+    let others = Vec::new();
     let pod = Pod { attachment: netns.attachment(&ifname), netns, address, others, name: record::Pod::default() };
     Ok(Found { pod, network: None })
-}
-
-/// What a pod has on its own interface: an address of IPv4 first, if it has one, then those of IPv6 that are known beyond the link. None of
-/// a pod that is gone.
-pub fn own_addresses(netns: &registry::Netns, ifname: &str) -> net::Result<Vec<IpAddr>> {
-    let Some(opened) = Netns::open_if_alive(&netns.path)? else { return Ok(Vec::new()) };
-    let pod = PodNet::open(opened)?;
-    let Some(link) = link::by_name(&pod, ifname)? else { return Ok(Vec::new()) };
-    let list = |family| address::list(&pod, family, Some(link.index));
-    let on_link = |found: &address::Address| found.index == link.index;
-    let four: Vec<address::Address> = list(Family::V4)?.into_iter().filter(on_link).collect();
-    let first = four.iter().find(|found| found.global).or(four.first()).map(|found| found.address);
-    let six = list(Family::V6)?.into_iter().filter(|found| found.global && on_link(found));
-    Ok(first.into_iter().chain(six.map(|found| found.address)).collect())
-}
-
-/// Those of IPv6 among them.
-pub fn of_ipv6(own: Vec<IpAddr>) -> Vec<IpAddr> {
-    own.into_iter().filter(IpAddr::is_ipv6).collect()
 }
 
 /// The namespaces of pods that have this address, and on which interface. One that can't be opened is going, or coming.

@@ -14,7 +14,7 @@ use crate::registry::{self, AttachmentRecord, Endpoint, LockedAttachment, Regist
 use super::detach::{Detach, detach};
 use super::join::{Joining, Known, fill, node_source_address};
 use super::repair::{Pairs, Repaired};
-use super::{Error, Host, Pod, Want, families, want};
+use super::{Error, Host, Pod, Want, want};
 
 /// What is to become of a pod's VIPs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -194,8 +194,9 @@ impl Running<'_> {
         }
         want::check(&wants)?;
         for want in &known {
-            if let Some(record) = self.host.registry.vip_record(&want.vip)? {
-                families::check(want, &record.addresses, None)?;
+            let before = self.endpoint(&want.vip)?.and_then(|endpoint| endpoint.families?.known().copied());
+            if let Some(joining) = self.joining.as_ref().filter(|_| want.families != before) {
+                joining.check_families(want)?;
             }
         }
         let places = (0..MAX_VIPS).filter(|place| !taken.contains(place));

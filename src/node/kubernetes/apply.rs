@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::lease::state::Demand;
 use crate::membership::{self, Change, Host, Pod, Want, admission, policy, running, set_vips};
 use crate::model::{Addresses, NetworkSpec, PortMap, Source, VipKey, VipPolicy};
-use crate::net::{self, NodeNet};
+use crate::net::NodeNet;
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
 use crate::node::{Context, Kind};
@@ -321,9 +321,17 @@ impl Applier {
         }
     }
 
+    /// A pod's own addresses of IPv6 as the API has them: what the pod gives itself isn't believed.
+    fn addresses_of_ipv6(&self, id: &PodId) -> Vec<IpAddr> {
+        let shared = self.context.services.shared();
+        let pod = shared.store.objects().pods.get(&id.key).filter(|pod| pod.uid == id.uid);
+        pod.into_iter().flat_map(|pod| &pod.addresses).copied().filter(IpAddr::is_ipv6).collect()
+    }
+
     fn set_vips(&self, name: &str, id: Option<&PodId>, change: &Change<'_>) -> Result<(), Error> {
         let registry = &self.context.registry;
         let (pod, network) = find(registry, name, id)?;
+        let pod = Pod { others: id.map(|id| self.addresses_of_ipv6(id)).unwrap_or_default(), ..pod };
         let network = match network {
             Some(network) => network,
             None => any_network(registry)?,
@@ -407,14 +415,14 @@ enum Error {
     Running(#[from] running::Error),
     #[error(transparent)]
     Registry(#[from] registry::Error),
-    #[error(transparent)]
-    Net(#[from] net::Error),
 }
 
 impl Desired {
-    /// What pods of this node are to be in.
+    /// What pods of this node are to be in, or will be in as soon as it has the addresses that are needed: which those are is known while this
+    /// node asks for them.
     fn vips(&self) -> BTreeSet<&VipKey> {
-        self.recorded.values().chain(self.unknown.values()).flat_map(|roles| roles.vips.keys()).collect()
+        let joined = self.recorded.values().chain(self.unknown.values()).flat_map(|roles| roles.vips.keys());
+        joined.chain(&self.waiting).collect()
     }
 }
 
@@ -430,8 +438,7 @@ fn find(registry: &Registry, name: &str, id: Option<&PodId>) -> Result<(Pod, Opt
     let record = registry.attachment_record(&attachment)?.ok_or_else(gone)?;
     let address = id.map(|id| id.address).or(record.address).ok_or_else(gone)?;
     let network = record.network_spec();
-    let others = running::of_ipv6(running::own_addresses(&record.netns, &attachment.ifname)?);
-    Ok((Pod { attachment, netns: record.netns, address, others, name: record.pod }, network))
+    Ok((Pod { attachment, netns: record.netns, address, others: Vec::new(), name: record.pod }, network))
 }
 
 fn want(vip: &VipKey, role: &Role) -> Want {

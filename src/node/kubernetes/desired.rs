@@ -80,6 +80,8 @@ pub struct Desired {
     pub recorded: BTreeMap<String, Roles>,
     /// Pods that aren't.
     pub unknown: BTreeMap<PodId, Roles>,
+    /// VIPs that pods here would join if their Services had the addresses that they need.
+    pub waiting: BTreeSet<VipKey>,
     /// What is asked of VIPs; of those that aren't here nothing is.
     pub policies: BTreeMap<VipKey, VipPolicy>,
     /// Replicas that no Service made such, and that are to be let in, or not any more.
@@ -292,7 +294,11 @@ impl Scene<'_> {
             let is_admitted = if any_ready { merged.is_ready } else { merged.is_serving && merged.is_terminating };
             is_served |= is_admitted;
             let role = Role { ports: merged.ports.clone(), is_admitted };
-            self.place((pod, merged), role, desired, &mut notes);
+            if self.waits {
+                desired.waiting.insert(self.vip.clone());
+            } else {
+                self.place((pod, merged), role, desired, &mut notes);
+            }
         }
         is_served |= self.slices.iter().any(|slice| slice.ready_elsewhere || slice.serving_elsewhere);
         if !is_served {
@@ -378,9 +384,6 @@ impl Scene<'_> {
         let is_mirror = self.objects.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
         let attachment = self.known.find(&pod, is_mirror);
         let is_member = attachment.and_then(|attachment| attachment.vips.get(self.vip));
-        if self.waits {
-            return;
-        }
         // Whoever made it a replica otherwise says what it is there.
         if is_member.is_some_and(|member| member.source != Source::Service) {
             return;

@@ -104,6 +104,33 @@ fn ready_endpoints_of_recorded_pods_get_connections() {
     assert!(desired.notes.is_empty(), "{:?}", desired.notes);
 }
 
+/// Its VIP's lease is asked for all the same, on each node that has pods of it: without that nothing would be known of its addresses.
+#[test]
+fn a_service_without_the_addresses_that_it_needs_waits() {
+    let mut objects = objects(vec![slice(vec![endpoint(1, true), endpoint(2, true)])], [pod(1), pod(2)]);
+    let spec = k8s_openapi::api::core::v1::ServiceSpec {
+        ip_families: Some(vec!["IPv4".into(), "IPv6".into()]),
+        ip_family_policy: Some("RequireDualStack".into()),
+        ..Default::default()
+    };
+    for service in objects.services.values_mut() {
+        service.families = super::super::families::Families::of(&spec);
+    }
+    let attachments = [attachment(1, &[]), attachment(2, &[("shop/web", Source::Service)])];
+    let found = |addresses: &[&str]| {
+        let all: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let addresses = crate::model::Addresses::try_from(all).map(|all| (vip(), all)).into_iter().collect();
+        let here = Here { node: "n1", has_ipv6: true, addresses: &addresses };
+        super::desired(&objects, &Sharing::of(&objects), &attachments, here)
+    };
+    let waits = found(&["10.118.0.7"]);
+    assert_eq!(admitted(&waits), (vec![], vec!["c2@eth0"]), "the one that is in it keeps its connections");
+    assert_eq!(waits.waiting, [vip()].into());
+    let served = found(&["10.118.0.7", "fd00:118::7"]);
+    assert_eq!(admitted(&served), (vec!["c1@eth0", "c2@eth0"], vec![]));
+    assert!(served.waiting.is_empty());
+}
+
 /// Selects pods with `app=web`.
 fn with_policy(mut objects: Objects) -> Objects {
     let equal = Labels::from([("app".into(), "web".into())]);
