@@ -112,7 +112,7 @@ fn frame(title: &str, lines: &[&str], names: &Names) -> Vec<u8> {
         let (label, rest) = line.split_once(' ').unwrap_or((line, ""));
         match label {
             "eth" | "ip" | "ip6" | "ext" | "tcp" | "udp" | "icmp" | "data" => {
-                layers.push(layer(title, label, rest, names))
+                layers.push(layer(title, label, rest, names));
             }
             "pad" => pad = layer(title, label, rest, names).octets,
             "keep" => keep = rest.parse().unwrap_or_else(|_| panic!("{title}: keep {rest:?}")),
