@@ -6,8 +6,9 @@ use std::path::Path;
 use super::ipv6::{ADDRESSES6, CALLS6, CLIENTS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, SOURCES6, STICKY6};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
-    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
-    SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS, VIPS_OF_FEW,
+    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODE_AT6, NODES, NODES6,
+    POLICIES, SERVERS, SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS,
+    VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -178,6 +179,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -228,6 +230,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -255,7 +258,9 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             COPYING,
             CLIENTS,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -280,6 +285,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -302,7 +308,9 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             COPYING,
             CLIENTS6,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -328,6 +336,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -338,7 +347,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 7] = [CLIENTS, UPLINKS, SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 9] = [CLIENTS, UPLINKS, SERVERS, NODES, NODES6, NODE_AT, NODE_AT6, THIS_NODE, TUNNEL_COUNTS];
 
 /// The program of that hook.
 pub fn of_hook(hook: Hook) -> Option<&'static ProgramSpec> {

@@ -164,7 +164,7 @@ impl Config {
             return Err(top.bad("peers", &format!("[{}, …]", quoted(peers[0])), expected));
         }
         // Those that are known before any of them was heard.
-        let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
+        let seeds = membership.iter().flat_map(Membership::seed_addresses);
         let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
         let (pins, pins6) = pins(&mut top, &any)?;
         let dhcp6 = ipv6::dhcp6(&mut top, dhcp_on_lost(&backend))?;

@@ -1,7 +1,7 @@
 //! Which addresses of other nodes' VIPs may be VIPs here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv6Network};
 
@@ -28,7 +28,7 @@ pub struct Permits {
 
 impl Permits {
     /// As it is now.
-    pub fn read(state: &State, own: Ipv4Addr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
+    pub fn read(state: &State, own: IpAddr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
         let mut addresses = Vec::new();
         for family in Family::ALL {
             addresses.extend(address::list(&state.setup.net, family, None).map_err(|e| with_causes(&e))?);
@@ -41,7 +41,7 @@ impl Permits {
                 Allow::new(pools.iter().copied().map(Into::into).chain(beside.cidr6.map(Into::into)).collect())
             }
         };
-        let nodes = others.iter().flat_map(|(id, node)| [id.0, node.word.tunnel]).map(IpAddr::V4);
+        let nodes = others.values().flat_map(|node| [node.at, node.word.tunnel]);
         let hosts = addresses.iter().map(|at| at.address).chain(nodes).chain(state.pods.values().flatten().copied());
         let local = state.own.iter().filter(|(_, own)| own.share.replicas > 0);
         let of_ipv6 = |own: &Own| own.share.address6.map(IpAddr::V6);
@@ -70,8 +70,8 @@ impl Permits {
 }
 
 /// The prefixes of the link by which other nodes are reached: where nothing else is configured, VIPs are leased from there.
-fn of_link(addresses: &[address::Address], own: Ipv4Addr, cidr6: Option<Ipv6Network>) -> Allow {
-    let here = addresses.iter().find(|at| at.address == IpAddr::V4(own)).map(|at| at.index);
+fn of_link(addresses: &[address::Address], own: IpAddr, cidr6: Option<Ipv6Network>) -> Allow {
+    let here = addresses.iter().find(|at| at.address == own).map(|at| at.index);
     let is_wide = |at: &address::Address| at.prefix < Family::of(at.address).bits() - 1;
     let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && is_wide(at));
     let network = |at: &address::Address| {

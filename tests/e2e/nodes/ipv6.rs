@@ -1,20 +1,12 @@
 //! Nodes tell each other which IPv6 address a VIP has, and serve it together by that.
 
 use std::fs;
-use std::net::Ipv6Addr;
 use std::os::unix::fs::MetadataExt;
 
 use viproute::internals::registry::{Registry, State, VipRecord};
 
-use super::{Member, Scene, WEB, web};
+use super::{CIDR6, Member, Scene, six, web};
 use crate::harness::{Crowd, Flows, Join, Netns, PORT, Pod, SOON, attempt, connect, share, until};
-
-const CIDR6: &str = "fd00:118::/96";
-
-/// The one that ends in the VIP's own.
-fn six() -> Ipv6Addr {
-    format!("fd00:118::{WEB}").parse().expect("an address")
-}
 
 impl Member {
     /// It begins anew with VIPs of both families.
