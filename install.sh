@@ -400,7 +400,6 @@ do_bench() {
 # What is measured runs as in the tests.
 bench_kubernetes() {
     cluster_parts
-    tests/metallb.sh
     packaging/build.sh "$(uname -m)"
     VIPROUTE_PROGRAMS=$PWD/dist/bin-$(uname -m) VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
 }
@@ -430,34 +429,31 @@ do_test() {
     # shellcheck disable=SC2064  # the name is known now
     trap "end_builds; rm -f '$output'" EXIT
     check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/debian.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/metallb.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
-    # The programs that the upgrade test begins with.
-    check tests/previous.sh
     check cargo fmt --check
-    check cargo clippy --all-targets -- -D warnings
-    # No target of all: it is run by --kubernetes alone.
-    check cargo clippy --test kubernetes -- -D warnings
     # Tests wait more than they work. As many share a processor, what they wait for may take its time.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
     check cargo test --no-run
     start_builds $cluster
     say "== cargo test"
     cargo test --no-fail-fast -- "${late_tests[@]/#/--skip=}" 2>&1 | tee "$output" || once_more "$output" || failures+=("cargo test")
-    wait_for_builds || failures+=("what the other tests need")
+    wait_for_builds || failures+=("lints and what the other tests need")
     run_late_tests "$output" || failures+=("cargo test -- ${late_tests[*]}")
     ! $cluster || RUST_TEST_THREADS=1 cluster_tests "$output" "${tests[@]}" || failures+=("cargo test --test kubernetes")
     closing_line "$output" "${failures[@]}"
 }
 
-# They need what takes minutes of a processor's time to build: the programs as they are installed, a runtime that calls STATUS, what reads the
-# chart. That is built beside the other tests, which wait more than they work.
-late_tests=(packaging:: containerd2::)
+# They need what takes minutes of a processor's time to build: the programs as they are installed, those of the release before, a runtime that
+# calls STATUS, what reads the chart. That is built, and the code linted, beside the other tests, which wait more than they work.
+late_tests=(packaging:: containerd2:: upgrade::)
 
 # $1: whether clusters' parts are needed too.
 start_builds() {
     # The optimization of the whole program takes most of a release's build, and nothing here asks for it (--release does).
     local quick='env CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16'
-    local builds=("$quick packaging/build.sh $(uname -m)" tests/containerd2.sh tests/helm.sh) build
-    ! $1 || builds+=(tests/kubernetes.sh)
+    local builds=("$quick packaging/build.sh $(uname -m)" tests/previous.sh tests/containerd2.sh tests/helm.sh) build
+    # The target kubernetes is none of all: it is run by --kubernetes alone.
+    builds+=("cargo clippy --all-targets -- -D warnings" "cargo clippy --test kubernetes -- -D warnings")
+    ! $1 || builds+=(tests/kubernetes.sh tests/metallb.sh)
     builds_log=$(mktemp)
     # A process group of its own, which ends with this script.
     set -m
@@ -469,9 +465,9 @@ start_builds() {
     set +m
 }
 
-# Says what was not built, and how it failed.
+# Says what was not built or is not clean, and why.
 wait_for_builds() {
-    say "== what the other tests need"
+    say "== lints and what the other tests need"
     renice -n 0 -g "$builder" >/dev/null 2>&1 || true
     wait "$builder" || true
     builder=
@@ -528,7 +524,7 @@ test_kernels() {
 # No part of what CI runs: it compiles all twice as a release does, and boots machines that debootstrap fetches.
 test_release() {
     # shellcheck disable=SC2046  # a list of packages
-    packages debootstrap systemd-container iproute2 util-linux busybox-static lintian gcc-aarch64-linux-gnu qemu-user-static linux-libc-dev-arm64-cross $(compilers)
+    packages debootstrap systemd-container iproute2 util-linux busybox-static lintian gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static linux-libc-dev-arm64-cross $(compilers)
     ! command -v rustup >/dev/null || rustup target add aarch64-unknown-linux-gnu
     tests/debian.sh
     packaging/build.sh "$(uname -m)"
@@ -549,6 +545,7 @@ cluster_parts() {
     tests/containerd2.sh
     tests/kubernetes.sh
     tests/helm.sh
+    tests/metallb.sh
 }
 
 test_kubernetes() {

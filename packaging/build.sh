@@ -18,12 +18,11 @@ flags=(
     "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
     "--remap-path-prefix=$PWD=/viproute"
 )
-# For another machine: by Debian's gcc-ARCH-linux-gnu, which ring's own code asks for by itself.
 if [ "$arch" != "$(uname -m)" ]; then
-    linker=$arch-linux-gnu-gcc
-    command -v "$linker" >/dev/null || { echo "packaging/build.sh: $linker is missing: apt-get install gcc-${arch//_/-}-linux-gnu" >&2; exit 1; }
-    [ -d "$(rustc --print target-libdir --target "$target")" ] || { echo "packaging/build.sh: Rust's own library for $target is missing: rustup target add $target" >&2; exit 1; }
-    flags+=("-Clinker=$linker")
+    # shellcheck source=packaging/cross.sh
+    . packaging/cross.sh
+    need_cross_compiler "$arch"
+    flags+=("-Clinker=$arch-linux-gnu-gcc")
 fi
 
 # One character between them, so that a path may have spaces. It takes the place of RUSTFLAGS and of cargo's configuration.

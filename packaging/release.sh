@@ -8,10 +8,12 @@ here=$(uname -m)
 archs=("$@")
 [ $# -gt 0 ] || archs=("$here")
 needed=(git cargo clang jq dpkg-deb nft)
+# shellcheck source=packaging/cross.sh
+. packaging/cross.sh
 for arch in "${archs[@]}"; do
     case $arch in
         "$here") ;;
-        x86_64 | aarch64) needed+=("$arch-linux-gnu-gcc" "qemu-$arch-static") ;;
+        x86_64 | aarch64) need_cross_compiler "$arch" && needed+=("qemu-$arch-static") ;;
         *) echo "usage: packaging/release.sh [x86_64] [aarch64]  (here: $here)" >&2; exit 2 ;;
     esac
 done

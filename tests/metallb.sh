@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds MetalLB 0.15.2 of its Go module into target/metallb, with its own manifests, to be measured beside viproute. Does nothing where it is there
+# Builds MetalLB 0.15.2 of its Go module into target/metallb, with its own manifests, to stand beside viproute. Does nothing where it is there
 # already. From nothing it takes two minutes; GOFLAGS=-p=1 takes one processor.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."

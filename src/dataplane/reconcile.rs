@@ -98,6 +98,7 @@ fn anew(node: &NodeNet, want: &Want, mode: Mode) -> net::Result<Seen<'static>> {
 
 fn apply(node: &NodeNet, mut vip: LockedVip, tables: Option<&Tables>, how: How) -> Result<Reconciled> {
     let mut repairs = Vec::new();
+    vip.follow_families()?;
     if let Some(record) = vip.record.clone() {
         let want = want_of(node, &record, &mut vip)?;
         let seen = see(node, &mut vip, &want, (tables, how.failures))?;
@@ -275,7 +276,7 @@ fn bare_want(record: &VipRecord) -> Want {
     let GroupSpec { buckets, idle_timer, unbalanced_timer } = record.group;
     Want {
         addresses: record.served_addresses().collect(),
-        unserved: record.addresses.iter().filter(|one| !record.policy.permits(Family::of(*one))).collect(),
+        unserved: record.unserved_addresses().collect(),
         previous: record.previous_addresses().collect(),
         source: record.node,
         mtu: None,

@@ -41,7 +41,7 @@ struct {
 #define STAND_IN_BLOCK htonl(0x01000000)
 #define STAND_IN_LINK htonl(0xa9fe7602)
 
-// The reverse, which no program reads: whose a number is.
+// The reverse: whose a number is.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -79,25 +79,20 @@ struct flow {
 
 #define WORDS(address) { (address).w[0], (address).w[1], (address).w[2], (address).w[3] }
 
-// What a namespace's sockets are asked by.
-#define TUPLE(p, port)                                                                                           \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((p)->flow.client), .daddr = WORDS((p)->address), .sport = (p)->flow.client_port, \
-		.dport = (__be16)(port),                                                                         \
-	} }
+// What a namespace's sockets are asked by (`ipv6` of struct bpf_sock_tuple).
+struct tuple {
+	__be32 saddr[4], daddr[4];
+	__be16 sport, dport;
+};
+
+_Static_assert(sizeof(struct tuple) == sizeof(((struct bpf_sock_tuple *)0)->ipv6), "");
+
+// By a flow, with what the pod has in the place of its port.
+#define TUPLE(p, port) { WORDS((p)->flow.client), WORDS((p)->address), (p)->flow.client_port, (__be16)(port) }
 // And by the flow of the answers, as one that has begun it here: the pod's own.
-#define REVERSE_TUPLE(p)                                                                                         \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((p)->address), .daddr = WORDS((p)->flow.client), .sport = (p)->flow.vip_port,    \
-		.dport = (p)->flow.client_port,                                                                  \
-	} }
+#define REVERSE_TUPLE(p) { WORDS((p)->address), WORDS((p)->flow.client), (p)->flow.vip_port, (p)->flow.client_port }
 // And by a call (shared.h).
-#define CALL_TUPLE(of, call)                                                                                     \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((call)->client), .daddr = WORDS((of)->address), .sport = (call)->client_port,      \
-		.dport = (call)->target,                                                                         \
-	} }
-#define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
+#define CALL_TUPLE(of, call) { WORDS((call)->client), WORDS((of)->address), (call)->client_port, (call)->target }
 
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
@@ -184,11 +179,11 @@ static inline_always __be32 vip_of(const headers *of, __u32 way)
 }
 
 // No client in particular: what listens is found.
-static inline_always void any_client(struct __sk_buff *skb, struct bpf_sock_tuple *tuple)
+static inline_always void any_client(struct __sk_buff *skb, struct tuple *tuple)
 {
 	for (__u32 i = 0; i < 4; i++)
-		tuple->ipv6.saddr[i] = unknown(skb, 0);
-	tuple->ipv6.sport = unknown(skb, 0);
+		tuple->saddr[i] = unknown(skb, 0);
+	tuple->sport = unknown(skb, 0);
 	(void)skb;
 }
 
@@ -487,8 +482,5 @@ static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
 	p->for_opening = 1;
 	return quoted.protocol;
 }
-
-// Nothing goes past the stack (express.h).
-#define arrived(skb, p, replica, verdict) (verdict)
 
 #endif

@@ -314,34 +314,68 @@ verified_alone int follow_far(struct __sk_buff *skb, struct packet *p, __u32 nod
 	return verdict == TC_ACT_UNSPEC ? TC_ACT_SHOT : verdict;
 }
 
+// What is kept of a datagram's flow that stays: nothing, a replica here, or another node.
+enum { NO_PLACE, PLACED_HERE, PLACED_FAR };
+
+// Which of these it is; with another node `*node` is that. (By itself, for the key.)
+verified_alone int kept_place(struct packet *p, __u32 *node)
+{
+	if (!p || !node)
+		return NO_PLACE;
+	struct flow flow = p->flow;
+	const struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &flow);
+	if (!kept || kept->flags & ASKED)
+		return NO_PLACE;
+	*node = kept->node;
+	return kept->node ? PLACED_FAR : PLACED_HERE;
+}
+
+// The other nodes are asked for a datagram's flow, for which the group has chosen that node, or with 0 the replica here.
+verified_alone int note_asked(struct packet *p, __u32 node)
+{
+	if (!p)
+		return 0;
+	struct flow flow = p->flow;
+	struct hint choice = { .ifindex = node ? 0 : p->self, .node = node, .flags = ASKED };
+	bpf_map_update_elem(&sticky_v2, &flow, &choice, BPF_ANY);
+	return 0;
+}
+
+// Asks the other nodes for a datagram's flow, and notes what the group has chosen (as stay_far() has it) until they have answered.
+// TC_ACT_UNSPEC: there is none to be asked, or no more questions are allowed.
+verified_alone int ask_nodes(struct __sk_buff *skb, struct packet *p, __u32 node)
+{
+	struct here *here = this_node();
+	if (!p || !here)
+		return TC_ACT_UNSPEC;
+	__be32 vip = p->flow.vip;
+	struct vip *v = bpf_map_lookup_elem(&vips_v3, &vip);
+	struct grant grant = {};
+	if (!v || !v->next || !allowed(&grant, FOR_FLOWS, vip))
+		return TC_ACT_UNSPEC;
+	take(&grant, WALK_COSTS);
+	note_asked(p, node);
+	lead(p, 0, 0);
+	return walk(skb, v->next, here->id, 1);
+}
+
 // A datagram of a flow that stays, where it enters: to the node that has the flow. Where that isn't known the other nodes are asked
 // for it, and what the group has chosen, that node or with 0 the replica here, is noted until they have answered; as far as asking is
 // allowed. TC_ACT_UNSPEC: the flow is a replica's here, or goes where the group says.
 verified_alone int stay_far(struct __sk_buff *skb, struct packet *p, __u32 node)
 {
-	struct here *here = this_node();
-	if (!p || !here)
+	if (!p || !this_node() || is_from_host(p))	// each node has the host veths' address
 		return TC_ACT_UNSPEC;
-	struct flow flow = p->flow;
-	if (is_from_host(p))	// each node has it
+	__u32 far = 0;
+	int kept = kept_place(p, &far);
+	if (kept == PLACED_HERE)
 		return TC_ACT_UNSPEC;
-	struct vip *v = bpf_map_lookup_elem(&vips_v3, &flow.vip);
-	struct hint *kept = bpf_map_lookup_elem(&sticky_v2, &flow);
-	if (kept && !(kept->flags & ASKED)) {
-		if (!kept->node)
-			return TC_ACT_UNSPEC;
-		int verdict = to_node(skb, p, kept->node);
+	if (kept == PLACED_FAR) {
+		int verdict = to_node(skb, p, far);
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
-	struct grant grant = {};
-	if (!v || !v->next || !allowed(&grant, FOR_FLOWS, flow.vip))
-		return TC_ACT_UNSPEC;
-	take(&grant, WALK_COSTS);
-	struct hint choice = { .ifindex = node ? 0 : p->self, .node = node, .flags = ASKED };
-	bpf_map_update_elem(&sticky_v2, &flow, &choice, BPF_ANY);
-	lead(p, 0, 0);
-	return walk(skb, v->next, here->id, 1);
+	return ask_nodes(skb, p, node);
 }
 
 #endif

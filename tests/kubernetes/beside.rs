@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown)]
 
 mod arrivals;
+mod coming;
 mod many;
 mod metallb;
 mod moves;

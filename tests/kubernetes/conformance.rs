@@ -11,12 +11,22 @@ const DECIDED: [(&str, &str); 1] = [(
     "viproute sets no finalizer: a Service's end waits for nobody (docs/how-to/kubernetes.md)",
 )];
 
-/// Its Services have no class: the nodes serve those, too.
 #[test]
 #[ignore = "takes many minutes: ./install.sh test --kubernetes --conformance"]
 fn load_balancers() {
+    conform(&Setup { services: true, ..Setup::default() });
+}
+
+#[test]
+#[ignore = "takes many minutes: ./install.sh test --kubernetes --conformance"]
+fn load_balancers_in_dual_stack() {
+    conform(&Setup { services: true, dual: true, ..Setup::default() });
+}
+
+/// The suite's Services have no class: the nodes serve those, too.
+fn conform(setup: &Setup) {
     let focus = std::env::var("VIPROUTE_CONFORMANCE").unwrap_or_else(|_| r"\[sig-network\] LoadBalancers".to_owned());
-    let cluster = Cluster::with(&Setup { services: true, ..Setup::default() });
+    let cluster = Cluster::with(setup);
     let suite = Suite::new(&cluster);
     let names = suite.names(&focus);
     let names: Vec<String> =

@@ -112,6 +112,9 @@ pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
     let object = host(packet.to).to_string();
     let found = socket.get(("get route", &object), &Message::GetRoute(query), |_, payload| {
         let message = RouteMessage::parse(payload).ok()?;
+        if is_refusal(message.header.kind) {
+            return None;
+        }
         let hop = read_hops(&message).into_iter().next()?;
         Some(Way { hop, source: read(&message)?.source })
     });
@@ -120,6 +123,11 @@ pub fn lookup(socket: &Socket, packet: Packet) -> Result<Option<Way>> {
         Err(e) if REFUSALS.contains(&e.errno) => Ok(None),
         other => other,
     }
+}
+
+/// Of IPv6 a route that refuses is no error, but an answer like any other.
+fn is_refusal(kind: RouteType) -> bool {
+    matches!(kind, RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole)
 }
 
 /// What the kernel does with a packet.
@@ -147,6 +155,9 @@ pub fn ask(socket: &Socket, packet: Packet) -> Result<Answer> {
         let message = RouteMessage::parse(payload).ok()?;
         if message.header.kind == RouteType::Local {
             return Some(Answer::Local);
+        }
+        if is_refusal(message.header.kind) {
+            return Some(Answer::Refused(Errno::EHOSTUNREACH));
         }
         let index = read_hops(&message).first()?.index?;
         Some(Answer::Out { index, table: read(&message)?.table })

@@ -24,6 +24,7 @@ use crate::registry::watch::Update;
 use crate::with_causes;
 
 use super::far;
+use super::holding::LeaseKey;
 use super::key::Keys;
 use super::leases::Own;
 use super::names::resolve;
@@ -57,8 +58,8 @@ pub enum Order {
     Leave,
     /// To say that it stays after all.
     Stay,
-    /// To say what the node has of a VIP's lease; none: nothing, and it wants nothing.
-    Lease(VipKey, Option<Own>),
+    /// To say what the node has of a lease; none: nothing, and it wants nothing.
+    Lease(LeaseKey, Option<Own>),
     /// To send a note about an address of the pool.
     Pool(NodeId, Message),
     /// To say that viprouted ends, and when that is said.

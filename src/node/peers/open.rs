@@ -58,8 +58,8 @@ pub fn config(socket: SocketAddr, seed_nodes: Vec<String>) -> ChitchatConfig {
 pub fn words(state: &State, own: &OwnNode) -> Vec<(String, String)> {
     let vips = state.own.keys().filter_map(|key| Some((word::key_of(key), state.share(key)?.to_string())));
     let node = (word::NODE.to_owned(), state.word(own.tunnel).to_string());
-    let leases = state.leases.holdings().map(|(key, holding)| (holding::key_of(key), holding.to_string()));
-    vips.take(word::MAX_VIPS).chain(leases.take(word::MAX_VIPS)).chain([node]).collect()
+    let leases = state.leases.holdings().map(|(key, holding)| (key.to_string(), holding.to_string()));
+    vips.take(word::MAX_VIPS).chain(leases.take(holding::MAX_LEASES)).chain([node]).collect()
 }
 
 /// What a node says: of itself, its VIPs and their leases.
@@ -91,9 +91,9 @@ pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
     };
     let mut vips: BTreeMap<u32, BTreeMap<VipKey, Share>> = BTreeMap::new();
     for (key, (addresses, shares)) in peer::shares(&context.registry).map_err(|e| with_causes(&e))? {
-        for (number, peer::Known { ready, replicas, udp_sticky, served, serves_ipv6 }) in shares {
+        for (number, peer::Known { ready, replicas, udp_sticky, served, serves_ipv6, family }) in shares {
             let address6 = addresses.ipv6().filter(|_| serves_ipv6);
-            let share = Share { address: addresses.first(), address6, ready, replicas, udp_sticky, served };
+            let share = Share { address: addresses.first(), address6, ready, replicas, udp_sticky, served, family };
             vips.entry(number).or_default().insert(key.clone(), share);
         }
     }

@@ -18,7 +18,7 @@ use crate::api::protocol::LIVE;
 use crate::model::VipKey;
 use crate::model::node::{ClusterNode, NUMBERS, NodeId, NodeState};
 
-use super::holding::Holding;
+use super::holding::{Holding, LeaseKey};
 use super::word::{Phase, Share, Word};
 
 /// Silent for so long, a node is suspected to be dead.
@@ -40,7 +40,7 @@ pub const MAX_NODES: usize = 1024;
 pub type Vips = Arc<BTreeMap<VipKey, Share>>;
 
 /// What it says of its leases.
-pub type Holdings = Arc<BTreeMap<VipKey, Holding>>;
+pub type Holdings = Arc<BTreeMap<LeaseKey, Holding>>;
 
 /// What the gossip has of a process of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]

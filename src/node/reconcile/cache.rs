@@ -162,8 +162,8 @@ impl Cache {
     /// where there is no other. Of a VIP that is for the replicas of the node that a client reaches those answer alone that have the most.
     pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
-        // Of a family that none of its Services wants.
-        if vip.is_some_and(|vip| !vip.record.policy.permits(Family::of(address))) {
+        // Of a family that none of its Services or replicas wants.
+        if vip.is_some_and(|vip| !vip.record.permits(Family::of(address))) {
             return false;
         }
         let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };

@@ -160,6 +160,7 @@ mod tests {
             withdrawn: false,
             previous_addresses: Vec::new(),
             policy: crate::model::VipPolicy::default(),
+            family: None,
             other: BTreeMap::new(),
         };
         let replica = Replica {
@@ -175,6 +176,7 @@ mod tests {
             egress: crate::model::Egress::Answer.into(),
             health: None,
             drained: false,
+            families: None,
             served: None,
         };
         let mut cache = Cache::default();

@@ -92,7 +92,7 @@ impl Reconciler {
             self.source();
         }
         let is_moved = self.queue.link > LinkNews::None || !self.queue.addresses.is_empty();
-        if is_moved || !self.queue.networks.is_empty() || is_full {
+        if is_moved || !self.queue.networks.is_empty() || is_full || self.objects.discards_others() {
             self.discard();
         }
         let cache = &self.cache;

@@ -92,6 +92,29 @@ fn replicas_of_all_nodes_are_reached_at_both_addresses() {
     drop((one, two, three));
 }
 
+/// One node's replicas ask for IPv6 alone, the other's don't: both serve both, as long as the other's are there.
+#[test]
+fn nodes_agree_about_the_families_that_replicas_ask_for() {
+    let (scene, client) = dual(2);
+    let alone = web().annotation("viproute.io/families", "ipv6");
+    let two = served_as(&scene.members[1], "two", &alone);
+    let four = std::net::IpAddr::V4(two.0.vip());
+    answered(&client, &["two"]);
+    until("nothing answers by IPv4", SOON, || (attempt(&client, four, 1).failed == 1).then_some(()));
+    let routes = scene.members[0].node.ns.ip("route show proto 118");
+    assert!(!routes.contains(&format!("{WEB} nhid")), "on no node: {routes}");
+    let one = served(&scene.members[0], "one");
+    until("both answer by IPv4", SOON, || {
+        let tally = attempt(&client, four, 60);
+        (tally.failed == 0 && tally.names.len() == 2).then_some(())
+    });
+    answered(&client, &["one", "two"]);
+    scene.members[0].node.del(&one.0, &web()).ok();
+    until("nothing answers by IPv4 again", SOON, || (attempt(&client, four, 1).failed == 1).then_some(()));
+    answered(&client, &["two"]);
+    drop((one, two));
+}
+
 /// By IPv6 the tunnel's program chooses among a node's replicas, by IPv4 their group.
 #[test]
 fn what_comes_by_the_tunnel_heeds_weights() {

@@ -107,7 +107,7 @@ impl Cluster {
         }
     }
 
-    /// By IPv6 too, and the client reaches VIPs by the first node: no neighbour is told of them.
+    /// By IPv6 too. For the client VIPs are on its link, as those of IPv4 are.
     fn connect_ipv6(&self) {
         for (ns, host) in [(&self.control.ns, 10), (&self.client, 50)] {
             self.lan.add_ipv6(ns, host);
@@ -118,8 +118,7 @@ impl Cluster {
                 ns.ip(&format!("route add {} via 2001:db8::{number}", pods6(number)));
             }
         }
-        self.client.ip("route replace 10.118.0.0/16 via 192.0.2.1");
-        self.client.ip("route add fd00:118::/96 via 2001:db8::1");
+        self.client.ip("route add fd00:118::/96 dev eth0");
     }
 
     /// Pods can be made once there is the service account that they have.

@@ -195,10 +195,11 @@ fn viprouted(name: &str, kind: &Kind) -> String {
         kind.setup.services
     );
     let pools = if kind.setup.pools.is_empty() { POOL } else { kind.setup.pools };
-    let from = match (kind.setup.dhcp, kind.setup.dual) {
-        (true, _) => DHCP.to_owned(),
-        (_, true) => format!("backend = \"pool\"\nannounce = \"none\"\n{pools}cidr6 = \"fd00:118::/96\"\n"),
-        (false, false) => format!("backend = \"pool\"\nannounce = \"arp\"\n{pools}"),
+    let cidr6 = if kind.setup.dual { "cidr6 = \"fd00:118::/96\"\n" } else { "" };
+    let from = if kind.setup.dhcp {
+        DHCP.to_owned()
+    } else {
+        format!("backend = \"pool\"\nannounce = \"arp\"\n{pools}{cidr6}")
     };
     format!(
         "{from}\n[membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nname = {name:?}\n{}\n",

@@ -19,7 +19,8 @@ fn a_dual_stack_service_is_answered_at_both_addresses() {
     let cluster = Cluster::with(&Setup { services: true, dual: true, ..Setup::default() });
     let mut web = Deployment::new("web", 3);
     web.apply(&cluster.control);
-    let mut service = web.service("LoadBalancer", &[(PORT, PORT)]);
+    // The second one's pods have another number.
+    let mut service = web.service("LoadBalancer", &[(PORT, PORT), (80, PORT)]);
     service["spec"]["ipFamilyPolicy"] = json!("RequireDualStack");
     service["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
     cluster.control.apply(&service);
@@ -28,6 +29,7 @@ fn a_dual_stack_service_is_answered_at_both_addresses() {
     assert!(addresses[0].is_ipv4() && addresses[1].to_string().starts_with("fd00:118::"), "{addresses:?}");
     for address in &addresses {
         cluster.answer(*address, &cluster.pods("web"));
+        cluster.answer_at((*address, 80), &cluster.pods("web"));
     }
     let clients: Vec<_> = connect(&cluster.client, addresses[1], 30).clients.iter().map(ToString::to_string).collect();
     assert_eq!(clients, ["2001:db8::32"], "the client's own address");

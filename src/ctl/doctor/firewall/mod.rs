@@ -12,6 +12,7 @@ mod ruleset;
 
 use std::net::IpAddr;
 
+use crate::lease::settings::has_several;
 use crate::model::Family;
 use crate::model::address::ipv4;
 use crate::net::conntrack;
@@ -120,7 +121,7 @@ fn invalid(scene: &Scene<'_>, place: &str, drops: bool, cure: Cure) -> Option<Fi
     }
     let what = format!("{place} drops packets to VIPs that conntrack calls invalid");
     let why = "When a router sends a live connection's packets by another node, this one drops them.";
-    let several = scene.good_config().is_some_and(|config: &Config| config.lease.peers.len() > 1);
+    let several = scene.good_config().is_some_and(|config: &Config| has_several(&config.lease.peers));
     Some(if several { Finding::warning(what, why, cure) } else { Finding::hint(what, why, cure) })
 }
 

@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::lease::{clock, decider};
-use crate::model::VipKey;
 use crate::model::node::{NodeId, NodeState};
-use crate::node::peers::holding;
+use crate::node::peers::holding::LeaseKey;
 use crate::node::peers::leases::{Members, Own};
 use crate::node::peers::note::Note;
 use crate::node::peers::state::State;
@@ -33,9 +32,9 @@ impl Engine {
         }
     }
 
-    pub(super) async fn tell_lease(&mut self, state: &mut State, key: &VipKey, own: Option<Own>) {
+    pub(super) async fn tell_lease(&mut self, state: &mut State, key: &LeaseKey, own: Option<Own>) {
         let is_urgent = state.leases.set(key, own, Instant::now());
-        let (name, said) = (holding::key_of(key), state.leases.holding(key));
+        let (name, said) = (key.to_string(), state.leases.holding(key));
         self.chitchat
             .with_chitchat(|chitchat| {
                 let node = chitchat.self_node_state();
