@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use viproute::internals::registry::{Registry, State, VipRecord};
 
-use super::{CIDR6, Member, Scene, six, web};
+use super::{CIDR6, Member, Scene, WEB, six, web};
 use crate::harness::{Crowd, Flows, Join, Netns, PORT, Pod, SOON, attempt, connect, share, until};
 
 impl Member {
