@@ -126,7 +126,7 @@ pub(super) fn note_devices(payload: &[u8], found: &mut BTreeMap<u32, Reach>, obj
     }
 }
 
-/// fe80::/10 or ff00::/8 (RFC 4291): there are routes to both by every device.
+/// `fe80::/10` or `ff00::/8` (RFC 4291): there are routes to both by every device.
 fn is_of_neighbours(destination: &[u8]) -> bool {
     matches!(*destination, [0xfe, second, ..] if second & 0xc0 == 0x80) || destination.first() == Some(&0xff)
 }
