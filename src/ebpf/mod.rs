@@ -31,7 +31,7 @@ use aya::programs::{ProgramError, ProgramType};
 use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
-pub use flows::{FlowPlace, client, hint, sticky};
+pub use flows::{FlowId, FlowPlace, client, hint, sticky};
 pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
