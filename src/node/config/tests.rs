@@ -374,7 +374,10 @@ fn durations() {
 fn complaints_name_key_value_and_what_was_expected() {
     let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
     let cases = [
-        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: dhcp, membership, kubernetes, dhcp6, allow, pool, "),
+        (
+            "sokcet = \"/x\"".into(),
+            "sokcet: no such key (there are: dhcp, membership, kubernetes, dhcp6, allow, pool, ",
+        ),
         ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, servers, on_lost)"),
         ("hold = 10".into(), "hold = 10: expected a time such as \"30s\", \"10m\" or \"1h 30m\""),
         ("hold = \"10\"".into(), "hold = \"10\": expected a time such as \"30s\""),
