@@ -19,7 +19,7 @@ use viproute::internals::registry::{Endpoint, Registry, VipRecord};
 
 use super::{Contender, EXPRESS_SWITCHED, VIPROUTE, WITHOUT_EXPRESS};
 use crate::load::PORT;
-use crate::stage::{CLIENT, Join, NODE, Netns, Pod, Run, Sidecar, World, conf, program};
+use crate::stage::{CLIENT, Join, NODE, Netns, Pod, Run, Sidecar, VIPS, VIPS6, World, as_ipv6, conf, program};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at the same time; viprouted takes 256.
@@ -30,8 +30,6 @@ const EXPRESS_OFF: &str = "express = \"off\"\n";
 const IDLE: Duration = Duration::from_secs(3);
 /// More VIPs than are measured.
 pub const LIMITS: &str = "[limits]\nvips_per_namespace = 10000\nvips = 10000\n";
-/// The VIPs.
-const VIPS: &str = "10.118.0.0/16";
 
 /// Calls of the plugin on one node.
 pub struct Plugin {
@@ -85,11 +83,12 @@ pub fn sidecar(world: &World, settings: &str) -> Result<Sidecar> {
 
 /// With VIPs from a pool.
 pub fn pool(world: &World) -> Result<Sidecar> {
-    pool_with(world, "")
+    pool_with(world, "", false)
 }
 
-fn pool_with(world: &World, settings: &str) -> Result<Sidecar> {
-    sidecar(world, &format!("{settings}backend = \"pool\"\n[pool]\ncidr = \"{VIPS}\"\n{LIMITS}"))
+fn pool_with(world: &World, settings: &str, is_dual: bool) -> Result<Sidecar> {
+    let more = if is_dual { format!("cidr6 = \"{VIPS6}\"\n") } else { String::new() };
+    sidecar(world, &format!("{settings}backend = \"pool\"\n[pool]\ncidr = \"{VIPS}\"\n{more}{LIMITS}"))
 }
 
 #[derive(Default)]
@@ -105,6 +104,8 @@ pub struct Viproute {
     /// When the replicas changed last.
     changed: Option<Instant>,
     express: Express,
+    /// VIPs have an IPv6 address, too.
+    is_dual: bool,
 }
 
 /// What viprouted.toml says of express.
@@ -125,6 +126,12 @@ impl Viproute {
         Self { express: Express::Off, ..Self::default() }
     }
 
+    /// By both families.
+    #[must_use]
+    pub fn dual(self) -> Self {
+        Self { is_dual: true, ..self }
+    }
+
     /// Express goes off and on while connections live.
     pub fn express_switched() -> Self {
         Self { express: Express::Switched { off: false }, ..Self::default() }
@@ -132,7 +139,8 @@ impl Viproute {
 
     fn start(&self, world: &World) -> Result<Sidecar> {
         let off = matches!(self.express, Express::Off | Express::Switched { off: true });
-        match pool_with(world, if off { EXPRESS_OFF } else { "" }) {
+        let settings = if off { EXPRESS_OFF } else { "" };
+        match pool_with(world, settings, self.is_dual) {
             Err(error) if off && format!("{error:#}").contains("express: no such key") => {
                 bail!("not measured: this viprouted has no `express` in its configuration")
             }
@@ -303,8 +311,13 @@ impl Contender for Viproute {
         thread::sleep(IDLE.saturating_sub(since));
         let mut maps = self.maps()?;
         for vip in &self.vips {
-            let known = maps.known(*vip)?.with_context(|| format!("{vip} has no entry"))?;
-            maps.set(*vip, &known, 0)?;
+            let addresses = std::iter::once(IpAddr::V4(*vip)).chain(self.is_dual.then(|| as_ipv6(*vip).into()));
+            for address in addresses {
+                let missing = || format!("{address} has no entry");
+                let key = maps.key(address)?.with_context(missing)?;
+                let known = maps.known(key)?.with_context(missing)?;
+                maps.set(key, &known, 0)?;
+            }
         }
         Ok(())
     }

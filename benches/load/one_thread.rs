@@ -10,7 +10,7 @@ mod datagrams;
 mod streams;
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,11 +57,11 @@ pub enum Transaction {
 pub struct Path {
     /// The client's network namespace.
     pub client: String,
-    pub to: Vec<SocketAddrV4>,
+    pub to: Vec<SocketAddr>,
     /// Where datagrams go, or why none do.
-    pub datagrams: std::result::Result<Vec<SocketAddrV4>, &'static str>,
+    pub datagrams: std::result::Result<Vec<SocketAddr>, &'static str>,
     /// The pods' network namespaces and own addresses.
-    pub pods: Vec<(String, Ipv4Addr)>,
+    pub pods: Vec<(String, IpAddr)>,
     /// Those that carry the bytes, if the kernel doesn't.
     pub processes: Vec<i32>,
 }
@@ -151,7 +151,7 @@ fn pin(process: i32, processor: &CpuSet) -> Result<()> {
 struct Ends {
     path: Path,
     client: File,
-    pods: Vec<(File, Ipv4Addr)>,
+    pods: Vec<(File, IpAddr)>,
     /// The CPU time of each process.
     clocks: Vec<ClockId>,
     sockets: Sockets,
@@ -232,8 +232,13 @@ fn spin(what: &str, mut pass: impl FnMut() -> Result<bool>) -> Result<()> {
 }
 
 /// An address that the pod has: of those that clients ask, or its own, to which those were translated.
-fn served(asked: &[SocketAddrV4], own: Ipv4Addr, bind: impl Fn(Ipv4Addr) -> std::io::Result<()>) -> Ipv4Addr {
-    asked.iter().map(|asked| *asked.ip()).find(|asked| bind(*asked).is_ok()).unwrap_or(own)
+fn served(asked: &[SocketAddr], own: IpAddr, bind: impl Fn(IpAddr) -> std::io::Result<()>) -> IpAddr {
+    asked.iter().map(SocketAddr::ip).find(|asked| bind(*asked).is_ok()).unwrap_or(own)
+}
+
+/// No address in particular, of that one's family.
+fn any(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 #[cfg(test)]
@@ -249,8 +254,8 @@ mod tests {
 
     #[test]
     fn a_server_takes_the_address_it_is_asked_by_where_the_pod_has_it() {
-        let (vip, own) = (Ipv4Addr::new(10, 118, 0, 1), Ipv4Addr::new(10, 1, 0, 2));
-        let asked = [SocketAddrV4::new(vip, 80)];
+        let [vip, own] = [Ipv4Addr::new(10, 118, 0, 1), Ipv4Addr::new(10, 1, 0, 2)].map(IpAddr::V4);
+        let asked = [SocketAddr::new(vip, 80)];
         assert_eq!(served(&asked, own, |_| Ok(())), vip);
         assert_eq!(served(&asked, own, |_| Err(std::io::ErrorKind::AddrNotAvailable.into())), own);
     }

@@ -1,6 +1,6 @@
 //! What a transaction costs in CPU time, client, node and pods together.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use anyhow::{Result, ensure};
 
@@ -9,7 +9,7 @@ use super::data_path::everyone;
 use crate::contenders::{Contender, DIRECT, Direct, Viproute, track_connections};
 use crate::load::{Path, Slices, Transaction, carried};
 use crate::results::{Chapter, Column, Outcome, Table, Unit, pooled};
-use crate::stage::{PodKind, World};
+use crate::stage::{PodKind, World, as_ipv6};
 
 /// The transactions and their columns.
 pub const COLUMNS: [(Transaction, &str, Unit); 7] = [
@@ -108,8 +108,13 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new(mut contender: Box<dyn Contender>, number: usize, state: &State) -> Result<Self> {
-        let world = World::new(&format!("c{number}"), REPLICAS, PodKind::Connected)?;
+    pub fn new(contender: Box<dyn Contender>, number: usize, state: &State) -> Result<Self> {
+        Self::of(contender, (number, PodKind::Connected), state)
+    }
+
+    /// With pods of that kind.
+    pub fn of(mut contender: Box<dyn Contender>, (number, kind): (usize, PodKind), state: &State) -> Result<Self> {
+        let world = World::new(&format!("c{number}"), REPLICAS, kind)?;
         if state.tracked && !contender.has_kube_rules() {
             track_connections(&world)?;
         }
@@ -124,11 +129,23 @@ impl Site {
     }
 
     pub fn path(&self) -> Path {
+        self.path_by(IpAddr::V4)
+    }
+
+    /// To the same by IPv6.
+    pub fn path6(&self) -> Path {
+        self.path_by(|address| as_ipv6(address).into())
+    }
+
+    fn path_by(&self, of: impl Fn(Ipv4Addr) -> IpAddr) -> Path {
+        let all = |targets: &[SocketAddrV4]| -> Vec<SocketAddr> {
+            targets.iter().map(|target| SocketAddr::new(of(*target.ip()), target.port())).collect()
+        };
         Path {
             client: self.world.client.path(),
-            to: self.targets.clone(),
-            datagrams: self.contender.datagrams(&self.targets).map(<[SocketAddrV4]>::to_vec),
-            pods: self.world.pods.iter().map(|pod| (pod.ns.path(), pod.address)).collect(),
+            to: all(&self.targets),
+            datagrams: self.contender.datagrams(&self.targets).map(all),
+            pods: self.world.pods.iter().map(|pod| (pod.ns.path(), of(pod.address))).collect(),
             processes: self.contender.processes(),
         }
     }

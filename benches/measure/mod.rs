@@ -10,6 +10,7 @@ mod counters;
 mod cpu_time;
 mod data_path;
 mod dhcp;
+mod families;
 mod flood;
 mod nodes;
 mod rebuild;
@@ -28,8 +29,9 @@ pub use scale::Scale;
 type Measurement = fn(&Scale) -> Result<Chapter>;
 
 /// Every measurement by name, in the order of the report.
-pub const ALL: [(&str, Measurement); 12] = [
+pub const ALL: [(&str, Measurement); 13] = [
     ("cpu-time", cpu_time::run),
+    ("families", families::run),
     ("changes", changes::run),
     ("data-path", data_path::run),
     ("services", services::run),

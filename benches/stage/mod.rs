@@ -18,4 +18,4 @@ pub use bed::pod::Pod as NodePod;
 pub use bed::sidecar::Sidecar;
 pub use bed::wait::{PATIENCE, try_until};
 pub use pod::{Pod, PodKind};
-pub use world::{CLIENT, NODE, POD_NET, World};
+pub use world::{CLIENT, NODE, POD_NET, VIPS, VIPS6, World, as_ipv6};

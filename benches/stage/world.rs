@@ -1,7 +1,7 @@
 //! A world: a client, a node, its pods. Each contender has one of its own, all of them alike, so that no contender's
 //! rules or hooks cost another anything.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -22,6 +22,17 @@ pub const GATEWAY: Ipv4Addr = CLIENT;
 pub const POD_NET: &str = "10.1.0.0/16";
 /// The node, as the pods see it.
 pub const GATEWAY_OF_PODS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// The VIPs' network, and of IPv6 the one whose addresses end in theirs.
+pub const VIPS: &str = "10.118.0.0/16";
+pub const VIPS6: &str = "fd00:118::/96";
+
+/// The IPv6 address that goes with a pod's own, or with a VIP.
+pub fn as_ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    let second = if address.octets()[1] == 118 { 0x118 } else { 0x10 };
+    let [high, low] = [address.to_bits() >> 16, address.to_bits() & 0xffff].map(|bits| bits as u16);
+    Ipv6Addr::new(0xfd00, second, 0, 0, 0, 0, high, low)
+}
+
 /// The number of the pod that calls and serves nothing.
 const BYSTANDER: usize = 60_000;
 
@@ -47,6 +58,11 @@ impl World {
             .ip_lines(&format!("addr add {CLIENT}/24 dev eth0\nlink set eth0 up\nroute add 10.0.0.0/8 via {NODE}\n"))?;
         node.ip_lines(&format!("route add default via {GATEWAY}"))?;
         node.set_sysctl("net/ipv4/ip_forward", "1");
+        if kind == PodKind::Dual {
+            node.ip_lines("addr add 2001:db8::1/64 dev eth0 nodad\n")?;
+            client.ip_lines("addr add 2001:db8::32/64 dev eth0 nodad\nroute add fd00::/16 via 2001:db8::1\n")?;
+            node.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+        }
         let bystander = Pod::new(name, &node, BYSTANDER, PodKind::Connected)?;
         // A client that opens 100,000 connections in a few seconds needs its ports back, all at once: those it must wait for
         // would slow down who asks one address (a service's) more than who asks many (the pods' own), and no path is to blame.

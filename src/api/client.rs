@@ -261,7 +261,8 @@ mod tests {
                 others: Vec::new(),
                 expires: Some(1_790_000_000),
                 registry: None,
-                policy: None
+                policy: None,
+                no_ipv6: None
             }
         );
         assert_eq!(

@@ -206,9 +206,9 @@ fn bring_back(registry: &Registry, pod: &str) -> Outcome {
 }
 
 fn join_vip(places: Places<'_>, order: Join) -> Outcome {
-    let Join { pod, vip, ports, health, weight, udp_reply, udp_sticky, conf_dir } = order;
+    let Join { pod, vip, ports, health, weight, udp_reply, udp_sticky, families, conf_dir } = order;
     let (health, udp_reply) = (health.map(|Health(check)| check), udp_reply.map(|UdpReply::Vip| true));
-    let options = Options { ports, health, weight, udp_reply, udp_sticky };
+    let options = Options { ports, health, weight, udp_reply, udp_sticky, families };
     let joined = join::join(places, &conf_dir, (&pod, &vip), &options).map_err(|e| with_causes(&e))?;
     let state = match joined.state {
         State::Ready => "",

@@ -50,11 +50,16 @@ fn register(call: &Call, config: &Config) -> Result<(), Error> {
     let registration = Registration {
         attachment: attachment.clone(),
         netns: registry::Netns::at(netns).map_err(|e| Error::Io("look at CNI_NETNS", e))?,
-        address: result.and_then(|result| result.addresses(&attachment.ifname).first()),
+        address: result.as_ref().and_then(|result| first_address(result, &attachment.ifname)),
         name: name(call),
         network: config.network(),
     };
     Ok(membership::register(&Registry::new(&config.data_dir), registration)?)
+}
+
+/// By which a pod that is passed through can be known: of IPv6 where the result has none of IPv4.
+fn first_address(result: &PrevResult, ifname: &str) -> Option<IpAddr> {
+    result.addresses(ifname).first().or_else(|| result.others(ifname).first().copied())
 }
 
 fn named(call: &Call) -> Result<(&AttachmentId, &Path), Error> {

@@ -7,7 +7,7 @@ use crate::cni::protocol::{Call, Config};
 use crate::ebpf::PORTS as MAX_PORTS;
 use crate::membership::want::{self, Want, WantError};
 use crate::model::check as health_check;
-use crate::model::{BadKey, PortMap, Source, VipKey};
+use crate::model::{BadKey, EXPECTED_FAMILIES, PortMap, Source, VipKey};
 
 use super::error::Error;
 
@@ -19,7 +19,8 @@ const WEIGHT: &str = "viproute.io/weight";
 const HEALTH: &str = "viproute.io/health";
 const UDP_REPLY: &str = "viproute.io/udp-reply";
 const UDP_STICKY: &str = "viproute.io/udp-sticky";
-const KNOWN: [&str; 6] = [VIP, PORTS, WEIGHT, HEALTH, UDP_REPLY, UDP_STICKY];
+const FAMILIES: &str = "viproute.io/families";
+const KNOWN: [&str; 7] = [VIP, PORTS, WEIGHT, HEALTH, UDP_REPLY, UDP_STICKY, FAMILIES];
 
 /// The argument in `CNI_ARGS` that says what an annotation says: `VIPROUTE_UDP_REPLY` for `viproute.io/udp-reply`.
 fn argument(annotation: &str) -> String {
@@ -149,11 +150,14 @@ pub fn read(call: &Call, config: &Config) -> Result<Option<Vec<Want>>, Error> {
     };
     let sticky = |text: Cow<'_, str>| text.parse().map_err(|_| bad(UDP_STICKY, &text, "\"true\" or \"false\""));
     let udp_sticky = said.get(UDP_STICKY).map_or(Ok(false), sticky)?;
+    let choice = |text: Cow<'_, str>| text.parse().map_err(|_| bad(FAMILIES, &text, EXPECTED_FAMILIES));
+    let families = said.get(FAMILIES).map(choice).transpose()?;
     for want in &mut wants {
         want.weight = weight;
         want.health.clone_from(&health);
         want.udp_reply = udp_reply && want.udp_ports().next().is_some();
         want.udp_sticky = udp_sticky;
+        want.families = families;
     }
     if udp_reply && !wants.iter().any(|want| want.udp_reply) {
         return Err(said.phrased(&WantError::NoReplyPort));

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::api::client;
+use crate::api::protocol::code as protocol_code;
 use crate::cni::protocol::config::ConfigError;
 use crate::cni::protocol::env::EnvError;
 use crate::cni::protocol::result::ResultError;
@@ -158,6 +159,7 @@ impl Error {
 
 fn membership_code(error: &membership::Error) -> Code {
     match error {
+        membership::Error::NoFamily { why: Some(why), .. } if why.code != protocol_code::INVALID => Code::TryAgain,
         membership::Error::SharedGroup(_) => Code::RegistryDamaged,
         membership::Error::NoNodeAddress
         | membership::Error::NotOurAddress(_)
@@ -165,6 +167,7 @@ fn membership_code(error: &membership::Error) -> Code {
         | membership::Error::OtherRegistry { .. }
         | membership::Error::NarrowForIpv6(_)
         | membership::Error::NoIpv6(_)
+        | membership::Error::NoFamily { .. }
         | membership::Error::Want(_) => Code::InvalidConfig,
         membership::Error::NoInterface(_) | membership::Error::NoNetns(_) | membership::Error::NodesOwnNetns(_) => {
             Code::InvalidEnvironment
@@ -182,7 +185,7 @@ fn membership_code(error: &membership::Error) -> Code {
 
 fn allocator_code(error: &client::Error) -> Code {
     match error {
-        client::Error::Refused(refusal) if refusal.code == 7 => Code::InvalidConfig,
+        client::Error::Refused(refusal) if refusal.code == protocol_code::INVALID => Code::InvalidConfig,
         _ => Code::TryAgain,
     }
 }

@@ -1,20 +1,21 @@
 //! viproutectl's command line.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::model::VipKey;
 use crate::model::address::is_unicast;
-use crate::model::{CheckSpec, PortMap, VipKey, check};
 use crate::node::config::{DEFAULT_PATH, HOLD, duration};
 
 mod machine;
+mod pods;
 
 pub use machine::{Action, Bundle, Key, KeyOrder, Node, Probe, Question, Retire};
+pub use pods::{Drain, Health, Join, Leave, UdpReply, Undrain};
 
 /// Shows the VIPs of this node, and changes which pods serve them.
 ///
@@ -160,12 +161,12 @@ pub enum Output {
 /// `where`
 #[derive(Debug, Args)]
 pub struct Where {
-    /// Who asks, as ADDRESS:PORT.
+    /// Who asks, as ADDRESS:PORT, or `[ADDRESS]:PORT` of IPv6.
     #[arg(value_parser = socket)]
-    pub client: SocketAddrV4,
-    /// The VIP and its port, as ADDRESS:PORT.
+    pub client: SocketAddr,
+    /// The VIP and its port, likewise.
     #[arg(value_parser = socket)]
-    pub vip: SocketAddrV4,
+    pub vip: SocketAddr,
     /// A flow of UDP.
     #[arg(long)]
     pub udp: bool,
@@ -207,79 +208,6 @@ pub struct Events {
     pub output: Form,
 }
 
-/// `drain`
-#[derive(Debug, Args)]
-pub struct Drain {
-    /// The pod as NAMESPACE/NAME, or a container by its ID or the beginning of it.
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub pod: String,
-    /// Wait until its last connection to its VIPs is closed.
-    #[arg(long)]
-    pub wait: bool,
-    /// Wait so long at most, such as 30s or 5m; without it as long as it takes.
-    #[arg(long, requires = "wait", value_name = "TIME", value_parser = time)]
-    pub timeout: Option<Duration>,
-}
-
-/// `undrain`
-#[derive(Debug, Args)]
-pub struct Undrain {
-    /// The pod as NAMESPACE/NAME, or a container by its ID or the beginning of it.
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub pod: String,
-}
-
-/// `join`
-#[derive(Debug, Args)]
-pub struct Join {
-    /// The pod as NAMESPACE/NAME, a container by its ID or the beginning of it, or any running pod by its IPv4 address.
-    ///
-    /// By its name where it has a VIP or is registered ("register": true in viproute's entry of the conflist).
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub pod: String,
-    /// The VIP as NAMESPACE/NAME.
-    pub vip: VipKey,
-    /// What the pod serves there, as viproute.io/ports has it: 80/tcp,53/udp, or 80:8080/tcp. Without it: everything.
-    #[arg(long, value_name = "PORT/PROTOCOL", value_delimiter = ',')]
-    pub ports: Option<Vec<PortMap>>,
-    /// What makes it ready, as viproute.io/health has it: none, listen, tcp or `http:PORT/PATH`, with options.
-    #[arg(long, value_name = "CHECK", value_parser = health)]
-    pub health: Option<Health>,
-    /// Its share beside the other replicas', from 1 to 255, as viproute.io/weight has it.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-    pub weight: Option<u8>,
-    /// Its unbound UDP sockets answer from the VIP, as viproute.io/udp-reply has it.
-    #[arg(long, value_enum)]
-    pub udp_reply: Option<UdpReply>,
-    /// Whether its UDP flows keep their replica, as viproute.io/udp-sticky has it.
-    #[arg(long, value_name = "BOOL")]
-    pub udp_sticky: Option<bool>,
-    /// Where the runtime's networks are: how to make a VIP for a pod that viproute has never been called for.
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub conf_dir: PathBuf,
-}
-
-/// `--health`; none is a check too.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health(pub Option<CheckSpec>);
-
-/// `--udp-reply`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum UdpReply {
-    /// From the VIP.
-    Vip,
-}
-
-/// `leave`
-#[derive(Debug, Args)]
-pub struct Leave {
-    /// The pod as NAMESPACE/NAME, a container by its ID or the beginning of it, or any running pod by its IPv4 address.
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub pod: String,
-    /// The VIP as NAMESPACE/NAME.
-    pub vip: VipKey,
-}
-
 /// `announce`
 #[derive(Debug, Args)]
 pub struct Announce {
@@ -289,7 +217,8 @@ pub struct Announce {
     /// This node's AS number. The same on all nodes keeps each from taking the others' VIPs.
     #[arg(long, value_name = "N", value_parser = asn)]
     pub asn: u32,
-    /// A router, as ADDRESS or ADDRESS:ASN; of this node's AS without ASN. May be given more than once.
+    /// A router, as ADDRESS or ADDRESS:ASN, of IPv6 [ADDRESS]:ASN; of this node's AS without ASN. One of IPv4 is told of
+    /// VIPs' IPv4 addresses, one of IPv6 of their IPv6 addresses. May be given more than once.
     #[arg(long, value_name = "ADDRESS[:ASN]", required = true, value_parser = router)]
     pub router: Vec<Router>,
     /// The routers are on no network of this node, but so many hops away at most.
@@ -330,7 +259,7 @@ pub enum RoutingDaemon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Router {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its AS number; none: the node's own.
     pub asn: Option<u32>,
 }
@@ -379,8 +308,9 @@ pub mod default {
     pub const ALLOCATOR: &str = "/run/viproute/viprouted.sock";
 }
 
-fn socket(text: &str) -> Result<SocketAddrV4, &'static str> {
-    text.parse().ok().filter(|socket: &SocketAddrV4| socket.port() != 0).ok_or("expected an IPv4 address and a port")
+fn socket(text: &str) -> Result<SocketAddr, &'static str> {
+    let socket = text.parse().ok().filter(|socket: &SocketAddr| socket.port() != 0);
+    socket.ok_or("expected an address and a port, such as 10.118.0.7:80 or [fd00:118::7]:80")
 }
 
 /// Numbers that can be an AS's: not those that RFC 7607, RFC 6793 and RFC 7300 keep for other purposes.
@@ -390,16 +320,19 @@ fn asn(text: &str) -> Result<u32, &'static str> {
 }
 
 fn router(text: &str) -> Result<Router, String> {
-    let (address, number) = text.split_once(':').map_or((text, None), |(address, asn)| (address, Some(asn)));
-    let address = address.parse().ok().filter(|address: &Ipv4Addr| is_unicast((*address).into()));
-    let address = address.ok_or("expected a router's IPv4 address, or ADDRESS:ASN")?;
+    const EXPECTED: &str = "expected a router's address, ADDRESS:ASN, or [ADDRESS]:ASN for one of IPv6";
+    let (address, number) = match (text.strip_prefix('['), text.parse::<Ipv6Addr>()) {
+        (Some(rest), _) => rest.split_once(']').ok_or(EXPECTED)?,
+        (None, Ok(_)) => (text, ""),
+        (None, Err(_)) => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let is_fine = |address: &IpAddr| is_unicast(*address) && (address.is_ipv6() || !text.starts_with('['));
+    let address = address.parse().ok().filter(is_fine).ok_or(EXPECTED)?;
+    let number = Some(number).filter(|number| !number.is_empty());
+    let number = number.map(|number| number.strip_prefix(':').ok_or(EXPECTED)).transpose()?;
     Ok(Router { address, asn: number.map(asn).transpose()? })
 }
 
 fn time(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| format!("expected {HOLD}"))
-}
-
-fn health(text: &str) -> Result<Health, String> {
-    check::parse(text).map(Health).map_err(|bad| bad.to_string())
 }

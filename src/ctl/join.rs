@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::cni::protocol::Config;
 use crate::membership::running::{self, Found};
 use crate::membership::{self, Change, Host, Want, set_vips};
-use crate::model::{CheckSpec, NetworkSpec, PortMap, Recorded, Source, VipKey};
+use crate::model::{CheckSpec, FamilyChoice, NetworkSpec, PortMap, Recorded, Source, VipKey};
 use crate::net::sockets::Sockets;
 use crate::net::{self, Netns};
 use crate::registry::{self, Registry, State, attachment_name};
@@ -35,6 +35,8 @@ pub struct Options {
     pub udp_reply: Option<bool>,
     /// Its UDP flows keep their replica.
     pub udp_sticky: Option<bool>,
+    /// By which families it wants the VIP to be served.
+    pub families: Option<FamilyChoice>,
 }
 
 /// Why it couldn't be done.
@@ -137,12 +139,13 @@ fn want(
         let health = network.health.as_ref().and_then(Recorded::known).cloned();
         Want { health, ..Want::new(vip.clone(), Source::Person) }
     };
-    let Options { ports, health, weight, udp_reply, udp_sticky } = options.clone();
+    let Options { ports, health, weight, udp_reply, udp_sticky, families } = options.clone();
     want.ports = ports.unwrap_or(want.ports);
     want.health = health.unwrap_or(want.health);
     want.weight = weight.unwrap_or(want.weight);
     want.udp_reply = udp_reply.unwrap_or(want.udp_reply);
     want.udp_sticky = udp_sticky.unwrap_or(want.udp_sticky);
+    want.families = families.or(want.families);
     Ok(want)
 }
 

@@ -39,7 +39,7 @@ const FILES: [(&str, &str); 6] = [
 ];
 
 /// What a pod says, and how: the plugin has no arguments that clap could know.
-const SAID: [(&str, &str); 6] = [
+const SAID: [(&str, &str); 7] = [
     (
         "viproute.io/vip, VIPROUTE_VIP",
         "The VIP's name, or a comma list of up to 8. The VIP is of the pod's own namespace.",
@@ -52,6 +52,10 @@ const SAID: [(&str, &str); 6] = [
     ("viproute.io/weight, VIPROUTE_WEIGHT", "Its share beside the other replicas', from 1 to 255."),
     ("viproute.io/udp-reply, VIPROUTE_UDP_REPLY", "vip: unbound UDP sockets answer from the VIP."),
     ("viproute.io/udp-sticky, VIPROUTE_UDP_STICKY", "true: UDP flows keep their replica."),
+    (
+        "viproute.io/families, VIPROUTE_FAMILIES",
+        "By which families the VIP is served: ipv4, ipv6 or ipv4,ipv6. Without it by those of which it has an address.",
+    ),
 ];
 
 /// A section behind those that clap makes.

@@ -42,11 +42,14 @@ pub struct Report {
 pub struct Vip {
     /// `<namespace>/<name>`.
     pub vip: String,
-    /// Its address; none while there is only a lease being asked for.
+    /// The address by which it is served; none while there is only a lease being asked for.
     pub address: Option<IpAddr>,
     /// The others it has: of IPv6.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<IpAddr>,
+    /// Those that it has and isn't served by: its replicas or its Services ask for the other family alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<IpAddr>,
     /// Its lease; none where the allocator knows nothing of it or can't be reached.
     pub lease: Option<Lease>,
     /// How it is served here.
@@ -159,7 +162,10 @@ pub struct Replica {
 /// The table's columns and what they mean.
 pub const COLUMNS: [(&str, &str); 11] = [
     ("VIP", "<namespace>/<name>."),
-    ("ADDRESS", "Its address, and under it the one of IPv6; - while it has none."),
+    (
+        "ADDRESS",
+        "Its address, and under it the one of IPv6; (reserved): it has that and isn't served by it; - while it has none.",
+    ),
     (
         "LEASE",
         "How long its lease runs and which node renews it for all of them, or a state of the lease; - where viprouted knows nothing of it.",
@@ -247,7 +253,7 @@ impl VipState {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Serving => "By at least one replica, and the kernel has what the registry says.",
-            Self::Unserved => "By none: requests are refused.",
+            Self::Unserved => "By none, or by no address of the family that it is to have: requests are refused.",
             Self::Withdrawn => "Its address was lost, and is no longer used.",
             Self::Degraded => "The kernel's tables are not what the registry says; viproutectl doctor says in what.",
             Self::Diverted => {
@@ -287,6 +293,7 @@ pub fn read(registry: &Registry, allocator: &Path, only: Option<&VipKey>) -> Res
         vip: lease.vip.clone(),
         address: lease.address,
         others: Vec::new(),
+        reserved: Vec::new(),
         state: VipState::Idle,
         ready: 0,
         flows: None,
@@ -350,16 +357,19 @@ fn read_vip(
     replicas.sort_by_key(|replica| replica.address);
     let ready = replicas.iter().filter(|r| r.state == State::Ready).count();
     let diverted = ways.causes.add(&ways.query, &record, ready > 0)?;
+    let mut served = record.served_addresses();
+    let (address, others): (_, Vec<IpAddr>) = (served.next(), served.collect());
     let state = match (record.withdrawn, in_order, ready) {
         (true, ..) => VipState::Withdrawn,
         (_, false, _) => VipState::Degraded,
         (_, _, 0) => VipState::Unserved,
+        _ if address.is_none() => VipState::Unserved,
         _ if diverted => VipState::Diverted,
         _ => VipState::Serving,
     };
     let flows = read_flows(&record, &mut locked)?;
-    let (address, others) = (Some(record.address()), record.addresses.iter().skip(1).collect());
-    Ok(Some(Vip { vip: key.to_string(), address, others, lease: None, state, ready, flows, replicas }))
+    let (vip, reserved) = (key.to_string(), record.unserved_addresses().collect());
+    Ok(Some(Vip { vip, address, others, reserved, lease: None, state, ready, flows, replicas }))
 }
 
 fn read_flows(record: &VipRecord, vip: &mut LockedVip) -> Result<Option<Flows>, dataplane::Error> {

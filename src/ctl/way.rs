@@ -52,12 +52,14 @@ impl Causes {
         if vip.withdrawn || !served {
             return Ok(false);
         }
-        let found = query.causes(vip.address())?;
-        let any = !found.is_empty();
-        for cause in found {
-            let vips = self.0.entry(cause).or_default();
-            vips.push(vip.address());
-            vips.dedup();
+        let mut any = false;
+        for address in vip.served_addresses() {
+            for cause in query.causes(address)? {
+                any = true;
+                let vips = self.0.entry(cause).or_default();
+                vips.push(address);
+                vips.dedup();
+            }
         }
         Ok(any)
     }
@@ -98,7 +100,8 @@ impl<'a> RouteQuery<'a> {
     /// What goes before that VIP's route, for packets made here and for those that come in.
     fn causes(&self, vip: IpAddr) -> dataplane::Result<Vec<Cause>> {
         let to = Packet::to(vip);
-        let from_outside = self.uplink.map(|(index, from)| Packet { input: Some(index), from: Some(from), ..to });
+        let uplink = self.uplink.filter(|(_, from)| Family::of(*from) == Family::of(vip));
+        let from_outside = uplink.map(|(index, from)| Packet { input: Some(index), from: Some(from), ..to });
         let causes = [Some(to), from_outside].into_iter().flatten().map(|packet| self.cause(packet));
         causes.filter_map(Result::transpose).collect()
     }

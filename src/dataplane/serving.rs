@@ -120,6 +120,7 @@ mod tests {
             egress: Egress::Answer.into(),
             health: None,
             drained: false,
+            families: None,
             served: None,
         }
     }

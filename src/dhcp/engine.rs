@@ -70,14 +70,16 @@ impl Task {
 
     async fn run(mut self) {
         loop {
-            self.fleet.tick((self.clock)(), &mut self.way);
-            let rest = self.fleet.rest((self.clock)()).map_or(NAP, |rest| rest.min(NAP));
+            let is_ready = self.way.transport.is_ready();
+            self.fleet.tick((self.clock)(), &mut self.way, is_ready);
+            let rest = self.fleet.rest((self.clock)()).filter(|_| is_ready).map_or(NAP, |rest| rest.min(NAP));
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return,
                 },
                 packet = receive(&self.way.transport) => self.take(packet),
+                () = self.way.transport.changed() => self.way.transport.read_address(),
                 () = time::sleep(rest) => {}
             }
         }

@@ -116,12 +116,12 @@ impl Fleet {
         self.schedule(key);
     }
 
-    /// Lets every machine that is due go on: as many as may send, and all whose lease has run out.
-    pub fn tick(&mut self, now: SystemTime, outlet: &mut impl Outlet) {
+    /// Lets every machine that is due go on: as many as may send, none where that is in vain, and all whose lease has run out.
+    pub fn tick(&mut self, now: SystemTime, outlet: &mut impl Outlet, may_send: bool) {
         while let Some(key) = first(&self.ends, now) {
             self.step(&key, Event::Timer, now, outlet);
         }
-        while let Some(key) = first(&self.due, now) {
+        while let Some(key) = first(&self.due, now).filter(|_| may_send) {
             if !self.pace.wait(now).is_zero() {
                 return;
             }

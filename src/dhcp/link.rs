@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::model::Family;
+use crate::net::link_local::{LinkLocal, Watch};
 use crate::net::packet::{self, Frames, code};
 
 use super::message::{Message, Reply, WireError};
@@ -42,13 +43,23 @@ const fn frames(family: Family) -> Frames {
     }
 }
 
+/// The link-local address that `DHCPv6` leaves from.
+#[derive(Debug)]
+struct From {
+    watch: Watch,
+    address: LinkLocal,
+}
+
 /// The socket and the interface it is bound to.
 #[derive(Debug)]
 pub struct Link {
     socket: AsyncFd<OwnedFd>,
     family: Family,
     interface: String,
+    index: u32,
     mac: [u8; 6],
+    /// Of `DHCPv6`: the address that messages leave from, and answers come to.
+    from: Option<From>,
     /// The last frame couldn't be sent: the interface may have gone, and come back as another.
     stale: bool,
 }
@@ -57,10 +68,39 @@ impl Link {
     /// Opens a packet socket on `interface`, which may be down.
     pub fn open(family: Family, interface: String) -> Result<Self, Error> {
         let (index, mac) = ethernet(&interface)?;
+        let from = (family == Family::V6).then(Watch::open).transpose();
+        let from = from.map_err(|error| Error::Addresses { on: interface.clone(), source: error })?;
+        let from = from.map(|watch| From { watch, address: LinkLocal::Nothing });
         match open_socket(index, frames(family)) {
-            Ok(socket) => Ok(Self { socket, family, interface, mac, stale: false }),
+            Ok(socket) => {
+                let mut link = Self { socket, family, interface, index, mac, from, stale: false };
+                link.read_address();
+                Ok(link)
+            }
             Err((op, errno)) => Err(Error::Socket { op, on: interface, errno }),
         }
+    }
+
+    /// See [`super::transport::Transport::is_ready`].
+    pub fn is_ready(&self) -> bool {
+        self.from.as_ref().is_none_or(|from| from.address != LinkLocal::Tentative)
+    }
+
+    /// See [`super::transport::Transport::changed`].
+    pub async fn changed(&self) {
+        match &self.from {
+            Some(from) => from.watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reads the address that messages leave from; one that can't be read is one that isn't there.
+    pub fn read_address(&mut self) {
+        let Some(from) = &mut self.from else { return };
+        from.address = Watch::read(self.index).unwrap_or_else(|error| {
+            tracing::debug!(error = &error as &dyn std::error::Error, "no link-local address");
+            LinkLocal::Nothing
+        });
     }
 
     /// See [`super::transport::Transport::send`].
@@ -79,8 +119,10 @@ impl Link {
         match self.family {
             Family::V4 => Ok(frame::broadcast(self.mac, &wire::encode(message, identity, None)?)?),
             Family::V6 => {
-                let from = packet::link_local(&self.interface).ok_or(SendError::NoLinkLocal)?;
-                Ok(frame6::multicast(self.mac, from, &wire6::encode(message, identity, None)?)?)
+                let Some(From { address: LinkLocal::Usable(from), .. }) = &self.from else {
+                    return Err(SendError::NoLinkLocal);
+                };
+                Ok(frame6::multicast(self.mac, *from, &wire6::encode(message, identity, None)?)?)
             }
         }
     }
@@ -112,7 +154,8 @@ impl Link {
     fn rebind(&mut self) {
         let Ok((index, mac)) = ethernet(&self.interface) else { return };
         if packet::bind(self.socket.get_ref(), index, frames(self.family).ethertype).is_ok() {
-            self.mac = mac;
+            (self.index, self.mac) = (index, mac);
+            self.read_address();
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What this client says to servers, and what they say: the same of DHCP and `DHCPv6`, whose bytes are in [`super::wire`] and
-//! [`super::wire6`].
+//! [`super::wire6`]. What is lent is an address, or of `DHCPv6` a prefix ([`Message::prefix`]: `IA_PD` in the place of `IA_NA`).
 //!
 //! | here | DHCP | `DHCPv6` |
 //! |---|---|---|
@@ -18,6 +18,9 @@ use super::identity::Client;
 
 /// The bits of a transaction's id that `DHCPv6` has room for.
 pub const XID6: u32 = 0x00ff_ffff;
+
+/// A delegated prefix of more bits has no room for addresses that end in 32 of their own.
+pub const LONGEST_PREFIX: u8 = 96;
 
 /// Why bytes are no reply, or a message has no bytes.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,8 @@ pub struct Message {
     pub xid: u32,
     /// Seconds since this identity began to ask.
     pub secs: u16,
+    /// It is about a prefix of so many bits, which `kind` has the network of (`DHCPv6`'s `IA_PD`); none: about an address.
+    pub prefix: Option<u8>,
 }
 
 /// What a message asks for.
@@ -142,6 +147,8 @@ pub enum Answer {
         address: IpAddr,
         /// Option 54.
         server: Server,
+        /// The bits of a prefix.
+        prefix: Option<u8>,
     },
     /// This address is lent.
     Ack(Grant),
@@ -176,7 +183,7 @@ pub enum Flaw {
         /// Its name in RFC 2132, or RFC 8415.
         name: &'static str,
     },
-    /// No address of the kind asked for is left (`DHCPv6`'s status `NoAddrsAvail`).
+    /// No address, or prefix, of the kind asked for is left (`DHCPv6`'s status `NoAddrsAvail`, `NoPrefixAvail`).
     NoAddress,
     /// A status of `DHCPv6` that says nothing of the address asked for (`UnspecFail`, `UseMulticast`).
     Status {
@@ -187,6 +194,8 @@ pub enum Flaw {
     },
     /// An address no host can have was offered or granted.
     Address(IpAddr),
+    /// A prefix without room for the addresses that are wanted.
+    Narrow(u8),
 }
 
 impl fmt::Display for Flaw {
@@ -196,6 +205,7 @@ impl fmt::Display for Flaw {
             Self::NoAddress => f.write_str("no address is left"),
             Self::Status { code, name } => write!(f, "it has status {code} ({name}) and no address"),
             Self::Address(address) => write!(f, "{address} is no host's address"),
+            Self::Narrow(bits) => write!(f, "a prefix of {bits} bits is delegated: expected {LONGEST_PREFIX} or fewer"),
         }
     }
 }
@@ -215,4 +225,6 @@ pub struct Grant {
     pub t2: Option<u32>,
     /// The link's routers and name servers (options 3 and 6).
     pub infrastructure: Vec<IpAddr>,
+    /// The bits of a prefix, whose network the address is; none: an address is lent.
+    pub prefix: Option<u8>,
 }

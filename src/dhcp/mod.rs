@@ -34,7 +34,6 @@ mod transport;
 mod wire;
 mod wire6;
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::SystemTime;
 
@@ -75,6 +74,8 @@ pub struct Lease {
     pub infrastructure: Vec<IpAddr>,
     /// Another client of the identity was granted it, and has told of it ([`Handle::learn`]).
     pub told: bool,
+    /// The bits of a prefix that is delegated, whose network `address` is; none: an address is lent.
+    pub prefix: Option<u8>,
 }
 
 /// Which of the clients that share an identity renews its address.
@@ -98,6 +99,8 @@ pub struct Acquisition {
     pub wish: Option<IpAddr>,
     /// Who of those that share the identity asks first.
     pub turn: Turn,
+    /// A prefix is asked for (RFC 8415 section 6.3), of so many bits if the server heeds that; none: an address.
+    pub prefix: Option<u8>,
 }
 
 /// Reads the time. One that is never set: a lease must not end, or last longer, because the wall clock was.
@@ -217,30 +220,45 @@ pub enum Trouble {
     },
 }
 
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Trouble {
+    /// In a sentence, as the servers of that family's addresses are called.
+    pub fn said(&self, family: Family) -> String {
+        let dhcp = protocol(family);
         match self {
-            Self::Silence => f.write_str("no DHCP server answers"),
-            Self::NothingOffered { server } => {
-                write!(
-                    f,
-                    "the DHCP server {server} answers others and offers nothing here: its pool is empty, or not for us"
-                )
-            }
-            Self::Unsent { why } => write!(f, "DHCP messages don't leave: {why}"),
+            Self::Silence => format!("no {dhcp} server answers"),
+            Self::NothingOffered { server } => format!(
+                "the {dhcp} server {server} answers others and offers nothing here: its pool is empty, or not for us"
+            ),
+            Self::Unsent { why } => format!("{dhcp} messages don't leave: {why}"),
             Self::Unfit { server: Some(server), flaw } => {
-                write!(f, "answers of the DHCP server {server} are unfit: {flaw}")
+                format!("answers of the {dhcp} server {server} are unfit: {flaw}")
             }
-            Self::Unfit { server: None, flaw } => write!(f, "answers of a DHCP server are unfit: {flaw}"),
+            Self::Unfit { server: None, flaw } => format!("answers of a {dhcp} server are unfit: {flaw}"),
             Self::Another { server, address } => {
-                write!(f, "the DHCP server {server} offers {address}, and not the address that is asked for")
+                format!("the {dhcp} server {server} offers {address}, and not the address that is asked for")
             }
             Self::Withdrawn { server, address } => {
-                write!(f, "the DHCP server {server} offers {address} and doesn't answer the REQUEST for it")
+                format!("the {dhcp} server {server} offers {address} and doesn't answer the REQUEST for it")
             }
-            Self::Refused { server, why } => write!(f, "refused by the DHCP server {server} (NAK {why:?})"),
-            Self::SameAddress { other } => write!(f, "{other:?} has the same hardware address"),
+            Self::Refused { server, why } => refused_by(*server, why),
+            Self::SameAddress { other } => format!("{other:?} has the same hardware address"),
         }
+    }
+}
+
+/// What is spoken for addresses of a family.
+pub const fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "DHCP",
+        Family::V6 => "DHCPv6",
+    }
+}
+
+/// That a server has said so of an address of its family: by a NAK, which `DHCPv6` has none of.
+pub fn refused_by(server: IpAddr, why: &str) -> String {
+    match Family::of(server) {
+        Family::V4 => format!("refused by the DHCP server {server} (NAK {why:?})"),
+        Family::V6 => format!("refused by the DHCPv6 server {server} ({why})"),
     }
 }
 
@@ -339,6 +357,14 @@ pub enum Error {
         /// What the kernel said.
         #[source]
         errno: Errno,
+    },
+    /// The kernel can't be asked for the link's addresses.
+    #[error("addresses of {on} for DHCPv6")]
+    Addresses {
+        /// The interface.
+        on: String,
+        /// What the kernel said.
+        source: crate::net::Error,
     },
     /// There is no way to the server.
     #[error("no route to the DHCP server {server} (dhcp.relay.server or dhcp6.relay.server)")]

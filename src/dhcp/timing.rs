@@ -62,6 +62,7 @@ pub fn lease(grant: &Grant, asked: SystemTime, rng: &mut StdRng) -> Lease {
         expires: finite.then(|| after(1.0)),
         infrastructure: grant.infrastructure.clone(),
         told: false,
+        prefix: grant.prefix,
     }
 }
 
@@ -86,7 +87,7 @@ mod tests {
     fn granted(lease: u32, t1: Option<u32>, t2: Option<u32>) -> Lease {
         let address = IpAddr::from([10, 77, 0, 100]);
         let server = Server::at(IpAddr::from([10, 77, 0, 1]));
-        let grant = Grant { address, server, lease, t1, t2, infrastructure: Vec::new() };
+        let grant = Grant { address, server, lease, t1, t2, infrastructure: Vec::new(), prefix: None };
         super::lease(&grant, SystemTime::UNIX_EPOCH, &mut StdRng::seed_from_u64(1))
     }
 

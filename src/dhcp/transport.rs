@@ -33,6 +33,30 @@ impl Transport {
         }
     }
 
+    /// Whether an answer would arrive. While the link looks for another node that has this one's address none does, and what is sent is sent in
+    /// vain.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Self::Link(link) => link.is_ready(),
+            Self::Relay(_) => true,
+        }
+    }
+
+    /// Waits until that may have changed; [`Self::read_address`] finds out.
+    pub async fn changed(&self) {
+        match self {
+            Self::Link(link) => link.changed().await,
+            Self::Relay(_) => std::future::pending().await,
+        }
+    }
+
+    /// Reads the address that messages leave from, where they leave by a link.
+    pub fn read_address(&mut self) {
+        if let Self::Link(link) = self {
+            link.read_address();
+        }
+    }
+
     /// Sends one message, or not: it never waits.
     pub fn send(&mut self, message: &Message, identity: &Identity) -> Result<(), SendError> {
         match self {

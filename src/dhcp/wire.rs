@@ -157,7 +157,7 @@ impl Raw {
     }
 
     fn offer(self, yiaddr: Ipv4Addr) -> Result<Answer, Flaw> {
-        Ok(Answer::Offer { address: host(yiaddr)?, server: self.server()? })
+        Ok(Answer::Offer { address: host(yiaddr)?, server: self.server()?, prefix: None })
     }
 
     fn ack(self, yiaddr: Ipv4Addr) -> Result<Answer, Flaw> {
@@ -165,7 +165,7 @@ impl Raw {
         let lease = self.lease.filter(|&seconds| seconds > 0);
         let lease = lease.ok_or(Flaw::Option { code: 51, name: "lease time" })?;
         let Self { t1, t2, infrastructure, .. } = self;
-        Ok(Answer::Ack(Grant { address: host(yiaddr)?, server, lease, t1, t2, infrastructure }))
+        Ok(Answer::Ack(Grant { address: host(yiaddr)?, server, lease, t1, t2, infrastructure, prefix: None }))
     }
 }
 

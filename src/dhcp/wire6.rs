@@ -3,14 +3,14 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use dhcproto::v6::{
-    self, DhcpOption, DhcpOptions, Encodable, Encoder, IAAddr, IANA, MessageType, ORO, OptionCode, UnknownOption,
+    self, DhcpOption, Encodable, Encoder, IAAddr, IANA, IAPD, IAPrefix, MessageType, ORO, OptionCode, UnknownOption,
 };
 
 use crate::model::address::is_unicast;
 
 use super::Server;
 use super::identity::{Client, Identity};
-use super::message::{Answer, Flaw, Grant, Kind, Message, RelayAgent, Reply, WireError, XID6};
+use super::message::{Answer, Flaw, Grant, Kind, LONGEST_PREFIX, Message, RelayAgent, Reply, WireError, XID6};
 
 /// Options that are read, or written by hand.
 const CLIENT: u16 = 1;
@@ -20,6 +20,8 @@ const IAADDR: u16 = 5;
 const RELAYED: u16 = 9;
 const STATUS: u16 = 13;
 const NAME_SERVERS: u16 = 23;
+const IA_PD: u16 = 25;
+const IAPREFIX: u16 = 26;
 /// RFC 4704.
 const FQDN: u16 = 39;
 
@@ -37,9 +39,11 @@ const NO_ADDRESS: u16 = 2;
 const NO_BINDING: u16 = 3;
 /// `NotOnLink`.
 const NOT_ON_LINK: u16 = 4;
+/// `NoPrefixAvail`.
+const NO_PREFIX: u16 = 6;
 /// What says that the address asked for can't be had. Another status says nothing of it: the server couldn't answer, or not so (RFC 8415
 /// section 18.2.10).
-const REFUSALS: [u16; 3] = [NO_ADDRESS, NO_BINDING, NOT_ON_LINK];
+const REFUSALS: [u16; 4] = [NO_ADDRESS, NO_BINDING, NOT_ON_LINK, NO_PREFIX];
 
 /// The bytes of a message, without IP and UDP headers.
 pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>) -> Result<Vec<u8>, WireError> {
@@ -57,7 +61,7 @@ pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>
         DhcpOption::ClientId(duid.to_vec()),
         // Hundredths of seconds.
         DhcpOption::ElapsedTime(message.secs.saturating_mul(100)),
-        DhcpOption::IANA(IANA { id: iaid, t1: 0, t2: 0, opts: addresses(address)? }),
+        association(iaid, message.prefix, address)?,
     ];
     if let Some(server) = server {
         // One that is remembered by its address alone runs out by itself.
@@ -74,13 +78,24 @@ pub fn encode(message: &Message, identity: &Identity, relay: Option<&RelayAgent>
     relay.map_or(Ok(bytes.clone()), |relay| relayed(relay, &bytes))
 }
 
-/// The address that an IA asks for, whose lifetimes are the server's to say.
-fn addresses(address: Option<IpAddr>) -> Result<DhcpOptions, WireError> {
+/// An IA, and the address in it that is asked for, or the prefix of so many bits; its lifetimes are the server's to say. Without a prefix the
+/// number of bits is a hint (RFC 8415 section 18.2.4).
+fn association(id: u32, prefix: Option<u8>, address: Option<IpAddr>) -> Result<DhcpOption, WireError> {
     let wanted = address.map(v6_of).transpose()?;
-    let option = |addr| {
-        DhcpOption::IAAddr(IAAddr { addr, preferred_life: 0, valid_life: 0, opts: std::iter::empty().collect() })
-    };
-    Ok(wanted.map(option).into_iter().collect())
+    let nothing = || std::iter::empty().collect();
+    Ok(match prefix {
+        None => {
+            let option = |addr| IAAddr { addr, preferred_life: 0, valid_life: 0, opts: nothing() };
+            let opts = wanted.map(option).map(DhcpOption::IAAddr).into_iter().collect();
+            DhcpOption::IANA(IANA { id, t1: 0, t2: 0, opts })
+        }
+        Some(prefix_len) => {
+            let prefix_ip = wanted.unwrap_or(Ipv6Addr::UNSPECIFIED);
+            let option = IAPrefix { preferred_lifetime: 0, valid_lifetime: 0, prefix_len, prefix_ip, opts: nothing() };
+            let opts = std::iter::once(DhcpOption::IAPrefix(option)).collect();
+            DhcpOption::IAPD(IAPD { id, t1: 0, t2: 0, opts })
+        }
+    })
 }
 
 /// A name that the server may enter in its list of leases, without its domain (RFC 4704 section 4.2).
@@ -132,14 +147,33 @@ impl<'a> Iterator for Options<'a> {
     }
 }
 
-/// An address and how many seconds it may be used.
+/// An address, or the network of a prefix, and how many seconds it may be used.
 #[derive(Clone, Copy)]
 struct Lent {
     address: Ipv6Addr,
+    /// The bits of a prefix.
+    prefix: Option<u8>,
     valid: u32,
 }
 
-/// An `IA_NA` of an answer.
+impl Lent {
+    /// Its address, or network, unless it is of no use.
+    fn usable(self) -> Result<IpAddr, Flaw> {
+        let address = host(self.address)?;
+        match self.prefix {
+            Some(bits) if bits > LONGEST_PREFIX => Err(Flaw::Narrow(bits)),
+            Some(bits) if !is_network(self.address, bits) => Err(Flaw::Address(address)),
+            _ => Ok(address),
+        }
+    }
+}
+
+/// Whether an address is that of a network of so many bits.
+fn is_network(address: Ipv6Addr, bits: u8) -> bool {
+    address.to_bits().checked_shl(bits.into()).is_none_or(|host| host == 0)
+}
+
+/// An `IA_NA` or `IA_PD` of an answer.
 #[derive(Default)]
 struct Association {
     t1: u32,
@@ -150,14 +184,21 @@ struct Association {
 
 impl Association {
     fn read(bytes: &[u8]) -> Result<Self, WireError> {
-        let (head, rest) = bytes.split_first_chunk::<12>().ok_or(WireError::Short("IA_NA"))?;
+        let (head, rest) = bytes.split_first_chunk::<12>().ok_or(WireError::Short("IA_NA or IA_PD"))?;
         let mut read = Self { t1: number(&head[4..8]), t2: number(&head[8..12]), ..Self::default() };
         for option in Options(rest) {
             match option? {
                 (IAADDR, value) => {
                     let (head, _) = value.split_first_chunk::<24>().ok_or(WireError::Short("IAADDR"))?;
                     let (address, _) = head.split_first_chunk::<16>().ok_or(WireError::Short("IAADDR"))?;
-                    read.addresses.push(Lent { address: (*address).into(), valid: number(&head[20..24]) });
+                    let valid = number(&head[20..24]);
+                    read.addresses.push(Lent { address: (*address).into(), prefix: None, valid });
+                }
+                (IAPREFIX, value) => {
+                    let (head, _) = value.split_first_chunk::<25>().ok_or(WireError::Short("IAPREFIX"))?;
+                    let (_, address) = head.split_last_chunk::<16>().ok_or(WireError::Short("IAPREFIX"))?;
+                    let (prefix, valid) = (Some(head[8]), number(&head[4..8]));
+                    read.addresses.push(Lent { address: (*address).into(), prefix, valid });
                 }
                 (STATUS, value) => read.status = Some(status(value)?),
                 _ => {}
@@ -193,7 +234,7 @@ impl Raw {
             match option? {
                 (CLIENT, value) => raw.client = Some(value.to_vec()),
                 (SERVER, value) => raw.server = Server::called(value, from),
-                (IA_NA, value) => raw.association = Some(Association::read(value)?),
+                (IA_NA | IA_PD, value) => raw.association = Some(Association::read(value)?),
                 (STATUS, value) => raw.status = Some(status(value)?),
                 (NAME_SERVERS, value) => {
                     let all = value.as_chunks::<16>().0.iter();
@@ -223,8 +264,8 @@ impl Raw {
     fn advertise(&self) -> Result<Answer, Flaw> {
         let server = self.server()?;
         match (self.lent(), self.failure()) {
-            (Some(lent), _) => Ok(Answer::Offer { address: host(lent.address)?, server }),
-            (None, Some((NO_ADDRESS, _)) | None) => Err(Flaw::NoAddress),
+            (Some(lent), _) => Ok(Answer::Offer { address: lent.usable()?, server, prefix: lent.prefix }),
+            (None, Some((NO_ADDRESS | NO_PREFIX, _)) | None) => Err(Flaw::NoAddress),
             (None, Some((code, _))) => Err(Flaw::Status { code, name: status_name(code) }),
         }
     }
@@ -233,15 +274,16 @@ impl Raw {
         let server = self.server()?;
         let failure = self.failure();
         match (self.lent(), &self.association) {
-            (Some(Lent { address, valid }), Some(association)) if failure.is_none() => {
+            (Some(lent), Some(association)) if failure.is_none() => {
                 let time = |seconds: u32| Some(seconds).filter(|seconds| *seconds > 0);
                 Ok(Answer::Ack(Grant {
-                    address: host(address)?,
+                    address: lent.usable()?,
                     server,
-                    lease: valid,
+                    lease: lent.valid,
                     t1: time(association.t1),
                     t2: time(association.t2),
                     infrastructure: self.infrastructure.clone(),
+                    prefix: lent.prefix,
                 }))
             }
             (_, None) if failure.is_none() => Ok(Answer::Noted { server: Some(server) }),
@@ -262,6 +304,7 @@ const fn status_name(code: u16) -> &'static str {
         NO_BINDING => "NoBinding",
         NOT_ON_LINK => "NotOnLink",
         5 => "UseMulticast",
+        NO_PREFIX => "NoPrefixAvail",
         _ => "not known",
     }
 }

@@ -19,369 +19,26 @@
 #ifndef VIPROUTE_EXPRESS_H
 #define VIPROUTE_EXPRESS_H
 
-#define LEASES 65536
-#define KEYS 10
-// Units of the leases' clock: 2^24 ns, 1/60 s.
-#define CLOCK_SHIFT 24
-#define CLOCK_MASK 0x7fffffff
-// TCP: the replica's socket is looked up for every packet, so the lease only bounds for how long a change isn't seen that nothing
-// tells of. UDP: a bucket of the VIP's group must not seem idle to the kernel (idleTimer, a second) while its flow goes straight.
-#define TCP_LEASE 238	// 4 s
-#define UDP_LEASE 56	// 0.94 s
-// Every path takes a packet of this length (RFC 791).
-#define ANY_PATH 576
+#include "leases.h"
 
-// skb->tc_index: what a packet is, and 14 bits of its flow's hash.
-#define BY_STACK 0x4000	// the stack carries it; where it comes out, a lease may be granted
-#define CLONE 0x8000	// likewise, and its original has gone straight
-#define STRAIGHT 0xc000	// it has gone straight
-#define KIND 0xc000
-#define PROOF 0x3fff
-
-// Whether there is any express, and the secret of the leases' hash. viprouted alone writes the first entry. The second one's
-// generation is another random number whenever anybody has changed attached_v3: leases say what that said.
-struct express {
-	__u64 generation;	// 0: no express. Changed at every change of the node: what was granted before is void
-	__u64 key[KEYS];	// random; without it nobody can aim at another flow's place
-};
-
-enum { OF_NODE, OF_REPLICAS, GENERATIONS };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, GENERATIONS);
-	__type(key, __u32);
-	__type(value, struct express);
-} express_v1 SEC(".maps");
-
-// One direction of a flow. Each word bears bits of the flow's hash, so words of two flows, written at the same time by two CPUs, are
-// never taken for one lease.
-struct way {
-	__u64 from;	// tag << 32 | the device it comes in by
-	__u64 to;	// tag << 32 | the device it goes out by
-	__u64 when;	// short tag << 48 | longest packet the stack has carried << 32 | clock << 1 | a clone is out
-	__u64 fits;	// short tag << 48 | a length that the device takes << 32 | clock, when it was asked
-};
-
-// In the place that the flow's hash gives: a flow that takes another one's place sends that one to the stack, for one packet.
-struct lease {
-	struct way in;		// from an uplink to a host veth
-	__u64 netns;		// tag << 32 | the replica's namespace, as an id of the node's
-	__u64 mac;		// short tag << 48 | the container veth's address (mac_word)
-	__u64 handshake;	// tag << 32 | what acknowledges the replica's SYN
-	__u64 target;		// tag << 32 | what the pod has in the place of the flow's port
-	struct way out;		// from a host veth to an uplink
-	__u64 destination;	// short tag << 48 | address (mac_word), as the stack wrote it
-	__u64 source;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, LEASES);
-	__type(key, __u32);
-	__type(value, struct lease);
-} leases_v2 SEC(".maps");
-
-// What went straight, as the devices count.
-struct express_counts {
-	__u64 in_packets;
-	__u64 in_bytes;
-	__u64 out_packets;
-	__u64 out_bytes;
-};
-
-// By a host veth's ifindex, modulo so many: the first one that comes has the place.
-#define COUNTED 4096
-
-struct express_place {
-	struct express_counts counts;
-	__u64 ifindex;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTED);
-	__type(key, __u32);
-	__type(value, struct express_place);
-} express_places_v1 SEC(".maps");
-
-// Those that found their place taken.
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
-	__uint(max_entries, COUNTED);
-	__type(key, __u32);	// ifindex of the host veth
-	__type(value, struct express_counts);
-} express_counts_v1 SEC(".maps");
-
-// Since when no socket of a pod has a port: datagrams to it go by the stack, which lets the owner ask another replica, until the
-// stack has brought one there again. In the place that device and port give; the error that came last has it.
-#define CLOSED 4096
-
-struct closed {
-	__u64 what;	// ifindex of the host veth << 16 | port
-	__u64 when;	// the leases' clock
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, CLOSED);
-	__type(key, __u32);
-	__type(value, struct closed);
-} closed_v1 SEC(".maps");
-
-// A packet of a flow that may have a lease.
-struct crossing {
-	struct flow flow;
-	__u64 hash;
-	__u32 length;		// of its longest IP packet, once it is segmented
-	__be32 sequence;	// TCP's
-	__be32 acknowledged;
-	__u8 protocol;
-	__u8 syn;
-	__u8 last_hop;		// the stack must answer that it can't be forwarded
-};
-
-enum { REQUEST, ANSWER };
-
-// None: there is no express.
-static inline_always struct express *express(void)
-{
-	__u32 zero = 0;
-	struct express *x = bpf_map_lookup_elem(&express_v1, &zero);
-	return x && x->generation && x->key[0] ? x : 0;
-}
-
-// Multilinear hashing: of any two flows one in 2^32 keys makes either half equal, whoever chose the flows.
-static inline_always __u64 hash(const struct express *x, const struct crossing *c)
-{
-	const __u64 *k = x->key;
-	__u64 client = c->flow.client, vip = c->flow.vip;
-	__u64 ports = (__u32)c->flow.client_port << 16 | c->flow.vip_port;
-	__u32 key = OF_REPLICAS;
-	const struct express *replicas = bpf_map_lookup_elem(&express_v1, &key);
-	__u32 changes = x->generation + (replicas ? replicas->generation : 0);
-	__u64 rest = (__u32)(changes << 1) | (c->protocol == IPPROTO_TCP);
-	__u64 high = k[0] + k[1] * client + k[2] * vip + k[3] * ports + k[4] * rest;
-	__u64 low = k[5] + k[6] * client + k[7] * vip + k[8] * ports + k[9] * rest;
-	return (high & 0xffffffff00000000ULL) | low >> 32;
-}
-
-static inline_always __u64 tagged(__u64 hash, __u32 word)
-{
-	return (hash & 0xffffffff00000000ULL) | word;
-}
-
-static inline_always __u64 short_tag(__u64 hash)
-{
-	return hash << 32 & 0xffff000000000000ULL;
-}
-
-// An Ethernet address as 48 bits, and back. In a frame, and in struct attached, it begins at an even place.
-static inline_always __u64 mac_word(const void *mac)
-{
-	const __u16 *part = mac;
-	return (__u64)part[0] << 32 | (__u32)part[1] << 16 | part[2];
-}
-
-static inline_always void write_mac(void *mac, __u64 word)
-{
-	__u16 *part = mac;
-	part[0] = word >> 32;
-	part[1] = word >> 16;
-	part[2] = word;
-}
-
-static inline_always __u32 proof(__u64 hash)
-{
-	return hash >> 16 & PROOF;
-}
-
-static inline_always struct lease *lease_of(__u64 hash)
-{
-	__u32 place = hash & (LEASES - 1);
-	return bpf_map_lookup_elem(&leases_v2, &place);
-}
-
-static inline_always __u32 clock(void)
-{
-	return bpf_ktime_get_coarse_ns() >> CLOCK_SHIFT & CLOCK_MASK;
-}
-
-// Reads a packet that may have a lease; 0: it can't. Headers that aren't in the linear part are none of a common packet's.
-static inline_always int read_crossing(struct __sk_buff *skb, struct crossing *c, int direction)
-{
-	const __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	const struct ethhdr *eth = (const void *)data;
-	const struct iphdr *ip = (const void *)(eth + 1);
-	const struct udphdr *udp = (const void *)(ip + 1);
-	const struct tcphdr *tcp = (const void *)(ip + 1);
-	if ((const void *)(udp + 1) > (const void *)end || eth->h_proto != htons(ETH_P_IP) || skb->vlan_present)
-		return 0;
-	if (*(const __u8 *)ip != 0x45 || ip->frag_off & (__be16)~htons(0x4000))
-		return 0;
-	__u32 headers = sizeof(*ip) + sizeof(*udp);
-	c->protocol = ip->protocol;
-	c->syn = 0;
-	if (ip->protocol == IPPROTO_TCP) {
-		if ((const void *)(tcp + 1) > (const void *)end)
-			return 0;
-		c->syn = tcp->syn;
-		c->sequence = tcp->seq;
-		c->acknowledged = tcp->ack_seq;
-		headers = sizeof(*ip) + tcp->doff * 4;
-	} else if (ip->protocol != IPPROTO_UDP) {
-		return 0;
-	}
-	c->last_hop = ip->ttl <= 1;
-	c->length = skb->gso_size ? headers + skb->gso_size : ntohs(ip->tot_len);
-	if (direction == REQUEST) {
-		c->flow.client = ip->saddr;
-		c->flow.vip = ip->daddr;
-		c->flow.client_port = udp->source;
-		c->flow.vip_port = udp->dest;
-	} else {
-		c->flow.client = ip->daddr;
-		c->flow.vip = ip->saddr;
-		c->flow.client_port = udp->dest;
-		c->flow.vip_port = udp->source;
-	}
-	return 1;
-}
-
-// Whether the device takes a packet of that length: asked once a unit of the clock.
-static inline_always int fits(struct __sk_buff *skb, const struct crossing *c, struct way *way, __u32 ifindex, __u32 now)
-{
-	__u64 known = *(volatile __u64 *)&way->fits, tag = short_tag(c->hash);
-	if ((__u32)known == now && !((known ^ tag) >> 48) && c->length <= (known >> 32 & 0xffff))
-		return 1;
-	__u32 mtu = 0;
-	if (bpf_check_mtu(skb, ifindex, &mtu, 0, BPF_MTU_CHK_SEGS))
-		return 0;
-	*(volatile __u64 *)&way->fits = tag | (__u64)c->length << 32 | now;
-	return 1;
-}
-
-// The device a flow's packet goes straight to; 0: it goes by the stack. `*clone` is where to note that a clone is out, if one is
-// due.
-static inline_always __u32 leased(struct __sk_buff *skb, const struct crossing *c, struct way *way, __u64 **clone)
-{
-	__u64 to = *(volatile __u64 *)&way->to, when = *(volatile __u64 *)&way->when;
-	if (way->from != tagged(c->hash, skb->ifindex) || to >> 32 != c->hash >> 32)
-		return 0;
-	if ((when ^ short_tag(c->hash)) >> 48)
-		return 0;
-	__u32 now = clock(), age = (now - (__u32)(when >> 1)) & CLOCK_MASK;
-	__u32 term = c->protocol == IPPROTO_TCP ? TCP_LEASE : UDP_LEASE;
-	if (age > term)
-		return 0;
-	if (c->length > ANY_PATH && (c->length > (when >> 32 & 0xffff) || !fits(skb, c, way, (__u32)to, now)))
-		return 0;
-	if (age > term / 2 && !(when & 1))
-		*clone = &way->when;
-	return (__u32)to;
-}
-
-// The stack has carried a packet of the flow this way. A SYN begins anew, and so reads nothing of a place that no CPU has in its cache.
-static inline_always void grant(struct way *way, const struct crossing *c, __u32 from, __u32 to)
-{
-	__u64 tag = short_tag(c->hash), tagged_from = tagged(c->hash, from), tagged_to = tagged(c->hash, to);
-	__u64 longest = c->length > 0xffff ? 0xffff : c->length;
-	if (!c->syn && way->from == tagged_from && way->to == tagged_to) {
-		__u64 before = *(volatile __u64 *)&way->when;
-		if (!((before ^ tag) >> 48) && (before >> 32 & 0xffff) > longest)
-			longest = before >> 32 & 0xffff;
-	}
-	*(volatile __u64 *)&way->from = tagged_from;
-	*(volatile __u64 *)&way->to = tagged_to;
-	*(volatile __u64 *)&way->when = tag | longest << 32 | (__u64)clock() << 1;
-	*(volatile __u64 *)&way->fits = 0;
-}
-
-static inline_always struct closed *closed(__u32 ifindex, __be16 port)
-{
-	__u32 place = (ifindex * 31 + port) & (CLOSED - 1);
-	return bpf_map_lookup_elem(&closed_v1, &place);
-}
-
-// Whether the pod has refused a datagram to that port since the lease was given.
-static inline_always int refused_since(__u32 ifindex, __be16 port, __u64 when)
-{
-	const struct closed *last = closed(ifindex, port);
-	if (!last || *(volatile __u64 *)&last->what != ((__u64)ifindex << 16 | port))
-		return 0;
-	__u32 now = clock(), given = (__u32)(when >> 1) & CLOCK_MASK;
-	return ((now - (__u32)last->when) & CLOCK_MASK) <= ((now - given) & CLOCK_MASK);
-}
-
-// An ICMP error from a pod says that it has no socket for a datagram (RFC 792). One error speaks for all flows of the port: a
+// An ICMP error from a pod says that it has no socket for a datagram. One error speaks for all flows of the port: a
 // namespace sends few to one address. A pod can say so of its own ports alone, and then its flows go by the stack.
-static inline_always void note_refusal(struct __sk_buff *skb, const struct iphdr *ip)
+verified_alone int note_refusal(struct __sk_buff *skb, headers *of)
 {
-	struct {
-		__u8 type, code, rest[ICMP_HEADER - 2];
-		struct iphdr ip;
-		__be16 source, dest;
-	} error;
-	if (ip->ihl != sizeof(*ip) / 4 || peek(skb, ETH_HLEN + sizeof(*ip), &error, sizeof(error)))
-		return;
-	if (error.type != ICMP_DEST_UNREACH || error.code != ICMP_PORT_UNREACH || *(__u8 *)&error.ip != 0x45 ||
-	    error.ip.protocol != IPPROTO_UDP || error.ip.frag_off & htons(IP_OFFSET))
-		return;
-	struct closed *last = closed(skb->ifindex, error.dest);
+	__be16 port = of ? refused_port(skb, of) : 0;
+	struct closed *last = port ? closed(skb->ifindex, port) : 0;
 	if (!last)
-		return;
-	*(volatile __u64 *)&last->when = clock();
-	*(volatile __u64 *)&last->what = (__u64)skb->ifindex << 16 | error.dest;
-}
-
-// One packet of a lease asks the stack whether it would carry it still.
-static inline_always void send_clone(struct __sk_buff *skb, const struct crossing *c, __u64 *when)
-{
-	*(volatile __u64 *)when |= 1;
-	skb->tc_index = CLONE | proof(c->hash);
-	bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
-}
-
-static inline_always struct express_counts *express_counts(__u32 ifindex)
-{
-	__u32 key = ifindex & (COUNTED - 1);
-	struct express_place *place = bpf_map_lookup_elem(&express_places_v1, &key);
-	if (place && !place->ifindex)
-		place->ifindex = ifindex;
-	if (place && place->ifindex == ifindex)
-		return &place->counts;
-	struct express_counts *counts = bpf_map_lookup_elem(&express_counts_v1, &ifindex);
-	if (counts)
-		return counts;
-	struct express_counts none = {};
-	bpf_map_update_elem(&express_counts_v1, &ifindex, &none, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&express_counts_v1, &ifindex);
-}
-
-static inline_always int is_vip(__be32 address)
-{
-	return bpf_map_lookup_elem(&vips_v3, &address) != 0;
-}
-
-// A router's part: one hop less (RFC 1141). None: the headers are no longer where they were.
-static inline_always struct ethhdr *forwarded(struct __sk_buff *skb)
-{
-	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ethhdr *eth = (void *)data;
-	struct iphdr *ip = (void *)(eth + 1);
-	if ((void *)(ip + 1) > (void *)end)
 		return 0;
-	__u32 check = ip->check + (__u32)htons(0x0100);
-	ip->check = check + (check >= 0xffff);
-	ip->ttl--;
-	return eth;
+	*(volatile __u64 *)&last->when = clock();
+	*(volatile __u64 *)&last->what = (__u64)skb->ifindex << 16 | port;
+	return 0;
 }
 
 // Whether the replica has the connection. Where that is a handshake's, the packet must acknowledge the replica's SYN: any client
 // can begin a handshake with the ports of another replica's connection.
 static inline_always int has_connection(struct __sk_buff *skb, const struct crossing *c, const struct lease *lease, __be16 target)
 {
-	struct packet p = { .flow = c->flow };
+	struct packet p = CROSSING(c);
 	__u64 netns = lease->netns;
 	if (netns >> 32 != c->hash >> 32)
 		return 0;
@@ -396,10 +53,10 @@ static inline_always int is_noted(__u32 ifindex, const struct crossing *c, __be1
 	return (__be16)noted_port(&flow, ifindex, target, c->protocol) == c->flow.vip_port;
 }
 
-// Gives a request the number that its port has in the pod. (It has no IP options.)
+// Gives a request the number that its port has in the pod. (It has no options or extension headers.)
 static inline_always int enter_at(struct __sk_buff *skb, const struct crossing *c, __be16 target)
 {
-	__u32 inner = ETH_HLEN + sizeof(struct iphdr);
+	__u32 inner = ETH_HLEN + IP_HEADER;
 	struct place place = { .at = inner + 2, .check = inner + checksum_at(c->protocol), .protocol = c->protocol };
 	return renumber(skb, &place, c->flow.vip_port, target);
 }
@@ -447,35 +104,40 @@ SEC("classifier")
 int express_in(struct __sk_buff *skb)
 {
 	struct express *x = express();
+	const __u64 *k = x ? secret(x) : 0;
 	struct crossing c = {};
-	if (!x || !read_crossing(skb, &c, REQUEST))
+	if (!k || !read_crossing(skb, &c, REQUEST, 0))
 		return TC_ACT_UNSPEC;
-	c.hash = hash(x, &c);
+	c.hash = hash(x, k, &c);
 	if (skb->tc_index == (CLONE | proof(c.hash)))
 		return TC_ACT_UNSPEC;
 	int verdict = enter(skb, &c);
-	if (verdict == TC_ACT_UNSPEC && is_vip(c.flow.vip))
+	if (verdict == TC_ACT_UNSPEC && is_for_vip(&c))
 		skb->tc_index = BY_STACK | proof(c.hash);
 	return verdict;
 }
 
-// A packet has come to a host veth by way of the stack, and the owner has let it through to the pod: the replica may be reached
-// straight. A clone has served its purpose.
-static inline_always int arrived(struct __sk_buff *skb, struct packet *p, struct attached *replica, int verdict)
+// Whether another packet of the flow may reach the replica straight, as one that a packet signed so has come to.
+static inline_always int may_lease_in(const struct crossing *c, const struct packet *p)
+{
+	return c->protocol != IPPROTO_TCP || p->held || (c->syn && !p->tcp.ack);
+}
+
+// A signed packet has come to a host veth. (By itself: nothing that isn't signed is to have this on its stack.)
+verified_alone int lease_in(struct __sk_buff *skb, struct packet *p, struct attached *replica)
 {
 	__u32 sign = skb->tc_index;
-	if (verdict != TC_ACT_OK || !(sign & KIND))
-		return verdict;
+	int done = (sign & KIND) == CLONE ? TC_ACT_SHOT : TC_ACT_OK;
 	struct express *x = express();
-	if (!x)
-		return verdict;
-	int done = (sign & KIND) == CLONE ? TC_ACT_SHOT : verdict;
+	const __u64 *k = x ? secret(x) : 0;
 	struct crossing c = {};
-	if (!read_crossing(skb, &c, REQUEST) || (c.protocol == IPPROTO_TCP && !p->held && (!c.syn || p->tcp.ack)))
+	if (!k || !p || !replica)
+		return TC_ACT_OK;
+	if (!read_crossing(skb, &c, REQUEST, p->flow.vip) || !may_lease_in(&c, p))
 		return done;
-	c.hash = hash(x, &c);
+	c.hash = hash(x, k, &c);
 	struct lease *lease = lease_of(c.hash);
-	if (!lease || (sign & PROOF) != proof(c.hash) || is_vip(c.flow.client))
+	if (!lease || (sign & PROOF) != proof(c.hash) || is_vip(&c.flow.client))
 		return done;
 	*(volatile __u64 *)&lease->netns = tagged(c.hash, replica->netns);
 	*(volatile __u64 *)&lease->mac = short_tag(c.hash) | mac_word(replica->mac);
@@ -484,10 +146,11 @@ static inline_always int arrived(struct __sk_buff *skb, struct packet *p, struct
 	return done;
 }
 
-// skb->priority as ip_forward() sets it: rt_tos2priority().
-static inline_always __u32 priority_of(__u8 tos)
+// A packet has come to a host veth by way of the stack, and the owner has let it through to the pod: the replica may be reached
+// straight. A clone has served its purpose.
+static inline_always int arrived(struct __sk_buff *skb, struct packet *p, struct attached *replica, int verdict)
 {
-	return 0x4620 >> ((tos & 0x18) >> 1) & 0xf;
+	return verdict == TC_ACT_OK && skb->tc_index & KIND ? lease_in(skb, p, replica) : verdict;
 }
 
 // Sends an answer straight out of an uplink. TC_ACT_UNSPEC: it goes by the stack.
@@ -515,21 +178,22 @@ static inline_always int leave_straight(struct __sk_buff *skb, struct crossing *
 		return TC_ACT_SHOT;
 	write_mac(eth->h_dest, destination);
 	write_mac(eth->h_source, source);
-	skb->priority = priority_of(((struct iphdr *)(eth + 1))->tos);
+	set_priority(skb, eth);
 	return bpf_redirect(ifindex, 0);
 }
 
 // The guard has let a packet through that comes from a pod.
-static inline_always int leave(struct __sk_buff *skb, const struct iphdr *ip)
+static inline_always int leave(struct __sk_buff *skb, headers *of)
 {
 	struct express *x = express();
+	const __u64 *k = x ? secret(x) : 0;
 	struct crossing c = {};
 	skb->tc_classid = 0;
-	if (x && ip->protocol == IPPROTO_ICMP)
-		note_refusal(skb, ip);
-	if (!x || !read_crossing(skb, &c, ANSWER) || (!skb->gso_size && skb->len != ETH_HLEN + (__u32)ntohs(ip->tot_len)))
+	if (k && is_icmp(of))
+		note_refusal(skb, of);
+	if (!k || !read_crossing(skb, &c, ANSWER, vip_of(of, OUT_OF_POD)) || (!skb->gso_size && skb->len != end_of(of)))
 		return TC_ACT_OK;
-	c.hash = hash(x, &c);
+	c.hash = hash(x, k, &c);
 	if (skb->tc_index == (CLONE | proof(c.hash))) {
 		skb->tc_classid = CLONE | proof(c.hash);	// TC_ACT_OK makes it skb->tc_index again
 		return TC_ACT_OK;
@@ -549,21 +213,22 @@ SEC("classifier")
 int express_seen(struct __sk_buff *skb)
 {
 	__u32 sign = skb->tc_index;
-	if (!(sign & KIND))
+	if (!(sign & KIND) || skb->protocol != htons(FAMILY))	// the other family's program reads the sign of its packets
 		return TC_ACT_UNSPEC;
 	struct express *x = express();
-	if (!x)
+	const __u64 *k = x ? secret(x) : 0;
+	if (!k)
 		return TC_ACT_UNSPEC;
 	skb->tc_index = 0;
 	if ((sign & KIND) == STRAIGHT)
 		return TC_ACT_UNSPEC;
 	int done = (sign & KIND) == CLONE ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	struct crossing c = {};
-	if (!read_crossing(skb, &c, ANSWER))
+	if (!read_crossing(skb, &c, ANSWER, 0))
 		return done;
-	c.hash = hash(x, &c);
+	c.hash = hash(x, k, &c);
 	struct lease *lease = lease_of(c.hash);
-	if (!lease || (sign & PROOF) != proof(c.hash) || is_vip(c.flow.client))
+	if (!lease || (sign & PROOF) != proof(c.hash) || is_vip(&c.flow.client))
 		return done;
 	const struct ethhdr *eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)

@@ -9,11 +9,14 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuHashMap};
 
+use super::ipv6::EXPRESS6;
 use super::maps::{EXPRESS, EXPRESS_COUNTS, EXPRESS_PLACES, found, open};
 use super::{Error, Result};
 
 /// Words of the leases' secret.
 const KEYS: usize = 10;
+/// The same of IPv6's.
+const KEYS6: usize = 16;
 /// The entry that only viprouted writes.
 const OF_NODE: u32 = 0;
 /// The one that is another whenever `attached_v3` has changed.
@@ -25,6 +28,13 @@ const OF_REPLICAS: u32 = 1;
 pub(super) struct State {
     pub(super) generation: u64,
     pub(super) key: [u64; KEYS],
+}
+
+/// `struct secret6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Secret6 {
+    pub(super) key: [u64; KEYS6],
 }
 
 /// `struct express_counts`: what express carried to and from a host veth's pod, since the program was loaded. The veth's own counters
@@ -53,32 +63,38 @@ pub(super) struct ExpressPlace {
 /// The C structs have these sizes (a test asks the object's BTF for the fields).
 const _: () = {
     assert!(size_of::<State>() == 8 * (1 + KEYS));
+    assert!(size_of::<Secret6>() == 8 * KEYS6);
     assert!(size_of::<ExpressCounts>() == 4 * 8);
     assert!(size_of::<ExpressPlace>() == 5 * 8);
 };
 
 // SAFETY: u64s.
 unsafe impl Pod for State {}
+// SAFETY: u64s.
+unsafe impl Pod for Secret6 {}
 // SAFETY: four u64.
 unsafe impl Pod for ExpressCounts {}
 // SAFETY: five u64.
 unsafe impl Pod for ExpressPlace {}
 
 /// The programs' switch. Only one process may write it: viprouted.
-pub struct Express(Array<MapData, State>);
+pub struct Express {
+    state: Array<MapData, State>,
+    /// None: the programs know no packets of IPv6.
+    of_ipv6: Option<Array<MapData, Secret6>>,
+}
 
 impl fmt::Debug for Express {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Express").finish_non_exhaustive()
+        f.debug_struct("Express").finish_non_exhaustive()
     }
 }
 
 impl Express {
     /// Opens it. `None`: no programs are loaded, or such as have no express.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let Some(map) = open(dir, EXPRESS)? else { return Ok(None) };
-        let array = Array::try_from(Map::Array(map)).map_err(|e| Error::map("open", dir.join(EXPRESS).display(), e))?;
-        Ok(Some(Self(array)))
+        let Some(state) = array(dir, EXPRESS)? else { return Ok(None) };
+        Ok(Some(Self { state, of_ipv6: array(dir, EXPRESS6)? }))
     }
 
     /// What leases are granted under; 0: there are none, all packets go by the node's stack.
@@ -87,32 +103,49 @@ impl Express {
     }
 
     /// Another generation, which makes all leases void, or 0. The programs take up the change at once. They have express
-    /// only with a secret of the leases', which is made here.
+    /// only with a secret of the leases', one for each family, which are made here.
     pub fn set_generation(&mut self, generation: u64) -> Result<()> {
         let mut state = self.state()?;
-        if state.key.contains(&0) {
-            state = State { generation: 0, key: random()? };
-            self.write(state)?; // under generation 0, so that no packet meets half a secret
+        let (lacks_ipv4s, lacks_ipv6s) = (state.key.contains(&0), self.lacks_secret_of_ipv6()?);
+        if lacks_ipv4s {
+            state.key = random()?;
+        }
+        if lacks_ipv4s || lacks_ipv6s {
+            self.write(State { generation: 0, ..state })?; // so that no packet meets half a secret
+        }
+        if lacks_ipv6s && let Some(of_ipv6) = &mut self.of_ipv6 {
+            let secret = Secret6 { key: random()? };
+            of_ipv6.set(0, secret, 0).map_err(|e| Error::map("write", EXPRESS6, e))?;
         }
         self.write(State { generation, ..state })
     }
 
+    fn lacks_secret_of_ipv6(&self) -> Result<bool> {
+        let Some(of_ipv6) = &self.of_ipv6 else { return Ok(false) };
+        Ok(of_ipv6.get(&0, 0).map_err(|e| Error::map("read", EXPRESS6, e))?.key.contains(&0))
+    }
+
     fn state(&self) -> Result<State> {
-        self.0.get(&OF_NODE, 0).map_err(|e| Error::map("read", EXPRESS, e))
+        self.state.get(&OF_NODE, 0).map_err(|e| Error::map("read", EXPRESS, e))
     }
 
     fn write(&mut self, state: State) -> Result<()> {
-        self.0.set(OF_NODE, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
+        self.state.set(OF_NODE, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
     }
+}
+
+fn array<V: Pod>(dir: &Path, name: &str) -> Result<Option<Array<MapData, V>>> {
+    let Some(map) = open(dir, name)? else { return Ok(None) };
+    Array::try_from(Map::Array(map)).map(Some).map_err(|e| Error::map("open", dir.join(name).display(), e))
 }
 
 /// What the replicas' entries say has changed: the leases that say the same are void.
 pub(super) fn replicas_changed(dir: &Path) -> Result<()> {
     let Some(mut express) = Express::open(dir)? else { return Ok(()) };
     // Whoever else changes an entry at the same time writes another number; either will do.
-    let [generation, ..] = random()?;
+    let [generation] = random()?;
     let state = State { generation, ..State::default() };
-    express.0.set(OF_REPLICAS, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
+    express.state.set(OF_REPLICAS, state, 0).map_err(|e| Error::map("write", EXPRESS, e))
 }
 
 /// What express carried to and from the pods of these host veths. Each is read by itself: few of the places are in use.
@@ -160,12 +193,12 @@ impl Counters {
 }
 
 /// Words that nobody can guess; the programs take a first word of 0 for none.
-fn random() -> Result<[u64; KEYS]> {
+fn random<const WORDS: usize>() -> Result<[u64; WORDS]> {
     const URANDOM: &str = "/dev/urandom";
     let mut source = File::open(URANDOM).map_err(Error::io("open", Path::new(URANDOM)))?;
-    let mut key = [0; KEYS];
+    let mut key = [0; WORDS];
     while key.contains(&0) {
-        let mut bytes = [[0; 8]; KEYS];
+        let mut bytes = [[0; 8]; WORDS];
         source.read_exact(bytes.as_flattened_mut()).map_err(Error::io("read", Path::new(URANDOM)))?;
         key = bytes.map(u64::from_ne_bytes);
     }

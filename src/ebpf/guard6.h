@@ -26,8 +26,8 @@ static inline_always int is_answer(struct __sk_buff *skb, const struct attached 
 		key.flow.client_port = udp.dest;
 		key.flow.vip_port = udp.source;
 		break;
-	default:
-		if (pod->flags & GUARDED)
+	default:	// among them what is behind headers that can't be read: it may be a SYN
+		if (pod->flags & GUARDED || p->protocol == IPPROTO_RAW)
 			return 0;
 	}
 	return bpf_map_lookup_elem(&heard_v1, &key) != 0;
@@ -45,7 +45,7 @@ static inline_always int is_late_reset(struct __sk_buff *skb, struct attached *p
 	p->flow.vip_port = tcp.source;
 	p->settled = 1;
 	struct vip *v = bpf_map_lookup_elem(&vips_v3, &p->flow.vip);
-	if (!v || v->count < 2 || is_refused(pod, IPPROTO_TCP, tcp.source) || 
+	if (!v || v->count < 2 || is_refused(pod, IPPROTO_TCP, tcp.source) ||
 	    ask_opening(skb, p, pod->netns, port_at(p, pod->flags, p->self, IPPROTO_TCP)))
 		return 0;
 	struct grant grant = {};
@@ -65,6 +65,12 @@ static inline_always int is_of_link(const struct ipv6 *source)
 	return is_none(source) || (source->w[0] & htonl(0xffc00000)) == htonl(0xfe800000);
 }
 
+// (By itself: it is the last thing that the guard does, and needs as much of the stack as all before.)
+verified_alone int leave_pod(struct __sk_buff *skb, struct packet *p)
+{
+	return p ? leave(skb, p) : TC_ACT_SHOT;
+}
+
 SEC("classifier")
 int guard6(struct __sk_buff *skb)
 {
@@ -75,8 +81,7 @@ int guard6(struct __sk_buff *skb)
 			dropped(skb->ifindex, 1);
 		return TC_ACT_SHOT;
 	}
-	int has_left = skb->tc_index == MADE_HERE;	// for the second time: it has the VIP's numbers already
-	if (pod->flags & TRANSLATES && !has_left && translate(skb, &p, OUT_OF_POD, pod->flags) != TC_ACT_OK)
+	if (pod->flags & TRANSLATES && !has_left(skb) && translate(skb, &p, OUT_OF_POD, pod->flags) != TC_ACT_OK)
 		return TC_ACT_SHOT;
 	if (is_late_reset(skb, pod, &p)) {
 		count(p.flow.vip, RESET_WITHHELD);
@@ -85,7 +90,7 @@ int guard6(struct __sk_buff *skb)
 	p.flow.client_port = 0;
 	p.flow.vip_port = 0;
 	if (pod->flags & ANY_EGRESS || is_answer(skb, pod, &p))
-		return is_stand_in(&p.flow.client) ? go_home(skb, &p) : TC_ACT_OK;
+		return is_stand_in(&p.flow.client) ? go_home(skb, &p) : leave_pod(skb, &p);
 	count(p.flow.vip, EGRESS_DENIED);
 	return TC_ACT_SHOT;
 }

@@ -71,11 +71,11 @@ static long (*const bpf_skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tu
 	(void *)BPF_FUNC_skb_get_tunnel_key;
 static long (*const bpf_skb_set_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size, __u64 flags) =
 	(void *)BPF_FUNC_skb_set_tunnel_key;
-static struct bpf_sock *(*const bpf_skc_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+static struct bpf_sock *(*const bpf_skc_lookup_tcp)(void *ctx, const void *tuple, __u32 size, __u64 netns,
 						   __u64 flags) = (void *)BPF_FUNC_skc_lookup_tcp;
-static struct bpf_sock *(*const bpf_sk_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+static struct bpf_sock *(*const bpf_sk_lookup_tcp)(void *ctx, const void *tuple, __u32 size, __u64 netns,
 						  __u64 flags) = (void *)BPF_FUNC_sk_lookup_tcp;
-static struct bpf_sock *(*const bpf_sk_lookup_udp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns,
+static struct bpf_sock *(*const bpf_sk_lookup_udp)(void *ctx, const void *tuple, __u32 size, __u64 netns,
 						  __u64 flags) = (void *)BPF_FUNC_sk_lookup_udp;
 static long (*const bpf_sk_release)(void *sock) = (void *)BPF_FUNC_sk_release;
 static long (*const bpf_tcp_check_syncookie)(void *sk, void *iph, __u32 iph_len, struct tcphdr *th, __u32 th_len) =

@@ -30,13 +30,20 @@ struct flow {
 	__be16 vip_port;
 };
 
-// What a namespace's sockets are asked by: a flow, with what the pod has in the place of its port.
-#define TUPLE(p, port) { .ipv4 = { (p)->flow.client, (p)->flow.vip, (p)->flow.client_port, (__be16)(port) } }
+// What a namespace's sockets are asked by (`ipv4` of struct bpf_sock_tuple, alone: the stack is small).
+struct tuple {
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+};
+
+_Static_assert(sizeof(struct tuple) == sizeof(((struct bpf_sock_tuple *)0)->ipv4), "");
+
+// By a flow, with what the pod has in the place of its port.
+#define TUPLE(p, port) { (p)->flow.client, (p)->flow.vip, (p)->flow.client_port, (__be16)(port) }
 // And by the flow of the answers, as one that has begun it here: the pod's own.
-#define REVERSE_TUPLE(p) { .ipv4 = { (p)->flow.vip, (p)->flow.client, (p)->flow.vip_port, (p)->flow.client_port } }
+#define REVERSE_TUPLE(p) { (p)->flow.vip, (p)->flow.client, (p)->flow.vip_port, (p)->flow.client_port }
 // And by a call (shared.h).
-#define CALL_TUPLE(of, call) { .ipv4 = { (call)->client, (call)->vip, (call)->client_port, (call)->target } }
-#define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv4)
+#define CALL_TUPLE(of, call) { (call)->client, (call)->vip, (call)->client_port, (call)->target }
 
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
@@ -132,10 +139,10 @@ static inline_always int load(struct __sk_buff *skb, const struct packet *p, __u
 }
 
 // No client in particular: what listens is found.
-static inline_always void any_client(struct __sk_buff *skb, struct bpf_sock_tuple *tuple)
+static inline_always void any_client(struct __sk_buff *skb, struct tuple *tuple)
 {
-	tuple->ipv4.saddr = unknown(skb, 0);
-	tuple->ipv4.sport = unknown(skb, 0);
+	tuple->saddr = unknown(skb, 0);
+	tuple->sport = unknown(skb, 0);
 	(void)skb;
 }
 
@@ -159,6 +166,18 @@ static inline_always __u32 client_of(const struct flow *flow)
 static inline_always int is_from_host(const struct packet *p)
 {
 	return p->flow.client == HOST_ADDRESS;
+}
+
+static inline_always __u32 after_header(const struct iphdr *ip)
+{
+	return ETH_HLEN + ip->ihl * 4;
+}
+
+// Writes another address in the place of one that the IP header at that offset has.
+static inline_always int readdress(struct __sk_buff *skb, __u32 header, __u32 field, __be32 from, __be32 to)
+{
+	__u32 check = header + __builtin_offsetof(struct iphdr, check);
+	return bpf_l3_csum_replace(skb, check, from, to, sizeof(to)) || bpf_skb_store_bytes(skb, header + field, &to, sizeof(to), 0);
 }
 
 // The sum over TCP's pseudo-header.

@@ -41,7 +41,7 @@ struct {
 #define STAND_IN_BLOCK htonl(0x01000000)
 #define STAND_IN_LINK htonl(0xa9fe7602)
 
-// The reverse, which no program reads: whose a number is.
+// The reverse: whose a number is.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -79,25 +79,20 @@ struct flow {
 
 #define WORDS(address) { (address).w[0], (address).w[1], (address).w[2], (address).w[3] }
 
-// What a namespace's sockets are asked by.
-#define TUPLE(p, port)                                                                                           \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((p)->flow.client), .daddr = WORDS((p)->address), .sport = (p)->flow.client_port, \
-		.dport = (__be16)(port),                                                                         \
-	} }
+// What a namespace's sockets are asked by (`ipv6` of struct bpf_sock_tuple).
+struct tuple {
+	__be32 saddr[4], daddr[4];
+	__be16 sport, dport;
+};
+
+_Static_assert(sizeof(struct tuple) == sizeof(((struct bpf_sock_tuple *)0)->ipv6), "");
+
+// By a flow, with what the pod has in the place of its port.
+#define TUPLE(p, port) { WORDS((p)->flow.client), WORDS((p)->address), (p)->flow.client_port, (__be16)(port) }
 // And by the flow of the answers, as one that has begun it here: the pod's own.
-#define REVERSE_TUPLE(p)                                                                                         \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((p)->address), .daddr = WORDS((p)->flow.client), .sport = (p)->flow.vip_port,    \
-		.dport = (p)->flow.client_port,                                                                  \
-	} }
+#define REVERSE_TUPLE(p) { WORDS((p)->address), WORDS((p)->flow.client), (p)->flow.vip_port, (p)->flow.client_port }
 // And by a call (shared.h).
-#define CALL_TUPLE(of, call)                                                                                     \
-	{ .ipv6 = {                                                                                              \
-		.saddr = WORDS((call)->client), .daddr = WORDS((of)->address), .sport = (call)->client_port,      \
-		.dport = (call)->target,                                                                         \
-	} }
-#define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv6)
+#define CALL_TUPLE(of, call) { WORDS((call)->client), WORDS((of)->address), (call)->client_port, (call)->target }
 
 // A datagram in fragments whose first one was handed to another replica, or to another node: the others, which name no port, follow
 // it.
@@ -184,11 +179,11 @@ static inline_always __be32 vip_of(const headers *of, __u32 way)
 }
 
 // No client in particular: what listens is found.
-static inline_always void any_client(struct __sk_buff *skb, struct bpf_sock_tuple *tuple)
+static inline_always void any_client(struct __sk_buff *skb, struct tuple *tuple)
 {
 	for (__u32 i = 0; i < 4; i++)
-		tuple->ipv6.saddr[i] = unknown(skb, 0);
-	tuple->ipv6.sport = unknown(skb, 0);
+		tuple->saddr[i] = unknown(skb, 0);
+	tuple->sport = unknown(skb, 0);
 	(void)skb;
 }
 
@@ -375,120 +370,7 @@ static inline_always int is_from_itself(const struct packet *p)
 	return (vip && attached(p->self, vip)) || is_none(&from) || is_stand_in(&from);
 }
 
-// The sum over TCP's pseudo-header (RFC 8200, 8.1), `len` below 64 KB.
-static inline_always __u16 pseudo(const struct ipv6 *from, const struct ipv6 *to, __u16 len)
-{
-	struct {
-		struct ipv6 from, to;
-		__be16 high, len, zero, protocol;
-	} header = { .from = *from, .to = *to, .len = htons(len), .protocol = htons(IPPROTO_TCP) };
-	return sum(&header, sizeof(header) / 2, 0);
-}
-
-// A SYN to a port that isn't served: turned into the reset that answers it, as ipv4.h has it. One with extension headers, or too long
-// to have its length in its header, isn't answered.
-verified_alone int reset(struct __sk_buff *skb, struct packet *p)
-{
-	if (!p || p->tcp.rst || p->inner != ETH_HLEN + sizeof(struct ipv6hdr) || !p->end)
-		return TC_ACT_SHOT;
-	int len = (int)p->end - (int)p->inner;
-	int data = len - p->tcp.doff * 4;
-	if (data < 0)
-		return TC_ACT_SHOT;
-	struct {
-		struct ethhdr eth;
-		struct ipv6hdr ip;
-		struct tcphdr tcp;
-	} __attribute__((packed)) answer = {};
-	struct ethhdr eth;
-	if (peek(skb, 0, &eth, sizeof(eth)))
-		return TC_ACT_SHOT;
-	__builtin_memcpy(answer.eth.h_dest, eth.h_source, ETH_ALEN);
-	__builtin_memcpy(answer.eth.h_source, eth.h_dest, ETH_ALEN);
-	answer.eth.h_proto = htons(ETH_P_IPV6);
-	answer.ip.version = 6;
-	answer.ip.payload_len = htons(sizeof(struct tcphdr));
-	answer.ip.nexthdr = IPPROTO_TCP;
-	answer.ip.hop_limit = 64;
-	__builtin_memcpy(&answer.ip.saddr, &p->address, sizeof(p->address));
-	__builtin_memcpy(&answer.ip.daddr, &p->flow.client, sizeof(p->flow.client));
-
-	struct tcphdr tcp = {
-		.source = p->tcp.dest, .dest = p->tcp.source, .ack_seq = htonl(ntohl(p->tcp.seq) + 1 + p->tcp.fin + data),
-		.doff = sizeof(struct tcphdr) / 4, .rst = 1, .ack = 1,
-	};
-	__u16 header = pseudo(&p->address, &p->flow.client, sizeof(tcp));
-	int partial = p->tcp.check == pseudo(&p->flow.client, &p->address, len);
-	tcp.check = partial ? header : (__u16)~sum(&tcp, sizeof(tcp) / 2, header);
-	answer.tcp = tcp;
-	if (bpf_skb_change_tail(skb, sizeof(answer), 0) || bpf_skb_store_bytes(skb, 0, &answer, sizeof(answer), 0))
-		return TC_ACT_SHOT;
-	skb->tc_index = MADE_HERE;
-	return bpf_redirect(p->self, BPF_F_INGRESS);
-}
-
-// A packet that an ICMPv6 error quotes.
-struct quoted {
-	__u32 start;
-	__u32 at;		// offset of what follows its headers
-	__u32 protocol;
-};
-
-// The packet that an ICMPv6 error quotes, which went the other way (RFC 4443, 2.1): sent from the VIP, or to it. Not 0: it is none, or
-// can't be read.
-verified_alone int read_quoted(struct __sk_buff *skb, struct packet *p, __u32 is_from_vip, struct quoted *quoted)
-{
-	struct {
-		__u8 version, label[3];
-		__be16 length;
-		__u8 next, hops;
-	} sent;
-	struct ipv6 ours;
-	__u8 type;
-	if (!p || !quoted)
-		return -1;
-	if (load(skb, p, p->inner, &type, sizeof(type)) || !type || type > ICMPV6_PARAMPROB)
-		return -1;
-	__u32 outer = p->inner, start = outer + ICMP_HEADER;
-	__u32 ours_at = start + (is_from_vip ? __builtin_offsetof(struct ipv6hdr, saddr) : __builtin_offsetof(struct ipv6hdr, daddr));
-	__u16 offset = p->offset;
-	__u8 in_fragments = p->in_fragments;
-	__be32 id = p->datagram.id;
-	if (load(skb, p, start, &sent, sizeof(sent)) || sent.version >> 4 != 6)
-		return -1;
-	if (load(skb, p, ours_at, &ours, sizeof(ours)) || !is_same(&ours, &p->address))
-		return -1;
-	p->offset = 0;
-	read_headers(skb, p, start, sent.next);
-	int is_later = is_later_fragment(p);
-	quoted->start = start;
-	quoted->at = p->inner;
-	quoted->protocol = p->protocol;
-	p->inner = outer;
-	p->protocol = IPPROTO_ICMPV6;
-	p->offset = offset;
-	p->in_fragments = in_fragments;
-	p->datagram.id = id;
-	return is_later;
-}
-
-// An ICMPv6 error follows the packet it speaks of, which a replica has sent. Returns that one's protocol; below 0: it is none, or can't be
-// read.
-static inline_always int read_error(struct __sk_buff *skb, struct packet *p)
-{
-	struct quoted quoted = {};
-	__be16 ports[2];	// of the sender, of the receiver
-	if (read_quoted(skb, p, 1, &quoted) || load(skb, p, quoted.at, ports, sizeof(ports)))
-		return -1;
-	if (load(skb, p, quoted.start + __builtin_offsetof(struct ipv6hdr, daddr), &p->flow.client, sizeof(p->flow.client)))
-		return -1;
-	p->flow.client_port = ports[1];
-	p->flow.vip_port = ports[0];
-	p->for_opening = 1;
-	return quoted.protocol;
-}
-
-// Nothing goes past the stack (express.h).
-#define arrived(skb, p, replica, verdict) (verdict)
+#include "reset6.h"
+#include "errors6.h"
 
 #endif

@@ -20,6 +20,10 @@ pub(super) const HEARD6: &str = "heard6_v1";
 pub(super) const FRAGMENTS6: &str = "fragments6_v1";
 pub(super) const SOURCES6: &str = "sources6_v1";
 pub(super) const CLIENTS6: &str = "clients6_v1";
+pub(super) const EXPRESS6: &str = "express6_v1";
+pub(super) const ANSWERERS6: &str = "answerers6_v1";
+pub(super) const ASKED6: &str = "asked6_v1";
+pub(super) const ANSWER_FRAGMENTS6: &str = "answer_fragments6_v1";
 
 /// So many of a pod's own addresses are known.
 pub const OWN: usize = 4;

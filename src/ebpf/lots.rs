@@ -1,6 +1,6 @@
 //! Who would get what begins a flow, where replicas serve different ports: the same lots as the programs draw (`serving.h`).
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::model::node::NodeId;
 
@@ -10,7 +10,7 @@ use super::servers::{ByPort, Server};
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     /// Who asks.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// The VIP's port.
     pub port: u16,
     /// Of the IP header.
@@ -20,7 +20,7 @@ pub struct Asked {
 impl Asked {
     /// The flow's hash with one of those that may have it. The addresses and ports as they are in the packet.
     fn lot(&self, with: u32) -> u32 {
-        let client = u32::from_ne_bytes(self.client.ip().octets());
+        let client = client_of(self.client.ip());
         let ports = u32::from(self.client.port().to_be()) << 16 | u32::from(self.port.to_be());
         let hash = client.wrapping_mul(0x9e37_79b1) ^ ports ^ with.wrapping_mul(0xcc9e_2d51);
         let hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
@@ -28,7 +28,7 @@ impl Asked {
         hash ^ hash >> 16
     }
 
-    /// At which of so many replicas a search for it begins (`begin_at` in owner.bpf.c).
+    /// At which of so many replicas a search for it begins (`begin_at` in openings.h).
     pub fn begins_at(&self, replicas: usize) -> usize {
         let place = (u64::from(self.lot(0)) * u64::try_from(replicas).unwrap_or(u64::MAX)) >> 32;
         usize::try_from(place).unwrap_or_default()
@@ -37,6 +37,23 @@ impl Asked {
     fn cost(&self, server: &Server) -> u64 {
         let scaled = rarity(self.lot(server.ifindex ^ u32::from_ne_bytes(server.node))) << 16;
         scaled / u64::from(server.weight.max(1))
+    }
+}
+
+/// What stands for the client in a flow's hash (`client_of` in ipv4.h and ipv6.h).
+fn client_of(client: IpAddr) -> u32 {
+    match client {
+        IpAddr::V4(client) => u32::from_ne_bytes(client.octets()),
+        IpAddr::V6(client) => {
+            let octets = client.octets();
+            let mut words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+            let mut next = || words.next().unwrap_or_default();
+            let mut hash = next();
+            for factor in [0x9e37_79b1_u32, 0x85eb_ca6b, 0xc2b2_ae35] {
+                hash = hash.wrapping_mul(factor) ^ next();
+            }
+            hash
+        }
     }
 }
 
@@ -68,7 +85,7 @@ pub fn appointed(by_port: &ByPort, asked: &Asked, via: Option<NodeId>) -> Option
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     const MANY: u32 = 100_000;
     /// 80/tcp
@@ -81,7 +98,7 @@ mod tests {
     fn asked(number: u32) -> Asked {
         let port = u16::try_from(1024 + number % 60_000).unwrap();
         let last = u8::try_from(number / 60_000).unwrap();
-        Asked { client: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), port), port: 80, protocol: 6 }
+        Asked { client: (Ipv4Addr::new(192, 0, 2, last), port).into(), port: 80, protocol: 6 }
     }
 
     fn winners(servers: &[Server]) -> Vec<u32> {
@@ -109,6 +126,18 @@ mod tests {
                 assert!(off < i64::from(MANY) / 150, "{ifindex} of {weights:?}: {counts:?}");
             }
         }
+    }
+
+    /// Each word of an address counts, as in the programs; the highest bits of two may stand for each other.
+    #[test]
+    fn clients_of_ipv6_differ_by_all_of_their_address() {
+        let base: Ipv6Addr = "2001:db8::32".parse().unwrap();
+        let lots: std::collections::BTreeSet<u32> = (0..128)
+            .map(|bit| Ipv6Addr::from_bits(base.to_bits() ^ 1 << bit))
+            .chain([base])
+            .map(|client| Asked { client: (client, 20_000).into(), port: 80, protocol: 6 }.lot(7))
+            .collect();
+        assert!(lots.len() > 120, "{}", lots.len());
     }
 
     #[test]

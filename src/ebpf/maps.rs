@@ -1,4 +1,4 @@
-//! The maps of `owner.bpf.c`: the same structs, and how they are read and written.
+//! The maps of the flow owner's programs: the same structs, and how they are read and written.
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
@@ -44,6 +44,8 @@ pub(super) const COPYING: &str = "copying_v1";
 pub(super) const SERVERS: &str = "servers_v1";
 pub(super) const NODES: &str = "nodes_v1";
 pub(super) const NODE_AT: &str = "node_at_v1";
+pub(super) const NODES6: &str = "nodes6_v1";
+pub(super) const NODE_AT6: &str = "node_at6_v1";
 pub(super) const THIS_NODE: &str = "this_node_v1";
 pub(super) const TUNNEL_COUNTS: &str = "tunnel_counts_v1";
 pub(super) const EXPRESS: &str = "express_v1";
@@ -442,12 +444,9 @@ impl Maps {
         replicas_changed(&self.dir)
     }
 
-    /// The programs in pods know no packets of IPv6.
     fn write_what_follows(&self, place: Place, before: Option<&Attached>, after: Option<&Attached>) -> Result<()> {
         translations::write(&self.dir, place, before, after)?;
-        if !ipv6::is_number(place.1) {
-            answers::write(&self.dir, place, before, after)?;
-        }
+        answers::write(&self.dir, place, before, after)?;
         shared::write(&self.dir, place, before, after)
     }
 
@@ -455,7 +454,7 @@ impl Maps {
     pub fn is_complete(&self, ifindex: u32, vip: Ipv4Addr, value: &Attached) -> Result<bool> {
         let place = (ifindex, vip);
         Ok(translations::are_there(&self.dir, place, value)?
-            && (ipv6::is_number(vip) || answers::is_there(&self.dir, place, value)?)
+            && answers::is_there(&self.dir, place, value)?
             && shared::are_there(&self.dir, place, value)?)
     }
 
@@ -689,7 +688,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::answers::{Answerer, AnswererKey};
-    use super::super::express::{ExpressCounts, ExpressPlace, State};
+    use super::super::express::{ExpressCounts, ExpressPlace, Secret6, State};
     use super::super::flows::{FlowKey, Hint};
     use super::super::policies::Policy;
     use super::super::servers::{PortKey, Servers};
@@ -748,6 +747,20 @@ mod tests {
             Variant::WithoutBtf,
             layout!(Vip<FEW_MEMBERS>, syn_search_until, count, ready, next, flags, member),
         );
+    }
+
+    #[test]
+    fn structs_of_ipv6_are_as_its_programs_have_them() {
+        let object = aya_obj::Object::parse(Variant::Full.objects()[1]).unwrap();
+        let structs = structs(&object.btf.unwrap().to_bytes());
+        let ours: [(&str, Layout); 3] = [
+            ("secret6", layout!(Secret6, key)),
+            ("answerer_key", layout!(AnswererKey, vip, mac, pad)),
+            ("answerer", layout!(Answerer, own, ifindex)),
+        ];
+        for (name, ours) in ours {
+            assert_eq!(structs.get(name), Some(&ours), "struct {name}");
+        }
     }
 
     fn are_as_the_programs_have_them(variant: Variant, vip: Layout) {

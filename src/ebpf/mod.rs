@@ -1,7 +1,6 @@
 //! The flow owner: two programs on every host veth, two on every uplink, two on the tunnel to other nodes and three in pods that serve
-//! UDP (`owner.bpf.c`, `ipv4.h`, `ports.h`, `shared.h`, `policy.h`, `serving.h`, `express.h`, `nodes.h`, `datagrams.h`, `answers.h`, `own.h`), the first two
-//! once more for packets of IPv6 (`owner6.bpf.c`, `guard6.h`; what is a family's own: `ipv4.h`, `ports4.h`, `own4.h` and `ipv6.h`, `ports6.h`, `own6.h`), loaded
-//! once per boot and pinned with their maps. And a program of the agent's own (`listening`).
+//! UDP (`owner.bpf.c`, and the headers that it includes), all of them once more for packets of IPv6 (`owner6.bpf.c`; what is a family's own is
+//! in headers with 4 and 6 in their names), loaded once per boot and pinned with their maps. And a program of the agent's own (`listening`).
 //!
 //! A build knows its own programs by their version (a hash, in the pins' names) and its maps by their names, which say
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
@@ -32,7 +31,7 @@ use aya::programs::{ProgramError, ProgramType};
 use nix::errno::Errno;
 
 pub use express::{Express, ExpressCounts, express_counts};
-pub use flows::{FlowPlace, client, hint, sticky};
+pub use flows::{FlowId, FlowPlace, client, hint, sticky};
 pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
@@ -45,7 +44,7 @@ pub use pins::{PinDir, check_dir, has_maps, other_versions};
 pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
-pub use spec::{Hook, of_hook};
+pub use spec::{Hook, of_name};
 
 /// Which build's programs these are.
 const VERSION: &str = env!("VIPROUTE_OWNER_VERSION");

@@ -21,16 +21,16 @@ verified_alone int is_sent_there(struct __sk_buff *skb, struct packet *p, __u32 
 {
 	if (!p)
 		return 0;
-	struct bpf_sock_tuple tuple = REVERSE_TUPLE(p);
+	struct tuple tuple = REVERSE_TUPLE(p);
 	struct bpf_sock *sk;
 	int is;
 	if (PROTOCOL(p) == IPPROTO_TCP) {
-		sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
+		sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple), netns, 0);
 		if (!sk)
 			return 0;
 		is = sk->state == BPF_TCP_SYN_SENT;
 	} else {
-		sk = bpf_sk_lookup_udp(skb, &tuple, TUPLE_SIZE, netns, 0);
+		sk = bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple), netns, 0);
 		if (!sk)
 			return 0;
 		is = is_connected(sk) || p->flow.client_port != (__be16)port;

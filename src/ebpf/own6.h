@@ -42,6 +42,7 @@ verified_alone int go_home(struct __sk_buff *skb, struct packet *p)
 	struct attached_key key = { .ifindex = p->self, .vip = p->flow.vip };
 	struct ipv6 other = p->flow.client;
 	struct ipv6hdr sent;
+	skb->tc_classid = 0;	// no lease: what comes home leaves by no uplink
 	__u32 nth = ntohl(other.w[3]) - 1, start = p->inner + ICMP_HEADER;
 	const struct own6 *all = bpf_map_lookup_elem(&own6_v1, &key);
 	if (!all || nth >= OWN || !(has_ports(p->protocol) || p->protocol == IPPROTO_ICMPV6))

@@ -246,10 +246,8 @@ verified_alone int begin_there(struct __sk_buff *skb, struct packet *p, __u32 no
 
 // A SYN that has come to where its port isn't served: to one that serves it. TC_ACT_UNSPEC: it stays where the group says, or nobody
 // serves it. `via` as above.
-verified_alone int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via)
+static inline_always int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via)
 {
-	if (!p)
-		return TC_ACT_UNSPEC;
 	int came = came_by_tunnel(skb);
 	__u64 place = appointed(p, IPPROTO_TCP, via, p->kept_here || came);
 	if (!place && p->kept_here)	// rather another node's than none

@@ -80,8 +80,8 @@ verified_alone int is_live(struct __sk_buff *skb, headers *of, struct call *call
 {
 	if (!of || !call)
 		return 0;
-	struct bpf_sock_tuple tuple = CALL_TUPLE(of, call);
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, TUPLE_SIZE, netns, 0);
+	struct tuple tuple = CALL_TUPLE(of, call);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple), netns, 0);
 	if (!sk)
 		return 0;
 	int live = sk->state != BPF_TCP_LISTEN && sk->state != BPF_TCP_TIME_WAIT && sk->state != BPF_TCP_CLOSE;

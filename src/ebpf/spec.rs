@@ -3,11 +3,15 @@
 
 use std::path::Path;
 
-use super::ipv6::{ADDRESSES6, CALLS6, CLIENTS6, FRAGMENTS6, HEARD6, HINTS6, NUMBERS6, OWN6, SOURCES6, STICKY6};
+use super::ipv6::{
+    ADDRESSES6, ANSWER_FRAGMENTS6, ANSWERERS6, ASKED6, CALLS6, CLIENTS6, EXPRESS6, FRAGMENTS6, HEARD6, HINTS6,
+    NUMBERS6, OWN6, SOURCES6, STICKY6,
+};
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
-    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
-    SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS, VIPS_OF_FEW,
+    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODE_AT6, NODES, NODES6,
+    POLICIES, SERVERS, SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS,
+    VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -55,8 +59,7 @@ impl Variant {
 
     /// The programs that it has.
     pub(super) fn programs(self) -> impl Iterator<Item = &'static ProgramSpec> {
-        let left_out = [Hook::TUNNEL, Hook::TUNNEL_IPV6, Hook::HOST_VETH_IPV6];
-        let is_left_out = move |hook: Hook| left_out.iter().any(|hooks| hooks.contains(&hook));
+        let is_left_out = |hook: Hook| hook.is_of_ipv6() || Hook::TUNNEL.contains(&hook);
         PROGRAMS.iter().filter(move |spec| self.has_all() || !is_left_out(spec.hook))
     }
 
@@ -86,6 +89,10 @@ pub enum Hook {
     UplinkIngress,
     /// tc egress of every uplink: what leaves the node.
     UplinkEgress,
+    /// tc ingress of every uplink, of packets of IPv6 alone, while VIPs have IPv6 addresses.
+    UplinkIngressIpv6,
+    /// tc egress of every uplink, likewise.
+    UplinkEgressIpv6,
     /// tc ingress of the tunnel's device: what other nodes send.
     TunnelIngress,
     /// tc egress of the tunnel's device: what goes to other nodes.
@@ -100,6 +107,12 @@ pub enum Hook {
     InterfaceIngress,
     /// tc egress of a pod's own interface, in the pod.
     InterfaceEgress,
+    /// tc ingress of a container veth, of packets of IPv6 alone, where the pod serves VIPs of IPv6.
+    ContainerIngressIpv6,
+    /// tc ingress of a pod's own interface, likewise.
+    InterfaceIngressIpv6,
+    /// tc egress of a pod's own interface, likewise.
+    InterfaceEgressIpv6,
 }
 
 impl Hook {
@@ -109,12 +122,22 @@ impl Hook {
     pub const HOST_VETH_IPV6: [Self; 2] = [Self::HostEgressIpv6, Self::HostIngressIpv6];
     /// The hooks of an uplink.
     pub const UPLINK: [Self; 2] = [Self::UplinkIngress, Self::UplinkEgress];
+    /// Those of it for packets of IPv6, beside them. Earlier builds have none.
+    pub const UPLINK_IPV6: [Self; 2] = [Self::UplinkIngressIpv6, Self::UplinkEgressIpv6];
     /// The hooks of the tunnel's device.
     pub const TUNNEL: [Self; 2] = [Self::TunnelIngress, Self::TunnelEgress];
     /// Those of it for packets of IPv6, beside them. Earlier builds have none.
     pub const TUNNEL_IPV6: [Self; 2] = [Self::TunnelIngressIpv6, Self::TunnelEgressIpv6];
     /// The hooks in a pod.
     pub const POD: [Self; 3] = [Self::ContainerIngress, Self::InterfaceIngress, Self::InterfaceEgress];
+    /// Those in a pod that serves VIPs of IPv6, beside them. Earlier builds have none.
+    pub const POD_IPV6: [Self; 3] = [Self::ContainerIngressIpv6, Self::InterfaceIngressIpv6, Self::InterfaceEgressIpv6];
+
+    /// Whether its program is given packets of IPv6 alone.
+    pub fn is_of_ipv6(self) -> bool {
+        let pairs = [Self::HOST_VETH_IPV6, Self::UPLINK_IPV6, Self::TUNNEL_IPV6];
+        pairs.iter().any(|hooks| hooks.contains(&self)) || Self::POD_IPV6.contains(&self)
+    }
 }
 
 /// One program.
@@ -129,7 +152,7 @@ pub struct ProgramSpec {
 }
 
 /// The programs, in the order in which they are published: a build is complete once the last one is.
-pub const PROGRAMS: [ProgramSpec; 13] = [
+pub const PROGRAMS: [ProgramSpec; 18] = [
     ProgramSpec {
         name: "guard",
         hook: Hook::HostIngress,
@@ -178,6 +201,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -191,7 +215,6 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             SHARED,
             CALLS6,
             VIPS,
-            NUMBERS6,
             ADDRESSES6,
             OWN6,
             HEARD6,
@@ -199,6 +222,12 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             LINK_DROPS,
             ALLOWANCES,
             SHARES,
+            EXPRESS,
+            EXPRESS6,
+            LEASES,
+            CLOSED,
+            EXPRESS_COUNTS,
+            EXPRESS_PLACES,
         ],
     },
     ProgramSpec {
@@ -222,12 +251,16 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             ALLOWANCES,
             SHARES,
             COPYING,
+            EXPRESS,
+            EXPRESS6,
+            LEASES,
             POLICIES,
             SOURCES6,
             CLIENTS6,
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -238,6 +271,12 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
         maps: &[VIPS, COUNTS, CALLS, EXPRESS, LEASES, CLOSED, EXPRESS_COUNTS, EXPRESS_PLACES],
     },
     ProgramSpec { name: "express_seen", hook: Hook::UplinkEgress, maps: &[VIPS, EXPRESS, LEASES] },
+    ProgramSpec {
+        name: "express_in6",
+        hook: Hook::UplinkIngressIpv6,
+        maps: &[ADDRESSES6, COUNTS, CALLS6, EXPRESS, EXPRESS6, LEASES, CLOSED, EXPRESS_COUNTS, EXPRESS_PLACES],
+    },
+    ProgramSpec { name: "express_seen6", hook: Hook::UplinkEgressIpv6, maps: &[ADDRESSES6, EXPRESS, EXPRESS6, LEASES] },
     ProgramSpec {
         name: "inward",
         hook: Hook::TunnelIngress,
@@ -255,7 +294,9 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             COPYING,
             CLIENTS,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -280,6 +321,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -302,7 +344,9 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             COPYING,
             CLIENTS6,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -328,6 +372,7 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -335,14 +380,25 @@ pub const PROGRAMS: [ProgramSpec; 13] = [
     ProgramSpec { name: "udp_asked", hook: Hook::ContainerIngress, maps: &[ANSWERERS, ASKED, SHARES] },
     ProgramSpec { name: "udp_asked_own", hook: Hook::InterfaceIngress, maps: &[ASKED] },
     ProgramSpec { name: "udp_answer", hook: Hook::InterfaceEgress, maps: &[ANSWERERS, ASKED, ANSWER_FRAGMENTS] },
+    ProgramSpec {
+        name: "udp_asked6",
+        hook: Hook::ContainerIngressIpv6,
+        maps: &[ADDRESSES6, OWN6, ANSWERERS6, ASKED6, SHARES],
+    },
+    ProgramSpec { name: "udp_asked_own6", hook: Hook::InterfaceIngressIpv6, maps: &[ASKED6] },
+    ProgramSpec {
+        name: "udp_answer6",
+        hook: Hook::InterfaceEgressIpv6,
+        maps: &[NUMBERS6, ANSWERERS6, ASKED6, ANSWER_FRAGMENTS6],
+    },
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 7] = [CLIENTS, UPLINKS, SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 9] = [CLIENTS, UPLINKS, SERVERS, NODES, NODES6, NODE_AT, NODE_AT6, THIS_NODE, TUNNEL_COUNTS];
 
-/// The program of that hook.
-pub fn of_hook(hook: Hook) -> Option<&'static ProgramSpec> {
-    PROGRAMS.iter().find(|spec| spec.hook == hook)
+/// The program of that name.
+pub fn of_name(name: &str) -> Option<&'static ProgramSpec> {
+    PROGRAMS.iter().find(|spec| spec.name == name)
 }
 
 /// Maps that earlier builds had, without their version.

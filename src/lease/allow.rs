@@ -27,6 +27,13 @@ impl Allow {
         Self { networks, link: Some(link.into()) }
     }
 
+    /// Those of these networks too.
+    #[must_use]
+    pub fn and(mut self, networks: impl IntoIterator<Item = IpNetwork>) -> Self {
+        self.networks.extend(networks);
+        self
+    }
+
     /// The networks themselves; none where anything goes.
     pub fn networks(&self) -> &[IpNetwork] {
         &self.networks

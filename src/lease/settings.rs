@@ -34,6 +34,12 @@ pub struct Settings {
     pub gateways: Vec<Gateway>,
 }
 
+/// Whether these addresses are of more than one node, each of which has one of a family.
+pub fn has_several(nodes: &[IpAddr]) -> bool {
+    let six = nodes.iter().filter(|node| node.is_ipv6()).count();
+    six.max(nodes.len() - six) > 1
+}
+
 /// A routing daemon that hears what a gateway announces, or is the gateway's own: `[[gateway]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {

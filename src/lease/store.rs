@@ -6,10 +6,13 @@
 //!   pool.json                     on the node that gives out the pool's addresses: the register of them
 //!   leases/<namespace>_<name>.json
 //!   leases6/                      the same of IPv6 addresses that are leased by themselves
+//!   prefix6.json                  the prefix that a DHCPv6 server has delegated
 //! ```
 //!
 //! A file that can't be understood (torn, of a newer version, about another VIP) is reported by path and left alone:
 //! its address may be in use, and only the administrator can know.
+
+mod prefix;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -28,6 +31,8 @@ use crate::registry::file::{self, Durability};
 use super::clock;
 use super::decider::register::{self, Register};
 use super::grant::{Lease, from_unix, unix};
+
+pub use prefix::Delegated;
 
 /// What can go wrong with a lease file.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +179,7 @@ impl Store {
     pub fn load(&self, family: Family, vip: &VipKey) -> Result<Option<Record>, Error> {
         let path = self.path(family, vip);
         let Some(form) = read(&path, vip)? else { return Ok(None) };
-        record(&form, self.shift(&form)).map(Some).ok_or(Error::Time { path })
+        record(&form, self.shift(form.boot.as_ref(), form.granted)).map(Some).ok_or(Error::Time { path })
     }
 
     /// Writes one VIP's file: all of it or nothing, on disk when this returns.
@@ -182,7 +187,6 @@ impl Store {
         let lease = &record.lease;
         let path = self.path(Family::of(lease.address), vip);
         let wall = |time| clock::to_wall(unix(time));
-        let boot = self.boot_id.clone().map(|id| Boot { id, at: clock::wall_at_boot() });
         let form = Form {
             schema: SCHEMA,
             vip: vip.to_string(),
@@ -195,7 +199,7 @@ impl Store {
             expires: lease.expires.map(wall),
             left: record.left.map(wall),
             service: record.service,
-            boot,
+            boot: self.boot(),
             more: read(&path, vip)?.map(|old| old.more).unwrap_or_default(),
         };
         Ok(file::write_atomic(&path, &file::encode(&path, &form, SCHEMA)?, Durability::Disk)?)
@@ -218,14 +222,19 @@ impl Store {
     /// How far the file's times are from the clock of leases, in seconds. A file of this boot was written
     /// by a wall clock that showed this boot's start as it says; what another boot's clock was worth can't be known, except
     /// that a lease isn't granted in the future.
-    fn shift(&self, form: &Form) -> i64 {
-        match &form.boot {
+    fn shift(&self, boot: Option<&Boot>, granted: u64) -> i64 {
+        match boot {
             Some(boot) if Some(&boot.id) == self.boot_id.as_ref() => clock::at_boot().saturating_sub(boot.at),
             _ => {
                 let signed = |seconds| i64::try_from(seconds).unwrap_or(i64::MAX);
-                signed(unix(clock::now())).saturating_sub(signed(form.granted)).min(0)
+                signed(unix(clock::now())).saturating_sub(signed(granted)).min(0)
             }
         }
+    }
+
+    /// What a file says of this boot.
+    fn boot(&self) -> Option<Boot> {
+        self.boot_id.clone().map(|id| Boot { id, at: clock::wall_at_boot() })
     }
 
     fn path(&self, family: Family, vip: &VipKey) -> PathBuf {
@@ -255,9 +264,14 @@ fn read(path: &Path, vip: &VipKey) -> Result<Option<Form>, Error> {
     }
 }
 
+/// A time of a file, as many seconds later. None: it is out of range.
+fn shifted(seconds: u64, by: i64) -> Option<SystemTime> {
+    from_unix(clock::shifted(seconds, by))
+}
+
 /// With all times shifted by so many seconds. None: one is out of range.
 fn record(form: &Form, shift: i64) -> Option<Record> {
-    let at = |seconds: u64| from_unix(clock::shifted(seconds, shift));
+    let at = |seconds: u64| shifted(seconds, shift);
     let time = |seconds: Option<u64>| seconds.map_or(Some(None), |seconds| at(seconds).map(Some));
     let lease = Lease {
         address: form.address,

@@ -12,7 +12,7 @@ use crate::with_causes;
 
 use super::decider::register::Register;
 use super::heartbeat::Heartbeat;
-use super::store::{Record, Store};
+use super::store::{Delegated, Record, Store};
 
 /// Something to do with the file of a VIP's lease of a family, which a lease's own address tells. Jobs are carried out in the order given.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub enum Job {
     Erase(Family, VipKey),
     /// Write the register of the pool; the number comes back with the result.
     Register(u64, Register),
+    /// Write the prefix that is delegated; none: remove it.
+    Prefix(Option<Delegated>),
 }
 
 /// A job is done.
@@ -93,6 +95,12 @@ fn carry_out(store: &Store, job: Job) -> Option<Done> {
         Job::Register(number, register) => {
             let saved = store.save_register(&register).map_err(|error| with_causes(&error));
             Some(Done::Registered(number, saved))
+        }
+        Job::Prefix(prefix) => {
+            if let Err(error) = store.save_prefix(prefix.as_ref()) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the delegated prefix isn't kept on disk");
+            }
+            None
         }
         Job::Erase(family, vip) => {
             if let Err(error) = store.remove(family, &vip) {

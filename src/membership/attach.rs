@@ -13,14 +13,14 @@ use crate::model::{AttachmentId, NetworkSpec, VipKey};
 use crate::net::link::{self, Link};
 use crate::net::{self, NodeNet, PodNet};
 use crate::registry::record::SavedSysctls;
-use crate::registry::{self, AttachmentRecord, Attempt, Boot, Endpoint, Netns, Registry, record};
+use crate::registry::{self, AttachmentRecord, Attempt, Boot, Endpoint, Netns, Registry, VipRecord, record};
 
 use super::detach::detach;
 use super::join::{Joining, Known, Pair};
 use super::{Error, Host, Pod, Want, ipv6};
 
-/// Makes a pod that is in no VIP a replica of all these; where that fails nothing of it is left. Returns the VIPs'
-/// addresses.
+/// Makes a pod that is in no VIP a replica of all these; where that fails nothing of it is left. Returns the addresses by
+/// which they are served.
 pub fn attach(
     host: &Host,
     pod: &Pod,
@@ -83,7 +83,14 @@ fn join(attaching: &Attaching<'_>, wants: &[Want]) -> Result<Vec<IpAddr>, Error>
     for ((want, known), endpoint) in wants.iter().zip(&known).zip(&mut endpoints) {
         joining.finish(&want.vip, known, endpoint, pair)?;
     }
-    Ok(known.iter().flat_map(|known| known.current.iter()).collect())
+    served(&joining.host.registry, wants)
+}
+
+/// The addresses by which the VIPs are served now.
+fn served(registry: &Registry, wants: &[Want]) -> Result<Vec<IpAddr>, Error> {
+    let records = wants.iter().filter_map(|want| registry.vip_record(&want.vip).transpose());
+    let records = records.collect::<registry::Result<Vec<_>>>()?;
+    Ok(records.iter().flat_map(VipRecord::served_addresses).collect())
 }
 
 impl Attaching<'_> {
@@ -111,7 +118,7 @@ impl Attaching<'_> {
         let container_veth = ContainerVeth::new(self.net, self.interface.clone(), want.families())?;
         let container_veth = container_veth.ok_or_else(|| vanished(POD_DEVICE))?;
         // Nothing can come before they are on the pair: its nexthop is made last.
-        let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
+        let underlay = tunnel::Underlay::of(&host.net, &host.registry)?.map(tunnel::Underlay::whole);
         let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;
         let want = want.source_checked(Some(programs.is_some())).calls_leave(Some(calls_leave)).tunnel_mtu(underlay);
         attachment::apply(self.net, container_veth.fixes(&want))?;
@@ -143,7 +150,7 @@ pub struct Registration {
     pub attachment: AttachmentId,
     /// Its network namespace.
     pub netns: Netns,
-    /// Its address, if it has one of IPv4.
+    /// Its address, if the runtime says one: of IPv4 where it has some.
     pub address: Option<IpAddr>,
     /// What it is called.
     pub name: record::Pod,

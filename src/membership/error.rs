@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::api::client;
+use crate::api::protocol::Refusal;
+use crate::model::{Family, FamilyChoice};
 use crate::{dataplane, ebpf, net, registry};
 
 /// Why a pod's VIPs are as they were.
@@ -37,6 +39,19 @@ pub enum Error {
         /// Why not.
         #[source]
         source: client::Error,
+    },
+    /// The VIP has no address of a family that the pod wants it to be served by.
+    #[error("viproute.io/families is \"{asked}\": VIP {vip} has no {} address", family.name())]
+    NoFamily {
+        /// Which VIP.
+        vip: String,
+        /// What the pod wants.
+        asked: FamilyChoice,
+        /// What there isn't.
+        family: Family,
+        /// What viprouted says of that.
+        #[source]
+        why: Option<Refusal>,
     },
     /// viprouted keeps another registry.
     #[error(

@@ -7,20 +7,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::api::client;
-use crate::api::protocol::{AcquireRequest, Grant};
+use crate::api::protocol::{AcquireRequest, Grant, Refusal};
 use crate::dataplane::attachment::HostVeth;
 use crate::dataplane::{address, ids, owner, reconcile_with};
 use crate::ebpf::Programs;
-use crate::model::{Addresses, Backend, Recorded, VipKey, VipPolicy};
+use crate::model::{Addresses, Backend, FamilyChoice, Recorded, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::net::nexthop::{self, Nexthop};
 use crate::net::route::{self, Packet};
 use crate::registry::record::SCHEMA;
 use crate::registry::{Endpoint, Intent, LockedVip, State, Turn, VipRecord, attachment_name};
 
-use super::admission;
 use super::node::{self, Node};
 use super::{Error, Host, Pod, Want};
+use super::{admission, families};
 
 /// How long a call waits for an address. The allocator continues after that, and keeps what it gets for the next call.
 const ALLOCATOR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,6 +59,8 @@ struct Granted {
     addresses: Addresses,
     /// What Services ask of it, whatever makes the pod its replica: in its record from the first moment on, nobody gets in who mustn't.
     policy: Option<VipPolicy>,
+    /// Why it has no address of IPv6.
+    no_ipv6: Option<Refusal>,
 }
 
 /// A VIP's addresses as they were when the pod was given them.
@@ -79,6 +81,12 @@ impl Known {
 
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.current.iter().chain(self.previous.iter().copied())
+    }
+
+    /// Whether the pod has all that the VIP has now. One that the VIP had before may have been retired meanwhile: viprouted takes it from
+    /// the pod, too.
+    fn has_all_of(&self, record: &VipRecord) -> bool {
+        record.addresses == self.current && record.previous_addresses().all(|address| self.previous.contains(&address))
     }
 }
 
@@ -127,6 +135,7 @@ impl<'a> Joining<'a> {
             drained: false,
             admitted: want.admitted,
             weight: 1,
+            families: None,
             served: None,
             other: BTreeMap::new(),
         };
@@ -137,7 +146,8 @@ impl<'a> Joining<'a> {
     /// Records the pod as a replica, still pending, of all these VIPs. Addresses of those that have no replica here are asked
     /// for side by side, before any lock is taken: it takes as long as the slowest.
     pub fn insert_pending(&self, wants: &[Want], endpoints: &[Endpoint]) -> Result<(), Error> {
-        let is_new = |want: &&Want| self.is_new(&want.vip);
+        // Of one that lacks what is asked for viprouted says why.
+        let is_new = |want: &&Want| self.is_new(&want.vip) || self.is_lacking(want);
         let granted = self.acquire(&wants.iter().filter(is_new).map(|want| &want.vip).collect::<Vec<_>>())?;
         for (want, endpoint) in wants.iter().zip(endpoints) {
             self.insert_pending_in(want, granted.get(&want.vip), endpoint)?;
@@ -152,14 +162,21 @@ impl<'a> Joining<'a> {
         !is_recorded || registry.is_unused_here(key).is_ok_and(|unused| unused)
     }
 
+    /// The VIP is recorded, and has no address of a family that is asked for.
+    fn is_lacking(&self, want: &Want) -> bool {
+        let record = self.host.registry.vip_record(&want.vip).ok().flatten();
+        record.is_some_and(|record| families::lacking(want, &record.addresses).is_some())
+    }
+
     fn insert_pending_in(&self, want: &Want, granted: Option<&Granted>, endpoint: &Endpoint) -> Result<(), Error> {
         let key = &want.vip;
         let registry = &self.host.registry;
         let name = attachment_name(&self.pod.attachment);
         if let Some(mut vip) = registry.vip_if_present(key)?
             && !vip.is_unused_here()?
-            && vip.record.is_some()
+            && let Some(record) = &vip.record
         {
+            families::check(want, &record.addresses, granted.and_then(|granted| granted.no_ipv6.as_ref()))?;
             return Ok(vip.insert_pending(&name, endpoint)?);
         }
         // Its last replica may have left this very moment. It may take seconds, so no lock is held.
@@ -167,8 +184,8 @@ impl<'a> Joining<'a> {
             Some(granted) => granted.clone(),
             None => self.acquire(&[key])?.remove(key).ok_or_else(|| Error::Renumbered(key.to_string()))?,
         };
-        self.follow_grant(key, &granted.addresses)?;
-        let mut vip = registry.vip(key)?;
+        families::check(want, &granted.addresses, granted.no_ipv6.as_ref())?;
+        let mut vip = self.follow_grant(key, &granted.addresses)?.map_or_else(|| registry.vip(key), Ok)?;
         // Unless another call was faster.
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
@@ -180,6 +197,7 @@ impl<'a> Joining<'a> {
             vip.record_in_slot(is_free, |slot| VipRecord {
                 policy: want.policy.clone().or(granted.policy.clone()).or(before.clone()).unwrap_or_default(),
                 previous_addresses: previous.clone(),
+                family: want.families.and_then(FamilyChoice::only).map(Recorded::Known),
                 ..self.new_vip(key, granted.addresses.clone(), slot)
             })?;
         }
@@ -187,14 +205,14 @@ impl<'a> Joining<'a> {
     }
 
     /// A VIP that was known by other nodes' words alone, with another address than the one that was granted here: this node's
-    /// own counts.
-    fn follow_grant(&self, key: &VipKey, addresses: &Addresses) -> Result<(), Error> {
-        let registry = &self.host.registry;
-        let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(()) };
-        if record.addresses != *addresses && self.is_new(key) {
-            address::serve(&self.host.net, registry, key, addresses)?;
+    /// own counts. Returns the VIP where its lock was taken for that: until the pod is recorded as its replica no other address is.
+    fn follow_grant(&self, key: &VipKey, addresses: &Addresses) -> Result<Option<LockedVip>, Error> {
+        let Host { net, registry, .. } = self.host;
+        let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(None) };
+        if record.addresses == *addresses || !self.is_new(key) {
+            return Ok(None);
         }
-        Ok(())
+        Ok(address::serve_for_others(net, registry, key, addresses)?.0)
     }
 
     /// Of which nothing is asked.
@@ -211,6 +229,7 @@ impl<'a> Joining<'a> {
             withdrawn: false,
             previous_addresses: Vec::new(),
             policy: VipPolicy::default(),
+            family: None,
             other: BTreeMap::new(),
         }
     }
@@ -225,7 +244,10 @@ impl<'a> Joining<'a> {
             Ok(Grant { registry: Some(theirs), .. }) if !theirs.is_at(registry) => {
                 Err(Error::OtherRegistry { ours: registry.to_owned(), theirs: theirs.path })
             }
-            Ok(grant) => Ok(((*key).clone(), Granted { addresses: grant.addresses(), policy: grant.policy })),
+            Ok(grant) => {
+                let (addresses, Grant { policy, no_ipv6, .. }) = (grant.addresses(), grant);
+                Ok(((*key).clone(), Granted { addresses, policy, no_ipv6 }))
+            }
             Err(source) => Err(Error::Allocator { vip: key.to_string(), source }),
         });
         granted.collect()
@@ -267,7 +289,7 @@ impl<'a> Joining<'a> {
             Turn::Needless => return Ok(()),
             Turn::Absent => registry.vip(key)?,
         };
-        if vip.record.as_ref().map(Known::of).as_ref() != Some(known) {
+        if !vip.record.as_ref().is_some_and(|record| known.has_all_of(record)) {
             return Err(Error::Renumbered(key.to_string()));
         }
         vip.carry_out_intents()?;
@@ -313,5 +335,46 @@ pub(super) fn fill(endpoint: &mut Endpoint, want: &Want, source: Option<IpAddr>,
     endpoint.place = want.udp_reply.then(|| endpoint.place.unwrap_or(place));
     endpoint.node_source_address = source.filter(|_| want.udp_reply);
     endpoint.udp_sticky = want.udp_sticky;
+    if endpoint.families.as_ref().and_then(Recorded::known) != want.families.as_ref() {
+        endpoint.families = want.families.map(Into::into);
+    }
     endpoint.weight = want.weight;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GroupSpec;
+    use crate::registry::PreviousAddress;
+
+    fn record(address: [u8; 4]) -> VipRecord {
+        VipRecord {
+            schema: SCHEMA,
+            key: "shop/web".into(),
+            addresses: IpAddr::from(address).into(),
+            slot: 1,
+            node: [192, 0, 2, 1].into(),
+            group: GroupSpec::default(),
+            flow_owner: None,
+            withdrawn: false,
+            previous_addresses: Vec::new(),
+            policy: VipPolicy::default(),
+            family: None,
+            other: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_previous_address_may_be_retired_while_a_pod_joins() {
+        let [six, other] = ["fd00:118::7", "10.118.0.9"].map(|text| text.parse::<IpAddr>().unwrap());
+        let mut vip = record([10, 118, 0, 7]);
+        vip.previous_addresses = vec![PreviousAddress { address: six, until: 60 }];
+        let known = Known::of(&vip);
+        assert!(known.has_all_of(&vip));
+        vip.previous_addresses.clear();
+        assert!(known.has_all_of(&vip), "retired");
+        assert!(!known.has_all_of(&record([10, 118, 0, 9])), "renumbered");
+        vip.previous_addresses = vec![PreviousAddress { address: other, until: 60 }];
+        assert!(!known.has_all_of(&vip), "the pod lacks it");
+    }
 }

@@ -11,6 +11,7 @@ pub mod admission;
 mod attach;
 mod detach;
 mod error;
+mod families;
 pub mod find;
 pub mod gc;
 mod host;

@@ -10,7 +10,10 @@ use crate::dataplane::node::settings;
 use crate::dataplane::node::tunnel::Device;
 use crate::dataplane::{self, address, ids, reconcile_vip, reconcile_without};
 use crate::model::node::NodeId;
-use crate::model::{Addresses, Backend, DEFAULT_BPF_DIR, GroupSpec, Peer, Recorded, Served, Source, VipKey, VipPolicy};
+use crate::model::{
+    Addresses, Backend, DEFAULT_BPF_DIR, Family, FamilyChoice, GroupSpec, Peer, Recorded, Served, Source, VipKey,
+    VipPolicy,
+};
 use crate::net::NodeNet;
 use crate::net::nexthop;
 use crate::registry::record::{Pod, SCHEMA};
@@ -38,6 +41,8 @@ pub struct Leg {
     pub served: Option<Served>,
     /// It serves the VIP's address of IPv6 too.
     pub serves_ipv6: bool,
+    /// The family that all of its replicas ask for and no other.
+    pub family: Option<Family>,
 }
 
 /// What is recorded of another node's share of a VIP.
@@ -53,6 +58,8 @@ pub struct Known {
     pub served: Option<Served>,
     /// It serves the VIP's address of IPv6 too.
     pub serves_ipv6: bool,
+    /// The family that all of its replicas ask for and no other.
+    pub family: Option<Family>,
 }
 
 /// What records are written with.
@@ -104,18 +111,12 @@ fn record(
     (addresses, legs): (&Addresses, &BTreeMap<u32, Leg>),
     here: &Here,
 ) -> dataplane::Result<bool> {
-    let mut moved = false;
     let addresses = &served_here(addresses, settings::has_ipv6());
     if addresses.ipv6().is_some() {
         settings::configure_ipv6(net)?;
     }
-    if is_known_by_others_alone(registry, key)?
-        && registry.vip_record(key)?.is_some_and(|record| record.addresses != *addresses)
-    {
-        address::serve(net, registry, key, addresses)?;
-        moved = true;
-    }
-    let mut vip = registry.vip(key)?;
+    let (locked, mut moved) = follow((net, registry), key, addresses)?;
+    let mut vip = locked.map_or_else(|| registry.vip(key), Ok)?;
     let is_theirs = vip.is_unused_here()?;
     if vip.record.is_none() || vip.is_unused()? {
         let is_free = |slot| Ok::<_, dataplane::Error>(nexthop::find(net, ids::group(slot))?.is_none());
@@ -170,7 +171,9 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
                 let replicas = number(&endpoint, REPLICAS).unwrap_or(ready).max(1);
                 let served = endpoint.served.as_ref().and_then(Recorded::known).cloned();
                 let serves_ipv6 = endpoint.addresses.ipv6().is_some();
-                Some((peer.number, Known { ready, replicas, udp_sticky: endpoint.udp_sticky, served, serves_ipv6 }))
+                let family = endpoint.families.as_ref().and_then(|families| families.known()?.only());
+                let udp_sticky = endpoint.udp_sticky;
+                Some((peer.number, Known { ready, replicas, udp_sticky, served, serves_ipv6, family }))
             }
             _ => None,
         };
@@ -182,6 +185,21 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
     Ok(found)
 }
 
+/// A VIP that other nodes alone have replicas of has the addresses that they say. Returns whether it had others, and the VIP where its lock
+/// was taken for that.
+fn follow(
+    (net, registry): (&NodeNet, &Registry),
+    key: &VipKey,
+    addresses: &Addresses,
+) -> dataplane::Result<(Option<LockedVip>, bool)> {
+    let has_others = registry.vip_record(key)?.is_some_and(|record| record.addresses != *addresses);
+    if !has_others || !is_known_by_others_alone(registry, key)? {
+        return Ok((None, false));
+    }
+    address::serve_for_others(net, registry, key, addresses)
+}
+
+/// As far as can be read without its lock.
 fn is_known_by_others_alone(registry: &Registry, key: &VipKey) -> crate::registry::Result<bool> {
     let names = registry.endpoint_names(key)?;
     Ok(!names.is_empty() && names.iter().all(|name| is_peer_endpoint(name)))
@@ -226,6 +244,7 @@ fn new_vip((key, addresses): (&VipKey, &Addresses), slot: u32, before: Option<&V
         withdrawn: false,
         previous_addresses: Vec::new(),
         policy: policy.cloned().unwrap_or_default(),
+        family: None,
         other: BTreeMap::new(),
     }
 }
@@ -265,6 +284,7 @@ fn endpoint(number: u32, leg: &Leg, here: &Here) -> Option<Endpoint> {
         drained: false,
         admitted: true,
         weight: u8::try_from(leg.ready.clamp(1, 255)).unwrap_or(u8::MAX),
+        families: leg.family.map(|family| FamilyChoice::Only(family).into()),
         served: leg.served.clone().map(Into::into),
         other: said.into_iter().map(|(field, number)| (field.to_owned(), number.into())).collect(),
     })

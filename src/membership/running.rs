@@ -33,7 +33,7 @@ pub enum Error {
     /// Not recorded.
     #[error(
         "no running pod is recorded on this node as {0}: expected the <namespace>/<name> of a pod that has a VIP or is \
-         registered (\"register\": true in viproute's entry of the conflist), a container's ID, or any running pod's IPv4 \
+         registered (\"register\": true in viproute's entry of the conflist), a container's ID, or any running pod's \
          address (kubectl get pod -o wide)"
     )]
     Unknown(String),
@@ -51,7 +51,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// Neither recorded nor to be found out.
-    #[error("no IPv4 address is recorded of {0}: name the pod by its address")]
+    #[error("no address of {0} is recorded or found on its interface: name the pod by its address")]
     NoAddress(String),
     /// The kernel's objects.
     #[error(transparent)]
@@ -117,8 +117,9 @@ impl Recorded {
 
     fn found(self, shown: &str) -> Result<Found, Error> {
         let network = self.record.network_spec();
-        let address = self.address.ok_or_else(|| Error::NoAddress(shown.to_owned()))?;
-        let others = Vec::new();
+        let own = own_addresses(&self.record.netns, &self.attachment.ifname)?;
+        let address = self.address.or(own.first().copied()).ok_or_else(|| Error::NoAddress(shown.to_owned()))?;
+        let others = of_ipv6(own);
         let pod = Pod { attachment: self.attachment, netns: self.record.netns, address, others, name: self.name };
         Ok(Found { pod, network })
     }
@@ -136,7 +137,7 @@ fn by_name(registry: &Registry, name: &str) -> Result<Found, Error> {
         0 => Err(Error::Unknown(name.to_owned())),
         1 => all.remove(0).found(name),
         number => {
-            let expected = "the IPv4 address of one";
+            let expected = "the address of one";
             Err(Error::Ambiguous { name: name.to_owned(), number, expected })
         }
     }
@@ -166,11 +167,33 @@ pub fn by_address(registry: &Registry, address: IpAddr) -> Result<Found, Error> 
         recorded.record.netns.identity() == netns.identity() && recorded.attachment.ifname == ifname
     };
     if let Some(recorded) = others.into_iter().find(is_same) {
-        return Recorded { address: Some(address), ..recorded }.found(&address.to_string());
+        return Recorded { address: recorded.address.or(Some(address)), ..recorded }.found(&address.to_string());
     }
-    let others = Vec::new();
+    let own = own_addresses(&netns, &ifname)?;
+    // A pod of both families is known by its address of IPv4, whichever it is named by.
+    let address = own.first().copied().filter(|_| address.is_ipv6()).unwrap_or(address);
+    let others = of_ipv6(own);
     let pod = Pod { attachment: netns.attachment(&ifname), netns, address, others, name: record::Pod::default() };
     Ok(Found { pod, network: None })
+}
+
+/// What a pod has on its own interface: an address of IPv4 first, if it has one, then those of IPv6 that are known beyond the link. None of
+/// a pod that is gone.
+pub fn own_addresses(netns: &registry::Netns, ifname: &str) -> net::Result<Vec<IpAddr>> {
+    let Some(opened) = Netns::open_if_alive(&netns.path)? else { return Ok(Vec::new()) };
+    let pod = PodNet::open(opened)?;
+    let Some(link) = link::by_name(&pod, ifname)? else { return Ok(Vec::new()) };
+    let list = |family| address::list(&pod, family, Some(link.index));
+    let on_link = |found: &address::Address| found.index == link.index;
+    let four: Vec<address::Address> = list(Family::V4)?.into_iter().filter(on_link).collect();
+    let first = four.iter().find(|found| found.global).or(four.first()).map(|found| found.address);
+    let six = list(Family::V6)?.into_iter().filter(|found| found.global && on_link(found));
+    Ok(first.into_iter().chain(six.map(|found| found.address)).collect())
+}
+
+/// Those of IPv6 among them.
+pub fn of_ipv6(own: Vec<IpAddr>) -> Vec<IpAddr> {
+    own.into_iter().filter(IpAddr::is_ipv6).collect()
 }
 
 /// The namespaces of pods that have this address, and on which interface. One that can't be opened is going, or coming.

@@ -14,7 +14,7 @@ use crate::registry::{self, AttachmentRecord, Endpoint, LockedAttachment, Regist
 use super::detach::{Detach, detach};
 use super::join::{Joining, Known, fill, node_source_address};
 use super::repair::{Pairs, Repaired};
-use super::{Error, Host, Pod, Want, want};
+use super::{Error, Host, Pod, Want, families, want};
 
 /// What is to become of a pod's VIPs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -193,6 +193,11 @@ impl Running<'_> {
             }
         }
         want::check(&wants)?;
+        for want in &known {
+            if let Some(record) = self.host.registry.vip_record(&want.vip)? {
+                families::check(want, &record.addresses, None)?;
+            }
+        }
         let places = (0..MAX_VIPS).filter(|place| !taken.contains(place));
         let places = places.filter_map(|place| u8::try_from(place).ok()).collect();
         Ok(Plan { new, known, leave, places })
@@ -326,7 +331,7 @@ impl Running<'_> {
         for Want { vip, .. } in plan.new.iter().chain(&plan.known) {
             let Some(record) = self.host.registry.vip_record(vip)? else { continue };
             let state = self.endpoint(vip)?.map(|endpoint| endpoint.state);
-            joined.extend(state.map(|state| (vip.clone(), record.address(), state)));
+            joined.extend(state.map(|state| (vip.clone(), record.served_address(), state)));
         }
         Ok(joined)
     }

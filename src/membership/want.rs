@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::dataplane::ids::MAX_VIPS;
 use crate::ebpf::PORTS as MAX_PORTS;
-use crate::model::{CheckSpec, Port, PortMap, Probe, Recorded, Source, Transport, VipKey, VipPolicy};
+use crate::model::{CheckSpec, FamilyChoice, Port, PortMap, Probe, Recorded, Source, Transport, VipKey, VipPolicy};
 use crate::registry::Endpoint;
 
 /// A pod as a replica of one VIP.
@@ -24,6 +24,8 @@ pub struct Want {
     pub udp_reply: bool,
     /// Its UDP flows keep their replica.
     pub udp_sticky: bool,
+    /// By which families the VIP is to be served; `None`: by those of which it has an address.
+    pub families: Option<FamilyChoice>,
     /// It may get new connections.
     pub admitted: bool,
     /// What is asked of the VIP, should this be its first replica here.
@@ -74,6 +76,7 @@ impl Want {
             health: None,
             udp_reply: false,
             udp_sticky: false,
+            families: None,
             admitted: true,
             policy: None,
         }
@@ -81,7 +84,7 @@ impl Want {
 
     /// What a replica is now. Ports and checks of a later version's are left out.
     pub fn of(vip: VipKey, endpoint: &Endpoint) -> Self {
-        let Endpoint { source, weight, health, udp_reply, udp_sticky, admitted, .. } = endpoint;
+        let Endpoint { source, weight, health, udp_reply, udp_sticky, families, admitted, .. } = endpoint;
         Self {
             vip,
             source: source.clone(),
@@ -90,6 +93,7 @@ impl Want {
             health: health.as_ref().and_then(Recorded::known).cloned(),
             udp_reply: *udp_reply,
             udp_sticky: *udp_sticky,
+            families: families.as_ref().and_then(Recorded::known).copied(),
             admitted: *admitted,
             policy: None,
         }

@@ -1,8 +1,8 @@
 //! That something has changed by which a packet of the node may be judged or sent another way, and nothing of what: rules
 //! of nftables, routes, policy rules, nexthops, devices, addresses, filters, settings, neighbours.
 //!
-//! Changes that decide nothing about IPv4 packets are left out, for some of them come hundreds a second: moves of buckets, a
-//! neighbour that is asked again and answers as before, what is IPv6's.
+//! Changes that decide nothing are left out, for some of them come hundreds a second: moves of buckets, a neighbour that is asked again and
+//! answers as before.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,8 +13,8 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::{Error, Result};
 
-/// `RTNLGRP_…` (linux/rtnetlink.h): links, neighbours, tc, IPv4 addresses, routes, policy rules, settings, nexthops.
-const ROUTING: [u32; 8] = [1, 3, 4, 5, 7, 8, 24, 32];
+/// `RTNLGRP_…` (linux/rtnetlink.h): links, neighbours, tc, nexthops; addresses, routes, policy rules and settings of IPv4; the same of IPv6.
+const ROUTING: [u32; 12] = [1, 3, 4, 32, 5, 7, 8, 24, 9, 12, 19, 25];
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const NFTABLES: u32 = 7;
 /// Message types.
@@ -95,7 +95,7 @@ fn drain(socket: &netlink_sys::Socket, buffer: &mut [u8], mut each: impl FnMut(O
     }
 }
 
-/// Whether it may change what becomes of an IPv4 packet. What isn't understood may.
+/// Whether it may change what becomes of a packet. What isn't understood may.
 fn matters(datagram: &[u8], neighbours: &mut Neighbours) -> bool {
     const HEADER: usize = 16;
     let (Some(kind), Some(payload)) = (datagram.get(4..6), datagram.get(HEADER..)) else { return true };
@@ -108,8 +108,8 @@ fn matters(datagram: &[u8], neighbours: &mut Neighbours) -> bool {
     }
     // Each form begins with the family.
     match payload.first().copied().map(i32::from) {
-        Some(libc::AF_INET6 | libc::AF_BRIDGE) => false,
-        Some(libc::AF_INET) if kind == NEW_NEIGHBOUR || kind == DEL_NEIGHBOUR => {
+        Some(libc::AF_BRIDGE) => false,
+        Some(libc::AF_INET | libc::AF_INET6) if kind == NEW_NEIGHBOUR || kind == DEL_NEIGHBOUR => {
             neighbours.is_another(kind == NEW_NEIGHBOUR, payload)
         }
         _ => true,
@@ -118,7 +118,7 @@ fn matters(datagram: &[u8], neighbours: &mut Neighbours) -> bool {
 
 /// The neighbours' Ethernet addresses as they were heard last: only who had one can have another.
 #[derive(Debug, Default)]
-struct Neighbours(HashMap<(u32, [u8; 4]), Vec<u8>>);
+struct Neighbours(HashMap<(u32, Vec<u8>), Vec<u8>>);
 
 impl Neighbours {
     /// A neighbour has another address than before, or none any more. One that the kernel drops for want of use is asked for
@@ -131,7 +131,7 @@ impl Neighbours {
         let state = payload.get(8..10).map_or(FAILED, |state| u16::from_ne_bytes([state[0], state[1]]));
         let index = payload.get(4..8).and_then(|index| index.first_chunk().copied()).map(u32::from_ne_bytes);
         let attributes = payload.get(12..).unwrap_or_default();
-        let destination = super::attribute(attributes, DESTINATION).and_then(|bytes| bytes.first_chunk().copied());
+        let destination = super::attribute(attributes, DESTINATION).map(<[u8]>::to_vec);
         let (Some(index), Some(destination)) = (index, destination) else { return true };
         if self.0.len() >= NEIGHBOURS {
             self.0.clear();
@@ -161,13 +161,13 @@ mod tests {
         bytes
     }
 
-    fn neighbour(kind: u16, state: u16, address: Option<u8>) -> Vec<u8> {
+    fn neighbour(family: i32, kind: u16, state: u16, address: Option<u8>) -> Vec<u8> {
         let mut payload = 2_u32.to_ne_bytes().to_vec();
         payload.extend(state.to_ne_bytes());
         payload.extend([0, 0]);
-        payload.extend(nla(1, &[192, 0, 2, 7]));
+        payload.extend(if family == libc::AF_INET { nla(1, &[192, 0, 2, 7]) } else { nla(1, &[0xfd; 16]) });
         payload.extend(address.map(|last| nla(2, &[2, 0, 0, 0, 0, last])).unwrap_or_default());
-        message(kind, libc::AF_INET, &payload)
+        message(kind, family, &payload)
     }
 
     #[test]
@@ -175,27 +175,28 @@ mod tests {
         const REACHABLE: u16 = 2;
         const STALE: u16 = 4;
         const FAILED: u16 = 0x20;
-        let mut known = Neighbours::default();
-        let mut heard = |kind, state, address| matters(&neighbour(kind, state, address), &mut known);
-        assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(1)), "nobody has a lease by it yet");
-        assert!(!heard(NEW_NEIGHBOUR, STALE, Some(1)));
-        assert!(heard(NEW_NEIGHBOUR, REACHABLE, Some(2)));
-        assert!(heard(NEW_NEIGHBOUR, FAILED, None), "it is gone");
-        assert!(!heard(NEW_NEIGHBOUR, FAILED, None), "it wasn't there");
-        assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(2)));
-        assert!(!heard(DEL_NEIGHBOUR, STALE, Some(2)), "dropped for want of use");
-        assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(3)));
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut known = Neighbours::default();
+            let mut heard = |kind, state, address| matters(&neighbour(family, kind, state, address), &mut known);
+            assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(1)), "nobody has a lease by it yet");
+            assert!(!heard(NEW_NEIGHBOUR, STALE, Some(1)));
+            assert!(heard(NEW_NEIGHBOUR, REACHABLE, Some(2)));
+            assert!(heard(NEW_NEIGHBOUR, FAILED, None), "it is gone");
+            assert!(!heard(NEW_NEIGHBOUR, FAILED, None), "it wasn't there");
+            assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(2)));
+            assert!(!heard(DEL_NEIGHBOUR, STALE, Some(2)), "dropped for want of use");
+            assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(3)));
+        }
     }
 
     #[test]
-    fn what_is_ipv6s_and_moves_of_buckets_are_left_out() {
+    fn moves_of_buckets_and_a_bridges_neighbours_are_left_out() {
         let mut known = Neighbours::default();
         let mut heard = |kind, family| matters(&message(kind, family, &[0; 8]), &mut known);
         for kind in [20, 24, 25, 32, 33, 36, 44, 80, 104] {
-            assert!(heard(kind, libc::AF_INET), "{kind}");
+            assert!(heard(kind, libc::AF_INET) && heard(kind, libc::AF_INET6), "{kind}");
         }
         assert!(heard(LINKS[0], 0) && heard(LINKS[0], libc::AF_BRIDGE));
-        assert!(!heard(24, libc::AF_INET6) && !heard(NEW_NEIGHBOUR, libc::AF_INET6));
         assert!(!heard(NEW_NEIGHBOUR, libc::AF_BRIDGE), "a bridge's own table");
         assert!(!heard(BUCKETS[0], 0));
         assert!(matters(&[], &mut Neighbours::default()), "what isn't understood");

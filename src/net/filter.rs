@@ -165,7 +165,12 @@ pub struct Filter {
 impl Filter {
     /// [`replace`] attached it.
     pub fn is_ours(&self) -> bool {
-        self.preference == Packets::All.preference() && self.kind == "bpf"
+        [Packets::All, Packets::Ipv6].into_iter().any(|packets| self.is_ours_for(packets))
+    }
+
+    /// The same, and it is given these packets.
+    pub fn is_ours_for(&self, packets: Packets) -> bool {
+        self.preference == packets.preference() && self.kind == "bpf"
     }
 }
 

@@ -19,6 +19,8 @@ pub mod filter;
 #[cfg(feature = "node")]
 pub mod ipv6;
 pub mod link;
+#[cfg(feature = "node")]
+pub mod link_local;
 pub mod module;
 pub mod monitor;
 pub mod neighbour;

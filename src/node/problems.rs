@@ -18,6 +18,8 @@ pub const KUBERNETES: &str = "kubernetes";
 pub const TUNNEL: &str = "tunnel";
 /// The same for the proxy neighbour entries on it.
 pub const PROXIES: &str = "proxy neighbours";
+/// The same for the prefix that is delegated.
+pub const PREFIX: &str = "delegated prefix";
 /// The same for the runtime's networks.
 pub const CHAIN: &str = "networks";
 

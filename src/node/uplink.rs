@@ -1,9 +1,16 @@
 //! Which link leads to the gateways, as the configuration has it: DHCP, ARP probes and announcements go over it.
 
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+
 use crate::dataplane::node::uplink::{self, Problem, Want};
 use crate::lease::settings::{Backend, Dhcp, Settings};
+use crate::model::Family;
+use crate::model::address::is_unicast;
 use crate::net::link::Link;
-use crate::net::{self, NodeNet};
+use crate::net::route::{self, Filter, Kind, Route};
+use crate::net::{self, NodeNet, PROTOCOL, address};
 
 use super::config::{Announce, Config};
 
@@ -46,19 +53,59 @@ pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
     }
 }
 
+/// The link that IPv6 addresses are leased by, where that is another than `link`.
+pub fn find_ipv6(node: &NodeNet, config: &Config, link: Option<&Link>) -> Result<Option<Link>, Error> {
+    let name = config.interface6.as_ref().filter(|name| link.is_none_or(|link| link.name != **name));
+    let Some(want) = name.cloned().map(Want::Named) else { return Ok(None) };
+    let have = uplink::read(node, &want)?;
+    match uplink::difference(&want, &have) {
+        None | Some(Problem::Down(_) | Problem::NoCarrier(_) | Problem::Enslaved { .. }) => Ok(have.link),
+        Some(Problem::NotEthernet(name)) => Err(Error::NotEthernet { name, purpose: "DHCPv6" }),
+        Some(problem @ (Problem::Absent(_) | Problem::Unknown)) => Err(Error::Problem(problem)),
+    }
+}
+
 /// What can't be done without one.
 pub fn purpose(config: &Config) -> Option<&'static str> {
     let asks = |lease: &Settings| matches!(lease.backend, Backend::Dhcp(Dhcp { relay: None, .. }));
     match config.announce {
         _ if asks(&config.lease) => Some("DHCP"),
-        _ if config.lease6.as_ref().is_some_and(asks) => Some("DHCPv6"),
+        _ if config.delegate.is_some() || config.lease6.as_ref().is_some_and(asks) => Some("DHCPv6"),
         Announce::Arp => Some("announce = \"arp\""),
         Announce::None => None,
     }
 }
 
+/// What may be a VIP's where the configuration doesn't say: addresses of the link's own prefixes. Those of IPv6 may stand in routes alone: an
+/// address by `DHCPv6` is a /128, and router advertisements say which prefixes are on the link (RFC 5942 section 4).
+pub fn prefixes(node: &NodeNet, family: Family, link: u32) -> net::Result<BTreeSet<IpNetwork>> {
+    let addresses = address::list(node, family, Some(link))?;
+    let network = |at: &address::Address| {
+        let prefix = IpNetwork::new(at.address, at.prefix).ok()?;
+        let has_room = at.prefix + 1 < family.bits();
+        IpNetwork::new(prefix.network(), at.prefix).ok().filter(|_| at.global && has_room)
+    };
+    let mut prefixes: BTreeSet<IpNetwork> = addresses.iter().filter_map(network).collect();
+    if family == Family::V6 {
+        let filter = Filter { family, table: Some(route::MAIN), ..Filter::default() };
+        prefixes.extend(route::list(node, filter)?.iter().filter_map(|route| on_link(route, link)));
+    }
+    Ok(prefixes)
+}
+
+/// The prefix of a route that says which global addresses are on the link: none of a single host's, of a gateway's, or of a VIP's.
+fn on_link(route: &Route, link: u32) -> Option<IpNetwork> {
+    let Kind::Via(hops) = &route.kind else { return None };
+    let is_there = hops.iter().any(|hop| hop.gateway.is_none() && hop.index == Some(link));
+    let length = route.prefix.prefix();
+    let is_network = length > 0 && length + 1 < Family::V6.bits() && is_unicast(route.prefix.network());
+    (is_there && is_network && route.protocol != PROTOCOL).then_some(route.prefix)
+}
+
 #[cfg(test)]
 mod tests {
+    use crate::net::route::Hop;
+
     use super::*;
 
     #[test]
@@ -70,5 +117,24 @@ mod tests {
         assert_eq!(purpose(""), Some("DHCP"));
         let relay = "allow = [\"10.118.0.0/16\"]\n[dhcp.relay]\nserver = \"192.0.2.1\"\nsubnet = \"10.118.0.0\"";
         assert_eq!(purpose(relay), None);
+    }
+
+    #[test]
+    fn a_prefix_by_router_advertisement_is_the_links() {
+        let prefix = |prefix: &str, protocol: u8, gateway: Option<&str>, index: u32| {
+            let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+            let kind = Kind::Via(vec![Hop { gateway, index: Some(index) }]);
+            let (prefix, source) = (prefix.parse().unwrap(), None);
+            let route = Route { prefix, table: route::MAIN, protocol, tos: 0, metric: 256, source, advmss: None, kind };
+            on_link(&route, 2).map(|prefix| prefix.to_string())
+        };
+        let (kernel, router) = (2, Some("fe80::fe"));
+        assert_eq!(prefix("2001:db8::/64", kernel, None, 2).as_deref(), Some("2001:db8::/64"));
+        for other in ["2001:db8::9/128", "2001:db8::8/127", "fe80::/64", "ff00::/8", "::/0"] {
+            assert_eq!(prefix(other, kernel, None, 2), None, "{other}");
+        }
+        assert_eq!(prefix("2001:db8::/64", kernel, None, 3), None, "another link");
+        assert_eq!(prefix("2001:db8:1::/48", kernel, router, 2), None, "behind a router");
+        assert_eq!(prefix("2001:db8::/64", PROTOCOL, None, 2), None, "one of this project's");
     }
 }

@@ -22,6 +22,7 @@
 
 mod attachment;
 mod boot;
+pub mod families;
 pub mod file;
 mod intent;
 mod lock;

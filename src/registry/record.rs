@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{
-    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, Family, GroupSpec, Mac, NetworkSpec,
-    PortMap, Recorded, Served, Source, Transport, VipKey, VipPolicy,
+    Addresses, AttachmentId, Backend, CheckSpec, DEFAULT_NAMESPACE, Egress, Family, FamilyChoice, GroupSpec, Mac,
+    NetworkSpec, PortMap, Recorded, Served, Source, Transport, VipKey, VipPolicy,
 };
 
 use super::file::{Fields, Form};
@@ -58,6 +58,10 @@ pub struct VipRecord {
     /// What Services ask of it.
     #[serde(default, skip_serializing_if = "VipPolicy::is_none")]
     pub policy: VipPolicy,
+    /// The family that all of its replicas ask for, and beside which none asks for another (`viproute.io/families`); `None`: it is served by
+    /// all addresses that it has. Services go before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Recorded<Family>>,
     /// Fields of later versions.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -78,9 +82,26 @@ impl VipRecord {
         self.addresses.first()
     }
 
+    /// The first address by which it is served; where there is none, the first that it has.
+    pub fn served_address(&self) -> IpAddr {
+        self.served_addresses().next().unwrap_or_else(|| self.address())
+    }
+
     /// Those of its addresses by which it is served.
     pub fn served_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.iter().filter(|address| self.policy.permits(Family::of(*address)))
+        self.addresses.iter().filter(|address| self.permits(Family::of(*address)))
+    }
+
+    /// Addresses of its that are kept for it, and by which it isn't served.
+    pub fn unserved_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().filter(|address| !self.permits(Family::of(*address)))
+    }
+
+    /// Whether an address of that family is one by which it is served: what Services say goes before what replicas ask for.
+    pub fn permits(&self, family: Family) -> bool {
+        let of_services = self.policy.family.as_ref().and_then(Recorded::known);
+        let only = of_services.or_else(|| self.family.as_ref().and_then(Recorded::known));
+        only.is_none_or(|only| *only == family)
     }
 
     /// Its addresses, and those it had that are still delivered.
@@ -196,6 +217,10 @@ pub struct Endpoint {
     pub admitted: bool,
     /// Its share beside the others', 1–255.
     pub weight: u8,
+    /// By which families it wants the VIP to be served; `None`: by those of which that has an address. Of another node: what all of its replicas
+    /// want.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub families: Option<Recorded<FamilyChoice>>,
     /// Of another node: which of its replicas' weight serves which port; `None`: all of them serve every port, as far as is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Recorded<Served>>,

@@ -73,6 +73,7 @@ fn endpoint(n: u32, state: State) -> Endpoint {
         drained: false,
         admitted: true,
         weight: 1,
+        families: None,
         served: None,
         other: BTreeMap::new(),
     }
@@ -90,6 +91,7 @@ fn vip_record(slot: u32) -> VipRecord {
         withdrawn: false,
         previous_addresses: Vec::new(),
         policy: crate::model::VipPolicy::default(),
+        family: None,
         other: BTreeMap::new(),
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Addresses, Backend, CheckSpec, Cluster, Egress, Family, Mac, Port, PortMap, Recorded, Served, VipKey,
+    Addresses, Backend, CheckSpec, Cluster, Egress, Family, FamilyChoice, Mac, Port, PortMap, Recorded, Served, VipKey,
 };
 
 use super::file::{self, Durability, Fields, Form};
@@ -60,6 +60,9 @@ pub struct Replica {
     /// Taken out by hand.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// By which families it wants the VIP to be served; `None`: by those of which that has an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub families: Option<Recorded<FamilyChoice>>,
     /// Of another node: which of its replicas' weight serves which port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Recorded<Served>>,
@@ -72,7 +75,7 @@ impl Replica {
         self.backend.is_local() || self.addresses.iter().any(|address| Family::of(address) == family)
     }
 
-    fn of(endpoint: &Endpoint) -> Option<Self> {
+    pub(super) fn of(endpoint: &Endpoint) -> Option<Self> {
         Some(Self {
             addresses: endpoint.addresses.clone(),
             backend: endpoint.backend,
@@ -86,6 +89,7 @@ impl Replica {
             egress: endpoint.egress.clone(),
             health: endpoint.health.clone(),
             drained: endpoint.drained,
+            families: endpoint.families.clone(),
             served: endpoint.served.clone(),
         })
     }

@@ -38,6 +38,9 @@ pub const KEA_POOL: &str = "192.0.2.100 - 192.0.2.150";
 pub const RANGE6: &str = "2001:db8::100,2001:db8::150";
 pub const KEA_POOL6: &str = "2001:db8::100 - 2001:db8::150";
 
+/// What Kea delegates prefixes of: 60 bits each, of these 48.
+pub const DELEGATED6: &str = "2001:db8:100::";
+
 /// A subnet that is on no link: 10.99.0.100 to .110 are handed out to relays.
 pub const RELAYED: &str = "10.99.0.0";
 
@@ -261,7 +264,8 @@ fn write_kea6(dir: &TempDir, lease_seconds: u32, pool: &str) {
             "lease-database": {{ "type": "memfile", "persist": true, "name": "{}", "lfc-interval": 0 }},
             "preferred-lifetime": {rebind}, "valid-lifetime": {lease_seconds},
             "renew-timer": {renew}, "rebind-timer": {rebind},
-            "subnet6": [ {{ "id": 1, "subnet": "2001:db8::/64", "interface": "br0", "pools": [ {{ "pool": "{pool}" }} ] }},
+            "subnet6": [ {{ "id": 1, "subnet": "2001:db8::/64", "interface": "br0", "pools": [ {{ "pool": "{pool}" }} ],
+                           "pd-pools": [ {{ "prefix": "{DELEGATED6}", "prefix-len": 48, "delegated-len": 60 }} ] }},
                          {{ "id": 99, "subnet": "{RELAYED6}/64",
                            "pools": [ {{ "pool": "2001:db8:99::100 - 2001:db8:99::110" }} ] }} ],
             "loggers": [ {{ "name": "kea-dhcp6", "severity": "INFO",

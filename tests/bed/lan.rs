@@ -77,4 +77,13 @@ impl Lan {
         ns.ip("route add default via 198.51.100.1");
         ns
     }
+
+    /// That machine has IPv6 too: `2001:db8:51::2`, and the gateway forwards it.
+    pub fn route_ipv6(&self, ns: &Netns) {
+        self.has_ipv6();
+        self.ns.ip("addr add 2001:db8:51::1/64 dev clients nodad");
+        self.ns.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+        ns.ip("addr add 2001:db8:51::2/64 dev eth0 nodad");
+        ns.ip("route add default via 2001:db8:51::1");
+    }
 }

@@ -36,6 +36,14 @@ impl Pod {
         address.split('/').next().unwrap().parse().expect("an IPv4 address")
     }
 
+    /// The IPv6 address that the base plugin gave it.
+    pub fn address6(&self) -> Ipv6Addr {
+        let base = self.base.lock().unwrap();
+        let ips = base["ips"].as_array().expect("the base result's addresses");
+        let mut addresses = ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
+        addresses.next_back().expect("an IPv6 address")
+    }
+
     /// The addresses of its `vip0`, sorted; none, if it has no such device.
     pub fn vips(&self) -> Vec<Ipv4Addr> {
         self.vips_of("-4 addr")

@@ -1,18 +1,21 @@
 //! Every type of packet through the flow owner's loaded programs, and a fuzz run from there.
 
+mod family;
 mod fuzz;
 mod stage;
 mod text;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use viproute::internals::ebpf::{Attached, Known, Member};
+use viproute::internals::model::Family;
 
 use crate::harness::{SOON, scaled, until};
+use family::Form;
 use stage::{Bench, Input, Outcome, Stage};
 pub use stage::{Wire, pinned};
 use text::{Case, Program, Verdict};
@@ -41,8 +44,12 @@ const FILES: &[(&str, &str)] = packets![
     "guard.txt"
 ];
 
+/// What IPv4 has nothing like.
+const OF_IPV6: &[(&str, &str)] = packets!["ipv6.txt"];
+
 fn cases(stage: &Stage) -> Vec<Case> {
-    FILES.iter().flat_map(|(file, text)| text::read(file, text, &stage.names)).collect()
+    let more = OF_IPV6.iter().filter(|_| stage.family == Family::V6);
+    FILES.iter().chain(more).flat_map(|(file, text)| text::read(file, text, stage.about())).collect()
 }
 
 /// The verdict, the packet and its mark that a case is to end with.
@@ -95,18 +102,32 @@ fn fault(stage: &Stage, bench: &Bench, case: &Case) -> Option<String> {
 
 #[test]
 fn every_type_of_packet_comes_to_what_it_must() {
-    let mut stage = Stage::new();
-    let cases = cases(&stage);
+    let mut stage = Stage::new(Family::V4);
+    all_come_to_what_they_must(&mut stage);
+}
+
+/// And mutants of them: one scene is enough.
+#[test]
+fn every_type_of_packet_of_ipv6_does_so_too() {
+    let mut stage = Stage::new(Family::V6);
+    let cases = all_come_to_what_they_must(&mut stage);
+    assert!(cases.len() > 200, "of {} packets is known what becomes of them", cases.len());
+    stage.run(|bench| fuzz::run(&stage, bench, &cases, SEED, 20_000));
+}
+
+fn all_come_to_what_they_must(stage: &mut Stage) -> Vec<Case> {
+    let cases = cases(stage);
     let _sockets = stage.serve_udp();
     let sent = cases.iter().filter(|case| is_sent(case));
-    let mut faults: Vec<_> = sent.filter_map(|case| fault_when_sent(&stage, case)).collect();
+    let mut faults: Vec<_> = sent.filter_map(|case| fault_when_sent(stage, case)).collect();
     for moving in [true, false] {
         stage.set_moving(moving);
         let these = cases.iter().filter(|case| case.moving == moving && !is_sent(case));
-        faults.extend(stage.run(|bench| these.filter_map(|case| fault(&stage, bench, case)).collect::<Vec<_>>()));
+        faults.extend(stage.run(|bench| these.filter_map(|case| fault(stage, bench, case)).collect::<Vec<_>>()));
     }
     assert!(faults.is_empty(), "{} of {} packets:\n{}", faults.len(), cases.len(), faults.join("\n"));
-    assert_copied(&stage, &cases);
+    assert_copied(stage, &cases);
+    cases
 }
 
 /// Each other replica of the VIP got each packet that was to be copied, and nothing else was delivered.
@@ -114,7 +135,8 @@ fn assert_copied(stage: &Stage, cases: &[Case]) {
     let mut copies = 0;
     for (name, replica) in &stage.replicas {
         let is_copied = |case: &&Case| case.verdict == Verdict::Copies && case.pod != *name;
-        let vip_of = |case: &Case| <[u8; 4]>::try_from(&case.packet[30..34]).expect("four octets").into();
+        let at = stage.family.source_at() + stage.family.address();
+        let vip_of = |case: &Case| family::address_at(stage.family, &case.packet, at);
         let due = cases.iter().filter(is_copied).filter(|case| replica.vips.contains(&vip_of(case)));
         let due: Vec<_> = due.map(|case| addressed(&case.packet, &replica.mac)).collect();
         let mut came = Vec::new();
@@ -132,13 +154,16 @@ fn assert_copied(stage: &Stage, cases: &[Case]) {
 
 /// Belongs to the real connections from the client or those that the stage has made up.
 fn is_conversation(stage: &Stage, frame: &[u8]) -> bool {
-    frame[23] == 6 && ["client", "far"].iter().any(|from| frame[26..30] == stage.address(from).octets())
+    let headers = family::read(stage.family, frame);
+    let from = |name: &str| headers.as_ref().is_some_and(|headers| headers.source == stage.address(name));
+    headers.as_ref().is_some_and(|headers| headers.protocol == family::TCP) && (from("client") || from("far"))
 }
+
+const SEED: u64 = 118;
 
 #[test]
 fn twenty_thousand_mutants_are_survived() {
-    const SEED: u64 = 118;
-    let stage = Stage::new();
+    let stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let _sockets = stage.serve_udp();
     stage.run(|bench| fuzz::run(&stage, bench, &cases, SEED, 20_000));
@@ -147,7 +172,7 @@ fn twenty_thousand_mutants_are_survived() {
 /// The fragments of a sticky flow's datagram, sent to the wrong replica, come together at the right one.
 #[test]
 fn fragments_meet_at_the_replica_that_has_the_flow() {
-    let stage = Stage::new();
+    let stage = Stage::new(Family::V4);
     let (d, e) = (&stage.replicas["d"], &stage.replicas["e"]);
     let server = e.pod.ns.run(|| std::net::UdpSocket::bind((stage.address("guarded"), 53))).expect("a UDP server");
     server.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
@@ -159,7 +184,7 @@ fn fragments_meet_at_the_replica_that_has_the_flow() {
         ip 45 00 {length} 0302 2006 40 11 {sum} {client} {guarded}\ndata 62*40\n\
         == the last\nby d: pass\neth {d} {d.host} 0800\n\
         ip 45 00 {length} 0302 000b 40 11 {sum} {client} {guarded}\ndata 63*16\n";
-    for case in text::read("here", text, &stage.names) {
+    for case in text::read("here", text, stage.about()) {
         let replica = if case.pod == "d" { d } else { e };
         Wire::to(&stage.node.ns, replica.ifindex).send(&case.packet);
     }
@@ -175,22 +200,22 @@ fn fragments_meet_at_the_replica_that_has_the_flow() {
 /// A VLAN's tag beside the frame can't be given to `BPF_PROG_TEST_RUN`. The kernel puts it there when the frame comes in.
 #[test]
 fn tagged_packets_come_from_no_pod() {
-    let stage = Stage::new();
+    let stage = Stage::new(Family::V4);
     let a = &stage.replicas["a"];
     let text = "== an answer\nfrom a: drop\neth {a.host} {a} 8100 0064 0800\n\
         ip 45 00 {length} 0001 4000 40 06 {sum} {open} {client}\n\
         tcp {http} 0400 00000001 00000001 50 12 ffff {sum} 0000\n";
-    let case = text::read("here", text, &stage.names).remove(0);
+    let case = text::read("here", text, stage.about()).remove(0);
     assert!(stage.is_dropped("a", &a.wire, &case.packet), "let out");
 }
 
 /// The list of whom to ask may be older than a replica's own entry: who has none any more gets nothing.
 #[test]
 fn a_replica_that_has_left_is_handed_nothing() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let stray = titled(&cases, "An ACK of a connection that another replica has");
-    let (b, open) = (stage.replicas["b"].ifindex, stage.address("open"));
+    let (b, open) = (stage.replicas["b"].ifindex, stage.key(stage.address("open")));
     stage.set_moving(false);
     assert_eq!(stage.run(|bench| put(&stage, bench, stray, 1)), REDIRECT);
     let entry = stage.maps.attached(b, open).unwrap().expect("its entry");
@@ -213,7 +238,8 @@ fn put(stage: &Stage, bench: &Bench, case: &Case, times: u32) -> u32 {
 }
 
 /// Makes a VIP's replicas as many as are asked, none of which has a connection.
-fn make_many(stage: &mut Stage, vip: Ipv4Addr) {
+fn make_many(stage: &mut Stage, vip: IpAddr) {
+    let vip = stage.key(vip);
     let real = stage.maps.known(vip).unwrap().expect("the VIP is known");
     let copies = (1_000_000..).take(stage.maps.limit()).map(|ifindex| Member { ifindex, ..real.members[0] });
     let known = Known { members: copies.collect(), ..real };
@@ -240,7 +266,7 @@ fn exhaust(stage: &Stage, bench: &Bench, stray: &Case) {
 /// unasked. A packet of a connection of the chosen replica's goes on.
 #[test]
 fn too_many_strays_are_dropped_unasked() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let stray = titled(&cases, "An ACK of nobody's connection");
     let good = titled(&cases, "An ACK of a connection that the chosen replica has");
@@ -259,7 +285,7 @@ fn too_many_strays_are_dropped_unasked() {
 /// unasked, and one for a replica that listens goes on. Another VIP's are searched for all the same.
 #[test]
 fn too_many_syns_that_nobody_listens_for_are_dropped_unasked() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let flood = titled(&cases, "A SYN to a port that nobody listens on: the chosen replica refuses it");
     let good = titled(&cases, "A SYN: to the chosen replica");
@@ -294,7 +320,7 @@ fn too_many_syns_that_nobody_listens_for_are_dropped_unasked() {
 /// searched for by that one's share.
 #[test]
 fn a_flood_of_one_vips_leaves_another_its_share() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let stray = titled(&cases, "An ACK of nobody's connection");
     let others = titled(&cases, "Data of another replica's connection");
@@ -315,7 +341,7 @@ fn a_flood_of_one_vips_leaves_another_its_share() {
 /// ICMP errors about UDP take nothing from connections: their copies have an allowance of their own.
 #[test]
 fn a_flood_of_udp_errors_leaves_connections_their_searches() {
-    let mut stage = Stage::new();
+    let mut stage = Stage::new(Family::V4);
     let cases = cases(&stage);
     let _sockets = stage.serve_udp();
     let error = titled(&cases, "About UDP, which any replica may have sent");

@@ -5,45 +5,69 @@ use std::fs;
 use std::path::Path;
 
 use crate::bgp::{Speaker, announce, router};
-use crate::harness::{Bird, Join, Lan, Node, PATIENCE, Sidecar, TempDir, until};
+use crate::harness::{Bird, Families, Join, Lan, Node, PATIENCE, Sidecar, TempDir, until};
 
 const SETTINGS: &str =
     "backend = \"pool\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.0.0/24\"\nexclude = [\"10.118.0.100\"]";
 const OPTIONS: [&str; 4] = ["--asn", "65001", "--router", "192.0.2.254:65000"];
 
-/// The LAN's gateway, with a session with that node: a default route, the prefix that VIPs come from, and two routes to addresses in it.
+/// The same of VIPs of both families.
+const DUAL: &str = "backend = \"pool\"\nallow = [\"10.118.0.0/16\", \"fd00:118::/64\"]\n[pool]\ncidr = \"10.118.0.0/24\"\n\
+                    cidr6 = \"fd00:118::/96\"\nexclude = [\"10.118.0.100\"]";
+const DUAL_OPTIONS: [&str; 6] = ["--asn", "65001", "--router", "192.0.2.254:65000", "--router", "[2001:db8::fe]:65000"];
+
+/// The LAN's gateway, with a session with that node, and one by IPv6: default routes, the prefixes that VIPs come from, and three routes to
+/// addresses in them.
 fn gateway(lan: &Lan, node: u8) -> Bird {
     let conf = "router id 192.0.2.254;\nprotocol device {}\nprotocol static { ipv4;\n\
                 route 0.0.0.0/0 blackhole; route 10.118.0.0/16 blackhole;\n\
                 route 10.118.0.1/32 blackhole; route 10.118.0.4/30 blackhole;\n}\n\
+                protocol static { ipv6; route ::/0 blackhole; route fd00:118::/64 blackhole;\n\
+                route fd00:118::a76:3/128 blackhole;\n}\n\
+                protocol bgp node6 { local 2001:db8::fe as 65000; neighbor 2001:db8::NODE as 65001; connect delay time 1;\n\
+                error wait time 1, 2; ipv6 { import all; export all; }; }\n\
                 protocol bgp node { local 192.0.2.254 as 65000; neighbor 192.0.2.NODE as 65001; connect delay time 1;\n\
                 error wait time 1, 2; ipv4 { import all; export all; }; }\n";
+    lan.has_ipv6();
     Bird::start(&lan.ns, &conf.replace("NODE", &node.to_string()))
 }
 
 /// viprouted with a routing daemon to ask.
 fn settings(kind: &str, socket: &str) -> String {
-    format!("{SETTINGS}\n[[gateway]]\nkind = {kind:?}\nsocket = {socket:?}")
+    asking(SETTINGS, kind, socket)
+}
+
+fn asking(settings: &str, kind: &str, socket: &str) -> String {
+    format!("{settings}\n[[gateway]]\nkind = {kind:?}\nsocket = {socket:?}")
 }
 
 fn write_config(node: &Node) {
-    fs::write(node.dir.path().join("viprouted.toml"), SETTINGS).expect("write viprouted.toml");
+    write_settings(node, SETTINGS);
+}
+
+fn write_settings(node: &Node, settings: &str) {
+    fs::write(node.dir.path().join("viprouted.toml"), settings).expect("write viprouted.toml");
 }
 
 fn passes_over_what_the_gateway_routes(kind: &str) {
     let lan = Lan::new();
     let _gateway = gateway(&lan, 1);
-    let node = Node::without_allocator(&lan, 1);
-    write_config(&node);
-    let speaker = Speaker::start(kind, &node, &OPTIONS);
+    let node = Node::without_allocator(&lan, 1).with_ipv6(&lan);
+    write_settings(&node, DUAL);
+    let speaker = Speaker::start(kind, &node, &DUAL_OPTIONS);
     speaker.has_received("10.118.0.4/30");
-    let sidecar = Sidecar::start(&node, &settings(kind, &speaker.socket()));
+    speaker.has_received("fd00:118::a76:3/128");
+    let sidecar = Sidecar::start(&node, &asking(DUAL, kind, &speaker.socket()));
     let last = |vip: &str| sidecar.acquire(vip).unwrap_or_else(|error| panic!("{error:?}")).octets()[3];
-    // .1 and .4 to .7 are routed by the gateway; .2 by its default route and the prefix of all VIPs alone.
-    assert_eq!(["default/a", "default/b", "default/c"].map(last), [2, 3, 8]);
+    // .1 and .4 to .7 are routed by the gateway, and the IPv6 address that goes with .3; the others by its default routes and the
+    // prefixes of all VIPs alone.
+    assert_eq!(["default/a", "default/b", "default/c"].map(last), [2, 8, 9]);
     let log = sidecar.daemon.log();
-    assert!(log.contains("has a route 10.118.0.1/32 via 192.0.2.254"), "{log}");
-    assert!(log.contains("has a route 10.118.0.4/30 via 192.0.2.254"), "{log}");
+    for route in
+        ["10.118.0.1/32 via 192.0.2.254", "10.118.0.4/30 via 192.0.2.254", "fd00:118::a76:3/128 via 2001:db8::fe"]
+    {
+        assert!(log.contains(&format!("has a route {route}")), "{log}");
+    }
     let routes = node.ns.ip("route");
     assert!(!routes.contains("10.118.0.1") && !routes.contains("10.118.0.4"), "the kernel knows of it: {routes}");
 }
@@ -133,29 +157,35 @@ fn without_a_session_nothing_is_known() {
 #[test]
 fn another_nodes_vip_is_no_conflict() {
     let lan = Lan::new();
-    let _router = router(&lan, &[(1, 65001), (2, 65002)]);
+    let _router = router(&lan, &[(1, 65001), (2, 65002)], Families::Both);
     let pinned = |peers: &str| {
-        format!(
-            "backend = \"pool\"\nallow = [\"10.118.0.0/16\"]\npeers = [{peers}]\n[pool]\ncidr = \"10.118.0.0/24\"\n\
-             [[pin]]\nvip = \"default/web\"\naddress = \"10.118.0.7\""
+        format!("{DUAL}\n[[pin]]\nvip = \"default/web\"\naddress = \"10.118.0.7\"").replacen(
+            "[pool]",
+            &format!("peers = [{peers}]\n[pool]"),
+            1,
         )
     };
-    let [one, two] = [1, 2].map(|number| Node::without_allocator(&lan, number));
-    let peers = pinned("\"192.0.2.1\", \"192.0.2.2\"");
+    let [one, two] = [1, 2].map(|number| Node::without_allocator(&lan, number).with_ipv6(&lan));
+    let peers = pinned("\"192.0.2.1\", \"192.0.2.2\", \"2001:db8::1\", \"2001:db8::2\"");
     let _sidecar = Sidecar::start(&one, &peers);
     let _pod = one.joined(&Join::annotated("web"));
-    let _announces = Speaker::start("bird", &one, &OPTIONS);
-    write_config(&two);
-    let speaker = Speaker::start("frr", &two, &["--asn", "65002", "--router", "192.0.2.254:65000"]);
+    let _announces = Speaker::start("bird", &one, &DUAL_OPTIONS);
+    write_settings(&two, DUAL);
+    let options = DUAL_OPTIONS.map(|option| if option == "65001" { "65002" } else { option });
+    let speaker = Speaker::start("frr", &two, &options);
     speaker.has_received("10.118.0.7/32");
-    let asked = format!("[[gateway]]\nkind = \"frr\"\nsocket = {:?}", speaker.socket());
+    speaker.has_received("fd00:118::a76:7/128");
+    let asked = |settings: &str| asking(settings, "frr", &speaker.socket());
     let error = {
-        let sidecar = Sidecar::start(&two, &format!("{}\n{asked}", pinned("")));
+        let sidecar = Sidecar::start(&two, &asked(&pinned("")));
         sidecar.acquire("default/web").unwrap_err()
     };
-    let expected = "FRR's session with 192.0.2.254 has a route 10.118.0.7/32 via 192.0.2.1";
-    assert!(error.msg.contains(expected), "{error:?}");
-    let sidecar = Sidecar::start(&two, &format!("{peers}\n{asked}"));
+    for (router, route) in
+        [("192.0.2.254", "10.118.0.7/32 via 192.0.2.1"), ("2001:db8::fe", "fd00:118::a76:7/128 via 2001:db8::1")]
+    {
+        assert!(error.msg.contains(&format!("FRR's session with {router} has a route {route}")), "{error:?}");
+    }
+    let sidecar = Sidecar::start(&two, &asked(&peers));
     assert_eq!(sidecar.acquire("default/web").unwrap().to_string(), "10.118.0.7");
 }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Crowd, Finished, Flows, Join, Lan, Node, Pod, PodServer, Run, Service, Sidecar, Storm, Stub, VIPROUTE, VIPROUTECTL,
-    connect, killed_after, nothing_left, tool, until,
+    Crowd, Families, Finished, Flows, Join, Lan, Node, Pod, PodServer, Run, Service, Sidecar, Storm, Stub, VIPROUTE,
+    VIPROUTECTL, connect, killed_after, nothing_left, tool, until,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -235,6 +235,28 @@ fn a_pod_unknown_to_the_plugin_is_found_by_its_address() {
     assert_eq!(left, format!("{address} is no replica of default/web\n"));
     before.assert_same(&node.snapshot(&[pod]), "a join and a leave by address");
     assert_unbroken(&mut flows, &[]);
+}
+
+/// By its address of IPv6, or by its name where it is registered.
+#[test]
+fn pods_with_ipv6_alone_join_too() {
+    let service = Service::dual(&Join::annotated("web"), 1, 2, Families::Ipv6);
+    let (node, [unknown, named]) = (&service.node, [1, 2].map(|at| &service.pods[at]));
+    let addresses = unknown.ns.ip("-6 -json addr show dev eth0 scope global");
+    let addresses: Value = serde_json::from_str(&addresses).expect("JSON");
+    let address = addresses[0]["addr_info"][0]["local"].as_str().expect("an address").to_owned();
+    let shown = Shown::new(&[&service.bystander, unknown]);
+    let said = shown.join(node, &address, "default/web").ok();
+    assert!(said.starts_with(&format!("{address} is a replica of default/web at ")), "{said}");
+    node.add(named, &registered()).ok();
+    run(node, &["join", &name(named), "default/web"]).ok();
+    for to in service.addresses() {
+        until(&format!("all answer at {to}"), SOON, || {
+            (connect(&service.client, to, 120).names.len() == 3).then_some(())
+        });
+    }
+    let left = shown.viproutectl(node, &["leave", &address, "default/web"]).ok();
+    assert_eq!(left, format!("{address} has left default/web\n"));
 }
 
 #[test]

@@ -127,7 +127,19 @@ fn the_verifier_is_done_long_before_its_limit() {
     let _pod = node.joined(&Join::annotated("web"));
     // Without BTF a node stands alone.
     let of_tunnel = if Path::new("/sys/kernel/btf/vmlinux").exists() {
-        &["outward_", "inward_", "owner6_", "guard6_"][..]
+        &[
+            "outward_",
+            "inward_",
+            "owner6_",
+            "guard6_",
+            "outward6_",
+            "inward6_",
+            "express_in6_",
+            "express_seen6_",
+            "udp_asked6_",
+            "udp_asked_own6_",
+            "udp_answer6_",
+        ][..]
     } else {
         &[]
     };

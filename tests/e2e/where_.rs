@@ -1,17 +1,19 @@
 //! `viproutectl where`: the replica that has a flow, or would get it.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt};
 use serde_json::{Value, json};
+use viproute::internals::model::Family;
 use viproute::internals::net::sockets::{Connection, Sockets};
 
 use crate::harness::{
-    Connection as Asking, Finished, Join, Lan, Netns, Node, PATIENCE, PORT, Pod, PodServer, Run, SOON, serve_all, until,
+    Connection as Asking, Crowd, Families, Finished, Join, Lan, Netns, Node, PATIENCE, PORT, Pod, Run, SOON, Stub,
+    until,
 };
 
 const VIPROUTECTL: &str = env!("CARGO_BIN_EXE_viproutectl");
@@ -19,11 +21,13 @@ const COUNT: u16 = 100;
 
 /// A node, a client that routes to it, and three pods with servers that have joined "web".
 struct Web {
-    servers: Vec<PodServer>,
+    servers: Vec<Crowd>,
     pods: Vec<Pod>,
     client: Netns,
     node: Node,
     _lan: Lan,
+    /// Clients ask at the VIP's address of that family.
+    family: Family,
 }
 
 fn web() -> Join {
@@ -36,11 +40,23 @@ impl Web {
     }
 
     fn of(join: &Join) -> Self {
+        Self::by(Family::V4, join)
+    }
+
+    fn by(family: Family, join: &Join) -> Self {
         let lan = Lan::new();
-        let node = Node::new(&lan, 1);
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1"]);
+        let node = match family {
+            Family::V4 => Node::new(&lan, 1),
+            Family::V6 => {
+                lan.add_ipv6(&client, 50);
+                client.ip(&format!("route add {} via 2001:db8::1", Stub::NETWORK6));
+                Node::dual(&lan, 1, Families::Both)
+            }
+        };
         let pods: Vec<_> = (0..3).map(|_| node.joined(join)).collect();
-        let web = Self { servers: serve_all(&pods), pods, client, node, _lan: lan };
+        let servers = pods.iter().map(|pod| Crowd::of_both(pod, PORT)).collect();
+        let web = Self { servers, pods, client, node, _lan: lan, family };
         // A bucket that has just moved may move once more.
         until("even shares", PATIENCE, || {
             let status = web.ctl(&["status", "--output", "json"]).ok();
@@ -55,18 +71,26 @@ impl Web {
         self.pods[0].vip()
     }
 
+    /// Where clients ask.
+    fn at(&self) -> SocketAddr {
+        match self.family {
+            Family::V4 => (self.vip(), PORT).into(),
+            Family::V6 => (self.pods[0].vips6()[0], PORT).into(),
+        }
+    }
+
     fn ctl(&self, arguments: &[&str]) -> Finished {
         self.node.ns.cmd(VIPROUTECTL).args(["--data-dir", &self.node.data()]).args(arguments).finish("")
     }
 
-    fn where_is(&self, client: SocketAddrV4, more: &[&str]) -> Value {
-        let (client, vip) = (client.to_string(), SocketAddrV4::new(self.vip(), PORT).to_string());
+    fn where_is(&self, client: impl Into<SocketAddr>, more: &[&str]) -> Value {
+        let (client, vip) = (client.into().to_string(), self.at().to_string());
         let arguments = [&["where", &client, &vip, "--output", "json"], more].concat();
         serde_json::from_str(&self.ctl(&arguments).ok()).expect("where --output json is JSON")
     }
 
     /// What `where` must say of a flow that is this pod's.
-    fn place(&self, client: SocketAddrV4, pod: &str, because: &str) -> Value {
+    fn place(&self, client: impl Into<SocketAddr>, pod: &str, because: &str) -> Value {
         let pod = self.pods.iter().find(|one| one.name == pod).unwrap_or_else(|| panic!("pod {pod}"));
         let result = pod.result.lock().unwrap().clone().unwrap();
         let device = result["interfaces"].as_array().unwrap().iter().find(|one| one["name"] == "vip0").unwrap();
@@ -76,7 +100,7 @@ impl Web {
             .iter()
             .find(|one| one["name"].as_str().unwrap().starts_with("vip") && one["name"] != device["name"]);
         json!({
-            "vip": "shop/web", "address": self.vip().to_string(), "client": client.to_string(), "because": because,
+            "vip": "shop/web", "address": self.at().ip().to_string(), "client": client.into().to_string(), "because": because,
             "replica": {
                 "pod": format!("shop/{}", pod.name), "address": pod.address().to_string(),
                 "device": host.unwrap()["name"],
@@ -89,14 +113,15 @@ impl Web {
     fn names_who_answers(
         &mut self,
         ns: fn(&Self) -> &Netns,
-        client: Ipv4Addr,
-        before: fn(&Self, SocketAddrV4) -> Option<Value>,
+        client: impl Into<IpAddr>,
+        before: fn(&Self, SocketAddr) -> Option<Value>,
     ) {
+        let client = client.into();
         let mut open = Vec::new();
         for port in 20000..20000 + COUNT {
-            let from = SocketAddrV4::new(client, port);
+            let from = SocketAddr::new(client, port);
             let expected = before(self, from);
-            let mut connection = connect_from(ns(self), port, SocketAddrV4::new(self.vip(), PORT));
+            let mut connection = connect_from(ns(self), port, self.at());
             let answer = connection.ask().expect("an answer");
             if let Some(expected) = expected {
                 assert_eq!(expected, self.place(from, &answer.name, "route"), "before there is a connection");
@@ -107,7 +132,7 @@ impl Web {
         assert_eq!(names.len(), 3, "each replica has some");
         for _ in 0..2 {
             let pod = self.node.joined(&web());
-            self.servers.push(PodServer::start(&pod));
+            self.servers.push(Crowd::of_both(&pod, PORT));
             self.pods.push(pod);
         }
         for (from, name, _connection) in &open {
@@ -123,13 +148,19 @@ impl Web {
 }
 
 /// A connection from a port of one's own choice.
-pub fn connect_from(ns: &Netns, port: u16, to: SocketAddrV4) -> Asking {
+pub fn connect_from(ns: &Netns, port: u16, to: impl Into<SocketAddr>) -> Asking {
+    let to = to.into();
+    let (family, any) = match to {
+        SocketAddr::V4(_) => (AddressFamily::Inet, Family::V4.unspecified()),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, Family::V6.unspecified()),
+    };
     ns.run(|| {
-        let socket: OwnedFd =
-            socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        let socket: OwnedFd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
         setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap_or_else(|e| panic!("bind {port}: {e}"));
-        nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrIn::from(to)).unwrap_or_else(|e| panic!("{to}: {e}"));
+        let own = SockaddrStorage::from(SocketAddr::new(any, port));
+        bind(socket.as_raw_fd(), &own).unwrap_or_else(|e| panic!("bind {port}: {e}"));
+        let to_vip = SockaddrStorage::from(to);
+        nix::sys::socket::connect(socket.as_raw_fd(), &to_vip).unwrap_or_else(|e| panic!("{to}: {e}"));
         Asking::over(TcpStream::from(socket)).expect("a connection")
     })
 }
@@ -140,6 +171,42 @@ fn of_a_clients_flows() {
     Web::new().names_who_answers(|web| &web.client, client, |web, from| Some(web.where_is(from, &[])));
 }
 
+/// Where a new flow would go the kernel doesn't tell of IPv6, where there is a choice; a connection is found as by IPv4.
+#[test]
+fn of_a_clients_flows_by_ipv6() {
+    let client: IpAddr = "2001:db8::32".parse().unwrap();
+    let untold = |web: &Web, from: SocketAddr| {
+        let finished = web.ctl(&["where", &from.to_string(), &web.at().to_string()]);
+        assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("a new connection of IPv6"), "{finished:?}");
+        None
+    };
+    Web::by(Family::V6, &web()).names_who_answers(|web| &web.client, client, untold);
+}
+
+#[test]
+fn of_flows_to_one_replica_by_ipv6() {
+    let mut web = Web::by(Family::V6, &web());
+    for pod in web.pods.drain(1..) {
+        web.node.del(&pod, &Join::annotated("web").namespace("shop")).ok();
+    }
+    for client in ["[2001:db8::32]:20000", "[2001:db8::1]:20000"] {
+        let from: SocketAddr = client.parse().unwrap();
+        assert_eq!(web.where_is(from, &[]), web.place(from, "p1", "route"));
+        assert_eq!(web.where_is(from, &["--udp"]), web.place(from, "p1", "route"));
+    }
+    let text = web.ctl(&["where", "[2001:db8::32]:20000", &web.at().to_string()]).ok();
+    assert!(
+        text.starts_with("shop/web from [2001:db8::32]:20000: shop/p1 (") && text.ends_with("where the route leads\n")
+    );
+    let mixed = web.ctl(&["where", "192.0.2.50:20000", &web.at().to_string()]);
+    assert!(mixed.status.code() == Some(1) && mixed.stderr.contains("are of two families"), "{mixed:?}");
+    let at = web.at().to_string();
+    web.pods[0].ns.ip("link del vip0");
+    let none = web.ctl(&["where", "[2001:db8::32]:20000", &at]);
+    assert!(none.stderr.contains("no replica of shop/web"), "{none:?}");
+}
+
 /// Of its own new flows the kernel doesn't tell where they would go; that is said and not guessed.
 #[test]
 fn of_the_nodes_own_flows() {
@@ -147,8 +214,7 @@ fn of_the_nodes_own_flows() {
         |web| &web.node.ns,
         Ipv4Addr::new(192, 0, 2, 1),
         |web, from| {
-            let vip = SocketAddrV4::new(web.vip(), PORT).to_string();
-            let finished = web.ctl(&["where", &from.to_string(), &vip]);
+            let finished = web.ctl(&["where", &from.to_string(), &web.at().to_string()]);
             assert_eq!(finished.status.code(), Some(1), "{finished:?}");
             assert!(finished.stderr.contains("a new connection of the node's own"), "{finished:?}");
             None
@@ -189,7 +255,7 @@ fn of_a_server_that_speaks_both_families() {
     let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
     let pod = node.joined(&web());
     let listener = pod.ns.run(|| TcpListener::bind(("::", PORT)).unwrap());
-    let web = Web { servers: Vec::new(), pods: vec![pod], client, node, _lan: lan };
+    let web = Web { servers: Vec::new(), pods: vec![pod], client, node, _lan: lan, family: Family::V4 };
     let _connection = connect_from(&web.client, 20000, SocketAddrV4::new(web.vip(), PORT));
     let from = SocketAddrV4::new([192, 0, 2, 50].into(), 20000);
     let _accepted = listener.accept().unwrap();
@@ -262,27 +328,29 @@ fn of_udp_flows() {
 /// A flow that stays is where it began, also when the route leads elsewhere.
 #[test]
 fn of_udp_flows_that_stay() {
-    let join = web().annotation("viproute.io/udp-sticky", "true");
-    let mut web = Web::of(&join);
-    let servers: Vec<_> =
-        web.pods.iter().map(|pod| pod.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap())).collect();
-    for server in &servers {
-        server.set_nonblocking(true).unwrap();
-    }
-    let mut flows = Vec::new();
-    for port in 20000..20020 {
-        let socket = web.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
-        let heard = until("somebody hears it", SOON, || {
-            socket.send_to(b"who", (web.vip(), PORT)).unwrap();
-            std::thread::sleep(Duration::from_millis(5));
-            servers.iter().position(|server| server.recv_from(&mut [0; 8]).is_ok())
-        });
-        flows.push((SocketAddrV4::new([192, 0, 2, 50].into(), port), heard));
-    }
-    let pod = web.node.joined(&join);
-    web.pods.push(pod);
-    for (from, heard) in flows {
-        assert_eq!(web.where_is(from, &["--udp"]), web.place(from, &web.pods[heard].name, "sticky"));
+    for (family, client) in [(Family::V4, "192.0.2.50"), (Family::V6, "2001:db8::32")] {
+        let join = web().annotation("viproute.io/udp-sticky", "true");
+        let mut web = Web::by(family, &join);
+        let bound = |ns: &Netns, port| ns.run(|| UdpSocket::bind((family.unspecified(), port)).unwrap());
+        let servers: Vec<_> = web.pods.iter().map(|pod| bound(&pod.ns, PORT)).collect();
+        for server in &servers {
+            server.set_nonblocking(true).unwrap();
+        }
+        let mut flows = Vec::new();
+        for port in 20000..20020 {
+            let socket = bound(&web.client, port);
+            let heard = until("a server hears it", SOON, || {
+                socket.send_to(b"who", web.at()).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+                servers.iter().position(|server| server.recv_from(&mut [0; 8]).is_ok())
+            });
+            flows.push((SocketAddr::new(client.parse().unwrap(), port), heard));
+        }
+        let pod = web.node.joined(&join);
+        web.pods.push(pod);
+        for (from, heard) in flows {
+            assert_eq!(web.where_is(from, &["--udp"]), web.place(from, &web.pods[heard].name, "sticky"));
+        }
     }
 }
 
@@ -332,11 +400,11 @@ fn what_cannot_be_answered_is_said_in_a_sentence() {
         ("192.0.2.50:0", vip.as_str()),
         ("192.0.2.50:65536", vip.as_str()),
         (client, "shop/web"),
-        (client, "[2001:db8::1]:80"),
+        (client, "2001:db8::1:80"),
         (client, ""),
     ] {
         let usage = refused(client, vip, 2);
-        assert!(usage.contains("expected an IPv4 address and a port"), "{usage}");
+        assert!(usage.contains("expected an address and a port, such as"), "{usage}");
     }
     node.del(&pod, &web()).ok();
     refused(client, &vip, 1);

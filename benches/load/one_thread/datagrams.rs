@@ -1,12 +1,12 @@
 //! Datagrams one way, and there and back.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Ends, FLOWS, Transaction, enter, served};
+use super::{Ends, FLOWS, Transaction, any, enter, served};
 use crate::load::datagrams::Batch;
 use crate::load::server::Received;
 
@@ -29,7 +29,7 @@ pub struct Datagrams {
 impl Datagrams {
     pub fn open(ends: &Ends, kind: Transaction) -> Result<Self> {
         let to = ends.path.datagrams.clone().map_err(anyhow::Error::msg)?;
-        let server = |(namespace, own): &(std::fs::File, Ipv4Addr)| -> Result<UdpSocket> {
+        let server = |(namespace, own): &(std::fs::File, IpAddr)| -> Result<UdpSocket> {
             enter(namespace)?;
             let has = |address| UdpSocket::bind((address, 0)).map(drop);
             let socket = UdpSocket::bind((served(&to, *own, has), to[0].port()))?;
@@ -39,8 +39,8 @@ impl Datagrams {
         };
         let servers = ends.pods.iter().map(server).collect::<Result<_>>()?;
         enter(&ends.client)?;
-        let client = |to: &SocketAddrV4| -> Result<UdpSocket> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let client = |to: &SocketAddr| -> Result<UdpSocket> {
+            let socket = UdpSocket::bind((any(to.ip()), 0))?;
             socket.connect(to).context("a datagram's way")?;
             socket.set_nonblocking(true)?;
             Ok(socket)

@@ -4,15 +4,17 @@
 //! must have happened, without asking which are ready. Through a proxy they are awaited by epoll.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, connect, listen, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
+};
 
-use super::{Ends, FLOWS, TIMEOUT, Transaction, enter, spin};
+use super::{Ends, FLOWS, TIMEOUT, Transaction, any, enter, spin};
 use crate::load::poll::{Poll, Ready};
 use crate::load::{ENDLESS, REQUEST, body, head};
 
@@ -34,7 +36,7 @@ const LISTENERS: usize = 1 << 30;
 
 pub struct Streams {
     kind: Transaction,
-    to: Vec<SocketAddrV4>,
+    to: Vec<SocketAddr>,
     listeners: Vec<TcpListener>,
     clients: Vec<Option<Client>>,
     /// The servers' ends, by the order they were accepted in.
@@ -51,6 +53,20 @@ pub struct Streams {
     room: Vec<u8>,
 }
 
+/// It takes connections of the address' family alone: the same servers are asked by both.
+fn listener_of(at: SocketAddr) -> Result<TcpListener> {
+    let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if at.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    listen(&socket, Backlog::new(4096)?)?;
+    Ok(TcpListener::from(socket))
+}
+
 struct Client {
     stream: TcpStream,
     connecting: bool,
@@ -58,12 +74,10 @@ struct Client {
 
 impl Streams {
     pub fn open(ends: &Ends, kind: Transaction) -> Result<Self> {
-        let listener = |(namespace, _): &(std::fs::File, Ipv4Addr)| -> Result<TcpListener> {
+        let listener = |(namespace, _): &(std::fs::File, IpAddr)| -> Result<TcpListener> {
             enter(namespace)?;
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, ends.path.to[0].port()))?;
-            listener.set_nonblocking(true)?;
-            listen(&listener, Backlog::new(4096)?)?;
-            Ok(listener)
+            let to = ends.path.to[0];
+            listener_of(SocketAddr::new(any(to.ip()), to.port()))
         };
         let listeners = ends.pods.iter().map(listener).collect::<Result<Vec<_>>>()?;
         enter(&ends.client)?;
@@ -209,8 +223,9 @@ impl Streams {
         let to = self.to[self.begun % self.to.len()];
         self.begun += 1;
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
-        let stream = match connect(socket.as_raw_fd(), &SockaddrIn::from(to)) {
+        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, SockType::Stream, flags, None)?;
+        let stream = match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
             Ok(()) | Err(Errno::EINPROGRESS) => TcpStream::from(socket),
             Err(errno) => return Err(errno).context(format!("connect to {to}")),
         };

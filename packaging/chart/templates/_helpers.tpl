@@ -71,6 +71,9 @@ cidr = {{ .cidr | toJson }}
 {{- with .exclude }}
 exclude = {{ toJson . }}
 {{- end }}
+{{- with .cidr6 }}
+cidr6 = {{ toJson . }}
+{{- end }}
 {{- if hasKey . "auto" }}
 auto = {{ .auto }}
 {{- end }}
@@ -100,6 +103,9 @@ interface = {{ toJson . }}
 servers = {{ toJson . }}
 {{- end }}
 on_lost = {{ .Values.dhcp.onLost | toJson }}
+{{- end }}
+{{- if .Values.dhcp6.enabled }}
+[dhcp6]
 {{- end }}
 [limits]
 vips_per_namespace = {{ int .Values.limits.vipsPerNamespace }}

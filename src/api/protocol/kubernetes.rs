@@ -37,6 +37,9 @@ pub struct ServiceEntry {
     /// Its address, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// The one of the other family, if it has that too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<IpAddr>,
     /// The name of the node that gets its address and writes its status; none: this one, which knows no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keeper: Option<String>,

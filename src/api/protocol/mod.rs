@@ -167,6 +167,9 @@ pub struct Grant {
     /// What Services ask of the VIP; none: no Services are served, or an older viprouted doesn't say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<VipPolicy>,
+    /// Why it has no address of IPv6; none: it has one, or an older viprouted doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_ipv6: Option<Refusal>,
 }
 
 impl Grant {

@@ -44,6 +44,7 @@ fn an_infinite_lease_expires_null() {
         expires: None,
         registry: None,
         policy: None,
+        no_ipv6: None,
     };
     let line = encode(&grant).unwrap();
     assert_eq!(line, b"{\"address\":\"10.118.0.7\",\"expires\":null}\n");

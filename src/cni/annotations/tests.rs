@@ -171,6 +171,18 @@ fn weight_and_stickiness_are_checked() {
 }
 
 #[test]
+fn the_families_of_all_its_vips_are_one_choice() {
+    assert_eq!(with(&[]).unwrap()[0].families, None);
+    for text in ["ipv6", "ipv4", "ipv4,ipv6"] {
+        let families = with(&[(FAMILIES, text)]).unwrap()[0].families;
+        assert_eq!(families.map(|families| families.to_string()).as_deref(), Some(text));
+    }
+    for bad in ["", "ipv5", "both", "ipv6,ipv6"] {
+        assert_refused(&[(FAMILIES, bad)], "viproute.io/families");
+    }
+}
+
+#[test]
 fn a_check_has_something_to_look_at() {
     assert_eq!(with(&[]).unwrap()[0].health, None);
     assert_eq!(with(&[(HEALTH, "none")]).unwrap()[0].health, None);
@@ -191,7 +203,7 @@ fn a_check_has_something_to_look_at() {
 fn an_argument_says_what_an_annotation_says() {
     let config = serde_json::json!({"cniVersion": "1.0.0", "name": "n", "vips": ["dns/dns"], "health": "listen"});
     let arguments = "VIPROUTE_VIP=web, api;VIPROUTE_PORTS=web:80/tcp,api:81/tcp,dns/dns:53/udp;VIPROUTE_WEIGHT=3;\
-                     VIPROUTE_HEALTH=http:80/ fall:2;VIPROUTE_UDP_REPLY=vip;VIPROUTE_UDP_STICKY=true";
+                     VIPROUTE_HEALTH=http:80/ fall:2;VIPROUTE_UDP_REPLY=vip;VIPROUTE_UDP_STICKY=true;VIPROUTE_FAMILIES=ipv6";
     let wants = allocated(arguments, &config).unwrap().unwrap();
     let annotations = [
         (VIP, "web, api"),
@@ -200,6 +212,7 @@ fn an_argument_says_what_an_annotation_says() {
         (HEALTH, "http:80/ fall=2"),
         (UDP_REPLY, "vip"),
         (UDP_STICKY, "true"),
+        (FAMILIES, "ipv6"),
     ];
     assert_eq!(wants, annotated("shop", &config, &annotations).unwrap().unwrap());
     // A number before a colon is a port.

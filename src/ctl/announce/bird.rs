@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{Facts, MOST_COUNTED, Session, bandwidth};
+use crate::model::Family;
+
+use super::{Facts, MOST_COUNTED, Part, Session, bandwidth, suffix};
 
 /// `/etc/bird/bird.conf`.
 pub(super) fn text(facts: &Facts) -> String {
@@ -10,31 +12,33 @@ pub(super) fn text(facts: &Facts) -> String {
     for line in facts.head("bird.conf (BIRD 2)").iter().chain(&notes(facts)) {
         let _ = writeln!(text, "# {line}");
     }
-    let vips = |modifier: fn(u8) -> String| {
-        let prefixes = facts.prefixes.iter().map(|prefix| format!("{prefix}{}", modifier(prefix.prefix())));
+    let _ = write!(text, "\nlog syslog all;\nrouter id {};\n", facts.router_id);
+    facts.parts().for_each(|part| prefixes(&part, &mut text));
+    text.push_str("\nprotocol device { scan time 10; }\n");
+    bfd(facts, &mut text);
+    facts.parts().for_each(|part| kernel(&part, &mut text));
+    filters(facts, &mut text);
+    sessions(facts, &mut text);
+    text
+}
+
+fn prefixes(part: &Part<'_>, text: &mut String) {
+    let (bits, suffix) = (part.family.bits(), part.suffix());
+    let lengths = |modifier: &dyn Fn(u8) -> String| {
+        let prefixes = part.prefixes.iter().map(|prefix| format!("{prefix}{}", modifier(prefix.prefix())));
         prefixes.collect::<Vec<_>>().join(", ")
     };
     let _ = write!(
         text,
         "
-log syslog all;
-router id {id};
-
-# VIPs, and every prefix that lies within theirs.
-define VIPS = [ {exact} ];
-define WITHIN = [ {within} ];
-
-protocol device {{ scan time 10; }}
+# VIPs' {family} addresses, and every prefix that lies within theirs.
+define VIPS{suffix} = [ {exact} ];
+define WITHIN{suffix} = [ {within} ];
 ",
-        id = facts.router_id,
-        exact = vips(|_| "{32,32}".into()),
-        within = vips(|length| format!("{{{length},32}}")),
+        family = part.family.name(),
+        exact = lengths(&|_| format!("{{{bits},{bits}}}")),
+        within = lengths(&|length| format!("{{{length},{bits}}}")),
     );
-    bfd(facts, &mut text);
-    kernel(&mut text);
-    filters(facts, &mut text);
-    sessions(facts, &mut text);
-    text
 }
 
 fn notes(facts: &Facts) -> Vec<String> {
@@ -65,23 +69,25 @@ fn bfd(facts: &Facts, text: &mut String) {
     text.push_str("}\n");
 }
 
-fn kernel(text: &mut String) {
-    text.push_str(
+fn kernel(part: &Part<'_>, text: &mut String) {
+    let (family, suffix) = (part.family, part.suffix());
+    let _ = write!(
+        text,
         "
 # viproute's routes: protocol 118. Those without cwnd have no ready replica on this node and are not announced. Nothing is
 # exported: a route of BIRD's to a VIP would stand beside viproute's own.
-protocol kernel vips {
+protocol kernel vips{suffix} {{
   learn;
   scan time 5;
-  ipv4 {
-    import filter {
-      if krt_source = 118 && defined(krt_cwnd) && net ~ VIPS then accept;
+  {family} {{
+    import filter {{
+      if krt_source = 118 && defined(krt_cwnd) && net ~ VIPS{suffix} then accept;
       reject;
-    };
+    }};
     export none;
-  };
-}
-",
+  }};
+}}
+"
     );
 }
 
@@ -113,21 +119,45 @@ filter vips_out {
 
 # Another node's VIP must not be taken in place of this node's own: a BGP route would be better than a learned one (preference
 # 100, not 10). Nothing else is taken either: what the node needs besides its VIPs, accept after the first line.
-filter routes_in {{
-  if net ~ WITHIN then reject;
+"
+    );
+    for suffix in facts.parts().map(|part| part.suffix()) {
+        let _ = write!(
+            text,
+            "filter routes_in{suffix} {{
+  if net ~ WITHIN{suffix} then reject;
   reject;
 }}
 "
-    );
+        );
+    }
 }
 
 fn sessions(facts: &Facts, text: &mut String) {
-    let (asn, how) = (facts.asn, facts.multihop.map_or_else(|| "direct".to_owned(), |hops| format!("multihop {hops}")));
+    facts.parts().for_each(|part| template(facts, &part, text));
+    let asn = facts.asn;
+    for (number, Session { router, asn: theirs, local, .. }) in facts.sessions.iter().enumerate() {
+        let (number, suffix) = (number + 1, suffix(Family::of(*router)));
+        let _ = write!(
+            text,
+            "
+protocol bgp router{number} from to_router{suffix} {{
+  local {local} as {asn};
+  neighbor {router} as {theirs};
+}}
+"
+        );
+    }
+}
+
+fn template(facts: &Facts, part: &Part<'_>, text: &mut String) {
+    let how = facts.multihop.map_or_else(|| "direct".to_owned(), |hops| format!("multihop {hops}"));
+    let (family, suffix) = (part.family, part.suffix());
     let _ = write!(
         text,
         "
 # Without shorter waits a session comes back a minute after BFD has ended it.
-template bgp to_router {{
+template bgp to_router{suffix} {{
   {how};
   bfd on;
   hold time 9;
@@ -135,25 +165,13 @@ template bgp to_router {{
   connect delay time 1;
   connect retry time 2;
   error wait time 1, 5;
-  ipv4 {{
+  {family} {{
     import table on;
-    import filter routes_in;
+    import filter routes_in{suffix};
     export filter vips_out;
     next hop self;
   }};
 }}
 "
     );
-    for (number, Session { router, asn: theirs, local, .. }) in facts.sessions.iter().enumerate() {
-        let _ = write!(
-            text,
-            "
-protocol bgp router{} from to_router {{
-  local {local} as {asn};
-  neighbor {router} as {theirs};
-}}
-",
-            number + 1
-        );
-    }
 }

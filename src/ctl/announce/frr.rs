@@ -3,9 +3,9 @@
 
 use std::fmt::Write;
 
-use ipnetwork::Ipv4Network;
+use crate::model::Family;
 
-use super::{Facts, MOST_COUNTED, Session};
+use super::{Facts, MOST_COUNTED, Part, Session};
 
 /// zebra keeps the lower 24 bits of a kernel route's metric, and takes the rest as its distance.
 const NOBODY_READY: u32 = 0x00ff_ffff;
@@ -24,38 +24,55 @@ no zebra nexthop kernel enable
 ! VIPs, and every prefix that lies within theirs.
 ",
     );
-    for (number, prefix) in facts.prefixes.iter().enumerate() {
-        let sequence = (number + 1) * 5;
-        let _ =
-            writeln!(text, "ip prefix-list VIPROUTE-VIPS seq {sequence} permit {prefix}{}", longer(*prefix, "ge 32"));
-        let _ =
-            writeln!(text, "ip prefix-list VIPROUTE-WITHIN seq {sequence} permit {prefix}{}", longer(*prefix, "le 32"));
-    }
+    facts.parts().for_each(|part| prefix_lists(&part, &mut text));
     text.push_str("!\n! What this node has heard of no one.\nbgp as-path access-list VIPROUTE-OWN seq 5 permit ^$\n");
-    weights(&mut text);
-    text.push_str(
+    for part in facts.parts() {
+        weights(&part, &mut text);
+        route_maps(&part, &mut text);
+    }
+    text.push_str("!\n");
+    router(facts, &mut text);
+    text
+}
+
+/// What FRR's commands call a family.
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ipv6",
+    }
+}
+
+fn prefix_lists(part: &Part<'_>, text: &mut String) {
+    let (ip, bits, suffix) = (ip(part.family), part.family.bits(), part.suffix());
+    for (number, prefix) in part.prefixes.iter().enumerate() {
+        let sequence = (number + 1) * 5;
+        for (list, lengths) in [("VIPS", "ge"), ("WITHIN", "le")] {
+            // A prefix list takes no length that a prefix of a single address has already.
+            let lengths = if prefix.prefix() == bits { String::new() } else { format!(" {lengths} {bits}") };
+            let _ = writeln!(text, "{ip} prefix-list VIPROUTE-{list}{suffix} seq {sequence} permit {prefix}{lengths}");
+        }
+    }
+}
+
+fn route_maps(part: &Part<'_>, text: &mut String) {
+    let (ip, suffix) = (ip(part.family), part.suffix());
+    let _ = write!(
+        text,
         "!
 ! Only what this node serves itself goes out, never another node's VIP.
-route-map VIPROUTE-OUT permit 10
- match ip address prefix-list VIPROUTE-VIPS
+route-map VIPROUTE-OUT{suffix} permit 10
+ match {ip} address prefix-list VIPROUTE-VIPS{suffix}
  match as-path VIPROUTE-OWN
 exit
 !
 ! Another node's VIP must not be taken: zebra would put it in as soon as this node has no replica. Nothing else is taken
 ! either: what the node needs besides its VIPs, permit by a stanza after this one.
-route-map VIPROUTE-IN deny 10
- match ip address prefix-list VIPROUTE-WITHIN
+route-map VIPROUTE-IN{suffix} deny 10
+ match {ip} address prefix-list VIPROUTE-WITHIN{suffix}
 exit
-!
-",
+"
     );
-    router(facts, &mut text);
-    text
-}
-
-/// A prefix list takes no length that a prefix of a single address has already.
-fn longer(prefix: Ipv4Network, lengths: &str) -> String {
-    if prefix.prefix() == 32 { String::new() } else { format!(" {lengths}") }
 }
 
 fn notes(facts: &Facts) -> Vec<String> {
@@ -72,29 +89,29 @@ fn notes(facts: &Facts) -> Vec<String> {
 
 /// One stanza for each number of replicas: a route map adds no numbers up. Of unlike origins, or with a MED of their own,
 /// nodes' routes were no multipath to a router.
-fn weights(text: &mut String) {
+fn weights(part: &Part<'_>, text: &mut String) {
+    let (ip, suffix) = (ip(part.family), part.suffix());
+    let map = format!("route-map VIPROUTE-WEIGHT{suffix}");
+    let vips = format!("match {ip} address prefix-list VIPROUTE-VIPS{suffix}");
+    let (more, is) = match part.family {
+        Family::V4 => (0, "is"),
+        // The data route has the lowest metric.
+        Family::V6 => (1, "is one more than"),
+    };
     let _ = write!(
         text,
         "!
-! The metric is the number of ready replicas; with none ready (of {NOBODY_READY} zebra keeps that) nothing is announced.
-route-map VIPROUTE-WEIGHT deny 1
+! The metric {is} the number of ready replicas; with none ready (of {NOBODY_READY} zebra keeps that) nothing is announced.
+{map} deny 1
  match metric {NOBODY_READY}
 exit
 "
     );
     for replicas in 1..=MOST_COUNTED {
-        let _ = writeln!(
-            text,
-            "route-map VIPROUTE-WEIGHT permit {}\n match ip address prefix-list VIPROUTE-VIPS\n match metric {replicas}",
-            replicas + 1
-        );
+        let _ = writeln!(text, "{map} permit {}\n {vips}\n match metric {}", replicas + 1, replicas + more);
         bandwidth(replicas, text);
     }
-    let _ = writeln!(
-        text,
-        "! More than {MOST_COUNTED} count as so many.\nroute-map VIPROUTE-WEIGHT permit {}\n match ip address prefix-list VIPROUTE-VIPS",
-        MOST_COUNTED + 2
-    );
+    let _ = writeln!(text, "! More than {MOST_COUNTED} count as so many.\n{map} permit {}\n {vips}", MOST_COUNTED + 2);
     bandwidth(MOST_COUNTED, text);
 }
 
@@ -118,14 +135,37 @@ fn router(facts: &Facts, text: &mut String) {
             let _ = writeln!(text, " neighbor {router} advertisement-interval 0");
         }
     }
-    text.push_str(" address-family ipv4 unicast\n  redistribute kernel route-map VIPROUTE-WEIGHT\n");
-    for Session { router, .. } in &facts.sessions {
+    not_of_ipv4(facts, text);
+    facts.parts().for_each(|part| address_family(&part, text));
+    text.push_str("exit\n");
+}
+
+/// FRR has each neighbour exchange routes of IPv4, unless it is told not to.
+fn not_of_ipv4(facts: &Facts, text: &mut String) {
+    let six: Vec<_> = facts.sessions.iter().filter(|session| session.router.is_ipv6()).collect();
+    if six.is_empty() {
+        return;
+    }
+    text.push_str(" address-family ipv4 unicast\n");
+    for Session { router, .. } in six {
+        let _ = writeln!(text, "  no neighbor {router} activate");
+    }
+    text.push_str(" exit-address-family\n");
+}
+
+fn address_family(part: &Part<'_>, text: &mut String) {
+    let (family, suffix) = (part.family, part.suffix());
+    let _ = writeln!(text, " address-family {family} unicast\n  redistribute kernel route-map VIPROUTE-WEIGHT{suffix}");
+    for Session { router, .. } in &part.sessions {
+        if family == Family::V6 {
+            let _ = writeln!(text, "  neighbor {router} activate");
+        }
         let _ = writeln!(text, "  neighbor {router} next-hop-self\n  neighbor {router} send-community extended");
         let _ = writeln!(
             text,
-            "  neighbor {router} route-map VIPROUTE-OUT out\n  neighbor {router} route-map VIPROUTE-IN in"
+            "  neighbor {router} route-map VIPROUTE-OUT{suffix} out\n  neighbor {router} route-map VIPROUTE-IN{suffix} in"
         );
         let _ = writeln!(text, "  neighbor {router} soft-reconfiguration inbound");
     }
-    text.push_str(" exit-address-family\nexit\n");
+    text.push_str(" exit-address-family\n");
 }

@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 
 use crate::lease::settings::Backend;
 use crate::membership;
 use crate::membership::node::Node;
-use crate::model::NetworkSpec;
 use crate::model::address::ipv4;
+use crate::model::{Family, NetworkSpec};
 use crate::net::route::{self, Packet};
 use crate::net::{self, NodeNet, link};
 use crate::node::config::{self, Config};
@@ -47,15 +47,28 @@ pub enum Error {
         .0.display()
     )]
     NoPrefixes(PathBuf),
+    /// None of the router's family.
+    #[error("--router {router}: by {} VIPs have no {} addresses, and a router is told those of its own family: expected {}", path.display(), family.name(), wanted(*family))]
+    NoneOfFamily {
+        /// The router.
+        router: IpAddr,
+        /// Its family.
+        family: Family,
+        /// viprouted's configuration.
+        path: PathBuf,
+    },
     /// A session with itself.
     #[error("--router {0}: this is an address of this node: expected the router's")]
-    OwnAddress(Ipv4Addr),
+    OwnAddress(IpAddr),
     /// The same session twice.
     #[error("--router {0} is there twice: expected each router once")]
-    Twice(Ipv4Addr),
+    Twice(IpAddr),
     /// The kernel knows no way.
     #[error("--router {0}: this node has no route to it")]
-    NoRoute(Ipv4Addr),
+    NoRoute(IpAddr),
+    /// The session has no end on this node.
+    #[error("--router {0}: this node has no address of its own on the way there")]
+    NoSource(IpAddr),
     /// It isn't next to this node.
     #[error(
         "--router {router}: it is on no network of this node (the way there is via {gateway}): expected a neighbour, or \
@@ -63,7 +76,7 @@ pub enum Error {
     )]
     NotConnected {
         /// The router.
-        router: Ipv4Addr,
+        router: IpAddr,
         /// Where packets to it are sent.
         gateway: IpAddr,
     },
@@ -85,8 +98,8 @@ struct Facts {
     router_id: Ipv4Addr,
     /// Its AS number.
     asn: u32,
-    /// What holds every VIP there may be.
-    prefixes: Vec<Ipv4Network>,
+    /// What holds every VIP's address there may be.
+    prefixes: Vec<IpNetwork>,
     /// The BGP sessions.
     sessions: Vec<Session>,
     /// How many hops a router may be away; none: it is a neighbour.
@@ -98,12 +111,12 @@ struct Facts {
 /// A session with a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Session {
-    /// The router's address.
-    router: Ipv4Addr,
+    /// The router's address. It is told of VIPs' addresses of that family.
+    router: IpAddr,
     /// Its AS number.
     asn: u32,
     /// This node's end.
-    local: Ipv4Addr,
+    local: IpAddr,
     /// The device that leads there.
     device: String,
 }
@@ -123,17 +136,24 @@ pub fn write(question: &Announce) -> Result<String, Error> {
 impl Facts {
     fn gather(net: &NodeNet, config: &Config, question: &Announce) -> Result<Self, Error> {
         let prefixes = prefixes(config, &question.config)?;
+        let families: BTreeSet<Family> = prefixes.iter().map(|prefix| Family::of(prefix.ip())).collect();
         let address = Node::find(net, &NetworkSpec::default())?.address;
         let router_id = ipv4(address).ok_or(Error::NotIpv4(address))?;
         let mut seen = BTreeSet::new();
         let mut sessions = Vec::new();
         for router in &question.router {
-            if !seen.insert(router.address) {
-                return Err(Error::Twice(router.address));
+            let (address, family) = (router.address, Family::of(router.address));
+            if !seen.insert(address) {
+                return Err(Error::Twice(address));
+            }
+            if !families.contains(&family) {
+                return Err(Error::NoneOfFamily { router: address, family, path: question.config.clone() });
             }
             let asn = router.asn.unwrap_or(question.asn);
-            let (local, device) = way(net, router.address, question.multihop)?;
-            sessions.push(Session { router: router.address, asn, local: local.unwrap_or(router_id), device });
+            let (local, device) = way(net, address, question.multihop)?;
+            let own = Some(IpAddr::V4(router_id)).filter(|_| family == Family::V4);
+            let local = local.or(own).ok_or(Error::NoSource(address))?;
+            sessions.push(Session { router: address, asn, local, device });
         }
         Ok(Self {
             router_id,
@@ -150,6 +170,23 @@ impl Facts {
         u16::try_from(self.asn).unwrap_or(AS_TRANS)
     }
 
+    /// What is written of each family that a router is told of.
+    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
+        let of = |family| Part {
+            family,
+            prefixes: self.prefixes.iter().filter(|prefix| Family::of(prefix.ip()) == family).collect(),
+            sessions: self.sessions.iter().filter(|session| Family::of(session.router) == family).collect(),
+        };
+        Family::ALL.map(of).into_iter().filter(|part| !part.sessions.is_empty())
+    }
+
+    /// The families of VIPs' addresses that no router is told of.
+    fn untold(&self) -> BTreeSet<Family> {
+        let of = |address: IpAddr| Family::of(address);
+        let told: BTreeSet<Family> = self.sessions.iter().map(|session| of(session.router)).collect();
+        self.prefixes.iter().map(|prefix| of(prefix.ip())).filter(|family| !told.contains(family)).collect()
+    }
+
     /// The devices that lead to routers, each once.
     fn devices(&self) -> BTreeSet<&str> {
         self.sessions.iter().map(|session| session.device.as_str()).collect()
@@ -164,6 +201,13 @@ impl Facts {
             format!("{file} of the node {}, AS {}, written by `viproutectl announce`.", self.router_id, self.asn),
             format!("VIPs lie in {prefixes} and are announced to {routers}."),
         ];
+        for family in self.untold() {
+            lines.push(format!(
+                "No router is told of VIPs' {name} addresses: that takes its {name} address, --router {}.",
+                form(family),
+                name = family.name()
+            ));
+        }
         if self.answers_arp {
             lines.push(
                 "viprouted answers ARP for VIPs as well: set announce = \"none\" where routers alone lead to them."
@@ -175,12 +219,25 @@ impl Facts {
 
     /// What a router needs to spread flows over nodes by their weights, in FRR's words.
     fn router_side(&self) -> Vec<String> {
-        let mut lines = vec![
-            "A router that runs FRR needs, for each node:".into(),
-            format!("  neighbor {} remote-as {}, the same with bfd, and maximum-paths 64 (ibgp)", self.router_id, self.asn),
-            "  bgp bestpath as-path multipath-relax, where the nodes' AS numbers differ".into(),
-            "and hashes by ports with sysctl net.ipv4.fib_multipath_hash_policy=1: else a client's address meets one node.".into(),
-        ];
+        let ends: BTreeSet<IpAddr> = self.sessions.iter().map(|session| session.local).collect();
+        let mut lines = vec!["A router that runs FRR needs, for each node:".to_owned()];
+        for end in ends {
+            lines.push(format!(
+                "  neighbor {end} remote-as {}, the same with bfd, and maximum-paths 64 (ibgp)",
+                self.asn
+            ));
+            if end.is_ipv6() {
+                lines.push(format!(
+                    "  neighbor {end} activate, in address-family ipv6 unicast, where maximum-paths is too"
+                ));
+            }
+        }
+        lines.push("  bgp bestpath as-path multipath-relax, where the nodes' AS numbers differ".into());
+        for Part { family, .. } in self.parts() {
+            lines.push(format!(
+                "and hashes by ports with sysctl net.{family}.fib_multipath_hash_policy=1: else a client's address meets one node."
+            ));
+        }
         lines.push(
             "Don't take bfd from the router's side alone: a node's daemon sees that as the router's death.".into(),
         );
@@ -196,32 +253,76 @@ fn bandwidth(replicas: u32) -> u32 {
     bytes.to_bits()
 }
 
-/// Every prefix a VIP can be in: `allow`, or without it the pool and the pins.
-fn prefixes(config: &Config, path: &Path) -> Result<Vec<Ipv4Network>, Error> {
-    let v4 = |network: &IpNetwork| match network {
-        IpNetwork::V4(network) => Some(*network),
-        IpNetwork::V6(_) => None,
-    };
+/// What is written of one family of VIPs' addresses.
+struct Part<'a> {
+    family: Family,
+    /// What holds them.
+    prefixes: Vec<&'a IpNetwork>,
+    /// With the routers that are told of them.
+    sessions: Vec<&'a Session>,
+}
+
+impl Part<'_> {
+    fn suffix(&self) -> &'static str {
+        suffix(self.family)
+    }
+}
+
+/// What the names of a family's lists and filters end in.
+fn suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => "6",
+    }
+}
+
+/// How a router of a family is written.
+fn form(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ADDRESS:ASN",
+        Family::V6 => "[ADDRESS]:ASN",
+    }
+}
+
+/// What in viprouted's configuration gives VIPs addresses of a family.
+fn wanted(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "a network of IPv4 in allow",
+        Family::V6 => "a network of IPv6 in allow, or without allow pool.cidr6 or address6 of a [[pin]]",
+    }
+}
+
+/// Every prefix that a VIP's address can be in: `allow`, or without it the pools and the pins.
+fn prefixes(config: &Config, path: &Path) -> Result<Vec<IpNetwork>, Error> {
     if let Some(allow) = &config.lease.allow {
-        return Ok(allow.networks().iter().filter_map(v4).collect());
+        return Ok(allow.networks().to_vec());
     }
     let Backend::Pool(pools) = &config.lease.backend else { return Err(Error::NoPrefixes(path.to_owned())) };
-    let pins = config.lease.pins.values().copied().filter_map(ipv4).filter(|pin| pools.of(*pin).is_none());
-    Ok(pools.networks().into_iter().chain(pins.map(Ipv4Network::from)).collect())
+    let beside = &config.lease.beside;
+    let networks = pools.networks().into_iter().map(IpNetwork::V4).chain(beside.networks().map(IpNetwork::V6));
+    let mut prefixes: Vec<IpNetwork> = networks.collect();
+    let of_lease6 = config.lease6.iter().flat_map(|lease| lease.pins.values().copied());
+    let pins = config.lease.pins.values().copied().chain(beside.pins.values().copied().map(IpAddr::V6));
+    for pin in pins.chain(of_lease6) {
+        if !prefixes.iter().any(|prefix| prefix.contains(pin)) {
+            prefixes.push(IpNetwork::from(pin));
+        }
+    }
+    Ok(prefixes)
 }
 
 /// This node's end of a session, where the way there says, and the device.
-fn way(net: &NodeNet, router: Ipv4Addr, multihop: Option<u8>) -> Result<(Option<Ipv4Addr>, String), Error> {
-    if route::is_local(net, router.into())? {
+fn way(net: &NodeNet, router: IpAddr, multihop: Option<u8>) -> Result<(Option<IpAddr>, String), Error> {
+    if route::is_local(net, router)? {
         return Err(Error::OwnAddress(router));
     }
-    let way = route::lookup(net, Packet::to(router.into()))?.ok_or(Error::NoRoute(router))?;
+    let way = route::lookup(net, Packet::to(router))?.ok_or(Error::NoRoute(router))?;
     if let (Some(gateway), None) = (way.hop.gateway, multihop) {
         return Err(Error::NotConnected { router, gateway });
     }
     let index = way.hop.index.ok_or(Error::NoRoute(router))?;
     let device = link::by_index(net, index)?.ok_or(Error::NoRoute(router))?.name;
-    Ok((way.source.and_then(ipv4), device))
+    Ok((way.source, device))
 }
 
 #[cfg(test)]

@@ -8,6 +8,15 @@ fn session(last: u8, asn: u32, device: &str) -> Session {
     Session { router: [192, 0, 2, last].into(), asn, local: [192, 0, 2, 11].into(), device: device.into() }
 }
 
+/// With a router of IPv6 besides.
+fn dual() -> Facts {
+    let [router, local] = ["2001:db8::fe", "2001:db8::b"].map(|address| address.parse().unwrap());
+    let mut facts = facts();
+    facts.prefixes.extend(["fd00:118::/96", "fd00:119::7/128"].map(|prefix| prefix.parse::<IpNetwork>().unwrap()));
+    facts.sessions.push(Session { router, asn: 65000, local, device: "eth0".into() });
+    facts
+}
+
 fn facts() -> Facts {
     Facts {
         router_id: [192, 0, 2, 11].into(),
@@ -33,6 +42,11 @@ fn found(path: &str, text: &str) -> Result<Vec<String>, String> {
 fn vips_lie_in_allow_or_in_the_pool_and_at_pins() {
     let pool = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n";
     assert_eq!(found("x", pool), Ok(vec!["10.118.0.0/24".into()]));
+    let six = format!(
+        "{pool}cidr6 = \"fd00:118::/96\"\n[[pin]]\nvip = \"a/b\"\naddress = \"10.118.0.1\"\naddress6 = \"fd00:119::1\""
+    );
+    let networks = ["10.118.0.0/24", "fd00:118::/96", "fd00:119::1/128"].map(str::to_owned);
+    assert_eq!(found("x", &six), Ok(networks.into()));
     let pins = "[[pin]]\nvip = \"a/b\"\naddress = \"10.119.0.1\"\n[[pin]]\nvip = \"a/c\"\naddress = \"10.118.0.9\"\n";
     assert_eq!(found("x", &format!("{pool}{pins}")), Ok(vec!["10.118.0.0/24".into(), "10.119.0.1/32".into()]));
     assert_eq!(found("x", &format!("allow = [\"10.0.0.0/8\"]\n{pool}{pins}")), Ok(vec!["10.0.0.0/8".into()]));
@@ -86,6 +100,46 @@ fn frr_takes_no_vip_and_weighs_by_the_metric() {
     assert_eq!(count("match metric"), 65, "64 numbers, and none");
     assert_eq!((count("set origin igp"), count("set metric 0")), (65, 65));
     assert_eq!(count("advertisement-interval 0"), 1, "to the other AS");
+}
+
+#[test]
+fn a_router_of_ipv6_is_told_of_ipv6_addresses() {
+    let (bird, frr) = (bird::text(&dual()), frr::text(&dual()));
+    for line in [
+        "define VIPS6 = [ fd00:118::/96{128,128}, fd00:119::7/128{128,128} ];",
+        "define WITHIN6 = [ fd00:118::/96{96,128}, fd00:119::7/128{128,128} ];",
+        "if krt_source = 118 && defined(krt_cwnd) && net ~ VIPS6 then accept;",
+        "protocol bgp router3 from to_router6 {",
+        "neighbor 2001:db8::fe as 65000;",
+    ] {
+        assert!(lines(&bird, "#").contains(&line), "{line}\n{bird}");
+    }
+    for line in [
+        "ipv6 prefix-list VIPROUTE-VIPS6 seq 5 permit fd00:118::/96 ge 128",
+        "ipv6 prefix-list VIPROUTE-WITHIN6 seq 10 permit fd00:119::7/128",
+        "match ipv6 address prefix-list VIPROUTE-VIPS6",
+        "no neighbor 2001:db8::fe activate",
+        "neighbor 2001:db8::fe activate",
+    ] {
+        assert!(lines(&frr, "!").contains(&line), "{line}\n{frr}");
+    }
+    // One replica is metric 2 there, and the highest of 64 is 65.
+    let weight = |number: u32, metric: u32| {
+        let list = "match ipv6 address prefix-list VIPROUTE-VIPS6";
+        format!("route-map VIPROUTE-WEIGHT6 permit {number}\n {list}\n match metric {metric}\n")
+    };
+    assert!(frr.contains(&weight(2, 2)) && frr.contains(&weight(65, 65)), "{frr}");
+}
+
+#[test]
+fn a_family_that_no_router_is_told_of_is_named() {
+    let untold =
+        |facts: &Facts| facts.head("x").iter().any(|line| line.contains("IPv6 address, --router [ADDRESS]:ASN"));
+    assert!(!untold(&facts()) && !untold(&dual()));
+    let mut facts = dual();
+    facts.sessions.pop();
+    assert!(untold(&facts));
+    assert!(!bird::text(&facts).contains("ipv6 {") && !frr::text(&facts).contains("ipv6 prefix-list"));
 }
 
 #[test]

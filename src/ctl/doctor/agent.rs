@@ -13,7 +13,7 @@ use crate::chain::all_set_aside;
 use crate::ctl::ANSWER;
 use crate::lease::allow::Allow;
 use crate::lease::pools::Range;
-use crate::lease::settings::Backend;
+use crate::lease::settings::{Backend, has_several};
 use crate::node::config::Config;
 use crate::registry::State;
 use crate::with_causes;
@@ -97,7 +97,7 @@ fn waiting(scene: &Scene<'_>) -> Option<Finding> {
 /// Each node's pool gives the lowest address that is free on this node, unless nodes know each other and one decides for all.
 fn pools(scene: &Scene<'_>, config: &Config) -> Vec<Finding> {
     let one_decides = config.membership.is_some() || config.kubernetes.is_some();
-    if one_decides || !matches!(config.lease.backend, Backend::Pool(_)) || config.lease.peers.len() < 2 {
+    if one_decides || !matches!(config.lease.backend, Backend::Pool(_)) || !has_several(&config.lease.peers) {
         return Vec::new();
     }
     let why = "Each node's pool gives out addresses by itself: another node may have another address for this VIP, or this \

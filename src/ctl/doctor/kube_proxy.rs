@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::dataplane;
 use crate::net::{address, link};
+use crate::registry::VipRecord;
 
 use super::firewall::{listed, saved};
 use super::scene::Scene;
@@ -41,7 +42,8 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
         return Vec::new();
     }
     let is_vip = |address: &str| {
-        let of = scene.vips.iter().find(|vip| vip.record.address().to_string() == address);
+        let is_own = |record: &VipRecord| record.addresses.iter().any(|own| own.to_string() == address);
+        let of = scene.vips.iter().find(|vip| is_own(&vip.record));
         of.map(|vip| format!("{} ({address})", vip.key))
     };
     let held = [

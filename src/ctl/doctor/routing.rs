@@ -1,12 +1,15 @@
 //! Findings about the routing daemons of `[[gateway]]`: whether they are witnesses of what gateways announce, and whether
 //! this node's own announce its VIPs.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ctl::way::is_served;
 use crate::lease::gateway::{self, Error, Known};
 use crate::lease::settings::{Gateway, RoutingDaemon};
+use crate::model::Family;
 use crate::net::sysctl as setting;
+use crate::node::config::Config;
 use crate::with_causes;
 
 use super::scene::{Scene, Vip};
@@ -30,9 +33,11 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
 }
 
 async fn of_gateway(scene: &Scene<'_>, gateway: &Gateway) -> Vec<Finding> {
-    // Any address will do: whether it can be answered for doesn't depend on it.
-    if let Err(error) = gateway::ask(gateway, IpAddr::from([192, 0, 2, 1])).await {
-        return vec![no_witness(&error)];
+    for family in families(scene) {
+        // Any address will do: whether it can be answered for doesn't depend on it.
+        if let Err(error) = gateway::ask(gateway, any_of(family)).await {
+            return vec![no_witness(&error)];
+        }
     }
     match gateway::is_here(gateway).await {
         Ok(true) => match announced(scene, gateway).await {
@@ -42,6 +47,22 @@ async fn of_gateway(scene: &Scene<'_>, gateway: &Gateway) -> Vec<Finding> {
         // A gateway's own daemon has no route of this node's but those that are announced to it.
         Ok(false) => Vec::new(),
         Err(error) => vec![no_witness(&error)],
+    }
+}
+
+/// Those of VIPs' addresses.
+fn families(scene: &Scene<'_>) -> BTreeSet<Family> {
+    let has_ipv6 =
+        |config: &Config| config.lease6.is_some() || config.delegate.is_some() || !config.lease.beside.is_nothing();
+    let six = scene.good_config().is_some_and(has_ipv6).then_some(Family::V6);
+    std::iter::once(Family::V4).chain(six).collect()
+}
+
+/// Of a network for documentation.
+fn any_of(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, 1).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
     }
 }
 
@@ -73,13 +94,16 @@ async fn announced(scene: &Scene<'_>, gateway: &Gateway) -> Result<Vec<Finding>,
         !vip.record.withdrawn && is_served(local)
     };
     let mut known = Vec::new();
+    // Routers may be told of IPv4 addresses alone.
+    let exchanges_ipv6 = gateway::exchanges(gateway, Family::V6).await?;
     for vip in scene.vips.iter().filter(local).take(ASKED) {
-        for address in vip.record.addresses.iter().filter(IpAddr::is_ipv4) {
+        for address in vip.record.addresses.iter().filter(|address| address.is_ipv4() || exchanges_ipv6) {
             known.push((vip.key.to_string(), gateway::known(gateway, address).await?));
         }
     }
     let mut findings = Vec::new();
-    let missing: Vec<_> = known.iter().filter(|(_, known)| !known.learned).map(|(name, _)| name.clone()).collect();
+    let missing: BTreeSet<_> = known.iter().filter(|(_, known)| !known.learned).map(|(name, _)| name.clone()).collect();
+    let missing: Vec<_> = missing.into_iter().collect();
     if !missing.is_empty() {
         findings.push(not_learned(gateway.daemon, &missing));
     }
@@ -113,8 +137,9 @@ fn not_learned(daemon: RoutingDaemon, missing: &[String]) -> Finding {
 
 /// BIRD prefers BGP's to what it has learned; FRR puts it in as soon as this node has none.
 fn taken(known: &[(String, Known)]) -> Option<Finding> {
-    let (names, from): (Vec<_>, Vec<_>) =
+    let (mut names, from): (Vec<_>, Vec<_>) =
         known.iter().filter_map(|(name, known)| Some((name.clone(), known.taken.first()?))).unzip();
+    names.dedup();
     let first = from.first()?;
     let what = format!("{first} takes another node's route to {}", vips(&names));
     let why = "BIRD announces that in place of this node's own, and FRR puts it in once this node has no replica that is ready.";

@@ -8,11 +8,13 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use ipnetwork::Ipv6Network;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::objects::{AddressPool, Advertisement, Allocation, Object, Peer, Selector};
 use super::{Error, Imported};
+use crate::lease::beside::LONGEST;
 use crate::lease::pools::Range;
 
 const POOLS: &str = "IPAddressPool";
@@ -51,6 +53,7 @@ struct Pool {
     labels: BTreeMap<String, String>,
     ranges: Vec<Range>,
     exclude: Vec<Ipv4Addr>,
+    cidr6: Option<Ipv6Network>,
     auto: bool,
     allocation: Allocation,
     /// Of those that its allocation asks for, what can be said here.
@@ -121,12 +124,9 @@ impl Found {
         pool: AddressPool,
     ) -> Result<(), Error> {
         let (mut ranges, mut exclude) = (Vec::new(), Vec::new());
-        for text in &pool.addresses {
-            let text = text.trim();
-            if text.contains(':') {
-                self.left.push(format!("{POOLS} {name}: {text} is of IPv6, of which VIPs have no addresses"));
-                continue;
-            }
+        let (of_ipv6, of_ipv4): (Vec<&str>, Vec<&str>) =
+            pool.addresses.iter().map(|text| text.trim()).partition(|text| text.contains(':'));
+        for text in of_ipv4 {
             let range = read(text).ok_or_else(|| Error::Value {
                 file: file.to_owned(),
                 object: format!("{POOLS} {name}"),
@@ -143,14 +143,44 @@ impl Found {
             exclude.clear();
             self.left.push(format!("{POOLS} {name}: avoidBuggyIPs of so large a pool: exclude .0 and .255 by hand"));
         }
+        let cidr6 = self.cidr6(name, &of_ipv6, !ranges.is_empty());
         if ranges.is_empty() {
             return Ok(());
         }
         let allocation = pool.service_allocation.unwrap_or_default();
         let (service_labels, is_whole) = self.selectors(name, &allocation);
         let auto = pool.auto_assign && is_whole;
-        self.pools.push(Pool { name: name.to_owned(), labels, ranges, exclude, auto, allocation, service_labels });
+        self.pools.push(Pool {
+            name: name.to_owned(),
+            labels,
+            ranges,
+            exclude,
+            cidr6,
+            auto,
+            allocation,
+            service_labels,
+        });
         Ok(())
+    }
+
+    /// The network of a pool's IPv6 addresses: the first that has room for an IPv4 address, where the pool has such addresses.
+    fn cidr6(&mut self, name: &str, of_ipv6: &[&str], has_ipv4: bool) -> Option<Ipv6Network> {
+        let mut found = None;
+        for text in of_ipv6 {
+            let network: Option<Ipv6Network> =
+                text.parse().ok().filter(|network: &Ipv6Network| network.prefix() <= LONGEST);
+            let why = match network.filter(|_| text.contains('/')) {
+                _ if !has_ipv4 => "a pool of IPv6 alone has no counterpart: cidr6 goes beside IPv4 addresses",
+                None => "expected a network of /96 or shorter: an IPv6 address ends in the VIP's IPv4 address (cidr6)",
+                Some(_) if found.is_some() => "a pool has one cidr6",
+                Some(network) => {
+                    found = Ipv6Network::new(network.network(), network.prefix()).ok();
+                    continue;
+                }
+            };
+            self.left.push(format!("{POOLS} {name}: {text}: {why}"));
+        }
+        found
     }
 
     /// Labels that a Service must have, and whether that is all that the pool asks for.
@@ -236,7 +266,9 @@ impl Found {
             let _ = writeln!(
                 text,
                 "# BGPPeer {name}, on each node: viproutectl announce bird --asn {} --router {}:{}{hops}",
-                peer.my_asn, peer.address, peer.asn
+                peer.my_asn,
+                if peer.address.contains(':') { format!("[{}]", peer.address) } else { peer.address.clone() },
+                peer.asn
             );
         }
         for pool in &self.pools {
@@ -251,6 +283,9 @@ impl Pool {
         let _ = writeln!(text, "\n[[pool]]\nname = {}\ncidr = {}", quoted(&self.name), list(&self.ranges));
         if !self.exclude.is_empty() {
             let _ = writeln!(text, "exclude = {}", list(&self.exclude));
+        }
+        if let Some(cidr6) = self.cidr6 {
+            let _ = writeln!(text, "cidr6 = {}", quoted(&cidr6.to_string()));
         }
         if !self.auto {
             text.push_str("auto = false\n");

@@ -13,16 +13,21 @@ use crate::registry::State;
 pub const SERVICES: [(&str, &str); 6] = [
     ("SERVICE", "<namespace>/<name>, which is its VIP's name."),
     ("UID", "Its identity: one that is made again under the same name is another."),
-    ("EXTERNAL-IP", "Its address; - while it has none."),
+    ("EXTERNAL-IP", "Its addresses, in its own order; - while it has none."),
     ("KEPT BY", "The node that gets its address and writes its status."),
     ("WAITS FOR", "What keeps it from an address."),
     ("CLIENTS", "The ranges that they are of, the first of them and how many more; - where they may be anybody."),
 ];
 
 /// Each in a line of its own.
-fn addresses(vip: &Vip) -> String {
-    let all: Vec<String> = vip.address.iter().chain(&vip.others).map(ToString::to_string).collect();
+fn listed(addresses: impl Iterator<Item = impl ToString>) -> String {
+    let all: Vec<String> = addresses.map(|address| address.to_string()).collect();
     if all.is_empty() { "-".to_owned() } else { all.join("\n") }
+}
+
+fn addresses(vip: &Vip) -> String {
+    let served = vip.address.iter().chain(&vip.others).map(ToString::to_string);
+    listed(served.chain(vip.reserved.iter().map(|address| format!("{address} (reserved)"))))
 }
 
 /// The report as a table, a line per replica.
@@ -108,8 +113,8 @@ fn services_table(services: &[ServiceEntry]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(SERVICES.map(|(name, _)| name));
-    for ServiceEntry { service, uid, address, keeper, waits, clients } in services {
-        let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    for ServiceEntry { service, uid, address, others, keeper, waits, clients } in services {
+        let address = listed(address.iter().chain(others));
         let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let clients = clients.as_deref().map_or_else(|| "-".to_owned(), shown_clients);
         table.add_row([service.clone(), uid.clone(), address, or_none(keeper), or_none(waits), clients]);

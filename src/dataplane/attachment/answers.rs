@@ -7,7 +7,7 @@ use crate::dataplane::Result;
 use crate::dataplane::joined::Joined;
 use crate::ebpf::{self, Hook, Programs};
 use crate::model::AttachmentId;
-use crate::net::filter;
+use crate::net::filter::{self, Packets};
 use crate::net::link::{ETHERNET, Link};
 use crate::net::{self, Netns, PodNet, Request};
 use crate::registry::Registry;
@@ -29,12 +29,13 @@ impl Filters {
     /// Reads those of the container veth, where there is one, and of the pod's own interface.
     pub(super) fn read(pod: &PodNet, vip0: Option<&Link>, interface: &Link) -> net::Result<Self> {
         let mut found = Self::default();
-        for hook in Hook::POD {
+        for (hook, of_ipv6) in Hook::POD.into_iter().zip(Hook::POD_IPV6) {
             let Some(link) = device(hook, vip0, Some(interface)) else { continue };
             for filter in filter::list(pod, link.index, side(hook))? {
+                let hook = if filter.is_ours_for(Packets::Ipv6) { of_ipv6 } else { hook };
                 match filter.program.filter(|_| filter.is_ours()) {
                     Some(id) => drop(found.ours.insert(hook, id)),
-                    None => found.others |= !filter.is_ours() && hook != Hook::ContainerIngress,
+                    None => found.others |= !filter.is_ours() && !is_on_vip0(hook),
                 }
             }
         }
@@ -43,8 +44,7 @@ impl Filters {
 
     /// What takes ours off the pod's own interface, and with them what they hang on, unless others' do, too.
     pub(super) fn removal(&self, interface: &Link) -> Vec<Request> {
-        let is_on_it = |hook: &Hook| *hook != Hook::ContainerIngress && self.ours.contains_key(hook);
-        let ours = Hook::POD.into_iter().filter(is_on_it);
+        let ours = hooks().filter(|hook| !is_on_vip0(*hook) && self.ours.contains_key(hook));
         let mut requests: Vec<Request> = ours.map(|hook| filter::delete(interface.index, side(hook))).collect();
         if !requests.is_empty() && !self.others {
             requests.push(filter::del_clsact(interface.index));
@@ -67,8 +67,16 @@ pub fn renew(registry: &Registry, attachment: &AttachmentId, programs: &Programs
     Ok(apply(&pod, end.filter_fixes(&joined.pod_want(), programs)?)?)
 }
 
+fn hooks() -> impl Iterator<Item = Hook> {
+    Hook::POD.into_iter().chain(Hook::POD_IPV6)
+}
+
+fn is_on_vip0(hook: Hook) -> bool {
+    matches!(hook, Hook::ContainerIngress | Hook::ContainerIngressIpv6)
+}
+
 fn device<'a>(hook: Hook, vip0: Option<&'a Link>, interface: Option<&'a Link>) -> Option<&'a Link> {
-    if hook == Hook::ContainerIngress { vip0 } else { interface }
+    if is_on_vip0(hook) { vip0 } else { interface }
 }
 
 impl ContainerVeth {
@@ -76,11 +84,11 @@ impl ContainerVeth {
     /// pods, are left to it.
     pub fn filter_fixes(&self, want: &PodWant<'_>, programs: &Programs) -> ebpf::Result<Vec<Fix>> {
         // The programs read an Ethernet header.
-        if !want.answers || self.interface.header != ETHERNET {
-            return Ok(self.surplus());
-        }
-        let (mut hangers, mut fixes) = (BTreeMap::new(), Vec::new());
-        for program in programs.iter().filter(|program| Hook::POD.contains(&program.spec.hook)) {
+        let answers = want.answers && self.interface.header == ETHERNET;
+        let is_wanted = |hook: Hook| answers && (want.has_ipv6() || !hook.is_of_ipv6());
+        let (mut hangers, mut fixes) = (BTreeMap::new(), self.surplus(is_wanted));
+        let is_ours = |hook: Hook| hooks().any(|of_pod| of_pod == hook) && is_wanted(hook);
+        for program in programs.iter().filter(|program| is_ours(program.spec.hook)) {
             let (hook, found) = (program.spec.hook, self.filters.ours.get(&program.spec.hook));
             let Some(Link { index, name, .. }) = device(hook, Some(&self.link), Some(&self.interface)) else {
                 continue;
@@ -97,11 +105,15 @@ impl ContainerVeth {
         Ok(hangers.into_values().chain(fixes).collect())
     }
 
-    fn surplus(&self) -> Vec<Fix> {
-        let (name, index) = (&self.interface.name, self.link.index);
-        let mut requests = self.filters.removal(&self.interface);
-        if self.filters.ours.contains_key(&Hook::ContainerIngress) {
-            requests.push(filter::delete(index, side(Hook::ContainerIngress)));
+    /// What takes off those that aren't wanted.
+    fn surplus(&self, is_wanted: impl Fn(Hook) -> bool) -> Vec<Fix> {
+        let name = &self.interface.name;
+        let all_go = !hooks().any(&is_wanted);
+        let mut requests = if all_go { self.filters.removal(&self.interface) } else { Vec::new() };
+        let rest = self.filters.ours.keys().filter(|hook| !is_wanted(**hook));
+        for hook in rest.filter(|hook| !all_go || is_on_vip0(**hook)) {
+            let Some(link) = device(*hook, Some(&self.link), Some(&self.interface)) else { continue };
+            requests.push(filter::delete(link.index, side(*hook)));
         }
         let finding = format!("a filter for UDP answers on {name} or vip0 should not be there");
         requests.into_iter().map(|request| fix(finding.clone(), request)).collect()
@@ -121,6 +133,7 @@ mod tests {
     fn what_others_hang_their_filters_on_stays() {
         assert_eq!(removed(&Hook::POD, false), 3, "two filters and their clsact");
         assert_eq!(removed(&Hook::POD, true), 2);
+        assert_eq!(removed(&[Hook::POD, Hook::POD_IPV6].concat(), true), 4, "those of either family");
         assert_eq!(removed(&[], false), 0, "an empty clsact is another's");
         assert_eq!(removed(&[Hook::ContainerIngress], false), 0, "that goes with vip0");
     }

@@ -178,16 +178,14 @@ pub fn wrong_mac(name: &str, have: Option<Mac>, want: Mac) -> Option<String> {
 
 /// Where on a device a hook is.
 pub(super) fn side(hook: Hook) -> Place {
-    match hook {
-        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress.into(),
-        Hook::HostIngress
-        | Hook::UplinkIngress
-        | Hook::TunnelIngress
-        | Hook::ContainerIngress
-        | Hook::InterfaceIngress => Side::Ingress.into(),
-        Hook::HostEgressIpv6 | Hook::TunnelEgressIpv6 => Place { side: Side::Egress, packets: Packets::Ipv6 },
-        Hook::HostIngressIpv6 | Hook::TunnelIngressIpv6 => Place { side: Side::Ingress, packets: Packets::Ipv6 },
-    }
+    let side = match hook {
+        Hook::HostEgress | Hook::UplinkEgress | Hook::TunnelEgress | Hook::InterfaceEgress => Side::Egress,
+        Hook::HostEgressIpv6 | Hook::UplinkEgressIpv6 | Hook::TunnelEgressIpv6 | Hook::InterfaceEgressIpv6 => {
+            Side::Egress
+        }
+        _ => Side::Ingress,
+    };
+    Place { side, packets: if hook.is_of_ipv6() { Packets::Ipv6 } else { Packets::All } }
 }
 
 fn is_neighbour(have: Option<&Neighbour>, address: IpAddr, mac: Mac) -> bool {

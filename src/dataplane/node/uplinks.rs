@@ -10,8 +10,8 @@ use std::os::fd::RawFd;
 
 use crate::dataplane::attachment;
 use crate::dataplane::ids;
-use crate::ebpf::{Hook, of_hook};
-use crate::net::filter::{self, Side};
+use crate::ebpf::{Hook, of_name};
+use crate::net::filter;
 use crate::net::link::{ETHERNET, Link};
 use crate::net::route::{self, Reach};
 use crate::net::{NodeNet, Result, nexthop, tcx};
@@ -73,30 +73,53 @@ pub struct Have {
     pub others: Vec<String>,
 }
 
-/// Reads one hook of a device. Of `known` programs the kernel needn't be asked whose they are.
-pub fn read(node: &NodeNet, index: u32, hook: Hook, known: &[u32]) -> Result<Have> {
+/// The hooks of an uplink, IPv4's first: what goes straight passes no program behind it.
+pub fn hooks() -> impl Iterator<Item = Hook> {
+    Hook::UPLINK.into_iter().chain(Hook::UPLINK_IPV6)
+}
+
+/// Whose a program is that is at a side of a device by tcx.
+enum Whose {
+    /// The program of a hook of ours, or one that is gone.
+    Ours(Option<Hook>),
+    Others(String),
+}
+
+/// Of `known` programs the kernel needn't be asked.
+fn whose(id: u32, known: &BTreeMap<u32, Hook>) -> Result<Whose> {
+    if let Some(hook) = known.get(&id) {
+        return Ok(Whose::Ours(Some(*hook)));
+    }
+    let Some(name) = tcx::name(id)? else { return Ok(Whose::Ours(None)) };
+    let hook = of_name(&name).map(|spec| spec.hook).filter(|hook| hooks().any(|of_uplink| of_uplink == *hook));
+    Ok(hook.map_or(Whose::Others(name), |hook| Whose::Ours(Some(hook))))
+}
+
+/// Reads one hook of a device. `known`: whose the kernel needn't be asked. The other family's program at the same side is ours, too.
+pub fn read(node: &NodeNet, index: u32, hook: Hook, known: &BTreeMap<u32, Hook>) -> Result<Have> {
     let side = attachment::side(hook);
     let mut have = Have { tcx: tcx::programs(index, side.side)?, ..Have::default() };
     if let Some(ids) = &mut have.tcx {
         let mut ours = Vec::new();
         for id in std::mem::take(ids) {
-            let name = if known.contains(&id) { None } else { tcx::name(id)? };
-            match name.filter(|name| of_hook(hook).is_none_or(|spec| spec.name != name)) {
-                None => ours.push(id),
-                Some(name) => have.others.push(format!("{name} (program {id}, {side}, tcx)")),
+            match whose(id, known)? {
+                Whose::Ours(of) if of.is_none_or(|of| of == hook) => ours.push(id),
+                Whose::Ours(_) => {}
+                Whose::Others(name) => have.others.push(format!("{name} (program {id}, {}, tcx)", side.side)),
             }
         }
         *ids = ours;
     }
     for filter in filter::list(node, index, side)? {
-        if filter.is_ours() {
+        if filter.is_ours_for(side.packets) {
             have.clsact = filter.program.or(have.clsact);
-        } else {
+        } else if !filter.is_ours() {
             let what =
                 filter.name.as_ref().map_or_else(|| filter.kind.clone(), |name| format!("{} {name}", filter.kind));
-            let words = format!("{what} ({side}, pref {})", filter.preference);
+            let words = format!("{what} ({}, pref {})", side.side, filter.preference);
             // The kernel shows a preference before its filters.
-            have.others.retain(|known| *known != format!("{} ({side}, pref {})", filter.kind, filter.preference));
+            let of_preference = format!("{} ({}, pref {})", filter.kind, side.side, filter.preference);
+            have.others.retain(|known| *known != of_preference);
             have.others.push(words);
         }
     }
@@ -139,8 +162,8 @@ pub fn difference(have: &Have, want: Option<u32>) -> Vec<Op> {
 
 /// Takes all programs of the express path off a device; it may have gone.
 pub fn clear(node: &NodeNet, index: u32) -> Result<()> {
-    for hook in Hook::UPLINK {
-        for op in difference(&read(node, index, hook, &[])?, None) {
+    for hook in hooks() {
+        for op in difference(&read(node, index, hook, &BTreeMap::new())?, None) {
             op.apply(node, index, hook, -1)?;
         }
     }
@@ -153,8 +176,8 @@ pub fn left(node: &NodeNet, links: &[Link], about: &About) -> Result<Vec<u32>> {
     let mut left = Vec::new();
     let is_pair = |link: &Link| about.pairs.contains(&link.index) || ids::is_host_veth(&link.name);
     for link in links.iter().filter(|link| link.header == ETHERNET && !is_pair(link)) {
-        for hook in Hook::UPLINK {
-            let have = read(node, link.index, hook, &[])?;
+        for hook in hooks() {
+            let have = read(node, link.index, hook, &BTreeMap::new())?;
             if have.clsact.is_some() || have.tcx.is_some_and(|ours| !ours.is_empty()) {
                 left.push(link.index);
                 break;
@@ -172,13 +195,13 @@ impl Op {
 
     /// Takes it. `program` is the one wanted; a step that puts nothing there needs none.
     pub fn apply(self, node: &NodeNet, index: u32, hook: Hook, program: RawFd) -> Result<()> {
-        let side: Side = attachment::side(hook).side;
+        let place = attachment::side(hook);
         match self {
-            Self::Attach => tcx::attach(index, side, program),
-            Self::Replace(id) => tcx::replace(index, side, program, id),
-            Self::Detach(id) => tcx::detach(index, side, id),
-            Self::SetFilter => node.apply(&[filter::add_clsact(index), filter::replace(index, side, program)]),
-            Self::DeleteFilter => node.apply(&[filter::delete(index, side)]),
+            Self::Attach => tcx::attach(index, place.side, program),
+            Self::Replace(id) => tcx::replace(index, place.side, program, id),
+            Self::Detach(id) => tcx::detach(index, place.side, id),
+            Self::SetFilter => node.apply(&[filter::add_clsact(index), filter::replace(index, place, program)]),
+            Self::DeleteFilter => node.apply(&[filter::delete(index, place)]),
         }
     }
 }

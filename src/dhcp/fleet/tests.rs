@@ -29,7 +29,7 @@ fn identity(n: u8) -> Identity {
 }
 
 fn alone(n: u8) -> Acquisition {
-    Acquisition { identity: identity(n), remembered: None, wish: None, turn: Turn::Own }
+    Acquisition { identity: identity(n), remembered: None, wish: None, turn: Turn::Own, prefix: None }
 }
 
 fn start(count: u8) -> (Fleet, Kept) {
@@ -43,13 +43,13 @@ fn start(count: u8) -> (Fleet, Kept) {
 fn grant(n: u8, lease: u32) -> Grant {
     let address = IpAddr::from([10, 77, 0, n]);
     let server = Server::at(IpAddr::from([10, 77, 0, 254]));
-    Grant { address, server, lease, t1: None, t2: None, infrastructure: Vec::new() }
+    Grant { address, server, lease, t1: None, t2: None, infrastructure: Vec::new(), prefix: None }
 }
 
 fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
     let grant = grant(chaddr[5], lease);
     let answer = match message.kind {
-        Kind::Discover { .. } => Answer::Offer { address: grant.address, server: grant.server },
+        Kind::Discover { .. } => Answer::Offer { address: grant.address, server: grant.server, prefix: None },
         _ => Answer::Ack(grant),
     };
     Reply { xid: message.xid, client: Client::Mac(*chaddr), client_id: None, answer }
@@ -58,7 +58,7 @@ fn answer((message, chaddr): &(Message, [u8; 6]), lease: u32) -> Reply {
 /// Answers everything until the fleet rests; the time it took.
 fn serve(fleet: &mut Fleet, kept: &mut Kept, mut now: SystemTime, until: SystemTime, lease: u32) -> SystemTime {
     while now < until {
-        fleet.tick(now, kept);
+        fleet.tick(now, kept, true);
         for message in std::mem::take(&mut kept.sent) {
             assert!(fleet.reply(&answer(&message, lease), now, kept));
         }
@@ -76,7 +76,7 @@ fn two_hundred_at_once_fit_the_buffer_of_a_server_that_is_busy_first() {
     let busy = Duration::from_secs(18);
     let mut now = T0;
     while now < T0 + busy {
-        fleet.tick(now, &mut kept);
+        fleet.tick(now, &mut kept, true);
         now += fleet.rest(now).unwrap().max(Duration::from_millis(1));
     }
     assert!((100..130).contains(&kept.sent.len()), "{}", kept.sent.len());
@@ -110,7 +110,7 @@ fn two_hundred_are_bound_in_seconds_and_confirmed() {
 #[test]
 fn a_reply_goes_to_its_hardware_address() {
     let (mut fleet, mut kept) = start(2);
-    fleet.tick(T0, &mut kept);
+    fleet.tick(T0, &mut kept, true);
     let (first, second) = (kept.sent[0], kept.sent[1]);
     let stranger = Reply { client: Client::Mac([2, 9, 9, 9, 9, 9]), ..answer(&first, 600) };
     assert!(!fleet.reply(&stranger, T0, &mut kept));
@@ -129,14 +129,14 @@ fn a_key_runs_once_and_a_hardware_address_too() {
     fleet.acquire("0", alone(0), T0).unwrap();
     let refused = fleet.acquire("other", alone(0), T0);
     assert!(matches!(refused, Err(Trouble::SameAddress { .. })), "{refused:?}");
-    fleet.tick(T0, &mut kept);
+    fleet.tick(T0, &mut kept, true);
     assert_eq!(kept.sent.len(), 1);
 }
 
 #[test]
 fn what_is_forgotten_is_silent_and_may_come_again() {
     let (mut fleet, mut kept) = start(1);
-    fleet.tick(T0, &mut kept);
+    fleet.tick(T0, &mut kept, true);
     fleet.forget("0");
     fleet.forget("0");
     assert_eq!(fleet.rest(T0), None);
@@ -147,12 +147,29 @@ fn what_is_forgotten_is_silent_and_may_come_again() {
     assert_eq!(fleet.rest(T0), Some(Duration::ZERO));
 }
 
+/// As while a link's own address is in doubt: what is sent then is sent in vain.
+#[test]
+fn nothing_is_sent_where_no_answer_would_arrive() {
+    let (mut fleet, mut kept) = start(2);
+    for seconds in 0..3 {
+        fleet.tick(T0 + Duration::from_secs(seconds), &mut kept, false);
+    }
+    assert!(kept.sent.is_empty() && kept.told.is_empty());
+    let now = T0 + Duration::from_secs(3);
+    fleet.tick(now, &mut kept, true);
+    assert_eq!(kept.sent.len(), 2, "at once, and once");
+    // What runs out does so all the same.
+    let now = serve(&mut fleet, &mut kept, now, now + Duration::from_secs(10), 600);
+    fleet.tick(now + Duration::from_secs(700), &mut kept, false);
+    assert_eq!(kept.told.iter().filter(|(_, change)| matches!(change, Change::Lost { .. })).count(), 2);
+}
+
 #[test]
 fn expiry_waits_for_no_pace() {
     let (mut fleet, mut kept) = start(200);
     let now = serve(&mut fleet, &mut kept, T0, T0 + Duration::from_secs(10), 600);
     kept.told.clear();
-    fleet.tick(now + Duration::from_secs(700), &mut kept);
+    fleet.tick(now + Duration::from_secs(700), &mut kept, true);
     let lost =
         |(_, change): &(String, Change)| matches!(change, Change::Lost { reason: crate::dhcp::Reason::Expired, .. });
     assert_eq!(kept.told.iter().filter(|told| lost(told)).count(), 200);

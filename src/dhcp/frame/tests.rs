@@ -22,11 +22,19 @@ fn captured(file: &str, name: &str) -> Vec<u8> {
 }
 
 fn offer(address: [u8; 4]) -> Answer {
-    Answer::Offer { address: address.into(), server: SERVER }
+    Answer::Offer { address: address.into(), server: SERVER, prefix: None }
 }
 
 fn ack(address: [u8; 4], lease: u32, t1: Option<u32>, t2: Option<u32>) -> Answer {
-    Answer::Ack(Grant { address: address.into(), server: SERVER, lease, t1, t2, infrastructure: Vec::new() })
+    Answer::Ack(Grant {
+        address: address.into(),
+        server: SERVER,
+        lease,
+        t1,
+        t2,
+        infrastructure: Vec::new(),
+        prefix: None,
+    })
 }
 
 fn nak(why: &str) -> Answer {
@@ -137,7 +145,7 @@ fn padding_and_ip_options_are_no_trouble() {
 #[test]
 fn a_broadcast_has_right_checksums_and_says_what_it_should() {
     let identity = Identity { client_id: vec![255; 9], chaddr: [2; 6], hostname: "web".to_owned() };
-    let message = Message { kind: Kind::Discover { wish: None }, xid: 7, secs: 0 };
+    let message = Message { kind: Kind::Discover { wish: None }, xid: 7, secs: 0, prefix: None };
     let bytes = wire::encode(&message, &identity, None).unwrap();
     let frame = broadcast([2, 0, 0, 0, 0, 1], &bytes).unwrap();
     assert_eq!(frame[..14], [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 0]);

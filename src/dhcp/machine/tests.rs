@@ -3,6 +3,8 @@ use std::net::Ipv4Addr;
 
 use crate::dhcp::Flaw;
 use crate::dhcp::identity::Client;
+use crate::dhcp::message::{Answer, Grant};
+use crate::model::Family;
 use crate::model::address::ipv4;
 
 mod random;
@@ -35,6 +37,7 @@ fn lease(address: IpAddr, from: f64, seconds: f64) -> Lease {
         expires: part(1.0),
         infrastructure: Vec::new(),
         told: false,
+        prefix: None,
     }
 }
 
@@ -51,7 +54,7 @@ impl Scene {
     }
 
     fn with(remembered: Option<Lease>, turn: Turn) -> Self {
-        let acquisition = Acquisition { identity: identity(), remembered, wish: None, turn };
+        let acquisition = Acquisition { identity: identity(), remembered, wish: None, turn, prefix: None };
         let mut scene = Self { machine: Machine::new(acquisition, 7, at(0.0)), now: 0.0, actions: vec![] };
         scene.event(Event::Timer);
         scene
@@ -103,11 +106,11 @@ impl Scene {
 }
 
 fn offer(address: IpAddr) -> Answer {
-    Answer::Offer { address, server: SERVER }
+    Answer::Offer { address, server: SERVER, prefix: None }
 }
 
 fn ack(address: IpAddr, lease: u32) -> Answer {
-    Answer::Ack(Grant { address, server: SERVER, lease, t1: None, t2: None, infrastructure: Vec::new() })
+    Answer::Ack(Grant { address, server: SERVER, lease, t1: None, t2: None, infrastructure: Vec::new(), prefix: None })
 }
 
 fn nak() -> Answer {
@@ -366,7 +369,7 @@ fn a_restart_between_two_servers_keeps_the_address() {
 #[test]
 fn after_an_offer_only_who_made_it_counts() {
     let ack_of = |server, address| {
-        Answer::Ack(Grant { address, server, lease: 600, t1: None, t2: None, infrastructure: Vec::new() })
+        Answer::Ack(Grant { address, server, lease: 600, t1: None, t2: None, infrastructure: Vec::new(), prefix: None })
     };
     play(
         None,
@@ -421,7 +424,7 @@ fn what_answers_lack_is_told() {
         scene.next();
     }
     let told = scene.actions.iter().find_map(|action| match action {
-        Action::Notify(Change::Failed { why, .. }) => Some(why.to_string()),
+        Action::Notify(Change::Failed { why, .. }) => Some(why.said(Family::V4)),
         _ => None,
     });
     let want = "answers of a DHCP server are unfit: option 54 (server identifier) is absent or malformed";
@@ -550,7 +553,8 @@ fn a_clock_far_ahead_expires_and_asks_again() {
 
 #[test]
 fn an_address_that_is_wished_for_is_asked_for_and_no_other_accepted() {
-    let acquisition = Acquisition { identity: identity(), remembered: None, wish: Some(A), turn: Turn::Own };
+    let acquisition =
+        Acquisition { identity: identity(), remembered: None, wish: Some(A), turn: Turn::Own, prefix: None };
     let mut scene = Scene { machine: Machine::new(acquisition, 7, at(0.0)), now: 0.0, actions: vec![] };
     scene.event(Event::Timer);
     assert!(matches!(scene.actions[..], [Action::Send(Message { kind: Kind::Discover { wish: Some(A) }, .. })]));

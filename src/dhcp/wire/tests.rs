@@ -21,7 +21,7 @@ fn identity() -> Identity {
 
 /// The message as another implementation's decoder sees it.
 fn sent(kind: Kind, relay: Option<&RelayAgent>) -> v4::Message {
-    let bytes = encode(&Message { kind, xid: 0x1234_5678, secs: 9 }, &identity(), relay).unwrap();
+    let bytes = encode(&Message { kind, xid: 0x1234_5678, secs: 9, prefix: None }, &identity(), relay).unwrap();
     assert!(bytes.len() >= MIN_MESSAGE && bytes.len() + 28 <= usize::from(MAX_MESSAGE));
     v4::Message::decode(&mut Decoder::new(&bytes)).unwrap()
 }
@@ -74,7 +74,7 @@ fn a_relayed_message_names_the_subnet_twice() {
             Some(&DhcpOption::SubnetSelection([10, 99, 0, 0].into())),
             "{kind:?}"
         );
-        let bytes = encode(&Message { kind, xid: 1, secs: 0 }, &identity(), Some(&agent)).unwrap();
+        let bytes = encode(&Message { kind, xid: 1, secs: 0, prefix: None }, &identity(), Some(&agent)).unwrap();
         // RFC 3046 section 2.1: last before the end; sub-option 5 (RFC 3527) of four octets.
         let end = bytes.windows(9).rposition(|last| last == [82, 6, 5, 4, 10, 99, 0, 0, 255]);
         assert!(end.is_some_and(|at| bytes[at + 9..].iter().all(|&pad| pad == 0)), "{kind:?}");
@@ -84,7 +84,9 @@ fn a_relayed_message_names_the_subnet_twice() {
 #[test]
 fn an_identity_without_a_name_sends_none() {
     let nameless = Identity { hostname: String::new(), ..identity() };
-    let bytes = encode(&Message { kind: Kind::Discover { wish: None }, xid: 1, secs: 0 }, &nameless, None).unwrap();
+    let bytes =
+        encode(&Message { kind: Kind::Discover { wish: None }, xid: 1, secs: 0, prefix: None }, &nameless, None)
+            .unwrap();
     let message = v4::Message::decode(&mut Decoder::new(&bytes)).unwrap();
     assert_eq!(codes(&message), [53, 55, 57, 61]);
 }
@@ -123,7 +125,7 @@ fn replies_are_read() {
     assert_eq!(read.answer, Answer::Ack(grant));
 
     let offer = options(&[&[53, 1, 2], &SID]);
-    assert_eq!(parse(&reply(A4, &offer)).unwrap().answer, Answer::Offer { address: A, server: SERVER });
+    assert_eq!(parse(&reply(A4, &offer)).unwrap().answer, Answer::Offer { address: A, server: SERVER, prefix: None });
 
     let nak = options(&[&[53, 1, 6], &SID, &[56, 2, b'n', b'o']]);
     let none = Ipv4Addr::UNSPECIFIED;
@@ -131,7 +133,7 @@ fn replies_are_read() {
 }
 
 fn granted() -> Grant {
-    Grant { address: A, server: SERVER, lease: 600, t1: None, t2: None, infrastructure: Vec::new() }
+    Grant { address: A, server: SERVER, lease: 600, t1: None, t2: None, infrastructure: Vec::new(), prefix: None }
 }
 
 #[test]
@@ -202,7 +204,7 @@ proptest! {
     ) {
         let identity = Identity { client_id: client_id.clone(), chaddr, hostname };
         for kind in KINDS {
-            let bytes = encode(&Message { kind, xid, secs }, &identity, None).unwrap();
+            let bytes = encode(&Message { kind, xid, secs, prefix: None }, &identity, None).unwrap();
             let message = v4::Message::decode(&mut Decoder::new(&bytes)).unwrap();
             let id = message.opts().get(OptionCode::ClientIdentifier);
             prop_assert_eq!(id, Some(&DhcpOption::ClientIdentifier(client_id.clone())));

@@ -57,7 +57,7 @@ fn refused(why: &str) -> Answer {
 
 /// The options of a message, in the order of their numbers.
 fn sent(kind: Kind) -> (u8, Vec<(u16, Vec<u8>)>) {
-    let message = Message { kind, xid: 0xab12_3456, secs: 7 };
+    let message = Message { kind, xid: 0xab12_3456, secs: 7, prefix: None };
     let bytes = encode(&message, &identity(), None).unwrap();
     assert_eq!(bytes[1..4], [0x12, 0x34, 0x56]);
     let options = Options(&bytes[4..]).map(|option| option.map(|(code, value)| (code, value.to_vec())));
@@ -95,14 +95,14 @@ fn what_is_asked_is_as_the_rfc_wants_it() {
 #[test]
 fn a_server_of_which_only_the_address_is_known_is_told_nothing() {
     let kind = Kind::Release { address: address(), server: Server::at(from()) };
-    let error = encode(&Message { kind, xid: 1, secs: 0 }, &identity(), None).unwrap_err();
+    let error = encode(&Message { kind, xid: 1, secs: 0, prefix: None }, &identity(), None).unwrap_err();
     assert!(matches!(error, WireError::Not(_)), "{error:?}");
 }
 
 #[test]
 fn a_relays_message_carries_it_whole() {
     let [giaddr, subnet]: [IpAddr; 2] = ["2001:db8::1", "2001:db8:99::"].map(|text| text.parse().unwrap());
-    let message = Message { kind: Kind::Reboot { address: address() }, xid: 1, secs: 0 };
+    let message = Message { kind: Kind::Reboot { address: address() }, xid: 1, secs: 0, prefix: None };
     let inner = encode(&message, &identity(), None).unwrap();
     let outer = encode(&message, &identity(), Some(&RelayAgent { giaddr, subnet })).unwrap();
     let octets = |address| v6_of(address).unwrap().octets();
@@ -118,7 +118,10 @@ fn a_relays_message_carries_it_whole() {
 #[test]
 fn what_servers_grant_is_read() {
     let lent = association(&[(address(), 60)], &[]);
-    assert_eq!(answer(ADVERTISE, std::slice::from_ref(&lent)), Answer::Offer { address: address(), server: server() });
+    assert_eq!(
+        answer(ADVERTISE, std::slice::from_ref(&lent)),
+        Answer::Offer { address: address(), server: server(), prefix: None }
+    );
     let servers: IpAddr = "2001:db8::53".parse().unwrap();
     let named = option(NAME_SERVERS, &v6_of(servers).unwrap().octets());
     let Answer::Ack(grant) = answer(REPLY, &[lent, named]) else { panic!() };
@@ -129,12 +132,53 @@ fn what_servers_grant_is_read() {
         t1: Some(20),
         t2: Some(40),
         infrastructure: vec![servers],
+        prefix: None,
     };
     assert_eq!(grant, expected);
     // Kea, renumbered: the old one's time is over, and another one is there.
     let other: IpAddr = "2001:db8:1::7".parse().unwrap();
     let Answer::Ack(grant) = answer(REPLY, &[association(&[(address(), 0), (other, 60)], &[])]) else { panic!() };
     assert_eq!(grant.address, other);
+}
+
+/// An `IA_PD` with a prefix and its lifetime.
+fn delegation(prefix: &str, bits: u8, valid: u32) -> Vec<u8> {
+    let octets = v6_of(prefix.parse().unwrap()).unwrap().octets();
+    let lifetimes = [valid, valid].map(u32::to_be_bytes).concat();
+    let inner = option(IAPREFIX, &[&lifetimes[..], &[bits], &octets].concat());
+    option(IA_PD, &[[IAID, 20, 40].map(u32::to_be_bytes).concat(), inner].concat())
+}
+
+#[test]
+fn a_prefix_is_asked_for_and_read() {
+    let network: IpAddr = "2001:db8:1:100::".parse().unwrap();
+    let sent = |kind, prefix| {
+        let bytes = encode(&Message { kind, xid: 1, secs: 0, prefix: Some(prefix) }, &identity(), None).unwrap();
+        let association = Options(&bytes[4..]).map(Result::unwrap).find(|(code, _)| *code == IA_PD).unwrap().1.to_vec();
+        assert!(!Options(&bytes[4..]).any(|option| option.unwrap().0 == IA_NA));
+        association
+    };
+    // At first its length is a hint; times of zero are the server's to say.
+    let asked = |bits, octets: &[u8]| {
+        [&IAID.to_be_bytes()[..], &[0; 8][..], &option(IAPREFIX, &[&[0; 8][..], &[bits], octets].concat())].concat()
+    };
+    assert_eq!(sent(Kind::Discover { wish: None }, 64), asked(64, &[0; 16]));
+    assert_eq!(sent(Kind::Reboot { address: network }, 56), asked(56, &v6_of(network).unwrap().octets()));
+    let offered = answer(ADVERTISE, &[delegation("2001:db8:1:100::", 56, 60)]);
+    assert_eq!(offered, Answer::Offer { address: network, server: server(), prefix: Some(56) });
+    let Answer::Ack(grant) = answer(REPLY, &[delegation("2001:db8:1:100::", 56, 60)]) else { panic!() };
+    assert_eq!((grant.address, grant.prefix, grant.lease), (network, Some(56), 60));
+    assert_eq!(answer(REPLY, &[delegation("2001:db8:1:100::", 56, 0)]), refused("its lifetime is over"));
+    for (prefix, bits, flaw) in [
+        ("2001:db8:1:100::", 112, Flaw::Narrow(112)),
+        ("2001:db8:1:100::1", 64, Flaw::Address("2001:db8:1:100::1".parse().unwrap())),
+        ("fe80::", 64, Flaw::Address("fe80::".parse().unwrap())),
+    ] {
+        let unfit = Answer::Unfit { server: Some(server()), flaw };
+        assert_eq!(answer(REPLY, &[delegation(prefix, bits, 60)]), unfit, "{prefix}/{bits}");
+    }
+    let none = option(STATUS, &[&6u16.to_be_bytes()[..], b"no prefixes"].concat());
+    assert_eq!(answer(ADVERTISE, &[none]), Answer::Unfit { server: Some(server()), flaw: Flaw::NoAddress });
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::model::Family;
 use crate::net::PROTOCOL;
 use crate::net::route;
 
@@ -23,24 +24,28 @@ const REFUSED: u16 = 9001;
 /// The longest match in what each established BGP session has received, and in BIRD's own tables.
 pub(super) async fn ask(socket: &PathBuf, candidate: IpAddr) -> Result<Vec<Heard>, Error> {
     let mut bird = Bird::open(socket).await?;
-    let protocols = bird.question("show protocols").await?;
-    let sessions = sessions(&protocols.lines);
-    if sessions.is_empty() && protocols.lines.iter().any(|line| is_bgp(line)) {
+    let sessions = bird.sessions(Family::of(candidate)).await?;
+    if !sessions.is_empty() && !sessions.iter().any(|session| session.is_established) {
         return Err(Error::NoSession(socket.clone()));
     }
     let mut heard = Vec::new();
-    for session in sessions {
-        let quoted = quoted(session);
-        let question = format!("show route for {candidate} all import table {quoted}.ipv4");
+    for session in sessions.iter().filter(|session| session.is_established) {
+        let table = format!("{}.{}", quoted(&session.name), session.family);
+        let question = format!("show route for {candidate} all import table {table}");
         let received = bird.question_of_routes(&question).await?;
         if received.code == REFUSED {
-            bird.takes_everything(session, &quoted, &question, &received).await?;
+            bird.has_everything(session, &question, &received)?;
             continue;
         }
         heard.extend(foreign(&received.lines));
     }
     heard.extend(foreign(&bird.tables(candidate).await?));
     Ok(heard)
+}
+
+/// Whether a BGP session exchanges routes of the family.
+pub(super) async fn exchanges(socket: &PathBuf, family: Family) -> Result<bool, Error> {
+    Ok(!Bird::open(socket).await?.sessions(family).await?.is_empty())
 }
 
 /// The VIP in BIRD's own tables.
@@ -112,24 +117,22 @@ impl<'a> Bird<'a> {
         }
     }
 
+    /// The BGP sessions that are to exchange routes of the family.
+    async fn sessions(&mut self, family: Family) -> Result<Vec<Session>, Error> {
+        let mut all = sessions(&self.question("show protocols all").await?.lines);
+        all.retain(|session| session.family == family.to_string());
+        Ok(all)
+    }
+
     /// Without an import table a session is good only if its filter refuses nothing: then BIRD's tables have it all.
-    async fn takes_everything(
-        &mut self,
-        session: &str,
-        quoted: &str,
-        question: &str,
-        refusal: &Answer,
-    ) -> Result<(), Error> {
+    fn has_everything(&self, session: &Session, question: &str, refusal: &Answer) -> Result<(), Error> {
         if !refusal.lines.iter().any(|line| line.contains("No import table")) {
             return Err(self.connection.strange(question, &refusal.lines.join("\n")));
         }
-        let details = self.question(&format!("show protocols all {quoted}")).await?;
-        let accepts =
-            |line: &String| line.trim().strip_prefix("Input filter:").is_some_and(|name| name.trim() == "ACCEPT");
-        if details.lines.iter().any(accepts) {
+        if session.takes_all {
             return Ok(());
         }
-        Err(self.connection.not_kept(format!("BIRD's {session}"), "import table on;"))
+        Err(self.connection.not_kept(format!("BIRD's {}", session.name), "import table on;"))
     }
 
     /// Reads up to the line that ends an answer: its code is followed by a blank.
@@ -172,16 +175,40 @@ impl<'a> Bird<'a> {
     }
 }
 
+/// A BGP session, as far as it exchanges routes of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Session {
+    name: String,
+    is_established: bool,
+    /// As BIRD names the channel: `ipv4`.
+    family: String,
+    /// Its import filter refuses nothing.
+    takes_all: bool,
+}
+
 /// `router1    BGP        ---        up     21:55:32.040  Established`
 fn is_bgp(line: &str) -> bool {
     line.split_whitespace().nth(1) == Some("BGP")
 }
 
-/// The names of the BGP sessions that are established.
-fn sessions(protocols: &[String]) -> Vec<&str> {
-    let established =
-        protocols.iter().filter(|line| is_bgp(line) && line.split_whitespace().any(|word| word == "Established"));
-    established.filter_map(|line| line.split_whitespace().next()).collect()
+/// The BGP sessions of `show protocols all`: a line for each protocol, what belongs to it indented, `Channel ipv4` before what is that channel's.
+fn sessions(protocols: &[String]) -> Vec<Session> {
+    let (mut found, mut protocol): (Vec<Session>, _) = (Vec::new(), None);
+    for line in protocols {
+        let text = line.trim();
+        if !line.starts_with(' ') {
+            let name = line.split_whitespace().next().filter(|_| is_bgp(line));
+            protocol = name.map(|name| (name.to_owned(), line.split_whitespace().any(|word| word == "Established")));
+        } else if let (Some((name, is_established)), Some(family)) = (&protocol, text.strip_prefix("Channel ")) {
+            let (name, family) = (name.clone(), family.to_owned());
+            found.push(Session { name, is_established: *is_established, family, takes_all: false });
+        } else if let (Some(_), Some(filter), Some(session)) =
+            (&protocol, text.strip_prefix("Input filter:"), found.last_mut())
+        {
+            session.takes_all = filter.trim() == "ACCEPT";
+        }
+    }
+    found
 }
 
 /// A name with signs of its own is quoted in BIRD's language.
@@ -269,13 +296,40 @@ Table master4:
     }
 
     #[test]
-    fn sessions_that_are_established_are_asked() {
+    fn sessions_are_read_with_their_channels() {
         let text = "Name       Proto      Table      State  Since         Info
 device1    Device     ---        up     21:55:28.258
 router1    BGP        ---        up     21:55:32.040  Established
+  BGP state:          Established
+    Neighbor address: 192.0.2.254
+  Channel ipv4
+    State:          UP
+    Input filter:   routes_in
+  Channel ipv6
+    State:          UP
+    Input filter:   ACCEPT
+
 router2    BGP        ---        start  21:55:28.258  Active        Socket: No route to host
+  BGP state:          Active
+  Channel ipv6
+    State:          DOWN
+    Input filter:   REJECT
+static1    Static     master4    up     21:55:28.258
+  Channel ipv4
+    Input filter:   ACCEPT
 ";
-        assert_eq!(sessions(&lines(text)), ["router1"]);
+        let session = |name: &str, is_established, family: &str, takes_all| Session {
+            name: name.into(),
+            is_established,
+            family: family.into(),
+            takes_all,
+        };
+        let expected = [
+            session("router1", true, "ipv4", false),
+            session("router1", true, "ipv6", true),
+            session("router2", false, "ipv6", false),
+        ];
+        assert_eq!(sessions(&lines(text)), expected);
         assert_eq!((quoted("router1"), quoted("to-router.1")), ("router1".into(), "'to-router.1'".into()));
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::model::Family;
 use crate::net::route;
 
 use super::{Connection, Error, Heard, Known};
@@ -22,14 +23,15 @@ const END: [u8; 3] = [0; 3];
 /// The routes that hold `candidate` among those that each established session has received.
 pub(super) async fn ask(socket: &PathBuf, candidate: IpAddr) -> Result<Vec<Heard>, Error> {
     let mut bgpd = Bgpd(Connection::open(socket).await?);
-    let summary: Summary = bgpd.question("show bgp ipv4 unicast summary json").await?;
+    let family = Family::of(candidate);
+    let summary = bgpd.summary(family).await?;
     let established = |peer: &Peer| peer.state == "Established";
     if !summary.peers.is_empty() && !summary.peers.values().any(established) {
         return Err(Error::NoSession(socket.clone()));
     }
     let mut heard = Vec::new();
     for (neighbour, _) in summary.peers.iter().filter(|(_, peer)| established(peer)) {
-        let question = format!("show bgp ipv4 unicast neighbors {neighbour} received-routes json");
+        let question = format!("show bgp {family} unicast neighbors {neighbour} received-routes json");
         let received: Received = bgpd.question(&question).await?;
         if let Some(warning) = received.warning {
             if warning.contains("soft reconfiguration not enabled") {
@@ -46,13 +48,23 @@ pub(super) async fn ask(socket: &PathBuf, candidate: IpAddr) -> Result<Vec<Heard
 /// The VIP in bgpd's table.
 pub(super) async fn known(socket: &PathBuf, vip: IpAddr) -> Result<Known, Error> {
     let mut bgpd = Bgpd(Connection::open(socket).await?);
-    let best: Best = bgpd.question(&format!("show bgp ipv4 unicast {vip} json")).await?;
+    let best: Best = bgpd.question(&format!("show bgp {} unicast {vip} json", Family::of(vip))).await?;
     Ok(best.known(vip))
+}
+
+/// Whether a BGP session exchanges routes of the family.
+pub(super) async fn exchanges(socket: &PathBuf, family: Family) -> Result<bool, Error> {
+    Ok(!Bgpd(Connection::open(socket).await?).summary(family).await?.peers.is_empty())
 }
 
 struct Bgpd<'a>(Connection<'a>);
 
 impl Bgpd<'_> {
+    /// The sessions that are to exchange routes of the family.
+    async fn summary(&mut self, family: Family) -> Result<Summary, Error> {
+        self.question(&format!("show bgp {family} unicast summary json")).await
+    }
+
     async fn question<T: DeserializeOwned>(&mut self, question: &str) -> Result<T, Error> {
         let sent = self.0.stream.write_all(format!("{question}\0").as_bytes()).await;
         sent.map_err(|error| self.0.broken(error))?;
@@ -93,7 +105,8 @@ struct Received {
 
 #[derive(Debug, Deserialize)]
 struct Route {
-    #[serde(rename = "nextHop")]
+    /// Of IPv6 the one beside the link-local one.
+    #[serde(rename = "nextHop", alias = "nextHopGlobal")]
     next_hop: Option<IpAddr>,
 }
 
@@ -154,6 +167,10 @@ mod tests {
         let prefixes: Vec<_> = heard.iter().map(|heard| heard.prefix.to_string()).collect();
         assert_eq!(prefixes, ["0.0.0.0/0", "10.118.0.16/28"]);
         assert_eq!(heard[1].next_hop, Some([192, 0, 2, 254].into()));
+        let text = r#"{ "receivedRoutes":{ "fd00:118::1/128":{ "nextHopGlobal":"2001:db8::fe", "path":"65000" } } }"#;
+        let received: Received = serde_json::from_str(text).unwrap();
+        let heard = covering(&received.routes, "fd00:118::1".parse().unwrap(), "2001:db8::fe");
+        assert_eq!(heard[0].next_hop, Some("2001:db8::fe".parse().unwrap()));
         let text = r#"{ "prefix":"10.118.0.7/32", "paths":[ { "sourced":true, "peer":{ "peerId":"0.0.0.0" } },
             { "valid":true, "peer":{ "peerId":"192.0.2.254" } } ] }"#;
         let best: Best = serde_json::from_str(text).unwrap();

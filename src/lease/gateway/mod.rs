@@ -7,11 +7,13 @@ mod frr;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use tokio::net::UnixStream;
+
+use crate::model::Family;
 
 use super::settings::{Gateway, RoutingDaemon};
 
@@ -87,25 +89,41 @@ pub enum Error {
 /// The routes by which the gateway would reach `candidate`.
 pub async fn ask(gateway: &Gateway, candidate: IpAddr) -> Result<Vec<Heard>, Error> {
     let Gateway { daemon, socket } = gateway;
-    let asked = async {
+    in_time(socket, async {
         match daemon {
             RoutingDaemon::Bird => bird::ask(socket, candidate).await,
             RoutingDaemon::Frr => frr::ask(socket, candidate).await,
         }
-    };
-    tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(|_| Err(Error::Slow(socket.clone())))
+    })
+    .await
 }
 
 /// What the daemon itself has of `vip`.
 pub async fn known(gateway: &Gateway, vip: IpAddr) -> Result<Known, Error> {
     let Gateway { daemon, socket } = gateway;
-    let asked = async {
+    in_time(socket, async {
         match daemon {
             RoutingDaemon::Bird => bird::known(socket, vip).await,
             RoutingDaemon::Frr => frr::known(socket, vip).await,
         }
-    };
-    tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(|_| Err(Error::Slow(socket.clone())))
+    })
+    .await
+}
+
+/// Whether the daemon has a BGP session, established or not, that is to exchange routes of that family.
+pub async fn exchanges(gateway: &Gateway, family: Family) -> Result<bool, Error> {
+    let Gateway { daemon, socket } = gateway;
+    in_time(socket, async {
+        match daemon {
+            RoutingDaemon::Bird => bird::exchanges(socket, family).await,
+            RoutingDaemon::Frr => frr::exchanges(socket, family).await,
+        }
+    })
+    .await
+}
+
+async fn in_time<T>(socket: &Path, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(|_| Err(Error::Slow(socket.to_owned())))
 }
 
 /// Whether the daemon is this network namespace's own, and not that of a gateway whose socket is shared.

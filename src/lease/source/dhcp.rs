@@ -58,8 +58,8 @@ impl Client {
 
     /// `turn`: who of the nodes asks first.
     pub(super) fn ask(&self, vip: &VipKey, (remembered, wish): (Option<&Lease>, Option<IpAddr>), turn: Turn) {
-        let remembered = remembered.and_then(|lease| self.to_engine(lease));
-        self.handle.acquire(vip.to_string(), Acquisition { identity: self.identity(vip), remembered, wish, turn });
+        let (identity, remembered) = (self.identity(vip), remembered.and_then(|lease| self.to_engine(lease)));
+        self.handle.acquire(vip.to_string(), Acquisition { identity, remembered, wish, turn, prefix: None });
     }
 
     pub(super) fn learn(&self, vip: &VipKey, lease: &Lease) {
@@ -104,6 +104,7 @@ impl Client {
             expires: lease.expires,
             infrastructure: Vec::new(),
             told: false,
+            prefix: None,
         })
     }
 }
@@ -120,7 +121,7 @@ pub fn report(family: Family, notice: Notice) -> Option<Report> {
         Change::Renewed(lease) => News::Renewed(from_engine(&lease)),
         Change::Lost { lease, reason } => {
             let how = match reason {
-                Reason::Nak { server, why } => format!("refused by the DHCP server {server} (NAK {why:?})"),
+                Reason::Nak { server, why } => dhcp::refused_by(server, &why),
                 Reason::Expired => "it ran out and was not renewed".to_owned(),
             };
             News::Lost { reason: format!("{}: {how}", lease.address) }
@@ -129,13 +130,13 @@ pub fn report(family: Family, notice: Notice) -> Option<Report> {
         Change::Failed { tries, why } => {
             let exhausted =
                 matches!(why, Trouble::NothingOffered { .. } | Trouble::Unfit { flaw: Flaw::NoAddress, .. });
-            News::Trouble { why: format!("{why} ({tries} tries)"), exhausted }
+            News::Trouble { why: format!("{} ({tries} tries)", why.said(family)), exhausted }
         }
     };
     Some(Report { family, vip, news, infrastructure, told })
 }
 
-fn from_engine(lease: &dhcp::Lease) -> Lease {
+pub(super) fn from_engine(lease: &dhcp::Lease) -> Lease {
     Lease {
         address: lease.address,
         server: lease.server.map(|server| server.address()),

@@ -11,8 +11,17 @@ const MAX_LABEL: usize = 63;
 
 /// The identity of `vip` in `cluster`.
 pub fn of(cluster: &str, vip: &VipKey) -> Identity {
-    // A zero byte is in neither name.
-    let hash: [u8; 32] = Sha256::digest(format!("{cluster}\0{vip}")).into();
+    let name = vip.to_string();
+    Identity { hostname: hostname(vip, &hash(cluster, &name)), ..of_name(cluster, &name) }
+}
+
+/// A zero byte is in neither name.
+fn hash(cluster: &str, name: &str) -> [u8; 32] {
+    Sha256::digest(format!("{cluster}\0{name}")).into()
+}
+
+fn of_name(cluster: &str, name: &str) -> Identity {
+    let hash = hash(cluster, name);
     let (iaid, rest) = hash.split_at(4);
     let (uuid, rest) = rest.split_at(16);
     let mut client_id = vec![255]; // RFC 4361 section 6.1
@@ -22,7 +31,12 @@ pub fn of(cluster: &str, vip: &VipKey) -> Identity {
     let mut chaddr = [0; 6];
     chaddr.copy_from_slice(&rest[..6]);
     chaddr[0] = chaddr[0] & !0b01 | 0b10; // unicast, locally administered
-    Identity { client_id, chaddr, hostname: hostname(vip, &hash) }
+    Identity { client_id, chaddr, hostname: String::new() }
+}
+
+/// The identity of a node of `cluster` that asks for a prefix: no VIP is called so.
+pub fn of_prefix(cluster: &str) -> Identity {
+    Identity { hostname: String::new(), ..of_name(cluster, "prefix") }
 }
 
 /// `<name>-<namespace>`. Where that could be another VIP's too (`a-b` of `c` and `a` of `b-c`), or is too long, it has some
@@ -61,6 +75,13 @@ mod tests {
         let id = identity("default", "shop/web");
         let hex = id.client_id.iter().chain(&id.chaddr).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         assert_eq!(hex, "ffaa28017900042e5fc44d32b413fbe6ec2b1b04186676ae94f48b7139");
+    }
+
+    #[test]
+    fn a_node_that_asks_for_a_prefix_is_no_vip_and_has_no_name() {
+        let id = of_prefix("default");
+        assert_eq!((id.client_id.len(), id.hostname.as_str()), (23, ""));
+        assert_ne!(id.client_id, identity("default", "shop/prefix").client_id);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod dhcp;
 pub mod identity;
 mod pool;
+pub mod prefix;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

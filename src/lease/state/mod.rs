@@ -388,7 +388,8 @@ fn disk(msg: impl Into<String>) -> Refusal {
 }
 
 fn grant(lease: &Lease) -> Grant {
-    Grant { address: lease.address, others: Vec::new(), expires: lease.expires.map(unix), registry: None, policy: None }
+    let (address, expires) = (lease.address, lease.expires.map(unix));
+    Grant { address, others: Vec::new(), expires, registry: None, policy: None, no_ipv6: None }
 }
 
 #[cfg(test)]

@@ -60,22 +60,25 @@ pub struct Reach {
     pub network: bool,
 }
 
-/// The devices that unicast IPv4 routes of any table name, but for routes of protocol 118. A route over a nexthop object is
-/// shown by its hops, unless `net.ipv4.nexthop_compat_mode` is 0: then by none, and `nexthop` gives the object's devices.
+/// The devices that unicast routes of any table name, but for routes of protocol 118 and, of IPv6, those to neighbours that every device has.
+/// A route over a nexthop object is shown by its hops, unless `net.ipv4.nexthop_compat_mode` is 0: then by none, and `nexthop` gives the
+/// object's devices.
 pub fn devices(
     socket: &Socket,
     nexthop: impl FnOnce() -> Result<BTreeMap<u32, Vec<u32>>>,
 ) -> Result<BTreeMap<u32, Reach>> {
-    let mut query = RouteMessage::default();
-    query.header.address_family = address_family(Family::V4);
     let (mut found, mut objects) = (BTreeMap::<u32, Reach>::new(), BTreeSet::new());
-    let dumped = socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
-        note_devices(payload, &mut found, &mut objects);
-        None::<()>
-    });
-    match dumped {
-        Err(error) if error.errno != Errno::ENOENT => return Err(error),
-        _ => {}
+    for family in Family::ALL {
+        let mut query = RouteMessage::default();
+        query.header.address_family = address_family(family);
+        let dumped = socket.dump(("list", "routes"), &Message::GetRoute(query), |_, payload| {
+            note_devices(payload, &mut found, &mut objects);
+            None::<()>
+        });
+        match dumped {
+            Err(error) if error.errno != Errno::ENOENT => return Err(error),
+            _ => {}
+        }
     }
     if !objects.is_empty() {
         let by_object = nexthop()?;
@@ -88,6 +91,7 @@ pub fn devices(
 
 /// The table may hold all routes of the internet: by the first bytes and an attribute or two.
 pub(super) fn note_devices(payload: &[u8], found: &mut BTreeMap<u32, Reach>, objects: &mut BTreeSet<u32>) {
+    const DESTINATION: u16 = 1;
     const OIF: u16 = 4;
     const GATEWAY: u16 = 5;
     const MULTIPATH: u16 = 9;
@@ -96,12 +100,10 @@ pub(super) fn note_devices(payload: &[u8], found: &mut BTreeMap<u32, Reach>, obj
     const UNICAST: u8 = 1;
     // struct rtmsg: family, prefix length, …, protocol at 5, type at 7.
     let [family, length, _, _, _, protocol, _, kind, ..] = *payload else { return };
-    if family_of(family) != Some(Family::V4) || kind != UNICAST || protocol == PROTOCOL {
-        return;
-    }
+    let Some(family) = family_of(family).filter(|_| kind == UNICAST && protocol != PROTOCOL) else { return };
     let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
     let (mut index, mut gateway, mut object) = (None, false, None);
-    let is_network = length < Family::V4.bits();
+    let is_network = length < family.bits();
     let mut note = |index: u32, gateway: bool| {
         let reach = found.entry(index).or_default();
         reach.gateway |= gateway;
@@ -111,6 +113,7 @@ pub(super) fn note_devices(payload: &[u8], found: &mut BTreeMap<u32, Reach>, obj
         match nla.kind() {
             OIF => index = number(nla.value()),
             GATEWAY | VIA => gateway = true,
+            DESTINATION if family == Family::V6 && is_of_neighbours(nla.value()) => return,
             NH_ID => object = number(nla.value()),
             MULTIPATH => hops(nla.value(), &mut note),
             _ => {}
@@ -121,6 +124,11 @@ pub(super) fn note_devices(payload: &[u8], found: &mut BTreeMap<u32, Reach>, obj
         (None, Some(object)) => drop(objects.insert(object)),
         (None, None) => {}
     }
+}
+
+/// `fe80::/10` or `ff00::/8` (RFC 4291): there are routes to both by every device.
+fn is_of_neighbours(destination: &[u8]) -> bool {
+    matches!(*destination, [0xfe, second, ..] if second & 0xc0 == 0x80) || destination.first() == Some(&0xff)
 }
 
 /// Of `RTA_MULTIPATH`: each a `struct rtnexthop` (length, flags, weight, device) and attributes behind it.
@@ -143,9 +151,10 @@ fn hops(mut hops: &[u8], note: &mut impl FnMut(u32, bool)) {
 pub fn covering(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Route>, BTreeSet<IpAddr>)> {
     let (mut routes, mut gateways) = (Vec::new(), BTreeSet::new());
     for family in Family::ALL {
-        let of_family: Vec<IpAddr> = addresses.iter().copied().filter(|a| Family::of(*a) == family).collect();
-        if !of_family.is_empty() {
-            routes.extend(covering_of(socket, family, &of_family, &mut gateways)?);
+        // Routes of IPv4 may have gateways of IPv6.
+        let concerns = |address: &IpAddr| family == Family::V4 || address.is_ipv6();
+        if addresses.iter().any(concerns) {
+            routes.extend(covering_of(socket, family, addresses, &mut gateways)?);
         }
     }
     Ok((routes, gateways))

@@ -11,9 +11,13 @@ fn default_route(metric: u32, kind: Kind) -> Route {
     Route { prefix: DEFAULT, table: MAIN, protocol: 4, tos: 0, metric, source: None, advmss: None, kind }
 }
 
-/// A route's message: its prefix's length, protocol, type, and attributes.
-fn payload(length: u8, (protocol, kind): (u8, u8), attributes: &[(u16, &[u8])]) -> Vec<u8> {
-    let mut bytes = vec![2, length, 0, 0, 254, protocol, 0, kind, 0, 0, 0, 0];
+/// An IPv4 route's message: its prefix's length, protocol, type, and attributes.
+fn payload(length: u8, about: (u8, u8), attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    payload_of(libc::AF_INET, length, about, attributes)
+}
+
+fn payload_of(family: i32, length: u8, (protocol, kind): (u8, u8), attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![u8::try_from(family).unwrap(), length, 0, 0, 254, protocol, 0, kind, 0, 0, 0, 0];
     for (kind, value) in attributes {
         bytes.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
         bytes.extend(kind.to_ne_bytes());
@@ -58,6 +62,24 @@ fn routes_name_devices_by_gateway_or_network() {
     assert_eq!(objects, [77].into());
 }
 
+#[test]
+fn routes_of_ipv6_name_devices_but_those_that_every_device_has() {
+    let about = (2, 1);
+    let mut found = BTreeMap::new();
+    let mut note = |length, device: u32, attribute: (u16, &[u8])| {
+        let message = payload_of(libc::AF_INET6, length, about, &[attribute, (4, &device.to_ne_bytes())]);
+        note_devices(&message, &mut found, &mut BTreeSet::new());
+    };
+    let address = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+    note(0, 2, (5, &address("fe80::1")));
+    note(64, 3, (1, &address("2001:db8::")));
+    note(128, 4, (1, &address("2001:db8::7")));
+    note(64, 5, (1, &address("fe80::")));
+    note(8, 6, (1, &address("ff00::")));
+    let reach = |gateway, network| Reach { gateway, network };
+    assert_eq!(found, [(2, reach(true, false)), (3, reach(false, true)), (4, reach(false, false))].into());
+}
+
 /// As a nexthop that packets of both families take: `RTA_VIA` has the family (`struct rtvia`) before the address.
 #[test]
 fn a_route_of_ipv4_may_lead_to_a_gateway_of_ipv6() {
@@ -70,6 +92,11 @@ fn a_route_of_ipv4_may_lead_to_a_gateway_of_ipv6() {
     hops.extend(&via);
     hops.resize(32, 0);
     let hop = Hop { gateway: Some(gateway.into()), index: Some(7) };
+    assert_eq!(super::decode::gateway(&single), Some(gateway.into()));
+    assert_eq!(super::decode::gateway(&payload(32, (4, 1), &[(5, &[192, 0, 2, 254])])), Some([192, 0, 2, 254].into()));
+    let (mut found, mut objects) = (BTreeMap::new(), BTreeSet::new());
+    note_devices(&payload(0, (4, 1), &[(18, &via), (4, &7_u32.to_ne_bytes())]), &mut found, &mut objects);
+    assert_eq!(found, [(7, Reach { gateway: true, network: false })].into());
     for message in [single, payload(32, (PROTOCOL, 1), &[(9, &hops)])] {
         let route = decode(&message).expect("a route");
         assert_eq!(route.kind, Kind::Via(vec![hop.clone()]));

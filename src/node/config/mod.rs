@@ -2,6 +2,7 @@
 
 mod ipv6;
 mod kubernetes;
+mod lease;
 mod membership;
 mod observe;
 mod pools;
@@ -16,7 +17,6 @@ use ipnetwork::IpNetwork;
 
 use crate::lease::Settings;
 use crate::lease::allow::Allow;
-use crate::lease::beside::Beside;
 use crate::lease::settings::{Backend, Dhcp, Gateway, Limits, OnLost, Relay, RoutingDaemon};
 use crate::model::VipKey;
 use crate::node::Wanted;
@@ -88,10 +88,14 @@ pub struct Config {
     pub lease: Settings,
     /// The same of IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
     pub lease6: Option<Settings>,
+    /// A `DHCPv6` server delegates the prefix that VIPs' IPv6 addresses are of: what is done where it is lost.
+    pub delegate: Option<OnLost>,
     /// Whether this node answers ARP for its VIPs.
     pub announce: Announce,
     /// The link DHCP, ARP probes and announcements use; none: the default route's.
     pub interface: Option<String>,
+    /// The link that IPv6 addresses, or their prefix, are leased by; none: the same.
+    pub interface6: Option<String>,
     /// Whether VIP traffic is kept out of connection tracking.
     pub notrack: bool,
     /// Whether packets may take the express path.
@@ -139,71 +143,40 @@ impl Config {
     /// Checks the file's text.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut top = Reader::new("", text.parse().map_err(|e| syntax(text, &e))?);
-        let allow: Vec<IpNetwork> = top.list("allow", "a network such as 10.118.0.0/16", any_network)?;
-        let allow = Some(allow).filter(|networks| !networks.is_empty()).map(Allow::new);
-        let any = allow.clone().unwrap_or_default();
-        let (dhcp, interface) = dhcp(&mut top)?;
-        let (pools, cidr6) = pools::pools(&mut top, &any)?;
-        let backend = match top.text("backend", "\"dhcp\" or \"pool\"", backend_name)? {
-            None | Some(Choice::Dhcp) => Backend::Dhcp(dhcp),
-            Some(Choice::Pool) => Backend::Pool(
-                pools.ok_or(Error::Missing { key: "pool.cidr".into(), expected: "a network within allow" })?,
-            ),
-        };
-        if allow.is_none() && matches!(backend, Backend::Dhcp(Dhcp { relay: Some(_), .. })) {
-            let expected =
-                "the networks that VIPs come from, such as [\"10.118.0.0/16\"] (with dhcp.relay it has no default)";
-            return Err(Error::Missing { key: "allow".into(), expected });
+        let config = Self::read(&mut top)?;
+        top.finish()?;
+        config.check_ipv6()?;
+        Ok(config)
+    }
+
+    fn read(top: &mut Reader) -> Result<Self, Error> {
+        let (dhcp, interface) = dhcp(top)?;
+        let membership = Membership::read(top)?;
+        let kubernetes = Kubernetes::read(top)?;
+        let dhcp6 = ipv6::dhcp6(top, dhcp.on_lost)?;
+        let mut lease = lease::lease(top, dhcp, membership.as_ref())?;
+        if matches!(lease.backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
+            pools::stand_alone(top, &lease.peers, !lease.pins.is_empty())?;
         }
+        let ipv6::Leased { lease6, delegate, interface: interface6 } = ipv6::by_itself(&mut lease, dhcp6)?;
         let announce = top.text("announce", "\"arp\" or \"none\"", announce_name)?;
-        let default_announce = default_announce(&backend);
-        let membership = Membership::read(&mut top)?;
-        let peers = top.list("peers", "a unicast IPv4 address", |text| unicast(text).map(IpAddr::V4))?;
-        if membership.is_some() && !peers.is_empty() {
-            let expected = "none beside [membership]: its nodes find each other (membership.seeds)";
-            return Err(top.bad("peers", &format!("[{}, …]", quoted(peers[0])), expected));
-        }
-        // Those that are known before any of them was heard.
-        let seeds = membership.iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
-        let peers: Vec<IpAddr> = peers.into_iter().chain(seeds).collect();
-        let (pins, pins6) = pins(&mut top, &any)?;
-        let dhcp6 = ipv6::dhcp6(&mut top, dhcp_on_lost(&backend))?;
-        let beside = Beside { cidr6, pins: pins6 };
-        ipv6::check_pins(&beside)?;
-        let kubernetes = Kubernetes::read(&mut top)?;
-        if matches!(backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
-            pools::stand_alone(&top, &peers, !pins.is_empty())?;
-        }
-        let mut lease = Settings {
-            cluster: cluster(&mut top)?,
-            hold: top.text("hold", HOLD, duration)?.unwrap_or(Duration::from_secs(600)),
-            peers,
-            pins,
-            beside,
-            limits: limits(&mut top)?,
-            gateways: gateways(&mut top)?,
-            allow,
-            backend,
-        };
-        let lease6 = dhcp6.map(|dhcp6| ipv6::by_itself(&mut lease, dhcp6)).transpose()?;
-        let config = Self {
-            socket: path(&mut top, "socket", "/run/viproute/viprouted.sock")?,
-            state_dir: path(&mut top, "state_dir", "/var/lib/viproute")?,
-            data_dir: path(&mut top, "data_dir", "/var/lib/cni/viproute")?,
-            announce: announce.unwrap_or(default_announce),
+        Ok(Self {
+            socket: path(top, "socket", "/run/viproute/viprouted.sock")?,
+            state_dir: path(top, "state_dir", "/var/lib/viproute")?,
+            data_dir: path(top, "data_dir", "/var/lib/cni/viproute")?,
+            announce: announce.unwrap_or_else(|| default_announce(&lease.backend)),
             interface,
+            interface6,
             notrack: top.take("notrack", "true or false", toml::Value::as_bool)?.unwrap_or(true),
             express: top.text("express", "\"on\" or \"off\"", switch)?.unwrap_or(true),
             kubernetes,
             membership,
-            metrics: Metrics::read(&mut top)?,
-            log: Log::read(&mut top)?,
+            metrics: Metrics::read(top)?,
+            log: Log::read(top)?,
             lease,
             lease6,
-        };
-        top.finish()?;
-        config.check_ipv6()?;
-        Ok(config)
+            delegate,
+        })
     }
 }
 
@@ -220,7 +193,7 @@ impl Config {
             return BTreeSet::new();
         }
         let of_pools = pools.networks().into_iter().map(IpNetwork::V4);
-        let networks: BTreeSet<IpNetwork> = of_pools.chain(self.lease.beside.cidr6.map(IpNetwork::V6)).collect();
+        let networks: BTreeSet<IpNetwork> = of_pools.chain(self.lease.beside.networks().map(IpNetwork::V6)).collect();
         let pins = self.lease.pins.values().copied().chain(self.lease.beside.pins.values().copied().map(IpAddr::V6));
         let outside = pins.filter(|pin| !networks.iter().any(|network| network.contains(*pin)));
         outside.map(IpNetwork::from).chain(networks.iter().copied()).collect()
@@ -267,14 +240,6 @@ fn default_announce(backend: &Backend) -> Announce {
     }
 }
 
-/// What `[dhcp6]` takes over.
-fn dhcp_on_lost(backend: &Backend) -> OnLost {
-    match backend {
-        Backend::Dhcp(dhcp) => dhcp.on_lost,
-        Backend::Pool(_) => OnLost::Withdraw,
-    }
-}
-
 fn on_lost_name(text: &str) -> Option<OnLost> {
     match text {
         "withdraw" => Some(OnLost::Withdraw),
@@ -289,7 +254,7 @@ fn dhcp(top: &mut Reader) -> Result<(Dhcp, Option<String>), Error> {
     let Some(mut table) = top.table("dhcp")? else {
         return Ok((dhcp, None));
     };
-    let interface = table.text("interface", "an interface name (1 to 15 bytes)", interface_name)?;
+    let interface = table.text("interface", INTERFACE, interface_name)?;
     if let Some(mut relay) = table.table("relay")? {
         let expected = "a unicast IPv4 address";
         let mut address = |key| {
@@ -395,6 +360,9 @@ fn cluster(top: &mut Reader) -> Result<Option<String>, Error> {
     top.text("cluster", "1 to 253 bytes of text", read)
 }
 
+/// What an interface's name has to be.
+const INTERFACE: &str = "an interface name (1 to 15 bytes)";
+
 fn interface_name(text: &str) -> Option<String> {
     let fine = (1..=15).contains(&text.len()) && !text.contains(['/', '\0']) && !text.contains(char::is_whitespace);
     fine.then(|| text.to_string())
@@ -408,6 +376,10 @@ fn any_network(text: &str) -> Option<IpNetwork> {
 
 fn unicast(text: &str) -> Option<Ipv4Addr> {
     text.parse().ok().filter(|address| Allow::default().permits(IpAddr::V4(*address)))
+}
+
+fn any_unicast(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|address| Allow::default().permits(*address))
 }
 
 /// `30s`, `10m`, `1h 30m`. At most a year, so that no later sum overflows.

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::Ipv4Network;
 use toml::Value;
 
 use super::table::Reader;
 use super::{Error, ipv6, quoted};
 use crate::lease::allow::Allow;
+use crate::lease::beside::Prefix;
 use crate::lease::pools::{DEFAULT_NAME, Labels, Pool, Pools, Range};
+use crate::lease::settings::has_several;
 use crate::model::VipKey;
 
 /// More pools, or ranges of one, than that say nothing that fewer don't.
@@ -20,24 +22,23 @@ const NAME: &str = "a name of 1 to 63 lower-case letters, digits, '-' and '.', w
 const NAMESPACE: &str = "the name of a namespace";
 const LABELS: &str = "a table of labels and their values, all of which a Service must have";
 
-/// All of them; none where the default range lies outside `allow`, which matters only if addresses come from pools. And the network of
-/// the IPv6 addresses that VIPs have beside.
-pub(super) fn pools(top: &mut Reader, allow: &Allow) -> Result<(Option<Pools>, Option<Ipv6Network>), Error> {
+/// All of them; none where the default range lies outside `allow`, which matters only if addresses come from pools. And the networks of
+/// the IPv6 addresses that VIPs have beside. That of one `[pool]` is every VIP's, also of one that leases an address of no pool any more.
+pub(super) fn pools(top: &mut Reader, allow: &Allow) -> Result<(Option<Pools>, Vec<Prefix>), Error> {
     let tables = top.table_or_tables("pool")?;
     let is_list = tables.is_list;
     if tables.all.len() > MOST {
         return Err(top.bad("pool", &format!("[{} tables]", tables.all.len()), "64 pools at most"));
     }
-    let (mut pools, mut cidr6): (Vec<Pool>, _) = (Vec::new(), None);
+    let (mut pools, mut prefixes): (Vec<Pool>, _) = (Vec::new(), Vec::new());
     for mut table in tables.all {
-        cidr6 = ipv6::cidr6(&mut table, allow)?;
-        if let Some(cidr6) = cidr6.filter(|_| is_list) {
-            return Err(table.bad("cidr6", &quoted(cidr6), "none in a [[pool]]: it is of one [pool]'s VIPs so far"));
-        }
+        let cidr6 = ipv6::cidr6(&mut table, allow)?;
         let next = pool(table, is_list, allow, &pools)?;
+        let ranges = next.iter().filter(|_| is_list).flat_map(|pool| pool.ranges.clone()).collect();
+        prefixes.extend(cidr6.map(|network| Prefix { ranges, network }));
         pools.extend(next);
     }
-    Ok((Some(pools).filter(|pools| !pools.is_empty()).map(Pools::new), cidr6))
+    Ok((Some(pools).filter(|pools| !pools.is_empty()).map(Pools::new), prefixes))
 }
 
 /// None: it is the only one, and leaves its range to the default, which lies outside `allow`.
@@ -86,7 +87,7 @@ fn ranges(table: &mut Reader, allow: &Allow, others: &[Pool]) -> Result<Vec<Rang
 
 /// Where several nodes give out addresses of the same pool, each by itself, two probe one address at once and take it for taken.
 pub(super) fn stand_alone(top: &Reader, peers: &[IpAddr], pins: bool) -> Result<(), Error> {
-    if peers.len() < 2 || pins {
+    if !has_several(peers) || pins {
         return Ok(());
     }
     let expected = "\"dhcp\" on several nodes (peers), or [membership] in place of peers, so that one node gives out the pool's addresses \

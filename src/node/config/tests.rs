@@ -3,6 +3,7 @@
 use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::model::Family;
 
 fn complaint(text: &str) -> String {
     Config::parse(text).unwrap_err().to_string()
@@ -44,7 +45,7 @@ fn the_shipped_file_is_valid() {
 fn ipv6_addresses_beside() {
     let pool = "backend = \"pool\"\n[pool]\ncidr6 = \"fd00:118::/96\"";
     let config = Config::parse(pool).unwrap();
-    assert_eq!(config.lease.beside.cidr6, Some("fd00:118::/96".parse().unwrap()));
+    assert_eq!(config.lease.beside.to_string(), "fd00:118::/96");
     let pin = |address6: &str| {
         format!("{pool}\n[[pin]]\nvip = \"shop/web\"\naddress = \"10.118.0.10\"\naddress6 = \"{address6}\"")
     };
@@ -64,7 +65,7 @@ fn ipv6_addresses_beside() {
         ),
         (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
         (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
-        (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside pool.cidr6"),
+        (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside cidr6 fd00:118::/96 of a pool"),
         (pin("::1"), "pin[0].address6 = \"::1\": expected a unicast IPv6 address"),
     ] {
         assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
@@ -90,7 +91,7 @@ fn ipv6_addresses_by_dhcp() {
     let Backend::Dhcp(dhcp) = Config::parse(relay).unwrap().lease6.unwrap().backend else { panic!() };
     assert_eq!(dhcp.relay.map(|relay| relay.server), Some("2001:db8::1".parse().unwrap()));
     for (text, says) in [
-        ("[dhcp6]\ninterface = \"eth1\"", "dhcp6.interface: no such key (there are: relay)"),
+        ("[dhcp6]\nprefix = \"eth1\"", "dhcp6.prefix: no such key (there are: interface, delegate, relay)"),
         (
             "[dhcp6.relay]\nserver = \"192.0.2.1\"",
             "dhcp6.relay.server = \"192.0.2.1\": expected a unicast IPv6 address",
@@ -102,9 +103,48 @@ fn ipv6_addresses_by_dhcp() {
         ),
         ("[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\"", "allow is missing: expected the networks"),
         (&pool.replace("[dhcp6]", "cidr6 = \"fd00:118::/96\"\n[dhcp6]"), "expected none beside [dhcp6]"),
-        ("[dhcp6]\n[membership]", "dhcp6 = {…}: expected no [membership] and no peers beside it"),
     ] {
         assert!(complaint(text).contains(says), "{text}: {}", complaint(text));
+    }
+    let other = "[dhcp6]\ninterface = \"eth1\"";
+    assert!(
+        complaint(other).starts_with("dhcp6.interface = \"eth1\": expected the one of dhcp.interface, or announce")
+    );
+    for text in [format!("announce = \"none\"\n{other}"), format!("dhcp.interface = \"eth1\"\n{other}")] {
+        assert_eq!(Config::parse(&text).unwrap().interface6.as_deref(), Some("eth1"), "{text}");
+    }
+    // Nodes tell each other of such leases, and Services have such addresses.
+    for text in [
+        "[dhcp6]\n[membership]",
+        "cluster = \"k\"\npeers = [\"192.0.2.1\"]\n[dhcp6]",
+        "[dhcp6]\n[kubernetes]\nenabled = true",
+    ] {
+        assert!(Config::parse(text).unwrap().lease6.is_some(), "{text}");
+    }
+}
+
+#[test]
+fn a_delegated_prefix() {
+    let pool =
+        "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp]\non_lost = \"keep\"\n[dhcp6]\ndelegate = true\n";
+    let config = Config::parse(pool).unwrap();
+    assert_eq!((config.delegate, config.lease6), (Some(OnLost::Keep), None));
+    assert_eq!(Config::parse("[dhcp6]\ndelegate = false").unwrap().delegate, None);
+    for (text, says) in [
+        ("[dhcp6]\ndelegate = 64".to_owned(), "dhcp6.delegate = 64: expected true or false"),
+        (format!("{pool}[membership]"), "dhcp6.delegate = true: expected false beside [membership]"),
+        (
+            format!("cluster = \"k\"\npeers = [\"192.0.2.1\"]\n{pool}[[pin]]\nvip = \"a/b\"\naddress = \"10.118.0.1\""),
+            "expected false beside peers",
+        ),
+        (format!("{pool}[kubernetes]\nenabled = true"), "expected false beside [kubernetes]"),
+        (
+            format!("{pool}[dhcp6.relay]\nserver = \"2001:db8::1\"\nsubnet = \"fd00:99::1\""),
+            "dhcp6.delegate = true: expected no relay beside it",
+        ),
+        (pool.replace("[dhcp]", "cidr6 = \"fd00:118::/96\"\n[dhcp]"), "expected none beside [dhcp6]"),
+    ] {
+        assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
     }
 }
 
@@ -119,13 +159,32 @@ fn other_nodes() {
     assert_eq!((membership.listen, membership.port), (Some([192, 0, 2, 1].into()), 9001));
     assert_eq!(membership.key_file, Path::new(DEFAULT_KEY_FILE));
     let bare = Config::parse("[membership]").unwrap().membership.unwrap();
-    assert_eq!((bare.listen, bare.port, bare.tunnel, bare.name), (None, 8119, None, None));
+    assert_eq!((bare.listen, bare.port, bare.tunnel, bare.name.as_ref()), (None, 8119, None, None));
     for (line, says) in [
-        ("seeds = [\"127.0.0.1\"]", "membership.seeds = \"127.0.0.1\": expected a node's IPv4 address or name"),
+        ("seeds = [\"127.0.0.1\"]", "membership.seeds = \"127.0.0.1\": expected a node's address or name"),
         ("seeds = [\"192.0.2\"]", "membership.seeds = \"192.0.2\": expected"),
         ("seeds = [\"n1:0\"]", "membership.seeds = \"n1:0\": expected"),
         ("seeds = [\"a b\"]", "membership.seeds = \"a b\": expected"),
-        ("listen = \"0.0.0.0\"", "membership.listen = \"0.0.0.0\": expected a unicast IPv4 address of this node"),
+        ("seeds = [\"fe80::1\"]", "membership.seeds = \"fe80::1\": expected"),
+        ("seeds = [\"::ffff:192.0.2.1\"]", "membership.seeds = \"::ffff:192.0.2.1\": expected"),
+        ("seeds = [\"[2001:db8::1]:0\"]", "membership.seeds = \"[2001:db8::1]:0\": expected"),
+        (
+            "seeds = [\"192.0.2.1\", \"2001:db8::1\"]",
+            "membership.seeds = […, \"2001:db8::1\"]: expected addresses of one family",
+        ),
+        (
+            "seeds = [\"2001:db8::1\"]\nlisten = \"192.0.2.1\"",
+            "membership.listen = \"192.0.2.1\": expected an address of the family",
+        ),
+        (
+            "seeds = [\"192.0.2.1\"]\ntunnel = \"2001:db8::1\"",
+            "membership.tunnel = \"2001:db8::1\": expected an address of the family",
+        ),
+        (
+            "listen = \"192.0.2.1\"\ntunnel = \"2001:db8::1\"",
+            "membership.tunnel = \"2001:db8::1\": expected an address of the family",
+        ),
+        ("listen = \"0.0.0.0\"", "membership.listen = \"0.0.0.0\": expected a unicast address of this node"),
         ("tunnel = \"224.0.0.1\"", "membership.tunnel"),
         ("name = \"N1\"", "membership.name = \"N1\": expected a node's name"),
         ("key = 1", "membership.key: no such key (there are: seeds, key_file, listen, tunnel, name)"),
@@ -133,6 +192,11 @@ fn other_nodes() {
         let found = complaint(&format!("[membership]\n{line}"));
         assert!(found.starts_with(says), "{found}");
     }
+    let six = "seeds = [\"2001:db8::11\", \"[2001:db8::12]:9000\", \"n3\"]\nlisten = \"[2001:db8::1]:9000\"\ntunnel = \"2001:db8:1::1\"";
+    let six = Config::parse(&format!("[membership]\n{six}")).unwrap().membership.unwrap();
+    assert_eq!(six.seeds, ["[2001:db8::11]:8119", "[2001:db8::12]:9000", "n3:8119"]);
+    assert_eq!((six.listen, six.port, six.family()), (Some("2001:db8::1".parse().unwrap()), 9000, Some(Family::V6)));
+    assert_eq!(bare.family(), None);
     let both = complaint("peers = [\"192.0.2.1\"]\n[membership]\nseeds = [\"n1\"]");
     assert!(both.contains("its nodes find each other (membership.seeds)"), "{both}");
 }
@@ -237,6 +301,12 @@ fn several_pools() {
         namespaces = ["shop", "pay"]
         labels = { tier = "gold" }
     "#;
+    let of_ipv6 = text.replace("auto = false", "cidr6 = \"2001:db8:118::/96\"");
+    let config = Config::parse(&format!("{of_ipv6}\n[membership]")).unwrap();
+    let (web, beside) = ("shop/web".parse().unwrap(), config.lease.beside.clone());
+    assert_eq!(beside.of(&web, [10, 118, 1, 8].into()), Some("2001:db8:118::10.118.1.8".parse().unwrap()));
+    assert_eq!(beside.of(&web, [10, 118, 2, 8].into()), None, "of the pool without");
+    assert!(config.discarded().contains(&"2001:db8:118::/96".parse().unwrap()));
     let Backend::Pool(pools) = Config::parse(text).unwrap().lease.backend else { panic!("not the pools") };
     assert_eq!(pools.to_string(), "the pools public (10.118.0.0/28, 10.118.1.7-10.118.1.9), shop (10.118.2.0/24)");
     let [public, shop] = &pools.iter().collect::<Vec<_>>()[..] else { panic!("{pools}") };
@@ -304,7 +374,10 @@ fn durations() {
 fn complaints_name_key_value_and_what_was_expected() {
     let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
     let cases = [
-        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: allow, dhcp, pool, "),
+        (
+            "sokcet = \"/x\"".into(),
+            "sokcet: no such key (there are: dhcp, membership, kubernetes, dhcp6, allow, pool, ",
+        ),
         ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, servers, on_lost)"),
         ("hold = 10".into(), "hold = 10: expected a time such as \"30s\", \"10m\" or \"1h 30m\""),
         ("hold = \"10\"".into(), "hold = \"10\": expected a time such as \"30s\""),
@@ -316,8 +389,8 @@ fn complaints_name_key_value_and_what_was_expected() {
             "allow is missing: expected the networks that VIPs come from",
         ),
         ("backend = \"dns\"".into(), "backend = \"dns\": expected \"dhcp\" or \"pool\""),
-        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast IPv4 address"),
-        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast IPv4 address"),
+        ("peers = [\"10.0.0.1\", 7]".into(), "peers = 7: expected a unicast address"),
+        ("peers = [\"::1\"]".into(), "peers = \"::1\": expected a unicast address"),
         ("allow = \"10.0.0.0/8\"".into(), "allow = \"10.0.0.0/8\": expected an array of strings"),
         ("allow = [\"10.0.0.1/8\"]".into(), "allow = \"10.0.0.1/8\": expected a network such as"),
         ("socket = \"run\"".into(), "socket = \"run\": expected an absolute path"),

@@ -107,7 +107,8 @@ impl Reader {
             let Some(check) = replica.health.as_ref().and_then(Recorded::known) else { continue };
             if let Some(Place { netns, device, pod }) = self.place(vip, (name, replica.ifindex)) {
                 let ports = replica.ports.iter().filter_map(Recorded::known).copied().collect();
-                let target = ProbeTarget { address: record.address(), check: check.clone(), ports, netns, device, pod };
+                let target =
+                    ProbeTarget { address: record.served_address(), check: check.clone(), ports, netns, device, pod };
                 let (state, drained) = (replica.state, replica.drained);
                 replicas.insert(name.clone(), Discovery { target, state, drained });
             }

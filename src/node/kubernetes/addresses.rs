@@ -15,6 +15,10 @@ use crate::model::node::NodeId;
 pub struct Lease {
     /// The address, if it has one.
     pub address: Option<IpAddr>,
+    /// The IPv6 address that it leases beside that one, if it has one.
+    pub ipv6: Option<IpAddr>,
+    /// Such an address is being asked for, and nothing is in the way so far.
+    pub asks_ipv6: bool,
     /// What keeps it from one.
     pub error: Option<String>,
 }
@@ -51,7 +55,7 @@ mod tests {
         NodeEntry {
             name: format!("n{last}"),
             id: Ipv4Addr::new(192, 0, 2, last),
-            tunnel: Ipv4Addr::new(192, 0, 2, last),
+            tunnel: Ipv4Addr::new(192, 0, 2, last).into(),
             state: state.into(),
             silent_ms: 0,
             vips: 0,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::lease::state::Demand;
 use crate::membership::{self, Change, Host, Pod, Want, admission, policy, running, set_vips};
 use crate::model::{Addresses, NetworkSpec, PortMap, Source, VipKey, VipPolicy};
-use crate::net::NodeNet;
+use crate::net::{self, NodeNet};
 use crate::node::config::Config;
 use crate::node::subsystems::SubsystemGuard;
 use crate::node::{Context, Kind};
@@ -161,7 +161,8 @@ impl Applier {
         let shared = self.context.services.shared();
         let objects = shared.store.objects();
         let sharing = Sharing::of(objects);
-        let here = Here { node: &self.node, has_ipv6: !shared.beside.is_nothing() };
+        let addresses = shared.all_addresses();
+        let here = Here { node: &self.node, has_ipv6: shared.has_ipv6, addresses: &addresses };
         let found = shared.store.is_live().then(|| desired(objects, &sharing, attachments, here));
         let keys = |sharers: &Vec<Sharer<'_>>| sharers.iter().map(|sharer| sharer.key.clone()).collect();
         let vips = sharing.vips.iter().map(|(vip, sharers)| (vip.clone(), keys(sharers))).collect();
@@ -293,8 +294,7 @@ impl Applier {
 
     /// Those of the VIPs that have one.
     fn addresses(&self) -> BTreeMap<VipKey, Addresses> {
-        let shared = self.context.services.shared();
-        shared.leases.keys().filter_map(|vip| Some((vip.clone(), shared.addresses(vip)?))).collect()
+        self.context.services.shared().all_addresses()
     }
 
     fn has_address(&self, vip: &VipKey) -> bool {
@@ -407,6 +407,8 @@ enum Error {
     Running(#[from] running::Error),
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Net(#[from] net::Error),
 }
 
 impl Desired {
@@ -428,7 +430,8 @@ fn find(registry: &Registry, name: &str, id: Option<&PodId>) -> Result<(Pod, Opt
     let record = registry.attachment_record(&attachment)?.ok_or_else(gone)?;
     let address = id.map(|id| id.address).or(record.address).ok_or_else(gone)?;
     let network = record.network_spec();
-    Ok((Pod { attachment, netns: record.netns, address, others: Vec::new(), name: record.pod }, network))
+    let others = running::of_ipv6(running::own_addresses(&record.netns, &attachment.ifname)?);
+    Ok((Pod { attachment, netns: record.netns, address, others, name: record.pod }, network))
 }
 
 fn want(vip: &VipKey, role: &Role) -> Want {

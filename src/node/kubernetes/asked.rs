@@ -3,13 +3,14 @@
 //! What a Service and this node's configuration decide is decided as the Service comes ([`Permitted::ask`]), what the cluster decides where
 //! Services are compared ([`in_cluster`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::allow::Allow;
+use crate::lease::beside::Beside;
 use crate::lease::pools::Pools;
 use crate::lease::settings::{Backend, Settings};
 use crate::model::VipKey;
@@ -41,6 +42,8 @@ pub struct Permitted {
     pools: Option<Pools>,
     /// Addresses of the configuration's own VIPs.
     pins: BTreeMap<VipKey, IpAddr>,
+    /// The IPv6 addresses that go with those of IPv4.
+    beside: Beside,
 }
 
 impl Permitted {
@@ -50,7 +53,8 @@ impl Permitted {
             Backend::Pool(pools) => Some(pools.clone()),
             Backend::Dhcp(_) => None,
         };
-        Self { allow: settings.allow.clone().unwrap_or_default(), pools, pins: settings.pins.clone() }
+        let Settings { allow, pins, beside, .. } = settings.clone();
+        Self { allow: allow.unwrap_or_default(), pools, pins, beside }
     }
 
     /// What a Service that has that VIP asks for, by its field and its annotation.
@@ -58,14 +62,61 @@ impl Permitted {
         let (field, annotation) = (field.trim(), annotation.trim());
         let found = match (field.is_empty(), annotation.is_empty()) {
             (true, true) => return Ask::Any,
-            (false, true) => address(FIELD, field),
-            (true, false) => address(ADDRESS, annotation),
-            (false, false) => both((FIELD, field), (ADDRESS, annotation)),
+            (false, true) => self.address(vip, FIELD, field),
+            (true, false) => self.address(vip, ADDRESS, annotation),
+            (false, false) => self.both(vip, (FIELD, field), (ADDRESS, annotation)),
         };
         match found.and_then(|address| self.check(vip, address).map(|()| address)) {
             Ok(address) => Ask::Address(address),
             Err(why) => Ask::Refused(why),
         }
+    }
+
+    /// The IPv4 address that is meant by a text: by itself, by the IPv6 address that goes with it, or by both.
+    fn address(&self, vip: Option<&VipKey>, key: &str, text: &str) -> Result<Ipv4Addr, String> {
+        let mut meant = BTreeSet::new();
+        for name in text.split(',').map(str::trim) {
+            let bad = || {
+                format!(
+                    "{key} = {text:?}: expected one address, such as 10.118.0.7, or one of each family that go together"
+                )
+            };
+            meant.insert(self.meant(vip, name.parse().map_err(|_| bad())?)?);
+        }
+        match meant.pop_first() {
+            Some(address) if meant.is_empty() => Ok(address),
+            _ => Err(format!(
+                "{key} = {text:?}: expected one address, or an IPv6 address that goes with the IPv4 address"
+            )),
+        }
+    }
+
+    fn meant(&self, vip: Option<&VipKey>, address: IpAddr) -> Result<Ipv4Addr, String> {
+        let pinned = vip.filter(|vip| self.beside.pins.get(*vip).map(|pin| IpAddr::V6(*pin)) == Some(address));
+        if let Some(IpAddr::V4(pin)) = pinned.and_then(|vip| self.pins.get(vip)) {
+            return Ok(*pin);
+        }
+        self.beside.leased(address).ok_or_else(|| {
+            if self.beside.prefixes.is_empty() {
+                return format!("{address} can't be asked for: VIPs choose no IPv6 addresses (no pool has cidr6)");
+            }
+            format!("{address} is no address that VIPs may have: expected one of {} that ends in an IPv4 address of the pool", self.beside)
+        })
+    }
+
+    fn both(
+        &self,
+        vip: Option<&VipKey>,
+        (first, one): (&str, &str),
+        (second, other): (&str, &str),
+    ) -> Result<Ipv4Addr, String> {
+        let (address, again) = (self.address(vip, first, one)?, self.address(vip, second, other)?);
+        if address == again {
+            return Ok(address);
+        }
+        Err(format!(
+            "{first} says {one} and the annotation {second} says {other}: let one of them be, or both say the same"
+        ))
     }
 
     fn check(&self, vip: Option<&VipKey>, address: Ipv4Addr) -> Result<(), String> {
@@ -94,20 +145,6 @@ impl Permitted {
         }
         Ok(())
     }
-}
-
-fn address(key: &str, text: &str) -> Result<Ipv4Addr, String> {
-    text.parse().map_err(|_| format!("{key} = {text:?}: expected one IPv4 address, such as 10.118.0.7"))
-}
-
-fn both((first, one): (&str, &str), (second, other): (&str, &str)) -> Result<Ipv4Addr, String> {
-    let (address, again) = (address(first, one)?, address(second, other)?);
-    if address == again {
-        return Ok(address);
-    }
-    Err(format!(
-        "{first} says {address} and the annotation {second} says {again}: let one of them be, or both say the same"
-    ))
 }
 
 /// Why the cluster's addresses can't be a VIP's: nodes', pods' and Services'.
@@ -141,6 +178,7 @@ fn holding(ranges: &[String], address: IpAddr) -> Option<&str> {
 mod tests {
     use super::super::objects::{Node, Pod};
     use super::*;
+    use crate::lease::beside::Prefix;
     use crate::lease::pools::Pool;
 
     fn permitted() -> Permitted {
@@ -150,6 +188,10 @@ mod tests {
             allow: Allow::new(vec!["10.118.0.0/16".parse().unwrap()]),
             pools: Some(Pools::new(vec![pool])),
             pins,
+            beside: Beside {
+                prefixes: vec![Prefix { ranges: Vec::new(), network: "fd00:118::/96".parse().unwrap() }],
+                pins: [("shop/pinned".parse().unwrap(), "fd00:9::9".parse().unwrap())].into(),
+            },
         }
     }
 
@@ -159,7 +201,16 @@ mod tests {
         let ask = |field, annotation| permitted().ask(Some(&vip), field, annotation);
         let seven = Ask::Address([10, 118, 0, 7].into());
         assert_eq!(ask("", " "), Ask::Any);
-        for (field, annotation) in [("10.118.0.7", ""), ("", " 10.118.0.7 "), ("10.118.0.7", "10.118.0.7")] {
+        let six = "fd00:118::10.118.0.7";
+        for (field, annotation) in [
+            ("10.118.0.7", ""),
+            ("", " 10.118.0.7 "),
+            ("10.118.0.7", "10.118.0.7"),
+            (six, ""),
+            ("", six),
+            ("10.118.0.7", "fd00:118::a76:7"),
+            ("", "fd00:118::a76:7, 10.118.0.7"),
+        ] {
             assert_eq!(ask(field, annotation), seven, "{field} {annotation}");
         }
         for (field, annotation, why) in [
@@ -168,8 +219,11 @@ mod tests {
                 "10.118.0.8",
                 "spec.loadBalancerIP says 10.118.0.7 and the annotation viproute.io/address says",
             ),
-            ("fd00::7", "", "expected one IPv4 address"),
-            ("", "10.118.0.7,10.118.0.8", "expected one IPv4 address"),
+            ("fd00::7", "", "expected one of fd00:118::/96 that ends in an IPv4 address of the pool"),
+            ("", "10.118.0.7,10.118.0.8", "expected one address, or an IPv6 address that goes with"),
+            ("", "10.118.0.7,fd00:118::a76:8", "expected one address, or an IPv6 address that goes with"),
+            ("web", "", "expected one address, such as 10.118.0.7"),
+            ("fd00:118::10.118.1.7", "", "expected one of pool default"),
             ("192.0.2.7", "", "expected one within 10.118.0.0/16"),
             ("10.118.1.7", "", "expected one of pool default (10.118.0.0/24)"),
             ("10.118.0.255", "", "doesn't give out"),
@@ -185,7 +239,9 @@ mod tests {
     #[test]
     fn a_pin_of_the_configuration_goes_first() {
         let vip = "shop/pinned".parse().unwrap();
-        assert_eq!(permitted().ask(Some(&vip), "10.118.0.9", ""), Ask::Address([10, 118, 0, 9].into()));
+        for own in ["10.118.0.9", "fd00:9::9"] {
+            assert_eq!(permitted().ask(Some(&vip), own, ""), Ask::Address([10, 118, 0, 9].into()));
+        }
         let Ask::Refused(said) = permitted().ask(Some(&vip), "10.118.0.7", "") else { panic!() };
         assert!(said.contains("gives this VIP 10.118.0.9"), "{said}");
     }

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::api::protocol::{ClusterFinding, ClusterFindingKind, Kubernetes, KubernetesRequest, Nodes, ServiceEntry};
 use crate::api::server;
-use crate::model::VipKey;
+use crate::model::{Addresses, VipKey};
 
 use super::addresses::{Lease, keeper};
 use super::events::phrased;
@@ -37,8 +37,10 @@ impl Services {
 
 fn describe(shared: &Shared, nodes: Option<&Nodes>) -> Kubernetes {
     let sharing = Sharing::of(shared.store.objects());
-    let having =
-        sharing.all().map(|(vip, sharer)| entry((vip, &sharer.key), sharer.service, shared.leases.get(vip), nodes));
+    let having = sharing.all().map(|(vip, sharer)| {
+        let found = entry((vip, &sharer.key), sharer.service, shared.leases.get(vip), nodes);
+        with_families(found, sharer.service, shared.addresses(vip).as_ref())
+    });
     let refused = sharing.refused.iter().map(|(key, service)| {
         let why = sharing.notes.get(key).into_iter().flatten().map(|note| phrased(note).1).next();
         ServiceEntry { address: None, waits: why, ..entry((key, key), service, None, nodes) }
@@ -73,7 +75,31 @@ fn entry(names: (&VipKey, &VipKey), service: &Service, lease: Option<&Lease>, no
     let ranges = service.clients.ranges.as_ref();
     let of_ipv6 = service.clients.ranges6.iter().map(ToString::to_string);
     let clients = ranges.map(|ranges| ranges.iter().map(ToString::to_string).chain(of_ipv6).collect());
-    ServiceEntry { service: key.to_string(), uid: service.uid.clone(), address, keeper, waits, clients }
+    ServiceEntry {
+        service: key.to_string(),
+        uid: service.uid.clone(),
+        address,
+        others: Vec::new(),
+        keeper,
+        waits,
+        clients,
+    }
+}
+
+/// With those of its VIP's addresses that it gets, or the families for which it waits.
+fn with_families(entry: ServiceEntry, service: &Service, addresses: Option<&Addresses>) -> ServiceEntry {
+    if addresses.is_none() {
+        return entry;
+    }
+    let given = service.families.given(addresses);
+    let mut own = given.addresses.iter().copied();
+    let (address, others) = (own.next(), own.collect());
+    let needs = || {
+        let missing: Vec<&str> = given.missing.iter().map(|family| family.name()).collect();
+        format!("its VIP has no address of {}", missing.join(" and "))
+    };
+    let waits = entry.waits.clone().or_else(|| address.is_none().then(needs));
+    ServiceEntry { address, others, waits, ..entry }
 }
 
 /// Services of type `LoadBalancer` that have neither a class nor an address: nobody serves them.
@@ -119,11 +145,11 @@ mod tests {
         let (vip, service) = ("shop/web".parse().unwrap(), Service { uid: "u1".into(), ..Service::default() });
         let waits =
             |lease: Option<Lease>, nodes: Option<&Nodes>| entry((&vip, &vip), &service, lease.as_ref(), nodes).waits;
-        let refused = Lease { address: None, error: Some("the pool is empty".into()) };
+        let refused = Lease { error: Some("the pool is empty".into()), ..Lease::default() };
         assert_eq!(waits(Some(refused), None).as_deref(), Some("the pool is empty"));
         assert_eq!(waits(Some(Lease::default()), Some(&lone("n1"))).as_deref(), Some("its address is being asked for"));
         assert_eq!(waits(None, Some(&lone("n1"))).as_deref(), Some("n1 asks for its address"));
-        assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), error: None }), None), None);
+        assert_eq!(waits(Some(Lease { address: Some([192, 0, 2, 7].into()), ..Lease::default() }), None), None);
         let stated = Service { ingress: vec![Ingress { ip: "192.0.2.7".into(), ..Ingress::default() }], ..service };
         let shown = entry((&vip, &vip), &stated, None, Some(&lone("n1")));
         assert_eq!((shown.address, shown.waits, shown.uid.as_str()), (Some([192, 0, 2, 7].into()), None, "u1"));

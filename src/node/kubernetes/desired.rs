@@ -181,7 +181,8 @@ pub fn desired(objects: &Objects, sharing: &Sharing<'_>, attachments: &[Attachme
     for (vip, sharer) in sharing.in_order() {
         let slices = slices.get(sharer.key.to_string().as_str()).map_or(&[][..], Vec::as_slice);
         let Sharer { key, service, .. } = sharer;
-        let scene = Scene { vip, key, service, sharer, slices, objects, known: &known };
+        let waits = service.families.waits(here.addresses.get(vip));
+        let scene = Scene { vip, key, service, sharer, slices, objects, known: &known, waits };
         scene.add(&mut desired);
         if key != vip || sharing.vips.get(vip).is_some_and(|sharers| sharers.len() > 1) {
             let ports = ports::served(service, &sharer.taken).map(|(_, port)| (port, key.clone()));
@@ -272,6 +273,8 @@ struct Scene<'a> {
     slices: &'a [&'a Slice],
     objects: &'a Objects,
     known: &'a Recorded<'a>,
+    /// It can't have the addresses that it needs: none of its pods joins, and those that are in it get no new connections.
+    waits: bool,
 }
 
 impl Scene<'_> {
@@ -375,6 +378,9 @@ impl Scene<'_> {
         let is_mirror = self.objects.pods.get(&pod.key).is_some_and(|pod| pod.is_mirror);
         let attachment = self.known.find(&pod, is_mirror);
         let is_member = attachment.and_then(|attachment| attachment.vips.get(self.vip));
+        if self.waits {
+            return;
+        }
         // Whoever made it a replica otherwise says what it is there.
         if is_member.is_some_and(|member| member.source != Source::Service) {
             return;

@@ -315,7 +315,8 @@ impl Engine {
             kept.insert(&sharer.key);
             let has_lease = lease.is_some_and(|lease| lease.address.is_some());
             let given = sharer.service.families.given(shared.addresses(vip).as_ref());
-            of_families.extend(given.note().map(|note| (sharer.key.clone(), note)));
+            let is_asked = lease.is_some_and(|lease| lease.asks_ipv6);
+            of_families.extend(given.note().filter(|_| !is_asked).map(|note| (sharer.key.clone(), note)));
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
             if has_lease || !sharer.has_any() {
                 let addresses = if sharer.has_any() { given.addresses } else { Vec::new() };
@@ -344,7 +345,7 @@ impl Engine {
         if self.known.pool.is_some() {
             return None;
         }
-        let Lease { address, error } = lease?;
+        let Lease { address, error, .. } = lease?;
         match address {
             Some(address) if *address == IpAddr::V4(*asked) => None,
             Some(address) => Some(format!(

@@ -139,7 +139,7 @@ impl Announcer {
         now: Instant,
     ) {
         let (reason, note) = match (lease, refused) {
-            (Some(Lease { address: None, error: Some(why) }), _) => {
+            (Some(Lease { address: None, error: Some(why), .. }), _) => {
                 (refused.map_or("NoAddress", |refused| reason_of(refused.kind)), format!("no address so far: {why}"))
             }
             (Some(Lease { address: Some(address), .. }), Some(Refused { kind, why })) => {
@@ -295,11 +295,14 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
             ("TrafficPolicyIgnored", text, Duration::ZERO)
         }
         Note::NoFamily { family, waits: true } => {
-            let text = format!("no address so far: VIPs have none of {family} (pool.cidr6 in viprouted.toml)");
+            let text = format!(
+                "no address so far, and no pod serves it: its VIP has none of {family} (cidr6 of its pool, or [dhcp6], in viprouted.toml)"
+            );
             ("NoAddress", text, Duration::from_secs(2))
         }
         Note::NoFamily { family, waits: false } => {
-            let text = format!("no address of {family}: VIPs have none (pool.cidr6 in viprouted.toml)");
+            let text =
+                format!("no address of {family}: its VIP has none (cidr6 of its pool, or [dhcp6], in viprouted.toml)");
             ("NoAddressOfFamily", text, Duration::from_secs(2))
         }
         Note::AddressRefused { why } => {

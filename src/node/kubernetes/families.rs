@@ -54,6 +54,11 @@ impl Families {
         let waits = self.is_all_needed && !missing.is_empty();
         Given { addresses: if waits { Vec::new() } else { self.iter().filter_map(of).collect() }, missing }
     }
+
+    /// It gets none of its VIP's addresses, which are known: its pods wait too.
+    pub fn waits(&self, addresses: Option<&Addresses>) -> bool {
+        addresses.is_some() && self.given(addresses).addresses.is_empty()
+    }
 }
 
 impl Given {
@@ -97,6 +102,11 @@ mod tests {
         let waits = families(&["IPv4", "IPv6"], "RequireDualStack").given(Some(&one)).note();
         assert_eq!(waits, Some(Note::NoFamily { family: Family::V6, waits: true }));
         assert_eq!(families(&["IPv4", "IPv6"], "RequireDualStack").given(None), Given::default());
+        let waits = |names: &[&str], policy, addresses| families(names, policy).waits(addresses);
+        assert!(
+            waits(&["IPv4", "IPv6"], "RequireDualStack", Some(&one)) && waits(&["IPv6"], "SingleStack", Some(&one))
+        );
+        assert!(!waits(&["IPv4", "IPv6"], "PreferDualStack", Some(&one)) && !waits(&["IPv6"], "SingleStack", None));
     }
 
     #[test]

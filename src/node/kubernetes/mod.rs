@@ -53,7 +53,7 @@ use crate::lease::grant::Report;
 use crate::lease::nodes::Told;
 use crate::lease::settings::Backend;
 use crate::lease::state::Demand;
-use crate::model::{Addresses, VipKey, VipPolicy};
+use crate::model::{Addresses, Family, VipKey, VipPolicy};
 use crate::net::{self, NodeNet};
 
 use super::config::Config;
@@ -158,6 +158,8 @@ struct Shared {
     desk: Option<Desk>,
     /// Which addresses of IPv6 VIPs have beside their leases.
     beside: Beside,
+    /// VIPs have addresses of IPv6, or are to have some.
+    has_ipv6: bool,
 }
 
 /// The nodes that load balancers are to pass by, by a label of theirs. They answer ARP for no VIP that another node can answer for; their pods
@@ -216,9 +218,9 @@ impl Services {
         self.shared().given = given;
     }
 
-    /// The address that the Service's status says, which may be all that is known of it.
-    pub fn stated(&self, vip: &VipKey) -> Option<IpAddr> {
-        self.shared().store.objects().services.get(&vip.to_string())?.stated()
+    /// The address of a family that the Service's status says, which may be all that is known of it.
+    pub fn stated(&self, vip: &VipKey, family: Family) -> Option<IpAddr> {
+        self.shared().store.objects().services.get(&vip.to_string())?.stated_of(family)
     }
 
     /// The address that a Service asks for; none: any will do.
@@ -271,7 +273,15 @@ impl Services {
 impl Shared {
     /// All addresses of a VIP that Services want; `None`: it has none so far.
     fn addresses(&self, vip: &VipKey) -> Option<Addresses> {
-        Some(self.beside.addresses(vip, self.leases.get(vip)?.address?))
+        let lease = self.leases.get(vip)?;
+        let mut addresses = self.beside.addresses(vip, lease.address?);
+        lease.ipv6.map(|leased| addresses.replace(leased));
+        Some(addresses)
+    }
+
+    /// Those of all VIPs that have some.
+    fn all_addresses(&self) -> BTreeMap<VipKey, Addresses> {
+        self.leases.keys().filter_map(|vip| Some((vip.clone(), self.addresses(vip)?))).collect()
     }
 
     /// What the watch has heard of addresses that Services say are their own.
@@ -317,7 +327,8 @@ pub fn start(context: &Context, config: &Config) -> Result<(), Error> {
         let mut shared = services.shared();
         shared.excluded = Excluded::of(&remembered.objects, &name);
         shared.beside = config.lease.beside.clone();
-        let here = Here { node: &name, has_ipv6: !shared.beside.is_nothing() };
+        shared.has_ipv6 = config.lease6.is_some() || !shared.beside.is_nothing();
+        let here = Here { node: &name, has_ipv6: shared.has_ipv6, addresses: &BTreeMap::new() };
         shared.policies = Some(policy::policies(&remembered.objects, &Sharing::of(&remembered.objects), here).vips);
         shared.store = Store::new(remembered.cluster.clone(), remembered.objects.clone());
         shared.applier = Some(applier.clone());

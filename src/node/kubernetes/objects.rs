@@ -375,8 +375,13 @@ impl Class {
 impl Service {
     /// The address that its status says: that of IPv4, by which the other one goes.
     pub fn stated(&self) -> Option<IpAddr> {
-        let all = || self.ingress.iter().filter_map(|ingress| ingress.ip.parse::<IpAddr>().ok());
-        all().find(IpAddr::is_ipv4).or_else(|| all().next())
+        Family::ALL.into_iter().find_map(|family| self.stated_of(family))
+    }
+
+    /// The address of that family that its status says.
+    pub fn stated_of(&self, family: Family) -> Option<IpAddr> {
+        let mut all = self.ingress.iter().filter_map(|ingress| ingress.ip.parse::<IpAddr>().ok());
+        all.find(|address| Family::of(*address) == family)
     }
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
 use crate::ebpf::RANGES as MAX_RANGES;
-use crate::model::{Family, Port, PortPolicy, Recorded, VipKey, VipPolicy};
+use crate::model::{Addresses, Family, Port, PortPolicy, Recorded, VipKey, VipPolicy};
 
 use super::desired::Note;
 use super::objects::{Objects, ServicePort};
@@ -102,6 +102,8 @@ pub struct Here<'a> {
     pub node: &'a str,
     /// VIPs have addresses of IPv6.
     pub has_ipv6: bool,
+    /// The addresses that VIPs have, as far as that is known.
+    pub addresses: &'a BTreeMap<VipKey, Addresses>,
 }
 
 /// Of all Services, as seen from here. The oldest come first where there are more ranges than the programs take.
@@ -254,7 +256,11 @@ mod tests {
     fn all(services: &[(&str, Service)]) -> (Vec<String>, Vec<String>) {
         let services = services.iter().map(|(key, service)| ((*key).to_owned(), service.clone())).collect();
         let objects = Objects { services, ..Objects::default() };
-        let found = policies(&objects, &Sharing::of(&objects), Here { node: "n1", has_ipv6: false });
+        let found = policies(
+            &objects,
+            &Sharing::of(&objects),
+            Here { node: "n1", has_ipv6: false, addresses: &BTreeMap::new() },
+        );
         let port = |port: &PortPolicy| {
             let from = port.sources.as_ref().map_or("anywhere".to_owned(), |all| format!("{all:?}"));
             format!("{} from {from} {:?}", port.port, port.affinity)
@@ -286,7 +292,8 @@ mod tests {
         };
         let web = Service { families: Families::of(&spec), ..service(1, "", 80) };
         let objects = Objects { services: [("shop/web".to_owned(), web)].into(), ..Objects::default() };
-        let found = policies(&objects, &Sharing::of(&objects), Here { node: "n1", has_ipv6 });
+        let found =
+            policies(&objects, &Sharing::of(&objects), Here { node: "n1", has_ipv6, addresses: &BTreeMap::new() });
         let [family] = found.vips.values().map(|policy| policy.family.as_ref()).collect::<Vec<_>>()[..] else {
             return None;
         };

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::api::protocol::{Grant, Refusal, code};
+use crate::lease::settings::Backend;
 use crate::lease::state::{Findings, Input, LocalUsage};
+use crate::model::address::ipv4;
 use crate::model::{Family, VipKey};
 use crate::node::journal::Kind;
 
@@ -42,6 +45,34 @@ impl Daemon {
         }
     }
 
+    /// The same grant with what VIPs have beside without a lease, or why there is nothing.
+    pub(super) fn with_derived(&self, vip: &VipKey, grant: Grant) -> Grant {
+        let derived = self.settings.beside.of(vip, grant.address);
+        let others: Vec<IpAddr> = grant.others.iter().copied().chain(derived).collect();
+        let has_none = !others.iter().any(IpAddr::is_ipv6);
+        let no_ipv6 = has_none.then(|| grant.no_ipv6.clone().unwrap_or_else(|| self.no_ipv6(grant.address)));
+        Grant { others, no_ipv6, ..grant }
+    }
+
+    /// Why a VIP that leases this address has none of IPv6 by the configuration.
+    fn no_ipv6(&self, leased: IpAddr) -> Refusal {
+        if self.delegation.is_some() {
+            let msg = "no prefix is delegated to this node so far (dhcp6.delegate in viprouted.toml)".to_owned();
+            return Refusal { code: code::TRY_AGAIN, msg };
+        }
+        let from = match &self.settings.backend {
+            Backend::Pool(pools) => match ipv4(leased).and_then(|leased| pools.of(leased)) {
+                Some(pool) => format!("pool {} has no cidr6", pool.name),
+                None => "no pool with cidr6 has its IPv4 address".to_owned(),
+            },
+            Backend::Dhcp(_) => "there is no [dhcp6]".to_owned(),
+        };
+        let msg = format!(
+            "{from} in viprouted.toml, and the VIP has no address6 by a [[pin]]: set one of them, or take ipv6 out of viproute.io/families"
+        );
+        Refusal { code: code::INVALID, msg }
+    }
+
     /// The registry's replicas, as far as they serve IPv6 addresses that are leased by themselves.
     pub(super) fn present_beside(&mut self, batch: &Batch, gone: &[VipKey]) {
         if self.v6.is_none() {
@@ -64,6 +95,21 @@ impl Daemon {
             self.unlike.entry(vip).or_insert_with(|| Unlike::new(served)).served = served;
         }
         self.v4.executor.keep_searches_beside(|vip| self.unlike.contains_key(vip));
+    }
+
+    /// The same of all VIPs here, where what they are to have has changed.
+    pub(super) fn compare_all_beside(&mut self) {
+        let present: Vec<VipKey> = self.v4.state.present().cloned().collect();
+        for vip in present {
+            let Some(served) = self.v4.state.served_at(&vip) else { continue };
+            let has = self.beside.get(&vip).into_iter().flatten();
+            if self.beside_of(&vip, served).iter().eq(has) {
+                self.unlike.remove(&vip);
+            } else {
+                self.bring_beside(&vip, served);
+                self.unlike.entry(vip).or_insert_with(|| Unlike::new(served)).served = served;
+            }
+        }
     }
 
     /// A VIP that is served at `address` gets what it is to have beside it, once a search finds no conflict, or loses what it has.

@@ -24,12 +24,14 @@ struct Waiting {
 }
 
 /// The IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Beside {
     /// Not decided yet.
     Open,
-    /// There is none, or none in time.
+    /// It isn't leased.
     Nothing,
+    /// There is none in time, or none at all.
+    Refused(Refusal),
     Leased(IpAddr),
 }
 
@@ -39,7 +41,7 @@ pub struct Callers(BTreeMap<Caller, Waiting>);
 
 impl Callers {
     /// `is_alone`: there is one answer, that of IPv4.
-    pub fn expect(&mut self, caller: Caller, reply: Reply, is_alone: bool) {
+    pub fn add(&mut self, caller: Caller, reply: Reply, is_alone: bool) {
         let beside = if is_alone { Beside::Nothing } else { Beside::Open };
         self.0.insert(caller, Waiting { reply, granted: None, beside });
     }
@@ -51,18 +53,19 @@ impl Callers {
             (Family::V4, Err(refusal)) => return Some((self.0.remove(&caller)?.reply, Err(refusal))),
             (Family::V4, Ok(grant)) => waiting.granted = Some(grant),
             (Family::V6, Ok(grant)) => waiting.beside = Beside::Leased(grant.address),
-            (Family::V6, Err(_)) => waiting.beside = Beside::Nothing,
+            (Family::V6, Err(refusal)) => waiting.beside = Beside::Refused(refusal),
         }
         if waiting.granted.is_none() || waiting.beside == Beside::Open {
             return None;
         }
         let Waiting { reply, granted, beside } = self.0.remove(&caller)?;
         let grant = granted?;
-        let others = match beside {
-            Beside::Leased(address) => vec![address],
-            Beside::Open | Beside::Nothing => Vec::new(),
+        let (others, no_ipv6) = match beside {
+            Beside::Leased(address) => (vec![address], None),
+            Beside::Refused(refusal) => (Vec::new(), Some(refusal)),
+            Beside::Open | Beside::Nothing => (Vec::new(), None),
         };
-        Some((reply, Ok(Grant { others, ..grant })))
+        Some((reply, Ok(Grant { others, no_ipv6, ..grant })))
     }
 }
 
@@ -72,17 +75,21 @@ mod tests {
 
     fn grant(address: &str, others: &[&str]) -> Grant {
         let others = others.iter().map(|address| address.parse().unwrap()).collect();
-        Grant { address: address.parse().unwrap(), others, expires: None, registry: None, policy: None }
+        Grant { address: address.parse().unwrap(), others, expires: None, registry: None, policy: None, no_ipv6: None }
+    }
+
+    fn no_server() -> Refusal {
+        Refusal { code: 11, msg: "no server".into() }
     }
 
     fn refusal() -> Answer {
-        Err(Refusal { code: 11, msg: "no server".into() })
+        Err(no_server())
     }
 
     /// What the caller is told after these answers, and after how many.
     fn told(is_alone: bool, answers: &[(Family, Answer)]) -> Option<(usize, Answer)> {
         let mut callers = Callers::default();
-        callers.expect(Caller(1), oneshot::channel().0, is_alone);
+        callers.add(Caller(1), oneshot::channel().0, is_alone);
         let mut heard = answers.iter().zip(1..).filter_map(|((family, answer), at)| {
             let (_, told) = callers.hear(*family, Caller(1), answer.clone())?;
             Some((at, told))
@@ -100,7 +107,8 @@ mod tests {
         assert_eq!(told(false, &[(V4, a.clone())]), None);
         assert_eq!(told(false, &[(V4, a.clone()), (V6, b.clone())]), Some((2, with(&[six]))));
         assert_eq!(told(false, &[(V6, b.clone()), (V4, a.clone())]), Some((2, with(&[six]))));
-        assert_eq!(told(false, &[(V6, refusal()), (V4, a.clone())]), Some((2, with(&[]))), "it follows");
+        let without = Ok(Grant { no_ipv6: Some(no_server()), ..grant(four, &[]) });
+        assert_eq!(told(false, &[(V6, refusal()), (V4, a.clone())]), Some((2, without)), "it follows");
         assert_eq!(told(false, &[(V4, refusal()), (V6, b.clone())]), Some((1, refusal())));
     }
 }

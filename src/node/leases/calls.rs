@@ -20,6 +20,7 @@ use crate::node::{self, AllocatorStatus, journal};
 use crate::with_causes;
 
 use super::Daemon;
+use super::delegation::Delegation;
 
 impl Daemon {
     pub(super) fn call(&mut self, call: Call) {
@@ -31,7 +32,7 @@ impl Daemon {
                     self.last_caller += 1;
                     let caller = Caller(self.last_caller);
                     // IPv6 first: what it has is known then when the other is.
-                    self.callers.expect(caller, reply, self.v6.is_none());
+                    self.callers.add(caller, reply, self.v6.is_none());
                     self.step_of(Family::V6, &vip, Input::Acquire(caller));
                     return self.step(&vip, Input::Acquire(caller));
                 }
@@ -140,7 +141,9 @@ impl Daemon {
 
     /// The messages of DHCP and of `DHCPv6` together; none: no server is asked.
     fn dhcp_counters(&self) -> Option<dhcp::Counters> {
-        self.families().filter_map(|leasing| leasing.executor.dhcp_counters()).reduce(dhcp::Counters::and)
+        let of_prefix = self.delegation.iter().map(Delegation::counters);
+        let of_vips = self.families().filter_map(|leasing| leasing.executor.dhcp_counters());
+        of_vips.chain(of_prefix).reduce(dhcp::Counters::and)
     }
 
     /// For the agent's metrics and health pages.

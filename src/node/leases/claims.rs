@@ -71,7 +71,9 @@ impl Daemon {
 
     /// A host claims an address; it may be a peer, which may serve the same VIP.
     pub(super) fn claimed(&mut self, claim: Claim) {
-        let (search, strangers) = (self.v4.executor.search().clone(), self.claims.strangers.clone());
+        let other = self.v6.as_ref().filter(|_| claim.address.is_ipv6());
+        let search = other.unwrap_or(&self.v4).executor.search().clone();
+        let strangers = self.claims.strangers.clone();
         tokio::spawn(async move {
             match search.is_peer(claim.mac).await {
                 // Its reader is gone only while viprouted ends.
@@ -88,7 +90,7 @@ impl Daemon {
         let Some(vip) = self.served_at(claim.address) else { return };
         self.agent.counters.address_claimed(&vip);
         let Worth { news, defend } = self.claims.heard(claim, Instant::now());
-        if defend && let Some(acd) = self.acd.clone() {
+        if defend && let Some(acd) = self.acd_of(claim.address).cloned() {
             tokio::spawn(async move {
                 if let Err(error) = acd.announce(claim.address).await {
                     tracing::warn!(address = %claim.address, error = &error as &dyn std::error::Error, "not defended");

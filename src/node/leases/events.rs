@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::api::server::Call;
 use crate::dataplane;
+use crate::dhcp::Change;
 use crate::lease::decider::Order;
 use crate::lease::grant::Report;
 use crate::lease::source::{self, Notices};
@@ -37,6 +38,8 @@ pub struct Events {
     pub notices: Notices,
     /// The same of the one for IPv6.
     pub notices6: Notices,
+    /// What becomes of the prefix that is delegated.
+    pub prefix: Notices,
     /// Lease files read and written.
     pub done: UnboundedReceiver<Done>,
     /// What searches for conflicts found.
@@ -55,6 +58,8 @@ pub struct Events {
     pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
     /// Claims of other hosts to an address of ours; none without a link.
     pub claims: Option<Receiver<Claim>>,
+    /// The same on the link that IPv6 addresses are leased by; none: it is the same link.
+    pub claims6: Option<Receiver<Claim>>,
     /// The same, of those that are no peers.
     pub strange: UnboundedReceiver<Claim>,
     /// SIGTERM.
@@ -71,6 +76,8 @@ pub enum Event {
     StatusRequest(oneshot::Sender<AllocatorStatus>),
     /// A source of addresses reports.
     Report(Report),
+    /// The prefix that is delegated has changed, or couldn't be had.
+    Prefix(Change),
     /// A lease file is read or written.
     Done(Done),
     /// A search for conflicts is done.
@@ -113,6 +120,9 @@ impl Events {
             notice = next_notice(&mut self.notices6) => {
                 source::report(Family::V6, notice.ok_or(ended("the DHCPv6 engine"))?).map(Event::Report)
             }
+            notice = next_notice(&mut self.prefix) => {
+                Some(Event::Prefix(notice.ok_or(ended("the DHCPv6 engine"))?.change))
+            }
             done = self.done.recv() => Some(Event::Done(done.ok_or(ended("the thread that keeps leases"))?)),
             found = self.found.recv() => {
                 let (vip, address, found) = found.ok_or(ended("the search"))?;
@@ -130,6 +140,7 @@ impl Events {
                 Some(Event::DataplaneFailed(vip, error))
             }
             claim = next_claim(&mut self.claims) => Some(Event::Claim(claim.ok_or(ended("the listener for other hosts' claims"))?)),
+            claim = next_claim(&mut self.claims6) => Some(Event::Claim(claim.ok_or(ended("the listener for other hosts' claims"))?)),
             Some(claim) = self.strange.recv() => Some(Event::Strange(claim)),
             () = tokio::time::sleep(due) => None,
         };

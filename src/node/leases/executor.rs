@@ -16,6 +16,7 @@ use crate::lease::grant::Lease;
 use crate::lease::search::Search;
 use crate::lease::source::Sources;
 use crate::lease::state::{Action, Findings, State, Step};
+use crate::lease::store::Delegated;
 use crate::lease::writer::{Job, LeaseWriter};
 use crate::model::{Family, VipKey};
 use crate::with_causes;
@@ -116,6 +117,11 @@ impl Executor {
     /// Writes the register of the pool.
     pub fn save_register(&self, number: u64, register: Register) {
         self.writer.give(Job::Register(number, register));
+    }
+
+    /// Writes the prefix that is delegated; none: it is lost.
+    pub fn save_prefix(&self, prefix: Option<Delegated>) {
+        self.writer.give(Job::Prefix(prefix));
     }
 
     /// Removes a VIP's lease file.

@@ -1,121 +1,75 @@
 //! The loop: each event goes into [`State`], and what that decides is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 mod beside;
 mod callers;
 mod calls;
 mod claims;
 mod dataplane;
+mod delegation;
+mod error;
 mod event_log;
 mod events;
 mod executor;
 mod foreign;
 mod leasing;
 mod link;
+mod link6;
 mod pool;
+mod reports;
 mod services;
 mod sharing;
 mod start;
 mod usage;
 
-use crate::net::acd::{self, Acd};
+use crate::net::acd::Acd;
 
 use super::config::{Announce, Config};
 use crate::api::protocol::{Directory, Grant};
 use crate::api::server::{self, Server};
 use crate::lease::clock;
-use crate::lease::cluster::{self, Cluster};
+use crate::lease::cluster::Cluster;
 use crate::lease::decider::PoolClaims;
-use crate::lease::grant::{News, Report};
-use crate::lease::search;
 use crate::lease::settings::Settings;
-use crate::lease::source;
-use crate::lease::state::{Action, Caller, Findings, Input, LocalUsage};
+use crate::lease::state::{Action, Caller, Input, LocalUsage};
 use crate::lease::store::{self, Contents};
 use crate::lease::writer::Done;
 use crate::model::{Addresses, Family, VipKey};
+use crate::net::NodeNet;
 use crate::net::link::Link;
-use crate::net::{self, NodeNet, unix};
 use crate::registry::Registry;
 use crate::{node, with_causes};
+
+pub use error::Error;
+
 use beside::Unlike;
 use callers::{Answer, Callers};
 use claims::Claims;
 use dataplane::Order;
+use delegation::Delegation;
+use error::failed;
 use events::{Event, Events};
 use foreign::ForeignServers;
 use leasing::{Acted, Leasing};
+use link6::Link6;
 use sharing::Sharing;
 use usage::Batch;
 
-use super::journal::Kind;
-use super::reconcile::{self, Advertised, NodeSettings};
+use super::reconcile::{self, Advertised, Discarded, NodeSettings};
 use super::{notify, uplink};
 
 /// The loop turns at least this often: the clock may have been set meanwhile.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
 /// Between two tries to bind everything to another link.
 const REBIND: Duration = Duration::from_secs(1);
-
-/// Why viprouted can't start, or can't go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No runtime, thread or signal handler.
-    #[error("{op}")]
-    Io {
-        /// What was tried.
-        op: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Nothing to work with in the kernel.
-    #[error(transparent)]
-    Net(#[from] net::Error),
-    /// No link.
-    #[error(transparent)]
-    Uplink(#[from] uplink::Error),
-    /// No probes on it.
-    #[error(transparent)]
-    Acd(#[from] acd::Error),
-    /// No lease files.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// No socket.
-    #[error(transparent)]
-    Server(#[from] unix::Error),
-    /// No name for DHCP.
-    #[error(transparent)]
-    Cluster(#[from] cluster::Error),
-    /// No DHCP.
-    #[error(transparent)]
-    Source(#[from] source::Error),
-    /// No searches.
-    #[error(transparent)]
-    Search(#[from] search::Error),
-    /// No gossip with other nodes.
-    #[error(transparent)]
-    Peers(#[from] node::peers::Error),
-    /// No agent.
-    #[error(transparent)]
-    Agent(#[from] node::Error),
-    /// No Services.
-    #[error(transparent)]
-    Kubernetes(#[from] node::kubernetes::Error),
-    /// A part that must not end has ended.
-    #[error("{0} has ended")]
-    Ended(&'static str),
-}
-
-fn failed(op: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { op, source }
-}
 
 /// Runs viprouted until SIGTERM or SIGINT. Leases, routes and proxy entries stay as they are then: traffic goes on.
 pub fn run(config: &Config) -> Result<(), Error> {
@@ -133,6 +87,12 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let advertised = Advertised::new(wake.clone());
         daemon.advertised = Some(advertised.clone());
         daemon.advertise();
+        let delegated = daemon.delegation.as_ref().and_then(|delegation| delegation.network).map(IpNetwork::V6);
+        let discarded = config.discarded().into_iter().chain(delegated).collect();
+        let discarded = Discarded::new(discarded, wake.clone());
+        if let Some(delegation) = &mut daemon.delegation {
+            delegation.discarded = Some(discarded.clone());
+        }
         let settings = NodeSettings {
             want: uplink::want(config),
             purpose: uplink::purpose(config),
@@ -140,7 +100,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             answers: config.announce == Announce::Arp,
             advertised,
             links,
-            discarded: config.discarded(),
+            discarded,
         };
         let _agent = node::start(&daemon.agent, &config.metrics, sender, (wake, settings))?;
         node::kubernetes::start(&daemon.agent, config)?;
@@ -164,6 +124,8 @@ struct Daemon {
     v4: Leasing,
     /// IPv6 addresses that are leased by themselves; none: those that VIPs have are derived.
     v6: Option<Leasing>,
+    /// The prefix that they are of where a server delegates one.
+    delegation: Option<Delegation>,
     callers: Callers,
     orders: Sender<Order>,
     registry: Registry,
@@ -196,6 +158,8 @@ struct Daemon {
     /// Sees whether `link` is up.
     node: NodeNet,
     link: Option<Link>,
+    /// The link that IPv6 addresses are leased by, where that is another one.
+    link6: Option<Link6>,
     /// Callers count from 1.
     last_caller: u64,
     /// Files in the lease directory that belong to no VIP.
@@ -207,6 +171,10 @@ impl Daemon {
         loop {
             let due = self.due();
             match events.next(due).await? {
+                Event::Time => {
+                    self.handle(Event::Time);
+                    self.follow_link6(&mut events.claims6);
+                }
                 Event::End => {
                     self.agent.express.stop(&self.node);
                     self.agent.peers.restart();
@@ -240,6 +208,7 @@ impl Daemon {
             Event::Call(call) => self.call(call),
             Event::StatusRequest(reply) => drop(reply.send(self.allocator_status())), // the page may have timed out
             Event::Report(report) => self.report(report),
+            Event::Prefix(change) => self.prefix(change),
             Event::Claim(claim) => self.claimed(claim),
             Event::Strange(claim) => self.claimed_by_a_stranger(claim),
             Event::Done(Done::Registered(number, result)) => {
@@ -331,11 +300,9 @@ impl Daemon {
                 _ => {}
             }
         }
-        if family == Family::V4 {
-            for vip in &acted.vips {
-                self.share(vip);
-                self.tell_service(vip);
-            }
+        for vip in &acted.vips {
+            self.share(vip, family);
+            self.tell_service(vip);
         }
     }
 
@@ -346,13 +313,11 @@ impl Daemon {
         }
         let Some((reply, answer)) = self.callers.hear(family, caller, answer) else { return };
         let registry = Some(Directory::at(self.registry.dir()));
-        let derived = |grant: &Grant| self.settings.beside.of(vip, grant.address);
         let answer = answer.map(|grant| Grant {
             registry,
             policy: self.agent.services.policy(vip),
-            others: grant.others.iter().copied().chain(derived(&grant)).collect(),
             expires: grant.expires.map(clock::to_wall),
-            ..grant
+            ..self.with_derived(vip, grant)
         });
         // The caller may have closed its connection; the lease is kept for its next try.
         let _ = reply.send(server::line(&answer));
@@ -381,56 +346,6 @@ impl Daemon {
         }
     }
 
-    /// A source of addresses reports.
-    fn report(&mut self, report: Report) {
-        let Report { family, vip, news, infrastructure, told } = report;
-        self.infrastructure.extend(infrastructure);
-        match &news {
-            News::Refused { server, why } => return self.refused((family, &vip), *server, why),
-            News::Bound(_) => self.permit_link(),
-            _ => {}
-        }
-        if family == Family::V4 && matches!(news, News::Bound(_) | News::Renewed(_)) {
-            self.sharing.granted(&vip, !told);
-        }
-        tracing::info!(%vip, %news, told, "lease event");
-        self.step_of(family, &vip, Input::News(self.on_link(family, news)));
-        self.compare_links();
-    }
-
-    /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
-    fn refused(&mut self, (family, vip): (Family, &VipKey), server: IpAddr, why: &str) {
-        let granted_by = self.leasing(family).and_then(|leasing| leasing.state.server_of(vip));
-        if let Some(text) = self.foreign.heard(server, granted_by, why) {
-            tracing::warn!(%vip, "{text}");
-            self.agent.journal.record(Kind::Trouble, Some(vip), text);
-        }
-    }
-
-    fn found(&mut self, vip: &VipKey, address: IpAddr, found: Result<Findings, String>) {
-        let family = Family::of(address);
-        if let (Some(served), Family::V6, None) = (self.unlike.get(vip).map(|unlike| unlike.served), family, &self.v6) {
-            return self.found_beside(vip, (served, address), found);
-        }
-        let mut findings = match found {
-            Ok(findings) => findings,
-            // It is tried again; the waiting callers get this reason.
-            Err(why) => {
-                let why = format!("{address} could not be checked: {why}");
-                return self.step_of(family, vip, Input::DataplaneFailed(why));
-            }
-        };
-        if let Some(other) = self.leasing(family).and_then(|leasing| leasing.other_at(address, vip)) {
-            findings.conflicts.push(format!("{other} has it"));
-            findings.at_other_vip = true;
-        }
-        if self.infrastructure.contains(&address) {
-            findings.conflicts.push("it is a router or a name server (DHCP options 3 and 6)".into());
-        }
-        tracing::info!(%vip, %address, conflicts = ?findings.conflicts, "searched for conflicts");
-        self.step_of(family, vip, Input::Checked(address, findings));
-    }
-
     fn present(&mut self, batch: Batch) {
         self.beside.retain(|vip, _| !batch.is_over(vip));
         self.beside.extend(batch.others.clone());
@@ -448,18 +363,20 @@ impl Daemon {
         }
     }
 
-    /// The addresses that are to be answered for on the link now, each with its VIP.
+    /// The addresses that are to be answered for on the link now, each with its VIP: those of a delegated prefix the router leads here.
     fn announced(&self) -> impl Iterator<Item = (IpAddr, &VipKey)> {
-        self.v4.state.announced().flat_map(|(address, vip)| {
+        let all = self.v4.state.announced().flat_map(|(address, vip)| {
             let beside = self.beside.get(vip).into_iter().flatten().copied();
             std::iter::once(address).chain(beside).map(move |address| (address, vip))
-        })
+        });
+        let delegated = self.delegation.as_ref().and_then(|delegation| delegation.network).map(IpNetwork::V6);
+        all.filter(move |(address, _)| delegated.is_none_or(|network| !network.contains(*address)))
     }
 
     /// Publishes them.
     fn advertise(&self) {
         let served: BTreeSet<IpAddr> = self.announced().map(|(address, _)| address).collect();
-        if let Some(acd) = &self.acd {
+        for acd in self.acd.iter().chain(self.link6.iter().map(|other| &other.acd)) {
             acd.serve(&served);
         }
         if let Some(advertised) = &self.advertised {

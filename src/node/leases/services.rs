@@ -19,24 +19,33 @@ impl Daemon {
         if demand == Demand::Wanted {
             self.demanded.insert(vip.clone());
             if let Some(refusal) = self.v4.state.over_limit(vip) {
-                let lease = Lease { address: None, error: Some(refusal.msg) };
+                let lease = Lease { error: Some(refusal.msg), ..Lease::default() };
                 return self.agent.services.leased(vip, Some(lease));
             }
-            if let Some(address) = self.agent.services.stated(vip).filter(|_| !self.v4.state.has(vip)) {
-                self.step(vip, Input::Stated(address));
+            for family in Family::ALL {
+                let has = self.leasing(family).is_none_or(|leasing| leasing.state.has(vip));
+                if let Some(address) = self.agent.services.stated(vip, family).filter(|_| !has) {
+                    self.step_of(family, vip, Input::Stated(address));
+                }
             }
         }
-        self.step(vip, Input::Demand(demand));
+        for family in Family::ALL {
+            self.step_of(family, vip, Input::Demand(demand));
+        }
         if demand != Demand::Wanted && self.demanded.remove(vip) {
             self.agent.services.leased(vip, None);
         }
     }
 
-    /// Says what has become of the address, where a Service wants it.
+    /// Says what has become of its addresses, where a Service wants them.
     pub(super) fn tell_service(&self, vip: &VipKey) {
         if self.demanded.contains(vip) {
-            let (address, error) = self.v4.state.service(vip, clock::now());
-            self.agent.services.leased(vip, Some(Lease { address, error }));
+            let now = clock::now();
+            let (address, error) = self.v4.state.service(vip, now);
+            let of_ipv6 = self.v6.as_ref().map(|leasing| leasing.state.service(vip, now));
+            let asks_ipv6 = of_ipv6 == Some((None, None));
+            let ipv6 = of_ipv6.and_then(|(address, _)| address);
+            self.agent.services.leased(vip, Some(Lease { address, ipv6, asks_ipv6, error }));
         }
     }
 }

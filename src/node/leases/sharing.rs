@@ -7,8 +7,8 @@ use crate::api::protocol::{LeaseEntry, VipStatus};
 use crate::dhcp::Turn;
 use crate::lease::grant::Lease;
 use crate::lease::state::{Input, Renewer};
-use crate::model::VipKey;
-use crate::node::peers::{Heard, Own};
+use crate::model::{Family, VipKey};
+use crate::node::peers::{Heard, LeaseKey, Own};
 
 use super::Daemon;
 
@@ -28,64 +28,66 @@ struct Shared {
 pub(super) struct Sharing {
     /// Other nodes can be told of them.
     is_on: bool,
-    vips: BTreeMap<VipKey, Shared>,
+    leases: BTreeMap<LeaseKey, Shared>,
 }
 
 impl Sharing {
     /// `is_on`: there may be other nodes.
     pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, vips: BTreeMap::new() }
+        Self { is_on, leases: BTreeMap::new() }
     }
 
     /// A lease was granted: to this node, or to another one, which told of it.
-    pub(super) fn granted(&mut self, vip: &VipKey, to_this_node: bool) {
+    pub(super) fn granted(&mut self, key: LeaseKey, to_this_node: bool) {
         if self.is_on {
-            self.vips.entry(vip.clone()).or_default().is_granted = to_this_node;
+            self.leases.entry(key).or_default().is_granted = to_this_node;
         }
     }
 
     /// Adds to each lease who renews it.
     pub(super) fn show(&self, leases: &mut [LeaseEntry]) {
         for lease in leases {
-            lease.renewer = self.renewer(&lease.vip);
+            lease.renewer = self.renewer(&lease.vip, Family::of(lease.address));
         }
     }
 
-    /// The same for a VIP's status.
+    /// The same for a VIP's status, which has one lease as a rule.
     pub(super) fn show_status(&self, vips: &mut [VipStatus]) {
         for vip in vips {
-            vip.renewer = self.renewer(&vip.vip);
+            vip.renewer = Family::ALL.into_iter().find_map(|family| self.renewer(&vip.vip, family));
         }
     }
 
-    fn renewer(&self, vip: &str) -> Option<String> {
-        self.vips.get(&vip.parse().ok()?)?.renewer.clone()
+    fn renewer(&self, vip: &str, family: Family) -> Option<String> {
+        self.leases.get(&LeaseKey { vip: vip.parse().ok()?, family })?.renewer.clone()
     }
 }
 
 impl Daemon {
-    /// Tells the others what this node has of the VIP's lease, where that has changed.
-    pub(super) fn share(&mut self, vip: &VipKey) {
-        if !self.sharing.is_on {
-            return;
-        }
-        let is_shared = self.v4.state.is_asked_for(vip) && self.v4.executor.identity(vip).is_some();
+    /// Tells the others what this node has of a lease of the VIP's, where that has changed.
+    pub(super) fn share(&mut self, vip: &VipKey, family: Family) {
+        let Some(leasing) = self.sharing.is_on.then(|| self.leasing(family)).flatten() else { return };
+        let is_shared = leasing.state.is_asked_for(vip) && leasing.executor.identity(vip).is_some();
+        let lease = leasing.state.lease_of(vip).cloned();
+        let key = LeaseKey { vip: vip.clone(), family };
         if !is_shared {
-            if let Some(Shared { told: Some(_), .. }) = self.sharing.vips.remove(vip) {
-                self.v4.executor.forget_turn(vip);
-                self.agent.peers.tell_lease(vip.clone(), None);
+            if let Some(Shared { told: Some(_), .. }) = self.sharing.leases.remove(&key) {
+                if let Some(leasing) = self.leasing(family) {
+                    leasing.executor.forget_turn(vip);
+                }
+                self.agent.peers.tell_lease(key, None);
             }
             return;
         }
-        let shared = self.sharing.vips.entry(vip.clone()).or_default();
-        let own = match self.v4.state.lease_of(vip) {
+        let shared = self.sharing.leases.entry(key.clone()).or_default();
+        let own = match lease {
             None => Own::Asks,
-            Some(lease) if shared.is_granted => Own::Granted(lease.clone()),
+            Some(lease) if shared.is_granted => Own::Granted(lease),
             Some(lease) => Own::Knows(lease.address),
         };
         if shared.told.as_ref() != Some(&own) {
             shared.told = Some(own.clone());
-            self.agent.peers.tell_lease(vip.clone(), Some(own));
+            self.agent.peers.tell_lease(key, Some(own));
         }
     }
 
@@ -96,33 +98,37 @@ impl Daemon {
                 pool.tick(here, now)
             }),
             Heard::Pool(from, message) => self.decide(|pool, here, now| pool.on_message(from, message, here, now)),
-            Heard::Renewer { vip, is_own, has_others, name } => {
-                let Some(shared) = self.sharing.vips.get_mut(&vip) else { return };
+            Heard::Renewer { key, is_own, has_others, name } => {
+                let Some(shared) = self.sharing.leases.get_mut(&key) else { return };
+                let LeaseKey { vip, family } = key;
                 if shared.renewer.as_ref() != Some(&name) {
-                    tracing::info!(%vip, node = name, "its lease is renewed by");
+                    tracing::info!(%vip, %family, node = name, "its lease is renewed by");
                     shared.renewer = Some(name);
                 }
-                self.v4.executor.take_turn(&vip, if is_own { Turn::Own } else { Turn::Others });
+                if let Some(leasing) = self.leasing(family) {
+                    leasing.executor.take_turn(&vip, if is_own { Turn::Own } else { Turn::Others });
+                }
                 let renewer = match (is_own, has_others) {
                     (false, _) => Renewer::Other,
                     (true, true) => Renewer::OwnForOthers,
                     (true, false) => Renewer::OwnAlone,
                 };
-                self.step(&vip, Input::Renewer(renewer));
+                self.step_of(family, &vip, Input::Renewer(renewer));
             }
-            Heard::Lease(vip, lease) => self.learn(&vip, &lease),
+            Heard::Lease(LeaseKey { vip, family }, lease) => self.learn((family, &vip), &lease),
         }
     }
 
-    fn learn(&mut self, vip: &VipKey, lease: &Lease) {
+    fn learn(&mut self, (family, vip): (Family, &VipKey), lease: &Lease) {
         let address = lease.address;
-        if !self.v4.state.may_learn(vip) {
+        let Some(leasing) = self.leasing(family) else { return };
+        let allow = leasing.state.allow();
+        if !leasing.state.may_learn(vip) {
             tracing::debug!(%vip, %address, "another node's lease is not taken: an address is in conflict here");
-        } else if !self.v4.state.allow().permits(address) {
-            let allow = self.v4.state.allow();
+        } else if !allow.permits(address) {
             tracing::warn!(%vip, %address, "another node's lease is not taken: allow doesn't hold it ({allow})");
         } else {
-            self.v4.executor.learn(vip, lease);
+            leasing.executor.learn(vip, lease);
         }
     }
 }

@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::lease::cluster::{self, Cluster, Others};
+use crate::lease::decider::{self, PoolClaims};
+use crate::lease::grant::Report;
 use crate::lease::search::Search;
-use crate::lease::settings::Backend;
-use crate::lease::source::Sources;
+use crate::lease::settings::{Backend, Settings};
+use crate::lease::source::{Notices, Sources};
 use crate::lease::state::{Rules, State};
-use crate::lease::store::Store;
+use crate::lease::store::{Contents, Delegated, Store};
 use crate::lease::writer::LeaseWriter;
 use crate::model::{Family, VipKey};
 use crate::net::NodeNet;
 use crate::net::acd::Acd;
+use crate::net::link::Link;
 use crate::node;
 use crate::node::config::Config;
+use crate::node::peers::OthersLeases;
 use crate::node::subsystems::{LEASES, ROUTES};
 use crate::node::uplink;
 use crate::registry::Registry;
@@ -27,11 +31,13 @@ use crate::registry::watch::Update;
 use super::callers::Callers;
 use super::claims::Claims;
 use super::dataplane::{self, Node, Order};
+use super::delegation::Delegation;
 use super::event_log::LeaseEventLog;
 use super::events::Events;
-use super::executor::Executor;
+use super::executor::{Executor, Found};
 use super::foreign::ForeignServers;
 use super::leasing::Leasing;
+use super::link6::Link6;
 use super::pool;
 use super::sharing::Sharing;
 use super::usage::Batch;
@@ -39,67 +45,37 @@ use super::{Daemon, Error, failed};
 
 /// Opens everything, reads the leases and the registry, and goes on where the run before stopped.
 pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
-    let node = NodeNet::open()?;
-    let store = Store::open(&config.state_dir)?;
-    let contents = store.load_all(Family::V4)?;
-    let contents6 = store.load_all(Family::V6)?;
-    // No other viprouted runs by now: it would have the store's lock.
-    let registry = open_registry(config);
-    let link = uplink::find(&node, config)?;
-    let (acd, claims) = link.as_ref().map(Acd::open).transpose()?.unzip();
-    let agent = node::Context::new(registry.clone(), config.wanted())?;
-    let heartbeat = agent.subsystems.begin(&ROUTES);
-    let told = agent.services.nodes();
-    let search = Search::new(&config.lease, &registry, link.as_ref().zip(acd.clone()), heartbeat, told)?;
-    let (sender, reports) = tokio::sync::mpsc::unbounded_channel();
-    let cluster = cluster(config, !(contents.records.is_empty() && contents6.records.is_empty()))?;
-    let others = node::peers::start(&agent, config, cluster.as_ref().map(|cluster| cluster.name.as_str()))?;
-    let interface = link.as_ref().map(|link| link.name.as_str());
-    let told = sender.clone();
-    let started = Sources::start((Family::V4, &config.lease), cluster.as_ref(), interface, sender.clone())?;
-    let (mut sources, notices) = started;
-    let sources6 = config.lease6.as_ref();
-    let sources6 = sources6.map(|lease| Sources::start((Family::V6, lease), cluster.as_ref(), interface, sender));
-    let (sources6, notices6) = sources6.transpose()?.unzip();
-    let is_shared = others.is_some() && cluster.is_some();
-    if is_shared {
-        sources.share();
-    }
-    let sharing = Sharing::new(is_shared);
-    let (pool, wanted) = pool::start(config, &mut sources, (&agent.services, told));
-    let writer = LeaseWriter::start(store, agent.subsystems.begin(&LEASES));
+    let (base, kept) = Base::open(config)?;
+    let Kept { store, contents, contents6, prefix } = kept;
+    let (acd, claims) = base.link.as_ref().map(Acd::open).transpose()?.unzip();
+    let (acd6, claims6) = base.other.as_ref().map(Acd::open).transpose()?.unzip();
+    let (reports, reported) = tokio::sync::mpsc::unbounded_channel();
+    let (asking, answers) = Asking::start(config, &base, (reports, prefix.as_ref()))?;
+    let writer = LeaseWriter::start(store, base.agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
-    let writer = Arc::new(writer);
-    let (orders, failures) = start_dataplane(&agent)?;
+    let (v4, v6, found) =
+        leasings(config, &base, &asking.settings, (asking.sources, asking.sources6), ([&acd, &acd6], writer))?;
+    let (orders, failures) = start_dataplane(&base.agent)?;
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
-    let (finds, found) = tokio::sync::mpsc::unbounded_channel();
-    let has_both = sources6.is_some();
-    let leasing = |rules: Rules, (family, sources)| {
-        let executor = Executor::new((family, sources), search.clone(), writer.clone(), finds.clone());
-        let event_log = LeaseEventLog::new(agent.journal.clone(), Some(family).filter(|_| has_both));
-        Leasing::new(State::new(rules), executor, event_log)
-    };
-    let mut v4 = leasing(rules(config, cluster.as_ref()), (Family::V4, sources));
-    v4.executor.beside = config.lease.beside.clone();
-    let v6 = sources6.zip(config.lease6.as_ref());
-    let v6 = v6.map(|(sources, lease)| leasing(Rules::of(lease, cluster.as_ref()), (Family::V6, sources)));
-    let mut updates = watch(&agent)?;
+    let mut updates = watch(&base.agent)?;
     let first = Batch::of(&updates.recv().await.ok_or(Error::Ended("the registry's watcher"))?);
     let events = Events {
         calls: tokio::sync::mpsc::unbounded_channel().1,
         status_requests: tokio::sync::mpsc::unbounded_channel().1,
-        reports,
-        notices,
-        notices6: notices6.flatten(),
+        reports: reported,
+        notices: answers.notices,
+        notices6: answers.notices6,
+        prefix: answers.prefix,
         done,
         found,
         registry: updates,
         links: tokio::sync::mpsc::unbounded_channel().1,
-        others,
-        wanted,
-        demands: agent.services.demands(),
+        others: answers.others,
+        wanted: answers.wanted,
+        demands: base.agent.services.demands(),
         failures,
         claims,
+        claims6,
         strange,
         terminate: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
         interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
@@ -107,32 +83,161 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let mut daemon = Daemon {
         v4,
         v6,
+        delegation: asking.delegation,
         callers: Callers::default(),
         orders,
-        registry,
-        agent,
+        registry: base.registry,
+        agent: base.agent,
         advertised: None,
-        settings: config.lease.clone(),
+        settings: asking.settings,
         settings6: config.lease6.clone(),
         next_link: None,
         acd,
         claims: Claims::new(strangers),
         infrastructure: BTreeSet::new(),
         foreign: ForeignServers::default(),
-        sharing,
-        pool,
-        cluster,
+        sharing: Sharing::new(asking.is_shared),
+        pool: asking.pool,
+        cluster: base.cluster,
         demanded: BTreeSet::new(),
         unlike: BTreeMap::new(),
         beside: BTreeMap::new(),
-        node,
-        link,
+        node: base.node,
+        link6: base.other.zip(acd6).map(|(link, acd)| Link6 { link, acd }),
+        link: base.link,
         last_caller: 0,
         strangers: contents.strangers.iter().chain(&contents6.strangers).cloned().collect(),
     };
     daemon.permit_link();
     daemon.resume(contents, contents6, first);
     Ok((daemon, events))
+}
+
+/// What all else is opened with.
+struct Base {
+    node: NodeNet,
+    registry: Registry,
+    link: Option<Link>,
+    /// The link that IPv6 addresses are leased by, where that is another one.
+    other: Option<Link>,
+    agent: node::Context,
+    /// Who this node is to a DHCP server; none without one.
+    cluster: Option<Cluster>,
+}
+
+/// What is kept on disk of leases.
+struct Kept {
+    store: Store,
+    contents: Contents,
+    contents6: Contents,
+    prefix: Option<Delegated>,
+}
+
+impl Base {
+    fn open(config: &Config) -> Result<(Self, Kept), Error> {
+        let node = NodeNet::open()?;
+        let store = Store::open(&config.state_dir)?;
+        let (contents, contents6) = (store.load_all(Family::V4)?, store.load_all(Family::V6)?);
+        // No other viprouted runs by now: it would have the store's lock.
+        let registry = open_registry(config);
+        let link = uplink::find(&node, config)?;
+        let other = uplink::find_ipv6(&node, config, link.as_ref())?;
+        let agent = node::Context::new(registry.clone(), config.wanted())?;
+        let cluster = cluster(config, !(contents.records.is_empty() && contents6.records.is_empty()))?;
+        let prefix = config.delegate.is_some().then(|| store.load_prefix()).transpose()?.flatten();
+        Ok((Self { node, registry, link, other, agent, cluster }, Kept { store, contents, contents6, prefix }))
+    }
+
+    /// The link that addresses of a family are leased by.
+    fn link_of(&self, family: Family) -> Option<&Link> {
+        self.other.as_ref().filter(|_| family == Family::V6).or(self.link.as_ref())
+    }
+
+    fn interface(&self, family: Family) -> Option<&str> {
+        self.link_of(family).map(|link| link.name.as_str())
+    }
+}
+
+/// Those that are asked for addresses, and who decides with them.
+struct Asking {
+    sources: Sources,
+    sources6: Option<Sources>,
+    delegation: Option<Delegation>,
+    pool: Option<PoolClaims>,
+    /// Other nodes may have the same leases.
+    is_shared: bool,
+    /// Those of the configuration, with the prefix that is delegated.
+    settings: Settings,
+}
+
+/// Where their answers come from.
+struct Answers {
+    notices: Notices,
+    notices6: Notices,
+    prefix: Notices,
+    others: OthersLeases,
+    wanted: UnboundedReceiver<decider::Order>,
+}
+
+impl Asking {
+    /// `prefix`: the one of before.
+    fn start(
+        config: &Config,
+        base: &Base,
+        (reports, prefix): (UnboundedSender<Report>, Option<&Delegated>),
+    ) -> Result<(Self, Answers), Error> {
+        let cluster = base.cluster.as_ref();
+        let name = cluster.map(|cluster| cluster.name.as_str());
+        let others = node::peers::start(&base.agent, config, name)?;
+        let is_shared = others.is_some() && cluster.is_some();
+        let of = |family, lease| Sources::start((family, lease), cluster, base.interface(family), reports.clone());
+        let (mut sources, notices) = of(Family::V4, &config.lease)?;
+        let (mut sources6, notices6) = config.lease6.as_ref().map(|lease| of(Family::V6, lease)).transpose()?.unzip();
+        if is_shared {
+            sources.share();
+            sources6.as_mut().map(Sources::share);
+        }
+        let delegation = config.delegate.zip(cluster);
+        let delegation = delegation
+            .map(|(on_lost, cluster)| Delegation::start(on_lost, (cluster, base.interface(Family::V6)), prefix));
+        let (delegation, prefix) = delegation.transpose()?.unzip();
+        let mut settings = config.lease.clone();
+        if let Some(delegation) = &delegation {
+            settings.beside.set_network(delegation.network);
+        }
+        let (pool, wanted) = pool::start(config, &mut sources, (&base.agent.services, reports.clone()));
+        let answers = Answers { notices, notices6: notices6.flatten(), prefix: prefix.flatten(), others, wanted };
+        Ok((Self { sources, sources6, delegation, pool, is_shared, settings }, answers))
+    }
+}
+
+/// The leases of both families, and where searches for conflicts say what they have found.
+fn leasings(
+    config: &Config,
+    base: &Base,
+    settings: &Settings,
+    (sources, sources6): (Sources, Option<Sources>),
+    (acds, writer): ([&Option<Arc<Acd>>; 2], LeaseWriter),
+) -> Result<(Leasing, Option<Leasing>, UnboundedReceiver<Found>), Error> {
+    let search = |link: Option<&Link>, acd: &Option<Arc<Acd>>| {
+        let (heartbeat, told) = (base.agent.subsystems.begin(&ROUTES), base.agent.services.nodes());
+        Search::new(&config.lease, &base.registry, link.zip(acd.clone()), heartbeat, told)
+    };
+    let search4 = search(base.link.as_ref(), acds[0])?;
+    let search6 = base.other.as_ref().map(|link| search(Some(link), acds[1])).transpose()?;
+    let search6 = search6.unwrap_or_else(|| search4.clone());
+    let (finds, found) = tokio::sync::mpsc::unbounded_channel();
+    let (writer, has_both) = (Arc::new(writer), sources6.is_some());
+    let leasing = |lease: &Settings, (family, search): (Family, Search), sources| {
+        let executor = Executor::new((family, sources), search, writer.clone(), finds.clone());
+        let event_log = LeaseEventLog::new(base.agent.journal.clone(), Some(family).filter(|_| has_both));
+        Leasing::new(State::new(rules(config, lease, base.cluster.as_ref())), executor, event_log)
+    };
+    let v6 = sources6.zip(config.lease6.as_ref());
+    let v6 = v6.map(|(sources, lease)| leasing(lease, (Family::V6, search6), sources));
+    let mut v4 = leasing(&config.lease, (Family::V4, search4), sources);
+    v4.executor.beside = settings.beside.clone();
+    Ok((v4, v6, found))
 }
 
 /// The registry as this boot and this version want it. Where that fails viprouted runs all the same, and says so.
@@ -174,20 +279,20 @@ fn watch(agent: &node::Context) -> Result<UnboundedReceiver<Update>, Error> {
     Ok(updates)
 }
 
-/// By which rules leases are kept.
-fn rules(config: &Config, cluster: Option<&Cluster>) -> Rules {
-    let rules = Rules::of(&config.lease, cluster);
+/// By which rules the leases of a family are kept.
+fn rules(config: &Config, lease: &Settings, cluster: Option<&Cluster>) -> Rules {
+    let rules = Rules::of(lease, cluster);
     // Also where all seeds are names.
     let knows_others = config.membership.is_some();
     let is_shared = knows_others || config.kubernetes.is_some();
-    let trusts_memory = !(is_shared && matches!(config.lease.backend, Backend::Pool(_)));
+    let trusts_memory = !(is_shared && matches!(lease.backend, Backend::Pool(_)));
     Rules { has_peers: rules.has_peers || knows_others, trusts_memory, ..rules }
 }
 
 /// Who this node is to a DHCP server; none without one.
 fn cluster(config: &Config, leases: bool) -> Result<Option<Cluster>, Error> {
     let mut backends = std::iter::once(&config.lease).chain(&config.lease6).map(|lease| &lease.backend);
-    if !backends.any(|backend| matches!(backend, Backend::Dhcp(_))) {
+    if config.delegate.is_none() && !backends.any(|backend| matches!(backend, Backend::Dhcp(_))) {
         return Ok(None);
     }
     let derived = node::peers::keys(config)?.map(|keys| keys.cluster());

@@ -121,7 +121,9 @@ fn unlike(key: &VipKey, of_ipv6: Option<Ipv6Addr>, (id, node, share): &Said<'_>)
         (None, Some(there)) => format!("has no address of IPv6 here and is {there} on node {name} ({id})"),
         (None, None) => return None,
     };
-    Some(format!("{key} {what}: by IPv6 no connection is sent there (pool.cidr6 is to be the same on all nodes)"))
+    Some(format!(
+        "{key} {what}: by IPv6 no connection is sent there (cidr6, or [dhcp6], is to be the same on all nodes)"
+    ))
 }
 
 /// This node's, where it has replicas; else what the others say, a ready and live one before the others, then the lowest id;
@@ -152,9 +154,9 @@ fn of_vip(own: Option<&Own>, of_ipv6: Option<Ipv6Addr>, said: &[Said<'_>]) -> BT
     let legs = said.iter().map(|(id, node, share)| {
         let serves = ready(node, share) && (is_live(node) || !others);
         let state = if serves { State::Ready } else { State::Draining };
-        let Share { ready, replicas, udp_sticky, served, address6, .. } = (*share).clone();
+        let Share { ready, replicas, udp_sticky, served, address6, family, .. } = (*share).clone();
         let serves_ipv6 = of_ipv6.is_some() && address6 == of_ipv6;
-        (node.number, Leg { id: **id, ready, replicas, state, udp_sticky, served, serves_ipv6 })
+        (node.number, Leg { id: **id, ready, replicas, state, udp_sticky, served, serves_ipv6, family })
     });
     legs.collect()
 }
@@ -169,7 +171,8 @@ mod tests {
 
     fn node(last: u8, state: NodeState, share: &str) -> (NodeId, Node) {
         let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let known = ClusterNode { id, name: format!("n{last}"), number: last.into(), tunnel: id.0, state };
+        let known =
+            ClusterNode { id, name: format!("n{last}"), number: last.into(), tunnel: id.0.into(), heard6: None, state };
         let vips = BTreeMap::from([(WEB.parse().unwrap(), share.parse().unwrap())]);
         (id, Node::remembered(&known, vips))
     }

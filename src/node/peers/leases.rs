@@ -14,11 +14,9 @@ use crate::dataplane::node::election;
 use crate::lease::decider;
 use crate::lease::decider::message::Message;
 use crate::lease::grant::Lease;
-use crate::model::VipKey;
-use crate::model::address::ipv4;
 use crate::model::node::{NodeId, NodeState};
 
-use super::holding::Holding;
+use super::holding::{Holding, LeaseKey};
 use super::note::{Note, Told};
 use super::view::Node;
 use super::word::Phase;
@@ -44,10 +42,10 @@ pub enum Own {
 /// What comes of it for this node's leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// This node renews the VIP's lease, or the one of that name does.
+    /// This node renews the lease, or the one of that name does.
     Renewer {
-        /// The VIP.
-        vip: VipKey,
+        /// Which lease.
+        key: LeaseKey,
         /// It is this node.
         is_own: bool,
         /// Others than this node have the lease, or want it.
@@ -56,7 +54,7 @@ pub enum Heard {
         name: String,
     },
     /// What another node was granted in the VIP's name.
-    Lease(VipKey, Lease),
+    Lease(LeaseKey, Lease),
     /// This node and the others that live.
     Members(decider::Members),
     /// What another one says about an address of the pool.
@@ -88,7 +86,7 @@ impl<'a> Members<'a> {
 
 /// All leases of this node's VIPs.
 pub struct Leases {
-    own: BTreeMap<VipKey, Entry>,
+    own: BTreeMap<LeaseKey, Entry>,
     grants: u64,
     questions: u64,
     heard: Option<UnboundedSender<Heard>>,
@@ -125,10 +123,8 @@ impl Entry {
     fn holding(&self) -> Holding {
         match &self.own {
             Own::Asks => Holding::Asks,
-            Own::Knows(address) => ipv4(*address).map_or(Holding::Asks, Holding::Knows),
-            Own::Granted(lease) => {
-                ipv4(lease.address).map_or(Holding::Asks, |address| Holding::Granted(address, self.grant))
-            }
+            Own::Knows(address) => Holding::Knows(*address),
+            Own::Granted(lease) => Holding::Granted(lease.address, self.grant),
         }
     }
 }
@@ -146,8 +142,8 @@ impl Leases {
         }
     }
 
-    /// What this node has of a VIP from now on; none: nothing, and it wants nothing. Whether others may be waiting to hear of it.
-    pub fn set(&mut self, key: &VipKey, own: Option<Own>, now: Instant) -> bool {
+    /// What this node has of a lease from now on; none: nothing, and it wants nothing. Whether others may be waiting to hear of it.
+    pub fn set(&mut self, key: &LeaseKey, own: Option<Own>, now: Instant) -> bool {
         self.changed = true;
         let Some(own) = own else {
             self.own.remove(key);
@@ -174,13 +170,13 @@ impl Leases {
         is_first
     }
 
-    /// What the others are told of a VIP.
-    pub fn holding(&self, key: &VipKey) -> Option<Holding> {
+    /// What the others are told of a lease.
+    pub fn holding(&self, key: &LeaseKey) -> Option<Holding> {
         self.own.get(key).map(Entry::holding)
     }
 
     /// The same of all.
-    pub fn holdings(&self) -> impl Iterator<Item = (&VipKey, Holding)> {
+    pub fn holdings(&self) -> impl Iterator<Item = (&LeaseKey, Holding)> {
         self.own.iter().map(|(key, entry)| (key, entry.holding()))
     }
 
@@ -207,7 +203,7 @@ impl Leases {
                 let name = members.others.get(&found).map_or(members.name, |node| &node.word.name).to_owned();
                 // Its reader is gone only while viprouted ends.
                 let is_own = found == members.own;
-                let _ = heard.send(Heard::Renewer { vip: key.clone(), is_own, has_others, name });
+                let _ = heard.send(Heard::Renewer { key: key.clone(), is_own, has_others, name });
                 entry.has_others = has_others;
             }
             entry.renewer = renewer.or(entry.renewer);
@@ -228,7 +224,7 @@ impl Leases {
                 self.questions += 1;
                 let number = self.questions;
                 entry.asked.insert(id, Question { number, at: now, time, about });
-                notes.push((id, Note::WhichLease { number, vip: key.clone() }));
+                notes.push((id, Note::WhichLease { number, key: key.clone() }));
             }
         }
         notes
@@ -255,14 +251,14 @@ impl Leases {
                 }
                 None
             }
-            Note::WhichLease { number, vip } => {
-                let entry = self.own.get(&vip)?;
+            Note::WhichLease { number, key } => {
+                let entry = self.own.get(&key)?;
                 let Own::Granted(lease) = &entry.own else { return None };
                 let told = Told::of(lease, entry.grant, time)?;
-                Some(Note::Lease { number, vip, told })
+                Some(Note::Lease { number, key, told })
             }
-            Note::Lease { number, vip, told } => {
-                let entry = self.own.get_mut(&vip)?;
+            Note::Lease { number, key, told } => {
+                let entry = self.own.get_mut(&key)?;
                 let question = entry.asked.get(&from).filter(|asked| asked.number == number)?;
                 let (process, _) = question.about;
                 let lease = told.lease(question.time).filter(|lease| lease.is_valid(time));
@@ -270,7 +266,7 @@ impl Leases {
                 entry.asked.remove(&from);
                 if let (Some(lease), Some(heard)) = (lease, &self.heard) {
                     // As above.
-                    let _ = heard.send(Heard::Lease(vip, lease));
+                    let _ = heard.send(Heard::Lease(key, lease));
                 }
                 None
             }
@@ -280,7 +276,7 @@ impl Leases {
 
 /// Who renews the lease, or asks for the first; `None`: that isn't known yet.
 fn renewer(
-    key: &VipKey,
+    key: &LeaseKey,
     entry: &Entry,
     members: &Members<'_>,
     said: &BTreeMap<NodeId, Holding>,
@@ -301,7 +297,7 @@ fn renewer(
     // Who has no address learns it from a node that was granted one; where no node was, one of those asks that have none.
     let askers = !is_granted && all().any(|(_, holding)| asks(&holding));
     let candidates = all().filter(|(_, holding)| asks(holding) == askers);
-    election::renews(key, candidates.map(|(id, _)| id))
+    election::renews(&key.vip, candidates.map(|(id, _)| id))
 }
 
 #[cfg(test)]

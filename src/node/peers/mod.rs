@@ -12,6 +12,7 @@ mod leases;
 mod names;
 mod note;
 mod open;
+mod own_address;
 mod permits;
 mod rate;
 mod records;
@@ -23,18 +24,22 @@ mod view;
 mod word;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+pub use holding::LeaseKey;
 pub use leases::{Heard, Own};
 pub use names::lookup;
 pub use sessions::Drop;
 pub use transport::read_anything;
 
 use crate::api::protocol;
+use crate::lease::beside::Beside;
 use crate::lease::decider::message::Message;
 use crate::lease::settings::Backend;
 use crate::model::VipKey;
+use crate::model::address::ipv6;
 use crate::model::node::NodeId;
 use crate::net::{self, NodeNet};
 use crate::node::config::Config;
@@ -122,9 +127,9 @@ impl Peers {
         }
     }
 
-    /// Tells the others what this node has of a VIP's lease; none: nothing, and it wants nothing.
-    pub fn tell_lease(&self, vip: VipKey, own: Option<Own>) {
-        self.order(Order::Lease(vip, own));
+    /// Tells the others what this node has of a lease; none: nothing, and it wants nothing.
+    pub fn tell_lease(&self, key: LeaseKey, own: Option<Own>) {
+        self.order(Order::Lease(key, own));
     }
 
     /// Sends another node what there is to say about an address of the pool; it may be lost.
@@ -154,6 +159,15 @@ pub fn keys(config: &Config) -> Result<Option<Keys>, Error> {
 /// What nodes hear of each other's leases; none: this node stands alone.
 pub type OthersLeases = Option<tokio::sync::mpsc::UnboundedReceiver<Heard>>;
 
+/// The IPv6 addresses that the configuration gives VIPs.
+fn beside(config: &Config) -> Beside {
+    let of_ipv6 = |(vip, pin): (&VipKey, &IpAddr)| Some((vip.clone(), ipv6(*pin)?));
+    let leased = config.lease6.iter().flat_map(|lease| lease.pins.iter().filter_map(of_ipv6));
+    let mut beside = config.lease.beside.clone();
+    beside.pins.extend(leased);
+    beside
+}
+
 /// Starts the threads. `cluster`: what sets the node's VIPs apart at a DHCP server.
 pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Result<OthersLeases, Error> {
     let (Some(membership), Some(keys)) = (config.membership.clone(), keys(config)?) else {
@@ -176,7 +190,8 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         cluster: cluster.map(str::to_owned),
         allow: config.lease.allow.clone(),
         pools,
-        beside: config.lease.beside.clone(),
+        beside: beside(config),
+        leases_ipv6: config.lease6.is_some(),
         desired,
     };
     context.peers.shared().orders = Some(orders);

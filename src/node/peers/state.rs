@@ -1,7 +1,7 @@
 //! What this node has itself, and what it tells the others of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::mpsc;
 
 use ipnetwork::Ipv4Network;
@@ -12,8 +12,8 @@ use crate::model::{Served, VipKey};
 use crate::net::NodeNet;
 use crate::node::Context;
 use crate::node::config::Membership;
-use crate::registry::Replica;
 use crate::registry::watch::{Update, View as VipView};
+use crate::registry::{Replica, families};
 
 use super::far::Own;
 use super::key::Keys;
@@ -36,6 +36,8 @@ pub struct Setup {
     pub pools: Vec<Ipv4Network>,
     /// Which addresses of IPv6 VIPs have here.
     pub beside: Beside,
+    /// A `DHCPv6` server gives VIPs theirs.
+    pub leases_ipv6: bool,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }
@@ -79,7 +81,7 @@ impl State {
     }
 
     /// What the others are told of this node.
-    pub fn word(&self, tunnel: Ipv4Addr) -> Word {
+    pub fn word(&self, tunnel: IpAddr) -> Word {
         let cluster = self.setup.cluster.as_deref().map_or_else(|| "-".to_owned(), report::short);
         let version = crate::RELEASE.to_owned();
         Word { name: self.setup.name.clone(), tunnel, phase: self.phase, cluster, version }
@@ -113,6 +115,7 @@ fn own(view: &VipView) -> Result<Option<(Own, BTreeSet<IpAddr>)>, ()> {
     let replicas = u32::try_from(local.len()).unwrap_or(u32::MAX);
     let udp_sticky = local.iter().any(|replica| replica.udp_sticky);
     let (address, address6) = (record.address(), record.addresses.ipv6());
-    let share = Share { address, address6, ready, replicas, udp_sticky, served: served(&local) };
+    let (served, family) = (served(&local), families::only(local.iter().copied()));
+    let share = Share { address, address6, ready, replicas, udp_sticky, served, family };
     Ok(Some((Own { share, serves: !record.withdrawn }, pods)))
 }

@@ -2,11 +2,11 @@
 //! What can't be read is left out, whoever says it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::model::address::is_unicast;
-use crate::model::{Served, VipKey};
+use crate::model::{Family, Served, VipKey};
 use crate::node::config::is_node_name;
 
 /// The key of a node's word about itself.
@@ -23,7 +23,7 @@ pub struct Word {
     /// Its name.
     pub name: String,
     /// Where its end of the tunnel is.
-    pub tunnel: Ipv4Addr,
+    pub tunnel: IpAddr,
     /// Whether it stays.
     pub phase: Phase,
     /// What sets its VIPs apart at a DHCP server, in short; `-`: it has no such name.
@@ -70,12 +70,12 @@ impl FromStr for Word {
         let mut fields = text.split(' ');
         let mut field = |fine: fn(&str) -> bool| fields.next().filter(|field| fine(field)).ok_or(());
         let name = field(is_node_name)?.to_owned();
-        let tunnel: Ipv4Addr = field(|_| true)?.parse().map_err(drop)?;
+        let tunnel: IpAddr = field(|_| true)?.parse().map_err(drop)?;
         let phase = field(is_short)?;
         let known = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
         let (cluster, version) = (field(is_short)?.to_owned(), field(is_short)?.to_owned());
         let phase = known.unwrap_or(Phase::Up);
-        if is_unicast(IpAddr::V4(tunnel)) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
+        if is_unicast(tunnel) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
     }
 }
 
@@ -85,7 +85,7 @@ fn is_short(text: &str) -> bool {
 }
 
 /// What a node says of a VIP: `address ready replicas`, then ` sticky` where UDP flows stay, ` ports=80/tcp=2` where ready replicas
-/// list what they serve, and ` ipv6=fd00:118::1` where it has such an address too.
+/// list what they serve, ` ipv6=fd00:118::1` where it has such an address too, and ` only=ipv6` where all replicas ask for that family alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The VIP's address there.
@@ -100,6 +100,8 @@ pub struct Share {
     pub udp_sticky: bool,
     /// How much of `ready` serves which port; `None`: all of it every port.
     pub served: Option<Served>,
+    /// The family that all of its replicas ask for and no other.
+    pub family: Option<Family>,
 }
 
 /// The word for flows that stay.
@@ -108,6 +110,8 @@ const STICKY: &str = "sticky";
 const PORTS: &str = "ports=";
 /// And the one on the other address.
 const IPV6: &str = "ipv6=";
+/// And the one on the family that is asked for alone.
+const ONLY: &str = "only=";
 
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,7 +122,10 @@ impl fmt::Display for Share {
         if let Some(served) = &self.served {
             write!(f, " {PORTS}{served}")?;
         }
-        self.address6.map_or(Ok(()), |address| write!(f, " {IPV6}{address}"))
+        if let Some(address) = self.address6 {
+            write!(f, " {IPV6}{address}")?;
+        }
+        self.family.map_or(Ok(()), |family| write!(f, " {ONLY}{family}"))
     }
 }
 
@@ -133,14 +140,15 @@ impl FromStr for Share {
         let mut number = || field()?.parse().map(|number: u32| number.min(MAX_REPLICAS)).map_err(drop);
         let (ready, replicas) = (number()?, number()?);
         let fine = address.is_ipv4() && is_unicast(address) && replicas > 0;
-        let (mut udp_sticky, mut served, mut address6) = (false, None, None);
+        let (mut udp_sticky, mut served, mut address6, mut family) = (false, None, None, None);
         for field in fields {
             udp_sticky |= field == STICKY;
             served = served.or_else(|| field.strip_prefix(PORTS)?.parse().ok());
             address6 = address6.or_else(|| field.strip_prefix(IPV6)?.parse().ok());
+            family = family.or_else(|| field.strip_prefix(ONLY)?.parse().ok());
         }
         let address6 = address6.filter(|address| is_unicast(IpAddr::V6(*address)));
-        if fine { Ok(Self { address, address6, ready, replicas, udp_sticky, served }) } else { Err(()) }
+        if fine { Ok(Self { address, address6, ready, replicas, udp_sticky, served, family }) } else { Err(()) }
     }
 }
 
@@ -180,11 +188,15 @@ mod tests {
             "N2 192.0.2.2 up - 1",
             "n2 127.0.0.1 up - 1",
             "n2 224.0.0.1 up - 1",
+            "n2 fe80::1 up - 1",
+            "n2 ::ffff:192.0.2.2 up - 1",
             "n2 192.0.2.2 up \u{1b}[31m 1",
             "n\n2 192.0.2.2 up - 1",
         ] {
             assert!(bad.parse::<Word>().is_err(), "{bad:?}");
         }
+        let of_ipv6: Word = "n2 2001:db8::2 up - 0.3.0".parse().unwrap();
+        assert_eq!(of_ipv6.to_string(), "n2 2001:db8::2 up - 0.3.0");
         let share: Share = "10.118.0.7 2 3".parse().unwrap();
         assert_eq!(share.to_string(), "10.118.0.7 2 3");
         let sticky: Share = "10.118.0.7 2 3 sticky later".parse().unwrap();
@@ -193,7 +205,12 @@ mod tests {
         assert_eq!(ports.to_string(), "10.118.0.7 3 3 ports=80/tcp=2,443/tcp=1");
         let both: Share = "10.118.0.7 3 3 ports=80/tcp=2 ipv6=fd00:118::7 later".parse().unwrap();
         assert_eq!(both.to_string(), "10.118.0.7 3 3 ports=80/tcp=2 ipv6=fd00:118::7");
-        for none in ["ipv6=::1", "ipv6=fe80::1", "ipv6=10.118.0.7", "ipv6=", "ipv6=ff02::1"] {
+        let only: Share = "10.118.0.7 3 3 ipv6=fd00:118::7 only=ipv6 later".parse().unwrap();
+        assert_eq!(
+            (only.family, only.to_string().as_str()),
+            (Some(Family::V6), "10.118.0.7 3 3 ipv6=fd00:118::7 only=ipv6")
+        );
+        for none in ["ipv6=::1", "only=ipv7", "only=", "ipv6=fe80::1", "ipv6=10.118.0.7", "ipv6=", "ipv6=ff02::1"] {
             let share: Share = format!("10.118.0.7 3 3 {none}").parse().unwrap();
             assert_eq!(share.to_string(), "10.118.0.7 3 3", "{none}");
         }

@@ -147,7 +147,7 @@ impl Cache {
 
     /// Whether this is the address of the tunnel's end here.
     pub fn is_tunnel_address(&self, address: IpAddr) -> bool {
-        self.cluster.as_ref().is_some_and(|cluster| address == IpAddr::V4(cluster.own.tunnel))
+        self.cluster.as_ref().is_some_and(|cluster| address == cluster.own.tunnel)
     }
 
     /// Whether another node that has replicas of the VIP has none in what the VIP is to be replaced by.
@@ -162,8 +162,8 @@ impl Cache {
     /// where there is no other. Of a VIP that is for the replicas of the node that a client reaches those answer alone that have the most.
     pub fn answers_for(&self, address: IpAddr, excluded: &Excluded) -> bool {
         let vip = self.by_address.get(&address).and_then(|key| self.vips.get(key));
-        // Of a family that none of its Services wants.
-        if vip.is_some_and(|vip| !vip.record.policy.permits(Family::of(address))) {
+        // Of a family that none of its Services or replicas wants.
+        if vip.is_some_and(|vip| !vip.record.permits(Family::of(address))) {
             return false;
         }
         let Some(own) = self.cluster.as_ref().map(|cluster| &cluster.own) else { return true };
@@ -358,7 +358,7 @@ mod tests {
 
     fn cluster(own: u8) -> Cluster {
         let id = |last: u8| NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let own = OwnNode { id: id(own), name: "own".into(), tunnel: id(own).0, left: false };
+        let own = OwnNode { id: id(own), name: "own".into(), tunnel: id(own).0.into(), heard6: None, left: false };
         Cluster { own, nodes: Vec::new() }
     }
 

@@ -159,7 +159,8 @@ impl Reconciler {
         let known = self.uplinks.known.clone();
         let express = self.uplinks.express.clone();
         let Some(mut attached) = express.attached() else { return Vec::new() };
-        let wanted = programs.map(wanted).transpose();
+        let has_ipv6 = self.cache.has_ipv6();
+        let wanted = programs.map(|programs| wanted(programs, has_ipv6)).transpose();
         let mut shown = Vec::new();
         for uplink in &known {
             let off = match &wanted {
@@ -239,8 +240,10 @@ fn has_all(programs: &Programs) -> bool {
     Hook::UPLINK.iter().all(|hook| programs.iter().any(|program| program.spec.hook == *hook))
 }
 
-fn wanted(programs: &Programs) -> dataplane::Result<Wanted> {
-    let ours = programs.iter().filter(|program| Hook::UPLINK.contains(&program.spec.hook));
+/// Those of IPv6 only where some VIP has an address of it: they cost other packets a moment each. Another build's may have none.
+fn wanted(programs: &Programs, has_ipv6: bool) -> dataplane::Result<Wanted> {
+    let is_wanted = |hook: Hook| uplinks::hooks().any(|of| of == hook) && (has_ipv6 || !hook.is_of_ipv6());
+    let ours = programs.iter().filter(|program| is_wanted(program.spec.hook));
     ours.map(|program| Ok((program.spec.hook, (program.id(), program.fd()?)))).collect()
 }
 
@@ -257,12 +260,14 @@ struct Put {
 /// is put there, and what must not be there goes all the same.
 fn put(node: &NodeNet, uplink: &Uplink, wanted: Option<&Wanted>, allowed: bool) -> net::Result<Put> {
     let id = |hook: Hook| Some(wanted?.get(&hook)?.0);
-    let mut found = Vec::new();
-    for hook in Hook::UPLINK {
-        let known: Vec<u32> = id(hook).into_iter().collect();
-        found.push((hook, uplinks::read(node, uplink.index, hook, &known)?));
+    let known = wanted.into_iter().flatten().map(|(hook, (id, _))| (*id, *hook)).collect();
+    let (mut found, mut others) = (Vec::new(), BTreeSet::new());
+    for hook in uplinks::hooks() {
+        let mut have = uplinks::read(node, uplink.index, hook, &known)?;
+        others.extend(std::mem::take(&mut have.others)); // each side is read for either family
+        found.push((hook, have));
     }
-    let others: Vec<String> = found.iter().flat_map(|(_, have)| have.others.clone()).collect();
+    let others: Vec<String> = others.into_iter().collect();
     let mut done = Put { others: others.clone(), ops: Vec::new(), later: false };
     for (hook, have) in &found {
         let want = id(*hook).filter(|_| others.is_empty());

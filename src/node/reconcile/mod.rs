@@ -54,7 +54,7 @@ const SLICE: usize = 25;
 
 use express::Uplinks;
 use node::NodeObjects;
-pub use node::{Advertised, NodeSettings};
+pub use node::{Advertised, Discarded, NodeSettings};
 use tunnel::Tunnel;
 
 /// Wakes the loop: the registry's watcher and the allocator write to it when they have an update.

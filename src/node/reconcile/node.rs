@@ -55,6 +55,33 @@ impl Advertised {
     }
 }
 
+/// The networks of which nothing may go to a gateway. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Discarded {
+    networks: Arc<Mutex<BTreeSet<IpNetwork>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Discarded {
+    /// These. `wake` is written to with each change.
+    pub fn new(networks: BTreeSet<IpNetwork>, wake: Arc<EventFd>) -> Self {
+        Self { networks: Arc::new(Mutex::new(networks)), wake }
+    }
+
+    /// That one in place of the other one, if there is one.
+    pub fn exchange(&self, old: Option<IpNetwork>, new: Option<IpNetwork>) {
+        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.retain(|network| Some(*network) != old);
+        networks.extend(new);
+        // A full eventfd wakes the loop just as well.
+        let _ = self.wake.write(1);
+    }
+
+    fn get(&self) -> BTreeSet<IpNetwork> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// What the loop is started with for the node's own objects.
 #[derive(Debug)]
 pub struct NodeSettings {
@@ -70,8 +97,8 @@ pub struct NodeSettings {
     pub advertised: Advertised,
     /// Receives another link, to which sockets have to be bound.
     pub links: UnboundedSender<Link>,
-    /// The networks of which nothing may go to a gateway.
-    pub discarded: BTreeSet<IpNetwork>,
+    /// Of what nothing may go to a gateway.
+    pub discarded: Discarded,
 }
 
 /// What was repaired of the proxy neighbour entries, and what became of the settings that IPv6 needs.
@@ -90,7 +117,9 @@ pub struct NodeObjects {
     applied: proxy::Want,
     /// Settings that had the value wanted.
     set: BTreeSet<String>,
-    /// The discard routes that there were when they were compared last.
+    /// The networks that were to have discard routes when these were compared last.
+    discarded: BTreeSet<IpNetwork>,
+    /// The discard routes that there were then.
     discarding: BTreeSet<IpNetwork>,
     announcements: Announcements,
     /// Bound to the link.
@@ -110,6 +139,7 @@ impl NodeObjects {
             notrack6: Notrack::new(context, Family::V6),
             applied: proxy::Want::default(),
             set: BTreeSet::new(),
+            discarded: BTreeSet::new(),
             discarding: BTreeSet::new(),
             announcements: Announcements::default(),
             sender: None,
@@ -248,14 +278,21 @@ impl NodeObjects {
         Ok(repaired)
     }
 
+    /// Whether other networks are to have discard routes than a moment ago.
+    pub fn discards_others(&self) -> bool {
+        self.settings.discarded.get() != self.discarded
+    }
+
     /// Reconciles the discard routes. Returns what was repaired: not what has just come to be wanted, or no longer is.
     pub fn discard(&mut self, node: &NodeNet) -> net::Result<Vec<String>> {
-        let have = discard::read(node, &self.settings.discarded)?;
-        let ops = discard::difference(&have, &self.settings.discarded);
+        let networks = self.settings.discarded.get();
+        let have = discard::read(node, &networks)?;
+        let ops = discard::difference(&have, &networks);
         node.apply(&ops.iter().map(discard::Op::request).collect::<Vec<_>>())?;
         let was_there = |op: &&discard::Op| matches!(op, discard::Op::Add(prefix) if self.discarding.contains(prefix));
         let repaired = ops.iter().filter(was_there).map(discard::Op::finding).collect();
-        self.discarding = have.wanted(&self.settings.discarded);
+        self.discarding = have.wanted(&networks);
+        self.discarded = networks;
         Ok(repaired)
     }
 

@@ -41,6 +41,12 @@ fn ours() -> BTreeSet<String> {
     all.map(str::to_owned).into()
 }
 
+/// Those of a pod that serves a VIP of IPv6.
+fn ours6() -> BTreeSet<String> {
+    let more = ["eth0 egress udp_answer6", "eth0 ingress udp_asked_own6", "vip0 ingress udp_asked6"];
+    ours().into_iter().chain(more.map(str::to_owned)).collect()
+}
+
 fn answering(node: &Node) -> usize {
     let maps = Maps::open(node.bpf_dir().as_ref()).expect("the maps");
     maps.map_or(0, |maps| maps.all_answering().expect("the entries").len())
@@ -62,6 +68,17 @@ fn only_pods_whose_udp_ports_are_named_have_them() {
     assert_eq!((hooks(&pod), answering(&node)), (ours(), 1));
     node.remove(&pod, &dns());
     assert_eq!(answering(&node), 0);
+}
+
+#[test]
+fn those_of_ipv6_are_where_vips_have_it() {
+    let scene = Scene::dual(&format!("{PORT}/udp"), PORT);
+    assert_eq!((hooks(&scene.pod), answering(&scene.node)), (ours6(), 2));
+    scene.pod.ns.cmd("tc").args(["filter", "del", "dev", "eth0", "egress", "pref", "117"]).finish("").ok();
+    let error = scene.node.check(&scene.pod, &scene.join).error();
+    assert!(error.text().contains("tc egress of IPv6: want udp_answer6"), "{error:?}");
+    scene.node.del(&scene.pod, &scene.join).ok();
+    assert_eq!((hooks(&scene.pod), answering(&scene.node)), (BTreeSet::new(), 0));
 }
 
 /// podman disconnects a container from a network and leaves it running. What others have there stays.

@@ -4,12 +4,12 @@
 mod filters;
 mod wild;
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::express::Switch;
 use crate::far::Cluster;
-use crate::harness::{Join, Lan, Netns, Node, Pod, Run, SOON, scaled, until};
+use crate::harness::{Families, Join, Lan, Netns, Node, Pod, Run, SOON, scaled, unspecified, until};
 pub use wild::Wild;
 
 /// The port of the VIP.
@@ -33,13 +33,27 @@ struct Scene {
 impl Scene {
     /// The pod's server has that number.
     fn new(ports: &str, number: u16) -> Self {
+        Self::of(ports, number, false)
+    }
+
+    /// The same by IPv6 too, by one socket for both.
+    fn dual(ports: &str, number: u16) -> Self {
+        Self::of(ports, number, true)
+    }
+
+    fn of(ports: &str, number: u16, is_dual: bool) -> Self {
         let lan = Lan::new();
-        let node = Node::new(&lan, 1);
+        let node = if is_dual { Node::dual(&lan, 1, Families::Both) } else { Node::new(&lan, 1) };
         let to = ["10.118.0.0/16 via 192.0.2.1", "10.1.1.0/24 via 192.0.2.1", "10.96.0.0/16 via 192.0.2.1"];
         let client = lan.client(50, &to);
+        if is_dual {
+            lan.add_ipv6(&client, 50);
+            client.ip("route add default via 2001:db8::1");
+        }
         let join = Join::annotated("dns").annotation("viproute.io/ports", ports);
         let pod = node.joined(&join);
-        let (server, bystander) = (Wild::start(&pod.ns, number), node.pod());
+        let server = if is_dual { Wild::of_both_families(&pod.ns, number) } else { Wild::start(&pod.ns, number) };
+        let bystander = node.pod();
         let scene = Self { _server: server, pod, bystander, client, node, _lan: lan, join };
         scene.translate_service(number);
         scene
@@ -54,6 +68,23 @@ impl Scene {
         self.node.ns.cmd("nft").args(["-f", "-"]).finish(&rules).ok();
     }
 
+    fn vip(&self) -> SocketAddr {
+        (self.pod.vip(), PORT).into()
+    }
+
+    fn vip6(&self) -> SocketAddr {
+        (self.pod.vips6()[0], PORT).into()
+    }
+
+    /// What its server is asked at, each by itself.
+    fn addresses(&self, served: u16) -> [SocketAddr; 3] {
+        [self.vip(), (self.pod.address(), served).into(), (SERVICE, PORT).into()]
+    }
+
+    fn addresses6(&self, served: u16) -> [SocketAddr; 2] {
+        [self.vip6(), (self.pod.address6(), served).into()]
+    }
+
     fn callers(&self) -> [(&'static str, &Netns); 2] {
         [("the client", &self.client), ("a pod", &self.bystander.ns)]
     }
@@ -64,35 +95,40 @@ struct Asker(UdpSocket);
 
 impl Asker {
     fn new(ns: &Netns) -> Self {
-        let socket = ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).expect("a socket");
+        Self::of(Ipv4Addr::UNSPECIFIED.into(), ns)
+    }
+
+    /// Of that address' family.
+    fn of(address: IpAddr, ns: &Netns) -> Self {
+        let socket = ns.run(|| UdpSocket::bind((unspecified(address), 0))).expect("a socket");
         socket.set_read_timeout(Some(scaled(Duration::from_millis(500)))).expect("a time limit");
         Self(socket)
     }
 
     /// Who answers, and whether it says what was said; `None`: nobody.
-    fn ask(&self, to: (Ipv4Addr, u16), size: usize) -> Option<(SocketAddr, bool)> {
+    fn ask(&self, to: impl Into<SocketAddr>, size: usize) -> Option<(SocketAddr, bool)> {
         let question: Vec<u8> = (0..size).map(|place| u8::try_from(place % 251).expect("a byte")).collect();
-        self.0.send_to(&question, to).expect("send");
+        self.0.send_to(&question, to.into()).expect("send");
         let mut answer = vec![0; 1 << 16];
         let (length, from) = self.0.recv_from(&mut answer).ok()?;
         Some((from, answer[..length] == question))
     }
 
     /// A new pair of devices drops what comes before the kernel has noticed that both ends are up.
-    fn first(&self, to: (Ipv4Addr, u16)) -> SocketAddr {
+    fn first(&self, to: impl Into<SocketAddr>) -> SocketAddr {
+        let to = to.into();
         until(&format!("an answer of {to:?}"), SOON, || Some(self.ask(to, 1)?.0))
     }
 }
 
-fn each_answers_in_turn(scene: &Scene, served: u16) {
-    let addresses = [(scene.pod.vip(), PORT), (scene.pod.address(), served), (SERVICE, PORT)];
+fn each_answers_in_turn(scene: &Scene, addresses: &[SocketAddr]) {
     for (caller, ns) in scene.callers() {
-        let asker = Asker::new(ns);
+        let asker = Asker::of(addresses[0].ip(), ns);
         asker.first(addresses[0]);
         for size in SIZES {
-            for to in addresses.into_iter().chain(addresses) {
-                let answer = asker.ask(to, size);
-                assert_eq!(answer, Some((to.into(), true)), "{caller}: {size} bytes to {to:?}");
+            for to in addresses.iter().chain(addresses) {
+                let answer = asker.ask(*to, size);
+                assert_eq!(answer, Some((*to, true)), "{caller}: {size} bytes to {to}");
             }
         }
     }
@@ -101,14 +137,24 @@ fn each_answers_in_turn(scene: &Scene, served: u16) {
 #[test]
 fn each_address_answers_from_itself_in_turn() {
     let scene = Scene::new(&format!("80/tcp,{PORT}/udp"), PORT);
-    each_answers_in_turn(&scene, PORT);
+    each_answers_in_turn(&scene, &scene.addresses(PORT));
+    scene.node.check(&scene.pod, &scene.join).ok();
+}
+
+/// By one socket for both families.
+#[test]
+fn addresses_of_ipv6_do_so_too() {
+    let scene = Scene::dual(&format!("80/tcp,{PORT}/udp"), PORT);
+    each_answers_in_turn(&scene, &scene.addresses6(PORT));
+    each_answers_in_turn(&scene, &scene.addresses(PORT));
     scene.node.check(&scene.pod, &scene.join).ok();
 }
 
 #[test]
 fn a_translated_port_answers_from_the_vips_number() {
-    let scene = Scene::new(&format!("{PORT}:53/udp"), 53);
-    each_answers_in_turn(&scene, 53);
+    let scene = Scene::dual(&format!("{PORT}:53/udp"), 53);
+    each_answers_in_turn(&scene, &scene.addresses(53));
+    each_answers_in_turn(&scene, &scene.addresses6(53));
 }
 
 #[test]
@@ -151,40 +197,52 @@ fn a_client_that_has_not_asked_hears_the_pods_own_address() {
 /// The router's message quotes the VIP. The kernel must learn it for the way by which the socket sends.
 #[test]
 fn the_pod_learns_how_long_answers_may_be() {
-    const LENGTH: usize = 1300;
     let scene = Scene::new(&format!("{PORT}:53/udp"), 53);
-    let asker = Asker::new(&scene.client);
-    let vip = (scene.pod.vip(), PORT);
-    asker.first(vip);
-    assert_eq!(asker.ask(vip, LENGTH), Some((vip.into(), true)));
-    // Answers pass a link of 1,000 bytes; questions don't.
-    scene.node.ns.ip("route add 192.0.2.50 dev eth0 mtu 1000");
     scene.node.ns.set_sysctl("net/ipv4/icmp_ratelimit", "0");
+    learns_how_long_answers_may_be(&scene, scene.vip(), "192.0.2.50", 1000);
+}
+
+#[test]
+fn the_pod_learns_it_by_ipv6_too() {
+    let scene = Scene::dual(&format!("{PORT}:53/udp"), 53);
+    scene.node.ns.set_sysctl("net/ipv6/icmp/ratelimit", "0");
+    learns_how_long_answers_may_be(&scene, scene.vip6(), "2001:db8::32", 1280);
+}
+
+/// Answers pass a link of `mtu` bytes; questions don't.
+fn learns_how_long_answers_may_be(scene: &Scene, vip: SocketAddr, client: &str, mtu: usize) {
+    const LENGTH: usize = 1400;
+    let asker = Asker::of(vip.ip(), &scene.client);
+    asker.first(vip);
+    assert_eq!(asker.ask(vip, LENGTH), Some((vip, true)));
+    scene.node.ns.ip(&format!("route add {client} dev eth0 mtu {mtu}"));
     until("a long answer comes in fragments", SOON, || asker.ask(vip, LENGTH));
-    let learnt = scene.pod.ns.ip("route get 192.0.2.50");
-    assert!(learnt.contains("mtu 1000"), "{learnt}");
-    assert_eq!(asker.ask(vip, LENGTH), Some((vip.into(), true)));
+    let learnt = scene.pod.ns.ip(&format!("route get {client}"));
+    assert!(learnt.contains(&format!("mtu {mtu}")), "{learnt}");
+    assert_eq!(asker.ask(vip, LENGTH), Some((vip, true)));
 }
 
 /// Both directions of a flow go past the node's stack.
 #[test]
 fn the_express_path_carries_such_answers() {
     const ASKED: u64 = 40;
-    let scene = Scene::new(&format!("{PORT}:53/udp"), 53);
-    let vip = (scene.pod.vip(), PORT);
-    let asker = Asker::new(&scene.client);
-    asker.first(vip);
+    let scene = Scene::dual(&format!("{PORT}:53/udp"), 53);
     let switch = Switch::on(&scene.node);
-    let before = switch.counts();
-    for _ in 0..ASKED {
-        assert_eq!(asker.ask(vip, 16), Some((vip.into(), true)));
-    }
-    let counts = switch.counts();
-    let (requests, answers) = (counts.in_packets - before.in_packets, counts.out_packets - before.out_packets);
-    assert!(requests >= ASKED - 3 && answers >= ASKED - 3, "of {ASKED}: {requests} in, {answers} out straight");
-    let own = (scene.pod.address(), 53);
-    for to in [own, vip, own, vip] {
-        assert_eq!(asker.ask(to, 16), Some((to.into(), true)), "{to:?}");
+    let [vip, own, _] = scene.addresses(53);
+    let [vip6, own6] = scene.addresses6(53);
+    for (vip, own) in [(vip, own), (vip6, own6)] {
+        let asker = Asker::of(vip.ip(), &scene.client);
+        asker.first(vip);
+        let before = switch.counts();
+        for _ in 0..ASKED {
+            assert_eq!(asker.ask(vip, 16), Some((vip, true)));
+        }
+        let counts = switch.counts();
+        let (requests, answers) = (counts.in_packets - before.in_packets, counts.out_packets - before.out_packets);
+        assert!(requests >= ASKED - 3 && answers >= ASKED - 3, "of {ASKED} to {vip}: {requests} in, {answers} out");
+        for to in [own, vip, own, vip] {
+            assert_eq!(asker.ask(to, 16), Some((to, true)), "{to}");
+        }
     }
 }
 

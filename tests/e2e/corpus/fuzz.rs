@@ -1,11 +1,13 @@
 //! Packets of the corpus, damaged, spliced and cut off at random. Whatever they say, some things never happen.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
+use viproute::internals::model::Family;
 
+use super::family::{self, Form, Headers, TCP, UDP};
 use super::stage::{Bench, Input, Outcome, Replica, Stage, shortest};
 use super::text::{Case, Program, pseudo_header, sum};
 use super::{DROP, PASS, REDIRECT, addressed};
@@ -56,7 +58,8 @@ fn mutant(random: &mut impl Rng, case: &Case, cases: &[Case]) -> Vec<u8> {
         match random.random_range(0..6) {
             0 => packet[at] ^= 1 << random.random_range(0..8),
             1 => packet[at] = random.random(),
-            2 => packet[at] = *pick(random, &[0, 1, 0x3f, 0x45, 0x4f, 0x7f, 0x80, 0xff]),
+            // Among them the numbers of IPv6's extension headers.
+            2 => packet[at] = *pick(random, &[0, 1, 0x2b, 0x2c, 0x33, 0x3c, 0x3f, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xff]),
             3 => packet.truncate(at),
             4 => packet.extend((0..random.random_range(1..100)).map(|_| random.random::<u8>())),
             _ => {
@@ -72,24 +75,26 @@ fn mutant(random: &mut impl Rng, case: &Case, cases: &[Case]) -> Vec<u8> {
     packet
 }
 
-fn is_ipv4(packet: &[u8]) -> bool {
-    packet.len() >= 34 && packet[12..14] == [8, 0] && packet[14] >> 4 == 4 && packet[14] & 15 >= 5
-}
-
-fn address(packet: &[u8], at: usize) -> Ipv4Addr {
-    <[u8; 4]>::try_from(&packet[at..at + 4]).expect("four octets").into()
-}
-
 /// What has the pod's own address as its source and may be the pod's own all the same. What no port shows of, a later fragment, gets the
 /// source that stands in for the pod, as the first one would, which is asked about; so does what a server's socket may have sent to another
 /// port than its own. (A connection begins by a socket that opens it, of which there is none here.)
-fn may_come_home(packet: &[u8], passed: &[u8]) -> bool {
+fn may_come_home(headers: &Headers, packet: &[u8], passed: &[u8]) -> bool {
     let number = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let header = ETHERNET + usize::from(packet[14] & 15) * 4;
-    let is_later = number(20) & 0x1fff != 0;
-    let is_anothers = || packet.len() >= header + 8 && number(header) != number(header + 2);
-    let stands_in = address(passed, 26) == Ipv4Addr::new(169, 254, 118, 2);
-    packet[23] == 17 && stands_in && passed[30..header] == packet[30..header] && (is_later || is_anothers())
+    let inner = headers.inner;
+    let is_anothers = || packet.len() >= inner + 8 && number(inner) != number(inner + 2);
+    let Some(after) = family::read(headers.family, passed) else { return false };
+    let is_as_before = after.destination == headers.destination && after.inner == inner;
+    let is_echo = headers.family == Family::V6 && headers.protocol == Family::V6.icmp() && passed == packet;
+    is_echo
+        || headers.protocol == UDP && is_stand_in(after.source) && is_as_before && (headers.is_later || is_anothers())
+}
+
+/// Stands in for a pod's own address.
+fn is_stand_in(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address == Ipv4Addr::new(169, 254, 118, 2),
+        IpAddr::V6(address) => address.segments()[..6] == [0x100, 0, 0, 0, 0xa9fe, 0x7602],
+    }
 }
 
 fn judge_owner(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) -> Result<(), &'static str> {
@@ -97,27 +102,29 @@ fn judge_owner(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) ->
     if outcome.mark != input.mark {
         return Err("the mark is another one");
     }
-    let is_ours = is_ipv4(packet) && at.vips.contains(&address(packet, 30));
-    let is_from_itself = is_ours && is_own(at, address(packet, 26));
-    let has_ports = is_ours && ["open", "free"].iter().all(|vip| address(packet, 30) != stage.address(vip));
+    let Some(headers) = family::read(stage.family, packet).filter(|headers| at.vips.contains(&headers.destination))
+    else {
+        return judge_what_is_not_ours(packet, outcome);
+    };
+    let is_from_itself = is_own(at, headers.source);
+    let has_ports = ["open", "free"].iter().all(|vip| headers.destination != stage.address(vip));
+    let protocols = [stage.family.icmp(), TCP, UDP];
+    let is_of = |protocol| headers.protocol == protocol;
     match outcome.verdict {
-        PASS if is_from_itself && may_come_home(packet, &outcome.packet) => Ok(()),
+        PASS if is_from_itself && may_come_home(&headers, packet, &outcome.packet) => Ok(()),
         PASS | REDIRECT if is_from_itself => Err("from the pod itself"),
         // Copied to the others, and its destination set right.
-        PASS if is_ours && packet[23] == 1 && outcome.packet == addressed(packet, &at.mac) => Ok(()),
+        PASS if is_of(stage.family.icmp()) && outcome.packet == addressed(packet, &at.mac) => Ok(()),
         PASS | DROP if outcome.packet != packet => Err("changed, and not redirected"),
-        PASS if !is_ours => Err("passed, and not for a VIP of this pod's"),
         PASS => Ok(()),
-        DROP if has_ports || !is_ours || is_from_itself => Ok(()),
+        DROP if has_ports || is_from_itself => Ok(()),
         DROP => Err("dropped, though no list of ports forbids it"),
-        REDIRECT if !is_ours => Err("redirected, and not for a VIP of this pod's"),
-        REDIRECT if packet[23] == 6 && has_ports && is_reset_for(packet, &outcome.packet) => Ok(()),
-        REDIRECT if ![1, 6, 17].contains(&packet[23]) && packet[20..22] == [0, 0] => Err("of no protocol with ports"),
+        REDIRECT if is_of(TCP) && has_ports && is_reset_for(&headers, packet, &outcome.packet) => Ok(()),
+        REDIRECT if !protocols.contains(&headers.protocol) && !headers.in_fragments => Err("of no protocol with ports"),
         REDIRECT if outcome.packet.get(6..) != Some(&packet[6..]) => Err("changed behind its destination"),
         REDIRECT => {
-            let vip = address(packet, 30);
             let others = stage.replicas.values().filter(|replica| replica.ifindex != at.ifindex);
-            let mut others = others.filter(|replica| replica.vips.contains(&vip));
+            let mut others = others.filter(|replica| replica.vips.contains(&headers.destination));
             let known = others.any(|replica| outcome.packet.starts_with(&replica.mac));
             known.then_some(()).ok_or("redirected to nobody, or back")
         }
@@ -125,59 +132,78 @@ fn judge_owner(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) ->
     }
 }
 
-/// One of the pod's own addresses.
-fn is_own(pod: &Replica, address: Ipv4Addr) -> bool {
-    pod.vips.contains(&address) || pod.pod.address() == address
+fn judge_what_is_not_ours(packet: &[u8], outcome: &Outcome) -> Result<(), &'static str> {
+    match outcome.verdict {
+        DROP if outcome.packet != packet => Err("changed, and not redirected"),
+        DROP => Ok(()),
+        PASS => Err("passed, and not for a VIP of this pod's"),
+        REDIRECT => Err("redirected, and not for a VIP of this pod's"),
+        _ => Err("a verdict that isn't one"),
+    }
+}
+
+/// One of the pod's own addresses, or none that anything comes from.
+fn is_own(pod: &Replica, address: IpAddr) -> bool {
+    pod.vips.contains(&address)
+        || pod.own == address
+        || is_stand_in(address)
+        || (address.is_ipv6() && address.is_unspecified())
 }
 
 /// Whether it is the whole and correct answer to this SYN.
-fn is_reset_for(syn: &[u8], answer: &[u8]) -> bool {
+fn is_reset_for(headers: &Headers, syn: &[u8], answer: &[u8]) -> bool {
     let number = |packet: &[u8], at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().expect("four octets"));
-    let length = |packet: &[u8]| usize::from(u16::from_be_bytes([packet[16], packet[17]]));
-    if answer.len() != 54 || length(answer) != 40 {
+    let (family, at) = (headers.family, headers.family.headers());
+    let Some(of_answer) = family::read(family, answer).filter(|_| answer.len() == at + 20 && headers.inner == at)
+    else {
         return false;
-    }
-    let (ip, tcp) = (&answer[14..34], &answer[34..54]);
+    };
+    let (ip, tcp) = (&answer[14..at], &answer[at..]);
     // A whole packet of more than 64 KB says 0.
-    let Some(data) = length(syn).checked_sub(20 + usize::from(syn[46] >> 4) * 4) else { return false };
-    let acknowledged =
-        number(syn, 38).wrapping_add(1 + u32::from(syn[47] & 1)).wrapping_add(data.try_into().expect("16 bits"));
-    let pseudo = pseudo_header(ip, 20);
+    let Some(data) = headers.length.checked_sub(usize::from(syn[at + 12] >> 4) * 4) else { return false };
+    let acknowledged = number(syn, at + 4)
+        .wrapping_add(1 + u32::from(syn[at + 13] & 1))
+        .wrapping_add(data.try_into().expect("16 bits"));
+    let pseudo = pseudo_header(ip, TCP, 20);
     let is_partial = tcp[16..18] == sum(&pseudo).to_be_bytes();
+    let is_plain = match family {
+        Family::V4 => ip[..2] == [0x45, 0] && ip[6..10] == [0x40, 0, 64, 6] && sum(ip) == 0xffff,
+        Family::V6 => ip[..4] == [0x60, 0, 0, 0] && ip[6..8] == [6, 64],
+    };
     answer[..6] == syn[6..12]
         && answer[6..12] == syn[..6]
-        && answer[12..14] == [8, 0]
-        && ip[..2] == [0x45, 0]
-        && ip[6..10] == [0x40, 0, 64, 6]
-        && sum(ip) == 0xffff
-        && ip[12..16] == syn[30..34]
-        && ip[16..] == syn[26..30]
-        && tcp[..2] == syn[36..38]
-        && tcp[2..4] == syn[34..36]
+        && is_plain
+        && of_answer.length == 20
+        && (of_answer.source, of_answer.destination) == (headers.destination, headers.source)
+        && tcp[..2] == syn[at + 2..at + 4]
+        && tcp[2..4] == syn[at..at + 2]
         && number(tcp, 4) == 0
         && number(tcp, 8) == acknowledged
         && tcp[12..14] == [0x50, 0x14]
         && (is_partial || sum(&[pseudo.as_slice(), tcp].concat()) == 0xffff)
-        && syn[47] & 0x16 == 2
+        && syn[at + 13] & 0x16 == 2
 }
 
 fn judge_guard(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) -> Result<(), &'static str> {
     let packet = input.packet;
-    let is_own = is_ipv4(packet) && at.vips.contains(&address(packet, 26));
-    let is_free = is_own && address(packet, 26) == stage.address("free");
+    let own = family::read(stage.family, packet).filter(|headers| at.vips.contains(&headers.source));
+    let is_free = own.as_ref().is_some_and(|headers| headers.source == stage.address("free"));
     // Of a whole TCP header that is the packet's first the flags tell; of much else it depends on what came before.
-    let tcp = 14 + usize::from(packet[14] & 15) * 4;
-    let is_whole_tcp =
-        is_own && packet[23] == 6 && packet[20].trailing_zeros() >= 5 && packet[21] == 0 && packet.len() >= tcp + 20;
-    let begins = is_whole_tcp && packet[tcp + 13] & 0x12 == 2;
+    let whole = own
+        .as_ref()
+        .filter(|headers| headers.protocol == TCP && !headers.is_later && packet.len() >= headers.inner + 20);
+    let flags = whole.map(|headers| packet[headers.inner + 13]);
+    let begins = flags.is_some_and(|flags| flags & 0x12 == 2);
     // It may be withheld.
-    let refuses = is_whole_tcp && packet[tcp + 13] & 0x14 == 0x14 && packet[tcp + 4..tcp + 8] == [0; 4];
+    let refuses = |headers: &&Headers| {
+        packet[headers.inner + 13] & 0x14 == 0x14 && packet[headers.inner + 4..headers.inner + 8] == [0; 4]
+    };
     match outcome.verdict {
         _ if outcome.packet != packet || outcome.mark != input.mark => Err("changed"),
-        PASS if !is_own => Err("a source that isn't the pod's passed"),
+        PASS if own.is_none() => Err("a source that isn't the pod's passed"),
         PASS if begins && !is_free => Err("a SYN passed"),
         DROP if is_free => Err("dropped where flows may begin"),
-        DROP if is_whole_tcp && !begins && !refuses => Err("an answer was dropped"),
+        DROP if whole.is_some() && !begins && !whole.as_ref().is_some_and(refuses) => Err("an answer was dropped"),
         PASS | DROP => Ok(()),
         _ => Err("a verdict that isn't one"),
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
@@ -12,17 +12,20 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{TestRun, TestRunOptions};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, connect, getsockname,
+    setsockopt, socket, sockopt,
 };
 use serde_json::json;
 use viproute::internals::ebpf::{Counts, LinkDrops, Maps};
+use viproute::internals::model::Family;
 
+use super::family::{self, Form};
 use super::text::{Names, Program};
-use crate::harness::{Join, Lan, Netns, Node, PATIENCE, PORT, Pod, Run, scaled, until};
+use crate::harness::{Families, Join, Lan, Netns, Node, PATIENCE, PORT, Pod, Run, scaled, unspecified, until};
 
-const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
 /// The node sends nothing there, and no ICMP error.
 const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7);
 /// The sequence number of a SYN from there.
 const SEQUENCE: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
 const HALF_OPEN_PORT: u16 = 1024;
@@ -46,13 +49,17 @@ pub struct Replica {
     pub host_mac: [u8; 6],
     /// The host veth's name.
     host_veth: String,
-    pub vips: Vec<Ipv4Addr>,
+    pub vips: Vec<IpAddr>,
+    /// The pod's own address.
+    pub own: IpAddr,
     /// What its `vip0` receives.
     pub wire: Wire,
     pub listener: TcpListener,
 }
 
 pub struct Stage {
+    /// Of the VIPs' addresses that packets are for.
+    pub family: Family,
     /// `a`, `b` and `c` have one VIP, `d`, `e` and `f` two, `g` one where flows may begin in the pod.
     pub replicas: BTreeMap<String, Replica>,
     pub names: Names,
@@ -66,11 +73,16 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new() -> Self {
+    pub fn new(family: Family) -> Self {
         let lan = Lan::new();
-        let node = Node::new(&lan, 1);
+        let node = if family == Family::V4 { Node::new(&lan, 1) } else { Node::dual(&lan, 1, Families::Both) };
         node.ns.ip("route add blackhole 198.51.100.0/24");
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+        if family == Family::V6 {
+            node.ns.ip("route add blackhole 2001:db8:ffff::/48");
+            lan.add_ipv6(&client, 50);
+            client.ip("route add default via 2001:db8::1");
+        }
         let guarded = Join::annotated("guarded,second")
             .annotation("viproute.io/ports", "guarded=8080/tcp,guarded=53/udp,second=80/tcp")
             .annotation("viproute.io/udp-sticky", "true");
@@ -79,10 +91,11 @@ impl Stage {
         let joins = joins.chain([("g", Join::annotated("free").key("vipEgress", json!("any")))]);
         let pods: Vec<_> = joins.map(|(name, join)| (name, node.joined(&join))).collect();
         let maps = Maps::open(&PathBuf::from(node.bpf_dir())).expect("open the maps").expect("the maps");
-        let replicas = pods.into_iter().map(|(name, pod)| (name.to_owned(), Replica::of(&node, &maps, pod))).collect();
+        let of = |pod| Replica::of(&node, (&maps, family), pod);
+        let replicas = pods.into_iter().map(|(name, pod)| (name.to_owned(), of(pod))).collect();
         let names = Names::new();
-        let mut stage =
-            Self { replicas, names, maps, connections: Vec::new(), opening: Vec::new(), client, node, _lan: lan };
+        let (connections, opening) = (Vec::new(), Vec::new());
+        let mut stage = Self { family, replicas, names, maps, connections, opening, client, node, _lan: lan };
         stage.name_addresses();
         stage.connect();
         stage
@@ -93,22 +106,47 @@ impl Stage {
         for (name, replica) in &self.replicas {
             names.insert(name.clone(), replica.mac.to_vec());
             names.insert(format!("{name}.host"), replica.host_mac.to_vec());
-            names.insert(format!("{name}.address"), replica.pod.address().octets().to_vec());
+            names.insert(format!("{name}.address"), octets(replica.own));
         }
         for vip in ["open", "guarded", "second", "free"] {
             let address = self.node.stub(|stub| stub.address(&format!("default/{vip}")));
-            names.insert(vip.into(), address.octets().to_vec());
+            names.insert(vip.into(), octets(self.of_family(address)));
         }
-        names.insert("client".into(), CLIENT.octets().to_vec());
-        names.insert("far".into(), FAR.octets().to_vec());
+        let client = match self.family {
+            Family::V4 => Ipv4Addr::new(192, 0, 2, 50).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 50).into(),
+        };
+        names.insert("client".into(), octets(client));
+        names.insert("far".into(), octets(self.far()));
         names.insert("http".into(), PORT.to_be_bytes().to_vec());
         names.insert("udp.b".into(), UDP_PORT.to_be_bytes().to_vec());
         self.names = names;
     }
 
-    pub fn address(&self, name: &str) -> Ipv4Addr {
-        let octets: [u8; 4] = self.names[name].as_slice().try_into().expect("an address");
-        octets.into()
+    fn far(&self) -> IpAddr {
+        if self.family == Family::V4 { FAR.into() } else { FAR6.into() }
+    }
+
+    /// The address that goes with a VIP's of IPv4.
+    fn of_family(&self, address: Ipv4Addr) -> IpAddr {
+        match self.family {
+            Family::V4 => address.into(),
+            Family::V6 => format!("fd00:118::{address}").parse::<Ipv6Addr>().expect("an address").into(),
+        }
+    }
+
+    pub fn address(&self, name: &str) -> IpAddr {
+        family::address_at(self.family, &self.names[name], 0)
+    }
+
+    /// What the maps have in its place.
+    pub fn key(&self, address: IpAddr) -> Ipv4Addr {
+        self.maps.key(address).expect("the maps").expect("a VIP's address")
+    }
+
+    /// What packets are read with.
+    pub fn about(&self) -> (Family, &Names) {
+        (self.family, &self.names)
     }
 
     /// A connection in each state. Those in `TIME_WAIT` come last: they last a minute.
@@ -123,7 +161,7 @@ impl Stage {
         self.name_number("half.b", HALF_OPEN_PORT);
         self.take_cookie("c", open);
         // Guards would count what it sends.
-        let hold = "table ip hold { chain syn {\n type filter hook output priority 0; tcp flags & (syn | ack) == syn drop;\n}\n}\n";
+        let hold = "table inet hold { chain syn {\n type filter hook output priority 0; tcp flags & (syn | ack) == syn drop;\n}\n}\n";
         self.replicas["b"].pod.ns.cmd("nft").args(["-f", "-"]).finish(hold).ok();
         self.begin("b", (open, 0), 443);
         self.contend();
@@ -151,7 +189,7 @@ impl Stage {
         let open = self.address("open");
         self.set_moving(false);
         let a = &self.replicas["a"].pod.ns;
-        let other = a.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, OTHER_PORT))).expect("a listener");
+        let other = a.run(|| TcpListener::bind((unspecified(open), OTHER_PORT))).expect("a listener");
         self.established("a", OTHER_PORT, STOLEN_PORT, &other);
         self.begin("b", (open, OTHER_PORT), STOLEN_PORT);
         let listener = self.replicas["b"].listener.try_clone().expect("a second descriptor");
@@ -176,14 +214,15 @@ impl Stage {
                 "== a segment\nby a: pass\neth {mac} {host} 0800\nip 45 00 {{length}} 0001 4000 40 06 {{sum}} {{far}} {{open}}\n\
                  tcp {from} {to} {sequence:08x} {acknowledged} 50 {flags} ffff {{sum}} 0000\n"
             );
-            super::text::read("stage", &text, &self.names).remove(0).packet
+            super::text::read("stage", &text, self.about()).remove(0).packet
         };
+        let tcp = self.family.headers();
         wire.send(&packet("02", &[0; 4], 1));
         let answer = until("a SYN-ACK", PATIENCE, || {
-            wire.receive()
-                .find(|frame| frame.len() >= 54 && frame[36..38] == from.to_be_bytes() && frame[47] & 0x12 == 0x12)
+            let is_it = |frame: &&[u8]| frame[tcp + 2..tcp + 4] == from.to_be_bytes() && frame[tcp + 13] & 0x12 == 0x12;
+            wire.receive().find(|frame| frame.len() >= tcp + 20 && is_it(&frame.as_slice()))
         });
-        let theirs = u32::from_be_bytes(answer[38..42].try_into().expect("four octets"));
+        let theirs = u32::from_be_bytes(answer[tcp + 4..tcp + 8].try_into().expect("four octets"));
         wire.send(&packet("10", &theirs.wrapping_add(1).to_be_bytes(), 2));
         listener.set_nonblocking(true).expect("a listener that doesn't wait");
         let (stream, _) = until("the connection", PATIENCE, || listener.accept().ok());
@@ -194,15 +233,15 @@ impl Stage {
     pub fn serve_udp(&self) -> Vec<UdpSocket> {
         let bind = |replica: &Replica, to| replica.pod.ns.run(|| UdpSocket::bind(to)).expect("a UDP socket");
         let mut sockets: Vec<_> =
-            self.replicas.values().map(|replica| bind(replica, (Ipv4Addr::UNSPECIFIED, 53))).collect();
+            self.replicas.values().map(|replica| bind(replica, (unspecified(self.far()), 53))).collect();
         let connected = bind(&self.replicas["b"], (self.address("open"), UDP_PORT));
-        self.replicas["b"].pod.ns.run(|| connected.connect((FAR, 0x0700))).expect("connect");
+        self.replicas["b"].pod.ns.run(|| connected.connect((self.far(), 0x0700))).expect("connect");
         sockets.push(connected);
         sockets
     }
 
     /// A connection from the client that this replica has: its two ends.
-    fn connected(&self, pod: &str, vip: Ipv4Addr) -> (TcpStream, TcpStream) {
+    fn connected(&self, pod: &str, vip: IpAddr) -> (TcpStream, TcpStream) {
         for _ in 0..500 {
             let to = SocketAddr::from((vip, PORT));
             let ours =
@@ -227,46 +266,49 @@ impl Stage {
     }
 
     /// The same with a SYN cookie as the answer, which is overheard.
-    fn take_cookie(&mut self, pod: &str, vip: Ipv4Addr) {
+    fn take_cookie(&mut self, pod: &str, vip: IpAddr) {
         // A machine has one secret for all namespaces' cookies. A listener that never sent one knows that this isn't its own
         // only because it had no overflow lately, and for two minutes after jiffies wrap (five minutes after a boot) it
         // takes 0, "never", for lately (tcp_synq_no_recent_overflow).
         for (name, other) in &self.replicas {
             other.pod.ns.set_sysctl("net/ipv4/tcp_syncookies", if name == pod { "2" } else { "0" });
         }
-        let replica = &self.replicas[pod];
+        let (replica, tcp) = (&self.replicas[pod], self.family.headers());
         let wire = Wire::to(&self.node.ns, replica.ifindex);
         wire.send(&self.syn(replica, vip, COOKIE_PORT));
         let answer = until("a SYN-ACK with a cookie", PATIENCE, || {
-            wire.receive().find(|frame| frame.len() >= 54 && frame[36..38] == COOKIE_PORT.to_be_bytes())
+            let is_it = |frame: &[u8]| frame[tcp + 2..tcp + 4] == COOKIE_PORT.to_be_bytes();
+            wire.receive().find(|frame| frame.len() >= tcp + 20 && is_it(frame))
         });
-        assert_eq!(answer[47] & 0x3f, 0x12, "a SYN-ACK: {answer:02x?}");
-        let cookie = u32::from_be_bytes(answer[38..42].try_into().expect("four octets"));
+        assert_eq!(answer[tcp + 13] & 0x3f, 0x12, "a SYN-ACK: {answer:02x?}");
+        let cookie = u32::from_be_bytes(answer[tcp + 4..tcp + 8].try_into().expect("four octets"));
         self.names.insert(format!("cookie.{pod}"), cookie.wrapping_add(1).to_be_bytes().to_vec());
     }
 
-    fn syn(&self, replica: &Replica, vip: Ipv4Addr, port: u16) -> Vec<u8> {
+    fn syn(&self, replica: &Replica, vip: IpAddr, port: u16) -> Vec<u8> {
         let mut names = self.names.clone();
         names.extend([
             ("mac".into(), replica.mac.to_vec()),
             ("host".into(), replica.host_mac.to_vec()),
-            ("vip".into(), vip.octets().to_vec()),
+            ("vip".into(), octets(vip)),
             ("port".into(), port.to_be_bytes().to_vec()),
             ("seq".into(), SEQUENCE.to_vec()),
         ]);
         let text = "== a SYN\nby a: pass\neth {mac} {host} 0800\nip 45 00 {length} 0001 4000 40 06 {sum} {far} {vip}\n\
                     tcp {port} {http} {seq} 00000000 60 02 ffff {sum} 0000 020405b4\n";
-        super::text::read("stage", text, &names).remove(0).packet
+        super::text::read("stage", text, (self.family, &names)).remove(0).packet
     }
 
     /// A connection that `pod` opens from there to that port of a machine that never answers.
-    fn begin(&mut self, pod: &str, (vip, port): (Ipv4Addr, u16), to: u16) {
-        let opening = open_socket(&self.replicas[pod].pod.ns);
-        bind(opening.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(vip, port))).expect("bind the VIP");
-        let answer = connect(opening.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(FAR, to)));
+    fn begin(&mut self, pod: &str, (vip, port): (IpAddr, u16), to: u16) {
+        let opening = open_socket(self.family, &self.replicas[pod].pod.ns);
+        bind(opening.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(vip, port))).expect("bind the VIP");
+        let answer = connect(opening.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(self.far(), to)));
         assert_eq!(answer, Err(Errno::EINPROGRESS));
-        let ours: SockaddrIn = getsockname(opening.as_raw_fd()).expect("its address");
-        self.name_number(if port == 0 { "out.b" } else { "other" }, ours.port());
+        let ours: SockaddrStorage = getsockname(opening.as_raw_fd()).expect("its address");
+        let of_ipv4 = ours.as_sockaddr_in().map(SockaddrIn::port);
+        let number = of_ipv4.or_else(|| ours.as_sockaddr_in6().map(SockaddrIn6::port)).expect("its port");
+        self.name_number(if port == 0 { "out.b" } else { "other" }, number);
         self.opening.push(opening);
     }
 
@@ -325,7 +367,8 @@ impl Stage {
     /// Runs `work` where packets can be put through the programs: inside the node's namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce(&Bench) -> T + Send) -> T {
         let dir = self.node.bpf_dir();
-        self.node.ns.run(|| work(&Bench { owner: pinned(&dir, "owner_"), guard: pinned(&dir, "guard_") }))
+        let (owner, guard) = if self.family == Family::V4 { ("owner_", "guard_") } else { ("owner6_", "guard6_") };
+        self.node.ns.run(|| work(&Bench { owner: pinned(&dir, owner), guard: pinned(&dir, guard) }))
     }
 }
 
@@ -342,9 +385,17 @@ fn soon(is_true: impl Fn() -> bool) -> bool {
     (0..100).inspect(|_| thread::sleep(Duration::from_millis(50))).any(|_| is_true())
 }
 
-fn open_socket(ns: &Netns) -> OwnedFd {
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn open_socket(family: Family, ns: &Netns) -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    ns.run(|| socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket"))
+    let family = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    ns.run(|| socket(family, SockType::Stream, flags, None).expect("a socket"))
 }
 
 fn hex(octets: &[u8]) -> String {
@@ -362,24 +413,30 @@ fn mac_of(link: &serde_json::Value) -> [u8; 6] {
 }
 
 impl Replica {
-    fn of(node: &Node, maps: &Maps, pod: Pod) -> Self {
+    fn of(node: &Node, (maps, family): (&Maps, Family), pod: Pod) -> Self {
         let container_veth = pod.ns.ip_json("link show dev vip0").remove(0);
-        let (mac, vips) = (mac_of(&container_veth), pod.vips());
-        let members = maps.known(vips[0]).expect("its replicas").expect("the VIP").members;
+        let mac = mac_of(&container_veth);
+        let (vips, own): (Vec<IpAddr>, IpAddr) = match family {
+            Family::V4 => (pod.vips().into_iter().map(IpAddr::V4).collect(), pod.address().into()),
+            Family::V6 => (pod.vips6().into_iter().map(IpAddr::V6).collect(), pod.address6().into()),
+        };
+        let key = maps.key(vips[0]).expect("the maps").expect("a VIP's address");
+        let members = maps.known(key).expect("its replicas").expect("the VIP").members;
         let ifindex = members.iter().find(|member| member.mac == mac).expect("the replica is known").ifindex;
         let links = node.ns.ip_json("link");
         let host_veth = links.iter().find(|link| link["ifindex"] == json!(ifindex)).expect("its host veth");
-        let listener = pod.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a listener");
+        let listener = pod.ns.run(|| TcpListener::bind((unspecified(own), PORT))).expect("a listener");
         listener.set_nonblocking(true).expect("a listener that doesn't wait");
         let wire = Wire::to(&pod.ns, index_of(&container_veth));
-        let name = host_veth["ifname"].as_str().expect("a name").to_owned();
-        Self { ifindex, mac, host_mac: mac_of(host_veth), host_veth: name, vips, wire, listener, pod }
+        let (name, host_mac) = (host_veth["ifname"].as_str().expect("a name").to_owned(), mac_of(host_veth));
+        Self { ifindex, mac, host_mac, host_veth: name, vips, own, wire, listener, pod }
     }
 
     fn await_socket(&self, state: &str, port: u16) {
         let port = format!(":{port:04X}");
         until(&format!("a socket of {} in state {state}", self.pod.name), PATIENCE, || {
-            let sockets = self.pod.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp")).expect("/proc");
+            let of = |file: &str| self.pod.ns.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+            let sockets = if self.own.is_ipv4() { of("tcp") } else { of("tcp6") }.expect("/proc");
             let mut fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
             fields.find(|fields| fields[2].ends_with(&port) && fields[3] == state).map(drop)
         });
@@ -402,7 +459,7 @@ impl Wire {
             assert_eq!(set, 0, "PACKET_IGNORE_OUTGOING: {}", std::io::Error::last_os_error());
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
             address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
-            address.sll_protocol = u16::try_from(libc::ETH_P_IP).expect("a small number").to_be();
+            address.sll_protocol = u16::try_from(libc::ETH_P_ALL).expect("a small number").to_be();
             address.sll_ifindex = ifindex.cast_signed();
             let size = libc::socklen_t::try_from(size_of_val(&address)).expect("a small struct");
             let bound = libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size);
@@ -419,14 +476,15 @@ impl Wire {
         }
     }
 
-    /// What has come so far.
+    /// What has come so far, of either family.
     pub fn receive(&self) -> impl Iterator<Item = Vec<u8>> {
-        std::iter::from_fn(|| {
+        let all = std::iter::from_fn(|| {
             let mut frame = vec![0; 65536];
             let length = nix::unistd::read(&self.0, &mut frame).ok()?;
             frame.truncate(length);
             Some(frame)
-        })
+        });
+        all.filter(|frame| Family::ALL.iter().any(|family| frame.get(12..14) == Some(&family.ethertype()[..])))
     }
 }
 

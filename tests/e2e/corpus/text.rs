@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use viproute::internals::model::Family;
+
+use super::family::{self, Form, TCP, UDP};
+
 /// What the running node calls `{…}`, as octets.
 pub type Names = BTreeMap<String, Vec<u8>>;
 
@@ -37,8 +41,8 @@ pub enum Verdict {
     Reset(Vec<u8>),
 }
 
-/// The packets of a file, in its order.
-pub fn read(file: &str, text: &str, names: &Names) -> Vec<Case> {
+/// The packets of a file, in its order. What is written for IPv4 is for IPv6, too, if nothing says `ipv4` and IPv6 has the like.
+pub fn read(file: &str, text: &str, (family, names): (Family, &Names)) -> Vec<Case> {
     let mut cases: Vec<(usize, Vec<&str>)> = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         match line.strip_prefix("== ") {
@@ -46,7 +50,16 @@ pub fn read(file: &str, text: &str, names: &Names) -> Vec<Case> {
             None => cases.last_mut().unwrap_or_else(|| panic!("{file}: {line:?} belongs to no packet")).1.push(line),
         }
     }
-    cases.iter().map(|(number, lines)| case(&format!("{file}:{number}: {}", lines[0]), &lines[1..], names)).collect()
+    let of_family = cases.iter().filter_map(|(number, lines)| {
+        let title = format!("{file}:{number}: {}", lines[0]);
+        let lines: Vec<String> = match family {
+            Family::V6 if lines.contains(&"ipv4") => return None,
+            Family::V6 => family::as_ipv6(&lines[1..])?,
+            Family::V4 => lines[1..].iter().map(|line| (*line).to_owned()).collect(),
+        };
+        Some((title, lines))
+    });
+    of_family.map(|(title, lines)| case(&title, &lines.iter().map(String::as_str).collect::<Vec<_>>(), names)).collect()
 }
 
 fn case(title: &str, lines: &[&str], names: &Names) -> Case {
@@ -98,28 +111,36 @@ fn frame(title: &str, lines: &[&str], names: &Names) -> Vec<u8> {
     for line in lines {
         let (label, rest) = line.split_once(' ').unwrap_or((line, ""));
         match label {
-            "eth" | "ip" | "tcp" | "udp" | "icmp" | "data" => layers.push(layer(title, label, rest, names)),
+            "eth" | "ip" | "ip6" | "ext" | "tcp" | "udp" | "icmp" | "data" => {
+                layers.push(layer(title, label, rest, names));
+            }
             "pad" => pad = layer(title, label, rest, names).octets,
             "keep" => keep = rest.parse().unwrap_or_else(|_| panic!("{title}: keep {rest:?}")),
-            "mark" | "gso" | "moving" => {}
+            "mark" | "gso" | "moving" | "ipv4" => {}
             other => panic!("{title}: {other:?} is no layer"),
         }
     }
     // From the innermost on: an outer checksum covers the inner ones.
     let mut behind: Vec<u8> = Vec::new();
     for place in (0..layers.len()).rev() {
-        let outer = layers[..place].iter().rev().find(|layer| layer.label == "ip").map(|layer| layer.octets.clone());
+        let outer = layers[..place].iter().rev().find(|layer| ["ip", "ip6"].contains(&layer.label.as_str()));
+        let outer = outer.map(|layer| layer.octets.clone());
         let layer = &mut layers[place];
         if let Some(at) = layer.length {
-            let length = u16::try_from(layer.octets.len() + behind.len()).expect("a length of 16 bits");
+            // IPv6's header doesn't count itself.
+            let own = if layer.label == "ip6" { 0 } else { layer.octets.len() };
+            let length = u16::try_from(own + behind.len()).expect("a length of 16 bits");
             layer.octets[at..at + 2].copy_from_slice(&length.to_be_bytes());
         }
         if let Some(at) = layer.sum {
             let whole = [layer.octets.as_slice(), &behind].concat();
             let sum = match (layer.label.as_str(), outer) {
                 ("ip", _) => !sum(&layer.octets),
-                ("tcp" | "udp", Some(ip)) if layer.partial => sum(&pseudo_header(&ip, whole.len())),
-                ("tcp" | "udp", Some(ip)) => !sum(&[pseudo_header(&ip, whole.len()), whole].concat()),
+                (label, Some(ip)) => match protocol_of(label, &ip) {
+                    Some(protocol) if layer.partial => sum(&pseudo_header(&ip, protocol, whole.len())),
+                    Some(protocol) => !sum(&[pseudo_header(&ip, protocol, whole.len()), whole].concat()),
+                    None => !sum(&whole),
+                },
                 _ => !sum(&whole),
             };
             layer.octets[at..at + 2].copy_from_slice(&sum.to_be_bytes());
@@ -178,8 +199,24 @@ pub fn sum(octets: &[u8]) -> u16 {
     u16::try_from(sum).expect("it is folded")
 }
 
-/// TCP's and UDP's pseudo-header behind this IP header.
-pub fn pseudo_header(ip: &[u8], length: usize) -> Vec<u8> {
-    let length = u16::try_from(length).expect("a length of 16 bits");
-    [&ip[12..20], &[0, ip[9]], &length.to_be_bytes()].concat()
+/// The protocol whose checksum has a pseudo-header in its sum behind this IP header. ICMP's has one by IPv6 alone.
+fn protocol_of(label: &str, ip: &[u8]) -> Option<u8> {
+    match label {
+        "tcp" => Some(TCP),
+        "udp" => Some(UDP),
+        "icmp" if is_ipv6(ip) => Some(Family::V6.icmp()),
+        _ => None,
+    }
+}
+
+/// Of IPv4 one may claim so.
+fn is_ipv6(ip: &[u8]) -> bool {
+    ip[0] >> 4 == 6 && ip.len() == 40
+}
+
+/// The pseudo-header of a protocol behind this IP header (RFC 9293, 3.1; RFC 8200, 8.1).
+pub fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> Vec<u8> {
+    let length = u16::try_from(length).expect("a length of 16 bits").to_be_bytes();
+    let addresses = if is_ipv6(ip) { &ip[8..40] } else { &ip[12..20] };
+    [addresses, &[0, protocol], &length].concat()
 }

@@ -10,7 +10,7 @@ mod translated;
 
 use std::cell::Cell;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use viproute::internals::ebpf::{Express, ExpressCounts, express_counts};
 
-use crate::harness::{Join, Netns, Node, PORT, Run, SOON, Service, deadline, hear, scaled};
+use crate::harness::{Families, Join, Netns, Node, PORT, Run, SOON, Service, deadline, hear, scaled, unspecified};
 
 /// The node's device that leads to the clients.
 const UPLINK: &str = "eth0";
@@ -50,17 +50,21 @@ impl<'a> Switch<'a> {
             self.node.ns.cmd("tc").args(arguments.split(' ')).finish("").ok();
         };
         tc(format!("qdisc replace dev {uplink} clsact"));
-        for (side, name) in [("ingress", "express_in_"), ("egress", "express_seen_")] {
-            let pin = self.pin(name);
-            tc(format!("filter replace dev {uplink} {side} pref 1 handle 1 bpf direct-action object-pinned {pin}"));
+        for (side, name) in [("ingress", "express_in"), ("egress", "express_seen")] {
+            let of_ipv4 = self.pin(&format!("{name}_")).unwrap_or_else(|| panic!("{name}_… isn't pinned"));
+            let of_ipv6 = self.pin(&format!("{name}6_")).map(|pin| ("protocol ipv6 pref 2", pin)); // not without BTF
+            for (place, pin) in std::iter::once(("protocol all pref 1", of_ipv4)).chain(of_ipv6) {
+                let program = format!("handle 1 bpf direct-action object-pinned {pin}");
+                tc(format!("filter replace dev {uplink} {side} {place} {program}"));
+            }
         }
     }
 
-    fn pin(&self, name: &str) -> String {
+    fn pin(&self, name: &str) -> Option<String> {
         let pins = std::fs::read_dir(self.node.bpf_dir()).expect("the pins' directory");
         let mut pins = pins.map(|entry| entry.expect("a pin").path());
         let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name));
-        pins.find(is_it).unwrap_or_else(|| panic!("{name}… isn't pinned")).display().to_string()
+        pins.find(is_it).map(|pin| pin.display().to_string())
     }
 
     fn set(&self, generation: u64) {
@@ -101,8 +105,12 @@ const ASKED: u64 = 40;
 
 /// A new connection's questions and answers go straight. Its server's name.
 fn goes_straight(service: &Service, switch: &Switch<'_>) -> String {
+    goes_straight_to(&service.client, service.vip.into(), switch)
+}
+
+fn goes_straight_to(client: &Netns, vip: IpAddr, switch: &Switch<'_>) -> String {
     let before = switch.counts();
-    let mut talk = Talk::with(&service.client, service.vip);
+    let mut talk = Talk::with(client, vip);
     let name = talk.ask();
     for _ in 1..ASKED {
         assert_eq!(talk.ask(), name);
@@ -114,9 +122,9 @@ fn goes_straight(service: &Service, switch: &Switch<'_>) -> String {
 }
 
 /// Clones end at the host veth and at the uplink; each datagram of a flow is answered once.
-fn no_datagram_comes_twice(service: &Service) {
+fn no_datagram_comes_twice(service: &Service, vip: IpAddr) {
     let switch = Switch::on(&service.node);
-    let flow = Flow::with(&service.client, service.vip);
+    let flow = Flow::with(&service.client, vip);
     let (before, begin, mut sent) = (switch.counts(), Instant::now(), 0);
     let name = flow.ask().expect("an answer");
     while begin.elapsed() < 4 * UDP_LEASE {
@@ -139,8 +147,9 @@ fn since(now: ExpressCounts, before: ExpressCounts) -> (u64, u64) {
 struct Talk(TcpStream);
 
 impl Talk {
-    fn with(ns: &Netns, vip: Ipv4Addr) -> Self {
-        let stream = ns.run(|| TcpStream::connect_timeout(&(vip, PORT).into(), scaled(SOON))).expect("connect");
+    fn with(ns: &Netns, vip: impl Into<IpAddr>) -> Self {
+        let to = SocketAddr::new(vip.into(), PORT);
+        let stream = ns.run(|| TcpStream::connect_timeout(&to, scaled(SOON))).expect("connect");
         stream.set_nodelay(true).expect("TCP_NODELAY");
         Self(stream)
     }
@@ -160,9 +169,10 @@ impl Talk {
 struct Flow(UdpSocket);
 
 impl Flow {
-    fn with(ns: &Netns, vip: Ipv4Addr) -> Self {
-        let socket = ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).expect("a socket");
-        socket.connect((vip, PORT)).expect("connect");
+    fn with(ns: &Netns, vip: impl Into<IpAddr>) -> Self {
+        let to = SocketAddr::new(vip.into(), PORT);
+        let socket = ns.run(|| UdpSocket::bind((unspecified(to.ip()), 0))).expect("a socket");
+        socket.connect(to).expect("connect");
         socket.set_read_timeout(Some(SILENCE)).expect("a time limit");
         Self(socket)
     }
@@ -260,4 +270,11 @@ fn read(stream: &mut TcpStream, limit: usize) -> usize {
 
 fn service(replicas: usize, spare: usize) -> Service {
     Service::new(replicas, spare)
+}
+
+/// The same with a VIP of both families, and its address of IPv6.
+fn service6(join: &Join, replicas: usize) -> (Service, IpAddr) {
+    let service = Service::dual(join, replicas, 0, Families::Both);
+    let vip6 = service.vip6.expect("the VIP's IPv6 address");
+    (service, vip6.into())
 }

@@ -1,23 +1,35 @@
 //! What goes straight, what never does, and that nothing is lost, changed or counted wrongly by it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 
 use viproute::internals::ebpf::ExpressCounts;
 
-use super::{ASKED, Flow, Switch, Talk, goes_straight, joining, service, since};
-use crate::harness::{Echo, PORT, SOON, Service, until};
+use super::{ASKED, Flow, Switch, Talk, goes_straight_to, joining, service, service6, since};
+use crate::harness::{Echo, Join, PORT, SOON, Service, unspecified, until};
 
 #[test]
 fn a_connections_packets_go_straight_both_ways() {
     let service = service(3, 0);
+    goes_straight_both_ways(&service, service.vip.into());
+}
+
+/// Beside one of IPv4 to the same replicas.
+#[test]
+fn one_of_ipv6_goes_straight_both_ways() {
+    let (service, vip6) = service6(&Join::annotated("web"), 3);
+    goes_straight_both_ways(&service, vip6);
+    goes_straight_both_ways(&service, service.vip.into());
+}
+
+fn goes_straight_both_ways(service: &Service, vip: IpAddr) {
     let switch = Switch::on(&service.node);
     let hits = service.counter("local_hit");
-    goes_straight(&service, &switch);
+    goes_straight_to(&service.client, vip, &switch);
     // Each is counted as one of the connection's, once: a question, the end of the handshake, acknowledgements.
     let hits = service.counter("local_hit") - hits;
     assert!((ASKED..=2 * ASKED + 2).contains(&hits), "{hits} packets of a connection were counted");
@@ -53,7 +65,7 @@ fn what_begins_on_the_node_is_the_stacks() {
 fn no_datagram_comes_twice() {
     let service = service(3, 0);
     let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::start(pod, service.vip)).collect();
-    super::no_datagram_comes_twice(&service);
+    super::no_datagram_comes_twice(&service, service.vip.into());
 }
 
 /// One clone a direction in half a second: the stack's rules see the flow go on.
@@ -84,14 +96,14 @@ fn the_stack_sees_a_packet_of_each_lease() {
     }
 }
 
-/// A UDP socket of a pod's that tells the TTL it sees.
-fn hear_ttl(socket: &std::net::UdpSocket) -> (i32, SockaddrIn) {
+/// The TTL, or hop limit, of the datagram that a socket has, and its sender.
+fn hear_ttl(socket: &std::net::UdpSocket) -> (i32, SockaddrStorage) {
     let (mut buffer, mut space) = ([0; 64], nix::cmsg_space!(i32));
     let mut into = [std::io::IoSliceMut::new(&mut buffer)];
-    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty());
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty());
     let message = message.expect("a datagram");
     let ttl = message.cmsgs().expect("what comes with it").find_map(|said| match said {
-        ControlMessageOwned::Ipv4Ttl(ttl) => Some(ttl),
+        ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => Some(ttl),
         _ => None,
     });
     (ttl.expect("its TTL"), message.address.expect("its sender"))
@@ -100,19 +112,33 @@ fn hear_ttl(socket: &std::net::UdpSocket) -> (i32, SockaddrIn) {
 #[test]
 fn a_hop_is_a_hop() {
     let service = service(1, 0);
-    let bind = |ns: &crate::harness::Netns, to: (Ipv4Addr, u16)| {
+    hops_are_counted(&service, service.vip.into());
+}
+
+#[test]
+fn a_hop_of_ipv6_is_one_too() {
+    let (service, vip6) = service6(&Join::annotated("web"), 1);
+    hops_are_counted(&service, vip6);
+}
+
+fn hops_are_counted(service: &Service, vip: IpAddr) {
+    let bind = |ns: &crate::harness::Netns, to: SocketAddr| {
         let socket = ns.run(|| std::net::UdpSocket::bind(to)).expect("a socket");
-        setsockopt(&socket, sockopt::Ipv4RecvTtl, &true).expect("IP_RECVTTL");
+        if to.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4RecvTtl, &true).expect("IP_RECVTTL");
+        } else {
+            setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true).expect("IPV6_RECVHOPLIMIT");
+        }
         socket.set_read_timeout(Some(SOON)).expect("a time limit");
         socket
     };
-    let server = bind(&service.pods[0].ns, (service.vip, PORT));
-    let client = bind(&service.client, (Ipv4Addr::UNSPECIFIED, 0));
+    let server = bind(&service.pods[0].ns, (vip, PORT).into());
+    let client = bind(&service.client, (unspecified(vip), 0).into());
     let switch = Switch::on(&service.node);
     let mut straight = 0;
     for _ in 0..20 {
         let before = switch.counts();
-        client.send_to(b"x", (service.vip, PORT)).expect("send");
+        client.send_to(b"x", (vip, PORT)).expect("send");
         let (ttl, from) = hear_ttl(&server);
         assert_eq!(ttl, 63, "one hop to the pod");
         nix::sys::socket::sendto(server.as_raw_fd(), b"y", &from, MsgFlags::empty()).expect("answer");
@@ -121,9 +147,14 @@ fn a_hop_is_a_hop() {
     }
     assert!(straight >= 15, "{straight} of 20 went straight");
     // The node can't forward this one, and says so: the stack does.
-    client.connect((service.vip, PORT)).expect("connect");
-    client.set_ttl(1).expect("IP_TTL");
-    setsockopt(&client, sockopt::Ipv4RecvErr, &true).expect("IP_RECVERR");
+    client.connect((vip, PORT)).expect("connect");
+    if vip.is_ipv4() {
+        client.set_ttl(1).expect("IP_TTL");
+        setsockopt(&client, sockopt::Ipv4RecvErr, &true).expect("IP_RECVERR");
+    } else {
+        setsockopt(&client, sockopt::Ipv6Ttl, &1).expect("IPV6_UNICAST_HOPS");
+        setsockopt(&client, sockopt::Ipv6RecvErr, &true).expect("IPV6_RECVERR");
+    }
     client.send(b"x").expect("send");
     until("time exceeded", SOON, || {
         let error = client.take_error().expect("SO_ERROR")?;
@@ -152,18 +183,31 @@ fn fragments_go_by_the_stack() {
 #[test]
 fn what_has_ip_options_goes_by_the_stack() {
     let service = service(1, 0);
-    let _server = Echo::start(&service.pods[0], service.vip);
+    // Four times "no operation".
+    goes_by_the_stack_with(&service, service.vip.into(), (libc::IPPROTO_IP, libc::IP_OPTIONS, &[1; 4]));
+}
+
+#[test]
+fn what_has_extension_headers_goes_by_the_stack() {
+    let (service, vip6) = service6(&Join::annotated("web"), 1);
+    // Destination options: padding.
+    goes_by_the_stack_with(&service, vip6, (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0]));
+}
+
+/// Sends datagrams with a socket option of that level and number.
+fn goes_by_the_stack_with(service: &Service, vip: IpAddr, (level, number, value): (i32, i32, &[u8])) {
+    let _server = Echo::start(&service.pods[0], vip);
     let switch = Switch::on(&service.node);
-    let flow = Flow::with(&service.client, service.vip);
+    let flow = Flow::with(&service.client, vip);
     flow.ask().expect("an answer");
+    let plain = switch.counts();
     flow.ask().expect("an answer");
     let before = switch.counts();
-    // Four times "no operation".
-    let options = [1_u8; 4];
-    // SAFETY: a system call with a pointer to a local of the size given.
-    let set =
-        unsafe { libc::setsockopt(flow.0.as_raw_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, options.as_ptr().cast(), 4) };
-    assert_eq!(set, 0, "IP_OPTIONS");
+    assert_eq!(since(before, plain), (1, 1), "without it");
+    let length = libc::socklen_t::try_from(value.len()).expect("a short value");
+    // SAFETY: a system call with a pointer to a value of the size given.
+    let set = unsafe { libc::setsockopt(flow.0.as_raw_fd(), level, number, value.as_ptr().cast(), length) };
+    assert_eq!(set, 0, "a socket option");
     flow.ask().expect("an answer");
     assert_eq!(since(switch.counts(), before).0, 0);
 }

@@ -25,7 +25,7 @@ fn a_connections_packets_go_straight_both_ways() {
 fn datagrams_go_straight_and_none_comes_twice() {
     let service = service(2, 0);
     let _servers: Vec<_> = service.pods.iter().map(|pod| Echo::on(pod, service.vip, service.target(pod))).collect();
-    no_datagram_comes_twice(&service);
+    no_datagram_comes_twice(&service, service.vip.into());
 }
 
 /// A segment of many, whose checksum is left to a network card, and one that a card has put together.

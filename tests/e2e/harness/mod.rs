@@ -32,7 +32,7 @@ mod bed;
 use bed::{cni, command, daemon, join, lan, load, netns, node, pod, serve, sidecar, snapshot, tempdir, wait};
 
 pub use bare::{bare_pod, for_each, nothing_left};
-pub use bed::dhcp_server::{DhcpServer, KEA_POOL, KEA_POOL6, RANGE, RANGE6, RELAYED, RELAYED6, Software};
+pub use bed::dhcp_server::{DELEGATED6, DhcpServer, KEA_POOL, KEA_POOL6, RANGE, RANGE6, RELAYED, RELAYED6, Software};
 pub use churn::churn;
 pub use cni::{Environment, Failure, Reply};
 pub use command::{Finished, Run, base_plugin, tool};

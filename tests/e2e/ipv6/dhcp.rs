@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Crowd, DhcpServer, Flows, KEA_POOL6, LONG, Lan, Netns, Node, PATIENCE, PORT, Pod, RANGE6, RELAYED6, Run, SOON,
-    Sidecar, connect, until,
+    Crowd, DhcpServer, Flows, KEA_POOL6, LONG, Lan, Netns, Node, PATIENCE, PORT, Page, Pod, RANGE6, RELAYED6, Run,
+    SOON, Sidecar, connect, until,
 };
 
 use super::web;
@@ -14,10 +14,10 @@ use super::web;
 /// IPv4 from a pool, so that there is one server to look at.
 const POOL: &str = "backend = \"pool\"\nannounce = \"arp\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]";
 
-struct Scene {
-    sidecar: Sidecar,
-    node: Node,
-    lan: Lan,
+pub(super) struct Scene {
+    pub(super) sidecar: Sidecar,
+    pub(super) node: Node,
+    pub(super) lan: Lan,
 }
 
 impl Scene {
@@ -27,13 +27,10 @@ impl Scene {
         (Self::on(lan, settings), server)
     }
 
-    fn on(lan: Lan, settings: &str) -> Self {
+    /// The node's link-local address is a tentative one yet, as after a boot.
+    pub(super) fn on(lan: Lan, settings: &str) -> Self {
         let node = Node::without_allocator(&lan, 1);
         lan.add_ipv6(&node.ns, 1);
-        // Answers to a tentative address are lost.
-        until("the node has a link-local address", SOON, || {
-            (!node.ns.ip("-6 addr show dev eth0 scope link -tentative").is_empty()).then_some(())
-        });
         let sidecar = Sidecar::start(&node, settings);
         Self { sidecar, node, lan }
     }
@@ -54,7 +51,7 @@ impl Scene {
         self.lease(of)?["expires"].as_u64()
     }
 
-    fn restarted(self, settings: &str) -> Self {
+    pub(super) fn restarted(self, settings: &str) -> Self {
         let Self { sidecar, node, lan } = self;
         sidecar.stop();
         let sidecar = Sidecar::start(&node, settings);
@@ -93,6 +90,10 @@ fn a_vip_has_an_address_of_the_server() {
         let (scene, server) = Scene::new(&format!("hold = \"1s\"\n{POOL}"), serve);
         let (pod, address) = scene.joined();
         assert!(in_range(address), "{name}: {address}");
+        // Answers to a tentative address are lost: nothing was asked for from there.
+        let solicits =
+            Page::of(&scene.node).value("viproute_dhcp_messages_total", &[("direction", "sent"), ("type", "discover")]);
+        assert_eq!(solicits, 1, "{name}");
         let _server = Crowd::of_both(&pod, PORT);
         scene.node.check(&pod, &web()).ok();
         let client = scene.lan.client(50, &[]);
@@ -243,6 +244,27 @@ fn an_address_that_a_host_has_is_declined() {
     // The next one, or one behind it where an offer was lost.
     assert!(in_range(address) && !address.to_string().ends_with("::100"), "{address}");
     assert!(server.log().contains("DECLINE"), "{}", server.log());
+}
+
+/// By a link of their own, on which hosts are asked too; routers lead to them.
+#[test]
+fn addresses_may_be_of_another_link_than_those_of_ipv4() {
+    let (lan, other) = (Lan::new(), Lan::new());
+    let server = DhcpServer::kea6(&other, 600, KEA_POOL6);
+    let host = other.client(60, &[]);
+    host.ip("addr add 2001:db8::100/128 dev eth0 nodad");
+    let node = Node::without_allocator(&lan, 1);
+    other.ns.ip(&format!("link add name second type veth peer name eth1 netns {}", node.ns.path()));
+    other.ns.ip("link set second master br0 up");
+    node.ns.ip("link set eth1 up");
+    node.ns.ip("addr add 2001:db8::1/64 dev eth1 nodad");
+    let settings = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]\ninterface = \"eth1\"";
+    let scene = Scene { sidecar: Sidecar::start(&node, settings), node, lan };
+    let address = scene.joined().1;
+    assert!(in_range(address) && !address.to_string().ends_with("::100"), "{address}");
+    assert!(server.log().contains("DECLINE"), "{}", server.log());
+    let text = std::fs::read_to_string(scene.node.dir.file("state/leases6/default_web.json")).expect("its lease");
+    assert!(text.contains("\"eth1\""), "{text}");
 }
 
 /// From a server beyond the link, as a relay agent asks.

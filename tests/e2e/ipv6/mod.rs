@@ -1,6 +1,8 @@
 //! VIPs of both families: what holds for IPv4 holds for IPv6.
 
+mod delegated;
 mod dhcp;
+mod families;
 mod guard;
 mod headers;
 mod heal;

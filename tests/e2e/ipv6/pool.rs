@@ -22,6 +22,27 @@ fn a_vip_has_the_address_that_ends_in_its_own_or_a_pinned_one() {
     node.check(&pod, &Join::annotated("web,dns")).ok();
 }
 
+/// Each pool's VIPs have addresses of its own network; of a pool without one they have none.
+#[test]
+fn each_of_several_pools_has_its_own_network() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1);
+    lan.add_ipv6(&node.ns, 1);
+    let pool = |number: u8, more: &str| {
+        format!("[[pool]]\nname = \"p{number}\"\ncidr = \"10.{number}.0.0/24\"\nnamespaces = [\"ns{number}\"]\n{more}")
+    };
+    let cidr6 = |network: &str| format!("cidr6 = \"{network}\"\n");
+    let pools = [pool(118, &cidr6("fd00:118::/96")), pool(119, ""), pool(120, &cidr6("fd00:120::/64"))].concat();
+    let _sidecar = Sidecar::start(&node, &format!("backend = \"pool\"\n{pools}"));
+    for (number, wanted) in [(118, Some("fd00:118::10.118.0.1")), (119, None), (120, Some("fd00:120::10.120.0.1"))] {
+        let join = web().namespace(&format!("ns{number}"));
+        let pod = node.joined(&join);
+        let wanted: Vec<Ipv6Addr> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(pod.vips6(), wanted, "of pool {number}");
+        node.check(&pod, &join).ok();
+    }
+}
+
 /// A configuration that gets `cidr6`, and loses it again, under live connections of IPv4.
 #[test]
 fn a_vip_in_service_gets_an_ipv6_address_and_loses_it() {

@@ -81,7 +81,7 @@ fn what_cant_be_asked_for_is_refused_by_name() {
         ("nodes", "10.118.0.33", "the address of node n1"),
         ("outside", "192.0.2.99", "no address of a pool"),
         ("excluded", "10.118.0.9", "doesn't give out"),
-        ("six", "fd00::7", "expected one IPv4 address"),
+        ("six", "fd00::7", "no pool has cidr6"),
     ];
     for (second, (name, address, why)) in cases.iter().enumerate() {
         scene.api.set(&asking(name, second, address));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{RANGE, Scene, pod_object, service, slice, uid};
-use crate::harness::{Connection, Crowd, Netns, PORT, Pod, SOON, until};
+use crate::harness::{Connection, Crowd, DhcpServer, KEA_POOL6, LONG, Netns, PORT, Pod, SOON, until};
 
 const BOTH: &str = "cidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
 /// A connection that isn't taken is refused, or isn't answered at all.
@@ -120,10 +120,35 @@ fn without_ipv6_who_prefers_both_gets_one_and_who_needs_both_waits() {
     scene.is_told("NoAddressOfFamily", "no address of ipv6");
     is_answered(&client, FOUR);
     becomes(&scene, &["IPv4", "IPv6"], "RequireDualStack");
-    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    scene.is_told("NoAddress", "no address so far, and no pod serves it: its VIP has none of ipv6");
     says(&scene, &[]);
+    is_silent(&client, FOUR);
     becomes(&scene, &["IPv4"], "SingleStack");
     says(&scene, &[FOUR]);
+    is_answered(&client, FOUR);
+    scene.ends();
+}
+
+/// By a lease of its own: it may come later than the other address, and who needs both waits for it.
+#[test]
+fn an_address_of_ipv6_may_be_leased() {
+    let (scene, client, _servers) = dual(1, "cidr = \"10.118.0.0/24\"\n[dhcp6]");
+    scene.api.set(&of(&["IPv6", "IPv4"], "RequireDualStack"));
+    scene.serve(&[(0, true)]);
+    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    says(&scene, &[]);
+    let _server = DhcpServer::kea6(&scene.lan, 600, KEA_POOL6);
+    let leased = until("an address is leased", LONG, || addresses(&scene).first().cloned());
+    assert!(leased.starts_with("2001:db8::1"), "{leased}");
+    says(&scene, &[&leased, FOUR]);
+    client.ip(&format!("route add {leased}/128 via 2001:db8::1"));
+    is_answered(&client, &leased);
+    becomes(&scene, &["IPv4"], "SingleStack");
+    says(&scene, &[FOUR]);
+    is_silent(&client, &leased);
+    becomes(&scene, &["IPv4", "IPv6"], "PreferDualStack");
+    says(&scene, &[FOUR, &leased]);
+    is_answered(&client, &leased);
     scene.ends();
 }
 
@@ -136,7 +161,7 @@ fn without_ipv6_a_service_of_ipv6_alone_is_not_answered() {
     says(&scene, &[FOUR]);
     is_answered(&client, FOUR);
     becomes(&scene, &["IPv6"], "SingleStack");
-    scene.is_told("NoAddress", "no address so far: VIPs have none of ipv6");
+    scene.is_told("NoAddress", "no address so far, and no pod serves it: its VIP has none of ipv6");
     says(&scene, &[]);
     is_silent(&client, FOUR);
     let routes = scene.node.ns.ip("route show proto 118");

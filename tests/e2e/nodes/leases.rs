@@ -5,12 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::new_key;
 use crate::harness::{
-    DhcpServer, Finished, Join, LONG, Lan, Node, PATIENCE, Page, Pod, Run, SOON, Sidecar, Software, TempDir,
-    VIPROUTECTL, scaled, until,
+    Crowd, DhcpServer, Finished, Flows, Join, KEA_POOL6, LONG, Lan, Node, PATIENCE, PORT, Page, Pod, Run, SOON,
+    Sidecar, Software, TempDir, VIPROUTECTL, attempt, scaled, until,
 };
 
 /// A lease that is renewed each five or six seconds; who waits in vain for another node asks after eight.
@@ -82,6 +82,18 @@ impl Member {
         ["discover", "request", "reboot", "rebind"].into_iter().map(of).sum()
     }
 
+    /// What it has leased for the VIP's IPv6 address.
+    fn lease6(&self, vip: &str) -> Option<Value> {
+        let leases = self.sidecar().ask(&json!({ "leases": {} }))["leases"].as_array().cloned()?;
+        let is_it = |lease: &Value| lease["vip"] == vip && lease["address"].as_str().is_some_and(|of| of.contains(':'));
+        leases.into_iter().find(is_it)
+    }
+
+    /// The second in which that ends.
+    fn expires6(&self, vip: &str) -> u64 {
+        self.lease6(vip).and_then(|lease| lease["expires"].as_u64()).unwrap_or(0)
+    }
+
     pub(super) fn log(&self) -> String {
         self.sidecar().daemon.log()
     }
@@ -89,12 +101,21 @@ impl Member {
 
 impl Scene {
     fn new(nodes: u8, server: impl FnOnce(&Lan) -> DhcpServer) -> Self {
+        Self::with(nodes, "backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]", server)
+    }
+
+    /// With VIPs whose IPv6 addresses are leased; the others are of a pool.
+    fn ipv6(nodes: u8, server: impl FnOnce(&Lan) -> DhcpServer) -> Self {
+        Self::with(nodes, "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]", server)
+    }
+
+    fn with(nodes: u8, settings: &str, server: impl FnOnce(&Lan) -> DhcpServer) -> Self {
         let (lan, dir) = (Lan::new(), TempDir::new());
         let key = new_key(&dir, "membership.key");
         let server = server(&lan);
         let members = (1..=nodes).map(|number| {
             let settings = format!(
-                "backend = \"dhcp\"\nallow = [\"192.0.2.0/24\"]\n[membership]\nkey_file = {key:?}\nname = \"n{number}\"\n\
+                "{settings}\n[membership]\nkey_file = {key:?}\nname = \"n{number}\"\n\
                  seeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]"
             );
             Member::new(&lan, number, settings)
@@ -307,4 +328,63 @@ fn who_comes_later_learns_what_is_granted() {
     let file = scene.members[1].node.dir.file("state/leases/shop_web.json");
     let text = std::fs::read_to_string(file).expect("a lease file");
     assert!(text.contains(&vip.to_string()) && text.contains("192.0.2.254"), "{text}");
+}
+
+/// Leases of IPv6 are told as those of IPv4 are: one node asks, the other learns, and goes on when the first is gone.
+#[test]
+fn a_lease_of_ipv6_is_one_nodes_and_all_nodes() {
+    let mut scene = Scene::ipv6(2, |lan| DhcpServer::kea6(lan, QUICK, KEA_POOL6));
+    for (number, member) in (1..).zip(&scene.members) {
+        scene.lan.add_ipv6(&member.node.ns, number);
+    }
+    let join = Join::annotated("web");
+    let joined = |member: &Member, name: &str| {
+        let mut pod = member.node.pod();
+        name.clone_into(&mut pod.name);
+        // The node that gives out the pool's addresses may not be heard yet.
+        until("the pod joins", SOON, || member.node.add(&pod, &join).succeeded().then_some(()));
+        pod
+    };
+    let first = joined(&scene.members[0], "one");
+    let [address] = first.vips6()[..] else { panic!("{:?}\n{}", first.vips6(), scene.members[0].log()) };
+    let second = joined(&scene.members[1], "two");
+    assert_eq!(second.vips6(), [address], "{}", scene.members[1].log());
+    assert_eq!(scene.members[1].sent(), 0, "it has learned it: {}", scene.members[1].log());
+    let file = scene.members[1].node.dir.file("state/leases6/default_web.json");
+    assert!(std::fs::read_to_string(file).expect("its own file").contains(&address.to_string()));
+    // They serve it together.
+    let (_one, _two) = (Crowd::of_both(&first, PORT), Crowd::of_both(&second, PORT));
+    let client = scene.lan.client(50, &[]);
+    scene.lan.add_ipv6(&client, 50);
+    client.ip(&format!("route add {address}/128 via 2001:db8::1"));
+    until("both are reached", SOON, || (attempt(&client, address, 60).names.len() == 2).then_some(()));
+    // One of them renews for both; viprouted of that one ends for good, and the other goes on.
+    let renewer = until("they agree on who renews", PATIENCE, || {
+        let of = |member: &Member| Some(member.lease6("default/web")?["renewer"].as_str()?.to_owned());
+        let [a, b] = [0, 1].map(|at| of(&scene.members[at]));
+        if a == b { a?.strip_prefix('n')?.parse::<usize>().ok() } else { None }
+    });
+    let other = 2 - renewer;
+    let mut flows = Flows::open("the client", &client, address, 20);
+    scene.members[renewer - 1].sidecar.take().expect("viprouted runs").stop();
+    let ends = scene.members[other].expires6("default/web");
+    until("the other renews", LONG, || {
+        (scene.members[other].expires6("default/web") > ends + u64::from(QUICK)).then_some(())
+    });
+    let lease = scene.members[other].lease6("default/web").expect("a lease");
+    assert_eq!(lease["address"], json!(address));
+    assert_eq!((first.vips6(), second.vips6()), (vec![address], vec![address]));
+    flows.ask();
+    flows.hear();
+    assert_eq!(flows.complaint(&[]), None);
+    // It comes back with the lease that is on its disk, and has the same.
+    scene.members[renewer - 1].start();
+    until("it has the same", SOON, || {
+        let lease = scene.members[renewer - 1].lease6("default/web")?;
+        (lease["address"] == json!(address)).then_some(())
+    });
+    assert_eq!(joined(&scene.members[renewer - 1], "three").vips6(), [address]);
+    for member in &scene.members {
+        assert!(!member.log().contains("lost:"), "{}", member.log());
+    }
 }

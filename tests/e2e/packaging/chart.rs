@@ -61,8 +61,10 @@ fn wrong_values_are_refused_by_their_names() {
         ("pool.cidr6=10.118.0.0/24", "/pool/cidr6"),
         ("pins[0].address6=10.118.0.9", "/pins/0"),
         ("pools[0].name=lan", "/pools/0"),
+        ("pools[0].cidr6=10.118.0.0/24", "/pools/0"),
         ("services.networkPolicy=enforce", "/services/networkPolicy"),
         ("dhcp.servers={router}", "/dhcp/servers/0"),
+        ("dhcp6.enabled=maybe", "/dhcp6/enabled"),
         ("announce=yes", "/announce"),
         ("hold=soon", "/hold"),
         ("limits.vips=0", "/limits/vips"),
@@ -116,6 +118,7 @@ fn viprouted_takes_what_the_values_say() {
         "pools[0].labels.tier=gold",
         "pools[1].name=public",
         "pools[1].cidr={192.0.2.8-192.0.2.9,192.0.2.16/28}",
+        "pools[1].cidr6=2001:db8:118::/96",
         "pools[1].auto=false",
         "services.networkPolicy=ignore",
     ];
@@ -127,18 +130,25 @@ fn viprouted_takes_what_the_values_say() {
         "pins[0].address=10.118.0.9",
         "pins[0].address6=fd00:119::9",
     ];
-    for values in [&[][..], &everything, &relayed, &several, &dual, &["services.enabled=false"]] {
+    let leased = ["dhcp6.enabled=true"];
+    for values in [&[][..], &everything, &relayed, &several, &dual, &leased, &["services.enabled=false"]] {
         let text = configuration(&template(values).ok());
         let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
         assert_eq!(config.kubernetes.is_some(), values != ["services.enabled=false"], "{text}");
         assert_eq!(config.membership.is_some(), values != relayed, "{text}");
+        assert_eq!(config.lease6.is_some(), values == leased, "{text}");
     }
     let config = Config::parse(&configuration(&template(&several).ok())).unwrap();
     assert!(config.kubernetes.is_some_and(|kubernetes| kubernetes.ignore_policies));
     let pools = format!("{:?}", config.lease.backend);
     assert!(["\"lan\"", "\"public\"", "\"gold\""].iter().all(|word| pools.contains(word)), "{pools}");
+    assert_eq!(config.lease.beside.to_string(), "2001:db8:118::/96");
     let config = Config::parse(&configuration(&template(&dual).ok())).unwrap();
-    assert!(config.lease.beside.cidr6.is_some() && config.lease.beside.pins.len() == 1, "{:?}", config.lease.beside);
+    assert!(
+        config.lease.beside.prefixes.len() == 1 && config.lease.beside.pins.len() == 1,
+        "{:?}",
+        config.lease.beside
+    );
     let config = Config::parse(&configuration(&template(&everything).ok())).unwrap();
     assert!(!config.express && config.kubernetes.unwrap().default_class && config.metrics.listen.is_some());
     assert_eq!(

@@ -22,7 +22,7 @@ items:
 - apiVersion: metallb.io/v1beta1
   kind: IPAddressPool
   metadata: { name: everybody, namespace: metallb-system }
-  spec: { addresses: [192.168.10.0/24, 192.168.9.1-192.168.9.5] }
+  spec: { addresses: [192.168.10.0/24, 192.168.9.1-192.168.9.5, "fd00:10::1/64"] }
 - apiVersion: metallb.io/v1beta1
   kind: IPAddressPool
   metadata: { name: shop, namespace: metallb-system, labels: { zone: east } }
@@ -63,6 +63,7 @@ fn pools_and_announcements_become_viprouted_toml() {
     let found = imported(WHOLE);
     assert_eq!(found.left, [""; 0], "all of it has a counterpart");
     let config = Config::parse(&found.toml).unwrap();
+    assert_eq!(config.lease.beside.to_string(), "fd00:10::/64");
     assert_eq!((config.announce, config.interface.as_deref()), (crate::node::config::Announce::Arp, Some("eth1")));
     assert!(
         found.toml.contains("viproutectl announce bird --asn 64512 --router 192.0.2.254:64513\n"),
@@ -97,7 +98,14 @@ fn what_has_no_counterpart_is_named() {
         (object("AddressPool", "{}"), "AddressPool x: the form of before"),
         (object("Service", "{}"), "Service x: it is no pool or announcement"),
         (object("BFDProfile", "{}"), "BFDProfile x: set BFD in the routing daemon's"),
-        (object("IPAddressPool", "{ addresses: [\"fd00::/64\"] }"), "IPAddressPool x: fd00::/64 is of IPv6"),
+        (
+            object("IPAddressPool", "{ addresses: [\"fd00::/64\"] }"),
+            "IPAddressPool x: fd00::/64: a pool of IPv6 alone has no counterpart",
+        ),
+        (
+            object("IPAddressPool", "{ addresses: [10.0.0.0/24, \"fd00::/112\"] }"),
+            "IPAddressPool x: fd00::/112: expected a network of /96 or shorter",
+        ),
         (pool("{ namespaceSelectors: [{ matchLabels: { a: b } }] }"), "namespaceSelectors can't be said here"),
         (pool("{ serviceSelectors: [{}, {}] }"), "more than one of serviceSelectors can't be said here"),
         (

@@ -30,6 +30,7 @@ fn any_event() -> impl Strategy<Value = Any> {
             t1,
             t2,
             infrastructure: Vec::new(),
+            prefix: None,
         })),
         Just(nak()),
         Just(nak_of(OTHER)),
@@ -57,7 +58,7 @@ proptest! {
         let remembered = remembered.map(|(from, long)| lease(A, from, long));
         let mut now = at(0.0);
         let turn = if own_turn { Turn::Own } else { Turn::Others };
-        let mut machine = Machine::new(Acquisition { identity: identity(), remembered, wish: None, turn }, seed, now);
+        let mut machine = Machine::new(Acquisition { identity: identity(), remembered, wish: None, turn, prefix: None }, seed, now);
         for event in events {
             let (reply, told);
             let event = match event {

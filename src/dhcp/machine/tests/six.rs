@@ -11,7 +11,15 @@ fn server(name: u8) -> Server {
 }
 
 fn granted(address: IpAddr) -> Answer {
-    Answer::Ack(Grant { address, server: server(1), lease: 600, t1: None, t2: None, infrastructure: Vec::new() })
+    Answer::Ack(Grant {
+        address,
+        server: server(1),
+        lease: 600,
+        t1: None,
+        t2: None,
+        infrastructure: Vec::new(),
+        prefix: None,
+    })
 }
 
 fn kinds(scene: &mut Scene) -> Vec<String> {
@@ -27,7 +35,7 @@ fn kinds(scene: &mut Scene) -> Vec<String> {
 /// Bound to `2001:db8::1` and confirmed.
 fn bound() -> Scene {
     let mut scene = Scene::new(None);
-    scene.reply(Answer::Offer { address: address(1), server: server(1) });
+    scene.reply(Answer::Offer { address: address(1), server: server(1), prefix: None });
     scene.reply(granted(address(1)));
     scene.next();
     scene.reply(granted(address(1)));
@@ -47,9 +55,34 @@ fn another_address_in_the_answer_is_a_refusal() {
     scene.next();
     scene.next();
     assert_eq!(kinds(&mut scene), ["Rebind", "Rebind", "lost", "Discover", "Discover"]);
-    scene.reply(Answer::Offer { address: address(2), server: server(1) });
+    scene.reply(Answer::Offer { address: address(2), server: server(1), prefix: None });
     scene.reply(granted(address(2)));
     assert_eq!(kinds(&mut scene), ["Select", "2001:db8::2"]);
+}
+
+/// A prefix of another length than the one that was hinted at: that is what is asked for from then on.
+#[test]
+fn a_prefix_is_asked_for_as_it_was_delegated() {
+    let acquisition =
+        Acquisition { identity: identity(), remembered: None, wish: None, turn: Turn::Own, prefix: Some(64) };
+    let mut machine = Machine::new(acquisition, 1, T0);
+    let mut sent = |event: Event<'_>, now| {
+        let of = |action: &Action| match action {
+            Action::Send(message) => Some((message.prefix, message.xid)),
+            Action::Notify(_) => None,
+        };
+        machine.step(event, now).iter().find_map(of)
+    };
+    let (hint, xid) = sent(Event::Timer, T0).unwrap();
+    assert_eq!(hint, Some(64));
+    let reply = |answer, xid| Reply { xid, client: Client::Mac([2, 0, 0, 0, 0, 7]), client_id: None, answer };
+    let offer = |prefix| Answer::Offer { address: address(1), server: server(1), prefix };
+    assert_eq!(sent(Event::Reply(&reply(offer(None), xid)), T0), None, "an address is no prefix");
+    assert_eq!(sent(Event::Reply(&reply(offer(Some(56)), xid)), T0), Some((Some(56), xid)));
+    let Answer::Ack(grant) = granted(address(1)) else { panic!() };
+    let granted = Answer::Ack(Grant { prefix: Some(56), ..grant });
+    assert_eq!(sent(Event::Reply(&reply(granted, xid)), T0), None);
+    assert_eq!(sent(Event::Timer, T0 + Duration::from_secs(4)).unwrap().0, Some(56));
 }
 
 /// It has the same address, and another name since it has lost its leases.

@@ -7,7 +7,12 @@ use super::super::policies::{Labels, Policy};
 use super::*;
 
 fn desired(objects: &Objects, attachments: &[Attachment]) -> Desired {
-    super::desired(objects, &Sharing::of(objects), attachments, Here { node: "n1", has_ipv6: false })
+    super::desired(
+        objects,
+        &Sharing::of(objects),
+        attachments,
+        Here { node: "n1", has_ipv6: false, addresses: &BTreeMap::new() },
+    )
 }
 
 const NODE_POD: &str = "10.1.0.";

@@ -7,17 +7,18 @@ use std::time::UNIX_EPOCH;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::model::Family;
 use crate::model::node::ClusterNode;
 
 fn id(last: u8) -> NodeId {
     NodeId(Ipv4Addr::new(192, 0, 2, last))
 }
 
-fn web() -> VipKey {
-    "shop/web".parse().unwrap()
+fn web() -> LeaseKey {
+    LeaseKey { vip: "shop/web".parse().unwrap(), family: Family::V4 }
 }
 
-const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+const A: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 100));
 
 fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_790_000_000 + seconds)
@@ -25,7 +26,7 @@ fn at(seconds: u64) -> SystemTime {
 
 fn lease(granted: u64) -> Lease {
     let after = |seconds| Some(at(granted + seconds));
-    Lease { renew: after(300), rebind: after(525), expires: after(600), ..Lease::permanent(A.into(), at(granted)) }
+    Lease { renew: after(300), rebind: after(525), expires: after(600), ..Lease::permanent(A, at(granted)) }
 }
 
 /// This node, 192.0.2.1, among others.
@@ -45,7 +46,8 @@ impl Scene {
                 id: id(*last),
                 name: format!("n{last}"),
                 number: (*last).into(),
-                tunnel: id(*last).0,
+                tunnel: id(*last).0.into(),
+                heard6: None,
                 state: NodeState::Live,
             };
             let mut node = Node::remembered(&known, BTreeMap::new());
@@ -87,7 +89,7 @@ impl Scene {
     }
 
     fn expected(among: &[u8]) -> String {
-        let elected = election::renews(&web(), among.iter().map(|last| id(*last))).unwrap();
+        let elected = election::renews(&web().vip, among.iter().map(|last| id(*last))).unwrap();
         format!("n{}", elected.0.octets()[3])
     }
 }
@@ -117,15 +119,15 @@ fn who_has_an_address_renews_and_who_has_none_learns_it() {
     scene.says(3, Some(Holding::Knows(A)));
     scene.set(Own::Asks);
     let asked = scene.look(0);
-    let [(to, Note::WhichLease { number, vip })] = &asked[..] else { panic!("{asked:?}") };
-    assert_eq!((*to, vip), (id(2), &web()));
+    let [(to, Note::WhichLease { number, key })] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!((*to, key), (id(2), &web()));
     assert_eq!(number, &1);
     let again = scene.look(300);
     let [(_, Note::WhichLease { number, .. })] = &again[..] else { panic!("{again:?}") };
     assert_eq!(scene.renewer(), Some(Scene::expected(&[2, 3])));
     // n2's clock differs by far.
     let told = Told::of(&lease(50_000), 7, at(50_100)).unwrap();
-    let answer = |number| Note::Lease { number, vip: web(), told };
+    let answer = |number| Note::Lease { number, key: web(), told };
     scene.leases.on_note(id(3), answer(*number), at(1));
     scene.leases.on_note(id(2), answer(number - 1), at(1));
     assert!(scene.heard.try_recv().is_err(), "of another node, or to another question");
@@ -167,7 +169,7 @@ fn another_takes_over_from_a_node_that_is_gone_leaves_or_asks_as_another_client(
         for last in [2, 3] {
             scene.says(last, Some(Holding::Knows(A)));
         }
-        scene.set(Own::Knows(A.into()));
+        scene.set(Own::Knows(A));
         scene.look(400);
         let first = scene.renewer().unwrap();
         assert_eq!(first, Scene::expected(&[1, 2, 3]));
@@ -184,9 +186,9 @@ fn another_takes_over_from_a_node_that_is_gone_leaves_or_asks_as_another_client(
 #[test]
 fn only_what_was_granted_here_is_told() {
     let mut scene = Scene::new(&[2]);
-    let question = || Note::WhichLease { number: 5, vip: web() };
+    let question = || Note::WhichLease { number: 5, key: web() };
     assert_eq!(scene.leases.on_note(id(2), question(), at(0)), None);
-    scene.set(Own::Knows(A.into()));
+    scene.set(Own::Knows(A));
     assert_eq!(scene.leases.on_note(id(2), question(), at(0)), None, "else leases would be told in circles");
     scene.set(Own::Granted(lease(0)));
     let Some(Note::Lease { number: 5, told, .. }) = scene.leases.on_note(id(2), question(), at(100)) else { panic!() };

@@ -1,0 +1,54 @@
+//! The `DHCPv6` client of this node itself, for a prefix that is delegated to it (`IA_PD`, RFC 8415 section 6.3): of that VIPs have addresses.
+
+use ipnetwork::Ipv6Network;
+
+use crate::dhcp::{self, Acquisition, Engine, Handle, Server, TransportConfig, Turn};
+use crate::lease::clock;
+use crate::lease::cluster::Cluster;
+use crate::lease::store::Delegated;
+use crate::model::Family;
+use crate::model::address::ipv6;
+
+use super::{Error, Notices, dhcp as vips, identity};
+
+/// The name of the one client that there is.
+const KEY: &str = "prefix";
+/// What is asked for: as a link's prefixes are, though VIPs take less.
+const LENGTH: u8 = 64;
+
+/// Asks for a prefix on the link named `interface`, for `remembered` first. What becomes of it comes by the receiver, until the handle is
+/// dropped.
+pub fn start(
+    cluster: &Cluster,
+    interface: Option<&str>,
+    remembered: Option<&Delegated>,
+) -> Result<(Handle, Notices), Error> {
+    let interface = interface.ok_or(Error::NoInterface)?.into();
+    let transport = TransportConfig::Link { family: Family::V6, interface };
+    let (handle, notices) = Engine::start(dhcp::Settings { transport, servers: Vec::new(), clock: clock::now })?;
+    let (identity, remembered) = (identity::of_prefix(&cluster.name), remembered.map(to_engine));
+    let acquisition = Acquisition { identity, remembered, wish: None, turn: Turn::Own, prefix: Some(LENGTH) };
+    handle.acquire(KEY.to_owned(), acquisition);
+    Ok((handle, Some(notices)))
+}
+
+/// What is delegated; none: it is no prefix.
+pub fn delegated(lease: &dhcp::Lease) -> Option<Delegated> {
+    let network = Ipv6Network::new(ipv6(lease.address)?, lease.prefix?).ok()?;
+    Some(Delegated { network, lease: vips::from_engine(lease) })
+}
+
+fn to_engine(delegated: &Delegated) -> dhcp::Lease {
+    let Delegated { network, lease } = delegated;
+    dhcp::Lease {
+        address: network.network().into(),
+        server: lease.server.map(Server::at),
+        granted: lease.granted,
+        renew: lease.renew,
+        rebind: lease.rebind,
+        expires: lease.expires,
+        infrastructure: Vec::new(),
+        told: false,
+        prefix: Some(network.prefix()),
+    }
+}

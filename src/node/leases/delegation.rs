@@ -1,0 +1,128 @@
+//! The prefix that a `DHCPv6` server delegates to this node, in use: VIPs have the IPv6 addresses of it that end in what they lease, and what
+//! comes for the rest of it is refused here (RFC 7084 section 4.2, WPD-5).
+
+use ipnetwork::{IpNetwork, Ipv6Network};
+
+use crate::dhcp::{self, Change, Handle, Reason};
+use crate::lease::clock;
+use crate::lease::cluster::Cluster;
+use crate::lease::settings::OnLost;
+use crate::lease::source::{Notices, prefix};
+use crate::lease::store::Delegated;
+use crate::model::Family;
+use crate::node::journal::Kind;
+use crate::node::problems::PREFIX;
+use crate::node::reconcile::Discarded;
+
+use super::{Daemon, Error};
+
+/// It, and its client.
+pub(super) struct Delegation {
+    handle: Handle,
+    on_lost: OnLost,
+    /// The prefix in use.
+    pub(super) network: Option<Ipv6Network>,
+    /// Where the networks are that are refused here; none yet, at the start.
+    pub(super) discarded: Option<Discarded>,
+}
+
+impl Delegation {
+    /// Asks for one on the link of that name. The one of before is in use at once, unless it has run out.
+    pub(super) fn start(
+        on_lost: OnLost,
+        (cluster, interface): (&Cluster, Option<&str>),
+        remembered: Option<&Delegated>,
+    ) -> Result<(Self, Notices), Error> {
+        let (handle, notices) = prefix::start(cluster, interface, remembered)?;
+        let is_good = |known: &&Delegated| on_lost == OnLost::Keep || known.lease.is_valid(clock::now());
+        let network = remembered.filter(is_good).map(|known| known.network);
+        Ok((Self { handle, on_lost, network, discarded: None }, notices))
+    }
+
+    /// On the link of that name from now on.
+    pub(super) fn rebind(&self, interface: &str) {
+        self.handle.rebind(interface.to_owned());
+    }
+
+    /// Its messages.
+    pub(super) fn counters(&self) -> dhcp::Counters {
+        self.handle.counters()
+    }
+}
+
+impl Daemon {
+    /// What has become of the prefix.
+    pub(super) fn prefix(&mut self, change: Change) {
+        match change {
+            Change::Bound(lease) | Change::Renewed(lease) => {
+                if let Some(delegated) = prefix::delegated(&lease) {
+                    self.delegated(delegated);
+                }
+            }
+            Change::Lost { lease, reason } => {
+                let how = match reason {
+                    Reason::Nak { server, why } => dhcp::refused_by(server, &why),
+                    Reason::Expired => "it ran out and was not renewed".to_owned(),
+                };
+                self.prefix_lost(&format!("the delegated prefix at {} is lost: {how}", lease.address));
+            }
+            Change::Refused { server, why } => {
+                if let Some(text) = self.foreign.heard(server, None, &why) {
+                    tracing::warn!("{text}");
+                    self.agent.journal.record(Kind::Trouble, None, text);
+                }
+            }
+            Change::Failed { tries, why } => {
+                let what = match self.delegation.as_ref().and_then(|delegation| delegation.network) {
+                    Some(network) => format!("the delegated prefix {network} isn't renewed"),
+                    None => "no prefix is delegated to this node".to_owned(),
+                };
+                let text = format!("{what}: {} ({tries} tries)", why.said(Family::V6));
+                self.agent.problems.set(PREFIX, Some(text));
+            }
+        }
+    }
+
+    fn delegated(&mut self, delegated: Delegated) {
+        let network = delegated.network;
+        if let Some(allow) = self.settings.allow.as_ref().filter(|allow| !allow.permits_all(network.into())) {
+            let text = format!("{network} is delegated to this node, and not used: allow doesn't hold it ({allow})");
+            return self.agent.problems.set(PREFIX, Some(text));
+        }
+        self.agent.problems.set(PREFIX, None);
+        self.v4.executor.save_prefix(Some(delegated));
+        let before = self.delegation.as_ref().and_then(|delegation| delegation.network);
+        if before != Some(network) {
+            let of = before.map(|before| format!(" in place of {before}")).unwrap_or_default();
+            let text = format!("the prefix {network} is delegated to this node{of}");
+            tracing::info!("{text}");
+            self.agent.journal.record(Kind::Lease, None, text);
+            self.use_prefix(Some(network));
+        }
+    }
+
+    /// Until there is another one VIPs have no IPv6 addresses, or the ones that they have, by `dhcp.on_lost`.
+    fn prefix_lost(&mut self, text: &str) {
+        tracing::warn!("{text}");
+        self.agent.journal.record(Kind::Lease, None, text);
+        let keeps = self.delegation.as_ref().is_none_or(|delegation| delegation.on_lost == OnLost::Keep);
+        let text = if keeps { format!("{text}; VIPs have its addresses still") } else { text.to_owned() };
+        self.agent.problems.set(PREFIX, Some(text));
+        if !keeps {
+            self.v4.executor.save_prefix(None);
+            self.use_prefix(None);
+        }
+    }
+
+    /// VIPs' addresses are of that prefix from now on; none: they have none.
+    fn use_prefix(&mut self, network: Option<Ipv6Network>) {
+        let Some(delegation) = &mut self.delegation else { return };
+        let old = std::mem::replace(&mut delegation.network, network);
+        if let Some(discarded) = &delegation.discarded {
+            discarded.exchange(old.map(IpNetwork::V6), network.map(IpNetwork::V6));
+        }
+        self.settings.beside.set_network(network);
+        self.v4.executor.beside = self.settings.beside.clone();
+        self.compare_all_beside();
+    }
+}
