@@ -153,12 +153,11 @@ impl Config {
         let (dhcp, interface) = dhcp(top)?;
         let membership = Membership::read(top)?;
         let kubernetes = Kubernetes::read(top)?;
-        let on_lost = dhcp.on_lost;
+        let dhcp6 = ipv6::dhcp6(top, dhcp.on_lost)?;
         let mut lease = lease::lease(top, dhcp, membership.as_ref())?;
         if matches!(lease.backend, Backend::Pool(_)) && membership.is_none() && kubernetes.is_none() {
             pools::stand_alone(top, &lease.peers, !lease.pins.is_empty())?;
         }
-        let dhcp6 = ipv6::dhcp6(top, on_lost)?;
         let ipv6::Leased { lease6, delegate, interface: interface6 } = ipv6::by_itself(&mut lease, dhcp6)?;
         let announce = top.text("announce", "\"arp\" or \"none\"", announce_name)?;
         Ok(Self {
