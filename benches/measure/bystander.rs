@@ -1,6 +1,6 @@
 //! What a pod without a VIP pays for what its node has for others.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 
@@ -100,12 +100,13 @@ impl Site {
     }
 
     fn path(&self) -> Path {
-        let to = vec![SocketAddrV4::new(self.bystander.address(), PORT)];
+        let own = IpAddr::V4(self.bystander.address());
+        let to = vec![SocketAddr::new(own, PORT)];
         Path {
             client: self.client.path(),
             datagrams: Ok(to.clone()),
             to,
-            pods: vec![(self.bystander.ns.path(), self.bystander.address())],
+            pods: vec![(self.bystander.ns.path(), own)],
             processes: Vec::new(),
         }
     }

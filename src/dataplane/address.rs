@@ -34,7 +34,33 @@ pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()>
 
 /// The VIP is served under these addresses. Where it had others its replicas are renumbered, and those are returned.
 pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &Addresses) -> Result<Vec<IpAddr>> {
-    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let Some(begun) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let (_, moved) = change((node, registry), begun, addresses)?;
+    Ok(moved)
+}
+
+/// The same of a VIP that only other nodes have replicas of. That is asked under its lock: one that a pod is just joining here has the
+/// addresses that the pod was given. Returns whether it had others.
+pub fn serve_for_others(
+    node: &NodeNet,
+    registry: &Registry,
+    key: &VipKey,
+    addresses: &Addresses,
+) -> Result<(Option<LockedVip>, bool)> {
+    let Some((vip, before)) = begin(node, registry, key)? else { return Ok((None, false)) };
+    if before.addresses == *addresses || !vip.is_unused_here()? || vip.is_unused()? {
+        return Ok((Some(vip), false));
+    }
+    let (vip, _) = change((node, registry), (vip, before), addresses)?;
+    Ok((vip, true))
+}
+
+/// Serves the VIP under these addresses; gives the lock back while the VIP exists, and the addresses that it had.
+fn change(
+    (node, registry): (&NodeNet, &Registry),
+    (mut vip, before): (LockedVip, VipRecord),
+    addresses: &Addresses,
+) -> Result<(Option<LockedVip>, Vec<IpAddr>)> {
     let moved: Vec<IpAddr> = before.addresses.iter().filter(|address| !addresses.contains(*address)).collect();
     let mut record = VipRecord { withdrawn: false, addresses: addresses.clone(), ..before.clone() };
     if record.addresses != before.addresses {
@@ -49,8 +75,7 @@ pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &Addr
     if record != before {
         vip.write_record(record)?;
     }
-    reconcile_vip(node, vip, None)?;
-    Ok(moved)
+    Ok((reconcile_vip(node, vip, None)?.vip, moved))
 }
 
 /// The node has these addresses now: where the VIP's routes have another source they get the best one, and what went with it

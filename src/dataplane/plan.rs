@@ -29,6 +29,8 @@ pub struct Want {
     pub previous: Vec<IpAddr>,
     /// `src` of its routes.
     pub source: IpAddr,
+    /// `mtu` of its routes; none: that of the devices.
+    pub mtu: Option<u32>,
     /// Its group's id.
     pub group: u32,
     /// Its group's parameters.
@@ -128,6 +130,8 @@ pub struct DataRoute {
     pub source: Option<IpAddr>,
     /// `cwnd`.
     pub cwnd: Option<u32>,
+    /// `mtu`.
+    pub mtu: Option<u32>,
 }
 
 /// One step from what is to what must be.
@@ -238,7 +242,7 @@ impl Groups {
     }
 
     fn route(&self, want: &Want, address: IpAddr, cwnd: Option<u32>) -> Option<NexthopRoute> {
-        Some(NexthopRoute { address, nexthop: self.of(address)?, source: want.source, cwnd })
+        Some(NexthopRoute { address, nexthop: self.of(address)?, source: want.source, cwnd, mtu: want.mtu })
     }
 }
 
@@ -327,7 +331,8 @@ fn put_route(address: IpAddr, want: Option<NexthopRoute>, routes: &mut BTreeMap<
         ops.extend(routes.remove(&address).map(|_| Op::DelRoute(address)));
         return;
     };
-    let data = DataRoute { nexthop: Some(route.nexthop), source: route.preferred(), cwnd: route.cwnd };
+    let NexthopRoute { nexthop, cwnd, mtu, .. } = route;
+    let data = DataRoute { nexthop: Some(nexthop), source: route.preferred(), cwnd, mtu };
     match routes.insert(address, data) {
         None => ops.push(Op::AddRoute(route)),
         Some(have) if have != data => ops.push(Op::ReplaceRoute(route)),

@@ -12,6 +12,7 @@ use crate::registry::{LockedVip, Registry, Replica, VipRecord, nodes};
 
 use super::near::Near;
 use super::node::discard;
+use super::node::tunnel::Underlay;
 use super::owner::{self, Owner};
 use super::plan::{self, DataRoute, Have, HaveNexthop, Op, Routes, Want, WantedMember};
 use super::{Error, Result, ids, timing};
@@ -99,7 +100,7 @@ fn apply(node: &NodeNet, mut vip: LockedVip, tables: Option<&Tables>, how: How) 
     let mut repairs = Vec::new();
     vip.follow_families()?;
     if let Some(record) = vip.record.clone() {
-        let want = want_of(&record, &mut vip)?;
+        let want = want_of(node, &record, &mut vip)?;
         let seen = see(node, &mut vip, &want, (tables, how.failures))?;
         let gone = gone(node, seen.group.as_ref(), vip.replicas()?)?;
         let mut owners = Owner::all(&record, &mut vip, &gone)?;
@@ -175,7 +176,7 @@ fn or_shared(found: Result<Vec<String>>) -> Result<Vec<String>> {
 
 fn differences(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
-    let want = want_of(&record, vip)?;
+    let want = want_of(node, &record, vip)?;
     let seen = see(node, vip, &want, (None, Failures::End))?;
     let gone = gone(node, seen.group.as_ref(), vip.replicas()?)?;
     let have = read(node, &want, seen)?;
@@ -194,7 +195,8 @@ fn differences(node: &NodeNet, vip: &mut LockedVip) -> Result<Vec<String>> {
 fn differences_for(node: &NodeNet, vip: &mut LockedVip, attachment: &str) -> Result<Vec<String>> {
     let Some(record) = vip.record.clone() else { return Ok(Vec::new()) };
     let Some(replica) = vip.replicas()?.get(attachment).cloned() else { return Ok(Vec::new()) };
-    let want = want(&record, false, vip.replicas()?);
+    let mtu = routes_mtu(node, vip.cluster())?;
+    let want = Want { mtu, ..want(&record, false, vip.replicas()?) };
     let seen = see(node, vip, &want, (None, Failures::End))?;
     let have = read(node, &want, seen)?;
     let Some(id) = member_id(&replica) else { return Ok(Vec::new()) };
@@ -277,6 +279,7 @@ fn bare_want(record: &VipRecord) -> Want {
         unserved: record.unserved_addresses().collect(),
         previous: record.previous_addresses().collect(),
         source: record.node,
+        mtu: None,
         group: ids::group(record.slot),
         resilience: Resilience { buckets, idle_timer, unbalanced_timer },
         present: !record.withdrawn,
@@ -286,9 +289,18 @@ fn bare_want(record: &VipRecord) -> Want {
     }
 }
 
-fn want_of(record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
+fn want_of(node: &NodeNet, record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
     let inbound = vip.cluster().map(|_| ids::local_group(record.slot));
-    Ok(Want { inbound, ..want(record, vip.is_unused()?, vip.replicas()?) })
+    let mtu = routes_mtu(node, vip.cluster())?;
+    Ok(Want { inbound, mtu, ..want(record, vip.is_unused()?, vip.replicas()?) })
+}
+
+/// What is too long for the tunnel is not to get there, where its own packets are of IPv6 ([`Underlay::device_mtu`]): the programs send packets
+/// by it that the kernel has measured for a replica of this node. So each route of a VIP has the tunnel's MTU, and the kernel cuts, or refuses by
+/// ICMP, what is longer, before a program sees it.
+fn routes_mtu(node: &NodeNet, cluster: Option<&Cluster>) -> net::Result<Option<u32>> {
+    let Some(tunnel) = cluster.map(|cluster| cluster.own.tunnel).filter(IpAddr::is_ipv6) else { return Ok(None) };
+    Ok(Underlay::read(node, tunnel)?.map(Underlay::device_mtu))
 }
 
 fn want(record: &VipRecord, unused: bool, replicas: &BTreeMap<String, Replica>) -> Want {
@@ -376,6 +388,8 @@ pub struct Tables {
     objects: HashMap<u32, Object>,
     inbound: HashMap<IpAddr, TableRoute>,
     cluster: Option<Cluster>,
+    /// What routes of VIPs have.
+    mtu: Option<u32>,
 }
 
 impl Tables {
@@ -394,13 +408,14 @@ impl Tables {
         if cluster.is_some() {
             inbound.extend(list_inbound(node, None)?.into_iter().map(|route| (route.prefix.ip(), route)));
         }
-        Ok(Self { routes, objects, inbound, cluster })
+        let mtu = routes_mtu(node, cluster.as_ref())?;
+        Ok(Self { routes, objects, inbound, cluster, mtu })
     }
 
     /// Whether the kernel has what a VIP with these replicas must have. Without the VIP's lock, so "no" may be wrong by now.
     pub fn have(&self, record: &VipRecord, replicas: &BTreeMap<String, Replica>) -> bool {
         let inbound = self.cluster.as_ref().map(|_| ids::local_group(record.slot));
-        let want = Want { inbound, ..want(record, replicas.is_empty(), replicas) };
+        let want = Want { inbound, mtu: self.mtu, ..want(record, replicas.is_empty(), replicas) };
         let state = |wanted: &Nexthop| match self.objects.get(&wanted.id) {
             Some(Object::Single(found)) => compare(found, wanted),
             Some(_) => HaveNexthop::Wrong,
@@ -484,9 +499,11 @@ fn sort_in(routes: &mut Routes, route: &Route) {
     match route.kind {
         _ if discard::is_one(route) => {}
         Kind::Unreachable => drop(routes.announced.insert(route.metric)),
-        Kind::Nexthop { id, source, cwnd } => routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd }),
+        Kind::Nexthop { id, source, cwnd, mtu } => {
+            routes.data = Some(DataRoute { nexthop: Some(id), source, cwnd, mtu });
+        }
         Kind::Via(_) | Kind::Throw | Kind::Local(_) | Kind::Other => {
-            routes.data = Some(DataRoute { nexthop: None, source: None, cwnd: None });
+            routes.data = Some(DataRoute { nexthop: None, source: None, cwnd: None, mtu: None });
         }
     }
 }

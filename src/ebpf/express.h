@@ -213,7 +213,7 @@ SEC("classifier")
 int express_seen(struct __sk_buff *skb)
 {
 	__u32 sign = skb->tc_index;
-	if (!(sign & KIND))
+	if (!(sign & KIND) || skb->protocol != htons(FAMILY))	// the other family's program reads the sign of its packets
 		return TC_ACT_UNSPEC;
 	struct express *x = express();
 	const __u64 *k = x ? secret(x) : 0;

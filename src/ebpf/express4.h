@@ -4,6 +4,7 @@
 
 // Every path takes a packet of this length (RFC 791).
 #define ANY_PATH 576
+#define FAMILY ETH_P_IP
 #define IP_HEADER sizeof(struct iphdr)
 
 static inline_always const __u64 *secret(const struct express *x)

@@ -4,6 +4,7 @@
 
 // Every path takes a packet of this length (RFC 8200, 5).
 #define ANY_PATH 1280
+#define FAMILY ETH_P_IPV6
 #define IP_HEADER sizeof(struct ipv6hdr)
 #define KEYS6 16
 #define ICMPV6_DEST_UNREACH 1

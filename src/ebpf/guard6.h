@@ -26,8 +26,8 @@ static inline_always int is_answer(struct __sk_buff *skb, const struct attached 
 		key.flow.client_port = udp.dest;
 		key.flow.vip_port = udp.source;
 		break;
-	default:
-		if (pod->flags & GUARDED)
+	default:	// among them what is behind headers that can't be read: it may be a SYN
+		if (pod->flags & GUARDED || p->protocol == IPPROTO_RAW)
 			return 0;
 	}
 	return bpf_map_lookup_elem(&heard_v1, &key) != 0;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use aya::Pod;
@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 
 use crate::model::node::NodeId;
 
-use super::maps::{NODE_AT, NODES, THIS_NODE, TUNNEL_COUNTS, open};
+use super::maps::{NODE_AT, NODE_AT6, NODES, NODES6, THIS_NODE, TUNNEL_COUNTS, open};
 use super::{Error, Result};
 
 /// `struct here`: this node.
@@ -81,10 +81,36 @@ pub fn tunnel_counts(dir: &Path) -> Result<Option<TunnelCounts>> {
     Ok(Some(TunnelCounts { stranger, not_ours, too_far, chosen, aimed, walking, found, back }))
 }
 
+/// What nodes of one family have as the addresses of their ends of the tunnel, by id, and the other way round.
+struct OfFamily<const N: usize> {
+    by_id: HashMap<MapData, [u8; 4], [u8; N]>,
+    by_address: HashMap<MapData, [u8; N], [u8; 4]>,
+    names: [&'static str; 2],
+}
+
+impl<const N: usize> OfFamily<N> {
+    fn open(dir: &Path, names: [&'static str; 2]) -> Result<Option<Self>> {
+        let [nodes, node_at] = names;
+        let (Some(by_id), Some(by_address)) = (open(dir, nodes)?, open(dir, node_at)?) else { return Ok(None) };
+        let failed = |name| move |e| Error::map("open", dir.join(name).display(), e);
+        Ok(Some(Self {
+            by_id: HashMap::try_from(Map::HashMap(by_id)).map_err(failed(nodes))?,
+            by_address: HashMap::try_from(Map::HashMap(by_address)).map_err(failed(node_at))?,
+            names,
+        }))
+    }
+
+    fn set(&mut self, nodes: &BTreeMap<[u8; 4], [u8; N]>) -> Result<bool> {
+        let back = nodes.iter().map(|(id, at)| (*at, *id)).collect();
+        let changed = equal(&mut self.by_id, nodes).map_err(|e| Error::map("write", self.names[0], e))?;
+        Ok(changed | equal(&mut self.by_address, &back).map_err(|e| Error::map("write", self.names[1], e))?)
+    }
+}
+
 /// The nodes that the programs know.
 pub struct Nodes {
-    by_id: HashMap<MapData, [u8; 4], [u8; 4]>,
-    by_address: HashMap<MapData, [u8; 4], [u8; 4]>,
+    v4: OfFamily<4>,
+    v6: OfFamily<16>,
     this: Array<MapData, Here>,
 }
 
@@ -97,29 +123,27 @@ impl fmt::Debug for Nodes {
 impl Nodes {
     /// Opens the pinned maps. `None`: no programs are loaded, or such as have no tunnel.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
-        let (Some(nodes), Some(node_at), Some(this)) = (open(dir, NODES)?, open(dir, NODE_AT)?, open(dir, THIS_NODE)?)
-        else {
-            return Ok(None);
-        };
-        let failed = |name| move |e| Error::map("open", dir.join(name).display(), e);
-        Ok(Some(Self {
-            by_id: HashMap::try_from(Map::HashMap(nodes)).map_err(failed(NODES))?,
-            by_address: HashMap::try_from(Map::HashMap(node_at)).map_err(failed(NODE_AT))?,
-            this: Array::try_from(Map::Array(this)).map_err(failed(THIS_NODE))?,
-        }))
+        let (v4, v6) = (OfFamily::open(dir, [NODES, NODE_AT])?, OfFamily::open(dir, [NODES6, NODE_AT6])?);
+        let (Some(v4), Some(v6), Some(this)) = (v4, v6, open(dir, THIS_NODE)?) else { return Ok(None) };
+        let failed = |e| Error::map("open", dir.join(THIS_NODE).display(), e);
+        Ok(Some(Self { v4, v6, this: Array::try_from(Map::Array(this)).map_err(failed)? }))
     }
 
     /// Makes them say this, and nothing else; returns whether anything was different. Who comes is known before this node is,
     /// who goes after.
-    pub fn set(&mut self, here: Here, nodes: &BTreeMap<NodeId, Ipv4Addr>) -> Result<bool> {
-        let forward = nodes.iter().map(|(id, at)| (id.0.octets(), at.octets())).collect();
-        let back = nodes.iter().map(|(id, at)| (at.octets(), id.0.octets())).collect();
+    pub fn set(&mut self, here: Here, nodes: &BTreeMap<NodeId, IpAddr>) -> Result<bool> {
+        let (mut of_ipv4, mut of_ipv6) = (BTreeMap::new(), BTreeMap::new());
+        for (id, at) in nodes {
+            match at {
+                IpAddr::V4(at) => drop(of_ipv4.insert(id.0.octets(), at.octets())),
+                IpAddr::V6(at) => drop(of_ipv6.insert(id.0.octets(), at.octets())),
+            }
+        }
         let before = self.this.get(&0, 0).map_err(|e| Error::map("read", THIS_NODE, e))?;
         if here != before && here.id == [0; 4] {
             self.write_here(here)?;
         }
-        let mut changed = equal(&mut self.by_id, &forward).map_err(|e| Error::map("write", NODES, e))?;
-        changed |= equal(&mut self.by_address, &back).map_err(|e| Error::map("write", NODE_AT, e))?;
+        let changed = self.v4.set(&of_ipv4)? | self.v6.set(&of_ipv6)?;
         if here != before && here.id != [0; 4] {
             self.write_here(here)?;
         }
@@ -131,10 +155,12 @@ impl Nodes {
     }
 }
 
-type Pairs = BTreeMap<[u8; 4], [u8; 4]>;
-
-fn equal(map: &mut HashMap<MapData, [u8; 4], [u8; 4]>, want: &Pairs) -> std::result::Result<bool, MapError> {
-    let have: Pairs = map.iter().collect::<std::result::Result<_, _>>()?;
+fn equal<K, V>(map: &mut HashMap<MapData, K, V>, want: &BTreeMap<K, V>) -> std::result::Result<bool, MapError>
+where
+    K: Pod + Ord,
+    V: Pod + PartialEq,
+{
+    let have: BTreeMap<K, V> = map.iter().collect::<std::result::Result<_, _>>()?;
     for (key, value) in want.iter().filter(|(key, value)| have.get(*key) != Some(*value)) {
         map.insert(key, value, 0)?;
     }

@@ -98,7 +98,7 @@ verified_alone __u64 place_of_client(struct packet *p, __u32 protocol)
 	__u32 ifindex = place->ifindex;
 	__be32 node = place->node;
 	if (node) {
-		if (!bpf_map_lookup_elem(&nodes_v1, &node))
+		if (!is_known(node))
 			return 0;
 	} else {
 		struct attached *replica = attached(ifindex, p->flow.vip);

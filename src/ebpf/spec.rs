@@ -9,8 +9,9 @@ use super::ipv6::{
 };
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
-    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODES, POLICIES, SERVERS,
-    SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS, VIPS_OF_FEW,
+    EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODE_AT6, NODES, NODES6,
+    POLICIES, SERVERS, SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS,
+    VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -200,6 +201,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -258,6 +260,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -291,7 +294,9 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             COPYING,
             CLIENTS,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -316,6 +321,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -338,7 +344,9 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             COPYING,
             CLIENTS6,
             NODES,
+            NODES6,
             NODE_AT,
+            NODE_AT6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -364,6 +372,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             UPLINKS,
             SERVERS,
             NODES,
+            NODES6,
             THIS_NODE,
             TUNNEL_COUNTS,
         ],
@@ -385,7 +394,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 7] = [CLIENTS, UPLINKS, SERVERS, NODES, NODE_AT, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 9] = [CLIENTS, UPLINKS, SERVERS, NODES, NODES6, NODE_AT, NODE_AT6, THIS_NODE, TUNNEL_COUNTS];
 
 /// The program of that name.
 pub fn of_name(name: &str) -> Option<&'static ProgramSpec> {

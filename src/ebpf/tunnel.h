@@ -48,6 +48,33 @@ struct {
 	__type(value, __be32);
 } node_at_v1 SEC(".maps");
 
+// The same of nodes whose end of the tunnel has an address of IPv6. No node is in both.
+struct address6 {
+	__be32 words[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __be32);
+	__type(value, struct address6);
+} nodes6_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct address6);
+	__type(value, __be32);
+} node_at6_v1 SEC(".maps");
+
+// Whether this node knows that one.
+static inline_always int is_known(__be32 node)
+{
+	return bpf_map_lookup_elem(&nodes_v1, &node) || bpf_map_lookup_elem(&nodes6_v1, &node);
+}
+
 struct here {
 	__be32 id;	// 0: this node stands alone
 	__u32 ifindex;	// of the tunnel's device
@@ -94,25 +121,43 @@ static inline_always struct here *this_node(void)
 // struct bpf_tunnel_key as far as older kernels know it: more takes more of the stack.
 struct tunnel_key {
 	__u32 id;
-	__u32 remote;
-	__u32 of_ipv6[3];
+	union {
+		__u32 remote;	// host order
+		struct address6 remote6;
+	};
 	__u8 tos, ttl;
 	__u16 pad;
 };
 
 _Static_assert(sizeof(struct tunnel_key) == __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), "");
 
+// The packet's key, of either family: whether that is IPv6. Below 0: it has none.
+static inline_always int read_key(struct __sk_buff *skb, struct tunnel_key *key)
+{
+	if (!bpf_skb_get_tunnel_key(skb, (void *)key, sizeof(*key), 0))
+		return 0;
+	return bpf_skb_get_tunnel_key(skb, (void *)key, sizeof(*key), BPF_F_TUNINFO_IPV6) ? -1 : 1;
+}
+
 // Addresses the packet to a node. Not 0: it is none of the nodes that this one knows.
 verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 kind, __u32 hop)
 {
+	struct tunnel_key key = { .id = VNI(kind & 0xff, hop & 0xff), .ttl = 64 };
+	__u64 flags = BPF_F_ZERO_CSUM_TX;
 	__be32 *at = bpf_map_lookup_elem(&nodes_v1, &node);
-	if (!at)
-		return -1;
+	if (at) {
+		key.remote = ntohl(*at);
+	} else {	// the checksum stays: nothing else of IPv6 protects the addresses (RFC 6936)
+		struct address6 *at6 = bpf_map_lookup_elem(&nodes6_v1, &node);
+		if (!at6)
+			return -1;
+		key.remote6 = *at6;
+		flags = BPF_F_TUNINFO_IPV6;
+	}
 	__u8 addresses[2 * ETH_ALEN] = { 0x02, TAG, 0, 0, 0, 0, kind == CHOSEN || kind == AIMED ? 0x02 : 0x06, TAG };
 	__builtin_memcpy(addresses + 2, &node, sizeof(node));
 	__builtin_memcpy(addresses + ETH_ALEN + 2, &origin, sizeof(origin));
-	struct tunnel_key key = { .id = VNI(kind & 0xff, hop & 0xff), .remote = ntohl(*at), .ttl = 64 };
-	if (bpf_skb_set_tunnel_key(skb, (void *)&key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+	if (bpf_skb_set_tunnel_key(skb, (void *)&key, sizeof(key), flags))
 		return -1;
 	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
 		return -1;
@@ -125,7 +170,7 @@ verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 ki
 verified_alone int is_addressed(struct __sk_buff *skb)
 {
 	struct tunnel_key key = {};
-	if (bpf_skb_get_tunnel_key(skb, (void *)&key, sizeof(key), 0))
+	if (read_key(skb, &key) < 0)
 		return 0;
 	return key.id >> 16 == TAG ? 1 : -1;
 }
@@ -150,12 +195,18 @@ verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
 		__u8 from[2];
 		__be32 origin;
 	} __attribute__((packed)) eth;
-	if (!here || !t || bpf_skb_get_tunnel_key(skb, (void *)&key, sizeof(key), 0))
+	int is_ipv6 = here && t ? read_key(skb, &key) : -1;
+	if (is_ipv6 < 0)
 		return -1;
 	if (key.id >> 16 != TAG || peek(skb, 0, &eth, sizeof(eth)))
 		return -1;
-	__be32 from = htonl(key.remote);
-	__be32 *sender = bpf_map_lookup_elem(&node_at_v1, &from);
+	__be32 *sender;
+	if (is_ipv6) {
+		sender = bpf_map_lookup_elem(&node_at6_v1, &key.remote6);
+	} else {
+		key.remote = htonl(key.remote);
+		sender = bpf_map_lookup_elem(&node_at_v1, &key.remote);
+	}
 	if (!sender || eth.receiver != here->id || eth.to[0] != 0x02 || eth.to[1] != TAG || eth.from[1] != TAG)
 		return -1;
 	__be32 origin = eth.origin;	// a key is on the function's own stack
@@ -167,7 +218,7 @@ verified_alone int read_transit(struct __sk_buff *skb, struct transit *t)
 	case BACK:
 		return t->origin == here->id ? 0 : -1;
 	case WALK:
-		return origin == here->id || bpf_map_lookup_elem(&nodes_v1, &origin) ? 0 : -1;
+		return origin == here->id || is_known(origin) ? 0 : -1;
 	case CHOSEN:
 	case AIMED:
 	case FOUND:

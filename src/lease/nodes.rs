@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::model::node::ClusterNode;
 use crate::model::{Backend, VipKey};
 use crate::registry::{Registry, nodes};
 
@@ -43,7 +44,7 @@ impl Nodes {
         let mut addresses = self.told.get();
         addresses.extend(&self.configured);
         let cluster = nodes::load(&self.registry).ok().flatten();
-        addresses.extend(cluster.iter().flat_map(|cluster| &cluster.nodes).map(|node| IpAddr::V4(node.id.0)));
+        addresses.extend(cluster.iter().flat_map(|cluster| &cluster.nodes).map(ClusterNode::heard_at));
         addresses.into_iter().collect()
     }
 

@@ -118,7 +118,7 @@ impl Attaching<'_> {
         let container_veth = ContainerVeth::new(self.net, self.interface.clone(), want.families())?;
         let container_veth = container_veth.ok_or_else(|| vanished(POD_DEVICE))?;
         // Nothing can come before they are on the pair: its nexthop is made last.
-        let underlay = tunnel::underlay_mtu(&host.net, &host.registry)?;
+        let underlay = tunnel::Underlay::of(&host.net, &host.registry)?.map(tunnel::Underlay::whole);
         let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;
         let want = want.source_checked(Some(programs.is_some())).calls_leave(Some(calls_leave)).tunnel_mtu(underlay);
         attachment::apply(self.net, container_veth.fixes(&want))?;

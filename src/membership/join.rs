@@ -82,6 +82,12 @@ impl Known {
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.current.iter().chain(self.previous.iter().copied())
     }
+
+    /// Whether the pod has all that the VIP has now. One that the VIP had before may have been retired meanwhile: viprouted takes it from
+    /// the pod, too.
+    fn has_all_of(&self, record: &VipRecord) -> bool {
+        record.addresses == self.current && record.previous_addresses().all(|address| self.previous.contains(&address))
+    }
 }
 
 impl<'a> Joining<'a> {
@@ -179,8 +185,7 @@ impl<'a> Joining<'a> {
             None => self.acquire(&[key])?.remove(key).ok_or_else(|| Error::Renumbered(key.to_string()))?,
         };
         families::check(want, &granted.addresses, granted.no_ipv6.as_ref())?;
-        self.follow_grant(key, &granted.addresses)?;
-        let mut vip = registry.vip(key)?;
+        let mut vip = self.follow_grant(key, &granted.addresses)?.map_or_else(|| registry.vip(key), Ok)?;
         // Unless another call was faster.
         if vip.is_unused_here()? || vip.record.is_none() {
             // A group that exists belongs to a VIP whose record can't be read, or to another program.
@@ -200,14 +205,14 @@ impl<'a> Joining<'a> {
     }
 
     /// A VIP that was known by other nodes' words alone, with another address than the one that was granted here: this node's
-    /// own counts.
-    fn follow_grant(&self, key: &VipKey, addresses: &Addresses) -> Result<(), Error> {
-        let registry = &self.host.registry;
-        let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(()) };
-        if record.addresses != *addresses && self.is_new(key) {
-            address::serve(&self.host.net, registry, key, addresses)?;
+    /// own counts. Returns the VIP where its lock was taken for that: until the pod is recorded as its replica no other address is.
+    fn follow_grant(&self, key: &VipKey, addresses: &Addresses) -> Result<Option<LockedVip>, Error> {
+        let Host { net, registry, .. } = self.host;
+        let Some(record) = registry.vip_record(key).ok().flatten() else { return Ok(None) };
+        if record.addresses == *addresses || !self.is_new(key) {
+            return Ok(None);
         }
-        Ok(())
+        Ok(address::serve_for_others(net, registry, key, addresses)?.0)
     }
 
     /// Of which nothing is asked.
@@ -284,7 +289,7 @@ impl<'a> Joining<'a> {
             Turn::Needless => return Ok(()),
             Turn::Absent => registry.vip(key)?,
         };
-        if vip.record.as_ref().map(Known::of).as_ref() != Some(known) {
+        if !vip.record.as_ref().is_some_and(|record| known.has_all_of(record)) {
             return Err(Error::Renumbered(key.to_string()));
         }
         vip.carry_out_intents()?;
@@ -334,4 +339,42 @@ pub(super) fn fill(endpoint: &mut Endpoint, want: &Want, source: Option<IpAddr>,
         endpoint.families = want.families.map(Into::into);
     }
     endpoint.weight = want.weight;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GroupSpec;
+    use crate::registry::PreviousAddress;
+
+    fn record(address: [u8; 4]) -> VipRecord {
+        VipRecord {
+            schema: SCHEMA,
+            key: "shop/web".into(),
+            addresses: IpAddr::from(address).into(),
+            slot: 1,
+            node: [192, 0, 2, 1].into(),
+            group: GroupSpec::default(),
+            flow_owner: None,
+            withdrawn: false,
+            previous_addresses: Vec::new(),
+            policy: VipPolicy::default(),
+            family: None,
+            other: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_previous_address_may_be_retired_while_a_pod_joins() {
+        let [six, other] = ["fd00:118::7", "10.118.0.9"].map(|text| text.parse::<IpAddr>().unwrap());
+        let mut vip = record([10, 118, 0, 7]);
+        vip.previous_addresses = vec![PreviousAddress { address: six, until: 60 }];
+        let known = Known::of(&vip);
+        assert!(known.has_all_of(&vip));
+        vip.previous_addresses.clear();
+        assert!(known.has_all_of(&vip), "retired");
+        assert!(!known.has_all_of(&record([10, 118, 0, 9])), "renumbered");
+        vip.previous_addresses = vec![PreviousAddress { address: other, until: 60 }];
+        assert!(!known.has_all_of(&vip), "the pod lacks it");
+    }
 }

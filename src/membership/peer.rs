@@ -111,18 +111,12 @@ fn record(
     (addresses, legs): (&Addresses, &BTreeMap<u32, Leg>),
     here: &Here,
 ) -> dataplane::Result<bool> {
-    let mut moved = false;
     let addresses = &served_here(addresses, settings::has_ipv6());
     if addresses.ipv6().is_some() {
         settings::configure_ipv6(net)?;
     }
-    if is_known_by_others_alone(registry, key)?
-        && registry.vip_record(key)?.is_some_and(|record| record.addresses != *addresses)
-    {
-        address::serve(net, registry, key, addresses)?;
-        moved = true;
-    }
-    let mut vip = registry.vip(key)?;
+    let (locked, mut moved) = follow((net, registry), key, addresses)?;
+    let mut vip = locked.map_or_else(|| registry.vip(key), Ok)?;
     let is_theirs = vip.is_unused_here()?;
     if vip.record.is_none() || vip.is_unused()? {
         let is_free = |slot| Ok::<_, dataplane::Error>(nexthop::find(net, ids::group(slot))?.is_none());
@@ -191,6 +185,21 @@ pub fn shares(registry: &Registry) -> crate::registry::Result<BTreeMap<VipKey, S
     Ok(found)
 }
 
+/// A VIP that other nodes alone have replicas of has the addresses that they say. Returns whether it had others, and the VIP where its lock
+/// was taken for that.
+fn follow(
+    (net, registry): (&NodeNet, &Registry),
+    key: &VipKey,
+    addresses: &Addresses,
+) -> dataplane::Result<(Option<LockedVip>, bool)> {
+    let has_others = registry.vip_record(key)?.is_some_and(|record| record.addresses != *addresses);
+    if !has_others || !is_known_by_others_alone(registry, key)? {
+        return Ok((None, false));
+    }
+    address::serve_for_others(net, registry, key, addresses)
+}
+
+/// As far as can be read without its lock.
 fn is_known_by_others_alone(registry: &Registry, key: &VipKey) -> crate::registry::Result<bool> {
     let names = registry.endpoint_names(key)?;
     Ok(!names.is_empty() && names.iter().all(|name| is_peer_endpoint(name)))

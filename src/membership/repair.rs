@@ -197,7 +197,7 @@ impl Pairs<'_> {
             return Err(net::Error::new("repair", format!("the pod: {finding}"), Errno::EEXIST).into());
         }
         found.extend(put_filters(pod, &end, joined)?);
-        let underlay = tunnel::underlay_mtu(self.node, self.registry)?;
+        let underlay = tunnel::Underlay::of(self.node, self.registry)?.map(tunnel::Underlay::whole);
         let calls_leave = match source_checked {
             Some(true) => Some(attachment::allow_binding(pod)?),
             other => other,

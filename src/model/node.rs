@@ -2,18 +2,31 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::Mac;
 
-/// A node's id: 32 bits, written as an IPv4 address, which it is where nodes have such. No two nodes have the same.
+/// A node's id: 32 bits, written as an IPv4 address. No two nodes have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub Ipv4Addr);
 
 impl NodeId {
+    /// That of the node that is heard at this address: its IPv4 address itself; of IPv6 27 bits of its SHA-256, in 240.0.0.0/5, where no node
+    /// has an address.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self(address),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(address.octets()));
+                Self(Ipv4Addr::new(0xf0 | a & 7, b, c, d))
+            }
+        }
+    }
+
     /// The Ethernet address of the node's end of the tunnel, which packets for it bear: `02:76` and the id.
     pub fn mac(self) -> Mac {
         let [a, b, c, d] = self.0.octets();
@@ -48,9 +61,19 @@ pub struct ClusterNode {
     /// of it.
     pub number: u32,
     /// The address of its end of the tunnel.
-    pub tunnel: Ipv4Addr,
+    pub tunnel: IpAddr,
+    /// Where it is heard, where that is an address of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard6: Option<Ipv6Addr>,
     /// Whether it answers.
     pub state: NodeState,
+}
+
+impl ClusterNode {
+    /// Where it is heard.
+    pub fn heard_at(&self) -> IpAddr {
+        self.heard6.map_or(IpAddr::V4(self.id.0), IpAddr::V6)
+    }
 }
 
 /// The numbers that other nodes may have.
@@ -64,10 +87,20 @@ pub struct OwnNode {
     /// Its name, for people.
     pub name: String,
     /// The address of its end of the tunnel.
-    pub tunnel: Ipv4Addr,
+    pub tunnel: IpAddr,
+    /// Where it is heard, where that is an address of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard6: Option<Ipv6Addr>,
     /// It has said that it leaves: what others can do for its VIPs is theirs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left: bool,
+}
+
+impl OwnNode {
+    /// Where it is heard.
+    pub fn heard_at(&self) -> IpAddr {
+        self.heard6.map_or(IpAddr::V4(self.id.0), IpAddr::V6)
+    }
 }
 
 /// This node and the others. A node that stands alone has none.
@@ -92,7 +125,7 @@ pub enum BadCluster {
         /// The second of them.
         id: NodeId,
         /// The address of both.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// Its nexthop would have no id, or another node's.
     #[error("node {id}: expected a number from 1 to 16777215 that no other node has, found {number}")]
@@ -163,11 +196,11 @@ mod tests {
 
     fn node(last: u8, number: u32) -> ClusterNode {
         let name = format!("n{last}");
-        ClusterNode { id: id(last), name, number, tunnel: id(last).0, state: NodeState::Live }
+        ClusterNode { id: id(last), name, number, tunnel: id(last).0.into(), heard6: None, state: NodeState::Live }
     }
 
     fn cluster(nodes: Vec<ClusterNode>) -> Result<Cluster, BadCluster> {
-        Cluster::new(OwnNode { id: id(1), name: "n1".into(), tunnel: id(1).0, left: false }, nodes)
+        Cluster::new(OwnNode { id: id(1), name: "n1".into(), tunnel: id(1).0.into(), heard6: None, left: false }, nodes)
     }
 
     #[test]
@@ -176,8 +209,17 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_made_of_the_address_at_which_a_node_is_heard() {
+        let of = |address: &str| NodeId::of(address.parse().unwrap()).to_string();
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+        // printf 20010db8000000000000000000000001 | xxd -r -p | sha256sum
+        assert_eq!(of("2001:db8::1"), "246.3.215.225");
+        assert_eq!(of("2001:db8::2"), "241.68.234.35");
+    }
+
+    #[test]
     fn the_ring_is_in_the_order_of_ids_and_skips_suspects() {
-        let own = OwnNode { id: id(5), name: "n5".into(), tunnel: id(5).0, left: false };
+        let own = OwnNode { id: id(5), name: "n5".into(), tunnel: id(5).0.into(), heard6: None, left: false };
         let suspect = ClusterNode { state: NodeState::Suspect, ..node(7, 3) };
         let cluster = Cluster::new(own, vec![node(2, 1), node(9, 2), suspect]).unwrap();
         assert_eq!(cluster.ring(&[1, 2, 3].into()), (Some(id(9)), true));
@@ -198,6 +240,18 @@ mod tests {
         assert_eq!(serde_json::from_value::<Cluster>(json).unwrap(), known);
     }
 
+    /// Nodes that are heard by IPv4 are recorded as ever: plugin and daemon are replaced one after the other.
+    #[test]
+    fn the_file_says_where_nodes_are_heard_by_ipv6() {
+        let text = r#"{"own":{"id":"240.0.0.1","name":"n1","tunnel":"2001:db8::1","heard6":"2001:db8::1"},
+            "nodes":[{"id":"240.0.0.2","name":"n2","number":1,"tunnel":"2001:db8:1::2","heard6":"2001:db8::2","state":"live"}]}"#;
+        let cluster: Cluster = serde_json::from_str(text).unwrap();
+        let heard = [cluster.own.heard_at(), cluster.nodes[0].heard_at()].map(|address| address.to_string());
+        assert_eq!(heard, ["2001:db8::1", "2001:db8::2"]);
+        assert_eq!(serde_json::from_value::<Cluster>(serde_json::to_value(&cluster).unwrap()).unwrap(), cluster);
+        assert_eq!(node(2, 1).heard_at(), IpAddr::V4(id(2).0));
+    }
+
     #[test]
     fn nodes_that_cant_be_told_apart_are_refused() {
         assert_eq!(cluster(vec![node(1, 1)]), Err(BadCluster::SameId(id(1))));
@@ -206,8 +260,8 @@ mod tests {
         for number in [0, 1 << 24] {
             assert_eq!(cluster(vec![node(2, number)]), Err(BadCluster::Number { id: id(2), number }));
         }
-        let same = ClusterNode { tunnel: id(2).0, ..node(3, 2) };
-        let expected = BadCluster::SameTunnel { id: id(3), address: id(2).0 };
+        let same = ClusterNode { tunnel: id(2).0.into(), ..node(3, 2) };
+        let expected = BadCluster::SameTunnel { id: id(3), address: id(2).0.into() };
         assert_eq!(cluster(vec![node(2, 1), same]), Err(expected));
         let text = r#"{"own":{"id":"192.0.2.1","name":"","tunnel":"192.0.2.1"},
             "nodes":[{"id":"192.0.2.1","name":"","number":1,"tunnel":"192.0.2.2","state":"live"}]}"#;

@@ -22,6 +22,8 @@ pub struct Address {
     pub prefix: u8,
     /// Known beyond this link and host (`scope global`).
     pub global: bool,
+    /// It isn't temporary (RFC 8981), deprecated, or in doubt: others may be told of it.
+    pub lasts: bool,
 }
 
 /// `ip address add ADDRESS dev INDEX`, with a prefix of that address alone. Of IPv6 `nodad noprefixroute preferred_lft 0`: nobody
@@ -75,11 +77,12 @@ pub(super) fn decode(payload: &[u8]) -> Option<Address> {
 }
 
 fn read(message: &AddressMessage) -> Option<Address> {
-    let (mut local, mut other) = (None, None);
+    let (mut local, mut other, mut flags) = (None, None, AddressFlags::empty());
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Local(address) => local = Some(*address),
             AddressAttribute::Address(address) => other = Some(*address),
+            AddressAttribute::Flags(found) => flags = *found,
             _ => {}
         }
     }
@@ -90,7 +93,14 @@ fn read(message: &AddressMessage) -> Option<Address> {
         address,
         prefix: message.header.prefix_len,
         global: message.header.scope == AddressScope::Universe,
+        lasts: !flags.intersects(passing(address)),
     })
+}
+
+/// What is said of an address that others shouldn't be told of. The flag of a temporary one is that of another thing in IPv4 (`IFA_F_SECONDARY`).
+fn passing(address: IpAddr) -> AddressFlags {
+    let of_both = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    if address.is_ipv6() { of_both | AddressFlags::Secondary } else { of_both }
 }
 
 #[cfg(test)]
@@ -101,8 +111,23 @@ mod tests {
     fn addresses_of_both_families_are_read_as_they_are_written() {
         for (address, prefix) in [("10.118.0.7", 32), ("2001:db8::7", 128)] {
             let address = address.parse().unwrap();
-            let expected = Address { index: 3, address, prefix, global: true };
+            let expected = Address { index: 3, address, prefix, global: true, lasts: true };
             assert_eq!(read(&message(3, address)), Some(expected));
+        }
+    }
+
+    #[test]
+    fn an_address_that_lasts_is_told_from_one_that_passes() {
+        let lasts = |address: &str, flags| {
+            let mut message = message(3, address.parse().unwrap());
+            message.attributes.push(AddressAttribute::Flags(flags));
+            read(&message).unwrap().lasts
+        };
+        assert!(lasts("2001:db8::7", AddressFlags::Permanent) && lasts("2001:db8::7", AddressFlags::Managetempaddr));
+        // Temporary: IFA_F_TEMPORARY is IFA_F_SECONDARY.
+        assert!(!lasts("2001:db8::7", AddressFlags::Secondary) && lasts("192.0.2.7", AddressFlags::Secondary));
+        for passing in [AddressFlags::Tentative, AddressFlags::Deprecated, AddressFlags::Dadfailed] {
+            assert!(!lasts("2001:db8::7", passing), "{passing:?}");
         }
     }
 }

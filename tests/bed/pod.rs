@@ -40,8 +40,8 @@ impl Pod {
     pub fn address6(&self) -> Ipv6Addr {
         let base = self.base.lock().unwrap();
         let ips = base["ips"].as_array().expect("the base result's addresses");
-        let addresses = ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
-        addresses.last().expect("an IPv6 address")
+        let mut addresses = ips.iter().filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok());
+        addresses.next_back().expect("an IPv6 address")
     }
 
     /// The addresses of its `vip0`, sorted; none, if it has no such device.

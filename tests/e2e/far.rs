@@ -65,16 +65,25 @@ fn all_replicas_of_all_nodes_have_equal_shares_by_ipv6() {
 
 #[test]
 fn live_connections_stay_where_they_are_by_ipv4() {
-    live_connections_stay_where_they_are(Family::V4);
+    live_connections_stay_where_they_are(Cluster::by(Family::V4, 2));
 }
 
 #[test]
 fn live_connections_stay_where_they_are_by_ipv6() {
-    live_connections_stay_where_they_are(Family::V6);
+    live_connections_stay_where_they_are(Cluster::by(Family::V6, 2));
 }
 
-fn live_connections_stay_where_they_are(family: Family) {
-    let mut cluster = Cluster::by(family, 2);
+/// The network between the nodes has no other addresses.
+#[test]
+fn live_connections_stay_where_they_are_over_ipv6_alone() {
+    let cluster = Cluster::over_ipv6(2);
+    for from in ["the client", "a pod on 2"] {
+        evenly(&cluster, from, 6);
+    }
+    live_connections_stay_where_they_are(cluster);
+}
+
+fn live_connections_stay_where_they_are(mut cluster: Cluster) {
     let mut live = cluster.flows(100);
     cluster.unbroken_by_changes(&mut live, &[1, 2, 3]);
     cluster.suspects(2);

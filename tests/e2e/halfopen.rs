@@ -1,14 +1,14 @@
 //! Connections that are being opened, or have just been closed, while replicas come and go.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_socket, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect as connect_socket, setsockopt, socket, sockopt,
 };
 use serde_json::json;
 
@@ -17,15 +17,15 @@ use crate::harness::{Join, LONG, Netns, PORT, Run, Service, Storm, connect, dead
 pub const HANDSHAKES: usize = 200;
 
 /// First nothing comes back from the servers; a SYN that is sent again may open the connection a second time, elsewhere.
-const HOLD_ANSWERS: &str = "table ip hold { chain answers {
+const HOLD_ANSWERS: &str = "table inet hold { chain answers {
     type filter hook input priority 0; tcp sport 8080 tcp flags & (syn | ack) == syn | ack drop;
 }
 }
 ";
 
 /// Then the servers' SYN-ACKs decide alone which of the two it is.
-const HOLD_REQUESTS: &str = "delete table ip hold
-table ip hold { chain requests {
+const HOLD_REQUESTS: &str = "delete table inet hold
+table inet hold { chain requests {
     type filter hook output priority 0; tcp dport 8080 tcp flags & (syn | ack) == syn drop;
 }
 }
@@ -35,17 +35,22 @@ table ip hold { chain requests {
 const TURN: Duration = Duration::from_millis(6300);
 
 /// A socket that connects to the VIP without waiting for it; from `port` if there is one, though it was used just now.
-pub fn begin(ns: &Netns, vip: Ipv4Addr, port: Option<u16>) -> TcpStream {
+pub fn begin(ns: &Netns, vip: impl Into<IpAddr>, port: Option<u16>) -> TcpStream {
+    let vip = vip.into();
+    let (family, unspecified): (_, IpAddr) = match vip {
+        IpAddr::V4(_) => (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into()),
+        IpAddr::V6(_) => (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into()),
+    };
     until("a free port", LONG, || {
         let fd: OwnedFd = ns.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket")
+            socket(family, SockType::Stream, flags, None).expect("a socket")
         });
         if let Some(port) = port {
             setsockopt(&fd, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
-            bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))).expect("bind");
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(unspecified, port))).expect("bind");
         }
-        match connect_socket(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(vip, PORT))) {
+        match connect_socket(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(vip, PORT))) {
             Ok(()) | Err(Errno::EINPROGRESS) => Some(TcpStream::from(fd)),
             // The last packet of the port's former connection is still under way.
             Err(Errno::EADDRNOTAVAIL) if port.is_some() => None,
@@ -87,7 +92,8 @@ pub fn repeats_rarely(ns: &Netns) {
 }
 
 /// Handshakes from `ns` under way, then `change`, then they may go on: each must come to an answer.
-pub fn complete_after(vip: Ipv4Addr, ns: &Netns, change: impl FnOnce()) {
+pub fn complete_after(vip: impl Into<IpAddr>, ns: &Netns, change: impl FnOnce()) {
+    let vip = vip.into();
     repeats_rarely(ns);
     let rules = |rules: &str| ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
     rules(HOLD_ANSWERS);

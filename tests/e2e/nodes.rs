@@ -11,18 +11,20 @@ mod ports;
 mod redirect;
 mod scale;
 mod unbroken;
+mod underlay;
 mod upgrade;
 mod versions;
 mod zones;
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use viproute::internals::model::{Family, NodeId};
 
 use crate::harness::{
     Finished, Join, Lan, Node, PATIENCE, PORT, Page, Pod, Run, SOON, Sidecar, TempDir, VIPROUTECTL, connect, serve_all,
@@ -37,31 +39,63 @@ fn web() -> Join {
     Join::annotated("web")
 }
 
+/// The network of VIPs' second addresses.
+const CIDR6: &str = "fd00:118::/96";
+
+/// The address of IPv6 that the VIP has beside, where it has one.
+fn six() -> Ipv6Addr {
+    format!("fd00:118::{WEB}").parse().expect("an address")
+}
+
+/// Where a node is on the LAN.
+fn at(number: u8, underlay: Family) -> IpAddr {
+    match underlay {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, number).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
+    }
+}
+
 /// A node with its viprouted. Its own VIP has a pod, so that its programs are where the test has them.
 struct Member {
     sidecar: Option<Sidecar>,
     pod: Pod,
     node: Node,
     settings: String,
+    /// What its addresses on the LAN are of.
+    underlay: Family,
 }
 
 impl Member {
-    fn settings(number: u8, key: &str) -> String {
+    fn settings(number: u8, key: &str, underlay: Family) -> String {
+        let seeds = [1, 2, 3].map(|seed| at(seed, underlay).to_string());
+        let (allowed, cidr6) = match underlay {
+            Family::V4 => (String::new(), String::new()),
+            Family::V6 => (format!(", {CIDR6:?}"), format!("cidr6 = {CIDR6:?}\n")),
+        };
         format!(
-            "backend = \"pool\"\nannounce = \"arp\"\nallow = [\"10.118.0.0/16\"]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n\
+            "backend = \"pool\"\nannounce = \"arp\"\nallow = [\"10.118.0.0/16\"{allowed}]\n[pool]\ncidr = \"10.118.{number}.0/24\"\n{cidr6}\
              [[pin]]\nvip = \"default/web\"\naddress = \"{WEB}\"\n\
              [[pin]]\nvip = \"default/own{number}\"\naddress = \"10.118.{number}.1\"\n\
-             [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\"]\nkey_file = {key:?}\nname = \"n{number}\""
+             [membership]\nseeds = {seeds:?}\nkey_file = {key:?}\nname = \"n{number}\""
         )
     }
 
     fn new(lan: &Lan, number: u8, key: &str) -> Self {
-        let (node, settings) = (Node::without_allocator(lan, number), Self::settings(number, key));
+        Self::over(Family::V4, lan, number, key)
+    }
+
+    /// One that has addresses of that family on the LAN, and with IPv6 no others.
+    fn over(underlay: Family, lan: &Lan, number: u8, key: &str) -> Self {
+        let (mut node, settings) = (Node::without_allocator(lan, number), Self::settings(number, key, underlay));
+        if underlay == Family::V6 {
+            node = node.with_ipv6(lan);
+            node.ns.ip("-4 addr flush dev eth0");
+        }
         let sidecar = Some(Sidecar::start(&node, &settings));
         let (pod, join) = (node.pod(), Join::annotated(&format!("own{number}")));
         // The node that gives out the pool's addresses may not be heard yet: a runtime asks again (CNI specification, code 11).
         until("the node's own VIP", SOON, || node.add(&pod, &join).succeeded().then_some(()));
-        Self { sidecar, pod, node, settings }
+        Self { sidecar, pod, node, settings, underlay }
     }
 
     fn name(&self) -> String {
@@ -94,11 +128,14 @@ impl Member {
         serde_json::from_str(&self.ctl(&["nodes", "--output", "json"]).ok()).expect("JSON")
     }
 
-    /// The others' names and states.
+    /// The others' names and states, by name.
     fn states(&self) -> Vec<(String, String)> {
         let text = |node: &Value, key: &str| node[key].as_str().expect("text").to_owned();
         let nodes = self.nodes();
-        nodes["nodes"].as_array().expect("nodes").iter().map(|node| (text(node, "name"), text(node, "state"))).collect()
+        let all = nodes["nodes"].as_array().expect("nodes").iter();
+        let mut all: Vec<_> = all.map(|node| (text(node, "name"), text(node, "state"))).collect();
+        all.sort();
+        all
     }
 
     fn sees(&self, what: &str, limit: Duration, expected: &[(&str, &str)]) {
@@ -116,7 +153,7 @@ impl Member {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// Who the other nodes' records of web are of: node, state and weight.
+    /// Who the other nodes' records of web are of: node, as where it is by IPv4, state and weight.
     fn legs(&self) -> Vec<(String, String, u64)> {
         let dir = format!("{}/vips/default_web/endpoints", self.node.data());
         let mut legs = Vec::new();
@@ -126,7 +163,9 @@ impl Member {
             if name.ends_with("@peer.json") && !name.starts_with('.') {
                 let record: Value = serde_json::from_str(&text).expect("JSON");
                 let [node, state] = ["node", "state"].map(|key| record[key].as_str().expect("text").to_owned());
-                legs.push((node, state, record["weight"].as_u64().expect("a weight")));
+                let is_it = |number: &u8| NodeId::of(at(*number, Family::V6)).to_string() == node;
+                let of_ipv6 = (1..=9).find(is_it).map(|number| at(number, Family::V4).to_string());
+                legs.push((of_ipv6.unwrap_or(node), state, record["weight"].as_u64().expect("a weight")));
             }
         }
         legs.sort();
@@ -178,9 +217,14 @@ struct Scene {
 
 impl Scene {
     fn new(nodes: u8) -> Self {
+        Self::over(Family::V4, nodes)
+    }
+
+    /// Of nodes that have addresses of that family on the LAN, and with IPv6 no others.
+    fn over(underlay: Family, nodes: u8) -> Self {
         let (lan, dir) = (Lan::new(), TempDir::new());
         let key = new_key(&dir, "membership.key");
-        let members = (1..=nodes).map(|number| Member::new(&lan, number, &key)).collect();
+        let members = (1..=nodes).map(|number| Member::over(underlay, &lan, number, &key)).collect();
         let scene = Self { members, key, dir, lan };
         for (at, member) in scene.members.iter().enumerate() {
             let others = (0..scene.members.len()).filter(|other| *other != at);

@@ -1,10 +1,11 @@
 //! The express path's programs on the node's uplinks: where they are put, kept, replaced and taken off, and what switches the
 //! express path off. By tcx, and as on a kernel without it by clsact.
 
+mod ipv6;
 mod left;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -528,26 +529,36 @@ fn a_neighbour_that_stays_is_no_change() {
 
 /// Packets go straight, the ones that were counted nowhere else are counted by viproutectl and the metrics.
 fn straight(scene: &Scene) {
-    let (mut stream, mut requests) = (ask(scene), 0);
+    straight_to(scene, scene.vip().into());
+}
+
+fn straight_to(scene: &Scene, vip: IpAddr) {
+    let (mut stream, mut requests) = (ask_at(scene, vip), 0);
     let carried = |what: &str| {
         let status = crate::harness::status(&scene.node, scene.vip());
         let replicas = status["replicas"].as_array().cloned().unwrap_or_default();
         replicas.iter().map(|replica| replica[what].as_u64().unwrap_or_default()).sum::<u64>()
     };
+    let express = (carried("express_in"), carried("express_out"));
     let before = (carried("packets_in"), carried("packets_out"));
     until("packets go straight", PATIENCE, || {
         for _ in 0..20 {
             question(&mut stream).expect("an answer");
             requests += 1;
         }
-        (carried("express_in") > 10 && carried("express_out") > 10).then_some(())
+        let is_much = |what, before| carried(what) > before + 10;
+        (is_much("express_in", express.0) && is_much("express_out", express.1)).then_some(())
     });
     let (packets_in, packets_out) = (carried("packets_in") - before.0, carried("packets_out") - before.1);
     assert!(packets_in >= requests && packets_out >= requests, "{packets_in} and {packets_out} of {requests} requests");
 }
 
 fn ask(scene: &Scene) -> TcpStream {
-    let vip = SocketAddr::from((scene.vip(), PORT));
+    ask_at(scene, scene.vip().into())
+}
+
+fn ask_at(scene: &Scene, vip: IpAddr) -> TcpStream {
+    let vip = SocketAddr::from((vip, PORT));
     let stream = scene.client.run(|| TcpStream::connect_timeout(&vip, scaled(PATIENCE))).expect("a connection");
     stream.set_nodelay(true).expect("no delay");
     stream.set_read_timeout(Some(scaled(PATIENCE))).expect("a limit");

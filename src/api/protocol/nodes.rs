@@ -1,6 +1,6 @@
 //! What viprouted says of the nodes it knows.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ pub struct NodeEntry {
     /// Its id.
     pub id: Ipv4Addr,
     /// Where its end of the tunnel is.
-    pub tunnel: Ipv4Addr,
+    pub tunnel: IpAddr,
     /// [`LIVE`], `suspect`, `restarting` or `left`.
     pub state: String,
     /// For how many milliseconds its viprouted has said nothing.

@@ -1,12 +1,17 @@
 //! Findings about the nodes that serve the same VIPs.
 
+use std::net::IpAddr;
+
 use crate::api::client;
 use crate::api::protocol::{NodeFinding, NodeFindingKind, Nodes};
 use crate::ctl::ANSWER;
 use crate::dataplane::ids::TUNNEL_DEVICE;
-use crate::dataplane::node::tunnel;
+use crate::dataplane::node::tunnel::Underlay;
 use crate::lease::settings::Backend;
-use crate::net::{self, link, route};
+use crate::model::node::{ClusterNode, NodeId};
+use crate::net;
+use crate::net::link::{self, Link};
+use crate::net::route::{self, Way};
 use crate::node::config::Membership;
 use crate::node::peers::key::{Error, Keys};
 use crate::with_causes;
@@ -15,7 +20,7 @@ use super::scene::Scene;
 use super::{Cure, Finding, advice, command, quoted};
 
 pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
-    let mut findings = mtu(scene).unwrap_or_default();
+    let mut findings = underlay(scene).unwrap_or_default();
     let Some(membership) = scene.good_config().and_then(|config| config.membership.as_ref()) else { return findings };
     findings.extend(key(membership));
     // Where it can't be reached, that is found elsewhere.
@@ -25,38 +30,70 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What the tunnel carries goes whole by the devices that lead to the other nodes, or in fragments.
-fn mtu(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
+/// The way of the tunnel's own packets.
+fn underlay(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
     let Some(cluster) = &scene.cluster else { return Ok(Vec::new()) };
-    let (Some(tunnel), Some(wanted)) =
-        (link::by_name(&scene.net, TUNNEL_DEVICE)?, tunnel::underlay_mtu(&scene.net, &scene.places.registry)?)
+    let (Some(tunnel), Some(underlay)) =
+        (link::by_name(&scene.net, TUNNEL_DEVICE)?, Underlay::of(&scene.net, &scene.places.registry)?)
     else {
         return Ok(Vec::new());
     };
-    let mut findings = Vec::new();
-    if tunnel.mtu != wanted {
-        let what = format!("{TUNNEL_DEVICE} has MTU {}, the network under it {wanted}", tunnel.mtu);
-        let why = "Large packets that are for a replica on another node are lost, or go in fragments that not all reach one replica.";
-        findings.push(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))));
-    }
+    let mut findings: Vec<Finding> = mtu(&tunnel, underlay).into_iter().collect();
     for node in &cluster.nodes {
-        let way = route::lookup(&scene.net, route::Packet::to(node.tunnel.into()))?;
-        let Some(device) =
-            way.and_then(|way| way.hop.index).map(|index| link::by_index(&scene.net, index)).transpose()?
-        else {
-            continue;
-        };
-        if let Some(device) = device.filter(|device| device.mtu < wanted) {
-            let what = format!(
-                "node {} ({}) is reached by {}, whose MTU is {}, and {} has {wanted}",
-                node.name, node.tunnel, device.name, device.mtu, cluster.own.tunnel
-            );
-            let why = "Each full segment for a replica there goes in two fragments.";
-            let cure = format!("Let membership.tunnel be an address of {}, on all nodes of one MTU.", device.name);
-            findings.push(Finding::warning(what, why, advice(cure)));
-        }
+        let Some(way) = route::lookup(&scene.net, route::Packet::to(node.tunnel))? else { continue };
+        findings.extend(source(node, &way, cluster.own.tunnel));
+        let device = way.hop.index.map_or(Ok(None), |index| link::by_index(&scene.net, index))?;
+        findings.extend(device.and_then(|device| narrow(node, &device, (underlay.mtu, cluster.own.tunnel))));
     }
     Ok(findings)
+}
+
+fn mtu(tunnel: &Link, underlay: Underlay) -> Option<Finding> {
+    let wanted = underlay.device_mtu();
+    if tunnel.mtu == wanted {
+        return None;
+    }
+    let left = if wanted == underlay.mtu { String::new() } else { format!(", which leaves {wanted}") };
+    let what = format!("{TUNNEL_DEVICE} has MTU {}, the network under it {}{left}", tunnel.mtu, underlay.mtu);
+    let why = "Large packets that are for a replica on another node are lost, or go in fragments that not all reach one replica.";
+    Some(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))))
+}
+
+/// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's.
+fn source(node: &ClusterNode, way: &Way, own: IpAddr) -> Option<Finding> {
+    let source = way.source.filter(|source| *source != own)?;
+    let what = format!(
+        "what goes by the tunnel to node {} ({}) has {source} as its source, and this node's end of it is {own}",
+        node.name, node.tunnel
+    );
+    let why = "That node drops it: its replicas get nothing by way of this one.";
+    let cure = if source.is_ipv6() {
+        format!(
+            "Let the kernel call from {own}: no temporary addresses (net.ipv6.conf.….use_tempaddr = 0), or a route there with \
+             `src {own}`; or set membership.tunnel to {source}, if that lasts."
+        )
+    } else {
+        format!("Set membership.tunnel to {source}, or give the route there `src {own}`.")
+    };
+    Some(Finding::error(what, why, advice(cure)))
+}
+
+/// What the tunnel carries goes whole by the devices that lead to the other nodes, or in fragments.
+fn narrow(node: &ClusterNode, device: &Link, (mtu, own): (u32, IpAddr)) -> Option<Finding> {
+    if device.mtu >= mtu {
+        return None;
+    }
+    let what = format!(
+        "node {} ({}) is reached by {}, whose MTU is {}, and {own} has {mtu}",
+        node.name, node.tunnel, device.name, device.mtu
+    );
+    let why = if own.is_ipv6() {
+        "Full segments for a replica there are lost."
+    } else {
+        "Each full segment for a replica there goes in two fragments."
+    };
+    let cure = format!("Let membership.tunnel be an address of {}, on all nodes of one MTU.", device.name);
+    Some(Finding::warning(what, why, advice(cure)))
 }
 
 /// Of nodes with a pool one gives out its addresses, always the same.
@@ -70,7 +107,8 @@ fn decider(scene: &Scene<'_>, membership: &Membership, nodes: &Nodes) -> Option<
         let cure = format!("Name one node there by its address, the same on all nodes ({path}).");
         return Some(Finding::error(what, why, advice(cure)));
     };
-    let is_heard = own.id == decides || nodes.nodes.iter().any(|node| node.id == decides && node.state != "suspect");
+    let id = NodeId::of(decides).0;
+    let is_heard = own.id == id || nodes.nodes.iter().any(|node| node.id == id && node.state != "suspect");
     let cure =
         format!("See that viprouted runs on {decides}, and that nothing is between the nodes (viproutectl nodes).");
     let what = format!("{decides} gives out the pool's addresses, as the lowest of membership.seeds, and isn't heard");
@@ -101,8 +139,8 @@ fn of_nodes(finding: &NodeFinding, scene: &Scene<'_>, membership: &Membership) -
         NodeFindingKind::Seed => (
             "While no seed answers, this node finds no others.",
             advice(format!(
-                "See that viprouted runs there with [membership], that UDP port {} is open between the nodes, or take it from \
-                 membership.seeds in {config}.",
+                "See that viprouted runs there with [membership] and speaks by the same family (membership.listen), that UDP port {} is \
+                 open between the nodes, or take it from membership.seeds in {config}.",
                 membership.port
             )),
         ),

@@ -46,7 +46,7 @@ pub struct Vip {
 impl<'a> Scene<'a> {
     pub fn read(places: &'a Places) -> net::Result<Self> {
         let net = NodeNet::open()?;
-        let uplink = match route::default_way(&net)?.and_then(|way| way.hop.index) {
+        let uplink = match route::first_default_way(&net)?.and_then(|way| way.hop.index) {
             Some(index) => link::by_index(&net, index)?.map(|link| link.name),
             None => None,
         };

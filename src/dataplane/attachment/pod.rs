@@ -258,7 +258,7 @@ impl ContainerVeth {
         };
         match want.underlay {
             Underlay::Unknown => found(),
-            Underlay::Mtu(mtu) => tunnel::advmss(mtu?, self.link.mtu),
+            Underlay::Whole(whole) => tunnel::advmss(whole?, self.link.mtu),
         }
     }
 

@@ -66,8 +66,8 @@ const LONGER_HEADER: u32 = 20;
 pub(super) enum Underlay {
     /// Nothing: what a pod offers to receive stays as it is.
     Unknown,
-    /// Its MTU, where there is a tunnel.
-    Mtu(Option<u32>),
+    /// The longest packet that goes through the tunnel in one piece, where there is one.
+    Whole(Option<u32>),
 }
 
 /// A VIP that a pod serves, as the registry has it.
@@ -136,11 +136,11 @@ impl<'a> PodWant<'a> {
         self
     }
 
-    /// The MTU of the network under the tunnel, where there is one ([`tunnel::underlay_mtu`]): what clients send must go through it in
-    /// one piece. Unless this is called what the pod offers stays as it is.
+    /// The longest packet that goes through the tunnel in one piece, where there is one ([`tunnel::Underlay::whole`]): what clients send must be
+    /// no longer. Unless this is called what the pod offers stays as it is.
     #[must_use]
-    pub fn tunnel_mtu(mut self, mtu: Option<u32>) -> Self {
-        self.underlay = Underlay::Mtu(mtu);
+    pub fn tunnel_mtu(mut self, whole: Option<u32>) -> Self {
+        self.underlay = Underlay::Whole(whole);
         self
     }
 

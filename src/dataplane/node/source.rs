@@ -14,7 +14,7 @@ use crate::net::{NodeNet, Result, address};
 pub struct Have {
     /// Those of the addresses asked about that are local.
     pub local: BTreeSet<IpAddr>,
-    /// The address that is the node's best; none where all of them are local.
+    /// The address that is the node's best; none where all of them are local, and none stands in for another.
     pub best: Option<IpAddr>,
 }
 
@@ -29,26 +29,48 @@ impl Have {
             }
         }
         // Only then it is searched for, among all routes of table main.
-        let best = if local.len() == about.len() { None } else { best_by(node, link)? };
+        let is_searched = local.len() < about.len() || about.contains(&HOST_ADDRESS);
+        let best = if is_searched { best_by(node, link)? } else { None };
         Ok(Self { local, best })
     }
 }
 
 fn best_by(node: &NodeNet, link: Option<u32>) -> Result<Option<IpAddr>> {
-    match (route::default_way(node)?, link) {
-        (Some(way), _) => best(node, Some(&way)),
-        (None, Some(index)) => first_address(node, Some(index)),
-        (None, None) => Ok(None),
+    if let Some(way) = route::default_way(node)? {
+        return best(node, Some(&way));
     }
+    let of_link = link.map_or(Ok(None), |index| first_address(node, Some(index)))?;
+    of_link.map_or_else(|| of_ipv6_uplink(node), |found| Ok(Some(found)))
 }
 
-/// The source of the default route; failing that, the first global address of its device; failing that, of the first device
-/// that has one.
+/// The source of the default route; failing that, the first global address of its device. Without such a route that of the uplink of IPv6, or
+/// of the first device that has one.
 pub fn best(node: &NodeNet, way: Option<&Way>) -> Result<Option<IpAddr>> {
     if let Some(source) = way.and_then(|way| way.source) {
         return Ok(Some(source));
     }
-    first_address(node, way.and_then(|way| way.hop.index))
+    let index = way.and_then(|way| way.hop.index);
+    if index.is_none()
+        && let Some(found) = of_ipv6_uplink(node)?
+    {
+        return Ok(Some(found));
+    }
+    let first = first_address(node, index)?;
+    // What else the node sends is of IPv6.
+    let speaks_ipv6 = || address::list(node, Family::V6, None).map(|all| all.iter().any(|address| address.global));
+    if first.is_none() && speaks_ipv6()? { Ok(Some(HOST_ADDRESS)) } else { Ok(first) }
+}
+
+/// Of a node whose default route is of IPv6 alone: an address of that device; where it has none, the one that the node's end of each pair and of
+/// the tunnel has. One of another device may be a pod's gateway, and go with the pod.
+fn of_ipv6_uplink(node: &NodeNet) -> Result<Option<IpAddr>> {
+    let Some(index) = route::default_way_of(node, Family::V6)?.and_then(|way| way.hop.index) else { return Ok(None) };
+    Ok(Some(first_address(node, Some(index))?.unwrap_or(HOST_ADDRESS)))
+}
+
+/// An address of IPv4 by which others reach the node; none: they don't by IPv4.
+pub fn reached(node: &NodeNet) -> Result<Option<IpAddr>> {
+    Ok(best(node, route::default_way(node)?.as_ref())?.filter(|address| *address != HOST_ADDRESS))
 }
 
 fn first_address(node: &NodeNet, index: Option<u32>) -> Result<Option<IpAddr>> {
@@ -58,9 +80,10 @@ fn first_address(node: &NodeNet, index: Option<u32>) -> Result<Option<IpAddr>> {
 }
 
 /// What a VIP's record must have as its node's address; none: what it has. While the node has no address at all, nothing
-/// better is known.
+/// better is known. The address of host veths is another one's place holder.
 pub fn difference(recorded: IpAddr, have: &Have) -> Option<IpAddr> {
-    if have.local.contains(&recorded) { None } else { have.best }
+    let stays = have.local.contains(&recorded) && recorded != HOST_ADDRESS;
+    have.best.filter(|best| !stays && *best != recorded)
 }
 
 #[cfg(test)]
@@ -74,5 +97,9 @@ mod tests {
         assert_eq!(difference(before, &have), Some(now));
         assert_eq!(difference(now, &have), None);
         assert_eq!(difference(before, &Have::default()), None);
+        // What a node has that had no address of IPv4 for a while.
+        let again = Have { local: [HOST_ADDRESS].into(), best: Some(now) };
+        assert_eq!(difference(HOST_ADDRESS, &again), Some(now));
+        assert_eq!(difference(HOST_ADDRESS, &Have { best: Some(HOST_ADDRESS), ..again }), None);
     }
 }

@@ -20,32 +20,29 @@
 //! ([`recheck`]), all else when something is heard of it.
 
 mod former;
+mod op;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
-use crate::dataplane::attachment::{self, Namespace, RP_FILTER_LOOSE, side};
+use crate::dataplane::attachment::{self, RP_FILTER_LOOSE, side};
 use crate::dataplane::ids::{self, HOST_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{Result, compare, owner};
 use crate::ebpf::{self, Here, Hook, Nodes, Programs};
 use crate::model::node::NodeId;
 use crate::model::{Cluster, Family, Mac};
-use crate::net::link::{self, End, Link, Setting};
+use crate::net::link::{self, Link};
 use crate::net::neighbour::{self, Neighbour};
 use crate::net::nexthop::{self, Nexthop, Object};
-use crate::net::route::{self, TableRoute};
-use crate::net::{self, NodeNet, Request, address, filter, rule};
-use crate::registry::{Registry, nodes};
+use crate::net::{self, NodeNet, address, filter};
 
-use former::FORMER_RULE;
 pub use former::Former;
+pub use op::Op;
+pub use underlay::{Underlay, advmss};
 
-/// Bytes that the tunnel adds to a packet: Ethernet, VXLAN, UDP and IPv4 headers.
-const OVERHEAD: u32 = 14 + 8 + 8 + 20;
-/// IPv4 and TCP headers without options.
-const HEADERS: u32 = 20 + 20;
 /// On a narrower link the kernel has no IPv6 (RFC 8200, 5), bytes.
 const LEAST_MTU_OF_IPV6: u32 = 1280;
 /// A device that isn't as it must be is made anew at most so often in one call.
@@ -59,7 +56,7 @@ const OTHER_NODES: &str = "the programs knew other nodes";
 pub struct Want {
     /// This node.
     pub own: NodeId,
-    /// The underlay's, bytes: what is too long with the tunnel's headers goes in fragments.
+    /// The device's ([`Underlay::device_mtu`]), bytes.
     pub mtu: u32,
     /// The other nodes, by number.
     pub nodes: BTreeMap<u32, NodeId>,
@@ -147,37 +144,6 @@ impl Device {
     }
 }
 
-/// One step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// The device, new.
-    AddLink(NodeId, u32),
-    /// A device of ours that can't be changed into the right one, gone.
-    DelLink(u32),
-    /// The device's MTU.
-    SetMtu(u32, u32),
-    /// Loose source checks and forwarding, and no IPv6 address.
-    Configure(u32),
-    /// Its settings of IPv6.
-    Settle(attachment::Wrong),
-    /// The host veths' address.
-    AddAddress(u32),
-    /// A program.
-    Attach(u32, Hook),
-    /// The device goes up.
-    Up(u32),
-    /// A node's address on the device.
-    SetNeighbour(u32, IpAddr, NodeId),
-    /// A node's nexthop.
-    AddNexthop(Nexthop),
-    /// A nexthop that leads elsewhere, or to a node that this one doesn't know.
-    DelNexthop(u32),
-    /// An earlier build's rule goes.
-    DelRule,
-    /// And what it had in its table.
-    DelRoute(TableRoute),
-}
-
 /// Whether a device of that name may be changed or removed.
 fn is_ours(link: &Link) -> bool {
     link.external_vxlan == Some(TUNNEL_PORT) && link.mac.is_some_and(|mac| mac.0.starts_with(&[0x02, 0x76]))
@@ -248,71 +214,12 @@ pub fn removal(have: &Have) -> Vec<Op> {
     ops
 }
 
-impl Op {
-    fn take(&self, node: &NodeNet, programs: Option<&Programs>) -> Result<()> {
-        match self {
-            Self::Settle(settings) => node.set(settings)?,
-            other => node.apply(&other.requests(programs)?)?,
-        }
-        Ok(())
-    }
-
-    fn requests(&self, programs: Option<&Programs>) -> ebpf::Result<Vec<Request>> {
-        Ok(match self {
-            Self::AddLink(own, mtu) => {
-                vec![link::add_vxlan(End { name: TUNNEL_DEVICE, mac: own.mac() }, *mtu, TUNNEL_PORT)]
-            }
-            Self::DelLink(index) => vec![link::del_index(*index)],
-            Self::SetMtu(index, mtu) => vec![link::set_mtu(*index, *mtu)],
-            Self::Configure(index) => {
-                let settings = [(Setting::RpFilter, RP_FILTER_LOOSE), (Setting::Forwarding, 1)];
-                vec![link::no_ipv6_addresses(*index), link::configure(*index, &settings)]
-            }
-            Self::Settle(_) => Vec::new(),
-            Self::AddAddress(index) => vec![address::add(*index, HOST_ADDRESS)],
-            Self::Attach(index, hook) => {
-                let program = programs.and_then(|all| all.iter().find(|program| program.spec.hook == *hook));
-                let Some(program) = program else { return Ok(Vec::new()) };
-                vec![filter::add_clsact(*index), filter::replace(*index, side(*hook), program.fd()?)]
-            }
-            Self::Up(index) => vec![link::set_up(*index)],
-            Self::SetNeighbour(index, address, id) => vec![neighbour::replace(*index, *address, id.mac())],
-            Self::AddNexthop(nexthop) => vec![nexthop::add(*nexthop)],
-            Self::DelNexthop(id) => vec![nexthop::del(*id)],
-            Self::DelRule => vec![rule::del(FORMER_RULE)],
-            Self::DelRoute(route) => vec![route::del(*route)],
-        })
-    }
-
-    /// What is amiss where this step is needed.
-    pub fn finding(&self) -> String {
-        match self {
-            Self::AddLink(..) => format!("link {TUNNEL_DEVICE} is missing"),
-            Self::DelLink(_) => format!("link {TUNNEL_DEVICE} should not be there, or not like this"),
-            Self::SetMtu(_, mtu) => format!("{TUNNEL_DEVICE} has another MTU than {mtu}"),
-            Self::Configure(_) => format!("{TUNNEL_DEVICE} has other settings"),
-            Self::Settle(wrong) => match wrong.first() {
-                Some((name, value)) => format!("sysctl {name} is not {value}"),
-                None => String::new(),
-            },
-            Self::AddAddress(_) => format!("address {HOST_ADDRESS} on {TUNNEL_DEVICE} is missing"),
-            Self::Attach(_, hook) => format!("the program on {TUNNEL_DEVICE}, {}, is missing", side(*hook)),
-            Self::Up(_) => format!("{TUNNEL_DEVICE} is down"),
-            Self::SetNeighbour(_, address, _) => format!("neighbour {address} on {TUNNEL_DEVICE} is missing"),
-            Self::AddNexthop(nexthop) => format!("nexthop {} via {} is missing", nexthop.id, nexthop.gateway),
-            Self::DelNexthop(id) => format!("nexthop {id} leads to no node that is known"),
-            Self::DelRule => format!("rule {FORMER_RULE} should not be there"),
-            Self::DelRoute(route) => format!("route {route} should not be there"),
-        }
-    }
-}
-
 /// Why there can be no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Its outer packets would have no source.
     #[error("tunnel address {0}: expected an address of this node's, found none on any of its links")]
-    NoSuchAddress(Ipv4Addr),
+    NoSuchAddress(IpAddr),
     /// The programs without BTF have no part for it.
     #[error(
         "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF), which the programs of the tunnel need: this node stands alone"
@@ -346,7 +253,7 @@ pub struct Settled {
 /// the device waits for them.
 pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let Some(underlay) = underlay(node, cluster.own.tunnel)? else {
+    let Some(underlay) = Underlay::read(node, cluster.own.tunnel)? else {
         done.lacks = Some(Error::NoSuchAddress(cluster.own.tunnel));
         return Ok(done);
     };
@@ -357,7 +264,7 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
     }
     let nodes = cluster.nodes.iter().map(|node| (node.number, node.id)).collect();
     let current = dir.map_or(Ok(true), |dir| Ok::<_, ebpf::Error>(Programs::open(dir)?.is_some()))?;
-    let want = Want { own: cluster.own.id, mtu: underlay.mtu, nodes, programs: of_tunnel, current };
+    let want = Want { own: cluster.own.id, mtu: underlay.device_mtu(), nodes, programs: of_tunnel, current };
     for _ in 0..ROUNDS {
         let have = Have::read(node)?;
         if let Some(link) = have.link.as_ref().filter(|_| !want.programs.is_empty()) {
@@ -423,26 +330,6 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
         }
     }
     Ok(found)
-}
-
-/// The MTU of the network under the tunnel; none: there is no tunnel.
-pub fn underlay_mtu(node: &NodeNet, registry: &Registry) -> net::Result<Option<u32>> {
-    let cluster = nodes::or_alone(nodes::load_others(registry));
-    cluster.map_or(Ok(None), |cluster| Ok(underlay(node, cluster.own.tunnel)?.map(|link| link.mtu)))
-}
-
-/// The device that has this address; none: no device has it.
-fn underlay(node: &NodeNet, tunnel: Ipv4Addr) -> net::Result<Option<Link>> {
-    let addresses = address::list(node, Family::V4, None)?;
-    let Some(found) = addresses.iter().find(|found| found.address == IpAddr::V4(tunnel)) else { return Ok(None) };
-    link::by_index(node, found.index)
-}
-
-/// The longest segment that a pod whose `vip0` has this MTU may offer to receive, so that requests go through the tunnel in one
-/// piece; none: what its own MTU allows is short enough.
-pub fn advmss(underlay: u32, mtu: u32) -> Option<u32> {
-    let inner = underlay.checked_sub(OVERHEAD).filter(|inner| *inner > HEADERS)?;
-    (inner < mtu).then_some(inner - HEADERS)
 }
 
 #[cfg(test)]

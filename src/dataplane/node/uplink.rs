@@ -56,7 +56,7 @@ pub enum Problem {
 pub fn read(node: &NodeNet, want: &Want) -> Result<Have> {
     let link = match want {
         Want::Named(name) => link::by_name(node, name)?,
-        Want::DefaultRoute => match route::default_way(node)?.and_then(|way| way.hop.index) {
+        Want::DefaultRoute => match route::first_default_way(node)?.and_then(|way| way.hop.index) {
             Some(index) => link::by_index(node, index)?,
             None => None,
         },

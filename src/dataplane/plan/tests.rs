@@ -22,6 +22,7 @@ fn want(members: &[u32]) -> Want {
         unserved: Vec::new(),
         previous: Vec::new(),
         source: NODE,
+        mtu: None,
         group: GROUP,
         resilience: RESILIENCE,
         present: true,
@@ -61,8 +62,8 @@ fn apply(have: &mut Have, ops: &[Op]) {
             Op::AddRoute(route) | Op::ReplaceRoute(route) => {
                 assert!(have.group.is_some());
                 assert_eq!(matches!(op, Op::AddRoute(_)), have.data(route.address).is_none());
-                let NexthopRoute { address, nexthop, cwnd, .. } = *route;
-                let data = DataRoute { nexthop: Some(nexthop), source: route.preferred(), cwnd };
+                let NexthopRoute { address, nexthop, cwnd, mtu, .. } = *route;
+                let data = DataRoute { nexthop: Some(nexthop), source: route.preferred(), cwnd, mtu };
                 have.routes.entry(address).or_default().data = Some(data);
             }
             Op::AddInbound(route) | Op::ReplaceInbound(route) => {
@@ -94,7 +95,7 @@ fn reconciled(members: &[u32]) -> Have {
 fn a_first_replica_adds_nexthop_group_data_route_and_advertised_route() {
     let have = Have { nexthops: [(hop(5).id, HaveNexthop::Missing)].into(), ..Have::default() };
     let ops = difference(&have, &want(&[5]));
-    let route = Op::AddRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1) });
+    let route = Op::AddRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None });
     assert_eq!(ops, [Op::AddNexthop(hop(5)), Op::AddGroup(group(&[5])), route, Op::Announce(VIP, 1)]);
 }
 
@@ -103,7 +104,7 @@ fn another_replica_changes_the_group_in_place_and_the_weight_after_it() {
     let mut have = reconciled(&[5]);
     have.nexthops.insert(hop(6).id, HaveNexthop::Missing);
     let ops = difference(&have, &want(&[5, 6]));
-    let route = Op::ReplaceRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(2) });
+    let route = Op::ReplaceRoute(NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(2), mtu: None });
     let expected =
         [Op::AddNexthop(hop(6)), Op::ReplaceGroup(group(&[5, 6])), route, Op::Announce(VIP, 2), Op::Unannounce(VIP, 1)];
     assert_eq!(ops, expected);
@@ -153,12 +154,12 @@ fn another_number_of_buckets_waits_for_a_new_group() {
 #[test]
 fn a_previous_address_has_a_route_that_is_not_advertised() {
     const OLD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 118, 0, 3));
-    let data = |cwnd| Some(DataRoute { nexthop: Some(GROUP), source: Some(NODE), cwnd });
+    let data = |cwnd| Some(DataRoute { nexthop: Some(GROUP), source: Some(NODE), cwnd, mtu: None });
     let moved = Want { previous: vec![OLD], ..want(&[5]) };
     let mut have = reconciled(&[5]);
     // As the VIP's own address left it.
     have.routes.insert(OLD, Routes { data: data(Some(1)), announced: [1].into() });
-    let route = NexthopRoute { address: OLD, nexthop: GROUP, source: NODE, cwnd: None };
+    let route = NexthopRoute { address: OLD, nexthop: GROUP, source: NODE, cwnd: None, mtu: None };
     assert_eq!(difference(&have, &moved), [Op::Unannounce(OLD, 1), Op::ReplaceRoute(route)]);
     have.routes.insert(OLD, Routes { data: data(None), announced: BTreeSet::new() });
     assert_eq!(difference(&have, &moved), []);
@@ -181,7 +182,7 @@ fn another_node_is_a_member_with_the_weight_of_its_replicas_and_not_advertised()
     let ops = difference(&Have { nexthops, ..Have::default() }, &with_peer(&[5], 7));
     let mut both = group(&[5]);
     both.members.push(GroupMember { id: PEER.id, weight: 7 });
-    let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1) };
+    let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None };
     let expected =
         [Op::AddNexthop(hop(5)), Op::AddNexthop(PEER), Op::AddGroup(both), Op::AddRoute(route), Op::Announce(VIP, 1)];
     assert_eq!(ops, expected);
@@ -192,7 +193,7 @@ fn with_replicas_on_other_nodes_alone_packets_get_there_and_nothing_is_advertise
     let mut have = reconciled(&[5]);
     have.nexthops.insert(PEER.id, HaveNexthop::Right);
     let ops = difference(&have, &with_peer(&[], 2));
-    let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: None };
+    let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: None, mtu: None };
     let group = Group { members: vec![GroupMember { id: PEER.id, weight: 2 }], ..group(&[]) };
     let expected =
         [Op::ReplaceGroup(group), Op::ReplaceRoute(route), Op::Announce(VIP, NOBODY_READY), Op::Unannounce(VIP, 1)];
@@ -238,7 +239,7 @@ fn each_address_has_its_routes() {
     let mut have = reconciled(&[5]);
     let wanted = Want { addresses: vec![VIP, second, six], ..want(&[5]) };
     let ops = difference(&have, &wanted);
-    let route = NexthopRoute { address: second, nexthop: GROUP, source: NODE, cwnd: Some(1) };
+    let route = NexthopRoute { address: second, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None };
     // By a gateway of IPv4 no route of IPv6 can lead: as long as that is all there is, requests by it fail at once.
     assert_eq!(ops, [Op::AddRoute(route), Op::Announce(second, 1), Op::Announce(six, NOBODY_READY)]);
     apply(&mut have, &ops);
@@ -256,7 +257,7 @@ fn a_vip_of_both_families_has_routes_by_gateways_of_ipv6() {
     let mut wanted = Want { addresses: vec![VIP, six], ..want(&[5]) };
     wanted.members[0].nexthop.gateway = "fe80::2".parse().unwrap();
     let ops = difference(&have, &wanted);
-    let route = NexthopRoute { address: six, nexthop: GROUP, source: NODE, cwnd: Some(1) };
+    let route = NexthopRoute { address: six, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None };
     assert_eq!(route.preferred(), None, "an address of IPv4 is no source of IPv6's");
     let nexthop = wanted.members[0].nexthop;
     // Behind the data route, whose metric is 1.
@@ -297,7 +298,7 @@ fn while_a_node_doesnt_serve_a_vip_by_ipv6_the_replicas_here_do() {
     };
     let nexthops = [(hop(5).id, HaveNexthop::Missing), (PEER.id, HaveNexthop::Missing)].into();
     let mut have = Have { nexthops, ..Have::default() };
-    let route = |group| NexthopRoute { address: six, nexthop: group, source: NODE, cwnd: Some(1) };
+    let route = |group| NexthopRoute { address: six, nexthop: group, source: NODE, cwnd: Some(1), mtu: None };
     let ops = difference(&have, &dual(3, far));
     assert!(ops.contains(&Op::AddRoute(route(GROUP))), "all nodes' replicas: {ops:?}");
     apply(&mut have, &ops);
@@ -370,4 +371,18 @@ fn a_vip_that_is_for_a_nodes_own_replicas_is_advertised_where_some_are_ready() {
     let nobody = Routes { announced: BTreeSet::from([NOBODY_READY]), ..Routes::default() };
     let have = Have { routes: BTreeMap::from([(VIP, nobody)]), ..Have::default() };
     assert!(difference(&have, &local(&[])).contains(&Op::Unannounce(VIP, NOBODY_READY)));
+}
+
+#[test]
+fn routes_get_the_tunnels_mtu_and_lose_it() {
+    let have = reconciled(&[5]);
+    let narrow = Want { mtu: Some(1430), ..want(&[5]) };
+    let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None };
+    let changed = Op::ReplaceRoute(NexthopRoute { mtu: Some(1430), ..route });
+    assert_eq!(difference(&have, &narrow), [changed.clone()]);
+    assert_eq!(difference_for(have.clone(), narrow.clone(), hop(5).id), [changed.clone()]);
+    let mut then = have;
+    apply(&mut then, &[changed]);
+    assert_eq!(difference(&then, &narrow), []);
+    assert_eq!(difference(&then, &want(&[5])), [Op::ReplaceRoute(route)]);
 }

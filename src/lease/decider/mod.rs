@@ -116,10 +116,17 @@ pub struct Setup {
     pub pools: Option<Pools>,
     /// Pinned addresses.
     pub pins: BTreeSet<IpAddr>,
-    /// Who decides; none: no seed is an address.
-    pub decides: Option<Ipv4Addr>,
+    /// Where the node is heard that decides; none: no seed is an address.
+    pub decides: Option<IpAddr>,
     /// The register of this node, or why it can't be read.
     pub register: Result<Register, String>,
+}
+
+impl Setup {
+    /// The node that decides.
+    fn decider(&self) -> Option<NodeId> {
+        self.decides.map(NodeId::of)
+    }
 }
 
 /// This node's part in it: it asks the node that decides, says what it has itself, and may be the one that decides.
@@ -156,7 +163,7 @@ impl PoolClaims {
     /// The nodes have changed.
     pub fn on_members(&mut self, members: Members, now: Instant) {
         self.members = members;
-        let is_own = self.members.own.is_some_and(|own| Some(own.0) == self.setup.decides);
+        let is_own = self.members.own.is_some() && self.members.own == self.setup.decider();
         if let (true, None, Some(pools), Ok(register)) = (is_own, &self.keeper, &self.setup.pools, &self.setup.register)
         {
             self.keeper = Some(Keeper::new(pools.clone(), self.setup.pins.clone(), register.clone(), now));
@@ -185,14 +192,14 @@ impl PoolClaims {
     /// It is `now`: asks what is to be asked.
     pub fn tick(&mut self, uses: &dyn Uses, now: Instant) -> Vec<Out> {
         let mut out = Vec::new();
-        let decides = self.decides();
+        let (decides, silent) = (self.decides(), silent(&self.setup));
         for (vip, open) in self.open.iter_mut().filter(|(_, open)| open.granted.is_none() && open.due <= now) {
             open.due = now + ASK_AGAIN;
             match &decides {
                 Ok(node) => {
                     if now >= open.explain {
                         open.explain = now + SILENT;
-                        let why = silent(*node);
+                        let why = silent.clone();
                         out.push(Out::Report(vip.clone(), News::Trouble { why, exhausted: false }));
                     }
                     let what = What::Claim { remembered: open.remembered, unfit: open.unfit };
@@ -302,13 +309,13 @@ impl PoolClaims {
 
     /// The VIP for which that was asked, of that node, and nothing is granted yet.
     fn asked(&mut self, (of, number): (NodeId, u64), vip: &VipKey) -> Option<&mut Open> {
-        let is_decider = Some(of.0) == self.setup.decides;
+        let is_decider = Some(of) == self.setup.decider();
         self.open.get_mut(vip).filter(|open| is_decider && open.number == number && open.granted.is_none())
     }
 
     /// Who decides, if it is heard; else why no address can be had, and what to do.
     fn decides(&self) -> Result<NodeId, String> {
-        let Some(decides) = self.setup.decides.map(NodeId) else {
+        let Some(decides) = self.setup.decider() else {
             return Err("the pool's addresses are given out by the lowest of membership.seeds, none of which is an address: name one \
                         node there by its address, the same on all nodes"
                 .to_owned());
@@ -316,7 +323,7 @@ impl PoolClaims {
         if self.members.own == Some(decides) || self.members.others.contains(&decides) {
             return Ok(decides);
         }
-        Err(silent(decides))
+        Err(silent(&self.setup))
     }
 
     fn nodes(&self) -> BTreeSet<NodeId> {
@@ -325,7 +332,8 @@ impl PoolClaims {
 }
 
 /// Why no address can be had while the node that decides is silent.
-fn silent(decides: NodeId) -> String {
+fn silent(setup: &Setup) -> String {
+    let decides = setup.decides.map_or_else(|| "no node".to_owned(), |decides| decides.to_string());
     format!(
         "{decides} gives out the pool's addresses, as the lowest of membership.seeds, and isn't heard: see that viprouted runs there \
          and that nothing is between the nodes (viproutectl nodes)"
@@ -335,7 +343,7 @@ fn silent(decides: NodeId) -> String {
 /// Why this node can't give out an address.
 fn why_not(setup: &Setup, own: Option<NodeId>) -> String {
     let node = own.map_or_else(|| "that node".to_owned(), |own| own.to_string());
-    let is_own = own.is_some_and(|own| Some(own.0) == setup.decides);
+    let is_own = own.is_some() && own == setup.decider();
     match (&setup.pools, &setup.register) {
         (Some(_), Err(why)) if is_own => format!("{node} can't read its register of the pool: {why}"),
         (None, _) if is_own => {

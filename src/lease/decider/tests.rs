@@ -49,7 +49,12 @@ struct Scene {
 fn claims(register: Register) -> PoolClaims {
     let pool = Pool::open("default", vec!["10.118.0.0/29".parse().unwrap()], vec![address(6)]);
     let pins = BTreeSet::from([IpAddr::V4(address(5))]);
-    PoolClaims::new(Setup { pools: Some(Pools::new(vec![pool])), pins, decides: Some(id(1).0), register: Ok(register) })
+    PoolClaims::new(Setup {
+        pools: Some(Pools::new(vec![pool])),
+        pins,
+        decides: Some(id(1).0.into()),
+        register: Ok(register),
+    })
 }
 
 impl Scene {
@@ -284,7 +289,7 @@ fn who_is_silent_is_named() {
 #[test]
 fn seeds_that_name_another_node_are_said() {
     let mut scene = Scene::new();
-    scene.node(2).claims.setup.decides = Some(id(3).0);
+    scene.node(2).claims.setup.decides = Some(id(3).0.into());
     scene.ask(2, 0);
     scene.rest();
     assert!(

@@ -29,14 +29,23 @@ pub(super) fn is_route_to(payload: &[u8], prefix: IpNetwork) -> bool {
     destination(payload) == Some(prefix)
 }
 
-/// `via` of a route with one hop, the rest undecoded.
+/// `via` of a route with one hop, or `via inet6` of one of IPv4; the rest undecoded.
 pub(super) fn gateway(payload: &[u8]) -> Option<IpAddr> {
     const RTA_GATEWAY: u16 = 5;
-    let gateway = attributes(payload).find(|nla| nla.kind() == RTA_GATEWAY)?;
-    match family_of(*payload.first()?)? {
-        Family::V4 => Some(IpAddr::from(*gateway.value().first_chunk::<4>()?)),
-        Family::V6 => Some(IpAddr::from(*gateway.value().first_chunk::<16>()?)),
-    }
+    const RTA_VIA: u16 = 18;
+    let of = |family, octets: &[u8]| match family {
+        Family::V4 => Some(IpAddr::from(*octets.first_chunk::<4>()?)),
+        Family::V6 => Some(IpAddr::from(*octets.first_chunk::<16>()?)),
+    };
+    attributes(payload).find_map(|nla| match nla.kind() {
+        RTA_GATEWAY => of(family_of(*payload.first()?)?, nla.value()),
+        // struct rtvia: the family, in the host's order, and the address.
+        RTA_VIA => {
+            let (family, address) = nla.value().split_first_chunk::<2>()?;
+            of(family_of(u8::try_from(u16::from_ne_bytes(*family)).ok()?)?, address)
+        }
+        _ => None,
+    })
 }
 
 /// A route's prefix, the rest undecoded. The default route has no destination attribute.
@@ -99,7 +108,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
         advmss: None,
         kind: Kind::Other,
     };
-    let (mut nexthop, mut cwnd) = (None, None);
+    let (mut nexthop, mut cwnd, mut mtu) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = inet(address)?,
@@ -109,6 +118,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::NhId(id) => nexthop = Some(*id),
             RouteAttribute::Metrics(metrics) => {
                 cwnd = metrics.iter().find_map(read_cwnd);
+                mtu = metrics.iter().find_map(read_mtu);
                 route.advmss = metrics.iter().find_map(read_advmss);
             }
             _ => {}
@@ -116,7 +126,7 @@ pub(super) fn read(message: &RouteMessage) -> Option<Route> {
     }
     route.prefix = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
     route.kind = match (message.header.kind, nexthop) {
-        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd },
+        (RouteType::Unicast, Some(id)) => Kind::Nexthop { id, source: route.source, cwnd, mtu },
         (RouteType::Unicast, None) => Kind::Via(read_hops(message)),
         (RouteType::Unreachable, _) => Kind::Unreachable,
         (RouteType::Throw, _) => Kind::Throw,
@@ -145,6 +155,13 @@ pub(super) fn read_hops(message: &RouteMessage) -> Vec<Hop> {
 fn read_cwnd(metric: &RouteMetric) -> Option<u32> {
     match metric {
         RouteMetric::Cwnd(cwnd) => Some(*cwnd),
+        _ => None,
+    }
+}
+
+fn read_mtu(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
         _ => None,
     }
 }

@@ -151,9 +151,10 @@ fn hops(mut hops: &[u8], note: &mut impl FnMut(u32, bool)) {
 pub fn covering(socket: &Socket, addresses: &[IpAddr]) -> Result<(Vec<Route>, BTreeSet<IpAddr>)> {
     let (mut routes, mut gateways) = (Vec::new(), BTreeSet::new());
     for family in Family::ALL {
-        let of_family: Vec<IpAddr> = addresses.iter().copied().filter(|a| Family::of(*a) == family).collect();
-        if !of_family.is_empty() {
-            routes.extend(covering_of(socket, family, &of_family, &mut gateways)?);
+        // Routes of IPv4 may have gateways of IPv6.
+        let concerns = |address: &IpAddr| family == Family::V4 || address.is_ipv6();
+        if addresses.iter().any(concerns) {
+            routes.extend(covering_of(socket, family, addresses, &mut gateways)?);
         }
     }
     Ok((routes, gateways))

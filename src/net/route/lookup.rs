@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::net::{Result, Socket, address_family};
 
 use super::decode::{decode, read, read_hops};
-use super::{DEFAULT, Filter, Hop, Kind, MAIN, Route, host, list};
+use super::{DEFAULT, DEFAULT6, Filter, Hop, Kind, MAIN, Route, host, list};
 
 /// The way a packet takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +22,32 @@ pub struct Way {
     pub source: Option<IpAddr>,
 }
 
-/// The default route of table main with the lowest metric among those that lead somewhere; its first hop.
+/// The default route of IPv4 in table main with the lowest metric among those that lead somewhere; its first hop.
 pub fn default_way(socket: &Socket) -> Result<Option<Way>> {
-    let filter = Filter { table: Some(MAIN), prefix: Some(DEFAULT), ..Filter::default() };
+    default_way_of(socket, Family::V4)
+}
+
+/// The same of a family.
+pub fn default_way_of(socket: &Socket, family: Family) -> Result<Option<Way>> {
+    let prefix = match family {
+        Family::V4 => DEFAULT,
+        Family::V6 => DEFAULT6,
+    };
+    let filter = Filter { family, table: Some(MAIN), prefix: Some(prefix), ..Filter::default() };
     Ok(best_way(&list(socket, filter)?))
 }
 
-/// The same, asked for by a packet that no other route is likely to be for: the dump of a table has each of a VIP's thousand next
+/// The default route of IPv4; where there is none, that of IPv6.
+pub fn first_default_way(socket: &Socket) -> Result<Option<Way>> {
+    for family in Family::ALL {
+        if let Some(way) = default_way_of(socket, family)? {
+            return Ok(Some(way));
+        }
+    }
+    Ok(None)
+}
+
+/// That of IPv4, asked for by a packet that no other route is likely to be for: the dump of a table has each of a VIP's thousand next
 /// hops in it. Where another route is for it, or another table, the table is dumped.
 pub fn default_way_by_packet(socket: &Socket) -> Result<Option<Way>> {
     let mut query = query(Packet::to(RESERVED));

@@ -24,7 +24,9 @@ use super::{PROTOCOL, Request, address_family};
 pub(super) use decode::decode;
 pub use dump::{Filter, Reach, covering, devices, list};
 pub use local::{add_local, del_local, locals};
-pub use lookup::{Answer, Packet, Way, ask, default_way, default_way_by_packet, is_local, lookup};
+pub use lookup::{
+    Answer, Packet, Way, ask, default_way, default_way_by_packet, default_way_of, first_default_way, is_local, lookup,
+};
 
 /// Table `main`.
 pub const MAIN: u32 = 254;
@@ -82,6 +84,8 @@ pub enum Kind {
         source: Option<IpAddr>,
         /// `cwnd`; routing daemons read it as a weight.
         cwnd: Option<u32>,
+        /// `mtu`.
+        mtu: Option<u32>,
     },
     /// Over gateways and devices of its own.
     Via(Vec<Hop>),
@@ -136,6 +140,8 @@ pub struct NexthopRoute {
     pub source: IpAddr,
     /// `cwnd`.
     pub cwnd: Option<u32>,
+    /// `mtu`, bytes; none: the device's.
+    pub mtu: Option<u32>,
 }
 
 impl NexthopRoute {
@@ -165,7 +171,8 @@ fn nexthop_message(route: NexthopRoute) -> RouteMessage {
     message.attributes.extend(route.preferred().map(|source| RouteAttribute::PrefSource(source.into())));
     // 0 is as good as none. Where no metrics are sent at all, the kernel takes those of any other route that is like this
     // one (fib_find_info_nh).
-    message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Cwnd(route.cwnd.unwrap_or(0))]));
+    let metrics = [Some(RouteMetric::Cwnd(route.cwnd.unwrap_or(0))), route.mtu.map(RouteMetric::Mtu)];
+    message.attributes.push(RouteAttribute::Metrics(metrics.into_iter().flatten().collect()));
     message
 }
 

@@ -92,6 +92,11 @@ fn a_route_of_ipv4_may_lead_to_a_gateway_of_ipv6() {
     hops.extend(&via);
     hops.resize(32, 0);
     let hop = Hop { gateway: Some(gateway.into()), index: Some(7) };
+    assert_eq!(super::decode::gateway(&single), Some(gateway.into()));
+    assert_eq!(super::decode::gateway(&payload(32, (4, 1), &[(5, &[192, 0, 2, 254])])), Some([192, 0, 2, 254].into()));
+    let (mut found, mut objects) = (BTreeMap::new(), BTreeSet::new());
+    note_devices(&payload(0, (4, 1), &[(18, &via), (4, &7_u32.to_ne_bytes())]), &mut found, &mut objects);
+    assert_eq!(found, [(7, Reach { gateway: true, network: false })].into());
     for message in [single, payload(32, (PROTOCOL, 1), &[(9, &hops)])] {
         let route = decode(&message).expect("a route");
         assert_eq!(route.kind, Kind::Via(vec![hop.clone()]));

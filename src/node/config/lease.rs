@@ -63,6 +63,6 @@ fn peers(top: &mut Reader, membership: Option<&Membership>) -> Result<Vec<IpAddr
         let expected = "none beside [membership]: its nodes find each other (membership.seeds)";
         return Err(top.bad("peers", &format!("[{}, …]", quoted(peers[0])), expected));
     }
-    let seeds = membership.into_iter().flat_map(Membership::seed_addresses).map(IpAddr::V4);
+    let seeds = membership.into_iter().flat_map(Membership::seed_addresses);
     Ok(peers.into_iter().chain(seeds).collect())
 }

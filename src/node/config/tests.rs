@@ -3,6 +3,7 @@
 use tracing::level_filters::LevelFilter;
 
 use super::*;
+use crate::model::Family;
 
 fn complaint(text: &str) -> String {
     Config::parse(text).unwrap_err().to_string()
@@ -158,13 +159,32 @@ fn other_nodes() {
     assert_eq!((membership.listen, membership.port), (Some([192, 0, 2, 1].into()), 9001));
     assert_eq!(membership.key_file, Path::new(DEFAULT_KEY_FILE));
     let bare = Config::parse("[membership]").unwrap().membership.unwrap();
-    assert_eq!((bare.listen, bare.port, bare.tunnel, bare.name), (None, 8119, None, None));
+    assert_eq!((bare.listen, bare.port, bare.tunnel, bare.name.as_ref()), (None, 8119, None, None));
     for (line, says) in [
-        ("seeds = [\"127.0.0.1\"]", "membership.seeds = \"127.0.0.1\": expected a node's IPv4 address or name"),
+        ("seeds = [\"127.0.0.1\"]", "membership.seeds = \"127.0.0.1\": expected a node's address or name"),
         ("seeds = [\"192.0.2\"]", "membership.seeds = \"192.0.2\": expected"),
         ("seeds = [\"n1:0\"]", "membership.seeds = \"n1:0\": expected"),
         ("seeds = [\"a b\"]", "membership.seeds = \"a b\": expected"),
-        ("listen = \"0.0.0.0\"", "membership.listen = \"0.0.0.0\": expected a unicast IPv4 address of this node"),
+        ("seeds = [\"fe80::1\"]", "membership.seeds = \"fe80::1\": expected"),
+        ("seeds = [\"::ffff:192.0.2.1\"]", "membership.seeds = \"::ffff:192.0.2.1\": expected"),
+        ("seeds = [\"[2001:db8::1]:0\"]", "membership.seeds = \"[2001:db8::1]:0\": expected"),
+        (
+            "seeds = [\"192.0.2.1\", \"2001:db8::1\"]",
+            "membership.seeds = […, \"2001:db8::1\"]: expected addresses of one family",
+        ),
+        (
+            "seeds = [\"2001:db8::1\"]\nlisten = \"192.0.2.1\"",
+            "membership.listen = \"192.0.2.1\": expected an address of the family",
+        ),
+        (
+            "seeds = [\"192.0.2.1\"]\ntunnel = \"2001:db8::1\"",
+            "membership.tunnel = \"2001:db8::1\": expected an address of the family",
+        ),
+        (
+            "listen = \"192.0.2.1\"\ntunnel = \"2001:db8::1\"",
+            "membership.tunnel = \"2001:db8::1\": expected an address of the family",
+        ),
+        ("listen = \"0.0.0.0\"", "membership.listen = \"0.0.0.0\": expected a unicast address of this node"),
         ("tunnel = \"224.0.0.1\"", "membership.tunnel"),
         ("name = \"N1\"", "membership.name = \"N1\": expected a node's name"),
         ("key = 1", "membership.key: no such key (there are: seeds, key_file, listen, tunnel, name)"),
@@ -172,6 +192,11 @@ fn other_nodes() {
         let found = complaint(&format!("[membership]\n{line}"));
         assert!(found.starts_with(says), "{found}");
     }
+    let six = "seeds = [\"2001:db8::11\", \"[2001:db8::12]:9000\", \"n3\"]\nlisten = \"[2001:db8::1]:9000\"\ntunnel = \"2001:db8:1::1\"";
+    let six = Config::parse(&format!("[membership]\n{six}")).unwrap().membership.unwrap();
+    assert_eq!(six.seeds, ["[2001:db8::11]:8119", "[2001:db8::12]:9000", "n3:8119"]);
+    assert_eq!((six.listen, six.port, six.family()), (Some("2001:db8::1".parse().unwrap()), 9000, Some(Family::V6)));
+    assert_eq!(bare.family(), None);
     let both = complaint("peers = [\"192.0.2.1\"]\n[membership]\nseeds = [\"n1\"]");
     assert!(both.contains("its nodes find each other (membership.seeds)"), "{both}");
 }
@@ -349,7 +374,10 @@ fn durations() {
 fn complaints_name_key_value_and_what_was_expected() {
     let pin = |vip: &str, address: &str| format!("[[pin]]\nvip = \"{vip}\"\naddress = \"{address}\"\n");
     let cases = [
-        ("sokcet = \"/x\"".into(), "sokcet: no such key (there are: dhcp, membership, kubernetes, allow, pool, "),
+        (
+            "sokcet = \"/x\"".into(),
+            "sokcet: no such key (there are: dhcp, membership, kubernetes, dhcp6, allow, pool, ",
+        ),
         ("[dhcp]\nif = 1".into(), "dhcp.if: no such key (there are: interface, relay, servers, on_lost)"),
         ("hold = 10".into(), "hold = 10: expected a time such as \"30s\", \"10m\" or \"1h 30m\""),
         ("hold = \"10\"".into(), "hold = \"10\": expected a time such as \"30s\""),

@@ -55,7 +55,7 @@ mod tests {
         NodeEntry {
             name: format!("n{last}"),
             id: Ipv4Addr::new(192, 0, 2, last),
-            tunnel: Ipv4Addr::new(192, 0, 2, last),
+            tunnel: Ipv4Addr::new(192, 0, 2, last).into(),
             state: state.into(),
             silent_ms: 0,
             vips: 0,

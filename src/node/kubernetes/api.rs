@@ -102,8 +102,8 @@ async fn address_of(host: &str, port: u16) -> Result<Option<SocketAddr>, Error> 
     }
     let unknown = |why| Error::Name { name: host.to_owned(), why };
     let found = lookup(&format!("{host}:{port}")).await.map_err(unknown)?;
-    let first = found.first().ok_or_else(|| unknown("it has no IPv4 address".to_owned()))?;
-    Ok(Some((*first).into()))
+    let first = found.first().ok_or_else(|| unknown("it has no address".to_owned()))?;
+    Ok(Some(*first))
 }
 
 fn build(config: kube::Config) -> Result<kube::Client, Error> {

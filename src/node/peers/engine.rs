@@ -3,7 +3,7 @@
 mod leases;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,8 +13,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::api::protocol::{NodeFinding, NodeFindingKind};
 use crate::lease::decider::Members;
 use crate::lease::decider::message::Message;
+use crate::model::address::ipv6;
 use crate::model::node::{ClusterNode, NodeId, OwnNode};
-use crate::model::{Cluster, VipKey};
+use crate::model::{Cluster, Family, VipKey};
 use crate::net::echo::Echo;
 use crate::node::Kind;
 use crate::node::problems::MEMBERSHIP;
@@ -27,7 +28,8 @@ use super::holding::LeaseKey;
 use super::key::Keys;
 use super::leases::Own;
 use super::names::resolve;
-use super::open::{Words, config, modified, own_address, read_words, remembered, v4, words};
+use super::open::{Words, config, modified, read_words, remembered, words};
+use super::own_address::OwnAddresses;
 use super::permits::Permits;
 use super::records::Desired;
 use super::report;
@@ -104,7 +106,8 @@ pub async fn run(mut state: State, mut inputs: Inputs, guard: &SubsystemGuard) {
 /// The gossip from one address.
 struct Engine {
     own: OwnNode,
-    socket: SocketAddrV4,
+    socket: SocketAddr,
+    addresses: OwnAddresses,
     keyed: Keyed,
     /// What other nodes ask and answer.
     notes: tokio::sync::mpsc::Receiver<Received>,
@@ -113,10 +116,10 @@ struct Engine {
     view: View,
     /// What was read of each process's state, by version.
     read: HashMap<ChitchatId, (u64, Option<Words>)>,
-    echoed: BTreeSet<Ipv4Addr>,
+    echoed: BTreeSet<IpAddr>,
     heard: BTreeMap<NodeId, Instant>,
     /// Seeds by name, as they were resolved last.
-    named: tokio::sync::watch::Receiver<BTreeSet<SocketAddrV4>>,
+    named: tokio::sync::watch::Receiver<BTreeSet<SocketAddr>>,
     looks: u32,
     /// What legs were worked out from last.
     seen: Option<u64>,
@@ -132,22 +135,24 @@ struct Engine {
 impl Engine {
     async fn open(state: &State) -> Result<Self, String> {
         let Setup { context, net, membership, keys, .. } = &state.setup;
-        let address = own_address(net, membership)?;
-        let socket = SocketAddrV4::new(address, membership.port);
-        let id = NodeId(address);
-        let (name, tunnel) = (state.setup.name.clone(), membership.tunnel.unwrap_or(address));
-        let own = OwnNode { id, name, tunnel, left: state.phase == Phase::Left };
+        let addresses = OwnAddresses::find(net, membership)?;
+        let OwnAddresses { gossip: address, tunnel } = addresses;
+        let socket = SocketAddr::new(address, membership.port);
+        let id = NodeId::of(address);
+        let (name, left) = (state.setup.name.clone(), state.phase == Phase::Left);
+        let own = OwnNode { id, name, tunnel, heard6: ipv6(address), left };
         let (keyed, notes) = Keyed::new(Sessions::new(keys.clone(), socket));
         let echo = Echo::open(address).map_err(|e| with_causes(&e))?;
         let view = View::new(id, remembered(context)?, Instant::now());
         let (literal, names): (Vec<_>, Vec<_>) =
-            membership.seeds.iter().cloned().partition(|seed| seed.parse::<SocketAddrV4>().is_ok());
+            membership.seeds.iter().cloned().partition(|seed| seed.parse::<SocketAddr>().is_ok());
         let chitchat = spawn_chitchat(config(socket, literal), words(state, &own), &keyed).await;
         let chitchat = chitchat.map_err(|e| format!("UDP {socket}: {e:#}"))?;
         let key_time = modified(membership);
         Ok(Self {
             own,
             socket,
+            addresses,
             keyed,
             notes,
             chitchat,
@@ -156,7 +161,7 @@ impl Engine {
             read: HashMap::new(),
             echoed: BTreeSet::new(),
             heard: BTreeMap::new(),
-            named: resolve(names),
+            named: resolve(names, Family::of(address)),
             looks: 0,
             seen: None,
             seen_leases: 0,
@@ -221,10 +226,7 @@ impl Engine {
             Order::Stay => (Phase::Up, None),
             Order::Restart(told) => (Phase::Restarting, Some(told)),
             Order::Lease(key, own) => return self.tell_lease(state, &key, own).await,
-            Order::Pool(to, message) => {
-                let to = SocketAddrV4::new(to.0, self.socket.port());
-                return self.keyed.send_note(to, &message.to_string());
-            }
+            Order::Pool(to, message) => return self.send_note(to, &message.to_string()),
         };
         if state.phase != Phase::Left || phase == Phase::Up {
             state.phase = phase;
@@ -235,8 +237,8 @@ impl Engine {
         self.tell(state, &keys).await;
         let word = state.word(self.own.tunnel).to_string();
         self.chitchat.with_chitchat(|chitchat| chitchat.self_node_state().set(word::NODE, &word)).await;
-        for node in self.view.nodes().keys() {
-            let _ = self.chitchat.gossip(SocketAddr::from((node.0, self.socket.port())));
+        for node in self.view.nodes().values() {
+            let _ = self.chitchat.gossip(self.heard_at(node.at));
         }
         if let Some(told) = told {
             tokio::time::sleep(ROUND).await;
@@ -253,7 +255,7 @@ impl Engine {
             state.setup.context.journal.record(Kind::Node, None, event);
         }
         if self.looks.is_multiple_of(ECHOES) {
-            let targets: Vec<Ipv4Addr> = self.view.nodes().values().map(|node| node.word.tunnel).collect();
+            let targets: Vec<IpAddr> = self.view.nodes().values().map(|node| node.word.tunnel).collect();
             for target in targets {
                 self.echo.ask(target);
             }
@@ -272,8 +274,7 @@ impl Engine {
 
     /// The gossip's processes, as far as what they say can be read. What hasn't changed isn't read again.
     async fn incarnations(&mut self) -> Vec<Incarnation> {
-        let read = &mut self.read;
-        let port = self.socket.port();
+        let (read, own) = (&mut self.read, self.socket);
         self.chitchat
             .with_chitchat(|chitchat| {
                 let live: BTreeSet<ChitchatId> = chitchat.live_nodes().cloned().collect();
@@ -282,15 +283,13 @@ impl Engine {
                 for (id, state) in chitchat.node_states() {
                     let version = state.max_version();
                     let known = read.get(id).filter(|(known, _)| *known == version);
-                    let word = known.map_or_else(|| read_words(id, state, port), |(_, word)| word.clone());
+                    let word = known.map_or_else(|| read_words(id, state, own), |(_, word)| word.clone());
                     if known.is_none() {
                         read.insert(id.clone(), (version, word.clone()));
                     }
-                    let (Some((word, vips, leases)), SocketAddr::V4(at)) = (word, id.gossip_advertise_addr) else {
-                        continue;
-                    };
-                    let (generation, live) = (id.generation_id, live.contains(id));
-                    incarnations.push(Incarnation { id: NodeId(*at.ip()), generation, live, word, vips, leases });
+                    let Some((word, vips, leases)) = word else { continue };
+                    let (at, generation, live) = (id.gossip_advertise_addr.ip(), id.generation_id, live.contains(id));
+                    incarnations.push(Incarnation { id: NodeId::of(at), at, generation, live, word, vips, leases });
                 }
                 incarnations
             })
@@ -303,10 +302,11 @@ impl Engine {
         let is_echo = |node: &Node| echoed.contains(&node.word.tunnel);
         let echoed = nodes.iter().filter(|(_, node)| is_echo(node)).map(|(id, _)| *id).collect();
         let sessions = self.keyed.sessions();
-        let ids = nodes.keys().copied().chain(incarnations.iter().map(|incarnation| incarnation.id));
+        let known = nodes.iter().map(|(id, node)| (*id, node.at));
+        let all = known.chain(incarnations.iter().map(|incarnation| (incarnation.id, incarnation.at)));
         let mut heard = BTreeSet::new();
-        for id in ids {
-            let at = sessions.heard(SocketAddrV4::new(id.0, self.socket.port()));
+        for (id, at) in all {
+            let at = sessions.heard(SocketAddr::new(at, self.socket.port()));
             if let Some(at) = at.filter(|at| self.heard.get(&id) != Some(at)) {
                 self.heard.insert(id, at);
                 heard.insert(id);
@@ -319,23 +319,24 @@ impl Engine {
     fn work_out(&mut self, state: &State) -> Result<(), String> {
         let known = |(id, node): (&NodeId, &Node)| {
             let Word { name, tunnel, .. } = node.word.clone();
-            ClusterNode { id: *id, name, number: node.number, tunnel, state: node.state }
+            ClusterNode { id: *id, name, number: node.number, tunnel, heard6: ipv6(node.at), state: node.state }
         };
         let cluster = Cluster::new(self.own.clone(), self.view.nodes().iter().map(known).collect());
         let cluster = cluster.map_err(|e| e.to_string())?;
-        let mut permits = Permits::read(state, self.own.id.0, self.view.nodes())?;
+        let mut permits = Permits::read(state, self.addresses.gossip, self.view.nodes())?;
         let far::Legs { vips, findings } =
             far::legs(self.view.nodes(), &state.own, |key, address| permits.refusal(key, address));
         self.far = findings;
-        let desired = Desired { cluster, vips, node: IpAddr::V4(self.own.id.0) };
+        let node = self.addresses.source_of_vips(&state.setup.net).map_err(|e| with_causes(&e))?;
+        let desired = Desired { cluster, vips, node };
         state.setup.desired.send(desired).map_err(|_| "the records' thread has ended".to_owned())
     }
 
     /// What needn't be done ten times a second.
     async fn slowly(&mut self, state: &mut State) -> Result<(), String> {
         let Setup { net, membership, .. } = &state.setup;
-        if own_address(net, membership)? != self.own.id.0 {
-            return Err(format!("{} is no longer the node's address", self.own.id));
+        if OwnAddresses::find(net, membership)? != self.addresses {
+            return Err(format!("{} is no longer the node's address", self.addresses.gossip));
         }
         let key_time = modified(membership);
         if key_time != self.key_time {
@@ -351,12 +352,12 @@ impl Engine {
         }
         // chitchat looks names up at its start and once a minute.
         let named = self.named.borrow().clone();
-        let silent = |seed: &SocketAddrV4| {
+        let silent = |seed: &SocketAddr| {
             let heard = self.keyed.sessions().heard(*seed);
             *seed != self.socket && heard.is_none_or(|heard| heard.elapsed() > AGAIN * 2)
         };
         for seed in named.into_iter().filter(silent) {
-            let _ = self.chitchat.gossip(seed.into());
+            let _ = self.chitchat.gossip(seed);
         }
         let findings = self.findings(state).await;
         for finding in findings.difference(&self.findings) {
@@ -368,12 +369,11 @@ impl Engine {
     }
 
     async fn findings(&self, state: &State) -> BTreeSet<NodeFinding> {
-        let seeds: BTreeSet<SocketAddrV4> = self
+        let seeds: BTreeSet<SocketAddr> = self
             .chitchat
             .with_chitchat(|chitchat| chitchat.seed_nodes())
             .await
             .into_iter()
-            .filter_map(v4)
             .chain(self.named.borrow().iter().copied())
             .filter(|seed| *seed != self.socket)
             .collect();

@@ -12,6 +12,7 @@ mod leases;
 mod names;
 mod note;
 mod open;
+mod own_address;
 mod permits;
 mod rate;
 mod records;

@@ -1,18 +1,15 @@
 //! What the gossip is begun with.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chitchat::{ChitchatConfig, ChitchatId, FailureDetectorConfig};
 
-use crate::dataplane::node::source;
 use crate::membership::peer;
 use crate::model::VipKey;
-use crate::model::address::ipv4;
 use crate::model::node::{ClusterNode, NodeId, OwnNode};
-use crate::net::{self, NodeNet, route};
 use crate::node::Context;
 use crate::node::config::Membership;
 use crate::registry::nodes;
@@ -33,16 +30,16 @@ const DEAD: Duration = Duration::from_secs(120);
 const DELETED: Duration = Duration::from_secs(1200);
 
 /// chitchat's.
-pub fn config(socket: SocketAddrV4, seed_nodes: Vec<String>) -> ChitchatConfig {
+pub fn config(socket: SocketAddr, seed_nodes: Vec<String>) -> ChitchatConfig {
     // Two starts within a millisecond are none of ours.
     let generation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let generation = u64::try_from(generation).unwrap_or(u64::MAX);
     ChitchatConfig {
-        chitchat_id: ChitchatId::new(socket.ip().to_string(), generation, socket.into()),
+        chitchat_id: ChitchatId::new(socket.ip().to_string(), generation, socket),
         // Who has another key is told apart before.
         cluster_id: "viproute".to_owned(),
         gossip_interval: GOSSIP,
-        listen_addr: socket.into(),
+        listen_addr: socket,
         seed_nodes,
         failure_detector_config: FailureDetectorConfig {
             phi_threshold: PHI,
@@ -68,11 +65,15 @@ pub fn words(state: &State, own: &OwnNode) -> Vec<(String, String)> {
 /// What a node says: of itself, its VIPs and their leases.
 pub type Words = (Word, Vips, Holdings);
 
-/// `None`: it doesn't say who it is, or that it is another.
-pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, port: u16) -> Option<Words> {
-    let SocketAddr::V4(at) = id.gossip_advertise_addr else { return None };
-    let is_itself = at.port() == port && id.node_id.parse() == Ok(*at.ip());
+/// `None`: it doesn't say who it is, or that it is another; or it is heard, or its tunnel ends, at an address of another family than this
+/// node's.
+pub fn read_words(id: &ChitchatId, state: &chitchat::NodeState, own: SocketAddr) -> Option<Words> {
+    let at = id.gossip_advertise_addr;
+    let is_itself = at.port() == own.port() && id.node_id.parse() == Ok(at.ip());
     let word: Word = state.get(word::NODE)?.parse().ok().filter(|_| is_itself)?;
+    if [at.ip(), word.tunnel].iter().any(|address| address.is_ipv4() != own.is_ipv4()) {
+        return None;
+    }
     let (vips, refused) = word::vips(state.key_values());
     if refused > 0 {
         tracing::debug!(node = word.name, refused, "VIPs that can't be read, or are too many");
@@ -101,28 +102,7 @@ pub fn remembered(context: &Context) -> Result<BTreeMap<NodeId, Node>, String> {
     Ok(cluster.nodes.iter().map(remembered).collect())
 }
 
-/// The address by which the others hear this node.
-pub fn own_address(net: &NodeNet, membership: &Membership) -> Result<Ipv4Addr, String> {
-    let failed = |error: net::Error| with_causes(&error);
-    if let Some(listen) = membership.listen {
-        let is_here = route::is_local(net, IpAddr::V4(listen)).map_err(failed)?;
-        return if is_here {
-            Ok(listen)
-        } else {
-            Err(format!("membership.listen = {listen} is no address of this node"))
-        };
-    }
-    let way = route::default_way(net).map_err(failed)?;
-    let best = source::best(net, way.as_ref()).map_err(failed)?;
-    best.and_then(ipv4).ok_or_else(|| "the node has no IPv4 address (membership.listen names one)".to_owned())
-}
-
 /// When the file of the keys was changed last.
 pub fn modified(membership: &Membership) -> Option<SystemTime> {
     std::fs::metadata(&membership.key_file).and_then(|found| found.modified()).ok()
-}
-
-/// `None`: an IPv6 address.
-pub fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
-    if let SocketAddr::V4(address) = address { Some(address) } else { None }
 }

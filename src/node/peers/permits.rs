@@ -1,7 +1,7 @@
 //! Which addresses of other nodes' VIPs may be VIPs here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
@@ -30,13 +30,13 @@ pub struct Permits {
 
 impl Permits {
     /// As it is now.
-    pub fn read(state: &State, own: Ipv4Addr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
+    pub fn read(state: &State, own: IpAddr, others: &BTreeMap<NodeId, Node>) -> Result<Self, String> {
         let mut addresses = Vec::new();
         for family in Family::ALL {
             addresses.extend(address::list(&state.setup.net, family, None).map_err(|e| with_causes(&e))?);
         }
         let Setup { pools, beside, allow, leases_ipv6, net, .. } = &state.setup;
-        let is_own = |at: &&address::Address| at.address == IpAddr::V4(own);
+        let is_own = |at: &&address::Address| at.address == own;
         let link = addresses.iter().find(is_own).map(|at| at.index).filter(|_| *leases_ipv6 && allow.is_none());
         let leased = link.map(|link| uplink::prefixes(net, Family::V6, link)).transpose();
         let leased = leased.map_err(|e| with_causes(&e))?.unwrap_or_default();
@@ -49,7 +49,7 @@ impl Permits {
         };
         // Where a DHCPv6 server gives them, and nothing else is configured: those of the link, as its own are.
         let allow = allow.and(leased);
-        let nodes = others.iter().flat_map(|(id, node)| [id.0, node.word.tunnel]).map(IpAddr::V4);
+        let nodes = others.values().flat_map(|node| [node.at, node.word.tunnel]);
         let hosts = addresses.iter().map(|at| at.address).chain(nodes).chain(state.pods.values().flatten().copied());
         let local = state.own.iter().filter(|(_, own)| own.share.replicas > 0);
         let of_ipv6 = |own: &Own| own.share.address6.map(IpAddr::V6);
@@ -78,8 +78,8 @@ impl Permits {
 }
 
 /// The prefixes of the link by which other nodes are reached: where nothing else is configured, VIPs are leased from there.
-fn of_link(addresses: &[address::Address], own: Ipv4Addr, beside: &Beside) -> Allow {
-    let here = addresses.iter().find(|at| at.address == IpAddr::V4(own)).map(|at| at.index);
+fn of_link(addresses: &[address::Address], own: IpAddr, beside: &Beside) -> Allow {
+    let here = addresses.iter().find(|at| at.address == own).map(|at| at.index);
     let is_wide = |at: &address::Address| at.prefix < Family::of(at.address).bits() - 1;
     let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && is_wide(at));
     let network = |at: &address::Address| {

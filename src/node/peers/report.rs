@@ -1,7 +1,7 @@
 //! What is shown of the nodes, and what is wrong with them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
@@ -21,7 +21,7 @@ const SHOWN: usize = 3;
 /// What the findings about seeds are made of.
 pub struct Gossip<'a> {
     pub sessions: &'a Sessions,
-    pub seeds: &'a BTreeSet<SocketAddrV4>,
+    pub seeds: &'a BTreeSet<SocketAddr>,
     pub since: Instant,
 }
 
@@ -73,7 +73,7 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
         findings.insert(NodeFinding { kind, text });
     };
     for id in view.twins() {
-        add(NodeFindingKind::Id, format!("two nodes say that they are {id}: their addresses are the same"));
+        add(NodeFindingKind::Id, of_twins(id));
     }
     let mut names = BTreeMap::from([(own.name.as_str(), own.id)]);
     for (id, node) in view.nodes() {
@@ -90,6 +90,11 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
     }
     findings.extend(of_versions(&word.version, view.nodes().values()));
     findings
+}
+
+/// Of IPv6 addresses that differ may make one id, if very seldom.
+fn of_twins(id: NodeId) -> String {
+    format!("two nodes say that they are {id}: their addresses are the same, or make the same id")
 }
 
 /// A finding per version that isn't this node's, with some of the nodes that have it.
@@ -115,8 +120,8 @@ fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
         return BTreeSet::new();
     }
     let silent = gossip.seeds.iter().filter(|seed| gossip.sessions.heard(**seed).is_none());
-    let finding = |seed: &SocketAddrV4| {
-        if strangers.contains(seed.ip()) {
+    let finding = |seed: &SocketAddr| {
+        if strangers.contains(&seed.ip()) {
             let text = format!("seed {seed} has another key: what it says is dropped");
             return NodeFinding { kind: NodeFindingKind::Key, text };
         }
@@ -136,8 +141,14 @@ mod tests {
 
     fn node(last: u8, version: &str) -> Node {
         let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let known =
-            ClusterNode { id, name: format!("n{last}"), number: last.into(), tunnel: id.0, state: NodeState::Live };
+        let known = ClusterNode {
+            id,
+            name: format!("n{last}"),
+            number: last.into(),
+            tunnel: id.0.into(),
+            heard6: None,
+            state: NodeState::Live,
+        };
         let mut node = Node::remembered(&known, BTreeMap::new());
         (node.settled, node.word.version) = (version != "-", version.to_owned());
         node

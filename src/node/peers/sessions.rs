@@ -20,7 +20,7 @@ mod window;
 mod wire;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::key::{Keys, TAG};
@@ -82,12 +82,12 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct Sessions {
     keys: Keys,
-    own: SocketAddrV4,
+    own: SocketAddr,
     boot: u64,
     sent: u64,
-    known: HashMap<SocketAddrV4, Session>,
+    known: HashMap<SocketAddr, Session>,
     limiter: Limiter,
-    strangers: HashMap<Ipv4Addr, Instant>,
+    strangers: HashMap<IpAddr, Instant>,
     dropped: [u64; Drop::ALL.len()],
 }
 
@@ -127,7 +127,7 @@ impl Session {
 
 impl Sessions {
     /// With nobody. `own` is what others see as the source of its datagrams.
-    pub fn new(keys: Keys, own: SocketAddrV4) -> Self {
+    pub fn new(keys: Keys, own: SocketAddr) -> Self {
         Self {
             keys,
             own,
@@ -146,7 +146,7 @@ impl Sessions {
     }
 
     /// When a node was last heard, by the address it sends from.
-    pub fn heard(&self, from: SocketAddrV4) -> Option<Instant> {
+    pub fn heard(&self, from: SocketAddr) -> Option<Instant> {
         self.known.get(&from)?.at
     }
 
@@ -161,12 +161,12 @@ impl Sessions {
     }
 
     /// Who has lately sent datagrams of another key.
-    pub fn strangers(&self, now: Instant) -> impl Iterator<Item = Ipv4Addr> {
+    pub fn strangers(&self, now: Instant) -> impl Iterator<Item = IpAddr> {
         self.strangers.iter().filter(move |(_, at)| now.duration_since(**at) < STRANGER).map(|(address, _)| *address)
     }
 
     /// The datagrams that carry a message. While the receiver's token isn't known, the one that asks for it: the message is lost.
-    pub fn seal(&mut self, to: SocketAddrV4, message: &[u8], now: Instant) -> Vec<Vec<u8>> {
+    pub fn seal(&mut self, to: SocketAddr, message: &[u8], now: Instant) -> Vec<Vec<u8>> {
         let Some((token, _)) = self.session(to, now).given else {
             return self.ask(to, false, now).into_iter().collect();
         };
@@ -184,7 +184,7 @@ impl Sessions {
     }
 
     /// The datagram that carries a note, of [`wire::PART`] octets at most; as for a message, the note is lost where no token is known.
-    pub fn seal_note(&mut self, to: SocketAddrV4, note: &[u8], now: Instant) -> Option<Vec<u8>> {
+    pub fn seal_note(&mut self, to: SocketAddr, note: &[u8], now: Instant) -> Option<Vec<u8>> {
         let Some((token, _)) = self.session(to, now).given else { return self.ask(to, false, now) };
         if note.len() > PART {
             return None;
@@ -195,7 +195,7 @@ impl Sessions {
     }
 
     /// What a datagram says; an error: it is dropped and counted.
-    pub fn open(&mut self, from: SocketAddrV4, datagram: &[u8], now: Instant) -> Result<Opened, Drop> {
+    pub fn open(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<Opened, Drop> {
         let opened = self.checked(from, datagram, now);
         if let Err(why) = opened.as_ref() {
             self.count(*why);
@@ -209,18 +209,18 @@ impl Sessions {
         opened
     }
 
-    fn checked(&mut self, from: SocketAddrV4, datagram: &[u8], now: Instant) -> Result<Opened, Drop> {
+    fn checked(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Result<Opened, Drop> {
         let known = self.known.get(&from).is_some_and(|session| session.at.is_some());
-        if !self.limiter.allows(IpAddr::V4(*from.ip()), known, now) {
+        if !self.limiter.allows(from.ip(), known, now) {
             return Err(Drop::Rate);
         }
         let head = Head::read(datagram).ok_or(Drop::Malformed)?;
         let (signed, tag) = datagram.split_at(datagram.len() - TAG);
         if from == self.own || !self.keys.verify(&[&octets(from), &octets(self.own), signed], tag) {
-            self.remember_stranger(*from.ip(), now);
+            self.remember_stranger(from.ip(), now);
             return Err(Drop::BadKey);
         }
-        self.strangers.remove(from.ip());
+        self.strangers.remove(&from.ip());
         match head.kind {
             Kind::Data | Kind::Note => self.data(from, &head, &signed[HEADER..], now),
             Kind::Ask => Ok(self.asked(from, &head, now)),
@@ -228,7 +228,7 @@ impl Sessions {
         }
     }
 
-    fn data(&mut self, from: SocketAddrV4, head: &Head, body: &[u8], now: Instant) -> Result<Opened, Drop> {
+    fn data(&mut self, from: SocketAddr, head: &Head, body: &[u8], now: Instant) -> Result<Opened, Drop> {
         let session = self.known.get_mut(&from).ok_or(Drop::Stale)?;
         if session.offered == Some(head.token) {
             session.offered = None;
@@ -250,7 +250,7 @@ impl Sessions {
     }
 
     /// The sender has no token: it gets one, and is asked for one itself where the one it gave is another process's.
-    fn asked(&mut self, from: SocketAddrV4, head: &Head, now: Instant) -> Opened {
+    fn asked(&mut self, from: SocketAddr, head: &Head, now: Instant) -> Opened {
         let session = self.session(from, now);
         let token = match session.heard {
             Some((boot, token)) if boot == head.boot => token,
@@ -266,7 +266,7 @@ impl Sessions {
         Opened { replies, ..Opened::default() }
     }
 
-    fn token(&mut self, from: SocketAddrV4, head: &Head, now: Instant) -> Result<Opened, Drop> {
+    fn token(&mut self, from: SocketAddr, head: &Head, now: Instant) -> Result<Opened, Drop> {
         let session = self.known.get_mut(&from).ok_or(Drop::Stale)?;
         if session.nonce != head.counter {
             return Err(Drop::Replay);
@@ -279,7 +279,7 @@ impl Sessions {
     }
 
     /// Asks for a token; `None`: that was done a moment ago. `void`: the one that the node sends with isn't valid here.
-    fn ask(&mut self, to: SocketAddrV4, void: bool, now: Instant) -> Option<Vec<u8>> {
+    fn ask(&mut self, to: SocketAddr, void: bool, now: Instant) -> Option<Vec<u8>> {
         let boot = self.boot;
         let session = self.session(to, now);
         if session.asked.is_some_and(|asked| now.duration_since(asked) < ASK_AGAIN) {
@@ -291,7 +291,7 @@ impl Sessions {
         Some(self.signed(to, &head, &[]))
     }
 
-    fn signed(&self, to: SocketAddrV4, head: &Head, body: &[u8]) -> Vec<u8> {
+    fn signed(&self, to: SocketAddr, head: &Head, body: &[u8]) -> Vec<u8> {
         let mut datagram = head.write();
         datagram.extend_from_slice(body);
         let tag = self.keys.sign(&[&octets(self.own), &octets(to), &datagram]);
@@ -300,20 +300,20 @@ impl Sessions {
     }
 
     /// The session with a node, new or not; the one that was quiet for longest makes room.
-    fn session(&mut self, with: SocketAddrV4, now: Instant) -> &mut Session {
+    fn session(&mut self, with: SocketAddr, now: Instant) -> &mut Session {
         if self.known.len() >= MAX_SESSIONS
             && !self.known.contains_key(&with)
             && let Some(oldest) = self.known.iter().min_by_key(|(_, session)| session.touched).map(|(of, _)| *of)
         {
             self.known.remove(&oldest);
-            self.limiter.forget(IpAddr::V4(*oldest.ip()));
+            self.limiter.forget(oldest.ip());
         }
         let session = self.known.entry(with).or_insert_with(|| Session::new(now));
         session.touched = now;
         session
     }
 
-    fn remember_stranger(&mut self, address: Ipv4Addr, now: Instant) {
+    fn remember_stranger(&mut self, address: IpAddr, now: Instant) {
         if self.strangers.len() >= MAX_STRANGERS && !self.strangers.contains_key(&address) {
             self.strangers.retain(|_, at| now.duration_since(*at) < STRANGER);
         }

@@ -1,7 +1,7 @@
 //! What this node has itself, and what it tells the others of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::mpsc;
 
 use ipnetwork::Ipv4Network;
@@ -81,7 +81,7 @@ impl State {
     }
 
     /// What the others are told of this node.
-    pub fn word(&self, tunnel: Ipv4Addr) -> Word {
+    pub fn word(&self, tunnel: IpAddr) -> Word {
         let cluster = self.setup.cluster.as_deref().map_or_else(|| "-".to_owned(), report::short);
         let version = crate::RELEASE.to_owned();
         Word { name: self.setup.name.clone(), tunnel, phase: self.phase, cluster, version }

@@ -1,6 +1,6 @@
 //! chitchat's messages and the nodes' notes over UDP, by [`Sessions`].
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ const BUFFER: usize = 2048;
 const NOTES: usize = 1024;
 
 /// A note, and where it came from.
-pub type Received = (SocketAddrV4, Vec<u8>);
+pub type Received = (SocketAddr, Vec<u8>);
 
 /// The sessions, which the engine asks who was heard. Clones are the same.
 #[derive(Clone, Debug)]
@@ -47,12 +47,12 @@ impl Keyed {
     }
 
     /// Sends a note; it may be lost.
-    pub fn send_note(&self, to: SocketAddrV4, note: &str) {
+    pub fn send_note(&self, to: SocketAddr, note: &str) {
         let datagram = self.sessions().seal_note(to, note.as_bytes(), Instant::now());
         let socket = self.0.socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let (Some(socket), Some(datagram)) = (socket, datagram) {
             // A full socket loses it, as a wire may.
-            let _ = socket.try_send_to(&datagram, to.into());
+            let _ = socket.try_send_to(&datagram, to);
         }
     }
 }
@@ -75,7 +75,6 @@ impl Transport for Keyed {
 #[async_trait]
 impl Socket for KeyedSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        let SocketAddr::V4(to) = to else { return Ok(()) };
         let datagrams = self.keyed.sessions().seal(to, &message.serialize_to_vec(), Instant::now());
         for datagram in datagrams {
             // A node that is away answers with an ICMP error, which is no reason to stop.
@@ -87,23 +86,23 @@ impl Socket for KeyedSocket {
     /// Nothing is lost where the future is dropped: behind the one point where it waits it doesn't wait again.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
-            let Ok((length, SocketAddr::V4(from))) = self.socket.recv_from(&mut self.buffer[..]).await else {
-                continue;
-            };
+            let Ok((length, from)) = self.socket.recv_from(&mut self.buffer[..]).await else { continue };
+            // As seeds and nodes are written: without what else the kernel says of an address of IPv6.
+            let from = SocketAddr::new(from.ip(), from.port());
             if let Some(message) = self.opened(length, from) {
-                return Ok((from.into(), message));
+                return Ok((from, message));
             }
         }
     }
 }
 
 impl KeyedSocket {
-    fn opened(&self, length: usize, from: SocketAddrV4) -> Option<ChitchatMessage> {
+    fn opened(&self, length: usize, from: SocketAddr) -> Option<ChitchatMessage> {
         let opened = self.keyed.sessions().open(from, &self.buffer[..length], Instant::now());
         let Opened { message, note, replies } = opened.ok()?;
         for reply in replies {
             // A full socket loses it, as a wire may.
-            let _ = self.socket.try_send_to(&reply, from.into());
+            let _ = self.socket.try_send_to(&reply, from);
         }
         if let Some(note) = note {
             let _ = self.keyed.0.notes.try_send((from, note));
@@ -120,7 +119,7 @@ impl KeyedSocket {
 /// Reads a datagram as a node does that has this key, and as the message of a node that is believed: for fuzzing. Whether it is
 /// such a message.
 pub fn read_anything(data: &[u8]) -> bool {
-    let [here, there] = [1, 2].map(|last| SocketAddrV4::new([192, 0, 2, last].into(), 8119));
+    let [here, there] = [1, 2].map(|last| SocketAddr::from(([192, 0, 2, last], 8119)));
     let keys = super::key::Keys::new([1; 32], None);
     let (mut receiver, mut sender) = (Sessions::new(keys.clone(), here), Sessions::new(keys, there));
     let now = Instant::now();

@@ -10,6 +10,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub type Holdings = Arc<BTreeMap<LeaseKey, Holding>>;
 pub struct Incarnation {
     /// The node.
     pub id: NodeId,
+    /// Where it is heard.
+    pub at: IpAddr,
     /// Grows with each start of its viprouted, unless its clock was set back.
     pub generation: u64,
     /// The gossip takes it for alive.
@@ -72,6 +75,8 @@ pub struct Answers {
 pub struct Node {
     /// This node's number of it.
     pub number: u32,
+    /// Where it is heard.
+    pub at: IpAddr,
     /// What it says of itself.
     pub word: Word,
     /// Its VIPs, as last said.
@@ -98,6 +103,7 @@ impl Node {
         let (answered, said) = (Duration::ZERO, Duration::ZERO);
         Self {
             number: node.number,
+            at: node.heard_at(),
             word,
             vips: Arc::new(vips),
             leases: Holdings::default(),
@@ -110,9 +116,10 @@ impl Node {
         }
     }
 
-    fn new(number: u32, word: Word, now: Duration) -> Self {
+    fn new((number, at): (u32, IpAddr), word: Word, now: Duration) -> Self {
         Self {
             number,
+            at,
             word,
             vips: Vips::default(),
             leases: Holdings::default(),
@@ -204,7 +211,9 @@ impl View {
         self.stepped = now;
         let mut events = Vec::new();
         self.find_twins(incarnations);
-        for (id, incarnation) in best(incarnations) {
+        // Another address that makes the same id is another node's, which has no place.
+        let is_of_node = |one: &&Incarnation| self.nodes.get(&one.id).is_none_or(|node| node.at == one.at);
+        for (id, incarnation) in best(incarnations.iter().filter(is_of_node)) {
             if id == self.own {
                 continue;
             }
@@ -225,7 +234,7 @@ impl View {
     }
 
     fn see(&mut self, id: NodeId, incarnation: &Incarnation, answers: &Answers, events: &mut Vec<String>) {
-        let Incarnation { generation, live, word, vips, leases, .. } = incarnation;
+        let Incarnation { at, generation, live, word, vips, leases, .. } = incarnation;
         let is_same_tunnel = |other: &Node| other.word.tunnel == word.tunnel;
         let taken = self.nodes.iter().any(|(other, node)| *other != id && is_same_tunnel(node));
         if !self.nodes.contains_key(&id) {
@@ -234,7 +243,7 @@ impl View {
             let is_new = is_there && !taken && self.nodes.len() < MAX_NODES;
             let Some(number) = self.next_number().filter(|_| is_new) else { return };
             events.push(format!("node {} ({id}) has joined", word.name));
-            self.nodes.insert(id, Node::new(number, word.clone(), self.now));
+            self.nodes.insert(id, Node::new((number, *at), word.clone(), self.now));
         }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         // What a process that has ended has said holds until the next one speaks.
@@ -312,7 +321,7 @@ pub fn name_of(state: NodeState) -> &'static str {
 }
 
 /// Of each node the process that lives, or the latest.
-fn best(incarnations: &[Incarnation]) -> BTreeMap<NodeId, &Incarnation> {
+fn best<'a>(incarnations: impl Iterator<Item = &'a Incarnation>) -> BTreeMap<NodeId, &'a Incarnation> {
     let mut best: BTreeMap<NodeId, &Incarnation> = BTreeMap::new();
     for incarnation in incarnations {
         let place = best.entry(incarnation.id).or_insert(incarnation);

@@ -2,7 +2,7 @@
 //! What can't be read is left out, whoever says it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::model::address::is_unicast;
@@ -23,7 +23,7 @@ pub struct Word {
     /// Its name.
     pub name: String,
     /// Where its end of the tunnel is.
-    pub tunnel: Ipv4Addr,
+    pub tunnel: IpAddr,
     /// Whether it stays.
     pub phase: Phase,
     /// What sets its VIPs apart at a DHCP server, in short; `-`: it has no such name.
@@ -70,12 +70,12 @@ impl FromStr for Word {
         let mut fields = text.split(' ');
         let mut field = |fine: fn(&str) -> bool| fields.next().filter(|field| fine(field)).ok_or(());
         let name = field(is_node_name)?.to_owned();
-        let tunnel: Ipv4Addr = field(|_| true)?.parse().map_err(drop)?;
+        let tunnel: IpAddr = field(|_| true)?.parse().map_err(drop)?;
         let phase = field(is_short)?;
         let known = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
         let (cluster, version) = (field(is_short)?.to_owned(), field(is_short)?.to_owned());
         let phase = known.unwrap_or(Phase::Up);
-        if is_unicast(IpAddr::V4(tunnel)) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
+        if is_unicast(tunnel) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
     }
 }
 
@@ -188,11 +188,15 @@ mod tests {
             "N2 192.0.2.2 up - 1",
             "n2 127.0.0.1 up - 1",
             "n2 224.0.0.1 up - 1",
+            "n2 fe80::1 up - 1",
+            "n2 ::ffff:192.0.2.2 up - 1",
             "n2 192.0.2.2 up \u{1b}[31m 1",
             "n\n2 192.0.2.2 up - 1",
         ] {
             assert!(bad.parse::<Word>().is_err(), "{bad:?}");
         }
+        let of_ipv6: Word = "n2 2001:db8::2 up - 0.3.0".parse().unwrap();
+        assert_eq!(of_ipv6.to_string(), "n2 2001:db8::2 up - 0.3.0");
         let share: Share = "10.118.0.7 2 3".parse().unwrap();
         assert_eq!(share.to_string(), "10.118.0.7 2 3");
         let sticky: Share = "10.118.0.7 2 3 sticky later".parse().unwrap();

@@ -147,7 +147,7 @@ impl Cache {
 
     /// Whether this is the address of the tunnel's end here.
     pub fn is_tunnel_address(&self, address: IpAddr) -> bool {
-        self.cluster.as_ref().is_some_and(|cluster| address == IpAddr::V4(cluster.own.tunnel))
+        self.cluster.as_ref().is_some_and(|cluster| address == cluster.own.tunnel)
     }
 
     /// Whether another node that has replicas of the VIP has none in what the VIP is to be replaced by.
@@ -358,7 +358,7 @@ mod tests {
 
     fn cluster(own: u8) -> Cluster {
         let id = |last: u8| NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let own = OwnNode { id: id(own), name: "own".into(), tunnel: id(own).0, left: false };
+        let own = OwnNode { id: id(own), name: "own".into(), tunnel: id(own).0.into(), heard6: None, left: false };
         Cluster { own, nodes: Vec::new() }
     }
 

@@ -237,7 +237,7 @@ mod tests {
     fn what_concerns_the_tunnel() {
         let mut cache = cache();
         let (id, tunnel) = (NodeId([192, 0, 2, 1].into()), [192, 0, 2, 1].into());
-        let own = OwnNode { id, name: String::new(), tunnel, left: false };
+        let own = OwnNode { id, name: String::new(), tunnel, heard6: None, left: false };
         cache.set_cluster(Some(Cluster { own, nodes: Vec::new() }));
         cache.set_tunnel(Some(&Settled { device: 9, underlay: 2, programs: BTreeMap::new() }));
         let link = |index, name: &str| Change::Link { index, name: name.to_owned() };

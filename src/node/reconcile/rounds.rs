@@ -127,14 +127,14 @@ impl Reconciler {
             served().flat_map(VipRecord::all_addresses).partition(IpAddr::is_ipv4);
         let nodes = served().map(|record| record.node).filter(IpAddr::is_ipv4).collect();
         let others = self.cache.cluster().into_iter().flat_map(|cluster| &cluster.nodes);
-        let members = others.map(|node| node.tunnel.into()).collect();
+        let (members, members6): (BTreeSet<IpAddr>, _) = others.map(|node| node.tunnel).partition(IpAddr::is_ipv4);
         // Routes of IPv6 name no source: the node may call from any of its addresses.
         let own = if of_ipv6.is_empty() { Ok(Vec::new()) } else { net::address::list(&self.node, Family::V6, None) };
         match own {
             Ok(own) => {
                 let own = own.iter().filter(|own| own.global).map(|own| own.address).take(notrack::NODES as usize);
-                let (nodes, pods, members) = (own.collect(), pods.clone(), BTreeSet::new());
-                self.objects.notrack6.want(notrack::Want { vips: of_ipv6, nodes, pods, members });
+                let (nodes, pods) = (own.collect(), pods.clone());
+                self.objects.notrack6.want(notrack::Want { vips: of_ipv6, nodes, pods, members: members6 });
             }
             Err(error) => {
                 self.vips_changed = true;

@@ -197,7 +197,7 @@ fn ip6(words: &[&str]) -> Option<Vec<(usize, String)>> {
     Some(std::iter::once((40, first)).chain(is_fragment.then_some((8, behind))).collect())
 }
 
-/// ICMPv6's type and code that say the same (RFC 4443).
+/// The type and code that say the same by IPv6 (RFC 4443).
 fn icmp6(kind: &str, code: &str) -> Option<&'static str> {
     Some(match (kind, code) {
         ("00", "00") => "81 00",

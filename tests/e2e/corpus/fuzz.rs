@@ -144,7 +144,10 @@ fn judge_what_is_not_ours(packet: &[u8], outcome: &Outcome) -> Result<(), &'stat
 
 /// One of the pod's own addresses, or none that anything comes from.
 fn is_own(pod: &Replica, address: IpAddr) -> bool {
-    pod.vips.contains(&address) || pod.own == address || (address.is_ipv6() && address.is_unspecified())
+    pod.vips.contains(&address)
+        || pod.own == address
+        || is_stand_in(address)
+        || (address.is_ipv6() && address.is_unspecified())
 }
 
 /// Whether it is the whole and correct answer to this SYN.

@@ -112,7 +112,7 @@ fn frame(title: &str, lines: &[&str], names: &Names) -> Vec<u8> {
         let (label, rest) = line.split_once(' ').unwrap_or((line, ""));
         match label {
             "eth" | "ip" | "ip6" | "ext" | "tcp" | "udp" | "icmp" | "data" => {
-                layers.push(layer(title, label, rest, names))
+                layers.push(layer(title, label, rest, names));
             }
             "pad" => pad = layer(title, label, rest, names).octets,
             "keep" => keep = rest.parse().unwrap_or_else(|_| panic!("{title}: keep {rest:?}")),
@@ -204,14 +204,19 @@ fn protocol_of(label: &str, ip: &[u8]) -> Option<u8> {
     match label {
         "tcp" => Some(TCP),
         "udp" => Some(UDP),
-        "icmp" if ip[0] >> 4 == 6 => Some(Family::V6.icmp()),
+        "icmp" if is_ipv6(ip) => Some(Family::V6.icmp()),
         _ => None,
     }
+}
+
+/// Of IPv4 one may claim so.
+fn is_ipv6(ip: &[u8]) -> bool {
+    ip[0] >> 4 == 6 && ip.len() == 40
 }
 
 /// The pseudo-header of a protocol behind this IP header (RFC 9293, 3.1; RFC 8200, 8.1).
 pub fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> Vec<u8> {
     let length = u16::try_from(length).expect("a length of 16 bits").to_be_bytes();
-    let addresses = if ip[0] >> 4 == 4 { &ip[12..20] } else { &ip[8..40] };
+    let addresses = if is_ipv6(ip) { &ip[8..40] } else { &ip[12..20] };
     [addresses, &[0, protocol], &length].concat()
 }

@@ -1,10 +1,12 @@
 //! What others put into the tunnel, and what goes round in it: dropped and counted, and no connection is the worse for it.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use viproute::internals::model::NodeId;
+
 use crate::flood::sender::{Misplaced, raw_socket};
-use crate::harness::{PATIENCE, PORT, Page, SOON, until};
+use crate::harness::{Netns, PATIENCE, PORT, Page, SOON, until};
 
 use super::scene::Cluster;
 
@@ -20,59 +22,95 @@ const TIMES: u64 = 20;
 pub struct Forged {
     pub kind: u8,
     pub hop: u8,
-    pub receiver: Ipv4Addr,
-    pub origin: Ipv4Addr,
+    pub receiver: NodeId,
+    pub origin: NodeId,
     pub ethertype: u16,
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
 }
 
 impl Forged {
-    /// VXLAN, Ethernet, IPv4 and TCP headers: a SYN.
+    /// VXLAN, Ethernet, IP and TCP headers: a SYN.
     pub fn bytes(self) -> Vec<u8> {
         let mut bytes = vec![8, 0, 0, 0, 0x76, self.kind, self.hop, 0];
         bytes.extend([0x02, 0x76]);
-        bytes.extend(self.receiver.octets());
+        bytes.extend(self.receiver.0.octets());
         bytes.extend([if self.kind == CHOSEN { 0x02 } else { 0x06 }, 0x76]);
-        bytes.extend(self.origin.octets());
+        bytes.extend(self.origin.0.octets());
         bytes.extend(self.ethertype.to_be_bytes());
-        bytes.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 198, 51, 100, 7]);
-        bytes.extend(self.to.octets());
+        match self.to {
+            IpAddr::V4(to) => {
+                bytes.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 198, 51, 100, 7]);
+                bytes.extend(to.octets());
+            }
+            IpAddr::V6(to) => {
+                bytes.extend([0x60, 0, 0, 0, 0, 20, 6, 64, 0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+                bytes.extend(to.octets());
+            }
+        }
         bytes.extend([0x9c, 0x40, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 4, 0, 0, 0, 0, 0]);
         bytes
     }
 }
 
-#[test]
-fn what_forgers_send_is_dropped_and_counted() {
-    let cluster = Cluster::new(1);
-    let mut live = cluster.flows(30);
-    let node = |last| Ipv4Addr::new(192, 0, 2, last);
-    let to_vip =
-        Forged { kind: CHOSEN, hop: 0, receiver: node(2), origin: node(1), ethertype: 0x0800, to: cluster.vip };
-    let pod = cluster.node(2).pods[0].address();
-    // Sends from a node's address. Nobody learns where that is.
+/// A machine that sends to node 2 from node 1's address. Nobody learns where that is.
+pub fn has_address_of_first(cluster: &Cluster) -> Netns {
     let links = cluster.node(2).ns().ip_json("link show eth0");
     let mac = links[0]["address"].as_str().expect("an Ethernet address");
     let stranger = cluster.lan.client(60, &[]);
-    stranger.ip("addr add 192.0.2.1/32 dev lo");
-    stranger.ip(&format!("neigh replace 192.0.2.2 lladdr {mac} dev eth0"));
+    let (first, second) = (cluster.at(1), cluster.at(2));
+    if first.is_ipv6() {
+        cluster.lan.add_ipv6(&stranger, 60);
+        // No neighbour solicitations are answered for an address of this device.
+        stranger.ip(&format!("addr add {first}/128 dev lo nodad"));
+    } else {
+        stranger.set_sysctl("net/ipv4/conf/all/arp_ignore", "8");
+        stranger.ip(&format!("addr add {first}/32 dev lo"));
+    }
+    stranger.ip(&format!("neigh replace {second} lladdr {mac} dev eth0"));
+    stranger
+}
+
+#[test]
+fn what_forgers_send_is_dropped_and_counted_by_ipv4() {
+    what_forgers_send_is_dropped_and_counted(&Cluster::new(1));
+}
+
+/// Of packets of IPv6, in the tunnel's own of IPv6.
+#[test]
+fn what_forgers_send_is_dropped_and_counted_over_ipv6_alone() {
+    what_forgers_send_is_dropped_and_counted(&Cluster::over_ipv6(1));
+}
+
+fn what_forgers_send_is_dropped_and_counted(cluster: &Cluster) {
+    let mut live = cluster.flows(30);
+    let (node, to) = (|last| cluster.id(last), cluster.to);
+    let [ethertype, other] = if to.is_ipv4() { [0x0800, 0x86dd] } else { [0x86dd, 0x0800] };
+    let to_vip = Forged { kind: CHOSEN, hop: 0, receiver: node(2), origin: node(1), ethertype, to };
+    let pod = if to.is_ipv4() {
+        cluster.node(2).pods[0].address().into()
+    } else {
+        "fd00:1:2::2".parse().expect("the first pod's")
+    };
+    let stranger = has_address_of_first(cluster);
+    let (first, second) = (cluster.at(1), cluster.at(2));
+    let nobody = NodeId([192, 0, 2, 99].into());
     let cases = [
-        ("for another node", "stranger", node(1), Forged { receiver: node(3), ..to_vip }),
-        ("for a pod", "not_ours", node(1), Forged { to: pod, ..to_vip }),
-        ("no IPv4", "not_ours", node(1), Forged { ethertype: 0x86dd, ..to_vip }),
-        ("chosen by another than it comes from", "stranger", node(1), Forged { origin: node(3), ..to_vip }),
-        ("found by another than it comes from", "stranger", node(1), Forged { kind: FOUND, origin: node(3), ..to_vip }),
-        ("back to another", "stranger", node(1), Forged { kind: BACK, origin: node(1), ..to_vip }),
-        ("a walk from no node", "stranger", node(1), Forged { kind: WALK, origin: node(99), ..to_vip }),
-        ("a walk without end", "too_far", node(1), Forged { kind: WALK, hop: 100, origin: node(3), ..to_vip }),
-        ("of no kind", "stranger", node(1), Forged { kind: 77, ..to_vip }),
+        ("for another node", "stranger", Forged { receiver: node(3), ..to_vip }),
+        ("for a pod", "not_ours", Forged { to: pod, ..to_vip }),
+        ("of another family than it says", "not_ours", Forged { ethertype: other, ..to_vip }),
+        ("chosen by another than it comes from", "stranger", Forged { origin: node(3), ..to_vip }),
+        ("found by another than it comes from", "stranger", Forged { kind: FOUND, origin: node(3), ..to_vip }),
+        ("back to another", "stranger", Forged { kind: BACK, origin: node(1), ..to_vip }),
+        ("a walk from no node", "stranger", Forged { kind: WALK, origin: nobody, ..to_vip }),
+        ("a walk without end", "too_far", Forged { kind: WALK, hop: 100, origin: node(3), ..to_vip }),
+        ("of no kind", "stranger", Forged { kind: 77, ..to_vip }),
     ];
-    for (what, outcome, from, forged) in cases {
+    for (what, outcome, forged) in cases {
         let before = cluster.counts(2);
         stranger.run(|| {
-            let socket = UdpSocket::bind((from, 0)).expect("a socket");
+            let socket = UdpSocket::bind((first, 0)).expect("a socket");
             for _ in 0..TIMES {
-                socket.send_to(&forged.bytes(), (node(2), 8118)).expect("send");
+                socket.send_to(&forged.bytes(), (second, 8118)).expect("send");
             }
         });
         until(&format!("{what} is counted as {outcome}"), SOON, || {

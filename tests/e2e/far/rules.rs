@@ -1,14 +1,15 @@
 //! The nftables table of nodes that know each other: no tracking of what they send each other, and nobody else's packets in the tunnel.
 
 use std::fs;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 
 use serde_json::Value;
+use viproute::internals::model::Family;
 
 use crate::harness::{Netns, PATIENCE, Page, Run, SOON, Storm, until};
 
 use super::evenly;
-use super::hostile::{BACK, Forged};
+use super::hostile::{BACK, Forged, has_address_of_first};
 use super::scene::{Cluster, Node};
 
 /// So many packets of a stranger's.
@@ -24,17 +25,23 @@ impl Node {
         self.ns().cmd("nft").args(["-f", "-"]).finish(commands).ok()
     }
 
+    /// The family of the tunnel's own packets, as nft calls it, and what all nodes' addresses begin with.
+    fn underlay(&self) -> (&'static str, &'static str) {
+        if self.underlay == Some(Family::V6) { ("ip6", "2001:db8::") } else { ("ip", "192.0.2.") }
+    }
+
     /// The table as nft shows it; empty if there is none.
     fn table(&self) -> String {
-        let listed = self.ns().cmd("nft").args(["list", "table", "ip", "viproute"]).finish("");
+        let listed = self.ns().cmd("nft").args(["list", "table", self.underlay().0, "viproute"]).finish("");
         if listed.status.success() { listed.stdout } else { String::new() }
     }
 
     /// Until the table lets in exactly these nodes.
     pub fn lets_in(&self, nodes: &[u8]) {
-        let expected: Vec<String> = nodes.iter().map(|node| format!("192.0.2.{node}")).collect();
+        let (family, prefix) = self.underlay();
+        let expected: Vec<String> = nodes.iter().map(|node| format!("{prefix}{node}")).collect();
         until(&format!("the set has {expected:?}"), SOON, || {
-            let listed = self.ns().cmd("nft").args(["-j", "list", "set", "ip", "viproute", "members"]).finish("");
+            let listed = self.ns().cmd("nft").args(["-j", "list", "set", family, "viproute", "members"]).finish("");
             let listed: Value = serde_json::from_str(&listed.stdout).ok()?;
             let objects = listed["nftables"].as_array()?;
             let elements = objects.iter().find_map(|object| object["set"]["elem"].as_array())?;
@@ -51,8 +58,7 @@ impl Node {
 }
 
 /// It tracks connections, and drops what it takes for invalid.
-fn with_firewalls(replicas: usize) -> Cluster {
-    let cluster = Cluster::new(replicas);
+fn with_firewalls(cluster: Cluster) -> Cluster {
     for number in 1..=3 {
         let node = cluster.node(number);
         node.nft(INVALID);
@@ -62,14 +68,15 @@ fn with_firewalls(replicas: usize) -> Cluster {
 }
 
 fn entries_of_the_tunnel(node: &Node) -> usize {
-    let all = node.ns().cmd("conntrack").args(["-L", "-p", "udp"]).finish("").ok();
+    let family = if node.underlay().0 == "ip6" { "ipv6" } else { "ipv4" };
+    let all = node.ns().cmd("conntrack").args(["-L", "-f", family, "-p", "udp"]).finish("").ok();
     all.lines().filter(|line| line.contains("dport=8118")).count()
 }
 
 /// A node sees one direction alone of a connection with another node's replica: tracked, its packets would be invalid.
 #[test]
 fn firewalls_that_drop_what_is_invalid_drop_nothing() {
-    let mut cluster = with_firewalls(1);
+    let mut cluster = with_firewalls(Cluster::new(1));
     for from in ["the client", "the routed client", "a pod on 2", "node 1"] {
         evenly(&cluster, from, 3);
     }
@@ -96,40 +103,41 @@ fn firewalls_that_drop_what_is_invalid_drop_nothing() {
     Cluster::unbroken(&mut live, "the table was deleted on all nodes");
 }
 
-/// Sends from an address of its own, which no node has.
-fn send(stranger: &Netns, from: Ipv4Addr, forged: Forged) {
+/// Sends from an address of its own.
+fn send(stranger: &Netns, (from, to): (IpAddr, IpAddr), forged: Forged) {
     stranger.run(|| {
         let socket = UdpSocket::bind((from, 0)).expect("a socket");
         for _ in 0..TIMES {
-            socket.send_to(&forged.bytes(), (forged.receiver, 8118)).expect("send");
+            socket.send_to(&forged.bytes(), (to, 8118)).expect("send");
         }
     });
 }
 
-/// Where nothing is tracked and where all is.
+/// Where nothing is tracked and where all is, and where nodes have addresses of IPv6 alone.
 #[test]
 fn who_is_no_member_is_turned_away() {
-    for tracked in [false, true] {
-        let cluster = if tracked { with_firewalls(1) } else { Cluster::new(1) };
-        let (node, vip) = (cluster.node(2), cluster.vip);
+    let scenes: [(bool, fn() -> Cluster); 3] = [
+        (false, || Cluster::new(1)),
+        (true, || with_firewalls(Cluster::new(1))),
+        (true, || with_firewalls(Cluster::over_ipv6(1))),
+    ];
+    for (tracked, scene) in scenes {
+        let cluster = scene();
+        let node = cluster.node(2);
         node.lets_in(&[1, 3]);
         assert_eq!(node.table().contains("notrack"), tracked, "{}", node.table());
-        let address = |last| Ipv4Addr::new(192, 0, 2, last);
-        let links = node.ns().ip_json("link show eth0");
-        let mac = links[0]["address"].as_str().expect("an Ethernet address");
-        let stranger = cluster.lan.client(60, &[]);
-        // Nobody learns of it that it has node 1's address.
-        stranger.set_sysctl("net/ipv4/conf/all/arp_ignore", "8");
-        stranger.ip("addr add 192.0.2.1/32 dev lo");
-        stranger.ip(&format!("neigh replace 192.0.2.2 lladdr {mac} dev eth0"));
-        let forged =
-            Forged { kind: BACK, hop: 0, receiver: address(2), origin: address(1), ethertype: 0x0800, to: vip };
+        let stranger = has_address_of_first(&cluster);
+        let (receiver, origin, to) = (cluster.id(2), cluster.id(1), cluster.to);
+        let ethertype = if to.is_ipv4() { 0x0800 } else { 0x86dd };
+        let forged = Forged { kind: BACK, hop: 0, receiver, origin, ethertype, to };
         let seen = || cluster.counts(2)["stranger"];
-        send(&stranger, address(60), forged);
+        let own: IpAddr =
+            if cluster.at(1).is_ipv4() { "192.0.2.60" } else { "2001:db8::3c" }.parse().expect("an address");
+        send(&stranger, (own, cluster.at(2)), forged);
         until("it is counted", SOON, || (node.turned_away() == TIMES).then_some(()));
         assert_eq!(seen(), 0, "none of it has come into the tunnel");
         // A member's gets in: there the program says what it is worth.
-        send(&stranger, address(1), forged);
+        send(&stranger, (cluster.at(1), cluster.at(2)), forged);
         until("the program has it", SOON, || (seen() == TIMES.cast_unsigned()).then_some(()));
         assert_eq!(node.turned_away(), TIMES);
         evenly(&cluster, "the client", 3);

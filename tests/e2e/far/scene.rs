@@ -5,7 +5,8 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
-use viproute::internals::model::Family;
+use viproute::internals::model::{Family, NodeId};
+use viproute::internals::registry::Registry;
 
 use super::translated::{joining, served};
 use crate::harness::{
@@ -40,6 +41,8 @@ pub struct Node {
     joined: Vec<usize>,
     drained: Vec<usize>,
     pub bystander: Pod,
+    /// The only family of its addresses on the LAN.
+    pub underlay: Option<Family>,
     _sidecar: Sidecar,
     pub host: crate::harness::Node,
 }
@@ -104,6 +107,8 @@ pub struct Cluster {
     pub vip: Ipv4Addr,
     /// Which of the VIP's addresses clients ask.
     pub to: IpAddr,
+    /// The only family that nodes have addresses of on the LAN; none: IPv4 at least.
+    underlay: Option<Family>,
     /// Nodes that the others take to be away.
     suspects: Vec<u8>,
     /// Nodes that know no other.
@@ -123,9 +128,39 @@ fn address6(number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into())
 }
 
+fn at(number: u8, underlay: Option<Family>) -> IpAddr {
+    match underlay {
+        Some(Family::V6) => address6(number).into(),
+        _ => address(number).into(),
+    }
+}
+
+/// What a node knows of the others, as viprouted writes it.
+fn write_nodes(on: &crate::harness::Node, (number, others): (u8, &[u8]), underlay: Option<Family>, suspects: &[u8]) {
+    let of = |number: u8| {
+        let at = at(number, underlay);
+        let mut node = json!({ "id": NodeId::of(at), "name": format!("n{number}"), "tunnel": at });
+        if at.is_ipv6() {
+            node["heard6"] = json!(at);
+        }
+        node
+    };
+    let other = |number: &u8| {
+        let mut node = of(*number);
+        node["number"] = json!(number);
+        node["state"] = json!(if suspects.contains(number) { "suspect" } else { "live" });
+        node
+    };
+    let nodes: Vec<_> = others.iter().map(other).collect();
+    let text = json!({ "schema": 2, "own": of(number), "nodes": nodes }).to_string();
+    let path = format!("{}/nodes.json", on.data());
+    fs::write(format!("{path}.tmp"), text).unwrap();
+    fs::rename(format!("{path}.tmp"), path).unwrap();
+}
+
 /// As viprouted makes it of the node's id.
-fn on_tunnel(number: u8) -> Ipv6Addr {
-    let [a, b, c, d] = address(number).octets();
+fn on_tunnel(id: NodeId) -> Ipv6Addr {
+    let [a, b, c, d] = id.0.octets();
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x76, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
 }
 
@@ -137,50 +172,58 @@ impl Cluster {
 
     /// The same of a VIP whose clients ask by that family. With IPv6 it has addresses of both.
     pub fn by(family: Family, replicas: usize) -> Self {
-        Self::build(family, [1, 2, 3].map(|_| Join::annotated("web")), replicas, Ports::Same)
+        Self::build(Form::of(family, Ports::Same), [1, 2, 3].map(|_| Join::annotated("web")), replicas)
+    }
+
+    /// The same of nodes that have addresses of IPv6 alone, as their clients and routers do.
+    pub fn over_ipv6(replicas: usize) -> Self {
+        let form = Form { family: Family::V6, underlay: Some(Family::V6), ports: Ports::Same };
+        Self::build(form, [1, 2, 3].map(|_| Join::annotated("web")), replicas)
     }
 
     /// The same of a VIP whose UDP flows stay.
     pub fn sticky(family: Family, replicas: usize) -> Self {
         let join = Join::annotated("web").annotation("viproute.io/ports", "8080/udp,8080/tcp");
         let join = join.annotation("viproute.io/udp-sticky", "true");
-        Self::build(family, [1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
+        Self::build(Form::of(family, Ports::Same), [1, 2, 3].map(|_| join.clone()), replicas)
     }
 
     /// Of pods that have another number in the place of the VIP's port, on each node its own.
     pub fn translated(replicas: usize) -> Self {
-        Self::build(Family::V4, [1, 2, 3].map(joining), replicas, Ports::Translated)
+        Self::build(Form::of(Family::V4, Ports::Translated), [1, 2, 3].map(joining), replicas)
     }
 
     /// Of pods that join in another way on each node, and whose servers have both ports, whatever they serve.
     pub fn serving(family: Family, joins: &[Join; 3], replicas: usize) -> Self {
-        Self::build(family, joins.clone(), replicas, Ports::Both)
+        Self::build(Form::of(family, Ports::Both), joins.clone(), replicas)
     }
 
     /// As the pods join.
     pub fn of(join: &Join, replicas: usize) -> Self {
-        Self::build(Family::V4, [1, 2, 3].map(|_| join.clone()), replicas, Ports::Same)
+        Self::build(Form::of(Family::V4, Ports::Same), [1, 2, 3].map(|_| join.clone()), replicas)
     }
 
-    fn build(family: Family, joins: [Join; 3], replicas: usize, ports: Ports) -> Self {
+    fn build(form: Form, joins: [Join; 3], replicas: usize) -> Self {
+        let Form { family, underlay, ports } = form;
         allow_many_files();
         let lan = Lan::new();
         let client = lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
         let routed = lan.routed_client();
-        let of = |number: u8| node((&lan, number), family, (&joins[usize::from(number) - 1], ports), replicas);
+        let of = |number: u8| node((&lan, number), form, &joins[usize::from(number) - 1], replicas);
         let nodes: Vec<Node> = (1..=3).map(of).collect();
         let vip = nodes[0].pods[0].vip();
         let is_sticky = joins[0].annotations.as_ref().is_some_and(|all| all.get("viproute.io/udp-sticky").is_some());
         let (suspects, alone) = (Vec::new(), Vec::new());
         let to = vip.into();
-        let mut cluster = Self { nodes, client, routed, lan, vip, to, suspects, alone, joins, ports, is_sticky };
-        for number in 1..=3 {
+        let mut cluster =
+            Self { nodes, client, routed, lan, vip, to, underlay, suspects, alone, joins, ports, is_sticky };
+        for number in (1..=3).filter(|_| underlay.is_none()) {
             for other in (1..=3).filter(|other| *other != number) {
                 cluster.node(number).ns().ip(&format!("route add 10.1.{other}.0/24 via {}", address(other)));
             }
             cluster.lan.ns.ip(&format!("route add 10.1.{number}.0/24 via {}", address(number)));
-            assert_eq!(cluster.node(number).pods[0].vip(), vip, "one VIP on all nodes");
         }
+        assert!(cluster.nodes.iter().all(|node| node.pods[0].vip() == vip), "one VIP on all nodes");
         cluster.lan.ns.ip("route add 10.118.0.0/16 via 192.0.2.1");
         if family == Family::V6 {
             cluster.has_ipv6();
@@ -208,8 +251,17 @@ impl Cluster {
         self.leads_to(1);
     }
 
-    fn family(&self) -> Family {
+    pub fn family(&self) -> Family {
         Family::of(self.to)
+    }
+
+    /// Where the node is heard, and its end of the tunnel.
+    pub fn at(&self, number: u8) -> IpAddr {
+        at(number, self.underlay)
+    }
+
+    pub fn id(&self, number: u8) -> NodeId {
+        NodeId::of(self.at(number))
     }
 
     pub fn node(&self, number: u8) -> &Node {
@@ -419,19 +471,8 @@ impl Cluster {
     }
 
     fn write_nodes(&self, number: u8) {
-        let of = |number: u8| json!({ "id": address(number), "name": format!("n{number}"), "tunnel": address(number) });
-        let state = |number| if self.suspects.contains(&number) { "suspect" } else { "live" };
-        let other = |number: u8| {
-            let mut node = of(number);
-            node["number"] = json!(number);
-            node["state"] = json!(state(number));
-            node
-        };
-        let nodes: Vec<_> = self.others(number).map(other).collect();
-        let text = json!({ "schema": 2, "own": of(number), "nodes": nodes }).to_string();
-        let path = format!("{}/nodes.json", self.node(number).host.data());
-        fs::write(format!("{path}.tmp"), text).unwrap();
-        fs::rename(format!("{path}.tmp"), path).unwrap();
+        let others: Vec<u8> = self.others(number).collect();
+        write_nodes(&self.node(number).host, (number, &others), self.underlay, &self.suspects);
     }
 
     /// How many ready replicas the others see on a node; none: it has no replica at all.
@@ -442,7 +483,7 @@ impl Cluster {
     }
 
     fn write_far(&self, number: u8, other: u8, ifindex: u64) {
-        let (on, node) = (&self.node(number).host, address(other));
+        let (on, node) = (&self.node(number).host, self.id(other).0);
         match self.leg(other) {
             Some(ready) => {
                 FarReplicas {
@@ -454,7 +495,7 @@ impl Cluster {
                     ready,
                     sticky: self.is_sticky,
                     served: self.node(other).served(),
-                    via6: (self.family() == Family::V6).then(|| on_tunnel(other)),
+                    via6: (self.family() == Family::V6).then(|| on_tunnel(self.id(other))),
                 }
                 .write(on);
             }
@@ -484,6 +525,21 @@ impl Cluster {
     }
 }
 
+/// What a scene is made with.
+#[derive(Clone, Copy)]
+struct Form {
+    /// By which clients ask.
+    family: Family,
+    underlay: Option<Family>,
+    ports: Ports,
+}
+
+impl Form {
+    fn of(family: Family, ports: Ports) -> Self {
+        Self { family, underlay: None, ports }
+    }
+}
+
 /// Which ports pods' servers have.
 #[derive(Clone, Copy)]
 enum Ports {
@@ -510,23 +566,34 @@ impl Ports {
     }
 }
 
-fn node((lan, number): (&Lan, u8), family: Family, (join, ports): (&Join, Ports), replicas: usize) -> Node {
+fn node((lan, number): (&Lan, u8), form: Form, join: &Join, replicas: usize) -> Node {
+    let Form { family, underlay, ports } = form;
     let node = crate::harness::Node::without_allocator(lan, number);
     let (node, cidr6) = match family {
         Family::V4 => (node, String::new()),
         Family::V6 => (node.with_ipv6(lan), format!("cidr6 = \"{CIDR6}\"")),
     };
+    if underlay == Some(Family::V6) {
+        node.ns.ip("-4 addr flush dev eth0");
+    }
     let sidecar = Sidecar::start(&node, &SETTINGS.replace("{CIDR6}", &cidr6));
     let mut pods: Vec<Pod> = (0..replicas).map(|_| node.pod()).collect();
     for pod in &mut pods {
         pod.name = format!("n{number}-{}", pod.name);
     }
     let servers = pods.iter().flat_map(|pod| ports.on(pod, number, family)).collect();
+    if underlay.is_some() {
+        // `peers` are none of its addresses: the others are known, and what they answer on the LAN is no stranger's.
+        let others: Vec<u8> = (1..=3).filter(|other| *other != number).collect();
+        // The first call of a boot begins the registry anew.
+        Registry::new(node.data()).begin().expect("a registry");
+        write_nodes(&node, (number, &others), underlay, &[]);
+    }
     for pod in &pods {
         node.add(pod, join).ok();
     }
     let bystander = node.pod();
     let joined = (0..replicas).collect();
     let joins = pods.iter().map(|_| join.clone()).collect();
-    Node { pods, joins, servers, joined, drained: Vec::new(), bystander, _sidecar: sidecar, host: node }
+    Node { pods, joins, servers, joined, drained: Vec::new(), bystander, underlay, _sidecar: sidecar, host: node }
 }

@@ -1,16 +1,12 @@
 //! Nodes tell each other which IPv6 address a VIP has, and serve it together by that.
 
-use std::net::Ipv6Addr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 
-use super::{Member, Scene, WEB, web};
+use viproute::internals::registry::{Registry, State, VipRecord};
+
+use super::{CIDR6, Member, Scene, WEB, six, web};
 use crate::harness::{Crowd, Flows, Join, Netns, PORT, Pod, SOON, attempt, connect, share, until};
-
-const CIDR6: &str = "fd00:118::/96";
-
-/// The one that ends in the VIP's own.
-fn six() -> Ipv6Addr {
-    format!("fd00:118::{WEB}").parse().expect("an address")
-}
 
 impl Member {
     /// It begins anew with VIPs of both families.
@@ -43,9 +39,6 @@ fn dual(nodes: u8) -> (Scene, Netns) {
     (scene, client)
 }
 
-/// CNI specification 1.1.0, section 5.
-const TRY_AGAIN: i64 = 11;
-
 fn served(member: &Member, name: &str) -> (Pod, Crowd) {
     served_as(member, name, &web())
 }
@@ -54,12 +47,7 @@ fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
     let mut pod = member.node.pod();
     name.clone_into(&mut pod.name);
     let server = Crowd::of_both(&pod, PORT);
-    // Where what others say of the VIP comes at the same moment, the runtime is to try again later, and does.
-    until(&format!("{name} joins"), SOON, || {
-        let reply = member.node.add(&pod, join);
-        (reply.succeeded() || reply.error().code != TRY_AGAIN).then_some(reply)
-    })
-    .ok();
+    member.node.add(&pod, join).ok();
     (pod, server)
 }
 
@@ -149,6 +137,7 @@ fn a_node_without_the_address_is_named_and_left_out() {
     scene.members[1].stop();
     scene.members[1].start();
     let one = served(&scene.members[0], "one");
+    hears_of_another_while_a_pod_joins(&scene.members);
     let two = served(&scene.members[1], "two");
     scene.members[0].finds("has no address of IPv6 on node n2");
     scene.members[1].finds("has no address of IPv6 here");
@@ -162,4 +151,48 @@ fn a_node_without_the_address_is_named_and_left_out() {
         (!scene.members[0].nodes()["findings"].to_string().contains("IPv6")).then_some(())
     });
     drop((one, two));
+}
+
+/// What an ADD has recorded between its steps stays, though other nodes say that the VIP has an address of IPv6 too.
+fn hears_of_another_while_a_pod_joins(members: &[Member]) {
+    let [hears, joins] = [&members[1], &members[0]];
+    let key = "default/web".parse().expect("a VIP");
+    hears.has("node 1's replica", &[("192.0.2.1", "ready", 1)]);
+    let registry = Registry::new(hears.node.data());
+    let mut vip = registry.vip(&key).expect("the VIP's lock");
+    let lock = format!("{}/vips/default_web/lock", hears.node.data());
+    let record = vip.record.clone().expect("a record");
+    assert!(record.addresses.ipv6().is_some(), "{record:?}");
+    // The ADD's own address alone; its pod is recorded in the next moment.
+    vip.write_record(VipRecord { addresses: record.address().into(), ..record }).expect("write the record");
+    let second = served(joins, "second");
+    until("viprouted waits for the lock, to record the second replica", SOON, || {
+        let has_heard = hears.nodes()["nodes"][0]["ready"] == 3;
+        (has_heard && waits_for(hears.daemon().pid(), &lock)).then_some(())
+    });
+    let own = format!("{}@eth0", hears.pod.id);
+    let mut pending = registry.endpoint(&"default/own2".parse().unwrap(), &own).unwrap().expect("a replica");
+    (pending.state, pending.ifindex, pending.nexthop) = (State::Pending, None, None);
+    vip.insert_pending(&own, &pending).expect("record the pod");
+    drop(vip);
+    until("node 1's second replica", SOON, || {
+        let record = registry.vip_record(&key).expect("a record").expect("a record");
+        assert_eq!(record.addresses.ipv6(), None, "a pod that was given other addresses is about to serve");
+        (hears.legs() == [("192.0.2.1".to_owned(), "ready".to_owned(), 2)]).then_some(())
+    });
+    let mut vip = registry.vip(&key).expect("the VIP's lock");
+    vip.remove_endpoint(&own).expect("remove the pod");
+    drop(vip);
+    joins.node.remove(&second.0, &web());
+}
+
+/// Whether that process waits for the lock of that file.
+fn waits_for(pid: u32, path: &str) -> bool {
+    let inode = fs::metadata(path).expect("a lock file").ino();
+    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let is_it = |words: Vec<String>| {
+        words[1] == "->" && words[5] == pid.to_string() && words[6].ends_with(&format!(":{inode}"))
+    };
+    locks.lines().map(words).any(is_it)
 }

@@ -1,9 +1,11 @@
 //! Three nodes with two replicas each of one VIP: 300 live connections from four places, and new ones without end.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use super::{Member, Scene, WEB, web};
-use crate::harness::{Crowd, Flows, Netns, PATIENCE, Pod, SOON, Storm, allow_many_files, until};
+use viproute::internals::model::Family;
+
+use super::{CIDR6, Member, Scene, WEB, at, six, web};
+use crate::harness::{Crowd, Flows, Netns, PATIENCE, PORT, Pod, SOON, Storm, allow_many_files, until};
 
 /// Live connections from each of the places.
 const LIVE: usize = 75;
@@ -21,7 +23,11 @@ impl Member {
     pub fn serves(&self) -> Served {
         let mut pod = self.node.pod();
         pod.name = format!("{}-{}", self.name(), pod.name);
-        let server = Some(Crowd::start(&pod));
+        let server = match self.underlay {
+            Family::V4 => Crowd::start(&pod),
+            Family::V6 => Crowd::of_both(&pod, PORT),
+        };
+        let server = Some(server);
         self.node.add(&pod, &web()).ok();
         Served { server, pod }
     }
@@ -42,15 +48,23 @@ pub struct Live {
 impl Live {
     /// So many new connections a second.
     pub fn new(rate: u32) -> Self {
+        Self::over(Family::V4, rate)
+    }
+
+    /// The same of nodes that have addresses of that family on the LAN, and with IPv6 no others: clients' packets go to node 1.
+    pub fn over(underlay: Family, rate: u32) -> Self {
         allow_many_files();
-        let scene = Scene::new(3);
+        let scene = Scene::over(underlay, 3);
         let replicas: Vec<Vec<Served>> = scene.members.iter().map(|at| (0..2).map(|_| at.serves()).collect()).collect();
         let on_link = ["10.118.0.0/16 dev eth0"];
         let clients = [scene.lan.client(50, &on_link), scene.lan.routed_client(), scene.lan.client(51, &on_link)];
         scene.lan.ns.ip("route add 10.118.0.0/16 dev br0");
-        scene.reaches_pods();
+        scene.reaches_pods(underlay);
         scene.has_all("at first", 2);
-        let vip: Ipv4Addr = WEB.parse().expect("an address");
+        let vip: IpAddr = match underlay {
+            Family::V4 => WEB.parse().expect("an address"),
+            Family::V6 => scene.reached_by(&clients),
+        };
         let storm = Storm::start(&clients[2], vip, rate);
         storm.next(20);
         let places = [&clients[0], &clients[1], &scene.members[1].pod.ns, &scene.members[2].node.ns];
@@ -67,6 +81,11 @@ impl Live {
         self.unbroken_since(when);
         let seen = self.storm.next(20);
         assert_eq!(seen.failed, [""; 0], "{when}");
+    }
+
+    /// What came from there is of no interest any more.
+    pub fn forget(&mut self, from: &str) {
+        self.flows.retain(|flows| flows.from != from);
     }
 
     pub fn ask(&mut self) {
@@ -97,12 +116,31 @@ impl Live {
 
 impl Scene {
     /// Nodes and the router know the way to each other's pods.
-    fn reaches_pods(&self) {
-        for number in 1..=self.members.len() {
-            let others = (1..=self.members.len()).filter(|other| *other != number);
-            let all = others.map(|other| &self.members[other - 1].node.ns).chain([&self.lan.ns]);
-            all.for_each(|ns| drop(ns.ip(&format!("route add 10.1.{number}.0/24 via 192.0.2.{number}"))));
+    fn reaches_pods(&self, underlay: Family) {
+        for number in (1..).zip(&self.members).map(|(number, _)| number) {
+            let others = (1..).zip(&self.members).filter(|(other, _)| *other != number);
+            let all = others.map(|(_, member)| &member.node.ns).chain([&self.lan.ns]);
+            let pods = match underlay {
+                Family::V4 => format!("10.1.{number}.0/24"),
+                Family::V6 => format!("fd00:1:{number}::/64"),
+            };
+            all.for_each(|ns| drop(ns.ip(&format!("route add {pods} via {}", at(number, underlay)))));
         }
+    }
+
+    /// Clients have addresses of IPv6, and the way to the VIP's by node 1; the second of them behind the router. Returns it.
+    fn reached_by(&self, clients: &[Netns; 3]) -> IpAddr {
+        let first = at(1, Family::V6);
+        self.lan.ns.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+        self.lan.ns.ip("addr add 2001:db8:c::1/64 dev clients nodad");
+        self.lan.ns.ip(&format!("route add {CIDR6} via {first}"));
+        clients[1].ip("addr add 2001:db8:c::2/64 dev eth0 nodad");
+        clients[1].ip("route add default via 2001:db8:c::1");
+        for (client, host) in [(&clients[0], 50), (&clients[2], 51)] {
+            self.lan.add_ipv6(client, host);
+            client.ip(&format!("route add {CIDR6} via {first}"));
+        }
+        six().into()
     }
 
     /// Each node has a ready leg of that weight to each of the others.

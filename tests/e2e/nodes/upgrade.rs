@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use viproute::internals::model::Family;
+
 use super::live::Served;
 use super::{Member, WEB, new_key, web};
 use crate::harness::{
@@ -42,7 +44,8 @@ fn former(lan: &Lan, number: u8, key: &str) -> (Member, Vec<Served>) {
         Served { server, pod }
     });
     let served = served.collect();
-    (Member { sidecar, pod, node, settings: Member::settings(number, key) }, served)
+    let (underlay, settings) = (Family::V4, Member::settings(number, key, Family::V4));
+    (Member { sidecar, pod, node, settings, underlay }, served)
 }
 
 /// The connections of a client whose packets go to one node, and new ones without end.

@@ -1,19 +1,21 @@
-//! Reads `iptables-nft-save`: what iptables' own tables say, which nft shows as opaque `xt` expressions.
+//! Reads `iptables-nft-save`, and that of IPv6: what iptables' own tables say, which nft shows as opaque `xt` expressions.
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
+
+use crate::model::Family;
 
 use super::ruleset::{Chain, Hook, Operand, Place, Rule, Table, Test, Verdict};
 
-/// The tables. What isn't understood is unknown, never an error.
-pub fn parse(text: &str) -> Vec<Table> {
+/// The tables of a family. What isn't understood is unknown, never an error.
+pub fn parse(text: &str, family: Family) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            let place = Place::Iptables { name: name.to_owned() };
+            let place = Place::Iptables { family, name: name.to_owned() };
             tables.push(Table { place, chains: std::collections::BTreeMap::new() });
         }
         let Some(table) = tables.last_mut() else { continue };
-        let Place::Iptables { name: table_name } = &table.place else { continue };
+        let Place::Iptables { name: table_name, .. } = &table.place else { continue };
         if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split(' ');
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -112,7 +114,7 @@ fn pattern(device: &str) -> String {
 }
 
 /// An address, or one and a mask in either form.
-fn network(text: &str) -> Option<Ipv4Network> {
+fn network(text: &str) -> Option<IpNetwork> {
     text.parse().ok()
 }
 

@@ -10,7 +10,10 @@ mod pods;
 mod read;
 mod ruleset;
 
+use std::net::IpAddr;
+
 use crate::lease::settings::has_several;
+use crate::model::Family;
 use crate::model::address::ipv4;
 use crate::net::conntrack;
 use crate::node::config::Config;
@@ -25,7 +28,7 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let tables = tables(&mut findings);
     // Ours keeps conntrack, and with it all translation, away from VIPs.
-    let untracked = tables.iter().any(|table| is_ours(&table.place));
+    let untracked = has_ours(&tables, Family::V4);
     let ends = Ends::of(scene, untracked);
     for table in &tables {
         for (name, chain) in &table.chains {
@@ -36,9 +39,9 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
             }
         }
     }
-    findings.extend(nodes::look(scene, &tables, untracked));
+    findings.extend(nodes::look(scene, &tables));
     findings.extend(pods::look(scene));
-    if !untracked && scene.has_other_nodes() {
+    if scene.has_other_nodes() && !has_ours(&tables, tunnel_family(scene)) {
         findings.extend(tracked_between_nodes(scene));
     } else if !untracked && !scene.vips.is_empty() {
         findings.extend(tracked(&tables));
@@ -47,14 +50,24 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
 }
 
 fn is_ours(place: &Place) -> bool {
-    matches!(place, Place::Nft { family, name } if family == "ip" && name == "viproute")
+    matches!(place, Place::Nft { family, name } if family != "inet" && name == "viproute")
+}
+
+/// viprouted's table of that family is there.
+fn has_ours(tables: &[Table], family: Family) -> bool {
+    tables.iter().any(|table| is_ours(&table.place) && table.place.meets(family))
+}
+
+/// The family of the tunnel's own packets.
+fn tunnel_family(scene: &Scene<'_>) -> Family {
+    scene.cluster.as_ref().map_or(Family::V4, |cluster| Family::of(cluster.own.tunnel))
 }
 
 /// Both ends of a packet's way through the node.
 struct Ends<'a> {
     uplink: Option<&'a str>,
     host_veth: &'a str,
-    vip: Option<std::net::Ipv4Addr>,
+    vip: Option<IpAddr>,
     untracked: bool,
 }
 
@@ -66,7 +79,7 @@ impl<'a> Ends<'a> {
         Self {
             uplink: scene.uplink.as_deref(),
             host_veth: host_veth.unwrap_or("vip00000000000"),
-            vip: vip.and_then(|vip| ipv4(vip.record.address())),
+            vip: vip.and_then(|vip| ipv4(vip.record.address())).map(IpAddr::V4),
             untracked,
         }
     }
@@ -114,7 +127,7 @@ fn invalid(scene: &Scene<'_>, place: &str, drops: bool, cure: Cure) -> Option<Fi
 
 fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str)) -> Option<Finding> {
     let rewritten = scene.endpoints().find(|(_, endpoint)| {
-        let (output, source) = (Some(ends.host_veth), ipv4(endpoint.address()));
+        let (output, source) = (Some(ends.host_veth), ipv4(endpoint.address()).map(IpAddr::V4));
         // What isn't a service's of kube-proxy has no mark.
         let (destination, mark) = (ends.vip, Some(0));
         let packet = Packet { output, source, destination, mark, ..Packet::of("tcp", "new") };
@@ -132,7 +145,7 @@ fn masquerade(scene: &Scene<'_>, ends: &Ends<'_>, (table, name): (&Table, &str))
 
 /// Something on the node makes conntrack track every packet.
 fn tracked(tables: &[Table]) -> Option<Finding> {
-    let uses = |table: &&Table| table.chains.values().any(Chain::needs_conntrack);
+    let uses = |table: &&Table| table.place.meets(Family::V4) && table.chains.values().any(Chain::needs_conntrack);
     let table = tables.iter().find(uses)?;
     let what = format!("conntrack follows the connections to VIPs ({} needs it)", table.place.shown());
     let why = "Each takes an entry of a limited table and costs time. viprouted exempts them, by the nftables table viproute.";
@@ -160,9 +173,23 @@ fn tracked_between_nodes(scene: &Scene<'_>) -> Option<Finding> {
         let what = "notrack is off, on a node that tracks connections and serves VIPs together with other nodes";
         Finding::error(what, why, set(scene, "notrack", "true"))
     } else {
-        let what = "the nftables table ip viproute is missing, on a node that tracks connections and serves VIPs together with other nodes";
+        let table = match tunnel_family(scene) {
+            Family::V4 => "ip viproute",
+            Family::V6 => "ip6 viproute",
+        };
+        let what = format!(
+            "the nftables table {table} is missing, on a node that tracks connections and serves VIPs together with other nodes"
+        );
         Finding::error(what, why, exemption())
     })
+}
+
+/// The program of a family's tables.
+fn iptables(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables-nft",
+        Family::V6 => "ip6tables-nft",
+    }
 }
 
 impl Place {
@@ -170,7 +197,7 @@ impl Place {
     fn shown(&self) -> String {
         match self {
             Self::Nft { family, name } => format!("nftables' table {family} {name}"),
-            Self::Iptables { name } => format!("iptables-nft's table {name}"),
+            Self::Iptables { family, name } => format!("{}'s table {name}", iptables(*family)),
         }
     }
 
@@ -181,9 +208,9 @@ impl Place {
             Self::Nft { family, name } => {
                 format!("nft insert rule {family} {name} {chain} {direction} '\"vip*\"' accept")
             }
-            Self::Iptables { name } => {
+            Self::Iptables { family, name } => {
                 let option = if *direction == "iifname" { "-i" } else { "-o" };
-                format!("iptables-nft -t {name} -I {chain} {option} vip+ -j ACCEPT")
+                format!("{} -t {name} -I {chain} {option} vip+ -j ACCEPT", iptables(*family))
             }
         };
         command(directions.iter().map(one).collect::<Vec<_>>().join(" && "))

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 use serde_json::Value;
+
+use crate::model::Family;
 
 use super::ruleset::{Chain, Hook, Operand, Place, Rule, Table, Test, Verdict};
 
-/// The tables that IPv4 packets meet. What isn't understood is unknown, never an error.
+/// The tables that packets of IPv4 or IPv6 meet. What isn't understood is unknown, never an error.
 pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
     let whole: Value = serde_json::from_str(text)?;
     let mut tables: BTreeMap<(String, String), BTreeMap<String, Chain>> = BTreeMap::new();
@@ -16,7 +18,7 @@ pub fn parse(text: &str) -> Result<Vec<Table>, serde_json::Error> {
         let Some((kind, object)) = object.as_object().and_then(|object| object.iter().next()) else { continue };
         let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
         let family = text("family");
-        if family != "ip" && family != "inet" {
+        if !["ip", "ip6", "inet"].contains(&family.as_str()) {
             continue;
         }
         match kind.as_str() {
@@ -128,8 +130,10 @@ fn presumed(left: &Value) -> Option<Test> {
         protocol @ ("tcp" | "udp" | "udplite" | "sctp" | "dccp" | "icmp" | "igmp" | "esp" | "ah") => {
             Operand::Protocol(vec![protocol.to_owned()])
         }
-        "ip6" | "icmpv6" | "arp" => Operand::Cache(false),
-        // IPv4 is presumed of all; what the ports of TCP and UDP have in common, and what isn't modelled, is left to the test itself.
+        "ip" => Operand::Family(vec![Family::V4]),
+        "ip6" | "icmpv6" => Operand::Family(vec![Family::V6]),
+        "arp" => Operand::Cache(false),
+        // What the ports of TCP and UDP have in common, and what isn't modelled, is left to the test itself.
         _ => return None,
     };
     Some(Test { target, negated: false })
@@ -146,7 +150,7 @@ fn test(body: &Value) -> Test {
 fn target(left: &Value, right: &Value) -> Operand {
     let found = match left.as_object().and_then(|left| left.iter().next()).map(|(kind, body)| (kind.as_str(), body)) {
         Some(("meta", body)) => meta(body, right),
-        Some(("payload", body)) if body["protocol"] == "ip" => payload(body, right),
+        Some(("payload", body)) if body["protocol"] == "ip" || body["protocol"] == "ip6" => payload(body, right),
         Some(("payload", body)) if body["field"] == "dport" => ports(right).map(Operand::Port),
         Some(("fib", body)) if body["result"] == "type" && is_of_destination(&body["flags"]) => {
             words(right).map(Operand::AddressType)
@@ -165,7 +169,9 @@ fn meta(body: &Value, right: &Value) -> Option<Operand> {
         "iifname" | "iif" => words(right).map(Operand::Input),
         "oifname" | "oif" => words(right).map(Operand::Output),
         "mark" => right.as_u64().map(|value| Operand::Mark { mask: u64::from(u32::MAX), value }),
-        "nfproto" => words(right).map(|families| Operand::Cache(families.iter().any(|family| family == "ipv4"))),
+        "nfproto" => {
+            words(right).map(|names| Operand::Family(names.iter().filter_map(|name| name.parse().ok()).collect()))
+        }
         "l4proto" => words(right).map(Operand::Protocol),
         _ => None,
     }
@@ -175,7 +181,8 @@ fn payload(body: &Value, right: &Value) -> Option<Operand> {
     match body["field"].as_str()? {
         "saddr" => networks(right).map(Operand::Source),
         "daddr" => networks(right).map(Operand::Destination),
-        "protocol" => words(right).map(Operand::Protocol),
+        // Of IPv6 that of the header behind the first one, of what has no others.
+        "protocol" | "nexthdr" => words(right).map(Operand::Protocol),
         _ => None,
     }
 }
@@ -206,11 +213,11 @@ fn ports(value: &Value) -> Option<Vec<RangeInclusive<u16>>> {
     })
 }
 
-fn networks(value: &Value) -> Option<Vec<Ipv4Network>> {
+fn networks(value: &Value) -> Option<Vec<IpNetwork>> {
     each(value, |network| match &network["prefix"] {
         Value::Object(prefix) => {
             let length = prefix.get("len")?.as_u64().and_then(|length| u8::try_from(length).ok())?;
-            Ipv4Network::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()
+            IpNetwork::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()
         }
         _ => network.as_str()?.parse().ok(),
     })

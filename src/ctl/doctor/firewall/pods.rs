@@ -85,7 +85,7 @@ fn redirects(table: &Table, vip: &Vip, port: Port) -> bool {
     };
     let packet = Packet {
         input: Some(POD_DEVICE),
-        destination: ipv4(vip.record.address()),
+        destination: ipv4(vip.record.address()).map(Into::into),
         port: Some(port.number),
         address_type: Some("local"),
         mark: Some(0),

@@ -7,6 +7,7 @@ use super::super::{Finding, advice, command};
 use super::ruleset::{Place, Table};
 use super::{iptables, nft};
 use crate::ctl::child;
+use crate::model::Family;
 
 /// More than any node's rules, bytes.
 const LONGEST: usize = 256 << 20;
@@ -34,10 +35,17 @@ pub fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
             None
         }
     };
-    let (of_legacy, of_nft) = (saved("iptables-legacy-save"), saved("iptables-nft-save"));
+    let [of_legacy, of_nft, of_ipv6] =
+        ["iptables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"].map(&mut saved);
     findings.extend(of_legacy.as_deref().and_then(legacy));
-    let mut tables = of_nft.map(|text| iptables::parse(&text)).unwrap_or_default();
-    let known: Vec<String> = tables.iter().filter_map(|table| table.place.shadow()).collect();
+    let both = [(of_nft, Family::V4), (of_ipv6, Family::V6)].into_iter();
+    let mut tables: Vec<Table> =
+        both.flat_map(|(text, family)| text.map(|text| iptables::parse(&text, family)).unwrap_or_default()).collect();
+    let known: Vec<(&str, String)> = tables
+        .iter()
+        .filter_map(|table| table.place.shadow())
+        .map(|(family, name)| (family, name.to_owned()))
+        .collect();
     let listed = match ask("nft", &["--json", "list", "ruleset"]) {
         Answer::Text(text) => nft::parse(&text).map_err(|_| unreadable()),
         Answer::None => Err(unreadable()),
@@ -45,7 +53,10 @@ pub fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
     };
     match listed {
         Ok(theirs) => {
-            let is_known = |table: &Table| matches!(&table.place, Place::Nft { family, name } if family == "ip" && known.contains(name));
+            let is_known = |table: &Table| match &table.place {
+                Place::Nft { family, name } => known.iter().any(|(of, known)| of == family && known == name),
+                Place::Iptables { .. } => false,
+            };
             tables.extend(theirs.into_iter().filter(|table| !is_known(table)));
         }
         Err(finding) => findings.extend(finding),
@@ -57,7 +68,7 @@ pub fn tables(findings: &mut Vec<Finding>) -> Vec<Table> {
 pub fn all_tables() -> Vec<Table> {
     let mut found = tables(&mut Vec::new());
     if let Answer::Text(text) = ask("iptables-legacy-save", &[]) {
-        found.extend(iptables::parse(&text));
+        found.extend(iptables::parse(&text, Family::V4));
     }
     found
 }

@@ -6,10 +6,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
+
+use crate::model::Family;
 
 #[derive(Debug)]
 pub struct Table {
@@ -23,12 +25,12 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     Nft {
-        /// `ip` or `inet`.
+        /// `ip`, `ip6` or `inet`.
         family: String,
         name: String,
     },
-    /// `iptables-nft`
-    Iptables { name: String },
+    /// `iptables-nft` or `ip6tables-nft`
+    Iptables { family: Family, name: String },
 }
 
 #[derive(Debug, Default)]
@@ -107,9 +109,9 @@ pub enum Operand {
     /// The device it leaves by.
     Output(Vec<String>),
     /// Where it comes from.
-    Source(Vec<Ipv4Network>),
+    Source(Vec<IpNetwork>),
     /// Where it goes.
-    Destination(Vec<Ipv4Network>),
+    Destination(Vec<IpNetwork>),
     /// What conntrack says of it.
     State(Vec<String>),
     /// Its mark under a mask.
@@ -120,7 +122,9 @@ pub enum Operand {
     Port(Vec<RangeInclusive<u16>>),
     /// Of what kind the address is that it goes to, as routes are called.
     AddressType(Vec<String>),
-    /// Something known of every packet here: that it is IPv4.
+    /// Its family.
+    Family(Vec<Family>),
+    /// Something known of every packet here.
     Cache(bool),
     /// What isn't modelled.
     Unknown,
@@ -129,6 +133,8 @@ pub enum Operand {
 /// What is known of a packet.
 #[derive(Clone, Debug)]
 pub struct Packet<'a> {
+    /// By which family it goes.
+    pub family: Family,
     /// What it carries.
     pub protocol: &'static str,
     /// The port that it goes to.
@@ -140,19 +146,19 @@ pub struct Packet<'a> {
     /// The device it leaves by.
     pub output: Option<&'a str>,
     /// Where it comes from.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// Where it goes.
-    pub destination: Option<Ipv4Addr>,
+    pub destination: Option<IpAddr>,
     /// What conntrack says of it.
     pub state: &'static str,
     pub mark: Option<u64>,
 }
 
 impl Packet<'_> {
-    /// One of which nothing is known but that, and what conntrack says of it.
+    /// One of IPv4 of which nothing is known but that, and what conntrack says of it.
     pub fn of(protocol: &'static str, state: &'static str) -> Self {
-        let (input, output, source, destination) = (None, None, None, None);
-        Self { protocol, port: None, address_type: None, input, output, source, destination, state, mark: None }
+        let (family, input, output, source, destination) = (Family::V4, None, None, None, None);
+        Self { family, protocol, port: None, address_type: None, input, output, source, destination, state, mark: None }
     }
 }
 
@@ -199,7 +205,8 @@ impl Table {
 
     /// What becomes of a packet that enters by this chain, and the rule that drops it; none: the chain's policy does.
     pub fn end(&self, name: &str, packet: &Packet<'_>) -> (Fate, Option<&str>) {
-        let Some(chain) = self.chains.get(name) else { return (Fate::Passes, None) };
+        let met = Some(&self.place).filter(|place| place.meets(packet.family));
+        let Some(chain) = met.and_then(|_| self.chains.get(name)) else { return (Fate::Passes, None) };
         let policy = if chain.drops { Fate::Dropped } else { Fate::Passes };
         let (rules, dropped_by) = (Cell::new(MOST_RULES), Cell::new(None));
         let fate = self.walk(chain, packet, Left { depth: DEEPEST, rules: &rules, dropped_by: &dropped_by });
@@ -246,11 +253,23 @@ impl Table {
 }
 
 impl Place {
-    /// The name under which nft shows a table of iptables-nft's.
-    pub fn shadow(&self) -> Option<String> {
+    /// The family and name under which nft shows a table of iptables-nft's.
+    pub fn shadow(&self) -> Option<(&'static str, &str)> {
         match self {
-            Self::Iptables { name } => Some(name.clone()),
+            Self::Iptables { family: Family::V4, name } => Some(("ip", name)),
+            Self::Iptables { family: Family::V6, name } => Some(("ip6", name)),
             Self::Nft { .. } => None,
+        }
+    }
+
+    /// Whether packets of that family come here.
+    pub fn meets(&self, of: Family) -> bool {
+        match self {
+            Self::Iptables { family, .. } => *family == of,
+            Self::Nft { family, .. } => match of {
+                Family::V4 => family != "ip6",
+                Family::V6 => family != "ip",
+            },
         }
     }
 }
@@ -284,9 +303,10 @@ impl Operand {
     fn is_met(&self, packet: &Packet<'_>) -> Option<bool> {
         let of_device =
             |names: &[String], device: Option<&str>| device.map(|device| names.iter().any(|n| is_of(n, device)));
-        let within = |networks: &[Ipv4Network], address: Option<Ipv4Addr>| match address {
-            // Everything is within 0.0.0.0/0.
-            _ if networks.iter().any(|network| network.prefix() == 0) => Some(true),
+        let is_of_family = |address: &IpAddr| Family::of(*address) == packet.family;
+        let within = |networks: &[IpNetwork], address: Option<IpAddr>| match address {
+            // Everything is within 0.0.0.0/0, or ::/0.
+            _ if networks.iter().any(|network| network.prefix() == 0 && is_of_family(&network.ip())) => Some(true),
             address => address.map(|address| networks.iter().any(|network| network.contains(address))),
         };
         match self {
@@ -301,6 +321,7 @@ impl Operand {
             Self::AddressType(types) => {
                 packet.address_type.map(|one| types.iter().any(|other| one.eq_ignore_ascii_case(other)))
             }
+            Self::Family(families) => Some(families.contains(&packet.family)),
             Self::Cache(met) => Some(*met),
             Self::Unknown => None,
         }

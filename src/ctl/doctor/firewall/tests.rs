@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::ruleset::{Fate, Packet, Table};
 use super::{iptables, nft};
+use crate::model::Family;
 
 fn to_vip(state: &'static str) -> Packet<'static> {
     Packet {
@@ -18,7 +19,7 @@ fn call() -> Packet<'static> {
 }
 
 fn table(rules: &str) -> Table {
-    iptables::parse(rules).remove(0)
+    iptables::parse(rules, Family::V4).remove(0)
 }
 
 /// What becomes of a new packet to a VIP in a FORWARD chain of these rules.
@@ -246,12 +247,36 @@ fn firewallds_rules() {
     assert_eq!(nft_chain(INPUT, &[others]).fate("c", &from_node("new")), Fate::Passes, "of TCP alone");
 }
 
+/// What is between nodes that speak by IPv6.
+#[test]
+fn packets_of_ipv6_meet_their_own_rules() {
+    let from = |address: &str| Packet {
+        family: Family::V6,
+        source: Some(address.parse().unwrap()),
+        destination: Some("2001:db8::1".parse().unwrap()),
+        ..from_node("new")
+    };
+    let rules = "*filter\n:INPUT DROP [0:0]\n-A INPUT -s 2001:db8::2/128 -p udp -m udp --dport 8118 -j ACCEPT\n";
+    let six = iptables::parse(rules, Family::V6).remove(0);
+    let fates = |table: &Table, chain| ["2001:db8::2", "2001:db8::3"].map(|node| table.fate(chain, &from(node)));
+    assert_eq!(fates(&six, "INPUT"), [Fate::Passes, Fate::Dropped]);
+    assert_eq!(six.fate("INPUT", &from_node("new")), Fate::Passes, "IPv4 doesn't come here");
+    assert_eq!(fates(&table("*filter\n:INPUT DROP [0:0]\n"), "INPUT"), [Fate::Passes; 2], "nor IPv6 there");
+    const INPUT: &str = r#""type":"filter","hook":"input","prio":10,"policy":"drop""#;
+    const V4: &str = r#"{"match":{"op":"==","left":{"meta":{"key":"nfproto"}},"right":"ipv4"}},{"accept":null}"#;
+    const ANY: &str = r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"192.0.2.9"}},{"accept":null}"#;
+    const TWO: &str = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"saddr"}},"right":{"prefix":{"addr":"2001:db8::2","len":127}}}},{"accept":null}"#;
+    assert_eq!(fates(&nft_chain(INPUT, &[V4, ANY]), "c"), [Fate::Dropped; 2]);
+    assert_eq!(fates(&nft_chain(INPUT, &[TWO]), "c"), [Fate::Passes; 2]);
+    assert_eq!(nft_chain(INPUT, &[TWO]).fate("c", &from_node("new")), Fate::Dropped);
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_parsers_panic(text in "\\PC{0,200}", lines in "([*:-][A-Za-z -]{0,20}\n){0,8}") {
         let _ = nft::parse(&text);
-        let _ = iptables::parse(&text);
-        let _ = iptables::parse(&lines);
+        let _ = iptables::parse(&text, Family::V4);
+        let _ = iptables::parse(&lines, Family::V4);
     }
 
     /// Chains that jump to each other and themselves.

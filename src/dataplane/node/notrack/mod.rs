@@ -33,8 +33,8 @@
 //! }
 //! ```
 //!
-//! That of IPv6 is `table ip6 viproute`, with `ipv6_addr` in its sets and `ip6` in its rules, and knows no tunnel, whose own packets are
-//! of IPv4. It is there while VIPs have addresses of IPv6.
+//! That of IPv6 is `table ip6 viproute`, with `ipv6_addr` in its sets and `ip6` in its rules. It is there while VIPs have addresses of IPv6, or
+//! other nodes' ends of the tunnel: what concerns the tunnel is in the table of the family of its own packets.
 //!
 //! The rules that say `notrack`, and the one before them, are there once anything of the node's is tracked, and stay then: a node that
 //! tracks nothing has nothing to be kept out of, and each packet would pay for them. VIP traffic shows it too, so none is tracked

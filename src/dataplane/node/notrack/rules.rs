@@ -99,7 +99,7 @@ fn chains(family: Family, form: Form) -> Vec<Chain> {
     }
     let mut of_tunnel = Vec::new();
     if form.tunnel {
-        let stranger = of_packet("ip", "saddr", "!=", &json!("@members"));
+        let stranger = of_packet(protocol(family), "saddr", "!=", &json!("@members"));
         let rules = vec![Rule::new([to_tunnel(), stranger, counted(STRANGERS), word("drop")])];
         of_tunnel.push(Chain { name: TUNNEL, hook: Some("input"), rules });
     }
@@ -125,7 +125,7 @@ pub(super) fn difference(family: Family, have: &Have, want: &Want, is_tracked: b
         _ if want.is_nothing() => Some(format!("delete table {} viproute\n", protocol(family))),
         Have::Table { elements, form: found } if *found == form && elements == want => None,
         Have::Table { elements, form: found } if found.is_within(form) => Some(
-            objects_added(*found, form)
+            objects_added(family, *found, form)
                 + &elements_changed(family, elements, want)
                 + &rules_added(family, *found, form),
         ),
@@ -152,12 +152,13 @@ fn steps<T: Ord + Clone + Display>((of, set): (&str, &str), have: &BTreeSet<T>, 
 }
 
 /// What the tunnel's rules need.
-fn objects_added(have: Form, want: Form) -> String {
+fn objects_added(family: Family, have: Form, want: Form) -> String {
     if have.tunnel == want.tunnel {
         return String::new();
     }
-    let set = format!("add set ip viproute members {{ type ipv4_addr; size {MEMBERS}; }}\n");
-    set + &format!("add counter ip viproute {STRANGERS}\n")
+    let (of, addresses) = (protocol(family), addresses(family));
+    let set = format!("add set {of} viproute members {{ type {addresses}; size {MEMBERS}; }}\n");
+    set + &format!("add counter {of} viproute {STRANGERS}\n")
 }
 
 fn rules_added(family: Family, have: Form, want: Form) -> String {

@@ -96,6 +96,26 @@ fn a_table_of_ipv6_has_its_own_words() {
     assert_eq!(none.as_deref(), Some("delete table ip6 viproute\n"));
 }
 
+/// Other nodes whose ends of the tunnel have such addresses are in it, and it is there for them alone, too.
+#[test]
+fn the_tunnels_rules_are_in_the_table_of_its_own_packets() {
+    let members = BTreeSet::from(["2001:db8::2".parse::<IpAddr>().unwrap()]);
+    let want = Want { members, ..Want::default() };
+    let made = difference(Family::V6, &Have::Nothing, &want, true).unwrap();
+    for part in [
+        "set members { type ipv6_addr; size 4096; elements = { 2001:db8::2 }; }",
+        "udp dport 8118 ip6 saddr != @members counter name \"tunnel_denied\" drop",
+        "udp dport 8118 ip6 daddr @members notrack accept",
+    ] {
+        assert!(made.contains(part), "{part}: {made}");
+    }
+    let vips = Want { vips: BTreeSet::from(["fd00:118::1".parse::<IpAddr>().unwrap()]), ..Want::default() };
+    let without = Have::Table { elements: vips.clone(), form: TRACKED };
+    let added = difference(Family::V6, &without, &Want { members: want.members, ..vips }, true).unwrap();
+    assert!(added.starts_with("add set ip6 viproute members { type ipv6_addr; size 4096; }\n"), "{added}");
+    assert!(!added.contains(" ip saddr") && !added.contains("set ip viproute"), "{added}");
+}
+
 #[test]
 fn whatever_is_different_is_seen() {
     for gone in 2..13 {

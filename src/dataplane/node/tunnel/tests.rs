@@ -1,5 +1,7 @@
+use std::net::Ipv4Addr;
+
 use super::*;
-use crate::net::route::Action;
+use crate::net::route::{self, Action, TableRoute};
 
 fn id(last: u8) -> NodeId {
     NodeId(Ipv4Addr::new(192, 0, 2, last))
@@ -133,11 +135,21 @@ fn an_earlier_builds_rule_goes_once_nothing_needs_it() {
 
 #[test]
 fn segments_leave_room_for_the_tunnels_headers() {
-    assert_eq!(advmss(1500, 1500), Some(1410));
-    assert_eq!(advmss(9000, 1500), None);
-    assert_eq!(advmss(1500, 1400), None);
-    assert_eq!(advmss(1500, 1451), Some(1410));
-    assert_eq!(advmss(60, 1500), None);
+    assert_eq!(advmss(1450, 1500), Some(1410));
+    assert_eq!(advmss(8950, 1500), None);
+    assert_eq!(advmss(1450, 1400), None);
+    assert_eq!(advmss(1450, 1451), Some(1410));
+    assert_eq!(advmss(10, 1500), None);
+}
+
+/// Of IPv4 what is longer goes in fragments of the tunnel's own packets; of IPv6 there are none.
+#[test]
+fn a_tunnel_over_ipv6_has_less_room() {
+    let over = |family| Underlay { index: 2, mtu: 1500, family };
+    let [v4, v6] = Family::ALL.map(over);
+    assert_eq!([v4, v6].map(Underlay::whole), [1450, 1430]);
+    assert_eq!([v4, v6].map(Underlay::device_mtu), [1500, 1430]);
+    assert_eq!(advmss(v6.whole(), 1500), Some(1390));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is said of leases, and asked.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::lease::{clock, decider};
@@ -20,6 +20,18 @@ const SETTLED: Duration = Duration::from_millis(1500);
 const MAX_TOLD: usize = 32;
 
 impl Engine {
+    /// Where a node's gossip is heard: all have one port.
+    pub(super) fn heard_at(&self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, self.socket.port())
+    }
+
+    /// A note to a node that isn't known here any more is lost, as a wire may lose it.
+    pub(super) fn send_note(&self, to: NodeId, note: &str) {
+        if let Some(node) = self.view.nodes().get(&to) {
+            self.keyed.send_note(self.heard_at(node.at), note);
+        }
+    }
+
     pub(super) async fn tell_lease(&mut self, state: &mut State, key: &LeaseKey, own: Option<Own>) {
         let is_urgent = state.leases.set(key, own, Instant::now());
         let (name, said) = (key.to_string(), state.leases.holding(key));
@@ -34,9 +46,8 @@ impl Engine {
             })
             .await;
         if is_urgent {
-            let port = self.socket.port();
-            for node in self.view.nodes().keys().take(MAX_TOLD) {
-                let _ = self.chitchat.gossip(SocketAddr::from((node.0, port)));
+            for node in self.view.nodes().values().take(MAX_TOLD) {
+                let _ = self.chitchat.gossip(self.heard_at(node.at));
             }
             self.look_at_leases(state);
         }
@@ -61,18 +72,18 @@ impl Engine {
             state.leases.on_members(decider::Members { own: Some(self.own.id), others });
         }
         for (id, note) in state.leases.look(&members, Instant::now(), clock::now()) {
-            self.keyed.send_note(SocketAddrV4::new(id.0, self.socket.port()), &note.to_string());
+            self.send_note(id, &note.to_string());
         }
     }
 
     /// A note counts if it is a node's that is known here; about leases, one's that shares them. What can't be read is a later
     /// version's, or nobody's.
-    pub(super) fn read_note(&mut self, state: &mut State, from: SocketAddrV4, note: &[u8]) {
-        let id = NodeId(*from.ip());
+    pub(super) fn read_note(&mut self, state: &mut State, from: SocketAddr, note: &[u8]) {
+        let id = NodeId::of(from.ip());
         let Some(note) = std::str::from_utf8(note).ok().and_then(|text| text.parse::<Note>().ok()) else { return };
         let cluster = state.word(self.own.tunnel).cluster;
         let shares = Members::of(self.view.nodes(), &cluster).contains_key(&id);
-        let is_known = self.view.nodes().contains_key(&id) && from.port() == self.socket.port();
+        let is_known = self.view.nodes().get(&id).is_some_and(|node| self.heard_at(node.at) == from);
         if !is_known || !(shares || matches!(note, Note::Pool(_))) {
             return;
         }

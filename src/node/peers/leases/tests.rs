@@ -46,7 +46,8 @@ impl Scene {
                 id: id(*last),
                 name: format!("n{last}"),
                 number: (*last).into(),
-                tunnel: id(*last).0,
+                tunnel: id(*last).0.into(),
+                heard6: None,
                 state: NodeState::Live,
             };
             let mut node = Node::remembered(&known, BTreeMap::new());

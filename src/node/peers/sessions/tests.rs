@@ -1,12 +1,18 @@
 //! Two nodes and a wire that loses, repeats and forges.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use proptest::prelude::*;
 
 use super::window::WINDOW;
 use super::*;
 
-const A: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8119);
-const B: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 8119);
+const A: SocketAddr = at(1);
+const B: SocketAddr = at(2);
+
+const fn at(last: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)), 8119)
+}
 
 fn keys(first: u8) -> Keys {
     Keys::new([first; 32], None)
@@ -71,7 +77,7 @@ fn nodes_of_one_key_understand_each_other_and_none_of_another() {
         assert_eq!(other.say(b"hello"), None);
     }
     assert_eq!((other.dropped(Drop::BadKey), other.b.heard(A)), (5, None));
-    assert_eq!(other.b.strangers(other.now).collect::<Vec<_>>(), [*A.ip()]);
+    assert_eq!(other.b.strangers(other.now).collect::<Vec<_>>(), [A.ip()]);
     assert_eq!(other.b.strangers(other.now + STRANGER).count(), 0);
 }
 
@@ -98,14 +104,14 @@ fn keys_are_changed_on_one_node_after_the_other() {
 fn a_datagram_counts_once_and_from_where_it_was_sent() {
     let mut pair = Pair::new();
     let sent = pair.a.seal(B, b"once", pair.now);
-    assert!(pair.b.open(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 3), 8119), &sent[0], pair.now) == Err(Drop::BadKey));
-    assert!(pair.b.open(SocketAddrV4::new(*A.ip(), 9), &sent[0], pair.now) == Err(Drop::BadKey));
+    assert!(pair.b.open(at(3), &sent[0], pair.now) == Err(Drop::BadKey));
+    assert!(pair.b.open(SocketAddr::new(A.ip(), 9), &sent[0], pair.now) == Err(Drop::BadKey));
     assert_eq!(pair.exchange(sent.clone()).as_deref(), Some(&b"once"[..]));
     assert_eq!(pair.exchange(sent.clone()), None);
     assert_eq!(pair.dropped(Drop::Replay), 1);
     // Reflected to its sender, or to a third node.
     assert_eq!(pair.a.open(A, &sent[0], pair.now), Err(Drop::BadKey));
-    let mut third = Sessions::new(keys(1), SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 3), 8119));
+    let mut third = Sessions::new(keys(1), at(3));
     assert_eq!(third.open(A, &sent[0], pair.now), Err(Drop::BadKey));
 }
 
@@ -181,7 +187,7 @@ fn a_large_message_comes_in_parts_and_one_part_lost_loses_it() {
 fn what_is_remembered_is_bounded() {
     let mut pair = Pair::new();
     for n in 0..5_000_u32 {
-        let from = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + n), 8119);
+        let from = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n).into(), 8119);
         let mut member = Sessions::new(keys(1), from);
         let question = member.seal(B, b"", pair.now).remove(0);
         pair.now += Duration::from_millis(1);
@@ -223,4 +229,20 @@ proptest! {
             }
         }
     }
+}
+
+/// What a tag is over differs from what any pair of the other family's has.
+#[test]
+fn nodes_speak_by_ipv6_as_by_ipv4() {
+    let [a, b] = [1, 2].map(|last| SocketAddr::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last).into(), 8119));
+    let now = Instant::now();
+    let (mut here, mut there) = (Sessions::new(keys(1), a), Sessions::new(keys(1), b));
+    let question = here.seal(b, b"hello", now).remove(0);
+    assert!(Sessions::new(keys(1), at(2)).open(a, &question, now) == Err(Drop::BadKey), "for another address");
+    for reply in there.open(a, &question, now).unwrap().replies {
+        let _ = here.open(b, &reply, now);
+    }
+    let sent = here.seal(b, b"hello", now).remove(0);
+    assert_eq!(there.open(a, &sent, now).unwrap().message, Some(b"hello".to_vec()));
+    assert_eq!(there.heard(a), Some(now));
 }

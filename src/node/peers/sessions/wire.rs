@@ -1,6 +1,6 @@
 //! The form of a datagram.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::node::peers::key::TAG;
 
@@ -66,10 +66,11 @@ impl Head {
     }
 }
 
-/// As it is authenticated.
-pub fn octets(address: SocketAddrV4) -> [u8; 6] {
-    let mut octets = [0; 6];
-    octets[..4].copy_from_slice(&address.ip().octets());
-    octets[4..].copy_from_slice(&address.port().to_be_bytes());
-    octets
+/// As it is authenticated. What one family's octets stand for the other's can't: no node is heard at 0.0.0.0.
+pub fn octets(address: SocketAddr) -> Vec<u8> {
+    let port = address.port().to_be_bytes();
+    match address.ip() {
+        IpAddr::V4(ip) => [&ip.octets()[..], &port].concat(),
+        IpAddr::V6(ip) => [&[0; 4][..], &ip.octets(), &port].concat(),
+    }
 }

@@ -16,12 +16,21 @@ fn id(last: u8) -> NodeId {
 fn incarnation(last: u8) -> Incarnation {
     let word = Word {
         name: format!("n{last}"),
-        tunnel: id(last).0,
+        tunnel: id(last).0.into(),
         phase: Phase::Up,
         cluster: "-".to_owned(),
         version: "1".to_owned(),
     };
-    Incarnation { id: id(last), generation: 1, live: true, word, vips: Vips::default(), leases: Holdings::default() }
+    let at = id(last).0.into();
+    Incarnation {
+        id: id(last),
+        at,
+        generation: 1,
+        live: true,
+        word,
+        vips: Vips::default(),
+        leases: Holdings::default(),
+    }
 }
 
 /// A view, the gossip, and who answers an echo.
@@ -202,7 +211,14 @@ fn nodes_that_cant_be_told_apart_are_named_and_not_taken() {
 fn the_nodes_of_the_run_before_stay_until_their_kernels_are_silent() {
     let share: Share = "10.118.0.7 1 1".parse().unwrap();
     let vips = BTreeMap::from([("shop/web".parse().unwrap(), share)]);
-    let before = ClusterNode { id: id(2), name: "n2".into(), number: 7, tunnel: id(2).0, state: NodeState::Live };
+    let before = ClusterNode {
+        id: id(2),
+        name: "n2".into(),
+        number: 7,
+        tunnel: id(2).0.into(),
+        heard6: None,
+        state: NodeState::Live,
+    };
     let remembered = BTreeMap::from([(id(2), Node::remembered(&before, vips))]);
     let now = Instant::now();
     let view = View::new(OWN, remembered, now);
@@ -247,4 +263,15 @@ proptest! {
             }
         }
     }
+}
+
+/// Addresses of IPv6 that make the same id: the second one has no place, and is named.
+#[test]
+fn another_address_with_the_same_id_is_another_node() {
+    let mut scene = Scene::new();
+    let other = Incarnation { at: "2001:db8::2".parse().unwrap(), generation: 2, ..incarnation(2) };
+    scene.gossip.push(other);
+    scene.pass(6000);
+    assert_eq!(scene.view.nodes()[&id(2)].at, IpAddr::V4(id(2).0));
+    assert_eq!(scene.view.twins().collect::<Vec<_>>(), [id(2)]);
 }

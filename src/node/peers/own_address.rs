@@ -1,0 +1,97 @@
+//! The address by which the others hear this node, and where its tunnel ends.
+//!
+//! All nodes of a cluster speak by one family: that of the seeds. Of IPv6 an address counts that lasts: no temporary one (RFC 8981), by which
+//! the node would be another one each day.
+
+use std::net::IpAddr;
+
+use crate::dataplane::ids::HOST_ADDRESS;
+use crate::dataplane::node::source;
+use crate::model::Family;
+use crate::net::{self, NodeNet, address, route};
+use crate::node::config::Membership;
+use crate::with_causes;
+
+/// This node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddresses {
+    /// Where the gossip is heard.
+    pub gossip: IpAddr,
+    /// Where the tunnel ends.
+    pub tunnel: IpAddr,
+}
+
+impl OwnAddresses {
+    /// As they are now. An error: why there are none.
+    pub fn find(net: &NodeNet, membership: &Membership) -> Result<Self, String> {
+        let gossip = gossip(net, membership)?;
+        let tunnel = membership.tunnel.unwrap_or(gossip);
+        if tunnel.is_ipv4() == gossip.is_ipv4() {
+            return Ok(Self { gossip, tunnel });
+        }
+        let family = if gossip.is_ipv4() { "IPv4" } else { "IPv6" };
+        Err(format!(
+            "membership.tunnel = {tunnel}: expected an address of {family}, by which the gossip is heard ({gossip})"
+        ))
+    }
+
+    /// What VIPs' routes of IPv4 have as their source here: where the node is heard, if that is such an address.
+    pub fn source_of_vips(self, net: &NodeNet) -> net::Result<IpAddr> {
+        if self.gossip.is_ipv4() {
+            return Ok(self.gossip);
+        }
+        let best = source::best(net, route::default_way_by_packet(net)?.as_ref())?;
+        Ok(best.unwrap_or(HOST_ADDRESS))
+    }
+}
+
+fn gossip(net: &NodeNet, membership: &Membership) -> Result<IpAddr, String> {
+    let failed = |error: net::Error| with_causes(&error);
+    if let Some(listen) = membership.listen {
+        let is_here = route::is_local(net, listen).map_err(failed)?;
+        return if is_here {
+            Ok(listen)
+        } else {
+            Err(format!("membership.listen = {listen} is no address of this node"))
+        };
+    }
+    let families: &[Family] = match membership.family() {
+        Some(Family::V4) => &[Family::V4],
+        Some(Family::V6) => &[Family::V6],
+        None => &Family::ALL,
+    };
+    for family in families {
+        let found = match family {
+            Family::V4 => source::reached(net),
+            Family::V6 => of_ipv6(net, membership),
+        };
+        if let Some(found) = found.map_err(failed)? {
+            return Ok(found);
+        }
+    }
+    let wanted = match families {
+        [Family::V4] => "IPv4 address",
+        [Family::V6] => "IPv6 address that lasts, on the link that leads to the seeds",
+        _ => "IPv4 or IPv6 address",
+    };
+    Err(format!("the node has no {wanted} (membership.listen names one)"))
+}
+
+/// A seed that is this node; else an address of the link that leads to the others.
+fn of_ipv6(net: &NodeNet, membership: &Membership) -> net::Result<Option<IpAddr>> {
+    let seeds: Vec<IpAddr> = membership.seed_addresses().collect();
+    for seed in &seeds {
+        if route::is_local(net, *seed)? {
+            return Ok(Some(*seed));
+        }
+    }
+    let mut link = route::default_way_of(net, Family::V6)?.and_then(|way| way.hop.index);
+    for seed in seeds {
+        if link.is_none() {
+            link = route::lookup(net, route::Packet::to(seed))?.and_then(|way| way.hop.index);
+        }
+    }
+    let Some(link) = link else { return Ok(None) };
+    let addresses = address::list(net, Family::V6, Some(link))?;
+    Ok(addresses.iter().filter(|found| found.global && found.lasts).map(|found| found.address).min())
+}

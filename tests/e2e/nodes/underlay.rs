@@ -1,0 +1,85 @@
+//! Nodes whose uplinks have addresses of IPv6 alone: gossip, echoes and the tunnel are of that.
+
+use viproute::internals::model::{Family, NodeId};
+
+use super::live::Live;
+use super::{Member, Scene, at, web};
+use crate::harness::{PATIENCE, SOON, until};
+
+#[test]
+fn nodes_that_have_ipv6_alone_break_nothing() {
+    let mut live = Live::over(Family::V6, 50);
+    let recorded = live.scene.members[0].recorded();
+    assert_eq!(
+        (&recorded["own"]["tunnel"], &recorded["own"]["heard6"]),
+        (&"2001:db8::1".into(), &"2001:db8::1".into())
+    );
+    assert_eq!(recorded["own"]["id"], NodeId::of(at(1, Family::V6)).to_string());
+    let first = &live.replicas[0][0].pod;
+    live.scene.members[0].ctl(&["drain", &first.id]).ok();
+    live.scene.members[1].has("a replica of node 1 drains", &[("192.0.2.1", "ready", 1), ("192.0.2.3", "ready", 2)]);
+    live.unbroken("a replica of node 1 drains");
+    live.scene.members[0].ctl(&["undrain", &live.replicas[0][0].pod.id]).ok();
+
+    live.scene.members[2].ctl(&["nodes", "leave"]).ok();
+    let left: [(&str, &str, u64); 2] = [("192.0.2.2", "ready", 2), ("192.0.2.3", "draining", 1)];
+    live.scene.members[0].has("node 3 leaves", &left);
+    live.unbroken("node 3 has left");
+    live.scene.members[2].stop();
+    live.unbroken("its viprouted is away");
+    live.scene.members[2].start();
+    live.scene.has_all("node 3 is back", 2);
+    live.unbroken("node 3 is back");
+    assert_eq!(live.scene.members[0].doctor_of_nodes(), [""; 0]);
+
+    // It dies: its own connections end, and no others.
+    live.forget("node 3 itself");
+    live.scene.link(2, "down");
+    live.ask();
+    live.scene.members[0].leads_to("once node 3 is suspected", 1);
+    live.new_ones("after node 3's death", 50);
+    // Whose first packet had gone there waits for an answer in vain.
+    let waited = |error: &String| error.contains("timed out");
+    assert!(live.refused().iter().all(waited), "new connections: {:?}", live.refused());
+    live.scene.members[0].sees("node 3 is forgotten", PATIENCE, &[("n2", "live")]);
+    live.gone = live.replicas[2].iter().map(|served| served.pod.name.clone()).collect();
+    live.unbroken_since("node 3 is dead");
+}
+
+impl Member {
+    /// What doctor finds about nodes, their way and the tunnel.
+    fn doctor_of_nodes(&self) -> Vec<String> {
+        let about = ["tunnel", "gossip", "node n", "seed", "viptun0"];
+        let is_it = |line: &&str| about.iter().any(|word| line.contains(word));
+        self.doctor().lines().filter(is_it).map(str::to_owned).collect()
+    }
+}
+
+/// By IPv4 too a VIP leads to the other node, for who can ask: the node itself and its pods.
+#[test]
+fn what_keeps_nodes_apart_by_ipv6_is_named() {
+    let scene = Scene::over(Family::V6, 2);
+    let [n1, n2] = &scene.members[..] else { unreachable!() };
+    let first = n1.node.joined(&web());
+    n2.has("n1's replica", &[("192.0.2.1", "ready", 1)]);
+    for chain in ["udp dport 8118 ip6 saddr 2001:db8::1 drop", "udp dport 8119 drop"] {
+        let rules = format!("table inet fw {{\nchain input {{\ntype filter hook input priority 0; {chain}\n}}\n}}\n");
+        n2.nft(&rules);
+        let what = if chain.contains("8118") { "drops UDP 8118 (the tunnel)" } else { "drops UDP 8119 (the gossip)" };
+        until(what, SOON, || n2.doctor().contains(what).then_some(()));
+        n2.nft("delete table inet fw");
+    }
+    // The kernel's own choice of a source is another address than the one that nodes know.
+    n2.node.ns.ip("addr add 2001:db8::22/64 dev eth0 nodad");
+    n2.node.ns.ip("route add 2001:db8::1/128 dev eth0 src 2001:db8::22");
+    let found = n2.doctor();
+    assert!(found.contains("to node n1 (2001:db8::1) has 2001:db8::22 as its source"), "{found}");
+    drop(first);
+}
+
+impl Member {
+    fn nft(&self, rules: &str) {
+        use crate::harness::Run;
+        self.node.ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
+    }
+}
