@@ -217,8 +217,8 @@ pub struct Announce {
     /// This node's AS number. The same on all nodes keeps each from taking the others' VIPs.
     #[arg(long, value_name = "N", value_parser = asn)]
     pub asn: u32,
-    /// A router, as ADDRESS or ADDRESS:ASN, of IPv6 [ADDRESS]:ASN; of this node's AS without ASN. One of IPv4 is told of
-    /// VIPs' IPv4 addresses, one of IPv6 of their IPv6 addresses. May be given more than once.
+    /// A router, as ADDRESS or ADDRESS:ASN, of IPv6 [ADDRESS]:ASN; of this node's AS without ASN. VIPs'
+    /// addresses of its own family are announced to it. May be given more than once.
     #[arg(long, value_name = "ADDRESS[:ASN]", required = true, value_parser = router)]
     pub router: Vec<Router>,
     /// The routers are on no network of this node, but so many hops away at most.

@@ -19,8 +19,9 @@ use super::identity::Client;
 /// The bits of a transaction's id that `DHCPv6` has room for.
 pub const XID6: u32 = 0x00ff_ffff;
 
-/// A delegated prefix of more bits has no room for addresses that end in 32 of their own.
-pub const LONGEST_PREFIX: u8 = 96;
+/// How many bits a delegated prefix may have. One of more has no room for addresses that end in 32 of their own; none is delegated of fewer (a
+/// provider itself has 29 or more), and what comes for the rest of a prefix is refused here: that of a rogue server would take the node's IPv6 away.
+pub const PREFIXES: std::ops::RangeInclusive<u8> = 32..=96;
 
 /// Why bytes are no reply, or a message has no bytes.
 #[derive(Debug, thiserror::Error)]
@@ -194,8 +195,8 @@ pub enum Flaw {
     },
     /// An address no host can have was offered or granted.
     Address(IpAddr),
-    /// A prefix without room for the addresses that are wanted.
-    Narrow(u8),
+    /// A prefix of so many bits, which none has that is delegated to a node.
+    Prefix(u8),
 }
 
 impl fmt::Display for Flaw {
@@ -205,7 +206,9 @@ impl fmt::Display for Flaw {
             Self::NoAddress => f.write_str("no address is left"),
             Self::Status { code, name } => write!(f, "it has status {code} ({name}) and no address"),
             Self::Address(address) => write!(f, "{address} is no host's address"),
-            Self::Narrow(bits) => write!(f, "a prefix of {bits} bits is delegated: expected {LONGEST_PREFIX} or fewer"),
+            Self::Prefix(bits) => {
+                write!(f, "a prefix of {bits} bits is delegated: expected {} to {}", PREFIXES.start(), PREFIXES.end())
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::model::address::is_unicast;
 
 use super::Server;
 use super::identity::{Client, Identity};
-use super::message::{Answer, Flaw, Grant, Kind, LONGEST_PREFIX, Message, RelayAgent, Reply, WireError, XID6};
+use super::message::{Answer, Flaw, Grant, Kind, Message, PREFIXES, RelayAgent, Reply, WireError, XID6};
 
 /// Options that are read, or written by hand.
 const CLIENT: u16 = 1;
@@ -161,7 +161,7 @@ impl Lent {
     fn usable(self) -> Result<IpAddr, Flaw> {
         let address = host(self.address)?;
         match self.prefix {
-            Some(bits) if bits > LONGEST_PREFIX => Err(Flaw::Narrow(bits)),
+            Some(bits) if !PREFIXES.contains(&bits) => Err(Flaw::Prefix(bits)),
             Some(bits) if !is_network(self.address, bits) => Err(Flaw::Address(address)),
             _ => Ok(address),
         }

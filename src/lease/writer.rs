@@ -38,6 +38,8 @@ pub enum Done {
     Saved(Family, VipKey, u64, Result<(), String>),
     /// The register is on disk, or why not.
     Registered(u64, Result<(), String>),
+    /// The prefix that is delegated is on disk, or its file is gone; or why not.
+    Prefix(Result<(), String>),
 }
 
 /// The thread. Dropping it waits for the jobs given so far.
@@ -97,10 +99,11 @@ fn carry_out(store: &Store, job: Job) -> Option<Done> {
             Some(Done::Registered(number, saved))
         }
         Job::Prefix(prefix) => {
-            if let Err(error) = store.save_prefix(prefix.as_ref()) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the delegated prefix isn't kept on disk");
+            let saved = store.save_prefix(prefix.as_ref()).map_err(|error| with_causes(&error));
+            if let Err(error) = &saved {
+                tracing::warn!(error, "the delegated prefix isn't kept on disk");
             }
-            None
+            Some(Done::Prefix(saved))
         }
         Job::Erase(family, vip) => {
             if let Err(error) = store.remove(family, &vip) {

@@ -68,9 +68,10 @@ pub fn find_ipv6(node: &NodeNet, config: &Config, link: Option<&Link>) -> Result
 /// What can't be done without one.
 pub fn purpose(config: &Config) -> Option<&'static str> {
     let asks = |lease: &Settings| matches!(lease.backend, Backend::Dhcp(Dhcp { relay: None, .. }));
+    let asks_ipv6 = config.delegate.is_some() || config.lease6.as_ref().is_some_and(asks);
     match config.announce {
         _ if asks(&config.lease) => Some("DHCP"),
-        _ if config.delegate.is_some() || config.lease6.as_ref().is_some_and(asks) => Some("DHCPv6"),
+        _ if config.interface6.is_none() && asks_ipv6 => Some("DHCPv6"),
         Announce::Arp => Some("announce = \"arp\""),
         Announce::None => None,
     }
@@ -117,6 +118,9 @@ mod tests {
         assert_eq!(purpose(""), Some("DHCP"));
         let relay = "allow = [\"10.118.0.0/16\"]\n[dhcp.relay]\nserver = \"192.0.2.1\"\nsubnet = \"10.118.0.0\"";
         assert_eq!(purpose(relay), None);
+        let pool = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]\n";
+        assert_eq!(purpose(pool), Some("DHCPv6"));
+        assert_eq!(purpose(&format!("{pool}interface = \"eth1\"")), None, "it has a link of its own");
     }
 
     #[test]

@@ -92,14 +92,14 @@ impl Speaker {
     /// The VIP as the daemon has it, if at all, is the node's own, and so is what the kernel has.
     fn has_only_its_own(&self, node: &Node, families: Families) {
         for vip in vips(families) {
-            let (family, session, router) = match vip {
+            let (family, session, gateway) = match vip {
                 IpAddr::V4(_) => ("ipv4", "router1", "192.0.2.254"),
                 IpAddr::V6(_) => ("ipv6", "router2", "2001:db8::fe"),
             };
             let foreign = match self {
                 Self::Bird(bird) => bird.ask(&format!("show route for {vip} protocol {session}")).contains("via "),
                 Self::Frr(frr) => {
-                    frr.ask(&format!("show bgp {family} unicast {vip}")).contains(&format!("from {router}"))
+                    frr.ask(&format!("show bgp {family} unicast {vip}")).contains(&format!("from {gateway}"))
                 }
             };
             let found = routes(&node.ns, vip);

@@ -140,7 +140,7 @@ fn router(facts: &Facts, text: &mut String) {
     text.push_str("exit\n");
 }
 
-/// FRR has each neighbour exchange routes of IPv4, unless it is told not to.
+/// FRR has each neighbour exchange routes of IPv4, unless that is switched off.
 fn not_of_ipv4(facts: &Facts, text: &mut String) {
     let six: Vec<_> = facts.sessions.iter().filter(|session| session.router.is_ipv6()).collect();
     if six.is_empty() {

@@ -48,7 +48,7 @@ pub enum Error {
     )]
     NoPrefixes(PathBuf),
     /// None of the router's family.
-    #[error("--router {router}: by {} VIPs have no {} addresses, and a router is told those of its own family: expected {}", path.display(), family.name(), wanted(*family))]
+    #[error("--router {router}: by {} VIPs have no {} addresses, and those of a router's own family are announced to it: expected {}", path.display(), family.name(), wanted(*family))]
     NoneOfFamily {
         /// The router.
         router: IpAddr,
@@ -111,7 +111,7 @@ struct Facts {
 /// A session with a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Session {
-    /// The router's address. It is told of VIPs' addresses of that family.
+    /// The router's address. VIPs' addresses of that family are announced to it.
     router: IpAddr,
     /// Its AS number.
     asn: u32,
@@ -170,7 +170,7 @@ impl Facts {
         u16::try_from(self.asn).unwrap_or(AS_TRANS)
     }
 
-    /// What is written of each family that a router is told of.
+    /// What is written of each family that is announced to a router.
     fn parts(&self) -> impl Iterator<Item = Part<'_>> {
         let of = |family| Part {
             family,
@@ -180,7 +180,7 @@ impl Facts {
         Family::ALL.map(of).into_iter().filter(|part| !part.sessions.is_empty())
     }
 
-    /// The families of VIPs' addresses that no router is told of.
+    /// The families of VIPs' addresses that are announced to no router.
     fn untold(&self) -> BTreeSet<Family> {
         let of = |address: IpAddr| Family::of(address);
         let told: BTreeSet<Family> = self.sessions.iter().map(|session| of(session.router)).collect();
@@ -203,7 +203,7 @@ impl Facts {
         ];
         for family in self.untold() {
             lines.push(format!(
-                "No router is told of VIPs' {name} addresses: that takes its {name} address, --router {}.",
+                "VIPs' {name} addresses are announced to no router: that takes its {name} address, --router {}.",
                 form(family),
                 name = family.name()
             ));
@@ -258,7 +258,7 @@ struct Part<'a> {
     family: Family,
     /// What holds them.
     prefixes: Vec<&'a IpNetwork>,
-    /// With the routers that are told of them.
+    /// With the routers that they are announced to.
     sessions: Vec<&'a Session>,
 }
 

@@ -103,7 +103,7 @@ fn frr_takes_no_vip_and_weighs_by_the_metric() {
 }
 
 #[test]
-fn a_router_of_ipv6_is_told_of_ipv6_addresses() {
+fn ipv6_addresses_are_announced_to_a_router_of_ipv6() {
     let (bird, frr) = (bird::text(&dual()), frr::text(&dual()));
     for line in [
         "define VIPS6 = [ fd00:118::/96{128,128}, fd00:119::7/128{128,128} ];",
@@ -132,7 +132,7 @@ fn a_router_of_ipv6_is_told_of_ipv6_addresses() {
 }
 
 #[test]
-fn a_family_that_no_router_is_told_of_is_named() {
+fn a_family_that_is_announced_to_no_router_is_named() {
     let untold =
         |facts: &Facts| facts.head("x").iter().any(|line| line.contains("IPv6 address, --router [ADDRESS]:ASN"));
     assert!(!untold(&facts()) && !untold(&dual()));

@@ -18,15 +18,7 @@ const CONFIRM_AFTER: std::ops::Range<f64> = 1.0..3.0;
 
 impl Machine {
     pub(super) fn on_reply(&mut self, reply: &Reply, now: SystemTime, actions: &mut Vec<Action>) {
-        let same_id = |id: &Vec<u8>| *id == self.identity.client_id;
-        let ours = reply.answers(self.xid)
-            && self.identity.clients().any(|client| client == reply.client)
-            && reply.client_id.as_ref().is_none_or(same_id);
-        let lends_prefix = match &reply.answer {
-            Answer::Offer { prefix, .. } | Answer::Ack(Grant { prefix, .. }) => prefix.is_some(),
-            _ => self.prefix.is_some(),
-        };
-        if !ours || lends_prefix != self.prefix.is_some() {
+        if !self.is_ours(reply) {
             return;
         }
         let refusal = self.refusal(&reply.answer);
@@ -66,6 +58,19 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Whether it is for this identity, in its transaction, and lends what it asks for: an address, or a prefix.
+    fn is_ours(&self, reply: &Reply) -> bool {
+        let same_id = |id: &Vec<u8>| *id == self.identity.client_id;
+        let lends_prefix = match &reply.answer {
+            Answer::Offer { prefix, .. } | Answer::Ack(Grant { prefix, .. }) => prefix.is_some(),
+            _ => self.prefix.is_some(),
+        };
+        reply.answers(self.xid)
+            && self.identity.clients().any(|client| client == reply.client)
+            && reply.client_id.as_ref().is_none_or(same_id)
+            && lends_prefix == self.prefix.is_some()
     }
 
     /// Who says that the address asked for isn't ours, and why: a NAK does, and a REPLY of `DHCPv6` that has another one in its place.

@@ -170,7 +170,9 @@ fn a_prefix_is_asked_for_and_read() {
     assert_eq!((grant.address, grant.prefix, grant.lease), (network, Some(56), 60));
     assert_eq!(answer(REPLY, &[delegation("2001:db8:1:100::", 56, 0)]), refused("its lifetime is over"));
     for (prefix, bits, flaw) in [
-        ("2001:db8:1:100::", 112, Flaw::Narrow(112)),
+        ("2001:db8:1:100::", 112, Flaw::Prefix(112)),
+        ("2000::", 3, Flaw::Prefix(3)),
+        ("8000::", 1, Flaw::Prefix(1)),
         ("2001:db8:1:100::1", 64, Flaw::Address("2001:db8:1:100::1".parse().unwrap())),
         ("fe80::", 64, Flaw::Address("fe80::".parse().unwrap())),
     ] {

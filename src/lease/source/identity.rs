@@ -34,9 +34,10 @@ fn of_name(cluster: &str, name: &str) -> Identity {
     Identity { client_id, chaddr, hostname: String::new() }
 }
 
-/// The identity of a node of `cluster` that asks for a prefix: no VIP is called so.
-pub fn of_prefix(cluster: &str) -> Identity {
-    Identity { hostname: String::new(), ..of_name(cluster, "prefix") }
+/// The identity of a node that asks for a prefix. `node`: what tells it from others, of the same cluster too, since a prefix is led to one. No VIP
+/// is called so.
+pub fn of_prefix(cluster: &str, node: &str) -> Identity {
+    of_name(cluster, &format!("prefix\0{node}"))
 }
 
 /// `<name>-<namespace>`. Where that could be another VIP's too (`a-b` of `c` and `a` of `b-c`), or is too long, it has some
@@ -79,7 +80,8 @@ mod tests {
 
     #[test]
     fn a_node_that_asks_for_a_prefix_is_no_vip_and_has_no_name() {
-        let id = of_prefix("default");
+        let id = of_prefix("default", "4f6a");
+        assert_ne!(of_prefix("default", "4f6b").client_id, id.client_id, "each node has its own");
         assert_eq!((id.client_id.len(), id.hostname.as_str()), (23, ""));
         assert_ne!(id.client_id, identity("default", "shop/prefix").client_id);
     }

@@ -26,10 +26,18 @@ pub fn start(
     let interface = interface.ok_or(Error::NoInterface)?.into();
     let transport = TransportConfig::Link { family: Family::V6, interface };
     let (handle, notices) = Engine::start(dhcp::Settings { transport, servers: Vec::new(), clock: clock::now })?;
-    let (identity, remembered) = (identity::of_prefix(&cluster.name), remembered.map(to_engine));
+    let (identity, remembered) = (identity::of_prefix(&cluster.name, &own_id()), remembered.map(to_engine));
     let acquisition = Acquisition { identity, remembered, wish: None, turn: Turn::Own, prefix: Some(LENGTH) };
     handle.acquire(KEY.to_owned(), acquisition);
     Ok((handle, Some(notices)))
+}
+
+/// What tells this machine from others: `machine-id(5)`, and where it has none its name.
+fn own_id() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let name =
+        || nix::sys::utsname::uname().map_or_else(|_| String::new(), |of| of.nodename().to_string_lossy().into_owned());
+    Some(id).filter(|id| !id.is_empty()).unwrap_or_else(name)
 }
 
 /// What is delegated; none: it is no prefix.

@@ -19,6 +19,8 @@ pub struct Lease {
     pub ipv6: Option<IpAddr>,
     /// Such an address is being asked for, and nothing is in the way so far.
     pub asks_ipv6: bool,
+    /// What keeps it from that one.
+    pub error6: Option<String>,
     /// What keeps it from one.
     pub error: Option<String>,
 }

@@ -159,6 +159,8 @@ pub enum Note {
         family: Family,
         /// So it has none at all.
         waits: bool,
+        /// What keeps the VIP from one, where that is known.
+        why: Option<String>,
     },
     /// It can't have the address that it asks for.
     AddressRefused {

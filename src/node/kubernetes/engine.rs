@@ -316,7 +316,12 @@ impl Engine {
             let has_lease = lease.is_some_and(|lease| lease.address.is_some());
             let given = sharer.service.families.given(shared.addresses(vip).as_ref());
             let is_asked = lease.is_some_and(|lease| lease.asks_ipv6);
-            of_families.extend(given.note().filter(|_| !is_asked).map(|note| (sharer.key.clone(), note)));
+            of_families.extend(
+                given
+                    .note(lease.and_then(|lease| lease.error6.as_ref()))
+                    .filter(|_| !is_asked)
+                    .map(|note| (sharer.key.clone(), note)),
+            );
             // One whose ports are all others' has no part of the address. One that is being searched for may be the one of before.
             if has_lease || !sharer.has_any() {
                 let addresses = if sharer.has_any() { given.addresses } else { Vec::new() };

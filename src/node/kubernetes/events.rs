@@ -8,7 +8,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use crate::ebpf::MEMBERS;
 use crate::lease::pools::Refusal;
-use crate::model::VipKey;
+use crate::model::{Family, VipKey};
 
 use super::addresses::Lease;
 use super::api::ANSWER;
@@ -294,17 +294,7 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
             );
             ("TrafficPolicyIgnored", text, Duration::ZERO)
         }
-        Note::NoFamily { family, waits: true } => {
-            let text = format!(
-                "no address so far, and no pod serves it: its VIP has none of {family} (cidr6 of its pool, or [dhcp6], in viprouted.toml)"
-            );
-            ("NoAddress", text, Duration::from_secs(2))
-        }
-        Note::NoFamily { family, waits: false } => {
-            let text =
-                format!("no address of {family}: its VIP has none (cidr6 of its pool, or [dhcp6], in viprouted.toml)");
-            ("NoAddressOfFamily", text, Duration::from_secs(2))
-        }
+        Note::NoFamily { family, waits, why } => no_family(*family, *waits, why.as_deref()),
         Note::AddressRefused { why } => {
             ("AddressRefused", format!("it can't have the address that it asks for: {why}"), Duration::ZERO)
         }
@@ -313,6 +303,17 @@ pub fn phrased(note: &Note) -> (&'static str, String, Duration) {
             ("ForeignEndpoints", text, SETTLES)
         }
     }
+}
+
+fn no_family(family: Family, waits: bool, why: Option<&str>) -> (&'static str, String, Duration) {
+    let why =
+        why.map_or_else(|| " (cidr6 of its pool, or [dhcp6], in viprouted.toml)".to_owned(), |why| format!(": {why}"));
+    let (reason, text) = if waits {
+        ("NoAddress", format!("no address so far, and no pod serves it: its VIP has none of {family}{why}"))
+    } else {
+        ("NoAddressOfFamily", format!("no address of {family}: its VIP has none{why}"))
+    };
+    (reason, text, Duration::from_secs(2))
 }
 
 async fn publish(recorder: &Recorder, said: Said) {

@@ -62,10 +62,11 @@ impl Families {
 }
 
 impl Given {
-    /// What there is to say of it; `None`: it has all that it wants, or nothing yet.
-    pub fn note(&self) -> Option<Note> {
+    /// What there is to say of it; `None`: it has all that it wants, or nothing yet. `why`: what keeps its VIP from an address of IPv6.
+    pub fn note(&self, why: Option<&String>) -> Option<Note> {
         let family = *self.missing.first()?;
-        Some(Note::NoFamily { family, waits: self.addresses.is_empty() })
+        let why = why.filter(|_| family == Family::V6).cloned();
+        Some(Note::NoFamily { family, waits: self.addresses.is_empty(), why })
     }
 }
 
@@ -99,8 +100,10 @@ mod tests {
             let expected = Given { addresses: given, missing: missing.into_iter().collect() };
             assert_eq!(families(names, policy).given(Some(addresses)), expected, "{names:?} {policy}");
         }
-        let waits = families(&["IPv4", "IPv6"], "RequireDualStack").given(Some(&one)).note();
-        assert_eq!(waits, Some(Note::NoFamily { family: Family::V6, waits: true }));
+        let waits = families(&["IPv4", "IPv6"], "RequireDualStack").given(Some(&one));
+        let why = "no DHCPv6 server answers".to_owned();
+        let note = waits.note(Some(&why));
+        assert_eq!(note, Some(Note::NoFamily { family: Family::V6, waits: true, why: Some(why) }));
         assert_eq!(families(&["IPv4", "IPv6"], "RequireDualStack").given(None), Given::default());
         let waits = |names: &[&str], policy, addresses| families(names, policy).waits(addresses);
         assert!(

@@ -4,6 +4,7 @@
 use ipnetwork::{IpNetwork, Ipv6Network};
 
 use crate::dhcp::{self, Change, Handle, Reason};
+use crate::lease::allow::Allow;
 use crate::lease::clock;
 use crate::lease::cluster::Cluster;
 use crate::lease::settings::OnLost;
@@ -20,8 +21,12 @@ use super::{Daemon, Error};
 pub(super) struct Delegation {
     handle: Handle,
     on_lost: OnLost,
+    /// The link is its own, and not the one to the gateways.
+    has_own_link: bool,
     /// The prefix in use.
     pub(super) network: Option<Ipv6Network>,
+    /// The one that is in use as soon as it is on disk.
+    saving: Option<Ipv6Network>,
     /// Where the networks are that are refused here; none yet, at the start.
     pub(super) discarded: Option<Discarded>,
 }
@@ -30,18 +35,21 @@ impl Delegation {
     /// Asks for one on the link of that name. The one of before is in use at once, unless it has run out.
     pub(super) fn start(
         on_lost: OnLost,
-        (cluster, interface): (&Cluster, Option<&str>),
-        remembered: Option<&Delegated>,
+        (cluster, interface, has_own_link): (&Cluster, Option<&str>, bool),
+        (remembered, allow): (Option<&Delegated>, &Allow),
     ) -> Result<(Self, Notices), Error> {
         let (handle, notices) = prefix::start(cluster, interface, remembered)?;
-        let is_good = |known: &&Delegated| on_lost == OnLost::Keep || known.lease.is_valid(clock::now());
-        let network = remembered.filter(is_good).map(|known| known.network);
-        Ok((Self { handle, on_lost, network, discarded: None }, notices))
+        let is_in_force = |known: &&Delegated| on_lost == OnLost::Keep || known.lease.is_valid(clock::now());
+        let is_permitted = |known: &&Delegated| allow.permits_all(known.network.into());
+        let network = remembered.filter(is_in_force).filter(is_permitted).map(|known| known.network);
+        Ok((Self { handle, on_lost, has_own_link, network, saving: None, discarded: None }, notices))
     }
 
-    /// On the link of that name from now on.
+    /// On the link of that name from now on, which leads to the gateways.
     pub(super) fn rebind(&self, interface: &str) {
-        self.handle.rebind(interface.to_owned());
+        if !self.has_own_link {
+            self.handle.rebind(interface.to_owned());
+        }
     }
 
     /// Its messages.
@@ -84,14 +92,30 @@ impl Daemon {
     }
 
     fn delegated(&mut self, delegated: Delegated) {
-        let network = delegated.network;
-        if let Some(allow) = self.settings.allow.as_ref().filter(|allow| !allow.permits_all(network.into())) {
+        let (network, allow) = (delegated.network, self.settings.allow.clone().unwrap_or_default());
+        let Some(delegation) = &mut self.delegation else { return };
+        if !allow.permits_all(network.into()) {
             let text = format!("{network} is delegated to this node, and not used: allow doesn't hold it ({allow})");
+            self.agent.problems.set(PREFIX, Some(text));
+            if delegation.network.is_some() {
+                self.use_prefix(None);
+            }
+            return;
+        }
+        delegation.saving = Some(network);
+        self.v4.executor.save_prefix(Some(delegated));
+    }
+
+    /// The prefix is on disk, or why not: one that a power cut would lose isn't used. That it is lost needn't be there.
+    pub(super) fn prefix_saved(&mut self, saved: Result<(), String>) {
+        let Some(delegation) = &mut self.delegation else { return };
+        let Some(network) = delegation.saving.take() else { return };
+        let before = delegation.network;
+        if let Err(why) = saved {
+            let text = format!("the prefix {network} is delegated to this node, and not kept: {why}");
             return self.agent.problems.set(PREFIX, Some(text));
         }
         self.agent.problems.set(PREFIX, None);
-        self.v4.executor.save_prefix(Some(delegated));
-        let before = self.delegation.as_ref().and_then(|delegation| delegation.network);
         if before != Some(network) {
             let of = before.map(|before| format!(" in place of {before}")).unwrap_or_default();
             let text = format!("the prefix {network} is delegated to this node{of}");
@@ -105,7 +129,10 @@ impl Daemon {
     fn prefix_lost(&mut self, text: &str) {
         tracing::warn!("{text}");
         self.agent.journal.record(Kind::Lease, None, text);
-        let keeps = self.delegation.as_ref().is_none_or(|delegation| delegation.on_lost == OnLost::Keep);
+        let keeps = self.delegation.as_mut().is_some_and(|delegation| {
+            delegation.saving = None;
+            delegation.on_lost == OnLost::Keep && delegation.network.is_some()
+        });
         let text = if keeps { format!("{text}; VIPs have its addresses still") } else { text.to_owned() };
         self.agent.problems.set(PREFIX, Some(text));
         if !keeps {

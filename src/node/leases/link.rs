@@ -84,7 +84,7 @@ impl Daemon {
                 if let Some(leasing) = self.v6.as_mut().filter(|_| is_one) {
                     leasing.executor.rebind(search.clone(), &link.name);
                 }
-                if let Some(delegation) = self.delegation.as_ref().filter(|_| is_one) {
+                if let Some(delegation) = &self.delegation {
                     delegation.rebind(&link.name);
                 }
                 self.v4.executor.rebind(search, &link.name);

@@ -214,6 +214,7 @@ impl Daemon {
             Event::Done(Done::Registered(number, result)) => {
                 self.decide(|pool, here, now| pool.saved(number, &result, here, now));
             }
+            Event::Done(Done::Prefix(saved)) => self.prefix_saved(saved),
             Event::Pool(order) => self.decide(|pool, here, now| pool.order(order, here, now)),
             Event::Done(Done::Loaded(family, vip, found)) => self.loaded(family, &vip, found),
             Event::Done(Done::Saved(family, vip, number, result)) => {
@@ -376,8 +377,15 @@ impl Daemon {
     /// Publishes them.
     fn advertise(&self) {
         let served: BTreeSet<IpAddr> = self.announced().map(|(address, _)| address).collect();
-        for acd in self.acd.iter().chain(self.link6.iter().map(|other| &other.acd)) {
-            acd.serve(&served);
+        match (&self.acd, &self.link6) {
+            (Some(acd), None) => acd.serve(&served),
+            // What is claimed on one of two links is claimed to an address of that one.
+            (acd, Some(other)) => {
+                let (six, four) = served.iter().copied().partition(IpAddr::is_ipv6);
+                other.acd.serve(&six);
+                acd.iter().for_each(|acd| acd.serve(&four));
+            }
+            (None, None) => {}
         }
         if let Some(advertised) = &self.advertised {
             advertised.set(served);

@@ -44,8 +44,8 @@ impl Daemon {
             let (address, error) = self.v4.state.service(vip, now);
             let of_ipv6 = self.v6.as_ref().map(|leasing| leasing.state.service(vip, now));
             let asks_ipv6 = of_ipv6 == Some((None, None));
-            let ipv6 = of_ipv6.and_then(|(address, _)| address);
-            self.agent.services.leased(vip, Some(Lease { address, ipv6, asks_ipv6, error }));
+            let (ipv6, error6) = of_ipv6.unwrap_or_default();
+            self.agent.services.leased(vip, Some(Lease { address, ipv6, asks_ipv6, error6, error }));
         }
     }
 }

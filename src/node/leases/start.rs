@@ -23,10 +23,12 @@ use crate::net::link::Link;
 use crate::node;
 use crate::node::config::Config;
 use crate::node::peers::OthersLeases;
+use crate::node::problems::PREFIX;
 use crate::node::subsystems::{LEASES, ROUTES};
 use crate::node::uplink;
 use crate::registry::Registry;
 use crate::registry::watch::Update;
+use crate::with_causes;
 
 use super::callers::Callers;
 use super::claims::Claims;
@@ -48,7 +50,9 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (base, kept) = Base::open(config)?;
     let Kept { store, contents, contents6, prefix } = kept;
     let (acd, claims) = base.link.as_ref().map(Acd::open).transpose()?.unzip();
-    let (acd6, claims6) = base.other.as_ref().map(Acd::open).transpose()?.unzip();
+    // A delegated prefix is led to this node: no host of that link has an address of it.
+    let other = base.other.as_ref().filter(|_| config.lease6.is_some());
+    let (acd6, claims6) = other.map(Acd::open).transpose()?.unzip();
     let (reports, reported) = tokio::sync::mpsc::unbounded_channel();
     let (asking, answers) = Asking::start(config, &base, (reports, prefix.as_ref()))?;
     let writer = LeaseWriter::start(store, base.agent.subsystems.begin(&LEASES));
@@ -144,7 +148,14 @@ impl Base {
         let other = uplink::find_ipv6(&node, config, link.as_ref())?;
         let agent = node::Context::new(registry.clone(), config.wanted())?;
         let cluster = cluster(config, !(contents.records.is_empty() && contents6.records.is_empty()))?;
-        let prefix = config.delegate.is_some().then(|| store.load_prefix()).transpose()?.flatten();
+        let prefix = config.delegate.and_then(|_| {
+            // As a lease file that can't be understood it is left alone until there is another prefix.
+            let found = store.load_prefix().map_err(|error| with_causes(&error));
+            found.unwrap_or_else(|why| {
+                agent.problems.set(PREFIX, Some(format!("the delegated prefix of before isn't known: {why}")));
+                None
+            })
+        });
         Ok((Self { node, registry, link, other, agent, cluster }, Kept { store, contents, contents6, prefix }))
     }
 
@@ -197,9 +208,11 @@ impl Asking {
             sources.share();
             sources6.as_mut().map(Sources::share);
         }
+        let allow = config.lease.allow.clone().unwrap_or_default();
         let delegation = config.delegate.zip(cluster);
-        let delegation = delegation
-            .map(|(on_lost, cluster)| Delegation::start(on_lost, (cluster, base.interface(Family::V6)), prefix));
+        let delegation = delegation.map(|(on_lost, cluster)| {
+            Delegation::start(on_lost, (cluster, base.interface(Family::V6), base.other.is_some()), (prefix, &allow))
+        });
         let (delegation, prefix) = delegation.transpose()?.unzip();
         let mut settings = config.lease.clone();
         if let Some(delegation) = &delegation {
@@ -224,7 +237,8 @@ fn leasings(
         Search::new(&config.lease, &base.registry, link.zip(acd.clone()), heartbeat, told)
     };
     let search4 = search(base.link.as_ref(), acds[0])?;
-    let search6 = base.other.as_ref().map(|link| search(Some(link), acds[1])).transpose()?;
+    let other = base.other.as_ref().filter(|_| config.lease6.is_some());
+    let search6 = other.map(|link| search(Some(link), acds[1])).transpose()?;
     let search6 = search6.unwrap_or_else(|| search4.clone());
     let (finds, found) = tokio::sync::mpsc::unbounded_channel();
     let (writer, has_both) = (Arc::new(writer), sources6.is_some());

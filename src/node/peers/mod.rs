@@ -192,6 +192,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         pools,
         beside: beside(config),
         leases_ipv6: config.lease6.is_some(),
+        leases_on: config.interface6.clone().or_else(|| config.interface.clone()),
         desired,
     };
     context.peers.shared().orders = Some(orders);

@@ -9,7 +9,7 @@ use crate::lease::allow::Allow;
 use crate::lease::beside::Beside;
 use crate::model::node::NodeId;
 use crate::model::{Family, VipKey};
-use crate::net::address;
+use crate::net::{address, link};
 use crate::node::uplink;
 use crate::with_causes;
 
@@ -35,10 +35,12 @@ impl Permits {
         for family in Family::ALL {
             addresses.extend(address::list(&state.setup.net, family, None).map_err(|e| with_causes(&e))?);
         }
-        let Setup { pools, beside, allow, leases_ipv6, net, .. } = &state.setup;
+        let Setup { pools, beside, allow, leases_ipv6, leases_on, net, .. } = &state.setup;
         let is_own = |at: &&address::Address| at.address == own;
-        let link = addresses.iter().find(is_own).map(|at| at.index).filter(|_| *leases_ipv6 && allow.is_none());
-        let leased = link.map(|link| uplink::prefixes(net, Family::V6, link)).transpose();
+        let named = leases_on.as_ref().map(|name| link::by_name(net, name)).transpose().map_err(|e| with_causes(&e))?;
+        let index = named.map_or_else(|| addresses.iter().find(is_own).map(|at| at.index), |link| Some(link?.index));
+        let index = index.filter(|_| *leases_ipv6 && allow.is_none());
+        let leased = index.map(|index| uplink::prefixes(net, Family::V6, index)).transpose();
         let leased = leased.map_err(|e| with_causes(&e))?.unwrap_or_default();
         let allow = match (allow, &pools[..]) {
             (Some(allow), _) => allow.clone(),

@@ -38,6 +38,8 @@ pub struct Setup {
     pub beside: Beside,
     /// A `DHCPv6` server gives VIPs theirs.
     pub leases_ipv6: bool,
+    /// By the link of that name; none: the one by which other nodes are reached.
+    pub leases_on: Option<String>,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }

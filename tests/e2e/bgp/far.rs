@@ -45,7 +45,7 @@ impl Site {
         }
     }
 
-    /// The networks of the pool have discard routes here, which no router is told of.
+    /// The networks of the pool have discard routes here, which are announced to no router.
     fn discards(&self) {
         for (family, network) in [("-4", "10.118."), ("-6", "fd00:118::")] {
             let shown = self.node.ns.ip(&format!("{family} route show type unreachable proto 118"));

@@ -40,7 +40,9 @@ impl Scene {
     /// The router leads a prefix to the address that it was asked from.
     fn route(&self, prefix: &str) {
         let own = self.node.ns.ip_json("-6 addr show dev eth0 scope link");
-        let own = own.iter().find_map(|link| link["addr_info"][0]["local"].as_str()).expect("a link-local address");
+        // What doesn't fit is shown as an empty object.
+        let mut addresses = own.iter().flat_map(|link| link["addr_info"].as_array().into_iter().flatten());
+        let own = addresses.find_map(|address| address["local"].as_str()).expect("a link-local address");
         self.lan.ns.set_sysctl("net/ipv6/conf/all/forwarding", "1");
         self.lan.ns.ip(&format!("-6 route replace {prefix} via {own} dev br0"));
     }
