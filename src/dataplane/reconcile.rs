@@ -292,7 +292,7 @@ fn bare_want(record: &VipRecord) -> Want {
 fn want_of(node: &NodeNet, record: &VipRecord, vip: &mut LockedVip) -> Result<Want> {
     let inbound = vip.cluster().map(|_| ids::local_group(record.slot));
     let mtu = routes_mtu(node, vip.cluster())?;
-    Ok(Want { inbound, mtu, ..want(record, vip.is_unused()?, vip.replicas()?) })
+    Ok(Want { mtu, inbound, ..want(record, vip.is_unused()?, vip.replicas()?) })
 }
 
 /// What is too long for the tunnel is not to get there, where its own packets are of IPv6 ([`Underlay::device_mtu`]): the programs send packets

@@ -102,8 +102,8 @@ impl Speaker {
                     frr.ask(&format!("show bgp {family} unicast {vip}")).contains(&format!("from {router}"))
                 }
             };
-            let routes = routes(&node.ns, vip);
-            assert!(!foreign && routes.iter().all(|route| route["protocol"] == "118"), "{routes:?}");
+            let found = routes(&node.ns, vip);
+            assert!(!foreign && found.iter().all(|route| route["protocol"] == "118"), "{found:?}");
         }
     }
 }

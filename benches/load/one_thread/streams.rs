@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, connect, listen, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt, socket, sockopt,
+};
 
 use super::{Ends, FLOWS, TIMEOUT, Transaction, any, enter, spin};
 use crate::load::poll::{Poll, Ready};
@@ -51,6 +53,20 @@ pub struct Streams {
     room: Vec<u8>,
 }
 
+/// It takes connections of the address' family alone: the same servers are asked by both.
+fn listener_of(at: SocketAddr) -> Result<TcpListener> {
+    let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if at.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    listen(&socket, Backlog::new(4096)?)?;
+    Ok(TcpListener::from(socket))
+}
+
 struct Client {
     stream: TcpStream,
     connecting: bool,
@@ -61,10 +77,7 @@ impl Streams {
         let listener = |(namespace, _): &(std::fs::File, IpAddr)| -> Result<TcpListener> {
             enter(namespace)?;
             let to = ends.path.to[0];
-            let listener = TcpListener::bind((any(to.ip()), to.port()))?;
-            listener.set_nonblocking(true)?;
-            listen(&listener, Backlog::new(4096)?)?;
-            Ok(listener)
+            listener_of(SocketAddr::new(any(to.ip()), to.port()))
         };
         let listeners = ends.pods.iter().map(listener).collect::<Result<Vec<_>>>()?;
         enter(&ends.client)?;

@@ -379,8 +379,8 @@ fn routes_get_the_tunnels_mtu_and_lose_it() {
     let narrow = Want { mtu: Some(1430), ..want(&[5]) };
     let route = NexthopRoute { address: VIP, nexthop: GROUP, source: NODE, cwnd: Some(1), mtu: None };
     let changed = Op::ReplaceRoute(NexthopRoute { mtu: Some(1430), ..route });
-    assert_eq!(difference(&have, &narrow), [changed.clone()]);
-    assert_eq!(difference_for(have.clone(), narrow.clone(), hop(5).id), [changed.clone()]);
+    assert_eq!(difference(&have, &narrow), std::slice::from_ref(&changed));
+    assert_eq!(difference_for(have.clone(), narrow.clone(), hop(5).id), std::slice::from_ref(&changed));
     let mut then = have;
     apply(&mut then, &[changed]);
     assert_eq!(difference(&then, &narrow), []);

@@ -51,11 +51,11 @@ fn a_vip_is_served_by_what_its_replicas_ask_for() {
     for pod in [first, second, third] {
         node.check(pod, &web()).ok();
     }
-    flows.iter_mut().for_each(|flows| {
+    for flows in &mut flows {
         flows.ask();
         flows.hear();
         assert_eq!(flows.complaint(&[]), None);
-    });
+    }
     node.del(second, &web()).ok();
     answered(&service, four, &[]);
     answered(&service, six, &["p1", "p3"]);

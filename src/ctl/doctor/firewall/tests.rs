@@ -250,6 +250,10 @@ fn firewallds_rules() {
 /// What is between nodes that speak by IPv6.
 #[test]
 fn packets_of_ipv6_meet_their_own_rules() {
+    const INPUT: &str = r#""type":"filter","hook":"input","prio":10,"policy":"drop""#;
+    const V4: &str = r#"{"match":{"op":"==","left":{"meta":{"key":"nfproto"}},"right":"ipv4"}},{"accept":null}"#;
+    const ANY: &str = r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"192.0.2.9"}},{"accept":null}"#;
+    const TWO: &str = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"saddr"}},"right":{"prefix":{"addr":"2001:db8::2","len":127}}}},{"accept":null}"#;
     let from = |address: &str| Packet {
         family: Family::V6,
         source: Some(address.parse().unwrap()),
@@ -262,10 +266,6 @@ fn packets_of_ipv6_meet_their_own_rules() {
     assert_eq!(fates(&six, "INPUT"), [Fate::Passes, Fate::Dropped]);
     assert_eq!(six.fate("INPUT", &from_node("new")), Fate::Passes, "IPv4 doesn't come here");
     assert_eq!(fates(&table("*filter\n:INPUT DROP [0:0]\n"), "INPUT"), [Fate::Passes; 2], "nor IPv6 there");
-    const INPUT: &str = r#""type":"filter","hook":"input","prio":10,"policy":"drop""#;
-    const V4: &str = r#"{"match":{"op":"==","left":{"meta":{"key":"nfproto"}},"right":"ipv4"}},{"accept":null}"#;
-    const ANY: &str = r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"192.0.2.9"}},{"accept":null}"#;
-    const TWO: &str = r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"saddr"}},"right":{"prefix":{"addr":"2001:db8::2","len":127}}}},{"accept":null}"#;
     assert_eq!(fates(&nft_chain(INPUT, &[V4, ANY]), "c"), [Fate::Dropped; 2]);
     assert_eq!(fates(&nft_chain(INPUT, &[TWO]), "c"), [Fate::Passes; 2]);
     assert_eq!(nft_chain(INPUT, &[TWO]).fate("c", &from_node("new")), Fate::Dropped);

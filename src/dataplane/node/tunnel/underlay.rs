@@ -51,7 +51,7 @@ impl Underlay {
     }
 
     /// The MTU of the tunnel's device. What is too long with the tunnel's headers goes in fragments of IPv4; of IPv6 the kernel makes none
-    /// (`ip6_fragment()` in net/ipv6/ip6_output.c: no socket has made the packet), and what is too long must not get so far.
+    /// (`ip6_fragment()` in `net/ipv6/ip6_output.c`: no socket has made the packet), and what is too long must not get so far.
     pub fn device_mtu(self) -> u32 {
         match self.family {
             Family::V4 => self.mtu,
