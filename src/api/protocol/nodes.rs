@@ -69,6 +69,8 @@ pub enum NodeFindingKind {
     Address,
     /// Nodes run different versions.
     Version,
+    /// What this node sends by the tunnel is a stranger's to another.
+    Tunnel,
     /// A later version's.
     #[serde(other)]
     Other,

@@ -25,7 +25,9 @@ pub fn look(scene: &Scene<'_>) -> Vec<Finding> {
     findings.extend(key(membership));
     // Where it can't be reached, that is found elsewhere.
     let nodes = client::nodes(&scene.places.allocator, ANSWER).unwrap_or_default();
-    findings.extend(nodes.findings.iter().map(|finding| of_nodes(finding, scene, membership)));
+    // What the kernel chooses as a source is asked here too, and has its cure.
+    let others = nodes.findings.iter().filter(|finding| finding.kind != NodeFindingKind::Tunnel);
+    findings.extend(others.map(|finding| of_nodes(finding, scene, membership)));
     findings.extend(decider(scene, membership, &nodes));
     findings
 }
@@ -159,7 +161,7 @@ fn of_nodes(finding: &NodeFinding, scene: &Scene<'_>, membership: &Membership) -
             "Nodes of different versions serve VIPs together, but what only one of them knows is of use to neither.",
             advice("Upgrade the nodes that have the older one, one at a time.".to_owned()),
         ),
-        NodeFindingKind::Address | NodeFindingKind::Other => (
+        NodeFindingKind::Address | NodeFindingKind::Tunnel | NodeFindingKind::Other => (
             "Connections that reach this node don't reach the replicas there.",
             advice(format!(
                 "Give the VIP one address on all nodes: the same `cluster`, or a [[pin]] in {config}; and see `allow`."

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::dataplane::ids::HOST_ADDRESS;
 use crate::model::Family;
+use crate::net::link::{self, Link};
 use crate::net::route::{self, Way};
 use crate::net::{NodeNet, Result, address};
 
@@ -61,22 +62,36 @@ pub fn best(node: &NodeNet, way: Option<&Way>) -> Result<Option<IpAddr>> {
     if first.is_none() && speaks_ipv6()? { Ok(Some(HOST_ADDRESS)) } else { Ok(first) }
 }
 
-/// Of a node whose default route is of IPv6 alone: an address of that device; where it has none, the one that the node's end of each pair and of
-/// the tunnel has. One of another device may be a pod's gateway, and go with the pod.
+/// Of a node whose default route is of IPv6 alone: an address of that device, or of another one that leads to no pod, whose gateway it would be and
+/// go with it; where there is none, the one that the node's end of each pair and of the tunnel has.
 fn of_ipv6_uplink(node: &NodeNet) -> Result<Option<IpAddr>> {
     let Some(index) = route::default_way_of(node, Family::V6)?.and_then(|way| way.hop.index) else { return Ok(None) };
-    Ok(Some(first_address(node, Some(index))?.unwrap_or(HOST_ADDRESS)))
+    if let Some(found) = first_address(node, Some(index))? {
+        return Ok(Some(found));
+    }
+    let leads_to_pod = |link: &Link| link.peer_netns.is_some();
+    let pods: BTreeSet<u32> =
+        link::list(node)?.iter().filter(|link| leads_to_pod(link)).map(|link| link.index).collect();
+    let addresses = address::list(node, Family::V4, None)?;
+    let of_the_node = addresses.iter().filter(|at| is_of_node(at) && !pods.contains(&at.index));
+    Ok(Some(of_the_node.min_by_key(|at| at.index).map_or(HOST_ADDRESS, |at| at.address)))
 }
 
-/// An address of IPv4 by which others reach the node; none: they don't by IPv4.
+/// An address of IPv4 by which others reach the node: the source of the default route, or the first address of its device; without such a
+/// route the first one of any.
 pub fn reached(node: &NodeNet) -> Result<Option<IpAddr>> {
-    Ok(best(node, route::default_way(node)?.as_ref())?.filter(|address| *address != HOST_ADDRESS))
+    let way = route::default_way(node)?;
+    let source = way.as_ref().and_then(|way| way.source);
+    source.map_or_else(|| first_address(node, way.and_then(|way| way.hop.index)), |source| Ok(Some(source)))
+}
+
+fn is_of_node(address: &address::Address) -> bool {
+    address.global && address.address != HOST_ADDRESS
 }
 
 fn first_address(node: &NodeNet, index: Option<u32>) -> Result<Option<IpAddr>> {
     let addresses = address::list(node, Family::V4, index)?;
-    let of_the_node = addresses.iter().filter(|a| a.global && a.address != HOST_ADDRESS);
-    Ok(of_the_node.min_by_key(|a| a.index).map(|a| a.address))
+    Ok(addresses.iter().filter(|at| is_of_node(at)).min_by_key(|at| at.index).map(|at| at.address))
 }
 
 /// What a VIP's record must have as its node's address; none: what it has. While the node has no address at all, nothing

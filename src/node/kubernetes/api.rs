@@ -1,6 +1,6 @@
 //! The way to the API server: its own address before that of the Service `kubernetes`, which kube-proxy has to translate.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -102,8 +102,14 @@ async fn address_of(host: &str, port: u16) -> Result<Option<SocketAddr>, Error> 
     }
     let unknown = |why| Error::Name { name: host.to_owned(), why };
     let found = lookup(&format!("{host}:{port}")).await.map_err(unknown)?;
-    let first = found.first().ok_or_else(|| unknown("it has no address".to_owned()))?;
-    Ok(Some(*first))
+    let first = found.iter().find(|at| has_way(**at)).or(found.first());
+    Ok(Some(*first.ok_or_else(|| unknown("it has no address".to_owned()))?))
+}
+
+/// Whether this node has a route to it, and an address to call from.
+fn has_way(at: SocketAddr) -> bool {
+    let any: IpAddr = if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(at)).is_ok()
 }
 
 fn build(config: kube::Config) -> Result<kube::Client, Error> {

@@ -135,7 +135,7 @@ struct Engine {
 impl Engine {
     async fn open(state: &State) -> Result<Self, String> {
         let Setup { context, net, membership, keys, .. } = &state.setup;
-        let addresses = OwnAddresses::find(net, membership)?;
+        let addresses = OwnAddresses::find(net, membership, None)?;
         let OwnAddresses { gossip: address, tunnel } = addresses;
         let socket = SocketAddr::new(address, membership.port);
         let id = NodeId::of(address);
@@ -255,10 +255,8 @@ impl Engine {
             state.setup.context.journal.record(Kind::Node, None, event);
         }
         if self.looks.is_multiple_of(ECHOES) {
-            let targets: Vec<IpAddr> = self.view.nodes().values().map(|node| node.word.tunnel).collect();
-            for target in targets {
-                self.echo.ask(target);
-            }
+            let echo = &mut self.echo;
+            self.view.nodes().values().for_each(|node| echo.ask(node.word.tunnel));
         }
         if self.seen != Some(self.view.changes()) {
             self.seen = Some(self.view.changes());
@@ -335,7 +333,7 @@ impl Engine {
     /// What needn't be done ten times a second.
     async fn slowly(&mut self, state: &mut State) -> Result<(), String> {
         let Setup { net, membership, .. } = &state.setup;
-        if OwnAddresses::find(net, membership)? != self.addresses {
+        if OwnAddresses::find(net, membership, Some(self.addresses))? != self.addresses {
             return Err(format!("{} is no longer the node's address", self.addresses.gossip));
         }
         let key_time = modified(membership);
@@ -383,6 +381,7 @@ impl Engine {
         let mut findings = report::findings(&self.own, &word, &self.view, &gossip);
         let of_address = |text: &String| NodeFinding { kind: NodeFindingKind::Address, text: text.clone() };
         findings.extend(self.far.iter().map(of_address));
+        findings.extend(report::of_sources(&state.setup.net, &self.own, &self.view));
         findings
     }
 

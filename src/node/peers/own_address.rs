@@ -22,8 +22,14 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// As they are now. An error: why there are none.
-    pub fn find(net: &NodeNet, membership: &Membership) -> Result<Self, String> {
+    /// As they are now. An error: why there are none. `current`: those in use. One of IPv6 stays while the node has it: a router advertisement
+    /// that deprecates it, or brings a lower one, makes no other node of this.
+    pub fn find(net: &NodeNet, membership: &Membership, current: Option<Self>) -> Result<Self, String> {
+        if let Some(current) = current.filter(|current| current.gossip.is_ipv6())
+            && route::is_local(net, current.gossip).map_err(|error| with_causes(&error))?
+        {
+            return Ok(current);
+        }
         let gossip = gossip(net, membership)?;
         let tunnel = membership.tunnel.unwrap_or(gossip);
         if tunnel.is_ipv4() == gossip.is_ipv4() {
@@ -85,13 +91,13 @@ fn of_ipv6(net: &NodeNet, membership: &Membership) -> net::Result<Option<IpAddr>
             return Ok(Some(*seed));
         }
     }
-    let mut link = route::default_way_of(net, Family::V6)?.and_then(|way| way.hop.index);
-    for seed in seeds {
-        if link.is_none() {
-            link = route::lookup(net, route::Packet::to(seed))?.and_then(|way| way.hop.index);
-        }
-    }
-    let Some(link) = link else { return Ok(None) };
+    let mut ways = seeds.iter().map(|seed| route::lookup(net, route::Packet::to(*seed)));
+    let way = ways.find_map(Result::transpose).transpose()?;
+    let default = || Ok::<_, net::Error>(route::default_way_of(net, Family::V6)?.and_then(|way| way.hop.index));
+    let (link, source) = way.map_or((None, None), |way| (way.hop.index, way.source));
+    let Some(link) = link.map_or_else(default, |link| Ok(Some(link)))? else { return Ok(None) };
     let addresses = address::list(net, Family::V6, Some(link))?;
-    Ok(addresses.iter().filter(|found| found.global && found.lasts).map(|found| found.address).min())
+    let lasting = || addresses.iter().filter(|found| found.global && found.lasts).map(|found| found.address);
+    // What the kernel itself sends from, where that lasts: others know the tunnel's packets by it.
+    Ok(source.filter(|source| lasting().any(|found| found == *source)).or_else(|| lasting().min()))
 }

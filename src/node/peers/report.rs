@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
 use crate::model::node::{NodeId, NodeState, OwnNode};
+use crate::net::NodeNet;
+use crate::net::route::{self, Packet};
 
 use super::key::hexadecimal;
 use super::sessions::Sessions;
@@ -90,6 +92,20 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
     }
     findings.extend(of_versions(&word.version, view.nodes().values()));
     findings
+}
+
+/// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one.
+pub fn of_sources(net: &NodeNet, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
+    let source = |node: &Node| route::lookup(net, Packet::to(node.word.tunnel)).ok().flatten()?.source;
+    let finding = |(id, node): (&NodeId, &Node)| {
+        let source = source(node).filter(|source| *source != own.tunnel)?;
+        let text = format!(
+            "what goes by the tunnel to node {} ({id}) has {source} as its source, and this node's end of it is {}: it is dropped there",
+            node.word.name, own.tunnel
+        );
+        Some(NodeFinding { kind: NodeFindingKind::Tunnel, text })
+    };
+    view.nodes().iter().filter_map(finding).collect()
 }
 
 /// Of IPv6 addresses that differ may make one id, if very seldom.

@@ -205,9 +205,11 @@ impl Reconciler {
         }
     }
 
-    /// What changes of IPv6 is heard from before the first comparison of a VIP that has such an address.
+    /// What changes of IPv6 is heard from before the first comparison of a VIP that has such an address, of a tunnel over IPv6, or while the uplink
+    /// isn't known, which may be that of a router advertisement to come.
     fn hear_ipv6(&mut self) {
-        if self.cache.has_ipv6()
+        let is_under_tunnel = self.cache.cluster().is_some_and(|cluster| cluster.own.tunnel.is_ipv6());
+        if (self.cache.has_ipv6() || is_under_tunnel || (self.started && self.objects.link().is_none()))
             && let Err(error) = self.monitor.hear_ipv6()
         {
             self.reporter.trouble(None, "the kernel's events of IPv6 can't be read", &error);

@@ -95,10 +95,10 @@ impl WorkQueue {
             (None, Change::Route { prefix, table }) if *table == route::LOCAL && route::is_host(*prefix) => {
                 self.vips.extend(cache.by_address(prefix.ip()).cloned());
             }
-            (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix == route::DEFAULT => {
+            (None, Change::Route { prefix, table }) if *table == route::MAIN && is_default(*prefix) => {
                 self.link = LinkNews::DefaultRoute;
             }
-            (None, Change::Route { prefix, table }) if *table == route::MAIN && *prefix != route::DEFAULT6 => {
+            (None, Change::Route { prefix, table }) if *table == route::MAIN => {
                 self.networks.insert(*prefix);
             }
             // Of a table that policy rules choose: another uplink, perhaps.
@@ -127,6 +127,11 @@ impl WorkQueue {
             None => self.orphans = true,
         }
     }
+}
+
+/// The uplink may be another.
+fn is_default(prefix: IpNetwork) -> bool {
+    [route::DEFAULT, route::DEFAULT6].contains(&prefix)
 }
 
 #[cfg(test)]
@@ -214,6 +219,8 @@ mod tests {
         assert_eq!(heard(&cache, None, address(2, [192, 0, 2, 1])), own);
         let default_route = WorkQueue { link: LinkNews::DefaultRoute, ..WorkQueue::default() };
         assert_eq!(heard(&cache, None, route("0.0.0.0/0", 254)), default_route);
+        let of_ipv6 = WorkQueue { link: LinkNews::DefaultRoute, ..WorkQueue::default() };
+        assert_eq!(heard(&cache, None, route("::/0", 254)), of_ipv6);
         assert_eq!(heard(&cache, None, Change::OnLink(7)), about(true, false, false));
         let device = |index| WorkQueue { devices: [index].into(), ..WorkQueue::default() };
         assert_eq!(heard(&cache, None, Change::OnLink(8)), device(8));

@@ -32,6 +32,23 @@ fn nodes_that_have_ipv6_alone_break_nothing() {
     live.unbroken("node 3 is back");
     assert_eq!(live.scene.members[0].doctor_of_nodes(), [""; 0]);
 
+    // What a router advertisement may do to it: node 2, which looks at its addresses each second, stays the node that it is.
+    let id = live.scene.members[1].recorded()["own"]["id"].clone();
+    let changes = [
+        "change 2001:db8::2/64 dev eth0 preferred_lft 0",
+        "change 2001:db8::2/64 dev eth0 preferred_lft forever",
+        "add 2001:db7::2/64 dev eth0 nodad",
+    ];
+    for change in changes {
+        live.scene.members[1].node.ns.ip(&format!("addr {change}"));
+        for _ in 0..3 {
+            live.unbroken(change);
+        }
+    }
+    assert_eq!(live.scene.members[1].recorded()["own"]["id"], id);
+    let log = live.scene.members[1].daemon().log();
+    assert!(!log.contains("begins anew"), "{log}");
+
     // It dies: its own connections end, and no others.
     live.forget("node 3 itself");
     live.scene.link(2, "down");
@@ -72,6 +89,7 @@ fn what_keeps_nodes_apart_by_ipv6_is_named() {
     // The kernel's own choice of a source is another address than the one that nodes know.
     n2.node.ns.ip("addr add 2001:db8::22/64 dev eth0 nodad");
     n2.node.ns.ip("route add 2001:db8::1/128 dev eth0 src 2001:db8::22");
+    n2.finds("has 2001:db8::22 as its source");
     let found = n2.doctor();
     assert!(found.contains("to node n1 (2001:db8::1) has 2001:db8::22 as its source"), "{found}");
     drop(first);
