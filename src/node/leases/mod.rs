@@ -383,7 +383,9 @@ impl Daemon {
             (acd, Some(other)) => {
                 let (six, four) = served.iter().copied().partition(IpAddr::is_ipv6);
                 other.acd.serve(&six);
-                acd.iter().for_each(|acd| acd.serve(&four));
+                if let Some(acd) = acd {
+                    acd.serve(&four);
+                }
             }
             (None, None) => {}
         }
