@@ -123,8 +123,9 @@ impl Asker {
 
 fn each_answers_in_turn(scene: &Scene, addresses: &[SocketAddr]) {
     for (caller, ns) in scene.callers() {
+        // By another socket: an answer that is late is none of what is asked afterwards.
+        Asker::of(addresses[0].ip(), ns).first(addresses[0]);
         let asker = Asker::of(addresses[0].ip(), ns);
-        asker.first(addresses[0]);
         for size in SIZES {
             for to in addresses.iter().chain(addresses) {
                 let answer = asker.ask(*to, size);
