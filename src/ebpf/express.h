@@ -117,9 +117,12 @@ int express_in(struct __sk_buff *skb)
 	return verdict;
 }
 
-// Whether another packet of the flow may reach the replica straight, as one that a packet signed so has come to.
+// Whether another packet of the flow may reach the replica straight, as one that a packet signed so has come to. None from an address of
+// the pod's own: come_home() (own.h) is still to say whether the pod has sent it, and what goes straight isn't asked that.
 static inline_always int may_lease_in(const struct crossing *c, const struct packet *p)
 {
+	if (p->is_own)
+		return 0;
 	return c->protocol != IPPROTO_TCP || p->held || (c->syn && !p->tcp.ack);
 }
 

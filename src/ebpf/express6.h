@@ -108,6 +108,9 @@ static inline_always struct ethhdr *forwarded(struct __sk_buff *skb)
 	if ((void *)(ip + 1) > (void *)end)
 		return 0;
 	ip->hop_limit--;
+	// What the link has summed of the whole packet, if it has: IPv6 has no header checksum that would even it out. The hop limit is the
+	// lower byte of a word that is one less now. (Nothing is done for other packets.)
+	bpf_csum_update(skb, htons(0xfffe));
 	return eth;
 }
 

@@ -2,7 +2,8 @@
 #ifndef VIPROUTE_GUARD6_H
 #define VIPROUTE_GUARD6_H
 
-// Whether a packet from a pod is an answer; if not, it may begin a flow.
+// Whether a packet from a pod is an answer; if not, it may begin a flow. A first fragment that hasn't all headers is none (RFC 7112): what is
+// behind its length would be read in their place, and the rest of them would follow in fragments that nothing can be known of.
 static inline_always int is_answer(struct __sk_buff *skb, const struct attached *pod, const struct packet *p)
 {
 	__u32 offset = p->offset & FRAGMENT_OFFSET;
@@ -14,12 +15,12 @@ static inline_always int is_answer(struct __sk_buff *skb, const struct attached 
 	__u8 type;
 	switch (p->protocol) {
 	case IPPROTO_TCP:
-		return !peek(skb, p->inner, &tcp, sizeof(tcp)) && (tcp.ack || !tcp.syn);
+		return !load(skb, p, p->inner, &tcp, sizeof(tcp)) && (tcp.ack || !tcp.syn);
 	case IPPROTO_ICMPV6:
-		return !peek(skb, p->inner, &type, sizeof(type)) &&
+		return !load(skb, p, p->inner, &type, sizeof(type)) &&
 		       (type == ICMPV6_ECHO_REPLY || (type && type <= ICMPV6_PARAMPROB));
 	case IPPROTO_UDP:
-		if (peek(skb, p->inner, &udp, sizeof(udp)) || is_refused(pod, IPPROTO_UDP, udp.source))
+		if (load(skb, p, p->inner, &udp, sizeof(udp)) || is_refused(pod, IPPROTO_UDP, udp.source))
 			return 0;
 		if (pod->flags & GUARDED)
 			return 1;
@@ -39,7 +40,7 @@ static inline_always int is_late_reset(struct __sk_buff *skb, struct attached *p
 	struct tcphdr tcp;
 	if (p->protocol != IPPROTO_TCP || p->in_fragments)
 		return 0;
-	if (peek(skb, p->inner, &tcp, sizeof(tcp)) || !tcp.rst || !tcp.ack || tcp.seq)
+	if (load(skb, p, p->inner, &tcp, sizeof(tcp)) || !tcp.rst || !tcp.ack || tcp.seq)
 		return 0;
 	p->flow.client_port = tcp.dest;
 	p->flow.vip_port = tcp.source;

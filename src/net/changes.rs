@@ -18,13 +18,15 @@ const ROUTING: [u32; 12] = [1, 3, 4, 32, 5, 7, 8, 24, 9, 12, 19, 25];
 /// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const NFTABLES: u32 = 7;
 /// Message types.
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
 const NEW_NEIGHBOUR: u16 = 28;
 const DEL_NEIGHBOUR: u16 = 29;
 const BUCKETS: [u16; 2] = [116, 117];
 const LINKS: [u16; 2] = [16, 17];
 /// No message is read beyond this; what is behind doesn't matter.
 const MESSAGE: usize = 4096;
-/// More neighbours than a node knows, unless its limits were raised.
+/// More neighbours, and addresses, than a node knows, unless its limits were raised.
 const NEIGHBOURS: usize = 8192;
 
 /// Listens.
@@ -33,7 +35,7 @@ pub struct Changes {
     routing: netlink_sys::Socket,
     /// None where the kernel has no nftables.
     nftables: Option<netlink_sys::Socket>,
-    neighbours: Neighbours,
+    known: Known,
 }
 
 impl Changes {
@@ -45,7 +47,7 @@ impl Changes {
             Err(error) if error.errno == Errno::EPROTONOSUPPORT => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { routing, nftables, neighbours: Neighbours::default() })
+        Ok(Self { routing, nftables, known: Known::default() })
     }
 
     /// Readable where something may have changed.
@@ -57,8 +59,8 @@ impl Changes {
     pub fn take(&mut self) -> Result<bool> {
         let mut changed = false;
         let mut buffer = vec![0; MESSAGE];
-        let Self { routing, nftables, neighbours } = self;
-        drain(routing, &mut buffer, |message| changed |= message.is_none_or(|message| matters(message, neighbours)))?;
+        let Self { routing, nftables, known } = self;
+        drain(routing, &mut buffer, |message| changed |= message.is_none_or(|message| matters(message, known)))?;
         if let Some(nftables) = nftables {
             drain(nftables, &mut buffer, |_| changed = true)?;
         }
@@ -96,7 +98,7 @@ fn drain(socket: &netlink_sys::Socket, buffer: &mut [u8], mut each: impl FnMut(O
 }
 
 /// Whether it may change what becomes of a packet. What isn't understood may.
-fn matters(datagram: &[u8], neighbours: &mut Neighbours) -> bool {
+fn matters(datagram: &[u8], known: &mut Known) -> bool {
     const HEADER: usize = 16;
     let (Some(kind), Some(payload)) = (datagram.get(4..6), datagram.get(HEADER..)) else { return true };
     let kind = u16::from_ne_bytes([kind[0], kind[1]]);
@@ -110,9 +112,45 @@ fn matters(datagram: &[u8], neighbours: &mut Neighbours) -> bool {
     match payload.first().copied().map(i32::from) {
         Some(libc::AF_BRIDGE) => false,
         Some(libc::AF_INET | libc::AF_INET6) if kind == NEW_NEIGHBOUR || kind == DEL_NEIGHBOUR => {
-            neighbours.is_another(kind == NEW_NEIGHBOUR, payload)
+            known.neighbours.is_another(kind == NEW_NEIGHBOUR, payload)
+        }
+        Some(libc::AF_INET6) if kind == NEW_ADDRESS || kind == DEL_ADDRESS => {
+            known.addresses.is_another(kind == NEW_ADDRESS, payload)
         }
         _ => true,
+    }
+}
+
+/// What was heard before.
+#[derive(Debug, Default)]
+struct Known {
+    neighbours: Neighbours,
+    addresses: Addresses,
+}
+
+/// The node's IPv6 addresses, by device and as they were heard last: the kernel says each of them again whenever a router advertises its
+/// prefix (`addrconf_prefix_rcv()` in `net/ipv6/addrconf.c`).
+#[derive(Debug, Default)]
+struct Addresses(HashMap<(u32, Vec<u8>), [u8; 2]>);
+
+impl Addresses {
+    /// It is new, gone, or has another prefix length or other flags than before.
+    fn is_another(&mut self, is_there: bool, payload: &[u8]) -> bool {
+        const ADDRESS: u16 = 1;
+        // struct ifaddrmsg: family, prefix length, flags, scope, index.
+        let form = payload.get(1..3).and_then(|form| form.first_chunk().copied());
+        let index = payload.get(4..8).and_then(|index| index.first_chunk().copied()).map(u32::from_ne_bytes);
+        let address = super::attribute(payload.get(8..).unwrap_or_default(), ADDRESS).map(<[u8]>::to_vec);
+        let (Some(form), Some(index), Some(address)) = (form, index, address) else { return true };
+        if self.0.len() >= NEIGHBOURS {
+            self.0.clear();
+        }
+        if is_there {
+            self.0.insert((index, address), form) != Some(form)
+        } else {
+            self.0.remove(&(index, address));
+            true
+        }
     }
 }
 
@@ -176,7 +214,7 @@ mod tests {
         const STALE: u16 = 4;
         const FAILED: u16 = 0x20;
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut known = Neighbours::default();
+            let mut known = Known::default();
             let mut heard = |kind, state, address| matters(&neighbour(family, kind, state, address), &mut known);
             assert!(!heard(NEW_NEIGHBOUR, REACHABLE, Some(1)), "nobody has a lease by it yet");
             assert!(!heard(NEW_NEIGHBOUR, STALE, Some(1)));
@@ -190,8 +228,29 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_ipv6_that_is_as_before_changes_nothing() {
+        const DEPRECATED: u8 = 0x20;
+        let mut known = Known::default();
+        let mut heard = |kind, flags, last| {
+            let mut address = [0xfd; 16];
+            address[15] = last;
+            let payload = [&2_u32.to_ne_bytes()[..], &nla(1, &address)].concat();
+            let mut datagram = message(kind, libc::AF_INET6, &payload);
+            datagram[17] = 64;
+            datagram[18] = flags;
+            matters(&datagram, &mut known)
+        };
+        assert!(heard(NEW_ADDRESS, 0, 1));
+        assert!(!heard(NEW_ADDRESS, 0, 1), "a router has advertised its prefix again");
+        assert!(heard(NEW_ADDRESS, 0, 2));
+        assert!(heard(NEW_ADDRESS, DEPRECATED, 1));
+        assert!(heard(DEL_ADDRESS, 0, 1) && heard(NEW_ADDRESS, 0, 1));
+        assert!(!heard(NEW_ADDRESS, 0, 2));
+    }
+
+    #[test]
     fn moves_of_buckets_and_a_bridges_neighbours_are_left_out() {
-        let mut known = Neighbours::default();
+        let mut known = Known::default();
         let mut heard = |kind, family| matters(&message(kind, family, &[0; 8]), &mut known);
         for kind in [20, 24, 25, 32, 33, 36, 44, 80, 104] {
             assert!(heard(kind, libc::AF_INET) && heard(kind, libc::AF_INET6), "{kind}");
@@ -199,6 +258,6 @@ mod tests {
         assert!(heard(LINKS[0], 0) && heard(LINKS[0], libc::AF_BRIDGE));
         assert!(!heard(NEW_NEIGHBOUR, libc::AF_BRIDGE), "a bridge's own table");
         assert!(!heard(BUCKETS[0], 0));
-        assert!(matters(&[], &mut Neighbours::default()), "what isn't understood");
+        assert!(matters(&[], &mut Known::default()), "what isn't understood");
     }
 }

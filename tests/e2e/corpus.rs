@@ -97,7 +97,10 @@ fn fault(stage: &Stage, bench: &Bench, case: &Case) -> Option<String> {
     }
     let risen: Vec<_> = stage.counters().into_iter().map(|(name, count)| (name, count - before[name])).collect();
     let rise = |name: &str| u64::from(case.counter.as_deref() == Some(name));
-    risen.iter().any(|(name, by)| *by != rise(name)).then(|| format!("{}: counted {risen:?}", case.title))
+    // The node's kernel tells host veths by itself which groups of IPv6 it has left: that is for no VIP.
+    let may_be_more = |name: &str| stage.family == Family::V6 && name == "misrouted";
+    let is_wrong = |(name, by): &(&str, u64)| *by < rise(name) || (*by > rise(name) && !may_be_more(name));
+    risen.iter().any(is_wrong).then(|| format!("{}: counted {risen:?}", case.title))
 }
 
 #[test]

@@ -38,6 +38,7 @@ const HELPERS: &[(i32, &str, (u32, u32))] = &[
     (26, "skb_load_bytes", (4, 5)),
     (28, "csum_diff", (4, 6)),
     (38, "skb_change_tail", (4, 9)),
+    (40, "csum_update", (4, 9)),
     (84, "sk_lookup_tcp", (4, 20)),
     (85, "sk_lookup_udp", (4, 20)),
     (86, "sk_release", (4, 20)),

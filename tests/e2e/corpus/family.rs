@@ -113,9 +113,17 @@ pub fn read(family: Family, packet: &[u8]) -> Option<Headers> {
 }
 
 impl Headers {
+    /// Where a packet of IPv6 ends by its own word; of IPv4 the guard needs none: what is in its header is in the first fragment.
+    pub fn end(&self, packet: &[u8]) -> usize {
+        match (self.family, self.length) {
+            (Family::V6, 1..) => packet.len().min(self.family.headers() + self.length),
+            _ => packet.len(),
+        }
+    }
+
     fn walk(&mut self, packet: &[u8]) {
         self.length = number(packet, 18);
-        let end = if self.length == 0 { packet.len() } else { packet.len().min(self.inner + self.length) };
+        let end = self.end(packet);
         let mut next = packet[20];
         for _ in 0..MOST {
             if !EXTENSIONS.contains(&next) {

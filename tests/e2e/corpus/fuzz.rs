@@ -191,7 +191,7 @@ fn judge_guard(stage: &Stage, at: &Replica, input: &Input, outcome: &Outcome) ->
     // Of a whole TCP header that is the packet's first the flags tell; of much else it depends on what came before.
     let whole = own
         .as_ref()
-        .filter(|headers| headers.protocol == TCP && !headers.is_later && packet.len() >= headers.inner + 20);
+        .filter(|headers| headers.protocol == TCP && !headers.is_later && headers.end(packet) >= headers.inner + 20);
     let flags = whole.map(|headers| packet[headers.inner + 13]);
     let begins = flags.is_some_and(|flags| flags & 0x12 == 2);
     // It may be withheld.
