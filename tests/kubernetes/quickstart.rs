@@ -13,11 +13,12 @@ const HELM: &str = "#!/bin/sh\nexec HELM \"$@\"\n";
 /// An overlay can't lie on another one.
 const CTR: &str = "#!/bin/sh\nexport CONTAINERD_SNAPSHOTTER=native\nexec /usr/bin/ctr \"$@\"\n";
 
-/// Before the block that begins so, people wait for this: the address is there a moment before the pods are attached.
+/// Before the block that begins so, people wait for this: the address is there a moment before the pods are attached, and they a moment before they get
+/// connections.
 const WAITS: [(&str, &str); 1] = [(
     "kubectl get service web",
     "[ \"$(for pod in $(kubectl -n kube-system get pods -l app.kubernetes.io/component=agent -o name); do \
-     kubectl -n kube-system exec $pod -c viprouted -- viproutectl status; done | grep -c ' serving ')\" = 2 ]",
+     kubectl -n kube-system exec $pod -c viprouted -- viproutectl status; done | grep -c ' serving .* [1-9][0-9.]* %')\" = 2 ]",
 )];
 
 #[test]
