@@ -112,7 +112,9 @@ fn services_come_from_metallb_all_at_once() {
         cluster.control.apply(&service(&web, name));
     }
     let addresses = names.map(|name| cluster.served_from(name, "10.118.0."));
-    addresses.map(|vip| cluster.answer(vip, &cluster.pods("web")));
+    for vip in addresses {
+        cluster.answer(vip, &cluster.pods("web"));
+    }
 
     let pools = imported(&cluster);
     drop(metallb);
