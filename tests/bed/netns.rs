@@ -94,6 +94,18 @@ impl Netns {
         lists(&format!("ip -j {arguments}"), &finished).concat()
     }
 
+    /// The Ethernet address of a device.
+    pub fn mac(&self, device: &str) -> String {
+        self.ip_json(&format!("link show {device}"))[0]["address"].as_str().expect("a MAC").to_owned()
+    }
+
+    /// What it knows of a neighbour on `eth0`: the Ethernet address, and how far that is to be trusted.
+    pub fn neighbour(&self, address: impl std::fmt::Display) -> Option<(String, String)> {
+        let entries = self.ip_json(&format!("neigh show {address} dev eth0"));
+        let entry = entries.first()?;
+        Some((entry["lladdr"].as_str()?.to_owned(), entry["state"][0].as_str()?.to_owned()))
+    }
+
     /// The lists of objects that `program` (`ip` or `tc`) shows for each of `views`, in one go; `None`: a device that one of
     /// them names isn't there.
     pub fn batch(&self, program: &str, options: &[&str], views: &[String]) -> Option<Vec<Vec<Value>>> {

@@ -54,8 +54,7 @@ impl Forged {
 
 /// A machine that sends to node 2 from node 1's address. Nobody learns where that is.
 pub fn has_address_of_first(cluster: &Cluster) -> Netns {
-    let links = cluster.node(2).ns().ip_json("link show eth0");
-    let mac = links[0]["address"].as_str().expect("an Ethernet address");
+    let mac = cluster.node(2).ns().mac("eth0");
     let stranger = cluster.lan.client(60, &[]);
     let (first, second) = (cluster.at(1), cluster.at(2));
     if first.is_ipv6() {

@@ -74,19 +74,9 @@ fn answers(node: &Node) -> bool {
     node.ns.ip("-6 neigh show proxy dev eth0").contains(FIRST)
 }
 
-fn mac(ns: &Netns) -> String {
-    ns.ip_json("link show eth0")[0]["address"].as_str().expect("a MAC").to_owned()
-}
-
-/// What `ns` knows of the VIP: the owner's Ethernet address and how far that is to be trusted.
-fn known(ns: &Netns) -> Option<(String, String)> {
-    let entries = ns.ip_json(&format!("-6 neigh show {FIRST} dev eth0"));
-    let entry = entries.first()?;
-    Some((entry["lladdr"].as_str()?.to_owned(), entry["state"][0].as_str()?.to_owned()))
-}
-
+/// Whom `ns` takes for the VIP's owner.
 fn owner(ns: &Netns) -> Option<String> {
-    known(ns).map(|(mac, _)| mac)
+    ns.neighbour(FIRST).map(|(mac, _)| mac)
 }
 
 #[test]
@@ -94,7 +84,7 @@ fn neighbours_reach_a_vip_while_it_has_a_ready_replica() {
     let scene = Scene::new(3);
     let tally = connect(&scene.client, vip6(), 300);
     assert_eq!(tally.names.len(), 3, "{tally:?}");
-    assert_eq!(owner(&scene.client), Some(mac(&scene.node.ns)));
+    assert_eq!(owner(&scene.client), Some(scene.node.ns.mac("eth0")));
     for pod in &scene.pods {
         scene.node.remove(pod, &web());
     }
@@ -112,10 +102,11 @@ fn it_is_reachable_by_unicast_and_heals() {
     let scene = Scene::new(1);
     connect(&scene.client, vip6(), 1);
     let is_reachable = || {
-        scene.client.ip(&format!("-6 neigh replace {FIRST} dev eth0 lladdr {} nud probe", mac(&scene.node.ns)));
-        let decided = || known(&scene.client).filter(|(_, state)| state != "PROBE").map(|(_, state)| state);
-        until("the probe is decided", SOON, || decided().or_else(|| known(&scene.client).is_none().then(String::new)))
-            == "REACHABLE"
+        scene.client.ip(&format!("-6 neigh replace {FIRST} dev eth0 lladdr {} nud probe", scene.node.ns.mac("eth0")));
+        let decided = || scene.client.neighbour(FIRST).filter(|(_, state)| state != "PROBE").map(|(_, state)| state);
+        until("the probe is decided", SOON, || {
+            decided().or_else(|| scene.client.neighbour(FIRST).is_none().then(String::new))
+        }) == "REACHABLE"
     };
     assert!(is_reachable());
     let ns = &scene.node.ns;
@@ -149,11 +140,11 @@ fn a_vip_that_moves_is_known_at_its_new_place_at_once() {
     nodes[0].add(&pods[0], &web()).ok();
     until("the first node answers", SOON, || answers(&nodes[0]).then_some(()));
     connect(&client, vip6(), 1);
-    assert_eq!(owner(&client), Some(mac(&nodes[0].ns)));
+    assert_eq!(owner(&client), Some(nodes[0].ns.mac("eth0")));
     nodes[0].remove(&pods[0], &web());
     until("the first node answers no more", SOON, || (!answers(&nodes[0])).then_some(()));
     nodes[1].add(&pods[1], &web()).ok();
-    until("the client has heard of it", SOON, || (owner(&client) == Some(mac(&nodes[1].ns))).then_some(()));
+    until("the client has heard of it", SOON, || (owner(&client) == Some(nodes[1].ns.mac("eth0"))).then_some(()));
     assert_eq!(connect(&client, vip6(), 10).names.len(), 1);
 }
 
@@ -166,7 +157,7 @@ fn an_address_that_a_host_has_is_passed_over() {
     let sidecar = Sidecar::start(&node, LAN);
     let pod = node.joined(&web());
     assert_eq!(pod.vips6(), ["fd00:118::a76:2".parse::<Ipv6Addr>().unwrap()]);
-    let said = format!("{} answers neighbour discovery for it", mac(&host));
+    let said = format!("{} answers neighbour discovery for it", host.mac("eth0"));
     assert!(sidecar.daemon.log().contains(&said), "{}", sidecar.daemon.log());
 }
 
@@ -183,7 +174,7 @@ fn a_vip_in_service_gets_no_address_that_a_host_has() {
     sidecar.stop();
     let _sidecar = Sidecar::start(&node, LAN);
     let events = || node.ctl().args(["events", "--vip", "default/web"]).finish("").ok();
-    let said = format!("it isn't served at {FIRST}: {} answers neighbour discovery for it", mac(&host));
+    let said = format!("it isn't served at {FIRST}: {} answers neighbour discovery for it", host.mac("eth0"));
     until("that is said", SOON, || events().contains(&said).then_some(()));
     assert_eq!(pod.vips6(), Vec::<Ipv6Addr>::new());
     assert!(!answers(&node));
@@ -201,13 +192,13 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
         UdpSocket::bind((vip6(), 0)).and_then(|socket| socket.send_to(b"?", "[2001:db8::32]:9")).expect("send");
     });
     until("the claim is counted", SOON, || (scene.page("viproute_address_claims_total") > 0).then_some(()));
-    let stranger = mac(&claimant);
+    let stranger = claimant.mac("eth0");
     let says = format!("{stranger} says that {FIRST} is its own");
     let events = scene.node.ctl().args(["events", "--vip", "default/web"]).finish("").ok();
     assert!(events.contains(&says), "{events}");
     assert_eq!(scene.sidecar.status("default/web").expect("the VIP")["claimed_by"], json!(stranger));
     until("the client has heard the node again", SOON, || {
-        (owner(&scene.client) == Some(mac(&scene.node.ns))).then_some(())
+        (owner(&scene.client) == Some(scene.node.ns.mac("eth0"))).then_some(())
     });
     assert!(scene.is_answered(), "it goes on");
 }
@@ -221,7 +212,7 @@ fn who_probes_for_a_served_vip_hears_that_it_is_taken() {
     let pinned = PINNED.replace("10.118.0.1", "10.118.7.7");
     let sidecar = Sidecar::start(&other, &pinned);
     let error = sidecar.acquire("default/web").unwrap_err();
-    let said = format!("{} answers neighbour discovery for it", mac(&scene.node.ns));
+    let said = format!("{} answers neighbour discovery for it", scene.node.ns.mac("eth0"));
     assert!(error.code == 11 && error.msg.contains(&said), "{error:?}");
 }
 

@@ -8,14 +8,9 @@ use crate::harness::{DhcpServer, Lan, Netns, Node, Page, RANGE, Run, Sidecar, co
 
 use super::{SOON, ctl, wait_until_answered_for, web};
 
-fn mac(ns: &Netns) -> String {
-    ns.ip_json("link show eth0")[0]["address"].as_str().expect("a MAC").to_owned()
-}
-
 /// Who `ns` takes for the owner of an address.
-fn neighbour(ns: &Netns, address: impl std::fmt::Display) -> Option<String> {
-    let entries = ns.ip_json(&format!("neigh show {address} dev eth0"));
-    entries.first()?["lladdr"].as_str().map(str::to_owned)
+fn owner(ns: &Netns, address: impl std::fmt::Display) -> Option<String> {
+    ns.neighbour(address).map(|(mac, _)| mac)
 }
 
 #[test]
@@ -30,7 +25,7 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
     wait_until_answered_for(&node, vip);
     let client = lan.client(50, &[]);
     connect(&client, vip, 1);
-    assert_eq!(neighbour(&client, vip), Some(mac(&node.ns)));
+    assert_eq!(owner(&client, vip), Some(node.ns.mac("eth0")));
 
     let claimant = lan.client(60, &[]);
     claimant.ip(&format!("addr add {vip}/32 dev eth0"));
@@ -39,7 +34,7 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
         claimant.run(|| UdpSocket::bind((vip, 0)).and_then(|socket| socket.send_to(b"?", (address, 9))).expect("send"));
     };
     ask_for("192.0.2.50");
-    let stranger = mac(&claimant);
+    let stranger = claimant.mac("eth0");
     let labels = [("namespace", "shop"), ("vip", "web")];
     until("the claim is counted", SOON, || {
         (Page::of(&node).value("viproute_address_claims_total", &labels) > 0).then_some(())
@@ -48,7 +43,7 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
     assert!(ctl(&node, &["events", "--vip", "shop/web"]).contains(&says), "{}", ctl(&node, &["events"]));
     assert_eq!(sidecar.status("shop/web").unwrap()["claimed_by"], json!(stranger));
     until("the client has heard the node again", SOON, || {
-        (neighbour(&client, vip) == Some(mac(&node.ns))).then_some(())
+        (owner(&client, vip) == Some(node.ns.mac("eth0"))).then_some(())
     });
     assert_eq!(sidecar.status("shop/web").unwrap()["state"], "bound", "it goes on");
     let found = doctor(&node);
@@ -81,7 +76,7 @@ fn who_probes_for_a_served_vip_hears_that_it_is_taken() {
     let pinned = format!("backend = \"pool\"\nannounce = \"arp\"\n[[pin]]\nvip = \"a/b\"\naddress = \"{vip}\"");
     let other = Sidecar::start(&nodes[1], &pinned);
     let error = other.acquire("a/b").unwrap_err();
-    assert!(error.msg.contains(&format!("{} answers ARP for it", mac(&nodes[0].ns))), "{error:?}");
+    assert!(error.msg.contains(&format!("{} answers ARP for it", nodes[0].ns.mac("eth0"))), "{error:?}");
 }
 
 /// Peers serve the same VIP: what they say about it is no claim.

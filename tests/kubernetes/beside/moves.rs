@@ -90,10 +90,7 @@ impl Stage {
     fn known(&self) -> Option<usize> {
         let shown = self.cluster.client.ip(&format!("neigh show {}", self.vip));
         let has = |address: &str| shown.contains(address);
-        let macs = self.cluster.workers.iter().map(|worker| {
-            let links = worker.node.ns.ip_json("link show eth0");
-            links[0]["address"].as_str().expect("a MAC").to_owned()
-        });
+        let macs = self.cluster.workers.iter().map(|worker| worker.node.ns.mac("eth0"));
         macs.collect::<Vec<_>>().iter().position(|mac| has(mac))
     }
 

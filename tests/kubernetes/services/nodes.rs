@@ -97,8 +97,7 @@ fn a_label_ends_attraction() {
             "after the label on {name}: it is silent after {gone:?}, {other} answers after {:?}",
             begun.elapsed()
         );
-        let links = cluster.worker(other).node.ns.ip_json("link show eth0");
-        let address = links[0]["address"].as_str().expect("a MAC").to_owned();
+        let address = cluster.worker(other).node.ns.mac("eth0");
         until(&format!("{other} answers ARP, and not {name}"), PATIENCE, || {
             cluster.client.ip("neigh flush all");
             cluster.answer(vip, &pods);
