@@ -52,24 +52,14 @@ static inline_always int read_crossing(struct __sk_buff *skb, struct crossing *c
 	const struct ethhdr *eth = (const void *)data;
 	const struct ipv6hdr *ip = (const void *)(eth + 1);
 	const struct udphdr *udp = (const void *)(ip + 1);
-	const struct tcphdr *tcp = (const void *)(ip + 1);
 	if ((const void *)(udp + 1) > (const void *)end || eth->h_proto != htons(ETH_P_IPV6) || skb->vlan_present)
 		return 0;
 	if ((*(const __u8 *)ip & 0xf0) != 0x60 || (!ip->payload_len && !skb->gso_size))
 		return 0;
-	__u32 headers = sizeof(*ip) + sizeof(*udp);
 	c->protocol = ip->nexthdr;
-	c->syn = 0;
-	if (ip->nexthdr == IPPROTO_TCP) {
-		if ((const void *)(tcp + 1) > (const void *)end)
-			return 0;
-		c->syn = tcp->syn;
-		c->sequence = tcp->seq;
-		c->acknowledged = tcp->ack_seq;
-		headers = sizeof(*ip) + tcp->doff * 4;
-	} else if (ip->nexthdr != IPPROTO_UDP) {
+	__u32 headers = sizeof(*ip);
+	if (!read_transport(c, udp, end, &headers))
 		return 0;
-	}
 	c->last_hop = ip->hop_limit <= 1;
 	c->length = skb->gso_size ? headers + skb->gso_size : sizeof(*ip) + ntohs(ip->payload_len);
 	int is_request = direction == REQUEST;

@@ -24,10 +24,6 @@
 #define FRAGMENT_OFFSET 0xfff8
 #define FRAGMENT_MORE 1
 
-struct ipv6 {
-	__be32 w[4];
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -127,6 +127,24 @@ struct crossing {
 
 enum { REQUEST, ANSWER };
 
+// TCP's or UDP's part of read_crossing(), whose octets are added to those of the headers before; 0: of another protocol, or it can't be read.
+static inline_always int read_transport(struct crossing *c, const struct udphdr *udp, const __u8 *end, __u32 *headers)
+{
+	const struct tcphdr *tcp = (const void *)udp;
+	c->syn = 0;
+	if (c->protocol == IPPROTO_UDP) {
+		*headers += sizeof(*udp);
+		return 1;
+	}
+	if (c->protocol != IPPROTO_TCP || (const void *)(tcp + 1) > (const void *)end)
+		return 0;
+	c->syn = tcp->syn;
+	c->sequence = tcp->seq;
+	c->acknowledged = tcp->ack_seq;
+	*headers += tcp->doff * 4;
+	return 1;
+}
+
 // None: there is no express.
 static inline_always struct express *express(void)
 {

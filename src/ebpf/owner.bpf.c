@@ -92,6 +92,11 @@
 // send from a port of its VIP that it doesn't serve.
 #define MADE_HERE 1
 
+// An address of IPv6: nodes have such, whatever the packets are of.
+struct ipv6 {
+	__be32 w[4];
+};
+
 #include "vips.h"
 
 // Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.

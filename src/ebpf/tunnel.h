@@ -49,23 +49,19 @@ struct {
 } node_at_v1 SEC(".maps");
 
 // The same of nodes whose end of the tunnel has an address of IPv6. No node is in both.
-struct address6 {
-	__be32 words[4];
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
 	__type(key, __be32);
-	__type(value, struct address6);
+	__type(value, struct ipv6);
 } nodes6_v1 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
-	__type(key, struct address6);
+	__type(key, struct ipv6);
 	__type(value, __be32);
 } node_at6_v1 SEC(".maps");
 
@@ -123,7 +119,7 @@ struct tunnel_key {
 	__u32 id;
 	union {
 		__u32 remote;	// host order
-		struct address6 remote6;
+		struct ipv6 remote6;
 	};
 	__u8 tos, ttl;
 	__u16 pad;
@@ -148,7 +144,7 @@ verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 ki
 	if (at) {
 		key.remote = ntohl(*at);
 	} else {	// the checksum stays: nothing else of IPv6 protects the addresses (RFC 6936)
-		struct address6 *at6 = bpf_map_lookup_elem(&nodes6_v1, &node);
+		struct ipv6 *at6 = bpf_map_lookup_elem(&nodes6_v1, &node);
 		if (!at6)
 			return -1;
 		key.remote6 = *at6;
