@@ -90,22 +90,56 @@ struct Form {
     schema: u64,
     vip: String,
     address: IpAddr,
-    server: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     link: Option<String>,
+    #[serde(flatten)]
+    term: Term,
+    left: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    service: bool,
+    /// What a later version may have added survives being rewritten by this one.
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// By whom an address or a prefix is lent, and for how long.
+#[derive(Debug, Serialize, Deserialize)]
+struct Term {
+    server: Option<IpAddr>,
     granted: u64,
     renew: Option<u64>,
     rebind: Option<u64>,
     expires: Option<u64>,
-    left: Option<u64>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    service: bool,
-    /// What sets these times right when the wall clock was set since, as long as the machine is up.
+    /// What sets a file's times right when the wall clock was set since, as long as the machine is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boot: Option<Boot>,
-    /// What a later version may have added survives being rewritten by this one.
-    #[serde(flatten)]
-    more: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Term {
+    fn of(lease: &Lease, boot: Option<Boot>) -> Self {
+        Self {
+            server: lease.server,
+            granted: wall(lease.granted),
+            renew: lease.renew.map(wall),
+            rebind: lease.rebind.map(wall),
+            expires: lease.expires.map(wall),
+            boot,
+        }
+    }
+
+    /// With all times shifted by so many seconds. None: one is out of range.
+    fn lease(&self, address: IpAddr, link: Option<String>, shift: i64) -> Option<Lease> {
+        let time = |seconds: Option<u64>| seconds.map_or(Some(None), |seconds| shifted(seconds, shift).map(Some));
+        Some(Lease {
+            address,
+            server: self.server,
+            link,
+            granted: shifted(self.granted, shift)?,
+            renew: time(self.renew)?,
+            rebind: time(self.rebind)?,
+            expires: time(self.expires)?,
+        })
+    }
 }
 
 impl file::Form for Form {
@@ -179,27 +213,21 @@ impl Store {
     pub fn load(&self, family: Family, vip: &VipKey) -> Result<Option<Record>, Error> {
         let path = self.path(family, vip);
         let Some(form) = read(&path, vip)? else { return Ok(None) };
-        record(&form, self.shift(form.boot.as_ref(), form.granted)).map(Some).ok_or(Error::Time { path })
+        record(&form, self.shift(&form.term)).map(Some).ok_or(Error::Time { path })
     }
 
     /// Writes one VIP's file: all of it or nothing, on disk when this returns.
     pub fn save(&self, vip: &VipKey, record: &Record) -> Result<(), Error> {
         let lease = &record.lease;
         let path = self.path(Family::of(lease.address), vip);
-        let wall = |time| clock::to_wall(unix(time));
         let form = Form {
             schema: SCHEMA,
             vip: vip.to_string(),
             address: lease.address,
-            server: lease.server,
             link: lease.link.clone(),
-            granted: wall(lease.granted),
-            renew: lease.renew.map(wall),
-            rebind: lease.rebind.map(wall),
-            expires: lease.expires.map(wall),
+            term: Term::of(lease, self.boot()),
             left: record.left.map(wall),
             service: record.service,
-            boot: self.boot(),
             more: read(&path, vip)?.map(|old| old.more).unwrap_or_default(),
         };
         Ok(file::write_atomic(&path, &file::encode(&path, &form, SCHEMA)?, Durability::Disk)?)
@@ -222,12 +250,12 @@ impl Store {
     /// How far the file's times are from the clock of leases, in seconds. A file of this boot was written
     /// by a wall clock that showed this boot's start as it says; what another boot's clock was worth can't be known, except
     /// that a lease isn't granted in the future.
-    fn shift(&self, boot: Option<&Boot>, granted: u64) -> i64 {
-        match boot {
+    fn shift(&self, term: &Term) -> i64 {
+        match &term.boot {
             Some(boot) if Some(&boot.id) == self.boot_id.as_ref() => clock::at_boot().saturating_sub(boot.at),
             _ => {
                 let signed = |seconds| i64::try_from(seconds).unwrap_or(i64::MAX);
-                signed(unix(clock::now())).saturating_sub(signed(granted)).min(0)
+                signed(unix(clock::now())).saturating_sub(signed(term.granted)).min(0)
             }
         }
     }
@@ -269,20 +297,16 @@ fn shifted(seconds: u64, by: i64) -> Option<SystemTime> {
     from_unix(clock::shifted(seconds, by))
 }
 
+/// A time as a file has it: by the wall clock.
+fn wall(time: SystemTime) -> u64 {
+    clock::to_wall(unix(time))
+}
+
 /// With all times shifted by so many seconds. None: one is out of range.
 fn record(form: &Form, shift: i64) -> Option<Record> {
-    let at = |seconds: u64| shifted(seconds, shift);
-    let time = |seconds: Option<u64>| seconds.map_or(Some(None), |seconds| at(seconds).map(Some));
-    let lease = Lease {
-        address: form.address,
-        server: form.server,
-        link: form.link.clone(),
-        granted: at(form.granted)?,
-        renew: time(form.renew)?,
-        rebind: time(form.rebind)?,
-        expires: time(form.expires)?,
-    };
-    Some(Record { lease, left: time(form.left)?, service: form.service })
+    let lease = form.term.lease(form.address, form.link.clone(), shift)?;
+    let left = form.left.map_or(Some(None), |left| shifted(left, shift).map(Some))?;
+    Some(Record { lease, left, service: form.service })
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use ipnetwork::Ipv6Network;
 use serde::{Deserialize, Serialize};
 
-use super::{Boot, Error, SCHEMA, Store, shifted};
-use crate::lease::clock;
-use crate::lease::grant::{Lease, unix};
+use super::{Error, SCHEMA, Store, Term};
+use crate::lease::grant::Lease;
 use crate::registry::file::{self, Durability};
 
 /// A prefix that is delegated.
@@ -24,13 +23,8 @@ pub struct Delegated {
 struct Form {
     schema: u64,
     prefix: Ipv6Network,
-    server: Option<std::net::IpAddr>,
-    granted: u64,
-    renew: Option<u64>,
-    rebind: Option<u64>,
-    expires: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    boot: Option<Boot>,
+    #[serde(flatten)]
+    term: Term,
 }
 
 impl file::Form for Form {
@@ -42,8 +36,8 @@ impl Store {
     pub fn load_prefix(&self) -> Result<Option<Delegated>, Error> {
         let path = self.prefix_path();
         let Some(form) = file::read::<Form>(&path)? else { return Ok(None) };
-        let shift = self.shift(form.boot.as_ref(), form.granted);
-        delegated(&form, shift).map(Some).ok_or(Error::Time { path })
+        let lease = form.term.lease(form.prefix.network().into(), None, self.shift(&form.term));
+        lease.map(|lease| Some(Delegated { network: form.prefix, lease })).ok_or(Error::Time { path })
     }
 
     /// Writes it, all of it or nothing; none: removes it. On disk when this returns.
@@ -53,17 +47,7 @@ impl Store {
             file::remove(&path)?;
             return Ok(());
         };
-        let wall = |time| clock::to_wall(unix(time));
-        let form = Form {
-            schema: SCHEMA,
-            prefix: *network,
-            server: lease.server,
-            granted: wall(lease.granted),
-            renew: lease.renew.map(wall),
-            rebind: lease.rebind.map(wall),
-            expires: lease.expires.map(wall),
-            boot: self.boot(),
-        };
+        let form = Form { schema: SCHEMA, prefix: *network, term: Term::of(lease, self.boot()) };
         Ok(file::write_atomic(&path, &file::encode(&path, &form, SCHEMA)?, Durability::Disk)?)
     }
 
@@ -72,26 +56,12 @@ impl Store {
     }
 }
 
-/// With all times shifted by so many seconds. None: one is out of range.
-fn delegated(form: &Form, shift: i64) -> Option<Delegated> {
-    let time = |seconds: Option<u64>| seconds.map_or(Some(None), |seconds| shifted(seconds, shift).map(Some));
-    let lease = Lease {
-        address: form.prefix.network().into(),
-        server: form.server,
-        link: None,
-        granted: shifted(form.granted, shift)?,
-        renew: time(form.renew)?,
-        rebind: time(form.rebind)?,
-        expires: time(form.expires)?,
-    };
-    Some(Delegated { network: form.prefix, lease })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::lease::clock;
 
     #[test]
     fn it_is_read_as_it_was_written_and_gone_when_it_is_lost() {
