@@ -34,6 +34,7 @@ mod transport;
 mod wire;
 mod wire6;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::SystemTime;
 
@@ -255,7 +256,7 @@ pub const fn protocol(family: Family) -> &'static str {
 }
 
 /// That a server has said so of an address of its family: by a NAK, which `DHCPv6` has none of.
-pub fn refused_by(server: IpAddr, why: &str) -> String {
+fn refused_by(server: IpAddr, why: &str) -> String {
     match Family::of(server) {
         Family::V4 => format!("refused by the DHCP server {server} (NAK {why:?})"),
         Family::V6 => format!("refused by the DHCPv6 server {server} ({why})"),
@@ -274,6 +275,15 @@ pub enum Reason {
     },
     /// The lease ran out before it was renewed.
     Expired,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nak { server, why } => f.write_str(&refused_by(*server, why)),
+            Self::Expired => f.write_str("it ran out and was not renewed"),
+        }
+    }
 }
 
 /// A [`Change`] and the key of its identity.

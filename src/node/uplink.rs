@@ -81,17 +81,19 @@ pub fn purpose(config: &Config) -> Option<&'static str> {
 /// address by `DHCPv6` is a /128, and router advertisements say which prefixes are on the link (RFC 5942 section 4).
 pub fn prefixes(node: &NodeNet, family: Family, link: u32) -> net::Result<BTreeSet<IpNetwork>> {
     let addresses = address::list(node, family, Some(link))?;
-    let network = |at: &address::Address| {
-        let prefix = IpNetwork::new(at.address, at.prefix).ok()?;
-        let has_room = at.prefix + 1 < family.bits();
-        IpNetwork::new(prefix.network(), at.prefix).ok().filter(|_| at.global && has_room)
-    };
-    let mut prefixes: BTreeSet<IpNetwork> = addresses.iter().filter_map(network).collect();
+    let mut prefixes: BTreeSet<IpNetwork> = addresses.iter().filter_map(prefix).collect();
     if family == Family::V6 {
         let filter = Filter { family, table: Some(route::MAIN), ..Filter::default() };
         prefixes.extend(route::list(node, filter)?.iter().filter_map(|route| on_link(route, link)));
     }
     Ok(prefixes)
+}
+
+/// The prefix that a link has by an address of it; `None`: it is of that link alone, or has no room for another host.
+pub fn prefix(at: &address::Address) -> Option<IpNetwork> {
+    let network = IpNetwork::new(at.address, at.prefix).ok()?.network();
+    let has_room = at.prefix + 1 < Family::of(at.address).bits();
+    IpNetwork::new(network, at.prefix).ok().filter(|_| at.global && has_room)
 }
 
 /// The prefix of a route that says which global addresses are on the link: none of a single host's, of a gateway's, or of a VIP's.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::dhcp::{
-    self, Acquisition, Change, Engine, Flaw, Handle, Identity, Notice, Reason, Server, TransportConfig, Trouble, Turn,
+    self, Acquisition, Change, Engine, Flaw, Handle, Identity, Notice, Server, TransportConfig, Trouble, Turn,
 };
 use crate::lease::grant::{Lease, News, Report};
 use crate::lease::{clock, settings};
@@ -95,17 +95,22 @@ impl Client {
     /// `None`: of the other family.
     fn to_engine(&self, lease: &Lease) -> Option<dhcp::Lease> {
         let is_own = Family::of(lease.address) == self.family;
-        is_own.then(|| dhcp::Lease {
-            address: lease.address,
-            server: lease.server.map(Server::at),
-            granted: lease.granted,
-            renew: lease.renew,
-            rebind: lease.rebind,
-            expires: lease.expires,
-            infrastructure: Vec::new(),
-            told: false,
-            prefix: None,
-        })
+        is_own.then(|| to_engine(lease, None))
+    }
+}
+
+/// A lease of before as the engine knows it; `prefix`: the bits of one that is delegated.
+pub(super) fn to_engine(lease: &Lease, prefix: Option<u8>) -> dhcp::Lease {
+    dhcp::Lease {
+        address: lease.address,
+        server: lease.server.map(Server::at),
+        granted: lease.granted,
+        renew: lease.renew,
+        rebind: lease.rebind,
+        expires: lease.expires,
+        infrastructure: Vec::new(),
+        told: false,
+        prefix,
     }
 }
 
@@ -119,13 +124,7 @@ pub fn report(family: Family, notice: Notice) -> Option<Report> {
     let news = match notice.change {
         Change::Bound(lease) => News::Bound(from_engine(&lease)),
         Change::Renewed(lease) => News::Renewed(from_engine(&lease)),
-        Change::Lost { lease, reason } => {
-            let how = match reason {
-                Reason::Nak { server, why } => dhcp::refused_by(server, &why),
-                Reason::Expired => "it ran out and was not renewed".to_owned(),
-            };
-            News::Lost { reason: format!("{}: {how}", lease.address) }
-        }
+        Change::Lost { lease, reason } => News::Lost { reason: format!("{}: {reason}", lease.address) },
         Change::Refused { server, why } => News::Refused { server, why },
         Change::Failed { tries, why } => {
             let exhausted =

@@ -2,7 +2,7 @@
 
 use ipnetwork::Ipv6Network;
 
-use crate::dhcp::{self, Acquisition, Engine, Handle, Server, TransportConfig, Turn};
+use crate::dhcp::{self, Acquisition, Engine, Handle, TransportConfig, Turn};
 use crate::lease::clock;
 use crate::lease::cluster::Cluster;
 use crate::lease::store::Delegated;
@@ -47,16 +47,5 @@ pub fn delegated(lease: &dhcp::Lease) -> Option<Delegated> {
 }
 
 fn to_engine(delegated: &Delegated) -> dhcp::Lease {
-    let Delegated { network, lease } = delegated;
-    dhcp::Lease {
-        address: network.network().into(),
-        server: lease.server.map(Server::at),
-        granted: lease.granted,
-        renew: lease.renew,
-        rebind: lease.rebind,
-        expires: lease.expires,
-        infrastructure: Vec::new(),
-        told: false,
-        prefix: Some(network.prefix()),
-    }
+    vips::to_engine(&delegated.lease, Some(delegated.network.prefix()))
 }

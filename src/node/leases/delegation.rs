@@ -3,7 +3,7 @@
 
 use ipnetwork::{IpNetwork, Ipv6Network};
 
-use crate::dhcp::{self, Change, Handle, Reason};
+use crate::dhcp::{self, Change, Handle};
 use crate::lease::allow::Allow;
 use crate::lease::clock;
 use crate::lease::cluster::Cluster;
@@ -68,18 +68,9 @@ impl Daemon {
                 }
             }
             Change::Lost { lease, reason } => {
-                let how = match reason {
-                    Reason::Nak { server, why } => dhcp::refused_by(server, &why),
-                    Reason::Expired => "it ran out and was not renewed".to_owned(),
-                };
-                self.prefix_lost(&format!("the delegated prefix at {} is lost: {how}", lease.address));
+                self.prefix_lost(&format!("the delegated prefix at {} is lost: {reason}", lease.address));
             }
-            Change::Refused { server, why } => {
-                if let Some(text) = self.foreign.heard(server, None, &why) {
-                    tracing::warn!("{text}");
-                    self.agent.journal.record(Kind::Trouble, None, text);
-                }
-            }
+            Change::Refused { server, why } => self.refused(None, None, server, &why),
             Change::Failed { tries, why } => {
                 let what = match self.delegation.as_ref().and_then(|delegation| delegation.network) {
                     Some(network) => format!("the delegated prefix {network} isn't renewed"),

@@ -1,5 +1,7 @@
 //! The link to the gateways, as leases see it: where they are asked for, and which addresses it permits.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::Receiver;
 
 use crate::lease::allow::Allow;
@@ -8,6 +10,7 @@ use crate::lease::search::Search;
 use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::model::Family;
 use crate::net::acd::{Acd, Claim};
+use crate::net::link::Link;
 use crate::node::problems::OTHER_LINK;
 use crate::node::subsystems::ROUTES;
 use crate::node::uplink;
@@ -69,16 +72,18 @@ impl Daemon {
         }
     }
 
+    /// Opens the search for conflicts on a link: what receives claims there, the claims, and the search.
+    pub(super) fn search_on(&self, link: &Link) -> Result<(Arc<Acd>, Receiver<Claim>, Search), String> {
+        let (acd, heard) = Acd::open(link).map_err(|error| with_causes(&error))?;
+        let (heartbeat, told) = (self.agent.subsystems.begin(&ROUTES), self.agent.services.nodes());
+        let search = Search::new(&self.settings, &self.registry, Some((link, acd.clone())), heartbeat, told);
+        Ok((acd, heard, search.map_err(|error| with_causes(&error))?))
+    }
+
     /// Moves probes and DHCP to another link, if there is one. What can't be opened there is tried again.
     pub(super) fn rebind(&mut self, claims: &mut Option<Receiver<Claim>>) {
         let Some(link) = self.next_link.take() else { return };
-        let opened = Acd::open(&link).map_err(|error| with_causes(&error)).and_then(|(acd, heard)| {
-            let heartbeat = self.agent.subsystems.begin(&ROUTES);
-            let told = self.agent.services.nodes();
-            let search = Search::new(&self.settings, &self.registry, Some((&link, acd.clone())), heartbeat, told);
-            search.map(|search| (acd, heard, search)).map_err(|error| with_causes(&error))
-        });
-        match opened {
+        match self.search_on(&link) {
             Ok((acd, heard, search)) => {
                 let is_one = self.link6.is_none();
                 if let Some(leasing) = self.v6.as_mut().filter(|_| is_one) {

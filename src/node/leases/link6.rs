@@ -7,11 +7,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc::Receiver;
 
 use crate::dataplane::node::uplink;
-use crate::lease::search::Search;
 use crate::model::Family;
 use crate::net::acd::{Acd, Claim};
 use crate::net::link::Link;
-use crate::node::subsystems::ROUTES;
 use crate::with_causes;
 
 use super::Daemon;
@@ -42,13 +40,9 @@ impl Daemon {
             Ok(have) => have.link.filter(|now| now.mac.is_some() && !uplink::is_same(&known.link, now)),
             Err(error) => return tracing::debug!(error = with_causes(&error), "{} not read", known.link.name),
         };
-        let (Some(link), Some(leasing)) = (now, &mut self.v6) else { return };
-        let opened = Acd::open(&link).map_err(|error| with_causes(&error)).and_then(|(acd, heard)| {
-            let heartbeat = self.agent.subsystems.begin(&ROUTES);
-            let told = self.agent.services.nodes();
-            let search = Search::new(&self.settings, &self.registry, Some((&link, acd.clone())), heartbeat, told);
-            search.map(|search| (acd, heard, search)).map_err(|error| with_causes(&error))
-        });
+        let Some(link) = now else { return };
+        let opened = self.search_on(&link);
+        let Some(leasing) = &mut self.v6 else { return };
         match opened {
             Ok((acd, heard, search)) => {
                 leasing.executor.rebind(search, &link.name);

@@ -16,7 +16,10 @@ impl Daemon {
         let Report { family, vip, news, infrastructure, told } = report;
         self.infrastructure.extend(infrastructure);
         match &news {
-            News::Refused { server, why } => return self.refused((family, &vip), *server, why),
+            News::Refused { server, why } => {
+                let granted_by = self.leasing(family).and_then(|leasing| leasing.state.server_of(&vip));
+                return self.refused(Some(&vip), granted_by, *server, why);
+            }
             News::Bound(_) => self.permit_link(),
             _ => {}
         }
@@ -28,12 +31,11 @@ impl Daemon {
         self.compare_links();
     }
 
-    /// A server refuses what another one has given. One line for all VIPs: it refuses each of them at each renewal.
-    pub(super) fn refused(&mut self, (family, vip): (Family, &VipKey), server: IpAddr, why: &str) {
-        let granted_by = self.leasing(family).and_then(|leasing| leasing.state.server_of(vip));
+    /// A server refuses what another one has given; no VIP: the delegated prefix. One line for all VIPs: it refuses each of them at each renewal.
+    pub(super) fn refused(&mut self, vip: Option<&VipKey>, granted_by: Option<IpAddr>, server: IpAddr, why: &str) {
         if let Some(text) = self.foreign.heard(server, granted_by, why) {
-            tracing::warn!(%vip, "{text}");
-            self.agent.journal.record(Kind::Trouble, Some(vip), text);
+            tracing::warn!(vip = vip.map(tracing::field::display), "{text}");
+            self.agent.journal.record(Kind::Trouble, vip, text);
         }
     }
 

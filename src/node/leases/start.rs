@@ -232,13 +232,12 @@ fn leasings(
     (sources, sources6): (Sources, Option<Sources>),
     (acds, writer): ([&Option<Arc<Acd>>; 2], LeaseWriter),
 ) -> Result<(Leasing, Option<Leasing>, UnboundedReceiver<Found>), Error> {
-    let search = |link: Option<&Link>, acd: &Option<Arc<Acd>>| {
+    let search = |on: Option<(&Link, Arc<Acd>)>| {
         let (heartbeat, told) = (base.agent.subsystems.begin(&ROUTES), base.agent.services.nodes());
-        Search::new(&config.lease, &base.registry, link.zip(acd.clone()), heartbeat, told)
+        Search::new(&config.lease, &base.registry, on, heartbeat, told)
     };
-    let search4 = search(base.link.as_ref(), acds[0])?;
-    let other = base.other.as_ref().filter(|_| config.lease6.is_some());
-    let search6 = other.map(|link| search(Some(link), acds[1])).transpose()?;
+    let search4 = search(base.link.as_ref().zip(acds[0].clone()))?;
+    let search6 = base.other.as_ref().zip(acds[1].clone()).map(|on| search(Some(on))).transpose()?;
     let search6 = search6.unwrap_or_else(|| search4.clone());
     let (finds, found) = tokio::sync::mpsc::unbounded_channel();
     let (writer, has_both) = (Arc::new(writer), sources6.is_some());

@@ -32,10 +32,11 @@ impl OwnAddresses {
         }
         let gossip = gossip(net, membership)?;
         let tunnel = membership.tunnel.unwrap_or(gossip);
-        if tunnel.is_ipv4() == gossip.is_ipv4() {
+        let family = Family::of(gossip);
+        if Family::of(tunnel) == family {
             return Ok(Self { gossip, tunnel });
         }
-        let family = if gossip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let family = family.name();
         Err(format!(
             "membership.tunnel = {tunnel}: expected an address of {family}, by which the gossip is heard ({gossip})"
         ))

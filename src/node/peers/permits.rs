@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
-
 use crate::lease::allow::Allow;
 use crate::lease::beside::Beside;
 use crate::model::node::NodeId;
@@ -82,12 +80,7 @@ impl Permits {
 /// The prefixes of the link by which other nodes are reached: where nothing else is configured, VIPs are leased from there.
 fn of_link(addresses: &[address::Address], own: IpAddr, beside: &Beside) -> Allow {
     let here = addresses.iter().find(|at| at.address == own).map(|at| at.index);
-    let is_wide = |at: &address::Address| at.prefix < Family::of(at.address).bits() - 1;
-    let of_link = addresses.iter().filter(|at| Some(at.index) == here && at.global && is_wide(at));
-    let network = |at: &address::Address| {
-        let network = IpNetwork::new(at.address, at.prefix).ok()?;
-        IpNetwork::new(network.network(), at.prefix).ok()
-    };
-    let networks = of_link.filter_map(network).chain(beside.networks().map(Into::into));
+    let of_link = addresses.iter().filter(|at| Some(at.index) == here);
+    let networks = of_link.filter_map(uplink::prefix).chain(beside.networks().map(Into::into));
     Allow::of_link("the nodes' link", networks.collect())
 }
