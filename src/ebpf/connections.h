@@ -116,15 +116,16 @@ verified_alone int ask_member(struct __sk_buff *skb, struct packet *p, struct vi
 	return answer == OPEN;
 }
 
+IN_TURN(ask_some, (struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 from), 0, replicas_of(v),
+	ask_member(skb, p, v, found, i))
+
 // Asks all replicas but the chosen one; finds one that holds the flow, failing that, one that is about to, or has it in
 // TIME_WAIT.
 static inline_always __u32 search(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
 {
 	clear(skb, found);
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count || ask_member(skb, p, v, found, i))
-			break;
-	}
+	for (__u32 from = 0; from < MEMBERS && !ask_some(skb, p, v, found, from); from += SOME)
+		;
 	return found->answer;
 }
 
@@ -156,6 +157,9 @@ verified_alone int copy_to_waiting(struct __sk_buff *skb, struct packet *p, stru
 	return ask(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_TCP)) == TIME_WAIT ? copy_to(skb, p, v, i) : 0;
 }
 
+IN_TURN(copy_to_some_waiting, (struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 from), 0, replicas_of(v),
+	copy_to_waiting(skb, p, v, i))
+
 // More than one replica has a flow of these ports and addresses in TIME_WAIT: the client has used its port again and reached
 // another one. Whose last packet this is only they can tell (to the others it is old), so each gets a copy.
 static inline_always int to_waiting(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
@@ -164,11 +168,8 @@ static inline_always int to_waiting(struct __sk_buff *skb, struct packet *p, str
 	if (!flag)
 		return TC_ACT_OK;
 	*flag = 1;
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count)
-			break;
-		copy_to_waiting(skb, p, v, i);
-	}
+	for (__u32 from = 0; from < MEMBERS && !copy_to_some_waiting(skb, p, v, from); from += SOME)
+		;
 	*flag = 0;
 	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }

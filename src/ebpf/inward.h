@@ -24,6 +24,8 @@ verified_alone int draw_ready(struct packet *p, struct vip *v, struct draw *draw
 	return 0;
 }
 
+IN_TURN(draw_some_ready, (struct packet *p, struct vip *v, struct draw *draw, __u32 from), 0, replicas_of(v), draw_ready(p, v, draw, i))
+
 // IPv6 has no routes by TOS, and rules cost every packet of the node: of the replicas here that get new flows (MEMBERS of them at most) the
 // one that draws the best lot takes the packet, each as often as its weight says. A flow without a socket may so come to one that joins, as it may by the group of them.
 verified_alone int to_group(struct __sk_buff *skb, struct packet *p)
@@ -35,11 +37,8 @@ verified_alone int to_group(struct __sk_buff *skb, struct packet *p)
 	if (!v)
 		return TC_ACT_SHOT;
 	struct draw draw = { .least = ~0ULL };
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count)
-			break;
-		draw_ready(p, v, &draw, i);
-	}
+	for (__u32 from = 0; from < MEMBERS && !draw_some_ready(p, v, &draw, from); from += SOME)
+		;
 	struct attached *replica = draw.ifindex ? attached(draw.ifindex, vip) : 0;
 	return replica ? hand_over(skb, p, draw.ifindex, replica->mac) : TC_ACT_SHOT;
 }

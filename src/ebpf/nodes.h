@@ -168,21 +168,22 @@ static inline_always int as_it_is(struct __sk_buff *skb, __u32 ifindex, const __
 	return TC_ACT_SHOT;
 }
 
-// The place of the first replica here, from that one on, that gets new flows; MEMBERS: none does.
-verified_alone int ready_from(struct vip *v, __u32 start)
+// One more than the place of the replica whose turn it is, if it gets new flows; 0: it doesn't.
+static inline_always int ready_in_turn(const struct vip *v, __u32 start, __u32 turn)
 {
-	if (!v)
-		return MEMBERS;
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count)
-			break;
-		__u32 place = start + i;
-		if (place >= v->count)
-			place -= v->count;
-		if (place < MEMBERS && !(v->member[place].flags & DRAINING))
-			return place;
-	}
-	return MEMBERS;
+	__u32 place = place_in_turn(v, start, turn);
+	return place < MEMBERS && !(v->member[place].flags & DRAINING) ? place + 1 : 0;
+}
+
+IN_TURN(ready_of_some, (struct vip *v, __u32 first, __u32 from), first, replicas_of(v), ready_in_turn(v, start, i))
+
+// The place of the first replica here, from that one on, that gets new flows; MEMBERS: none does.
+static inline_always __u32 ready_from(struct vip *v, __u32 start)
+{
+	int found = 0;
+	for (__u32 from = 0; from < MEMBERS && !found; from += SOME)
+		found = ready_of_some(v, start, from);
+	return found > 0 ? found - 1 : MEMBERS;
 }
 
 // No node has it. While one is only suspected to be away the flow may be there: better no answer than a reset. Otherwise a replica

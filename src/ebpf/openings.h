@@ -50,6 +50,12 @@ static inline_always __u32 begin_at(const struct flow *flow, __u32 replicas)
 	return (__u64)hash * replicas >> 32;
 }
 
+// Where a flow's search begins.
+static inline_always __u32 start_of_search(const struct packet *p, const struct vip *v)
+{
+	return p && v ? begin_at(&p->flow, v->count) : 0;
+}
+
 // Whether a replica takes new flows of that port.
 static inline_always int takes_new(const struct member *m, struct packet *p, __u8 protocol)
 {
@@ -80,23 +86,17 @@ verified_alone int ask_member_opening(struct __sk_buff *skb, struct packet *p, s
 	return answer == OPEN || (answer && p->settled);
 }
 
+IN_TURN(ask_some_opening, (struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 from),
+	start_of_search(p, v), replicas_of(v), ask_member_opening(skb, p, v, found, place_in_turn(v, start, i)))
+
 // Asks all replicas but the chosen one about a SYN, beginning with one that the flow's hash gives: of those that listen the
 // first one is found, so that it is the same one for each repetition; failing none, one that has the connection.
 verified_alone int search_opening(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
 {
 	if (!p || !v || !found)
 		return NOTHING;
-	__u32 replicas = v->count;
-	__u32 start = begin_at(&p->flow, replicas);
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= replicas)
-			break;
-		__u32 place = start + i;
-		if (place >= replicas)
-			place -= replicas;
-		if (ask_member_opening(skb, p, v, found, place))
-			break;
-	}
+	for (__u32 from = 0; from < MEMBERS && !ask_some_opening(skb, p, v, found, from); from += SOME)
+		;
 	return found->answer;
 }
 

@@ -188,9 +188,11 @@ static int opening_elsewhere(struct __sk_buff *skb, struct packet *p, __u32 via)
 
 #include "connections.h"
 
-static inline_always int is_listed(const struct attached *replica, __u8 protocol, __be16 port)
+verified_alone int is_listed(const struct attached *replica, __u32 protocol, __u32 port)
 {
-	__u32 wanted = (__u32)protocol << 16 | ntohs(port);
+	__u32 wanted = numbered(protocol, (__be16)port);
+	if (!replica)
+		return 0;
 #ifdef WITHOUT_BTF	// one way through, and not one for each port; two ports a step: a borrow tells that one is the wanted one
 	const __u64 ones = 0x0000000100000001ULL, *pair = (const void *)replica->port;
 	__u64 listed = 0;

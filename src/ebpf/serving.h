@@ -98,12 +98,22 @@ static inline_always int stays_with(const struct flow *flow, const struct server
 	return (__u64)lot(flow, ~server->node) * server->of >> 32 < server->weight;
 }
 
+static inline_always __u32 number_of_servers(const struct servers *servers)
+{
+	return servers ? servers->count : 0;
+}
+
+// In the place of the node that the group has chosen: another one has sent the packet, and it goes to none. (No node's address: RFC 919.)
+#define HERE_ALONE 0xffffffff
+
 // One of those that serve the port draws. Not 0: it is the node that the group has chosen, and keeps the flow.
 verified_alone int draw_one(struct packet *p, struct servers *servers, struct draw *draw, __u32 via, __u32 i)
 {
 	if (!p || !servers || !draw || i >= MEMBERS)
 		return 1;
 	const struct server *server = &servers->server[i];
+	if (via == HERE_ALONE && !server->ifindex)
+		return 0;
 	int stays = via && server->node == via && stays_with(&p->flow, server);
 	if (stays || wins(p, server, draw)) {
 		draw->ifindex = server->ifindex;
@@ -111,6 +121,9 @@ verified_alone int draw_one(struct packet *p, struct servers *servers, struct dr
 	}
 	return stays;
 }
+
+IN_TURN(draw_some, (struct packet *p, struct servers *servers, struct draw *draw, __u32 via, __u32 from), 0, number_of_servers(servers),
+	draw_one(p, servers, draw, via, i))
 
 // Who gets a packet that would begin a flow: node << 32 | host veth; 0: nobody serves its port. `via`: the node that the group has
 // chosen; 0: a replica here, which doesn't serve the port. `here`: another node has sent it, and it goes to none.
@@ -122,14 +135,10 @@ verified_alone __u64 appointed(struct packet *p, __u32 protocol, __u32 via, __u3
 	if (!servers)
 		return 0;
 	struct draw draw = { .least = ~0ULL };
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= servers->count)
-			break;
-		if (here && !servers->server[i].ifindex)
-			continue;
-		if (draw_one(p, servers, &draw, via, i))
-			break;
-	}
+	if (here)
+		via = HERE_ALONE;
+	for (__u32 from = 0; from < MEMBERS && !draw_some(p, servers, &draw, via, from); from += SOME)
+		;
 	return (__u64)draw.node << 32 | draw.ifindex;
 }
 
@@ -176,6 +185,9 @@ verified_alone int draw_if_taken(struct __sk_buff *skb, struct packet *p, struct
 	return 0;
 }
 
+IN_TURN(draw_some_if_taken, (struct __sk_buff *skb, struct packet *p, struct servers *servers, struct draw *draw, __u32 from),
+	0, number_of_servers(servers), draw_if_taken(skb, p, servers, draw, i))
+
 // The host veth of the replica here that takes such a packet and draws the best lot, the one that it has come to left out; 0: none
 // takes it.
 verified_alone int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol)
@@ -186,11 +198,8 @@ verified_alone int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol
 	if (!servers)
 		return 0;
 	struct draw draw = { .least = ~0ULL, .protocol = protocol };
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= servers->count)
-			break;
-		draw_if_taken(skb, p, servers, &draw, i);
-	}
+	for (__u32 from = 0; from < MEMBERS && !draw_some_if_taken(skb, p, servers, &draw, from); from += SOME)
+		;
 	return draw.ifindex;
 }
 

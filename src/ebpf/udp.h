@@ -49,25 +49,19 @@ verified_alone int ask_member_datagram(struct __sk_buff *skb, struct packet *p, 
 	return takes_new(m, p, IPPROTO_UDP) ? m->ifindex : 0;
 }
 
+IN_TURN(ask_some_datagram, (struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 from),
+	start_of_search(p, v), replicas_of(v), ask_member_datagram(skb, p, v, place_in_turn(v, start, i)))
+
 // The host veth of a replica other than the chosen one that takes a datagram, the first one from where the flow's hash says; 0:
 // none does.
 verified_alone int search_datagram(struct __sk_buff *skb, struct packet *p, struct vip *v)
 {
 	if (!p || !v)
 		return 0;
-	__u32 replicas = v->count;
-	__u32 start = begin_at(&p->flow, replicas);
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= replicas)
-			break;
-		__u32 place = start + i;
-		if (place >= replicas)
-			place -= replicas;
-		int ifindex = ask_member_datagram(skb, p, v, place);
-		if (ifindex)
-			return ifindex;
-	}
-	return 0;
+	int ifindex = 0;
+	for (__u32 from = 0; from < MEMBERS && !ifindex; from += SOME)
+		ifindex = ask_some_datagram(skb, p, v, from);
+	return ifindex == NO_MORE ? 0 : ifindex;
 }
 
 // The same, by lot among those that serve the port where not all of them do.
@@ -256,6 +250,17 @@ verified_alone int ask_member_udp(struct __sk_buff *skb, struct packet *p, struc
 	return answer == CONNECTED;
 }
 
+IN_TURN(ask_some_udp, (struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found, __u32 from), 0, replicas_of(v),
+	ask_member_udp(skb, p, v, found, i))
+
+// Asks all replicas but the chosen one who may have sent the datagram.
+static inline_always void search_udp(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
+{
+	clear(skb, found);
+	for (__u32 from = 0; from < MEMBERS && !ask_some_udp(skb, p, v, found, from); from += SOME)
+		;
+}
+
 // A copy to one replica if a UDP socket of it may have sent the packet.
 verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
 {
@@ -265,6 +270,9 @@ verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struc
 	return ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP)) ? copy_to(skb, p, v, i) : 0;
 }
 
+IN_TURN(copy_to_some_senders, (struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 from), 0, replicas_of(v),
+	copy_to_sender(skb, p, v, i))
+
 // Sends copies of the error to the other replicas that may have sent the packet.
 static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
 {
@@ -272,11 +280,8 @@ static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, str
 	if (!flag)
 		return TC_ACT_OK;
 	*flag = 1;
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count)
-			break;
-		copy_to_sender(skb, p, v, i);
-	}
+	for (__u32 from = 0; from < MEMBERS && !copy_to_some_senders(skb, p, v, from); from += SOME)
+		;
 	*flag = 0;
 	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
@@ -317,11 +322,7 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 	if (!allowed(&grant, FOR_ERRORS, p->flow.vip))
 		return TC_ACT_OK;
 	struct found found;
-	clear(skb, &found);
-	for (__u32 i = 0; i < MEMBERS; i++) {
-		if (i >= v->count || ask_member_udp(skb, p, v, &found, i))
-			break;
-	}
+	search_udp(skb, p, v, &found);
 	charge(&grant, v->count);
 	if (found.answer == CONNECTED) {
 		struct attached *replica = found_replica(p, &found);

@@ -70,6 +70,47 @@ struct {
 	__type(value, struct vip);
 } vips_v3 SEC(".maps");
 
+// Replicas that one call asks: the verifier would walk a loop over all of them once for each. So it walks the loop over these once for each
+// of these, by itself, and the loop of calls once for each call.
+#ifdef WITHOUT_BTF
+#define SOME MEMBERS
+#else
+#define SOME 16
+#endif
+
+// Of a function by IN_TURN: there are no more.
+#define NO_MORE (-1)
+
+// Defines `name`, one of whose parameters is `from`: `step`, which may name `i`, and `start` as it was before the first one, for SOME in turn
+// from that one on, below `all`. It returns the first that isn't 0; NO_MORE; or 0.
+#define IN_TURN(name, parameters, begin, all, step)	\
+	verified_alone int name parameters		\
+	{						\
+		const __u32 start = begin, end = all;	\
+		(void)start;				\
+		for (__u32 n = 0; n < SOME; n++) {	\
+			__u32 i = from + n;		\
+			if (i >= end)			\
+				return NO_MORE;		\
+			int done = step;		\
+			if (done)			\
+				return done;		\
+		}					\
+		return 0;				\
+	}
+
+static inline_always __u32 replicas_of(const struct vip *v)
+{
+	return v ? v->count : 0;
+}
+
+// The place of the one in turn when the first was at `start`, which is below the VIP's count, as its turn is.
+static inline_always __u32 place_in_turn(const struct vip *v, __u32 start, __u32 turn)
+{
+	__u32 place = start + turn;
+	return place >= v->count ? place - v->count : place;
+}
+
 static inline_always struct attached *attached(__u32 ifindex, __be32 vip)
 {
 	struct attached_key key = { .ifindex = ifindex, .vip = vip };
