@@ -99,13 +99,25 @@ struct ipv6 {
 
 #include "vips.h"
 
+#ifndef WITHOUT_BTF
+// Copies from the packet's linear part. A frame begins two octets before a word (NET_IP_ALIGN), so that each header behind Ethernet's begins with
+// one, and is read by words. (Of a pointer to octets the compiler knows no alignment, and would read each by itself.)
+static inline_always void copy(void *to, const __u8 *from, __u32 offset, __u32 len)
+{
+	if (__builtin_constant_p(offset) && !offset)
+		__builtin_memcpy(to, __builtin_assume_aligned(from, sizeof(__u16)), len);
+	else
+		__builtin_memcpy(to, __builtin_assume_aligned(from + offset, sizeof(__u32)), len);
+}
+#endif
+
 // Bytes of the packet: as a rule they are in its linear part, where reading is cheaper than calling a helper.
 static inline_always int peek(struct __sk_buff *skb, __u32 offset, void *to, __u32 len)
 {
 #ifndef WITHOUT_BTF	// the verifier would walk all that follows for either way of reading, and again for the next header
 	const __u8 *from = (void *)(long)skb->data;
 	if (offset <= LINEAR && from + offset + len <= (const __u8 *)(long)skb->data_end) {
-		__builtin_memcpy(to, from + offset, len);
+		copy(to, from, offset, len);
 		return 0;
 	}
 #endif
