@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, shutdown, socket, sockopt,
@@ -16,7 +17,7 @@ use nix::sys::socket::{
 use super::netns::Netns;
 use super::pod::Pod;
 use super::traffic::PORT;
-use super::wait::scaled;
+use super::wait::{SOON, scaled, until};
 
 /// Room for what comes while this process doesn't get to run: a lost datagram must not be the test's own fault.
 const BUFFER: usize = 4 << 20;
@@ -46,7 +47,11 @@ impl Echo {
             // Of IPv6 sockets too (ip(7), IPV6_FREEBIND is the same).
             setsockopt(&fd, sockopt::IpFreebind, &true).expect("IP_FREEBIND");
             setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).expect("SO_RCVBUFFORCE");
-            bind(fd.as_raw_fd(), &SockaddrStorage::from(at)).expect("bind to the VIP");
+            // A program that another test starts has all descriptors of this one until it begins, that of the pod's last server too.
+            until("the port is free", SOON, || match bind(fd.as_raw_fd(), &SockaddrStorage::from(at)) {
+                Err(Errno::EADDRINUSE) => None,
+                bound => Some(bound.expect("bind to the VIP")),
+            });
             fd
         });
         let (socket, name) = (UdpSocket::from(fd), pod.name.clone());

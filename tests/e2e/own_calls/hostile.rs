@@ -1,10 +1,10 @@
 //! Anybody on the network can write a pod's address as a source.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{plain, translated};
 use crate::harness::segment::{SYN, datagram, segment, send_packet};
-use crate::harness::{PATIENCE, PORT, Pod, Service, connect, unspecified, until};
+use crate::harness::{Echo, PATIENCE, PORT, Pod, Service, connect, unspecified, until};
 
 /// Those that stand in for a pod where it calls itself.
 const STAND_INS: [IpAddr; 2] =
@@ -49,7 +49,7 @@ fn a_server_never_talks_to_itself() {
     let service = plain(1, 0);
     let pod = &service.pods[0];
     for vip in service.addresses() {
-        let _echo = pod.ns.run(|| UdpSocket::bind((unspecified(vip), PORT))).expect("a socket");
+        let _echo = Echo::on(pod, unspecified(vip), PORT);
         let (from, to) = (SocketAddr::from((own(pod, vip), PORT)), SocketAddr::from((vip, PORT)));
         is_dropped(&service, (from.ip(), vip), 17, &datagram(from, to, b""));
     }
