@@ -99,7 +99,7 @@ impl Owner {
     }
 
     /// The entries of all host veths but these are right. With the number of replicas that are asked each entry changes
-    /// ([`OVER_MEMBER_LIMIT`]): then all are compared.
+    /// ([`ebpf::OVER_MEMBER_LIMIT`]): then all are compared.
     pub fn compare_only(&mut self, changed: &BTreeSet<u32>) {
         if self.want.attached.len().abs_diff(self.maps.limit()) > changed.len() + self.removed.len() {
             self.settled = self.want.attached.keys().copied().filter(|ifindex| !changed.contains(ifindex)).collect();

@@ -10,8 +10,9 @@ use aya::maps::{HashMap, MapData};
 
 use crate::model::Transport;
 
+use super::attached::{Attached, Place};
 use super::ipv6::{ANSWERERS6, is_number};
-use super::maps::{ANSWERERS, Attached, Place, found, patiently};
+use super::maps::{ANSWERERS, found, patiently};
 use super::{Error, Result, hash};
 
 /// `struct answerer_key`. The address is in network order.

@@ -8,7 +8,8 @@ use aya::Pod;
 use aya::maps::MapError;
 use nix::errno::Errno;
 
-use super::maps::{AttachedKey, Maps, Place, found, patiently};
+use super::attached::{AttachedKey, Place};
+use super::maps::{Maps, found, patiently};
 use super::{Error, Result, errno_of, hash};
 
 pub(super) const ADDRESSES6: &str = "addresses6_v1";

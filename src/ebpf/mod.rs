@@ -6,10 +6,14 @@
 //! their form: another build's programs are replaced, and its maps taken over where their form is the same.
 
 mod answers;
+mod attached;
+mod counts;
 mod express;
 mod flows;
 mod hash;
 mod ipv6;
+#[cfg(test)]
+mod layout;
 mod listening;
 mod lots;
 mod maps;
@@ -21,6 +25,7 @@ mod servers;
 mod shared;
 mod spec;
 mod translations;
+mod vips;
 
 use std::fmt;
 use std::io;
@@ -30,21 +35,24 @@ use aya::maps::MapError;
 use aya::programs::{ProgramError, ProgramType};
 use nix::errno::Errno;
 
+pub use attached::{
+    ANY_EGRESS, Attached, DRAINING, GUARDED, Member, OVER_MEMBER_LIMIT, POLICED, PORTS, SHARES_NUMBERS, STICKY_UDP,
+    TRANSLATES,
+};
+pub use counts::{Counts, LinkDrops};
 pub use express::{Express, ExpressCounts, express_counts};
 pub use flows::{FlowId, FlowPlace, client, hint, sticky};
 pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
-pub use maps::{
-    ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
-    OVER_MEMBER_LIMIT, POLICED, PORTS, Ring, SHARES_NUMBERS, STICKY_UDP, TRANSLATES,
-};
+pub use maps::{ADDRESSES, Maps};
 pub use nodes::{Here, Nodes, tunnel_counts};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
 pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
 pub use spec::{Hook, of_name};
+pub use vips::{Known, MEMBERS, Ring};
 
 /// Which build's programs these are.
 const VERSION: &str = env!("VIPROUTE_OWNER_VERSION");

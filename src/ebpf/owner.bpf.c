@@ -16,8 +16,8 @@
 // of the packet; what is too short to be read, or is no IPv4, is never guessed at. GSO packets carry the headers
 // of all their segments.
 //
-// The form of the maps is part of their names (…_v1): a program of another form never sees them. src/ebpf/maps.rs has the same
-// structs, src/ebpf/spec.rs says which program has which map.
+// The form of the maps is part of their names (…_v1): a program of another form never sees them. src/ebpf/layout.rs compares the
+// structs with those of the Rust side, src/ebpf/spec.rs says which program has which map.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>

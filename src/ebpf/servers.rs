@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::Pod;
 
-use super::maps::{MEMBERS, SERVERS, found, patiently};
+use super::maps::{SERVERS, found, patiently};
+use super::vips::MEMBERS;
 use super::{Error, Result, hash};
 
 /// `struct port_key`. The address is in network order.

@@ -7,7 +7,8 @@ use std::path::Path;
 use aya::Pod;
 use nix::time::{ClockId, clock_gettime};
 
-use super::maps::{Attached, Place, SHARED, found, patiently};
+use super::attached::{Attached, Place};
+use super::maps::{SHARED, found, patiently};
 use super::translations::{at_pod, number, value as in_network_order};
 use super::{Error, Result, hash};
 

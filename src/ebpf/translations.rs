@@ -6,7 +6,8 @@ use std::path::Path;
 
 use aya::Pod;
 
-use super::maps::{Attached, Place, TRANSLATES, TRANSLATIONS, found, patiently};
+use super::attached::{Attached, Place, TRANSLATES};
+use super::maps::{TRANSLATIONS, found, patiently};
 use super::{Error, Result, hash};
 
 /// `struct translation_key`. The address is in network order.

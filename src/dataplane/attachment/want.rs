@@ -128,7 +128,7 @@ impl<'a> PodWant<'a> {
         self
     }
 
-    /// Whether what comes from the pod's own addresses is dropped before it gets there ([`HostVeth::checks_sources`]), so that the
+    /// Whether what comes from the pod's own addresses is dropped before it gets there ([`super::HostVeth::checks_sources`]), so that the
     /// pod needn't check it. `None`: it isn't known, and what the pod does stays as it is.
     #[must_use]
     pub fn source_checked(mut self, is: Option<bool>) -> Self {
@@ -136,7 +136,7 @@ impl<'a> PodWant<'a> {
         self
     }
 
-    /// The longest packet that goes through the tunnel in one piece, where there is one ([`tunnel::Underlay::whole`]): what clients send must be
+    /// The longest packet that goes through the tunnel in one piece, where there is one ([`crate::dataplane::node::tunnel::Underlay::whole`]): what clients send must be
     /// no longer. Unless this is called what the pod offers stays as it is.
     #[must_use]
     pub fn tunnel_mtu(mut self, whole: Option<u32>) -> Self {

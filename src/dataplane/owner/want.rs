@@ -22,7 +22,7 @@ pub struct Want {
     pub attached: BTreeMap<u32, Attached>,
     /// Where another node has replicas: which nodes.
     pub ring: Option<Ring>,
-    /// What the VIP's entry says for [`LINGER`] once it has no replica; `None`: it goes at once, there are no other nodes.
+    /// What the VIP's entry says for [`super::LINGER`] once it has no replica; `None`: it goes at once, there are no other nodes.
     pub lingers: Option<Ring>,
     /// Who serves which port, where not all replicas serve the same.
     pub servers: ByPort,

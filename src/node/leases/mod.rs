@@ -1,4 +1,4 @@
-//! The loop: each event goes into [`State`], and what that decides is carried out.
+//! The loop: each event goes into [`crate::lease::state::State`], and what that decides is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
