@@ -256,7 +256,8 @@ fn pods_with_ipv6_alone_join_too() {
         });
     }
     let left = shown.viproutectl(node, &["leave", &address, "default/web"]).ok();
-    assert_eq!(left, format!("{address} has left default/web\n"));
+    // One of the connections may not have ended yet.
+    assert!(left.starts_with(&format!("{address} has left default/web")), "{left}");
 }
 
 #[test]

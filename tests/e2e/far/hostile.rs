@@ -153,7 +153,8 @@ fn throttled(cluster: &Cluster, number: u8) -> i64 {
 /// Packets of no connection, as many as a thread can send: only so many go on to another node and back, and good connections go on.
 #[test]
 fn good_connections_go_on_in_a_flood() {
-    let cluster = Cluster::new(1);
+    // Of some replicas each packet asks all: what a thread sends is too much on a busy machine, too.
+    let cluster = Cluster::new(8);
     let mut live = cluster.flows(30);
     let socket = cluster.client.run(|| raw_socket().expect("a raw socket"));
     let flood = Misplaced::start(socket, SocketAddrV4::new(cluster.vip, PORT));

@@ -32,6 +32,9 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn new(lan: &Lan, number: u8, settings: String) -> Self {
         let mut member = Self { sidecar: None, node: Node::without_allocator(lan, number), settings };
+        if member.settings.contains("[dhcp6]") {
+            lan.add_ipv6(&member.node.ns, number);
+        }
         member.start();
         member
     }
@@ -334,9 +337,6 @@ fn who_comes_later_learns_what_is_granted() {
 #[test]
 fn a_lease_of_ipv6_is_one_nodes_and_all_nodes() {
     let mut scene = Scene::ipv6(2, |lan| DhcpServer::kea6(lan, QUICK, KEA_POOL6));
-    for (number, member) in (1..).zip(&scene.members) {
-        scene.lan.add_ipv6(&member.node.ns, number);
-    }
     let join = Join::annotated("web");
     let joined = |member: &Member, name: &str| {
         let mut pod = member.node.pod();

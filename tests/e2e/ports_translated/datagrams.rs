@@ -6,7 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::{callers, datagram_from, service};
-use crate::harness::{Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, connect, scaled, segment, unspecified};
+use crate::harness::{
+    Datagrams, Echo, Join, Kind, Netns, PORT, SOON, Service, connect, scaled, segment, unspecified, until,
+};
 
 fn servers(service: &Service) -> Vec<Echo> {
     let of = |vip| service.pods.iter().map(move |pod| Echo::on(pod, vip, service.target(pod)));
@@ -39,13 +41,18 @@ fn flows_are_answered_and_none_is_lost() {
         // So that each caller knows its gateway: what it sends before may be lost.
         let callers = callers.inspect(|(_, ns)| drop(connect(ns, vip, 1)));
         let kinds: Vec<_> = callers.map(|(from, ns)| Kind { from, ns, connected: true, every }).collect();
-        Datagrams::start(vip, &kinds, 30)
+        (vip, Datagrams::start(vip, &kinds, 30))
     });
     let flows: Vec<_> = flows.collect();
     thread::sleep(Duration::from_secs(2));
-    for outcome in flows.into_iter().flat_map(Datagrams::stop) {
-        assert_eq!((outcome.lost, outcome.replicas.len()), (0, 1), "{}", outcome.kind);
-        assert!(outcome.sent > 10, "{}", outcome.kind);
+    for (vip, flows) in flows {
+        for outcome in flows.stop() {
+            // A socket of the node's own asks for its way by IPv6 before it has a source address, and with it after a change of any route.
+            let may_move = vip.is_ipv6() && outcome.kind.starts_with("from the node");
+            assert_eq!(outcome.lost, 0, "{} to {vip}", outcome.kind);
+            assert!(may_move || outcome.replicas.len() == 1, "{} to {vip}", outcome.kind);
+            assert!(outcome.sent > 10, "{} to {vip}", outcome.kind);
+        }
     }
 }
 
@@ -107,16 +114,18 @@ fn is_told(service: &Service, vip: IpAddr) {
             let socket = pod.ns.run(|| UdpSocket::bind((vip, service.target(pod)))).expect("a socket");
             let client = client.local_addr().expect("its address");
             socket.connect(client).expect("connect to the client");
-            socket.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
             socket
         })
         .collect();
     // They have begun: else the guard takes what comes for no answer.
     drop(clients);
     for (pod, socket) in service.pods.iter().zip(&sockets) {
-        socket.send(b"x").expect("send");
-        let error = socket.recv(&mut [0; 64]).expect_err("nobody is there");
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{}: {error}", pod.name);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a time limit");
+        // A program that another test starts has the client's socket too until it begins.
+        until(&format!("{} is told", pod.name), SOON, || {
+            let error = socket.send(b"x").map_or_else(Err, |_| socket.recv(&mut [0; 64])).expect_err("nobody is there");
+            (error.kind() == ErrorKind::ConnectionRefused).then_some(())
+        });
     }
 }
 
