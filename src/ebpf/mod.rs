@@ -39,7 +39,7 @@ pub use maps::{
     ADDRESSES, ANY_EGRESS, Attached, Counts, DRAINING, GUARDED, Known, LinkDrops, MEMBERS, Maps, Member,
     OVER_MEMBER_LIMIT, POLICED, PORTS, Ring, SHARES_NUMBERS, STICKY_UDP, TRANSLATES,
 };
-pub use nodes::{Here, Nodes, tunnel_counts};
+pub use nodes::{Here, Nodes, tunnel_counts, tunnel_source};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
 pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;

@@ -7,6 +7,7 @@ use crate::api::protocol::{NodeFinding, NodeFindingKind, Nodes};
 use crate::ctl::ANSWER;
 use crate::dataplane::ids::TUNNEL_DEVICE;
 use crate::dataplane::node::tunnel::Underlay;
+use crate::ebpf::tunnel_source;
 use crate::lease::settings::Backend;
 use crate::model::node::{ClusterNode, NodeId};
 use crate::net;
@@ -41,9 +42,10 @@ fn underlay(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
         return Ok(Vec::new());
     };
     let mut findings: Vec<Finding> = mtu(&tunnel, underlay).into_iter().collect();
+    let told = scene.bpf_dir().and_then(|dir| tunnel_source(&dir).ok().flatten());
     for node in &cluster.nodes {
         let Some(way) = route::lookup(&scene.net, route::Packet::to(node.tunnel))? else { continue };
-        findings.extend(source(node, &way, cluster.own.tunnel));
+        findings.extend(source(node, &way, cluster.own.tunnel).filter(|_| told != Some(cluster.own.tunnel)));
         let device = way.hop.index.map_or(Ok(None), |index| link::by_index(&scene.net, index))?;
         findings.extend(device.and_then(|device| narrow(node, &device, (underlay.mtu, cluster.own.tunnel))));
     }
@@ -61,7 +63,8 @@ fn mtu(tunnel: &Link, underlay: Underlay) -> Option<Finding> {
     Some(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))))
 }
 
-/// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's.
+/// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's: where the programs
+/// don't say which it is, the kernel chooses.
 fn source(node: &ClusterNode, way: &Way, own: IpAddr) -> Option<Finding> {
     let source = way.source.filter(|source| *source != own)?;
     let what = format!(

@@ -308,7 +308,8 @@ fn of_tunnel(programs: Option<&Programs>) -> BTreeMap<Hook, u32> {
 fn tell(dir: Option<&Path>, device: u32, cluster: &Cluster) -> ebpf::Result<Option<String>> {
     let Some(mut maps) = dir.map(Nodes::open).transpose()?.flatten() else { return Ok(None) };
     let here = Here { id: cluster.own.id.0.octets(), ifindex: device };
-    let changed = maps.set(here, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())?;
+    let end = Some(cluster.own.tunnel);
+    let changed = maps.set(here, end, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())?;
     Ok(changed.then(|| OTHER_NODES.to_owned()))
 }
 
@@ -324,7 +325,7 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
     }
     for dir in dirs.into_iter().collect::<BTreeSet<_>>() {
         if let Some(mut maps) = Nodes::open(dir)?
-            && maps.set(Here::default(), &BTreeMap::new())?
+            && maps.set(Here::default(), None, &BTreeMap::new())?
         {
             found.push(OTHER_NODES.to_owned());
         }

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+use crate::ebpf::tunnel_source;
+use crate::membership::peer;
 use crate::model::node::{NodeId, NodeState, OwnNode};
-use crate::net::NodeNet;
 use crate::net::route::{self, Packet};
 
 use super::key::hexadecimal;
 use super::sessions::Sessions;
-use super::state::State;
+use super::state::{Setup, State};
 use super::view::{Node, View, name_of};
 use super::word::{Phase, Word};
 
@@ -94,8 +95,9 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
     findings
 }
 
-/// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one.
-pub fn of_sources(net: &NodeNet, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
+/// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one
+/// where the programs don't say which.
+pub fn of_sources(Setup { net, context, .. }: &Setup, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
     let source = |node: &Node| route::lookup(net, Packet::to(node.word.tunnel)).ok().flatten()?.source;
     let finding = |(id, node): (&NodeId, &Node)| {
         let source = source(node).filter(|source| *source != own.tunnel)?;
@@ -105,7 +107,10 @@ pub fn of_sources(net: &NodeNet, own: &OwnNode, view: &View) -> Vec<NodeFinding>
         );
         Some(NodeFinding { kind: NodeFindingKind::Tunnel, text })
     };
-    view.nodes().iter().filter_map(finding).collect()
+    let found: Vec<_> = view.nodes().iter().filter_map(finding).collect();
+    let dir = || peer::flow_owner(&context.registry).ok().flatten();
+    let is_said = || dir().and_then(|dir| tunnel_source(&dir).ok().flatten()) == Some(own.tunnel);
+    if found.is_empty() || is_said() { Vec::new() } else { found }
 }
 
 /// Of IPv6 addresses that differ may make one id, if very seldom.
