@@ -42,6 +42,7 @@ fn underlay(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
         return Ok(Vec::new());
     };
     let mut findings: Vec<Finding> = mtu(&tunnel, underlay).into_iter().collect();
+    findings.extend(ipv6(scene, underlay)?);
     let told = scene.bpf_dir().and_then(|dir| tunnel_source(&dir).ok().flatten());
     for node in &cluster.nodes {
         let Some(way) = route::lookup(&scene.net, route::Packet::to(node.tunnel))? else { continue };
@@ -61,6 +62,20 @@ fn mtu(tunnel: &Link, underlay: Underlay) -> Option<Finding> {
     let what = format!("{TUNNEL_DEVICE} has MTU {}, the network under it {}{left}", tunnel.mtu, underlay.mtu);
     let why = "Large packets that are for a replica on another node are lost, or go in fragments that not all reach one replica.";
     Some(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))))
+}
+
+/// VIPs' packets of IPv6 need more room than those of IPv4.
+fn ipv6(scene: &Scene<'_>, underlay: Underlay) -> net::Result<Option<Finding>> {
+    let has_ipv6 = scene.vips.iter().any(|vip| vip.record.addresses.ipv6().is_some());
+    let Some(least) = underlay.lacks_for_ipv6().filter(|_| has_ipv6) else { return Ok(None) };
+    let Some(device) = link::by_index(&scene.net, underlay.index)? else { return Ok(None) };
+    let what = format!(
+        "{} has MTU {}, and {TUNNEL_DEVICE} carries packets of VIPs' IPv6 over {least} and more alone",
+        device.name, device.mtu
+    );
+    let why = "By IPv6 clients don't reach replicas on other nodes. (The network must carry that much, on all nodes, or \
+               membership.tunnel be an address on another one.)";
+    Ok(Some(Finding::error(what, why, command(format!("ip link set {} mtu {least}", device.name)))))
 }
 
 /// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's: where the programs

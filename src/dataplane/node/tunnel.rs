@@ -41,10 +41,9 @@ use crate::net::{self, NodeNet, address, filter};
 
 pub use former::Former;
 pub use op::Op;
+use underlay::LEAST_MTU_OF_IPV6;
 pub use underlay::{Underlay, advmss};
 
-/// On a narrower link the kernel has no IPv6 (RFC 8200, 5), bytes.
-const LEAST_MTU_OF_IPV6: u32 = 1280;
 /// A device that isn't as it must be is made anew at most so often in one call.
 const ROUNDS: u32 = 4;
 

@@ -381,6 +381,7 @@ impl Engine {
         let mut findings = report::findings(&self.own, &word, &self.view, &gossip);
         let of_address = |text: &String| NodeFinding { kind: NodeFindingKind::Address, text: text.clone() };
         findings.extend(self.far.iter().map(of_address));
+        findings.extend(report::of_underlay(state, &self.own, &self.view));
         findings.extend(report::of_sources(&state.setup, &self.own, &self.view));
         findings
     }

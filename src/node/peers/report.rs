@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+use crate::dataplane::node::tunnel::Underlay;
 use crate::ebpf::tunnel_source;
 use crate::membership::peer;
 use crate::model::node::{NodeId, NodeState, OwnNode};
@@ -111,6 +112,21 @@ pub fn of_sources(Setup { net, context, .. }: &Setup, own: &OwnNode, view: &View
     let dir = || peer::flow_owner(&context.registry).ok().flatten();
     let is_said = || dir().and_then(|dir| tunnel_source(&dir).ok().flatten()) == Some(own.tunnel);
     if found.is_empty() || is_said() { Vec::new() } else { found }
+}
+
+/// What the tunnel needs for VIPs' IPv6, where the network under it has less.
+pub fn of_underlay(state: &State, own: &OwnNode, view: &View) -> Option<NodeFinding> {
+    let has_ipv6 = state.own.values().any(|own| own.share.address6.is_some());
+    if !has_ipv6 || view.nodes().is_empty() {
+        return None;
+    }
+    let underlay = Underlay::read(&state.setup.net, own.tunnel).ok().flatten()?;
+    let least = underlay.lacks_for_ipv6()?;
+    let text = format!(
+        "the tunnel carries no packets of VIPs' IPv6: the network of {} has MTU {}, and they need {least}",
+        own.tunnel, underlay.mtu
+    );
+    Some(NodeFinding { kind: NodeFindingKind::Tunnel, text })
 }
 
 /// Of IPv6 addresses that differ may make one id, if very seldom.
