@@ -164,6 +164,13 @@ fn of_nodes(finding: &NodeFinding, scene: &Scene<'_>, membership: &Membership) -
                 membership.port
             )),
         ),
+        NodeFindingKind::Family => (
+            "This node doesn't find the others by that seed.",
+            advice(format!(
+                "Give that name an address of this node's family, or let this node speak by the seed's: membership.listen in {config} is \
+                 an address of this node's, of the family by which all nodes speak."
+            )),
+        ),
         NodeFindingKind::Id => (
             "What is for one of them reaches the other.",
             advice(format!("Give each node an address of its own (membership.listen in {config}).")),

@@ -1,14 +1,16 @@
 //! What is shown of the nodes, and what is wrong with them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
 use crate::dataplane::node::tunnel::Underlay;
 use crate::ebpf::tunnel_source;
 use crate::membership::peer;
+use crate::model::Family;
 use crate::model::node::{NodeId, NodeState, OwnNode};
+use crate::net::NodeNet;
 use crate::net::route::{self, Packet};
 
 use super::key::hexadecimal;
@@ -24,6 +26,7 @@ const SHOWN: usize = 3;
 
 /// What the findings about seeds are made of.
 pub struct Gossip<'a> {
+    pub net: &'a NodeNet,
     pub sessions: &'a Sessions,
     pub seeds: &'a BTreeSet<SocketAddr>,
     pub since: Instant,
@@ -96,6 +99,20 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
     findings
 }
 
+/// All nodes speak by one family, and a seed by name may have addresses of the other one alone.
+pub fn of_families(seeds: &BTreeMap<String, IpAddr>, own: IpAddr) -> Vec<NodeFinding> {
+    let name = |address: IpAddr| Family::of(address).name();
+    let finding = |(seed, other): (&String, &IpAddr)| {
+        let text = format!(
+            "seed {seed} has addresses of {} alone ({other}), and this node speaks by {} ({own}): all nodes speak by one family",
+            name(*other),
+            name(own)
+        );
+        NodeFinding { kind: NodeFindingKind::Family, text }
+    };
+    seeds.iter().map(finding).collect()
+}
+
 /// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one
 /// where the programs don't say which.
 pub fn of_sources(Setup { net, context, .. }: &Setup, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
@@ -162,12 +179,20 @@ fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
             let text = format!("seed {seed} has another key: what it says is dropped");
             return NodeFinding { kind: NodeFindingKind::Key, text };
         }
-        NodeFinding {
-            kind: NodeFindingKind::Seed,
-            text: format!("seed {seed} has not answered since viprouted started"),
-        }
+        // A pod's gateway may be all that the node has of the seeds' family.
+        let has_way = !matches!(route::lookup(gossip.net, Packet::to(seed.ip())), Ok(None));
+        let why = if has_way { String::new() } else { no_way(seed.ip()) };
+        let text = format!("seed {seed} has not answered since viprouted started{why}");
+        NodeFinding { kind: NodeFindingKind::Seed, text }
     };
     silent.map(finding).collect()
+}
+
+fn no_way(seed: IpAddr) -> String {
+    format!(
+        ": this node has no route there by {}, and all nodes speak by the family of membership.seeds",
+        Family::of(seed).name()
+    )
 }
 
 #[cfg(test)]
