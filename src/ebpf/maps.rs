@@ -41,6 +41,7 @@ pub(super) const NODE_AT: &str = "node_at_v1";
 pub(super) const NODES6: &str = "nodes6_v1";
 pub(super) const NODE_AT6: &str = "node_at6_v1";
 pub(super) const THIS_NODE: &str = "this_node_v1";
+pub(super) const TUNNEL_END: &str = "tunnel_end_v1";
 pub(super) const TUNNEL_COUNTS: &str = "tunnel_counts_v1";
 pub(super) const EXPRESS: &str = "express_v1";
 pub(super) const LEASES: &str = "leases_v2";

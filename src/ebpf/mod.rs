@@ -46,7 +46,7 @@ pub use ipv6::{OWN, own};
 pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{ADDRESSES, Maps};
-pub use nodes::{Here, Nodes, tunnel_counts};
+pub use nodes::{Here, Nodes, tunnel_counts, tunnel_source};
 pub use pins::{PinDir, check_dir, has_maps, other_versions};
 pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;

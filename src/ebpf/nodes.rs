@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use aya::Pod;
@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 
 use crate::model::node::NodeId;
 
-use super::maps::{NODE_AT, NODE_AT6, NODES, NODES6, THIS_NODE, TUNNEL_COUNTS, open};
+use super::maps::{NODE_AT, NODE_AT6, NODES, NODES6, THIS_NODE, TUNNEL_COUNTS, TUNNEL_END, open};
 use super::{Error, Result};
 
 /// `struct here`: this node.
@@ -27,6 +27,58 @@ const _: () = assert!(size_of::<Here>() == 8);
 
 // SAFETY: four bytes and a u32.
 unsafe impl Pod for Here {}
+
+/// `struct end`: this node's end of the tunnel, of one family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct End {
+    /// In the host's order.
+    local: u32,
+    /// The program's own: the kernel takes no source from it.
+    refused: u32,
+    local6: [u8; 16],
+}
+
+const _: () = assert!(size_of::<End>() == 24);
+
+// SAFETY: u32s and bytes, without padding.
+unsafe impl Pod for End {}
+
+impl End {
+    /// At that address; none: this node stands alone.
+    fn new(address: Option<IpAddr>) -> Self {
+        match address {
+            Some(IpAddr::V4(address)) => Self { local: address.to_bits(), ..Self::default() },
+            Some(IpAddr::V6(address)) => Self { local6: address.octets(), ..Self::default() },
+            None => Self::default(),
+        }
+    }
+
+    fn address(self) -> Option<IpAddr> {
+        match (self.local, self.local6) {
+            (0, [0, ..]) => None,
+            (0, local6) => Some(Ipv6Addr::from(local6).into()),
+            (local, _) => Some(Ipv4Addr::from_bits(local).into()),
+        }
+    }
+}
+
+fn open_end(dir: &Path) -> Result<Option<Array<MapData, End>>> {
+    let failed = |e| Error::map("open", dir.join(TUNNEL_END).display(), e);
+    open(dir, TUNNEL_END)?.map(|map| Array::try_from(Map::Array(map)).map_err(failed)).transpose()
+}
+
+fn read_end(map: &Array<MapData, End>) -> Result<End> {
+    map.get(&0, 0).map_err(|e| Error::map("read", TUNNEL_END, e))
+}
+
+/// What the programs give the tunnel's packets as their source; none: the kernel chooses it. (They are not told, are of an earlier
+/// build, or have met with a kernel before 6.0, which takes none.)
+pub fn tunnel_source(dir: &Path) -> Result<Option<IpAddr>> {
+    let Some(map) = open_end(dir)? else { return Ok(None) };
+    let end = read_end(&map)?;
+    Ok(end.address().filter(|_| end.refused == 0))
+}
 
 /// What became of packets in the tunnel, since the program was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +164,8 @@ pub struct Nodes {
     v4: OfFamily<4>,
     v6: OfFamily<16>,
     this: Array<MapData, Here>,
+    /// Earlier builds have none.
+    end: Option<Array<MapData, End>>,
 }
 
 impl fmt::Debug for Nodes {
@@ -126,12 +180,12 @@ impl Nodes {
         let (v4, v6) = (OfFamily::open(dir, [NODES, NODE_AT])?, OfFamily::open(dir, [NODES6, NODE_AT6])?);
         let (Some(v4), Some(v6), Some(this)) = (v4, v6, open(dir, THIS_NODE)?) else { return Ok(None) };
         let failed = |e| Error::map("open", dir.join(THIS_NODE).display(), e);
-        Ok(Some(Self { v4, v6, this: Array::try_from(Map::Array(this)).map_err(failed)? }))
+        Ok(Some(Self { v4, v6, this: Array::try_from(Map::Array(this)).map_err(failed)?, end: open_end(dir)? }))
     }
 
     /// Makes them say this, and nothing else; returns whether anything was different. Who comes is known before this node is,
-    /// who goes after.
-    pub fn set(&mut self, here: Here, nodes: &BTreeMap<NodeId, IpAddr>) -> Result<bool> {
+    /// who goes after. `end`: where this node's end of the tunnel is.
+    pub fn set(&mut self, here: Here, end: Option<IpAddr>, nodes: &BTreeMap<NodeId, IpAddr>) -> Result<bool> {
         let (mut of_ipv4, mut of_ipv6) = (BTreeMap::new(), BTreeMap::new());
         for (id, at) in nodes {
             match at {
@@ -143,11 +197,21 @@ impl Nodes {
         if here != before && here.id == [0; 4] {
             self.write_here(here)?;
         }
-        let changed = self.v4.set(&of_ipv4)? | self.v6.set(&of_ipv6)?;
+        let changed = self.set_end(End::new(end))? | self.v4.set(&of_ipv4)? | self.v6.set(&of_ipv6)?;
         if here != before && here.id != [0; 4] {
             self.write_here(here)?;
         }
         Ok(changed || here != before)
+    }
+
+    fn set_end(&mut self, want: End) -> Result<bool> {
+        let Some(map) = &mut self.end else { return Ok(false) };
+        let have = read_end(map)?;
+        let want = End { refused: have.refused, ..want };
+        if have != want {
+            map.set(0, want, 0).map_err(|e| Error::map("write", TUNNEL_END, e))?;
+        }
+        Ok(have != want)
     }
 
     fn write_here(&mut self, here: Here) -> Result<()> {

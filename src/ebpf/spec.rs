@@ -10,8 +10,8 @@ use super::ipv6::{
 use super::maps::{
     ALLOWANCES, ANSWER_FRAGMENTS, ANSWERERS, ASKED, ATTACHED, CALLS, CLIENTS, CLOSED, COPYING, COUNTS, EXPRESS,
     EXPRESS_COUNTS, EXPRESS_PLACES, FRAGMENTS, HEARD, HINTS, LEASES, LINK_DROPS, NODE_AT, NODE_AT6, NODES, NODES6,
-    POLICIES, SERVERS, SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, UPLINKS, USED, VIPS,
-    VIPS_OF_FEW,
+    POLICIES, SERVERS, SHARED, SHARES, SOURCES, STICKY, THIS_NODE, TRANSLATIONS, TUNNEL_COUNTS, TUNNEL_END, UPLINKS,
+    USED, VIPS, VIPS_OF_FEW,
 };
 
 /// The objects that the same programs are compiled to. One is loaded: the first that the kernel takes.
@@ -203,6 +203,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODES,
             NODES6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -262,6 +263,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODES,
             NODES6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -298,6 +300,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODE_AT,
             NODE_AT6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -323,6 +326,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODES,
             NODES6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -348,6 +352,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODE_AT,
             NODE_AT6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -374,6 +379,7 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
             NODES,
             NODES6,
             THIS_NODE,
+            TUNNEL_END,
             TUNNEL_COUNTS,
         ],
     },
@@ -394,7 +400,8 @@ pub const PROGRAMS: [ProgramSpec; 18] = [
 ];
 
 /// The maps that only what reaches other nodes has.
-const OF_TUNNEL: [&str; 9] = [CLIENTS, UPLINKS, SERVERS, NODES, NODES6, NODE_AT, NODE_AT6, THIS_NODE, TUNNEL_COUNTS];
+const OF_TUNNEL: [&str; 10] =
+    [CLIENTS, UPLINKS, SERVERS, NODES, NODES6, NODE_AT, NODE_AT6, THIS_NODE, TUNNEL_END, TUNNEL_COUNTS];
 
 /// The program of that name.
 pub fn of_name(name: &str) -> Option<&'static ProgramSpec> {

@@ -83,6 +83,20 @@ struct {
 	__type(value, struct here);
 } this_node_v1 SEC(".maps");
 
+// This node's end of the tunnel, by which the others know it: the source of what it sends. 0: the kernel chooses one.
+struct end {
+	__u32 local;	// host order
+	__u32 refused;	// the kernel takes no source in a key
+	struct ipv6 local6;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct end);
+} tunnel_end_v1 SEC(".maps");
+
 // What became of packets in the tunnel; the first three were dropped.
 enum { STRANGER, NOT_OURS, TOO_FAR, SENT_CHOSEN, SENT_AIMED, SENT_WALKING, SENT_FOUND, SENT_BACK, TUNNEL_COUNTS };
 
@@ -114,7 +128,7 @@ static inline_always struct here *this_node(void)
 	return here && here->id ? here : 0;
 }
 
-// struct bpf_tunnel_key as far as older kernels know it: more takes more of the stack.
+// struct bpf_tunnel_key as far as every kernel knows it: more takes more of the stack.
 struct tunnel_key {
 	__u32 id;
 	union {
@@ -127,6 +141,35 @@ struct tunnel_key {
 
 _Static_assert(sizeof(struct tunnel_key) == __builtin_offsetof(struct bpf_tunnel_key, tunnel_label), "");
 
+// The rest of it, since Linux 6.0 (26101f5ab6bd); a kernel before refuses this length, and changes nothing (bpf_skb_set_tunnel_key()).
+struct sent_key {
+	struct tunnel_key to;
+	__u32 label;
+	union {
+		__u32 local;	// host order
+		struct ipv6 local6;
+	};
+};
+
+_Static_assert(sizeof(struct sent_key) == 44, "");
+
+// The packet gets the key, and with it the source by which other nodes know this one, as far as the kernel can do that.
+static inline_always int set_key(struct __sk_buff *skb, struct sent_key *key, __u64 flags)
+{
+	__u32 zero = 0;
+	struct end *end = bpf_map_lookup_elem(&tunnel_end_v1, &zero);
+	if (end && !end->refused) {
+		if (flags & BPF_F_TUNINFO_IPV6)
+			key->local6 = end->local6;
+		else
+			key->local = end->local;
+		if (!bpf_skb_set_tunnel_key(skb, (void *)key, sizeof(*key), flags))
+			return 0;
+		end->refused = 1;
+	}
+	return bpf_skb_set_tunnel_key(skb, (void *)key, sizeof(key->to), flags);
+}
+
 // The packet's key, of either family: whether that is IPv6. Below 0: it has none.
 static inline_always int read_key(struct __sk_buff *skb, struct tunnel_key *key)
 {
@@ -138,22 +181,22 @@ static inline_always int read_key(struct __sk_buff *skb, struct tunnel_key *key)
 // Addresses the packet to a node. Not 0: it is none of the nodes that this one knows.
 verified_alone int aim(struct __sk_buff *skb, __u32 node, __u32 origin, __u32 kind, __u32 hop)
 {
-	struct tunnel_key key = { .id = VNI(kind & 0xff, hop & 0xff), .ttl = 64 };
+	struct sent_key key = { .to = { .id = VNI(kind & 0xff, hop & 0xff), .ttl = 64 } };
 	__u64 flags = BPF_F_ZERO_CSUM_TX;
 	__be32 *at = bpf_map_lookup_elem(&nodes_v1, &node);
 	if (at) {
-		key.remote = ntohl(*at);
+		key.to.remote = ntohl(*at);
 	} else {	// the checksum stays: nothing else of IPv6 protects the addresses (RFC 6936)
 		struct ipv6 *at6 = bpf_map_lookup_elem(&nodes6_v1, &node);
 		if (!at6)
 			return -1;
-		key.remote6 = *at6;
+		key.to.remote6 = *at6;
 		flags = BPF_F_TUNINFO_IPV6;
 	}
 	__u8 addresses[2 * ETH_ALEN] = { 0x02, TAG, 0, 0, 0, 0, kind == CHOSEN || kind == AIMED ? 0x02 : 0x06, TAG };
 	__builtin_memcpy(addresses + 2, &node, sizeof(node));
 	__builtin_memcpy(addresses + ETH_ALEN + 2, &origin, sizeof(origin));
-	if (bpf_skb_set_tunnel_key(skb, (void *)&key, sizeof(key), flags))
+	if (set_key(skb, &key, flags))
 		return -1;
 	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
 		return -1;

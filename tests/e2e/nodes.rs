@@ -501,6 +501,50 @@ fn a_seed_may_be_a_name() {
     scene.members[0].sees("the one that has its name", PATIENCE, &[("n4", "live")]);
 }
 
+/// All nodes speak by one family: a name that has addresses of the other one alone leads nowhere.
+#[test]
+fn a_name_of_the_other_family_alone_is_named() {
+    let scene = Scene::new(1);
+    let (node, hosts) = (Node::without_allocator(&scene.lan, 4), scene.dir.file("hosts"));
+    fs::write(&hosts, "2001:db8::1 first.nodes.example\n").unwrap();
+    let script = format!("mount --bind {hosts} /etc/hosts && exec \"$@\"");
+    let settings = format!(
+        "backend = \"pool\"\n[membership]\nseeds = [\"first.nodes.example\"]\nname = \"n4\"\nkey_file = {:?}",
+        scene.key
+    );
+    let _sidecar = Sidecar::run_by("unshare", &["--mount", "sh", "-c", &script, "sh"], &node, &settings);
+    let finding = "seed first.nodes.example:8119 has addresses of IPv6 alone (2001:db8::1), and this node speaks by IPv4 (192.0.2.4)";
+    let says = || node.ctl().args(["nodes"]).finish("").stdout.contains(finding);
+    until("the cause is said", SOON, || says().then_some(()));
+    let config = node.dir.file("viprouted.toml");
+    let found = node.ctl().args(["doctor", "--conf-dir", "/nonexistent", "--config", &config]).finish("").stdout;
+    assert!(found.contains(finding) && found.contains("membership.listen in "), "{found}");
+    fs::write(&hosts, "2001:db8::1 first.nodes.example\n192.0.2.1 first.nodes.example\n").unwrap();
+    scene.members[0].sees("the node whose seed has both", PATIENCE, &[("n4", "live")]);
+    assert!(!says());
+}
+
+/// The node has addresses of IPv6 alone, and its seeds are of IPv4.
+#[test]
+fn seeds_of_a_family_that_the_node_lacks() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 4).with_ipv6(&lan);
+    node.ns.ip("-4 addr flush dev eth0");
+    let (dir, seeds) = (TempDir::new(), "seeds = [\"192.0.2.1\"]");
+    let settings = format!("backend = \"pool\"\n[membership]\n{seeds}\nkey_file = {:?}", new_key(&dir, "key"));
+    let sidecar = Sidecar::start(&node, &settings);
+    let problem = "membership.seeds is of IPv4, and the node has addresses of IPv6 alone (2001:db8::4)";
+    let problems = || sidecar.ask(&serde_json::json!({ "status": {} }))["problems"].to_string();
+    until("the cause is said", SOON, || problems().contains(problem).then_some(()));
+    // A pod's gateway is of IPv4, and leads nowhere.
+    node.ns.ip("link add gateway type veth peer name pod");
+    node.ns.ip("link set gateway up");
+    node.ns.ip("addr add 10.1.9.1/32 dev gateway");
+    let finding = "seed 192.0.2.1:8119 has not answered since viprouted started: this node has no route there by IPv4";
+    until("that is said", PATIENCE, || node.ctl().args(["nodes"]).finish("").stdout.contains(finding).then_some(()));
+    assert!(!problems().contains(problem));
+}
+
 #[test]
 fn a_node_without_the_table_stands_alone() {
     let lan = Lan::new();

@@ -59,6 +59,8 @@ pub enum NodeFindingKind {
     Key,
     /// A seed doesn't answer.
     Seed,
+    /// A seed has addresses of another family than this node's alone.
+    Family,
     /// Two nodes have one id.
     Id,
     /// Two nodes have one name.

@@ -7,6 +7,7 @@ use crate::api::protocol::{NodeFinding, NodeFindingKind, Nodes};
 use crate::ctl::ANSWER;
 use crate::dataplane::ids::TUNNEL_DEVICE;
 use crate::dataplane::node::tunnel::Underlay;
+use crate::ebpf::tunnel_source;
 use crate::lease::settings::Backend;
 use crate::model::node::{ClusterNode, NodeId};
 use crate::net;
@@ -41,9 +42,11 @@ fn underlay(scene: &Scene<'_>) -> net::Result<Vec<Finding>> {
         return Ok(Vec::new());
     };
     let mut findings: Vec<Finding> = mtu(&tunnel, underlay).into_iter().collect();
+    findings.extend(ipv6(scene, underlay)?);
+    let told = scene.bpf_dir().and_then(|dir| tunnel_source(&dir).ok().flatten());
     for node in &cluster.nodes {
         let Some(way) = route::lookup(&scene.net, route::Packet::to(node.tunnel))? else { continue };
-        findings.extend(source(node, &way, cluster.own.tunnel));
+        findings.extend(source(node, &way, cluster.own.tunnel).filter(|_| told != Some(cluster.own.tunnel)));
         let device = way.hop.index.map_or(Ok(None), |index| link::by_index(&scene.net, index))?;
         findings.extend(device.and_then(|device| narrow(node, &device, (underlay.mtu, cluster.own.tunnel))));
     }
@@ -61,7 +64,22 @@ fn mtu(tunnel: &Link, underlay: Underlay) -> Option<Finding> {
     Some(Finding::warning(what, why, command(format!("ip link set {TUNNEL_DEVICE} mtu {wanted}"))))
 }
 
-/// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's.
+/// VIPs' packets of IPv6 need more room than those of IPv4.
+fn ipv6(scene: &Scene<'_>, underlay: Underlay) -> net::Result<Option<Finding>> {
+    let has_ipv6 = scene.vips.iter().any(|vip| vip.record.addresses.ipv6().is_some());
+    let Some(least) = underlay.lacks_for_ipv6().filter(|_| has_ipv6) else { return Ok(None) };
+    let Some(device) = link::by_index(&scene.net, underlay.index)? else { return Ok(None) };
+    let what = format!(
+        "{} has MTU {}, and {TUNNEL_DEVICE} carries packets of VIPs' IPv6 over {least} and more alone",
+        device.name, device.mtu
+    );
+    let why = "By IPv6 clients don't reach replicas on other nodes. (The network must carry that much, on all nodes, or \
+               membership.tunnel be an address on another one.)";
+    Ok(Some(Finding::error(what, why, command(format!("ip link set {} mtu {least}", device.name)))))
+}
+
+/// Others know this node by the address of its end of the tunnel, and take what comes from another for a stranger's: where the programs
+/// don't say which it is, the kernel chooses.
 fn source(node: &ClusterNode, way: &Way, own: IpAddr) -> Option<Finding> {
     let source = way.source.filter(|source| *source != own)?;
     let what = format!(
@@ -144,6 +162,13 @@ fn of_nodes(finding: &NodeFinding, scene: &Scene<'_>, membership: &Membership) -
                 "See that viprouted runs there with [membership] and speaks by the same family (membership.listen), that UDP port {} is \
                  open between the nodes, or take it from membership.seeds in {config}.",
                 membership.port
+            )),
+        ),
+        NodeFindingKind::Family => (
+            "This node doesn't find the others by that seed.",
+            advice(format!(
+                "Give that name an address of this node's family, or let this node speak by the seed's: membership.listen in {config} is \
+                 an address of this node's, of the family by which all nodes speak."
             )),
         ),
         NodeFindingKind::Id => (

@@ -41,10 +41,9 @@ use crate::net::{self, NodeNet, address, filter};
 
 pub use former::Former;
 pub use op::Op;
+use underlay::LEAST_MTU_OF_IPV6;
 pub use underlay::{Underlay, advmss};
 
-/// On a narrower link the kernel has no IPv6 (RFC 8200, 5), bytes.
-const LEAST_MTU_OF_IPV6: u32 = 1280;
 /// A device that isn't as it must be is made anew at most so often in one call.
 const ROUNDS: u32 = 4;
 
@@ -308,7 +307,8 @@ fn of_tunnel(programs: Option<&Programs>) -> BTreeMap<Hook, u32> {
 fn tell(dir: Option<&Path>, device: u32, cluster: &Cluster) -> ebpf::Result<Option<String>> {
     let Some(mut maps) = dir.map(Nodes::open).transpose()?.flatten() else { return Ok(None) };
     let here = Here { id: cluster.own.id.0.octets(), ifindex: device };
-    let changed = maps.set(here, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())?;
+    let end = Some(cluster.own.tunnel);
+    let changed = maps.set(here, end, &cluster.nodes.iter().map(|node| (node.id, node.tunnel)).collect())?;
     Ok(changed.then(|| OTHER_NODES.to_owned()))
 }
 
@@ -324,7 +324,7 @@ pub fn remove<'a>(node: &NodeNet, dirs: impl IntoIterator<Item = &'a Path>) -> R
     }
     for dir in dirs.into_iter().collect::<BTreeSet<_>>() {
         if let Some(mut maps) = Nodes::open(dir)?
-            && maps.set(Here::default(), &BTreeMap::new())?
+            && maps.set(Here::default(), None, &BTreeMap::new())?
         {
             found.push(OTHER_NODES.to_owned());
         }

@@ -18,6 +18,8 @@ use crate::model::VipKey;
 const MOST: usize = 64;
 
 const CIDR: &str = "a network of unicast addresses such as 10.118.0.0/24, addresses such as 10.118.0.10-10.118.0.20, or an array of those";
+const CIDR_BESIDE_CIDR6: &str = "a network of IPv4 such as 10.118.0.0/24: an IPv6 address of cidr6 ends in the VIP's IPv4 address, which a VIP has \
+                                 also where its pods ask for IPv6 alone (viproute.io/families: ipv6)";
 const NAME: &str = "a name of 1 to 63 lower-case letters, digits, '-' and '.', which no other pool has";
 const NAMESPACE: &str = "the name of a namespace";
 const LABELS: &str = "a table of labels and their values, all of which a Service must have";
@@ -33,6 +35,10 @@ pub(super) fn pools(top: &mut Reader, allow: &Allow) -> Result<(Option<Pools>, V
     let (mut pools, mut prefixes): (Vec<Pool>, _) = (Vec::new(), Vec::new());
     for mut table in tables.all {
         let cidr6 = ipv6::cidr6(&mut table, allow)?;
+        // The default would be a surprise to who wants IPv6 alone.
+        if cidr6.is_some() && !table.has("cidr") {
+            return Err(table.missing("cidr", CIDR_BESIDE_CIDR6));
+        }
         let next = pool(table, is_list, allow, &pools)?;
         let ranges = next.iter().filter(|_| is_list).flat_map(|pool| pool.ranges.clone()).collect();
         prefixes.extend(cidr6.map(|network| Prefix { ranges, network }));

@@ -25,6 +25,11 @@ impl Reader {
         Self { prefix: prefix.into(), table, asked: Vec::new() }
     }
 
+    /// Whether a key that isn't read yet is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The value at `key` as `read` understands it, none if it isn't there.
     pub(super) fn take<T>(
         &mut self,

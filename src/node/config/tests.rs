@@ -43,7 +43,7 @@ fn the_shipped_file_is_valid() {
 
 #[test]
 fn ipv6_addresses_beside() {
-    let pool = "backend = \"pool\"\n[pool]\ncidr6 = \"fd00:118::/96\"";
+    let pool = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
     let config = Config::parse(pool).unwrap();
     assert_eq!(config.lease.beside.to_string(), "fd00:118::/96");
     let pin = |address6: &str| {
@@ -66,6 +66,11 @@ fn ipv6_addresses_beside() {
         (format!("allow = [\"10.0.0.0/8\"]\n{pool}"), "expected a network within: 10.0.0.0/8"),
         (pool.replace("pool\"\n", "dhcp\"\nannounce = \"none\"\n"), "expected backend = \"pool\" beside it"),
         (pin("fd00:118::10"), "pin[].address6 = \"fd00:118::10\": expected one outside cidr6 fd00:118::/96 of a pool"),
+        (
+            pool.replace("cidr = \"10.118.0.0/24\"\n", ""),
+            "pool.cidr is missing: expected a network of IPv4 such as 10.118.0.0/24: an IPv6 address of cidr6 ends in the VIP's IPv4 \
+             address, which a VIP has also where its pods ask for IPv6 alone (viproute.io/families: ipv6)",
+        ),
         (pin("::1"), "pin[0].address6 = \"::1\": expected a unicast IPv6 address"),
     ] {
         assert!(complaint(&text).contains(says), "{text}: {}", complaint(&text));
@@ -316,6 +321,7 @@ fn several_pools() {
     for (lines, says) in [
         ("cidr = \"10.118.1.0/24\"", "pool[1].name is missing: expected a name"),
         ("name = \"b\"", "pool[1].cidr is missing: expected a network of unicast addresses such as"),
+        ("name = \"b\"\ncidr6 = \"fd00::/96\"", "pool[1].cidr is missing: expected a network of IPv4 such as"),
         ("name = \"a\"\ncidr = \"10.118.1.0/24\"", "pool[1].name = \"a\": expected a name of 1 to 63"),
         ("name = \"B\"\ncidr = \"10.118.1.0/24\"", "pool[1].name = \"B\": expected a name of 1 to 63"),
         (

@@ -27,7 +27,7 @@ use super::far;
 use super::holding::LeaseKey;
 use super::key::Keys;
 use super::leases::Own;
-use super::names::resolve;
+use super::names::{Named, resolve};
 use super::open::{Words, config, modified, read_words, remembered, words};
 use super::own_address::OwnAddresses;
 use super::permits::Permits;
@@ -119,7 +119,7 @@ struct Engine {
     echoed: BTreeSet<IpAddr>,
     heard: BTreeMap<NodeId, Instant>,
     /// Seeds by name, as they were resolved last.
-    named: tokio::sync::watch::Receiver<BTreeSet<SocketAddr>>,
+    named: tokio::sync::watch::Receiver<Named>,
     looks: u32,
     /// What legs were worked out from last.
     seen: Option<u64>,
@@ -349,7 +349,7 @@ impl Engine {
             }
         }
         // chitchat looks names up at its start and once a minute.
-        let named = self.named.borrow().clone();
+        let named = self.named.borrow().addresses.clone();
         let silent = |seed: &SocketAddr| {
             let heard = self.keyed.sessions().heard(*seed);
             *seed != self.socket && heard.is_none_or(|heard| heard.elapsed() > AGAIN * 2)
@@ -372,16 +372,18 @@ impl Engine {
             .with_chitchat(|chitchat| chitchat.seed_nodes())
             .await
             .into_iter()
-            .chain(self.named.borrow().iter().copied())
+            .chain(self.named.borrow().addresses.iter().copied())
             .filter(|seed| *seed != self.socket)
             .collect();
         let word = state.word(self.own.tunnel);
         let sessions = self.keyed.sessions();
-        let gossip = report::Gossip { sessions: &sessions, seeds: &seeds, since: self.begun };
+        let gossip = report::Gossip { net: &state.setup.net, sessions: &sessions, seeds: &seeds, since: self.begun };
         let mut findings = report::findings(&self.own, &word, &self.view, &gossip);
         let of_address = |text: &String| NodeFinding { kind: NodeFindingKind::Address, text: text.clone() };
         findings.extend(self.far.iter().map(of_address));
-        findings.extend(report::of_sources(&state.setup.net, &self.own, &self.view));
+        findings.extend(report::of_families(&self.named.borrow().of_other_family, self.addresses.gossip));
+        findings.extend(report::of_underlay(state, &self.own, &self.view));
+        findings.extend(report::of_sources(&state.setup, &self.own, &self.view));
         findings
     }
 

@@ -76,12 +76,35 @@ fn gossip(net: &NodeNet, membership: &Membership) -> Result<IpAddr, String> {
             return Ok(found);
         }
     }
+    if let [asked] = families
+        && let Some(other) = of_another_family(net, *asked).map_err(failed)?
+    {
+        return Err(speaks_another(membership, *asked, other));
+    }
     let wanted = match families {
         [Family::V4] => "IPv4 address",
         [Family::V6] => "IPv6 address that lasts, on the link that leads to the seeds",
         _ => "IPv4 or IPv6 address",
     };
     Err(format!("the node has no {wanted} (membership.listen names one)"))
+}
+
+/// An address of a node that has none of that family.
+fn of_another_family(net: &NodeNet, asked: Family) -> net::Result<Option<IpAddr>> {
+    let is_of_node = |at: &address::Address| at.global && at.address != HOST_ADDRESS;
+    let all = Family::ALL.map(|family| address::list(net, family, None));
+    let all = all.into_iter().collect::<net::Result<Vec<_>>>()?.concat();
+    let all: Vec<IpAddr> = all.iter().filter(|at| is_of_node(at)).map(|at| at.address).collect();
+    let has_it = all.iter().any(|address| Family::of(*address) == asked);
+    Ok(all.first().filter(|_| !has_it).copied())
+}
+
+fn speaks_another(membership: &Membership, asked: Family, other: IpAddr) -> String {
+    let (asked, family) = (asked.name(), Family::of(other).name());
+    let key = if membership.seed_addresses().next().is_some() { "seeds" } else { "tunnel" };
+    format!(
+        "membership.{key} is of {asked}, and the node has addresses of {family} alone ({other}): all nodes speak by one family"
+    )
 }
 
 /// A seed that is this node; else an address of the link that leads to the others.

@@ -1,17 +1,21 @@
 //! What is shown of the nodes, and what is wrong with them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::api::protocol::{LIVE, NodeEntry, NodeFinding, NodeFindingKind, Nodes};
+use crate::dataplane::node::tunnel::Underlay;
+use crate::ebpf::tunnel_source;
+use crate::membership::peer;
+use crate::model::Family;
 use crate::model::node::{NodeId, NodeState, OwnNode};
 use crate::net::NodeNet;
 use crate::net::route::{self, Packet};
 
 use super::key::hexadecimal;
 use super::sessions::Sessions;
-use super::state::State;
+use super::state::{Setup, State};
 use super::view::{Node, View, name_of};
 use super::word::{Phase, Word};
 
@@ -22,6 +26,7 @@ const SHOWN: usize = 3;
 
 /// What the findings about seeds are made of.
 pub struct Gossip<'a> {
+    pub net: &'a NodeNet,
     pub sessions: &'a Sessions,
     pub seeds: &'a BTreeSet<SocketAddr>,
     pub since: Instant,
@@ -94,8 +99,23 @@ pub fn findings(own: &OwnNode, word: &Word, view: &View, gossip: &Gossip<'_>) ->
     findings
 }
 
-/// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one.
-pub fn of_sources(net: &NodeNet, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
+/// All nodes speak by one family, and a seed by name may have addresses of the other one alone.
+pub fn of_families(seeds: &BTreeMap<String, IpAddr>, own: IpAddr) -> Vec<NodeFinding> {
+    let name = |address: IpAddr| Family::of(address).name();
+    let finding = |(seed, other): (&String, &IpAddr)| {
+        let text = format!(
+            "seed {seed} has addresses of {} alone ({other}), and this node speaks by {} ({own}): all nodes speak by one family",
+            name(*other),
+            name(own)
+        );
+        NodeFinding { kind: NodeFindingKind::Family, text }
+    };
+    seeds.iter().map(finding).collect()
+}
+
+/// The others know this node by the address of its end of the tunnel, and drop what has another source, as the kernel may choose one
+/// where the programs don't say which.
+pub fn of_sources(Setup { net, context, .. }: &Setup, own: &OwnNode, view: &View) -> Vec<NodeFinding> {
     let source = |node: &Node| route::lookup(net, Packet::to(node.word.tunnel)).ok().flatten()?.source;
     let finding = |(id, node): (&NodeId, &Node)| {
         let source = source(node).filter(|source| *source != own.tunnel)?;
@@ -105,7 +125,25 @@ pub fn of_sources(net: &NodeNet, own: &OwnNode, view: &View) -> Vec<NodeFinding>
         );
         Some(NodeFinding { kind: NodeFindingKind::Tunnel, text })
     };
-    view.nodes().iter().filter_map(finding).collect()
+    let found: Vec<_> = view.nodes().iter().filter_map(finding).collect();
+    let dir = || peer::flow_owner(&context.registry).ok().flatten();
+    let is_said = || dir().and_then(|dir| tunnel_source(&dir).ok().flatten()) == Some(own.tunnel);
+    if found.is_empty() || is_said() { Vec::new() } else { found }
+}
+
+/// What the tunnel needs for VIPs' IPv6, where the network under it has less.
+pub fn of_underlay(state: &State, own: &OwnNode, view: &View) -> Option<NodeFinding> {
+    let has_ipv6 = state.own.values().any(|own| own.share.address6.is_some());
+    if !has_ipv6 || view.nodes().is_empty() {
+        return None;
+    }
+    let underlay = Underlay::read(&state.setup.net, own.tunnel).ok().flatten()?;
+    let least = underlay.lacks_for_ipv6()?;
+    let text = format!(
+        "the tunnel carries no packets of VIPs' IPv6: the network of {} has MTU {}, and they need {least}",
+        own.tunnel, underlay.mtu
+    );
+    Some(NodeFinding { kind: NodeFindingKind::Tunnel, text })
 }
 
 /// Of IPv6 addresses that differ may make one id, if very seldom.
@@ -141,12 +179,20 @@ fn of_seeds(gossip: &Gossip<'_>) -> BTreeSet<NodeFinding> {
             let text = format!("seed {seed} has another key: what it says is dropped");
             return NodeFinding { kind: NodeFindingKind::Key, text };
         }
-        NodeFinding {
-            kind: NodeFindingKind::Seed,
-            text: format!("seed {seed} has not answered since viprouted started"),
-        }
+        // A pod's gateway may be all that the node has of the seeds' family.
+        let has_way = !matches!(route::lookup(gossip.net, Packet::to(seed.ip())), Ok(None));
+        let why = if has_way { String::new() } else { no_way(seed.ip()) };
+        let text = format!("seed {seed} has not answered since viprouted started{why}");
+        NodeFinding { kind: NodeFindingKind::Seed, text }
     };
     silent.map(finding).collect()
+}
+
+fn no_way(seed: IpAddr) -> String {
+    format!(
+        ": this node has no route there by {}, and all nodes speak by the family of membership.seeds",
+        Family::of(seed).name()
+    )
 }
 
 #[cfg(test)]

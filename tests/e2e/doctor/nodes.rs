@@ -15,9 +15,13 @@ const GOSSIP: u16 = 8119;
 impl Patient {
     /// It knows node 2, as viprouted would have recorded it.
     fn knows_another(&self) {
-        let node = |number: u8| format!("192.0.2.{number}");
-        let own = json!({ "id": node(1), "name": "n1", "tunnel": node(1) });
-        let other = json!({ "id": node(2), "name": "n2", "number": 1, "tunnel": node(2), "state": "live" });
+        self.knows(["192.0.2.1", "192.0.2.2"]);
+    }
+
+    /// The same, by their ends of the tunnel.
+    fn knows(&self, [here, there]: [&str; 2]) {
+        let own = json!({ "id": "192.0.2.1", "name": "n1", "tunnel": here });
+        let other = json!({ "id": "192.0.2.2", "name": "n2", "number": 1, "tunnel": there, "state": "live" });
         let text = json!({ "schema": 2, "own": own, "nodes": [other] }).to_string();
         fs::write(format!("{}/nodes.json", self.node.data()), text).expect("write nodes.json");
     }
@@ -177,6 +181,25 @@ fn a_tunnel_of_another_mtu() {
     let found =
         patient.has("warning", "node n2 (192.0.2.2) is reached by narrow, whose MTU is 1300, and 192.0.2.1 has 1500");
     assert_eq!(found.cure, None);
+}
+
+/// VIPs' packets of IPv6 need 1,280 bytes in the tunnel, whose own headers are of IPv6 here.
+#[test]
+fn a_network_too_narrow_for_ipv6() {
+    let lan = Lan::new();
+    let node = Node::without_allocator(&lan, 1).with_ipv6(&lan);
+    let settings = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
+    let _sidecar = Sidecar::start(&node, settings);
+    let patient = Patient::on(lan, node, 1);
+    patient.node.ns.ip("link set eth0 mtu 1349");
+    patient.knows(["2001:db8::1", "2001:db8::2"]);
+    let what = "eth0 has MTU 1349, and viptun0 carries packets of VIPs' IPv6 over 1350 and more alone";
+    let found = until("it is found", SOON, || {
+        let findings = patient.findings();
+        findings.into_iter().find(|found| found.what == what && found.severity == "error")
+    });
+    patient.take(&found);
+    until("nothing is found any more", SOON, || patient.findings().is_empty().then_some(()));
 }
 
 /// What can't be asked is said, and doctor comes to its end.

@@ -39,11 +39,11 @@ fn dual(nodes: u8) -> (Scene, Netns) {
     (scene, client)
 }
 
-fn served(member: &Member, name: &str) -> (Pod, Crowd) {
+pub(super) fn served(member: &Member, name: &str) -> (Pod, Crowd) {
     served_as(member, name, &web())
 }
 
-fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
+pub(super) fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
     let mut pod = member.node.pod();
     name.clone_into(&mut pod.name);
     let server = Crowd::of_both(&pod, PORT);

@@ -1,10 +1,15 @@
-//! Nodes whose uplinks have addresses of IPv6 alone: gossip, echoes and the tunnel are of that.
+//! The network under the tunnel. Nodes whose uplinks have addresses of IPv6 alone: gossip, echoes and the tunnel are of that. And which
+//! address the tunnel's packets have as their source.
 
+use std::net::IpAddr;
+
+use aya::maps::{Array, Map, MapData};
 use viproute::internals::model::{Family, NodeId};
 
+use super::ipv6::served;
 use super::live::Live;
-use super::{Member, Scene, at, web};
-use crate::harness::{PATIENCE, SOON, until};
+use super::{CIDR6, Member, Scene, at, six, web};
+use crate::harness::{Netns, PATIENCE, SOON, attempt, until};
 
 #[test]
 fn nodes_that_have_ipv6_alone_break_nothing() {
@@ -79,12 +84,9 @@ fn what_keeps_nodes_apart_by_ipv6_is_named() {
         until(what, SOON, || n2.doctor().contains(what).then_some(()));
         n2.nft("delete table inet fw");
     }
-    // The kernel's own choice of a source is another address than the one that nodes know.
-    n2.node.ns.ip("addr add 2001:db8::22/64 dev eth0 nodad");
-    n2.node.ns.ip("route add 2001:db8::1/128 dev eth0 src 2001:db8::22");
-    n2.finds("has 2001:db8::22 as its source");
-    let found = n2.doctor();
-    assert!(found.contains("to node n1 (2001:db8::1) has 2001:db8::22 as its source"), "{found}");
+    // IPv6 needs 1,280 bytes in the tunnel.
+    n2.node.ns.ip("link set eth0 mtu 1349");
+    n2.finds("the network of 2001:db8::2 has MTU 1349, and they need 1350");
     drop(first);
 }
 
@@ -92,5 +94,68 @@ impl Member {
     fn nft(&self, rules: &str) {
         use crate::harness::Run;
         self.node.ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
+    }
+}
+
+/// What the kernel would send from is another address than the one by which others know the node: once that is deprecated, and another one
+/// isn't.
+#[test]
+fn a_node_whose_address_is_deprecated_serves_far_replicas() {
+    let scene = Scene::over(Family::V6, 2);
+    let client = scene.lan.client(50, &[]);
+    scene.lan.add_ipv6(&client, 50);
+    client.ip(&format!("route add {CIDR6} via 2001:db8::1"));
+    sends_from_its_own(&scene, (&client, six().into()), |n1| {
+        n1.node.ns.ip("addr add 2001:db8::11/64 dev eth0 nodad");
+        n1.node.ns.ip("addr change 2001:db8::1/64 dev eth0 preferred_lft 0");
+        "2001:db8::11"
+    });
+}
+
+#[test]
+fn so_does_one_of_ipv4_where_a_route_has_another_source() {
+    let scene = Scene::new(2);
+    let client = scene.lan.client(50, &["10.118.0.0/16 via 192.0.2.1"]);
+    sends_from_its_own(&scene, (&client, super::WEB.parse().expect("an address")), |n1| {
+        n1.node.ns.ip("addr add 192.0.2.11/24 dev eth0");
+        n1.node.ns.ip("route add 192.0.2.2/32 dev eth0 src 192.0.2.11");
+        "192.0.2.11"
+    });
+}
+
+/// Node 2 alone has replicas, which the client reaches by node 1. `prefer` has node 1's kernel choose another source.
+fn sends_from_its_own(scene: &Scene, (client, vip): (&Netns, IpAddr), prefer: impl FnOnce(&Member) -> &'static str) {
+    let [n1, n2] = &scene.members[..] else { unreachable!() };
+    let replica = served(n2, "two");
+    let serves = |what: &str| until(what, SOON, || (attempt(client, vip, 30).failed == 0).then_some(()));
+    serves("node 2 serves");
+    let other = prefer(n1);
+    let (to, from) = (at(2, n1.underlay), format!("src {other}"));
+    let family = if to.is_ipv6() { "-6" } else { "-4" };
+    let way = || n1.node.ns.ip(&format!("{family} route get {to}"));
+    until("the kernel prefers another source", SOON, || way().contains(&from).then_some(()));
+    assert_eq!(attempt(client, vip, 30).failed, 0, "new connections");
+    let finding = format!("has {other} as its source");
+    assert!(!n1.nodes()["findings"].to_string().contains(&finding) && !n1.doctor().contains(&finding));
+    // A kernel before 6.0 refuses a key with a source; then that is found.
+    n1.kernel_refuses_sources(true);
+    n1.finds(&finding);
+    let found = n1.doctor();
+    assert!(found.contains(&format!("to node n2 ({to}) {finding}")), "{found}");
+    assert_eq!(attempt(client, vip, 1).failed, 1, "node 2 drops it");
+    n1.kernel_refuses_sources(false);
+    serves("it serves again");
+    until("nothing is found", SOON, || (!n1.nodes()["findings"].to_string().contains(&finding)).then_some(()));
+    drop(replica);
+}
+
+impl Member {
+    /// As the programs note it when they have met with such a kernel.
+    fn kernel_refuses_sources(&self, refuses: bool) {
+        let map = MapData::from_pin(self.node.bpf_dir() + "/tunnel_end_v1").expect("the map");
+        let mut map: Array<_, [u32; 6]> = Map::Array(map).try_into().expect("its form");
+        let mut end = map.get(&0, 0).expect("read");
+        end[1] = refuses.into();
+        map.set(0, end, 0).expect("write");
     }
 }

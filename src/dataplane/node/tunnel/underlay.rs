@@ -6,6 +6,8 @@ use crate::model::Family;
 use crate::net::{self, NodeNet, address, link};
 use crate::registry::{Registry, nodes};
 
+/// On a narrower link the kernel has no IPv6 (RFC 8200, 5), bytes.
+pub(super) const LEAST_MTU_OF_IPV6: u32 = 1280;
 /// IPv4 and TCP headers without options.
 const HEADERS: u32 = 20 + 20;
 
@@ -48,6 +50,15 @@ impl Underlay {
     /// The longest packet that goes in one piece, bytes.
     pub fn whole(self) -> u32 {
         self.mtu.saturating_sub(overhead(self.family))
+    }
+
+    /// The MTU with which the tunnel carries packets of IPv6, where the network has less.
+    pub fn lacks_for_ipv6(self) -> Option<u32> {
+        let least = match self.family {
+            Family::V4 => LEAST_MTU_OF_IPV6,
+            Family::V6 => LEAST_MTU_OF_IPV6 + overhead(self.family),
+        };
+        (self.mtu < least).then_some(least)
     }
 
     /// The MTU of the tunnel's device. What is too long with the tunnel's headers goes in fragments of IPv4; of IPv6 the kernel makes none
