@@ -63,7 +63,7 @@ impl DhcpServer {
                 write_dnsmasq(&dir, "br0", RANGE, "2m", &extra);
             }
             Software::Kea => write_kea(&dir, lease_seconds, Some(KEA_POOL)),
-            Software::Kea6 => write_kea6(&dir, lease_seconds, KEA_POOL6),
+            Software::Kea6 => write_kea6(&dir, lease_seconds, (KEA_POOL6, DELEGATED6)),
             Software::Dhcpd => write_dhcpd(&dir, lease_seconds),
         }
         Self::start(software, lan, dir)
@@ -88,13 +88,18 @@ impl DhcpServer {
     pub fn kea6(lan: &Lan, lease_seconds: u32, pool: &str) -> Self {
         let dir = TempDir::new();
         lan.has_ipv6();
-        write_kea6(&dir, lease_seconds, pool);
+        write_kea6(&dir, lease_seconds, (pool, DELEGATED6));
         Self::start(Software::Kea6, lan, dir)
     }
 
     /// While it is stopped: it has another pool from now on.
     pub fn change_pool6(&self, lease_seconds: u32, pool: &str) {
-        write_kea6(&self.dir, lease_seconds, pool);
+        write_kea6(&self.dir, lease_seconds, (pool, DELEGATED6));
+    }
+
+    /// The same with other 48 bits to delegate prefixes of.
+    pub fn change_delegated6(&self, lease_seconds: u32, delegated: &str) {
+        write_kea6(&self.dir, lease_seconds, (KEA_POOL6, delegated));
     }
 
     /// dnsmasq for both families, with leases of two minutes, its own limit.
@@ -256,7 +261,7 @@ fn write_kea(dir: &TempDir, lease_seconds: u32, pool: Option<&str>) {
     fs::write(dir.file("kea.conf"), config).expect("write kea.conf");
 }
 
-fn write_kea6(dir: &TempDir, lease_seconds: u32, pool: &str) {
+fn write_kea6(dir: &TempDir, lease_seconds: u32, (pool, delegated): (&str, &str)) {
     let (renew, rebind) = (lease_seconds / 2, lease_seconds * 7 / 8);
     let config = format!(
         r#"{{ "Dhcp6": {{
@@ -265,7 +270,7 @@ fn write_kea6(dir: &TempDir, lease_seconds: u32, pool: &str) {
             "preferred-lifetime": {rebind}, "valid-lifetime": {lease_seconds},
             "renew-timer": {renew}, "rebind-timer": {rebind},
             "subnet6": [ {{ "id": 1, "subnet": "2001:db8::/64", "interface": "br0", "pools": [ {{ "pool": "{pool}" }} ],
-                           "pd-pools": [ {{ "prefix": "{DELEGATED6}", "prefix-len": 48, "delegated-len": 60 }} ] }},
+                           "pd-pools": [ {{ "prefix": "{delegated}", "prefix-len": 48, "delegated-len": 60 }} ] }},
                          {{ "id": 99, "subnet": "{RELAYED6}/64",
                            "pools": [ {{ "pool": "2001:db8:99::100 - 2001:db8:99::110" }} ] }} ],
             "loggers": [ {{ "name": "kea-dhcp6", "severity": "INFO",

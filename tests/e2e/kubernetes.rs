@@ -12,6 +12,7 @@ mod named;
 mod policies;
 mod pools;
 mod ports;
+mod server;
 mod sharing;
 
 use std::net::Ipv4Addr;

@@ -88,7 +88,8 @@ pub async fn client(settings: &Kubernetes, place: &Place) -> Result<kube::Client
     if let Some(address) = at {
         // The certificate is for the name, or for the Service's address.
         config.tls_server_name.get_or_insert(host);
-        let server = format!("https://{address}");
+        let (scheme, path) = (config.cluster_url.scheme_str().unwrap_or("https"), config.cluster_url.path());
+        let server = format!("{scheme}://{address}{path}");
         config.cluster_url = server.parse().map_err(|_| Error::Server(server))?;
     }
     build(config)

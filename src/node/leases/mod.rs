@@ -364,14 +364,18 @@ impl Daemon {
         }
     }
 
-    /// The addresses that are to be answered for on the link now, each with its VIP: those of a delegated prefix the router leads here.
+    /// The addresses that are to be answered for on the link now, each with its VIP.
     fn announced(&self) -> impl Iterator<Item = (IpAddr, &VipKey)> {
         let all = self.v4.state.announced().flat_map(|(address, vip)| {
             let beside = self.beside.get(vip).into_iter().flatten().copied();
             std::iter::once(address).chain(beside).map(move |address| (address, vip))
         });
-        let delegated = self.delegation.as_ref().and_then(|delegation| delegation.network).map(IpNetwork::V6);
-        all.filter(move |(address, _)| delegated.is_none_or(|network| !network.contains(*address)))
+        all.filter(|(address, vip)| !self.is_led_here(vip, *address))
+    }
+
+    /// The router leads the addresses of a delegated prefix here, also those of one that VIPs are about to leave.
+    fn is_led_here(&self, vip: &VipKey, address: IpAddr) -> bool {
+        self.delegation.is_some() && address.is_ipv6() && !self.settings.beside.pins.contains_key(vip)
     }
 
     /// Publishes them.

@@ -1,14 +1,14 @@
 //! What pods and machines on the LAN may try.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use viproute::internals::ebpf::{ExpressCounts, Maps};
 
-use super::{Flow, SILENCE, Switch, Talk, joining, nft, service, since};
-use crate::harness::segment::{self, SYN};
-use crate::harness::{Echo, PORT, Run, Service};
+use super::{Flow, SILENCE, Switch, Talk, goes_straight_to, joining, nft, service, service6, since};
+use crate::harness::segment::{self, ACK, SYN, datagram};
+use crate::harness::{Echo, Join, Netns, PORT, Pod, Run, SOON, Service, scaled, unspecified, until};
 
 /// A rule for one client alone doesn't stop another one's flows, nor does it let the first one's through.
 #[test]
@@ -135,5 +135,99 @@ fn a_syn_draws_no_packet_of_another_replicas_connection() {
             thread::sleep(Duration::from_millis(5));
             assert_eq!(talk.ask(), *name, "round {round}");
         }
+    }
+}
+
+/// What a replica of its own address sends, or what others send as if it had.
+struct Own<'a> {
+    service: &'a Service,
+    switch: &'a Switch<'a>,
+    pod: &'a Pod,
+    address: IpAddr,
+}
+
+impl Own<'_> {
+    /// The pod with CAP_NET_RAW, by its own interface, and anybody on the LAN.
+    fn senders(&self) -> [(&'static str, &Netns); 2] {
+        [("the pod", &self.pod.ns), ("the LAN", &self.service.client)]
+    }
+
+    /// That nothing of ten such packets goes straight, and `arrives` says so of each.
+    fn by_the_stack(&self, vip: IpAddr, (protocol, payload): (u8, &[u8]), arrives: &mut dyn FnMut(&str)) {
+        for (from, ns) in self.senders() {
+            let before = self.switch.counts();
+            for _ in 0..10 {
+                segment::send_packet(ns, (self.address, vip), protocol, payload);
+                arrives(from);
+            }
+            assert_eq!(since(self.switch.counts(), before), (0, 0), "protocol {protocol} from {from} to {vip}");
+        }
+    }
+
+    /// A datagram from a port of the pod's, where a socket may have sent it, comes to the server from the one that stands in for the pod. Once
+    /// that socket has gone, it is dropped.
+    fn datagrams(&self, vip: IpAddr) {
+        let server = self.pod.ns.run(|| UdpSocket::bind((unspecified(vip), PORT))).expect("a server's socket");
+        server.set_read_timeout(Some(scaled(SOON))).expect("a time limit");
+        let address = self.address;
+        let caller = self.pod.ns.run(|| UdpSocket::bind((address, 0))).expect("a caller's socket");
+        let from = caller.local_addr().expect("an address");
+        let payload = datagram(from, SocketAddr::new(vip, PORT), b"who");
+        self.by_the_stack(vip, (17, &payload), &mut |sender| {
+            let (_, source) = server.recv_from(&mut [0; 64]).unwrap_or_else(|error| panic!("of {sender}: {error}"));
+            assert!(source.ip() != address && source.port() == from.port(), "of {sender}: {source}");
+        });
+        drop(caller);
+        let (mut dropped, count) = (self.service.counter("own_source"), || self.service.counter("own_source"));
+        self.by_the_stack(vip, (17, &payload), &mut |_| {
+            dropped = until("it is dropped", SOON, || Some(count()).filter(|now| *now > dropped));
+        });
+    }
+
+    /// Segments of a connection that the pod has with itself.
+    fn segments(&self, vip: IpAddr) {
+        let mut own = Talk::with(&self.pod.ns, vip);
+        assert_eq!(own.ask(), self.pod.name);
+        let from = own.0.local_addr().expect("an address");
+        assert_eq!(from.ip(), self.address);
+        let payload = segment::segment(from, SocketAddr::new(vip, PORT), ACK);
+        self.by_the_stack(vip, (6, &payload), &mut |_| {});
+        assert_eq!(own.ask(), self.pod.name);
+    }
+
+    /// By `vip0`, to the client of a flow that goes straight: the pod's own address is no VIP's.
+    fn by_vip0(&self, client: SocketAddr) {
+        let family = if client.is_ipv4() { "-4" } else { "-6" };
+        let rule = format!("{family} rule add to {} lookup 118 pref 50", client.ip());
+        self.pod.ns.ip(&rule);
+        let payload = datagram(SocketAddr::new(self.address, PORT), client, b"x");
+        let (before, spoofed) = (self.switch.counts(), self.service.counter("spoofed"));
+        for _ in 0..10 {
+            segment::send_packet(&self.pod.ns, (self.address, client.ip()), 17, &payload);
+        }
+        until("all are counted", SOON, || (self.service.counter("spoofed") - spoofed == 10).then_some(()));
+        assert_eq!(since(self.switch.counts(), before), (0, 0), "none of it went straight");
+        self.pod.ns.ip(&rule.replace("add", "del"));
+    }
+}
+
+/// Whether the pod has sent it is asked of each packet that comes from a replica's own address, and its source is exchanged: what went straight
+/// would be asked nothing. So it doesn't, even by devices where express takes packets from the pod.
+#[test]
+fn nothing_from_a_replicas_own_address_goes_straight() {
+    let (service, vip6) = service6(&Join::annotated("web"), 1);
+    let pod = &service.pods[0];
+    let switch = Switch::on(&service.node);
+    let device = service.node.ns.ip_json(&format!("route get {}", pod.address()))[0]["dev"].clone();
+    switch.attach(device.as_str().expect("a device"));
+    for (vip, address) in [(service.vip.into(), pod.address().into()), (vip6, pod.address6().into())] {
+        let own = Own { service: &service, switch: &switch, pod, address };
+        goes_straight_to(&service.client, vip, &switch);
+        own.datagrams(vip);
+        own.segments(vip);
+        let client = service.client.run(|| UdpSocket::bind((unspecified(vip), 0))).expect("a socket");
+        client.connect((vip, PORT)).expect("connect");
+        own.by_vip0(client.local_addr().expect("an address"));
+        goes_straight_to(&service.client, vip, &switch);
     }
 }

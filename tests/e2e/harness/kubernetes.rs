@@ -4,7 +4,7 @@ mod faults;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,7 @@ use super::Node;
 /// The API on a node.
 pub struct KubeApi {
     listener: TcpListener,
-    port: u16,
+    pub at: SocketAddr,
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
 }
@@ -62,11 +62,19 @@ const KINDS: [&str; 7] = [
     "/apis/networking.k8s.io/v1/servicecidrs",
 ];
 
+/// What paths may begin with, as those of a server that leads to several clusters' do.
+pub const BEHIND: &str = "/clusters/c1";
+
 impl KubeApi {
     /// Listens on the node itself.
     pub fn start(node: &Node) -> Self {
-        let listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("an API on the node");
-        let port = listener.local_addr().expect("its address").port();
+        Self::start_at(node, Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Listens on an address of the node's.
+    pub fn start_at(node: &Node, address: IpAddr) -> Self {
+        let listener = node.ns.run(|| TcpListener::bind((address, 0))).expect("an API on the node");
+        let at = listener.local_addr().expect("its address");
         let state = Arc::new(State::default());
         state.held.lock().unwrap().cluster = "c1".into();
         let (accepting, shared) = (listener.try_clone().expect("a second descriptor"), state.clone());
@@ -76,22 +84,27 @@ impl KubeApi {
                 thread::spawn(move || serve(&stream, &state));
             }
         });
-        let api = Self { listener, port, state, thread: Some(thread) };
+        let api = Self { listener, at, state, thread: Some(thread) };
         api.set(&json!({ "kind": "Service", "metadata": { "namespace": "default", "name": "kubernetes", "uid": "api" }, "spec": {} }));
         api
     }
 
     /// viprouted's table for it; the credentials go into the node's directory.
     pub fn settings(&self, node: &Node) -> String {
+        self.settings_of(node, "n1", &self.at.to_string())
+    }
+
+    /// The same of a node of that name, to which the API is at that host and port.
+    pub fn settings_of(&self, node: &Node, name: &str, at: &str) -> String {
         let kubeconfig = node.dir.file("kubeconfig");
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{ "name": "c", "cluster": { "server": format!("http://127.0.0.1:{}", self.port) } }],
+            "clusters": [{ "name": "c", "cluster": { "server": format!("http://{at}") } }],
             "users": [{ "name": "u", "user": {} }],
             "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
         });
         std::fs::write(&kubeconfig, text.to_string()).expect("write a kubeconfig");
-        format!("[kubernetes]\nenabled = true\nkubeconfig = {kubeconfig:?}\nnode = \"n1\"\n")
+        format!("[kubernetes]\nenabled = true\nkubeconfig = {kubeconfig:?}\nnode = {name:?}\n")
     }
 
     /// An object as it is now.
@@ -245,6 +258,7 @@ fn answer(stream: &TcpStream, state: &State, (method, target): (&str, &str), bod
         }
         held.requests.push(format!("{method} {path}"));
     }
+    let path = path.strip_prefix(BEHIND).unwrap_or(path);
     let kind = KINDS.into_iter().find(|kind| *kind == path);
     let refused = kind.and_then(|kind| state.held.lock().unwrap().refused.get(kind).copied());
     if let Some(code) = refused.filter(|_| method == "GET") {

@@ -47,7 +47,7 @@ pub use flows::{Flows, hear};
 pub use http::{HttpServer, SILENCE};
 pub use join::{CAPABILITY, Join};
 pub use kill::killed_after;
-pub use kubernetes::KubeApi;
+pub use kubernetes::{BEHIND, KubeApi};
 pub use lan::{GATEWAY, Lan};
 pub use load::{Connection, Load, Tally};
 pub use machine::Machine;

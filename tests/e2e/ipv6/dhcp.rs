@@ -301,3 +301,50 @@ fn both_families_are_leased_of_one_server() {
     assert!(known, "{duid} in {:?}", server.leases());
     drop(taken);
 }
+
+/// Each asks for itself, as one client of the server's: both have the address, and neither takes the other for a stranger.
+#[test]
+fn nodes_that_list_each_other_lease_the_same_address() {
+    let settings = format!(
+        "hold = \"1s\"\ncluster = \"blue\"\npeers = [\"192.0.2.1\", \"192.0.2.2\", \"2001:db8::1\", \"2001:db8::2\"]\n{POOL}\n\
+         [[pin]]\nvip = \"default/web\"\naddress = \"10.118.0.7\""
+    );
+    for (name, serve) in servers() {
+        let (scene, server) = Scene::new(&settings, serve);
+        let node = Node::without_allocator(&scene.lan, 2);
+        scene.lan.add_ipv6(&node.ns, 2);
+        let sidecar = Sidecar::start(&node, &settings);
+        let (first, address) = scene.joined();
+        until("the first node answers for it", SOON, || answers(&scene.node, address));
+        let second = node.joined(&web());
+        assert_eq!(second.vips6(), [address], "{name}");
+        until("so does the second", SOON, || answers(&node, address));
+        until("the server has one on its list", SOON, || (leased(&server) == 1).then_some(()));
+        let _servers = [Crowd::of_both(&first, PORT), Crowd::of_both(&second, PORT)];
+        let clients = [1, 2].map(|number| {
+            let client = scene.lan.client(50 + number, &[]);
+            scene.lan.add_ipv6(&client, 50 + number);
+            client.ip(&format!("route add {address}/128 via 2001:db8::{number}"));
+            client
+        });
+        for (client, pod) in clients.iter().zip([&first, &second]) {
+            assert!(connect(client, address, 10).names.keys().eq([&pod.name]), "{name}");
+        }
+        let mut flows = Flows::open("the second's client", &clients[1], address, 10);
+        // The first node's last replica leaves: the address is the second's still, so that it isn't given back.
+        scene.node.remove(&first, &web());
+        until("the first node has no lease any more", PATIENCE, || scene.lease(address).is_none().then_some(()));
+        assert_eq!(leased(&server), 1, "{name}");
+        flows.ask();
+        flows.hear();
+        assert_eq!(flows.complaint(&[]), None, "{name}");
+        node.check(&second, &web()).ok();
+        let labels = [("namespace", "default"), ("vip", "web")];
+        assert_eq!(Page::of(&node).value("viproute_address_claims_total", &labels), 0, "{}", sidecar.daemon.log());
+    }
+}
+
+/// Whether the node answers neighbours that ask for the address.
+fn answers(node: &Node, address: Ipv6Addr) -> Option<()> {
+    node.ns.ip("-6 neigh show proxy").contains(&address.to_string()).then_some(())
+}

@@ -285,3 +285,34 @@ fn doctor_finds_what_keeps_it_from_answering() {
     assert!(found.contains("net.ipv6.conf.all.proxy_ndp is 0, not 1"), "{found}");
     until("it is set again", SOON, || (scene.node.ns.sysctl("net/ipv6/conf/all/proxy_ndp") == "1").then_some(()));
 }
+
+/// The link that VIPs are answered for on is the default route's: that of IPv4, and of a node that has none that of IPv6.
+#[test]
+fn without_a_default_route_of_ipv4_that_of_ipv6_names_the_link() {
+    let (lan, other) = (Lan::new(), Lan::new());
+    let node = Node::without_allocator(&lan, 1);
+    other.ns.ip("addr add 2001:db8:2::fe/64 dev br0 nodad");
+    other.ns.ip(&format!("link add name second type veth peer name eth1 netns {}", node.ns.path()));
+    other.ns.ip("link set second master br0 up");
+    node.ns.ip("link set eth1 up");
+    node.ns.ip("addr add 2001:db8:2::1/64 dev eth1 nodad");
+    node.ns.ip("-4 route del default");
+    node.ns.ip("-6 route add default via 2001:db8:2::fe dev eth1");
+    let sidecar = Sidecar::start(&node, LAN);
+    let _pod = node.joined(&web());
+    let is_on = |link: &str, why: &str| {
+        until(&format!("{why}: VIPs are answered for on {link}"), LONG, || {
+            let shown = ["-4", "-6"].map(|family| node.ns.ip(&format!("{family} neigh show proxy")));
+            let is_it = |shown: &String| shown.lines().count() == 1 && shown.contains(&format!("dev {link} "));
+            shown.iter().all(is_it).then_some(())
+        });
+    };
+    is_on("eth1", "IPv6 alone has a default route");
+    node.ns.ip("-4 route add default via 192.0.2.254 dev eth0");
+    is_on("eth0", "IPv4 has one, too");
+    sidecar.stop();
+    let _sidecar = Sidecar::start(&node, LAN);
+    is_on("eth0", "after a restart");
+    node.ns.ip("-4 route del default");
+    is_on("eth1", "IPv4 has none any more");
+}

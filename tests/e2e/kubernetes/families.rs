@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{RANGE, Scene, pod_object, service, slice, uid};
-use crate::harness::{Connection, Crowd, DhcpServer, KEA_POOL6, LONG, Netns, PORT, Pod, SOON, until};
+use super::{RANGE, Scene, pod_object, registered, service, slice, uid};
+use crate::harness::{
+    Connection, Crowd, DhcpServer, KEA_POOL6, KubeApi, LONG, Lan, Netns, Node, PORT, Pod, Run, SOON, Sidecar, TempDir,
+    quiet, until,
+};
+use crate::nodes::new_key;
 
 const BOTH: &str = "cidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
 /// A connection that isn't taken is refused, or isn't answered at all.
@@ -30,7 +34,11 @@ fn becomes(scene: &Scene, families: &[&str], policy: &str) {
 }
 
 fn addresses(scene: &Scene) -> Vec<String> {
-    let service = scene.api.get(&service("s1"));
+    addresses_of(&scene.api)
+}
+
+fn addresses_of(api: &KubeApi) -> Vec<String> {
+    let service = api.get(&service("s1"));
     let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
     ingress.iter().filter_map(|entry| entry["ip"].as_str().map(str::to_owned)).collect()
 }
@@ -213,4 +221,100 @@ fn a_server_of_one_family_serves_that() {
     scene.waits_for(&[(0, "ready")]);
     assert!(!scene.api.reasons().contains(&"NotListening".to_owned()), "{:?}", scene.api.reasons());
     scene.ends();
+}
+
+/// A node of several that know each other, with a pod that the runtime has named, and a server of both families in it.
+struct Member {
+    _server: Crowd,
+    sidecar: Sidecar,
+    pod: Pod,
+    node: Node,
+}
+
+impl Member {
+    fn new(node: Node, api: &KubeApi, key: &str) -> Self {
+        let name = format!("n{}", node.address().octets()[3]);
+        let settings = format!(
+            "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]\n\
+             [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nkey_file = {key:?}\nname = {name:?}\n{}",
+            api.settings_of(&node, &name, &api.at.to_string())
+        );
+        let sidecar = Sidecar::start(&node, &settings);
+        let mut pod = node.pod();
+        pod.name = format!("on-{name}");
+        node.add(&pod, &registered()).ok();
+        let mut object = pod_object(&pod, &json!({}));
+        object["spec"]["nodeName"] = json!(name);
+        api.set(&object);
+        Self { _server: Crowd::of_both(&pod, PORT), sidecar, pod, node }
+    }
+
+    /// What it does about the VIP, as far as it is told: its log without what is said of DHCP's tries.
+    fn works(&self) -> Vec<String> {
+        let log = self.sidecar.daemon.log();
+        log.lines().filter(|line| line.contains("default/web")).map(str::to_owned).collect()
+    }
+
+    /// For what the Service waits, as this node sees it, and the VIP's leases that it keeps for that.
+    fn waits(&self) -> (Value, usize) {
+        let [services, leases] = ["kubernetes", "leases"].map(|asked| self.sidecar.ask(&json!({ asked: {} })));
+        let leases = leases["leases"].as_array().cloned().unwrap_or_default();
+        let kept = leases.iter().filter(|lease| lease["left"].is_null()).count();
+        (services["services"][0]["waits"].clone(), kept)
+    }
+
+    fn events(&self) -> String {
+        self.node.ctl().args(["events", "--vip", "default/web"]).finish("").stdout
+    }
+}
+
+/// One of them asks for the addresses, and the other waits for what it says; none does anything again and again meanwhile.
+#[test]
+fn nodes_that_know_each_other_wait_for_ipv6_and_serve_it_together() {
+    let (lan, dir) = (Lan::new(), TempDir::new());
+    let nodes = [1, 2].map(|number| Node::without_allocator(&lan, number));
+    for (node, number) in nodes.iter().zip([1, 2]) {
+        lan.add_ipv6(&node.ns, number);
+    }
+    let (api, key) = (KubeApi::start_at(&nodes[0], nodes[0].address().into()), new_key(&dir, "membership.key"));
+    let members = nodes.map(|node| Member::new(node, &api, &key));
+    api.set(&of(&["IPv6", "IPv4"], "RequireDualStack"));
+    let mut endpoints = slice(&[(&members[0].pod, true), (&members[1].pod, true)]);
+    endpoints["endpoints"][1]["nodeName"] = json!("n2");
+    api.set(&endpoints);
+    until("an Event says what is missing", SOON, || {
+        api.events().iter().any(|(reason, note)| reason == "NoAddress" && note.contains("none of ipv6")).then_some(())
+    });
+    let waiting = || {
+        for member in &members {
+            let both = (json!("its VIP has no address of IPv6"), 1);
+            until("each node knows what is missing", SOON, || (member.waits() == both).then_some(()));
+        }
+    };
+    waiting();
+    let said = || members.each_ref().map(|member| (member.works(), member.events()));
+    quiet("what both do about the VIP", || (said(), api.writes()));
+    // Whatever happens meanwhile.
+    for port in 9001..9004 {
+        let more = json!({ "name": "more", "port": port, "protocol": "TCP" });
+        endpoints["ports"].as_array_mut().expect("ports").push(more);
+        api.set(&endpoints);
+        waiting();
+    }
+    for member in &members {
+        assert!(member.pod.vips().is_empty(), "{:?}", member.works());
+    }
+    let _server = DhcpServer::kea6(&lan, 600, KEA_POOL6);
+    let leased = until("an address is leased", LONG, || addresses_of(&api).first().cloned());
+    assert_eq!(addresses_of(&api)[1..], [FOUR.to_owned()], "with that of IPv4");
+    let client = lan.client(50, &[&format!("{RANGE} via 192.0.2.1")]);
+    lan.add_ipv6(&client, 50);
+    client.ip(&format!("route add {leased}/128 via 2001:db8::2"));
+    for address in [leased.as_str(), FOUR] {
+        for member in &members {
+            let mut is_its = || name(&client, address).filter(|name| *name == member.pod.name);
+            until(&format!("{} answers at {address}", member.pod.name), SOON, &mut is_its);
+        }
+    }
+    quiet("what both do about the VIP that they serve", || (said(), api.writes()));
 }

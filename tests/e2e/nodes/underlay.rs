@@ -8,8 +8,8 @@ use viproute::internals::model::{Family, NodeId};
 
 use super::ipv6::served;
 use super::live::Live;
-use super::{CIDR6, Member, Scene, at, six, web};
-use crate::harness::{Netns, PATIENCE, SOON, attempt, until};
+use super::{CIDR6, Member, Scene, at, new_key, six, web};
+use crate::harness::{Lan, Netns, Node, PATIENCE, SOON, Sidecar, TempDir, attempt, until};
 
 #[test]
 fn nodes_that_have_ipv6_alone_break_nothing() {
@@ -157,5 +157,56 @@ impl Member {
         let mut end = map.get(&0, 0).expect("read");
         end[1] = refuses.into();
         map.set(0, end, 0).expect("write");
+    }
+}
+
+/// Where a node that isn't told by `membership.listen` is known, with what it has now.
+fn known_as(node: &Node, key: &str, seeds: &[&str]) -> String {
+    let settings = format!("backend = \"pool\"\n[membership]\nname = \"n1\"\nkey_file = {key:?}\nseeds = {seeds:?}");
+    let sidecar = Sidecar::start(node, &settings);
+    let own = until("it is recorded", SOON, || {
+        let text = std::fs::read_to_string(format!("{}/nodes.json", node.data())).ok()?;
+        let recorded: serde_json::Value = serde_json::from_str(&text).ok()?;
+        recorded["own"]["tunnel"].as_str().map(str::to_owned)
+    });
+    sidecar.stop();
+    std::fs::remove_file(format!("{}/nodes.json", node.data())).expect("remove nodes.json");
+    own
+}
+
+/// By IPv4 as long as there is such an address: the default route's source, or the first address of its link.
+#[test]
+fn a_node_with_addresses_of_both_families_is_known_by_ipv4() {
+    let (lan, dir) = (Lan::new(), TempDir::new());
+    let (node, key) = (Node::without_allocator(&lan, 1).with_ipv6(&lan), new_key(&dir, "membership.key"));
+    node.ns.ip("addr add 192.0.2.71/24 dev eth0");
+    node.ns.ip("addr add 2001:db7::1/64 dev eth0 nodad");
+    assert_eq!(known_as(&node, &key, &[]), "192.0.2.1");
+    node.ns.ip("-4 route replace default via 192.0.2.254 src 192.0.2.71");
+    assert_eq!(known_as(&node, &key, &[]), "192.0.2.71");
+    // Seeds say by which family nodes speak.
+    assert_eq!(known_as(&node, &key, &["2001:db8::3"]), "2001:db8::1");
+    assert_eq!(known_as(&node, &key, &["192.0.2.3"]), "192.0.2.71");
+}
+
+/// Of IPv6 it is an address that stays, though the kernel itself would call from another one.
+#[test]
+fn no_temporary_or_deprecated_address_is_a_nodes_own() {
+    let (lan, dir) = (Lan::new(), TempDir::new());
+    let (node, key) = (Node::without_allocator(&lan, 9), new_key(&dir, "membership.key"));
+    lan.has_ipv6();
+    node.ns.ip("-4 addr flush dev eth0");
+    node.ns.set_sysctl("net/ipv6/conf/eth0/accept_dad", "0");
+    node.ns.set_sysctl("net/ipv6/conf/eth0/use_tempaddr", "2");
+    // The kernel makes a temporary one beside it.
+    node.ns.ip("addr add 2001:db8::9/64 dev eth0 mngtmpaddr nodad");
+    node.ns.ip("addr add 2001:db8::2/64 dev eth0 nodad preferred_lft 0");
+    node.ns.ip("route add default via 2001:db8::fe");
+    until("the kernel calls from the temporary one", SOON, || {
+        let source = node.ns.ip_json("route get 2001:db8::3")[0]["prefsrc"].as_str()?.to_owned();
+        node.ns.ip("-6 addr show dev eth0 temporary").contains(&source).then_some(())
+    });
+    for seeds in [&["2001:db8::3"][..], &[]] {
+        assert_eq!(known_as(&node, &key, seeds), "2001:db8::9", "{seeds:?}");
     }
 }
