@@ -147,7 +147,7 @@ struct Own<'a> {
 }
 
 impl Own<'_> {
-    /// The pod with CAP_NET_RAW, by its own interface, and anybody on the LAN.
+    /// The pod with `CAP_NET_RAW`, by its own interface, and anybody on the LAN.
     fn senders(&self) -> [(&'static str, &Netns); 2] {
         [("the pod", &self.pod.ns), ("the LAN", &self.service.client)]
     }

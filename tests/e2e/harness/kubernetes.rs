@@ -91,11 +91,11 @@ impl KubeApi {
 
     /// viprouted's table for it; the credentials go into the node's directory.
     pub fn settings(&self, node: &Node) -> String {
-        self.settings_of(node, "n1", &self.at.to_string())
+        Self::settings_of(node, "n1", &self.at.to_string())
     }
 
     /// The same of a node of that name, to which the API is at that host and port.
-    pub fn settings_of(&self, node: &Node, name: &str, at: &str) -> String {
+    pub fn settings_of(node: &Node, name: &str, at: &str) -> String {
         let kubeconfig = node.dir.file("kubeconfig");
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",

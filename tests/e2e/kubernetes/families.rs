@@ -237,7 +237,7 @@ impl Member {
         let settings = format!(
             "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]\n\
              [membership]\nseeds = [\"192.0.2.1\", \"192.0.2.2\"]\nkey_file = {key:?}\nname = {name:?}\n{}",
-            api.settings_of(&node, &name, &api.at.to_string())
+            KubeApi::settings_of(&node, &name, &api.at.to_string())
         );
         let sidecar = Sidecar::start(&node, &settings);
         let mut pod = node.pod();

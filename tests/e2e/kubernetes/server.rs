@@ -17,7 +17,7 @@ fn a_servers_name_may_lead_to_it_by_ipv6() {
         fs::write(&hosts, format!("127.0.0.1 localhost\n{names}\n")).expect("write the names");
         let script = format!("mount --bind {hosts} /etc/hosts && exec \"$@\"");
         let options = ["--mount", "sh", "-c", &script, "sh"];
-        let kubernetes = api.settings_of(&node, "n1", &format!("api.example:{}{BEHIND}", api.at.port()));
+        let kubernetes = KubeApi::settings_of(&node, "n1", &format!("api.example:{}{BEHIND}", api.at.port()));
         let settings = format!("backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n{kubernetes}");
         let sidecar = Sidecar::run_by("unshare", &options, &node, &settings);
         api.set(&service("s1"));
