@@ -48,9 +48,9 @@ impl Echo {
             setsockopt(&fd, sockopt::IpFreebind, &true).expect("IP_FREEBIND");
             setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).expect("SO_RCVBUFFORCE");
             // A program that another test starts has all descriptors of this one until it begins, that of the pod's last server too.
-            until("the port is free", SOON, || match bind(fd.as_raw_fd(), &SockaddrStorage::from(at)) {
-                Err(Errno::EADDRINUSE) => None,
-                bound => Some(bound.expect("bind to the VIP")),
+            until("the port is free", SOON, || {
+                let bound = bind(fd.as_raw_fd(), &SockaddrStorage::from(at));
+                (bound != Err(Errno::EADDRINUSE)).then(|| bound.expect("bind to the VIP"))
             });
             fd
         });
