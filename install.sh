@@ -401,7 +401,7 @@ do_bench() {
 bench_kubernetes() {
     cluster_parts
     packaging/build.sh "$(uname -m)"
-    VIPROUTE_PROGRAMS=$PWD/dist/bin-$(uname -m) VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} cargo test --test kubernetes -- --ignored --nocapture beside::
+    VIPROUTE_PROGRAMS=$PWD/dist/bin-$(uname -m) VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3} RUST_TEST_THREADS=1 cargo test --test kubernetes -- --ignored --nocapture beside::
 }
 
 do_test() {
@@ -431,7 +431,7 @@ do_test() {
     check shellcheck install.sh tests/kernels.sh tests/previous.sh tests/debian.sh tests/containerd2.sh tests/kubernetes.sh tests/helm.sh tests/metallb.sh tests/go.sh packaging/*.sh packaging/deb/p* .ci/run
     check cargo fmt --check
     # Tests wait more than they work. As many share a processor, what they wait for may take its time.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((5 * $(nproc) / 2))} VIPROUTE_TEST_PATIENCE=${VIPROUTE_TEST_PATIENCE:-3}
     check cargo test --no-run
     start_builds $cluster
     say "== cargo test"

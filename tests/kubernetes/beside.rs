@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod coming;
+mod costs;
 mod many;
 mod metallb;
 mod moves;

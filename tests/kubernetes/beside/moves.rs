@@ -71,7 +71,7 @@ fn link(stage: &mut Stage, column: &mut Column) {
 
 impl Stage {
     /// Which node answers ARP for the VIP.
-    fn announcer(&self) -> usize {
+    pub(super) fn announcer(&self) -> usize {
         until("a node answers ARP", PATIENCE, || {
             self.forget();
             self.cluster.client.run(|| std::net::TcpStream::connect((self.vip, crate::harness::PORT)).ok())?;
