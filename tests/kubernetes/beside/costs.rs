@@ -20,6 +20,7 @@ fn e_costs() {
 
 /// A pod of the Service's.
 struct Replica {
+    node: String,
     name: String,
     address: IpAddr,
 }
@@ -28,28 +29,27 @@ impl Stage {
     fn costs(&self) -> Column {
         let mut column = Column::new(self.contender.title());
         let announcer = self.cluster.workers[self.announcer()].name.clone();
-        let (near, far): (Vec<_>, _) = self.replicas().into_iter().partition(|(node, _)| *node == announcer);
+        let (near, far): (Vec<_>, Vec<_>) = self.replicas().into_iter().partition(|replica| replica.node == announcer);
         for (line, pods) in [("a pod of the node that answers ARP", near), ("a pod of the other node", far)] {
-            let ratio = self.ratio(pods.into_iter().map(|(_, replica)| replica).collect());
+            let ratio = self.ratio(&pods);
             column.say(line, ratio.map_or_else(|| "none has a connection".to_owned(), |ratio| format!("{ratio:.2} ×")));
         }
         column
     }
 
-    /// Each with its node.
-    fn replicas(&self) -> Vec<(String, Replica)> {
+    fn replicas(&self) -> Vec<Replica> {
         let pods = self.cluster.control.get(&["pods", "--selector=app=web"]);
         let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
         let pods = pods["items"].as_array().expect("pods").iter().map(|pod| {
             let address = text(&pod["status"]["podIP"]).parse().expect("an address");
-            (text(&pod["spec"]["nodeName"]), Replica { name: text(&pod["metadata"]["name"]), address })
+            Replica { node: text(&pod["spec"]["nodeName"]), name: text(&pod["metadata"]["name"]), address }
         });
         pods.collect()
     }
 
     /// How many requests by the VIP cost as much as one to the pod's own address: the median of the rounds. None: none of these pods has a
     /// connection by the VIP.
-    fn ratio(&self, pods: Vec<Replica>) -> Option<f64> {
+    fn ratio(&self, pods: &[Replica]) -> Option<f64> {
         let open =
             |to: IpAddr| self.cluster.client.run(|| Connection::open(SocketAddr::new(to, PORT)).expect("a connection"));
         let (mut by_vip, pod) = (0..CONNECTIONS).find_map(|_| {
