@@ -124,8 +124,7 @@ IN_TURN(ask_some, (struct __sk_buff *skb, struct packet *p, struct vip *v, struc
 static inline_always __u32 search(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
 {
 	clear(skb, found);
-	for (__u32 from = 0; from < MEMBERS && !ask_some(skb, p, v, found, from); from += SOME)
-		;
+	ALL_IN_TURN(ask_some(skb, p, v, found, from));
 	return found->answer;
 }
 
@@ -168,8 +167,7 @@ static inline_always int to_waiting(struct __sk_buff *skb, struct packet *p, str
 	if (!flag)
 		return TC_ACT_OK;
 	*flag = 1;
-	for (__u32 from = 0; from < MEMBERS && !copy_to_some_waiting(skb, p, v, from); from += SOME)
-		;
+	ALL_IN_TURN(copy_to_some_waiting(skb, p, v, from));
 	*flag = 0;
 	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }

@@ -111,17 +111,6 @@ static inline_always int datagram_inward(struct __sk_buff *skb, struct packet *p
 // Whose an error about a datagram is.
 enum { THROTTLED = -1, ANYBODYS, ONE_REPLICAS };
 
-// A copy to one replica if it may have sent the datagram, and no other has a connected socket for it.
-verified_alone int copy_to_one(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct found *found, __u32 i)
-{
-	if (!v || !found || i >= MEMBERS || (found->answer == CONNECTED && v->member[i].ifindex != found->ifindex))
-		return 0;
-	return copy_to_sender(skb, p, v, i);
-}
-
-IN_TURN(copy_to_some, (struct __sk_buff *skb, struct packet *p, struct vip *v, const struct found *found, __u32 from), 0, replicas_of(v),
-	copy_to_one(skb, p, v, found, i))
-
 // Copies of an error to the replicas here that may have sent the datagram. `costs`: of what else is done for it, nanoseconds.
 verified_alone int to_senders_here(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 costs)
 {
@@ -137,8 +126,7 @@ verified_alone int to_senders_here(struct __sk_buff *skb, struct packet *p, stru
 	if (!found.several)
 		return ANYBODYS;
 	*flag = 1;
-	for (__u32 from = 0; from < MEMBERS && !copy_to_some(skb, p, v, &found, from); from += SOME)
-		;
+	ALL_IN_TURN(copy_to_some_senders(skb, p, v, &found, from));
 	*flag = 0;
 	return found.answer == CONNECTED ? ONE_REPLICAS : ANYBODYS;
 }

@@ -37,8 +37,7 @@ verified_alone int to_group(struct __sk_buff *skb, struct packet *p)
 	if (!v)
 		return TC_ACT_SHOT;
 	struct draw draw = { .least = ~0ULL };
-	for (__u32 from = 0; from < MEMBERS && !draw_some_ready(p, v, &draw, from); from += SOME)
-		;
+	ALL_IN_TURN(draw_some_ready(p, v, &draw, from));
 	struct attached *replica = draw.ifindex ? attached(draw.ifindex, vip) : 0;
 	return replica ? hand_over(skb, p, draw.ifindex, replica->mac) : TC_ACT_SHOT;
 }

@@ -95,8 +95,7 @@ verified_alone int search_opening(struct __sk_buff *skb, struct packet *p, struc
 {
 	if (!p || !v || !found)
 		return NOTHING;
-	for (__u32 from = 0; from < MEMBERS && !ask_some_opening(skb, p, v, found, from); from += SOME)
-		;
+	ALL_IN_TURN(ask_some_opening(skb, p, v, found, from));
 	return found->answer;
 }
 

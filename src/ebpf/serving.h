@@ -137,8 +137,7 @@ verified_alone __u64 appointed(struct packet *p, __u32 protocol, __u32 via, __u3
 	struct draw draw = { .least = ~0ULL };
 	if (here)
 		via = HERE_ALONE;
-	for (__u32 from = 0; from < MEMBERS && !draw_some(p, servers, &draw, via, from); from += SOME)
-		;
+	ALL_IN_TURN(draw_some(p, servers, &draw, via, from));
 	return (__u64)draw.node << 32 | draw.ifindex;
 }
 
@@ -198,8 +197,7 @@ verified_alone int drawn(struct __sk_buff *skb, struct packet *p, __u32 protocol
 	if (!servers)
 		return 0;
 	struct draw draw = { .least = ~0ULL, .protocol = protocol };
-	for (__u32 from = 0; from < MEMBERS && !draw_some_if_taken(skb, p, servers, &draw, from); from += SOME)
-		;
+	ALL_IN_TURN(draw_some_if_taken(skb, p, servers, &draw, from));
 	return draw.ifindex;
 }
 

@@ -257,31 +257,32 @@ IN_TURN(ask_some_udp, (struct __sk_buff *skb, struct packet *p, struct vip *v, s
 static inline_always void search_udp(struct __sk_buff *skb, struct packet *p, struct vip *v, struct found *found)
 {
 	clear(skb, found);
-	for (__u32 from = 0; from < MEMBERS && !ask_some_udp(skb, p, v, found, from); from += SOME)
-		;
+	ALL_IN_TURN(ask_some_udp(skb, p, v, found, from));
 }
 
-// A copy to one replica if a UDP socket of it may have sent the packet.
-verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 i)
+// A copy to one replica if a UDP socket of it may have sent the packet, and no other's is connected to its client.
+verified_alone int copy_to_sender(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct found *found, __u32 i)
 {
-	if (!p || !v || i >= MEMBERS)
+	if (!p || !v || !found || i >= MEMBERS)
 		return 0;
 	struct member *m = &v->member[i];
+	if (found->answer == CONNECTED && m->ifindex != found->ifindex)
+		return 0;
 	return ask_udp(skb, p, m->netns, port_at(p, m->flags, m->ifindex, IPPROTO_UDP)) ? copy_to(skb, p, v, i) : 0;
 }
 
-IN_TURN(copy_to_some_senders, (struct __sk_buff *skb, struct packet *p, struct vip *v, __u32 from), 0, replicas_of(v),
-	copy_to_sender(skb, p, v, i))
+IN_TURN(copy_to_some_senders, (struct __sk_buff *skb, struct packet *p, struct vip *v, const struct found *found, __u32 from), 0,
+	replicas_of(v), copy_to_sender(skb, p, v, found, i))
 
 // Sends copies of the error to the other replicas that may have sent the packet.
-static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, struct vip *v, struct attached *chosen)
+static inline_always int to_senders(struct __sk_buff *skb, struct packet *p, struct vip *v, const struct found *found,
+				   struct attached *chosen)
 {
 	__u32 *flag = copying();
 	if (!flag)
 		return TC_ACT_OK;
 	*flag = 1;
-	for (__u32 from = 0; from < MEMBERS && !copy_to_some_senders(skb, p, v, from); from += SOME)
-		;
+	ALL_IN_TURN(copy_to_some_senders(skb, p, v, found, from));
 	*flag = 0;
 	return bpf_skb_store_bytes(skb, 0, chosen->mac, ETH_ALEN, 0) ? TC_ACT_SHOT : TC_ACT_OK;
 }
@@ -334,7 +335,7 @@ static inline_always int udp_error(struct __sk_buff *skb, struct packet *p, stru
 	int verdict = TC_ACT_OK;
 	if (found.several) {
 		charge_copies(&grant, found.several);
-		verdict = to_senders(skb, p, v, chosen);
+		verdict = to_senders(skb, p, v, &found, chosen);
 	}
 #if HAS_TUNNEL
 	if (verdict == TC_ACT_OK && goes_round(skb, v)) {

@@ -99,6 +99,13 @@ struct {
 		return 0;				\
 	}
 
+// Calls such a function for all, until it gives something else than 0. `call` names `from`.
+#define ALL_IN_TURN(call)								\
+	do {										\
+		for (__u32 from = 0; from < MEMBERS && !(call); from += SOME)		\
+			;								\
+	} while (0)
+
 static inline_always __u32 replicas_of(const struct vip *v)
 {
 	return v ? v->count : 0;
