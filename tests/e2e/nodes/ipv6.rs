@@ -43,7 +43,7 @@ pub(super) fn served(member: &Member, name: &str) -> (Pod, Crowd) {
     served_as(member, name, &web())
 }
 
-pub(super) fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
+fn served_as(member: &Member, name: &str, join: &Join) -> (Pod, Crowd) {
     let mut pod = member.node.pod();
     name.clone_into(&mut pod.name);
     let server = Crowd::of_both(&pod, PORT);

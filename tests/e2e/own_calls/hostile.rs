@@ -20,12 +20,7 @@ fn is_dropped(service: &Service, (from, to): (IpAddr, IpAddr), protocol: u8, pay
 
 /// The pod's own address of a VIP's family.
 fn own(pod: &Pod, vip: IpAddr) -> IpAddr {
-    if vip.is_ipv4() {
-        return pod.address().into();
-    }
-    let shown = pod.ns.ip("-6 -o addr show dev eth0 scope global");
-    let address = shown.split_whitespace().nth(3).and_then(|text| text.split('/').next());
-    address.and_then(|text| text.parse().ok()).expect("an IPv6 address of the pod's")
+    if vip.is_ipv4() { pod.address().into() } else { pod.address6().into() }
 }
 
 #[test]
