@@ -3,15 +3,15 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Once, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::wait::{LONG, scaled};
+use super::wait::{LONG, PATIENCE, scaled, until};
 
 /// Each tool the tests run and the Debian package that brings it.
 const PACKAGES: &[(&str, &str)] = &[
@@ -101,6 +101,20 @@ pub fn try_base_plugin(name: &str) -> Result<String> {
     found.with_context(|| format!("the plugin {name} is missing: apt-get install containernetworking-plugins"))
 }
 
+/// Has memory that is freed go back to the kernel at once. The system call that starts a program (fork) copies the table of all pages this
+/// one has, and the allocator keeps of some ten megabytes that a test had once as many for each thread.
+pub fn give_memory_back() {
+    const KEPT: libc::c_int = 128 << 10;
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for (option, value) in [(libc::M_TRIM_THRESHOLD, KEPT), (libc::M_MMAP_THRESHOLD, KEPT), (libc::M_ARENA_MAX, 2)]
+        {
+            // SAFETY: it sets a number of the allocator's, under its own lock.
+            assert_eq!(unsafe { libc::mallopt(option, value) }, 1, "mallopt({option}, {value})");
+        }
+    });
+}
+
 /// What a program did.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -115,6 +129,15 @@ impl Finished {
         assert!(self.status.success(), "{}\n{}{}", self.status, self.stdout, self.stderr);
         self.stdout
     }
+}
+
+/// A program that another thread is just starting has all files that are open here until it begins, and with them one that was written
+/// here and is no longer: the kernel starts none that somebody could write to (`ETXTBSY`).
+fn spawn_when_free(command: &mut Command) -> std::io::Result<Child> {
+    until("nobody else has the program open", PATIENCE, || match command.spawn() {
+        Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+        other => Some(other),
+    })
 }
 
 pub trait Run {
@@ -136,7 +159,7 @@ impl Run for Command {
     fn try_finish(&mut self, input: &str) -> Result<Finished> {
         // A group of its own, so that a hanging program is killed with what it has started and its pipes close.
         self.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).dies_with_us().process_group(0);
-        let mut child = self.spawn().with_context(|| {
+        let mut child = spawn_when_free(self).with_context(|| {
             let name = self.get_program().to_string_lossy();
             if name.contains('/') { format!("can't start {self:?}") } else { missing(&name) }
         })?;

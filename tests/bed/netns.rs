@@ -11,7 +11,7 @@ use anyhow::Result;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-use super::command::{Finished, Run, path_of};
+use super::command::{Finished, Run, give_memory_back, path_of};
 use super::wait::{PATIENCE, until};
 
 pub struct Netns(OwnedFd);
@@ -20,6 +20,7 @@ impl Netns {
     /// A new namespace with its loopback up.
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests make network namespaces: run them as root");
+        give_memory_back();
         // On a thread of its own: the namespace a thread has unshared can't be left again safely.
         let made = thread::scope(|scope| {
             let maker = scope.spawn(|| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use viproute::internals::model::NodeId;
 
 use crate::flood::sender::{Misplaced, raw_socket};
+use crate::flood::unhindered;
 use crate::harness::{Netns, PATIENCE, PORT, Page, SOON, until};
 
 use super::scene::Cluster;
@@ -158,7 +159,7 @@ fn good_connections_go_on_in_a_flood() {
     let mut live = cluster.flows(30);
     let flood = || {
         let socket = cluster.client.run(|| raw_socket().expect("a raw socket"));
-        Misplaced::start(socket, SocketAddrV4::new(cluster.vip, PORT))
+        unhindered(|| Misplaced::start(socket, SocketAddrV4::new(cluster.vip, PORT)))
     };
     let flood = [(); 4].map(|()| flood());
     for number in 1..=3 {

@@ -44,9 +44,13 @@ impl Scene {
 
     /// Whether connections and datagrams to the VIP are taken while `what` is there: one answer, whichever kernel is asked.
     fn with<T: Send>(&self, what: impl FnOnce() -> T + Send) -> (bool, bool) {
-        let _there = self.pod.run(what);
         let to = SocketAddr::V4(TO);
-        let found = (self.sockets.takes_connections(to).unwrap(), self.sockets.takes_datagrams(to).unwrap());
+        let takes = || (self.sockets.takes_connections(to).unwrap(), self.sockets.takes_datagrams(to).unwrap());
+        until("none of before is open, in a program that another test starts either", SOON, || {
+            (takes() == (false, false)).then_some(())
+        });
+        let _there = self.pod.run(what);
+        let found = takes();
         let questions = [libc::IPPROTO_TCP, libc::IPPROTO_UDP].map(|protocol| self.question(protocol));
         let program = &self.program;
         let answers = self.node.run(|| program.ask(&questions)).expect("answers");
