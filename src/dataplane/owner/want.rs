@@ -71,11 +71,6 @@ impl Want {
         }
     }
 
-    /// Other nodes have replicas of it.
-    pub fn is_far(&self) -> bool {
-        self.ring.is_some()
-    }
-
     pub(super) fn own(&self, ifindex: u32) -> &[Ipv6Addr] {
         self.own.get(&ifindex).map_or(&[], Vec::as_slice)
     }
@@ -147,11 +142,6 @@ impl Wants {
     /// For one of its addresses.
     pub fn for_address(&self, address: IpAddr) -> Option<&Want> {
         self.0.get(&Family::of(address))
-    }
-
-    /// What is wanted, by each.
-    pub fn iter(&self) -> impl Iterator<Item = &Want> {
-        self.0.values()
     }
 
     /// Nothing of these host veths any more.

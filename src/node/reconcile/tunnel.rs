@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::dataplane::node::tunnel;
-use crate::dataplane::owner;
 use crate::model::Cluster;
 use crate::node::problems::TUNNEL;
 use crate::registry::nodes;
@@ -63,8 +62,9 @@ impl Reconciler {
         match self.compare_tunnel(cluster, dirs.first().map(PathBuf::as_path)) {
             Ok((repairs, whole)) => {
                 if !repairs.is_empty() {
-                    let remote = self.cache.vips().iter().filter(|(_, vip)| vip.wants.iter().any(owner::Want::is_far));
-                    self.queue.vips.extend(remote.map(|(key, _)| key.clone()));
+                    // What leads to other nodes, and what the tunnel takes: routes have its MTU, wherever their replicas are, and pods offer it.
+                    self.queue.vips.extend(self.cache.vips().keys().cloned());
+                    self.queue.attachments.extend(self.cache.attachments().cloned());
                 }
                 let found: &[String] = if self.tunnel.complete { &repairs } else { &[] };
                 self.repaired(thing, None, found, "the tunnel");

@@ -10,6 +10,7 @@ use super::ipv6::served;
 use super::live::Live;
 use super::{CIDR6, Member, Scene, at, new_key, six, web};
 use crate::harness::{Lan, Netns, Node, PATIENCE, SOON, Sidecar, TempDir, attempt, until};
+use crate::program::loaded;
 
 #[test]
 fn nodes_that_have_ipv6_alone_break_nothing() {
@@ -95,6 +96,37 @@ impl Member {
         use crate::harness::Run;
         self.node.ns.cmd("nft").args(["-f", "-"]).finish(rules).ok();
     }
+}
+
+#[test]
+fn the_tunnels_programs_are_loaded_once_there_are_other_nodes() {
+    let scene = Scene::new(2);
+    let n1 = &scene.members[0];
+    let replica = n1.node.joined(&web());
+    let of_tunnel = ["inward", "inward6", "outward", "outward6"];
+    until("they are loaded", SOON, || {
+        let loaded = loaded(&n1.node);
+        of_tunnel.iter().all(|name| loaded.contains(*name)).then(|| assert!(!loaded.contains("owner6"), "{loaded:?}"))
+    });
+    drop(replica);
+}
+
+/// Those of a VIP whose replicas are all here too: what is too long for the tunnel must not get to the programs once others have some.
+#[test]
+fn routes_follow_what_the_tunnel_takes() {
+    let scene = Scene::over(Family::V6, 2);
+    let n1 = &scene.members[0];
+    let replica = served(n1, "one");
+    let route = || n1.node.ns.ip_json(&format!("-6 route show {} proto 118", six())).first().cloned();
+    for mtu in [1500, 1400, 1500, 1450, 1500] {
+        n1.node.ns.ip(&format!("link set eth0 mtu {mtu}"));
+        // The outer headers of IPv6, UDP and VXLAN, and the inner one of Ethernet.
+        let wanted = mtu - 70;
+        until(&format!("the route's MTU is {wanted}"), SOON, || {
+            (route()?["metrics"][0]["mtu"] == wanted).then_some(())
+        });
+    }
+    drop(replica);
 }
 
 /// What the kernel would send from is another address than the one by which others know the node: once that is deprecated, and another one
