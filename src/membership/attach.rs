@@ -57,6 +57,9 @@ fn remove_dead(host: &Host, attachment: &AttachmentId) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// How many times a pod is made as it must be while viprouted changes it.
+const TRIES: u32 = 4;
+
 struct Attaching<'a> {
     joining: Joining<'a>,
     net: &'a PodNet,
@@ -121,7 +124,7 @@ impl Attaching<'_> {
         let underlay = tunnel::Underlay::of(&host.net, &host.registry)?.map(tunnel::Underlay::whole);
         let calls_leave = programs.is_some() && attachment::allow_binding(self.net)?;
         let want = want.source_checked(Some(programs.is_some())).calls_leave(Some(calls_leave)).tunnel_mtu(underlay);
-        attachment::apply(self.net, container_veth.fixes(&want))?;
+        self.fix_pod(&container_veth, &want)?;
         if let Some(programs) = programs {
             attachment::apply(self.net, container_veth.filter_fixes(&want, programs)?)?;
         }
@@ -140,6 +143,22 @@ impl Attaching<'_> {
         let pair = Pair::of(&host_veth, gateway)?;
         host.net.apply(&[net::nexthop::add(pair.nexthop)])?;
         Ok(pair)
+    }
+}
+
+impl Attaching<'_> {
+    /// All that the pod must have. viprouted may be giving it a new address of its VIP: what either finds missing, one of them adds, and the
+    /// other one looks again.
+    fn fix_pod(&self, container_veth: &ContainerVeth, want: &PodWant<'_>) -> net::Result<()> {
+        let mut applied = attachment::apply(self.net, container_veth.fixes(want));
+        for _ in 1..TRIES {
+            if !applied.as_ref().is_err_and(|error| error.errno == Errno::EEXIST) {
+                break;
+            }
+            let Some(found) = ContainerVeth::read(self.net, want.ifname, want.families())? else { break };
+            applied = attachment::apply(self.net, found.fixes(want));
+        }
+        applied
     }
 }
 
