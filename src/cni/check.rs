@@ -10,7 +10,7 @@ use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::Joined;
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{compare, differs_for, settings};
-use crate::ebpf::Programs;
+use crate::ebpf::{Parts, Programs};
 use crate::membership::find;
 use crate::model::AttachmentId;
 use crate::net::nexthop::{self, Object};
@@ -122,7 +122,9 @@ fn check_host_end(net: &NodeNet, joined: &Joined, endpoint: &Endpoint) -> Result
 fn check_filters(end: &HostVeth, flow_owner: Option<&Path>) -> Result<(), Error> {
     let Some(dir) = flow_owner else { return Ok(()) };
     // Programs of an older build stay on host veths until the first ADD of this one.
-    let Some(programs) = Programs::open(dir)? else { return failed("the flow owner isn't loaded") };
+    let Some(programs) = Programs::open(dir, end.parts())? else {
+        return failed("the flow owner isn't loaded");
+    };
     match end.filter_fixes(&programs)?.last() {
         Some(fix) => failed(&fix.finding),
         None => Ok(()),
@@ -138,7 +140,8 @@ fn check_pod(pod: &PodNet, joined: &Joined, source_checked: Option<bool>) -> Res
     }
     let want = joined.pod_want().source_checked(source_checked).calls_leave(source_checked);
     let mut fixes = end.fixes(&want);
-    if let Some(programs) = joined.flow_owner().map(Programs::open).transpose()?.flatten() {
+    let open = |dir| Programs::open(dir, Parts::ipv6(joined.has_ipv6()));
+    if let Some(programs) = joined.flow_owner().map(open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(&want, &programs)?.pop());
     }
     match fixes.first() {

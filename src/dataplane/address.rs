@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::ebpf::Parts;
 use crate::model::{Addresses, VipKey};
 use crate::net::{Netns, NodeNet, PodNet};
 use crate::registry::{LockedVip, PreviousAddress, Registry, VipRecord, attachment_of};
@@ -25,7 +26,7 @@ pub fn now() -> u64 {
 
 /// The VIP's address is no longer ours: nothing of it stays in the node's tables. The replicas stay recorded.
 pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()> {
-    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(()) };
+    let Some((mut vip, before)) = begin(node, registry, key, None)? else { return Ok(()) };
     if !before.withdrawn {
         vip.write_record(VipRecord { withdrawn: true, ..before })?;
     }
@@ -34,7 +35,7 @@ pub fn withdraw(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<()>
 
 /// The VIP is served under these addresses. Where it had others its replicas are renumbered, and those are returned.
 pub fn serve(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &Addresses) -> Result<Vec<IpAddr>> {
-    let Some(begun) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let Some(begun) = begin(node, registry, key, Some(addresses))? else { return Ok(Vec::new()) };
     let (_, moved) = change((node, registry), begun, addresses)?;
     Ok(moved)
 }
@@ -47,7 +48,7 @@ pub fn serve_for_others(
     key: &VipKey,
     addresses: &Addresses,
 ) -> Result<(Option<LockedVip>, bool)> {
-    let Some((vip, before)) = begin(node, registry, key)? else { return Ok((None, false)) };
+    let Some((vip, before)) = begin(node, registry, key, Some(addresses))? else { return Ok((None, false)) };
     if before.addresses == *addresses || !vip.is_unused_here()? || vip.is_unused()? {
         return Ok((Some(vip), false));
     }
@@ -81,7 +82,7 @@ fn change(
 /// The node has these addresses now: where the VIP's routes have another source they get the best one, and what went with it
 /// comes back. Returns what was repaired.
 pub fn follow(node: &NodeNet, registry: &Registry, key: &VipKey, have: &source::Have) -> Result<Vec<String>> {
-    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let Some((mut vip, before)) = begin(node, registry, key, None)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     if let Some(address) = source::difference(before.node, have) {
         found.push(format!(
@@ -96,7 +97,7 @@ pub fn follow(node: &NodeNet, registry: &Registry, key: &VipKey, have: &source::
 
 /// These addresses the VIP had are done with: they go from node and replicas. Returns those that were there.
 pub fn retire(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &[IpAddr]) -> Result<Vec<IpAddr>> {
-    let Some((mut vip, before)) = begin(node, registry, key)? else { return Ok(Vec::new()) };
+    let Some((mut vip, before)) = begin(node, registry, key, None)? else { return Ok(Vec::new()) };
     let gone: Vec<_> = before.previous_addresses().filter(|address| addresses.contains(address)).collect();
     let mut record = before;
     record.previous_addresses.retain(|previous| !gone.contains(&previous.address));
@@ -110,11 +111,19 @@ pub fn retire(node: &NodeNet, registry: &Registry, key: &VipKey, addresses: &[Ip
     Ok(gone)
 }
 
-/// The VIP under its lock, with its record.
-fn begin(node: &NodeNet, registry: &Registry, key: &VipKey) -> Result<Option<(LockedVip, VipRecord)>> {
+/// The VIP under its lock, with its record. `addresses`: those that it is about to get.
+fn begin(
+    node: &NodeNet,
+    registry: &Registry,
+    key: &VipKey,
+    addresses: Option<&Addresses>,
+) -> Result<Option<(LockedVip, VipRecord)>> {
     // Before any lock: it may reconcile every VIP.
-    if let Some(dir) = registry.vip_record(key)?.and_then(|record| record.flow_owner) {
-        owner::ensure(node, registry, &dir)?;
+    if let Some(record) = registry.vip_record(key)?
+        && let Some(dir) = &record.flow_owner
+    {
+        let gets_ipv6 = addresses.is_some_and(|addresses| addresses.ipv6().is_some());
+        owner::ensure(node, registry, dir, Parts::ipv6(gets_ipv6 || record.has_ipv6()))?;
     }
     let vip = registry.vip_if_present(key)?;
     Ok(vip.and_then(|vip| vip.record.clone().map(|record| (vip, record))))
@@ -161,6 +170,7 @@ fn carry_ipv6(node: &NodeNet, joined: &Joined) -> Result<()> {
     let Some(gateway) = joined.gateway() else { return Ok(()) };
     let Some(host_veth) = HostVeth::read(node, &joined.names, Some(gateway))? else { return Ok(()) };
     attachment::apply(node, host_veth.fixes(&joined.names, gateway))?;
-    let Some(programs) = joined.flow_owner().map(owner::status).transpose()?.flatten() else { return Ok(()) };
+    let status = |dir| owner::status(dir, host_veth.parts());
+    let Some(programs) = joined.flow_owner().map(status).transpose()?.flatten() else { return Ok(()) };
     Ok(attachment::apply(node, host_veth.filter_fixes(&programs)?)?)
 }

@@ -18,7 +18,7 @@ use crate::registry::{LockedVip, VipRecord};
 use super::Result;
 
 pub use difference::{Op, is_right};
-pub use programs::{ensure, status};
+pub use programs::{ensure, of_tunnel, status};
 pub(super) use want::port_number;
 pub use want::{Want, Wants, is_ready};
 

@@ -47,11 +47,11 @@ pub use listening::{Listening, OnDemand, Question};
 pub use lots::{Asked, appointed};
 pub use maps::{ADDRESSES, Maps};
 pub use nodes::{Here, Nodes, tunnel_counts, tunnel_source};
-pub use pins::{PinDir, check_dir, has_maps, other_versions};
+pub use pins::{PinDir, check_dir, has_maps, other_versions, pinned_parts};
 pub use policies::{Policies, PolicyChange, PortPolicy, RANGES, set_uplinks, uplinks};
 pub use program::Programs;
 pub use servers::{ByPort, Server};
-pub use spec::{Hook, of_name};
+pub use spec::{Hook, Parts, of_name};
 pub use vips::{Known, MEMBERS, Ring};
 
 /// Which build's programs these are.
@@ -212,7 +212,7 @@ fn why_not() -> String {
 /// Whether an ADD could load the programs where they aren't yet.
 pub fn check_available(dir: &Path) -> Result<()> {
     check_dir(dir)?;
-    if Programs::open(dir)?.is_some() {
+    if Programs::open(dir, Parts::default())?.is_some() {
         return Ok(());
     }
     match aya::sys::is_program_supported(ProgramType::SchedClassifier) {

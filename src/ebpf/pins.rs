@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::spec::{PROGRAMS, PinName, Variant};
+use super::spec::{PROGRAMS, Parts, PinName, Variant};
 use super::{Error, Result, VERSION, program, spec};
 
 /// The pins' directory, locked: one at a time loads programs.
@@ -81,6 +81,16 @@ pub fn other_versions(dir: &Path) -> Result<Vec<String>> {
     versions.sort_unstable();
     versions.dedup();
     Ok(versions)
+}
+
+/// The parts of which programs are pinned there, of whatever build.
+pub fn pinned_parts(dir: &Path) -> Result<Parts> {
+    let names = if dir.exists() { names(dir)? } else { Vec::new() };
+    let hooks = names.iter().filter_map(|(name, _)| match PinName::parse(name)? {
+        PinName::Program(spec, _) => Some(spec.hook),
+        PinName::Map => None,
+    });
+    Ok(hooks.fold(Parts::default(), Parts::and))
 }
 
 /// Whether all maps of one of this build's objects are pinned.

@@ -9,10 +9,10 @@ use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 
 use super::pins::{self, PinDir};
-use super::spec::{Hook, NEW, PROGRAMS, ProgramSpec, Variant};
+use super::spec::{Hook, NEW, PROGRAMS, Parts, ProgramSpec, Variant};
 use super::{Error, Result, VERSION, errno_of};
 
-/// All programs of a build, loaded, in the table's order.
+/// Programs of a build, loaded, in the table's order.
 #[derive(Debug)]
 pub struct Programs(Vec<Program>);
 
@@ -62,47 +62,56 @@ impl Program {
 }
 
 impl Programs {
-    /// The programs of this build, if they are loaded.
-    pub fn open(dir: &Path) -> Result<Option<Self>> {
-        Self::open_version(dir, VERSION)
+    /// The programs of this build that are loaded, if these parts of them are.
+    pub fn open(dir: &Path, parts: Parts) -> Result<Option<Self>> {
+        Self::open_version(dir, VERSION, parts)
     }
 
     /// The programs of another build, if those are what is pinned.
     pub fn open_others(dir: &Path) -> Result<Option<Self>> {
         for version in pins::other_versions(dir)? {
-            if let Some(programs) = Self::open_version(dir, &version)? {
+            if let Some(programs) = Self::open_version(dir, &version, Parts::default())? {
                 return Ok(Some(programs));
             }
         }
         Ok(None)
     }
 
-    fn open_version(dir: &Path, version: &str) -> Result<Option<Self>> {
+    fn open_version(dir: &Path, version: &str, parts: Parts) -> Result<Option<Self>> {
         let open = |spec: &'static ProgramSpec| Program::open(spec, &pin(dir, spec, version)).transpose();
         let programs: Vec<_> = PROGRAMS.iter().filter_map(open).collect::<Result<_>>()?;
         // Another build may have fewer, but steers and guards connections, if it is complete.
         let variant = Variant::pinned(dir).unwrap_or(Variant::Full);
         let is_of_variant = |spec: &ProgramSpec| variant.programs().any(|own| own == spec);
         let is_needed = |spec: &&ProgramSpec| match version {
-            VERSION => is_of_variant(spec),
+            VERSION => is_of_variant(spec) && parts.have(spec.hook),
             _ => Hook::HOST_VETH.contains(&spec.hook),
         };
         let is_there = |spec: &ProgramSpec| programs.iter().any(|program| program.spec == spec);
         Ok(PROGRAMS.iter().filter(is_needed).all(is_there).then_some(Self(programs)))
     }
 
-    /// Loads the programs, with the maps that are pinned or with new ones, which are pinned. ADDs don't use them yet. Of the
-    /// objects the first that the kernel takes; nothing of the others stays.
-    pub fn load(dir: &PinDir) -> Result<Self> {
+    /// Loads these parts, with the maps that are pinned or with new ones, which are pinned. ADDs don't use them yet. Of the objects the
+    /// first that the kernel takes; nothing of the others stays.
+    pub fn load(dir: &PinDir, parts: Parts) -> Result<Self> {
         let dir = dir.path();
-        let (variant, programs) = first_taken(|variant| Self::load_variant(dir, variant))?;
+        let (variant, programs) = first_taken(|variant| Self::load_variant(dir, variant, |hook| parts.have(hook)))?;
         for other in Variant::ALL.into_iter().filter(|other| *other != variant) {
             pins::remove_if_present(&dir.join(other.vips()))?;
         }
         Ok(programs)
     }
 
-    fn load_variant(dir: &Path, variant: Variant) -> Result<Self> {
+    /// Loads what these lack of the parts, beside them and with their maps, and publishes it: no device has had another build's.
+    pub fn complete(self, dir: &PinDir, parts: Parts) -> Result<Self> {
+        let variant = Variant::pinned(dir.path()).unwrap_or(Variant::Full);
+        let is_there = |hook: Hook| self.iter().any(|program| program.spec.hook == hook);
+        Self::load_variant(dir.path(), variant, |hook| parts.have(hook) && !is_there(hook))?.publish(dir)?;
+        let gone = || Error::Load("programs were unpinned meanwhile".into());
+        Self::open(dir.path(), parts)?.ok_or_else(gone)
+    }
+
+    fn load_variant(dir: &Path, variant: Variant, is_wanted: impl Fn(Hook) -> bool) -> Result<Self> {
         let paths: Vec<(&str, PathBuf)> = variant.map_names().iter().map(|name| (*name, dir.join(name))).collect();
         let mut loader = EbpfLoader::new();
         for (name, path) in &paths {
@@ -110,7 +119,8 @@ impl Programs {
         }
         let objects = variant.objects().into_iter().map(|object| loader.load(object).map_err(Error::load));
         let mut objects = objects.collect::<Result<Vec<_>>>()?;
-        variant.programs().map(|spec| Program::load(&mut objects, dir, spec)).collect::<Result<_>>().map(Self)
+        let wanted = variant.programs().filter(|spec| is_wanted(spec.hook));
+        wanted.map(|spec| Program::load(&mut objects, dir, spec)).collect::<Result<_>>().map(Self)
     }
 
     /// Whether these are the same ones in the kernel.

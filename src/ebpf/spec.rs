@@ -59,8 +59,7 @@ impl Variant {
 
     /// The programs that it has.
     pub(super) fn programs(self) -> impl Iterator<Item = &'static ProgramSpec> {
-        let is_left_out = |hook: Hook| hook.is_of_ipv6() || Hook::TUNNEL.contains(&hook);
-        PROGRAMS.iter().filter(move |spec| self.has_all() || !is_left_out(spec.hook))
+        PROGRAMS.iter().filter(move |spec| self.has_all() || Parts::default().have(spec.hook))
     }
 
     /// Every map of it, by name, each once.
@@ -133,10 +132,42 @@ impl Hook {
     /// Those in a pod that serves VIPs of IPv6, beside them. Earlier builds have none.
     pub const POD_IPV6: [Self; 3] = [Self::ContainerIngressIpv6, Self::InterfaceIngressIpv6, Self::InterfaceEgressIpv6];
 
+    fn is_of_tunnel(self) -> bool {
+        Self::TUNNEL.contains(&self) || Self::TUNNEL_IPV6.contains(&self)
+    }
+
     /// Whether its program is given packets of IPv6 alone.
     pub fn is_of_ipv6(self) -> bool {
         let pairs = [Self::HOST_VETH_IPV6, Self::UPLINK_IPV6, Self::TUNNEL_IPV6];
         pairs.iter().any(|hooks| hooks.contains(&self)) || Self::POD_IPV6.contains(&self)
+    }
+}
+
+/// Which programs of a build are wanted beside those for packets of IPv4 between uplinks and pods, which always are. The kernel's verifier
+/// takes a tenth of a second for some, so none is loaded before its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Those for packets of IPv6 between uplinks and pods.
+    pub ipv6: bool,
+    /// Those of the tunnel, of either family.
+    pub tunnel: bool,
+}
+
+impl Parts {
+    /// With those of IPv6, where `wanted`.
+    pub const fn ipv6(wanted: bool) -> Self {
+        Self { ipv6: wanted, tunnel: false }
+    }
+
+    /// Whether the program of that hook is among them.
+    pub(super) fn have(self, hook: Hook) -> bool {
+        if hook.is_of_tunnel() { self.tunnel } else { self.ipv6 || !hook.is_of_ipv6() }
+    }
+
+    /// With the part that the program of that hook belongs to.
+    pub(super) fn and(self, hook: Hook) -> Self {
+        let tunnel = hook.is_of_tunnel();
+        Self { ipv6: self.ipv6 || (hook.is_of_ipv6() && !tunnel), tunnel: self.tunnel || tunnel }
     }
 }
 
@@ -151,7 +182,7 @@ pub struct ProgramSpec {
     pub maps: &'static [&'static str],
 }
 
-/// The programs, in the order in which they are published: a build is complete once the last one is.
+/// The programs, in the order in which they are published.
 pub const PROGRAMS: [ProgramSpec; 18] = [
     ProgramSpec {
         name: "guard",
@@ -465,6 +496,18 @@ mod tests {
         }
         let hooks: BTreeSet<_> = PROGRAMS.iter().map(|spec| spec.hook).collect();
         assert_eq!(hooks.len(), PROGRAMS.len(), "one program a hook");
+    }
+
+    #[test]
+    fn a_part_has_what_is_of_it_alone() {
+        let [base, ipv6, tunnel] = [Parts::default(), Parts::ipv6(true), Parts { tunnel: true, ..Parts::default() }];
+        let hooks = |parts: Parts| PROGRAMS.iter().map(|spec| spec.hook).filter(move |hook| parts.have(*hook));
+        assert!(hooks(base).all(|hook| !hook.is_of_ipv6() && !hook.is_of_tunnel() && base.and(hook) == base));
+        assert_eq!(hooks(base).count(), 7);
+        let more = |parts: Parts| hooks(parts).filter(|hook| !base.have(*hook));
+        assert_eq!((more(ipv6).count(), more(tunnel).count()), (7, 4), "every program is of one part");
+        assert!(more(ipv6).all(|hook| base.and(hook) == ipv6));
+        assert!(more(tunnel).all(|hook| base.and(hook) == tunnel), "of either family");
     }
 
     #[test]

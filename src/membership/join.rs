@@ -10,7 +10,7 @@ use crate::api::client;
 use crate::api::protocol::{AcquireRequest, Grant, Refusal, code};
 use crate::dataplane::attachment::HostVeth;
 use crate::dataplane::{address, ids, owner, reconcile_with};
-use crate::ebpf::Programs;
+use crate::ebpf::{Parts, Programs};
 use crate::model::{Addresses, Backend, FamilyChoice, Recorded, VipKey, VipPolicy};
 use crate::net::NodeNet;
 use crate::net::nexthop::{self, Nexthop};
@@ -105,7 +105,8 @@ impl<'a> Joining<'a> {
         let Host { net, registry, network, .. } = host;
         let node = Node::find(net, network)?;
         host.begin()?;
-        let programs = network.flow_owner.then(|| owner::ensure(net, registry, &network.bpf_dir)).transpose()?;
+        let ensure = || owner::ensure(net, registry, &network.bpf_dir, Parts::default());
+        let programs = network.flow_owner.then(ensure).transpose()?;
         Ok(Self { host, pod, node, programs: programs.map(Rc::new) })
     }
 
@@ -277,8 +278,10 @@ impl<'a> Joining<'a> {
     pub fn programs<'k>(&self, keys: impl IntoIterator<Item = &'k VipKey>) -> Result<Option<Rc<Programs>>, Error> {
         let Host { net, registry, network, .. } = self.host;
         let mut agreed: Option<(&VipKey, Option<PathBuf>)> = None;
+        let mut parts = Parts::ipv6(self.pod.address.is_ipv6());
         for key in keys {
             let record = registry.vip_record(key)?;
+            parts.ipv6 |= record.as_ref().is_some_and(VipRecord::has_ipv6);
             let dir = record.and_then(|record| record.flow_owner);
             match &agreed {
                 Some((other, agreed)) if *agreed != dir => {
@@ -289,8 +292,10 @@ impl<'a> Joining<'a> {
             }
         }
         match (agreed, &self.programs) {
-            (Some((_, Some(dir))), Some(programs)) if dir == network.bpf_dir => Ok(Some(Rc::clone(programs))),
-            (Some((_, Some(dir))), _) => Ok(Some(Rc::new(owner::ensure(net, registry, &dir)?))),
+            (Some((_, Some(dir))), Some(programs)) if dir == network.bpf_dir && parts == Parts::default() => {
+                Ok(Some(Rc::clone(programs)))
+            }
+            (Some((_, Some(dir))), _) => Ok(Some(Rc::new(owner::ensure(net, registry, &dir, parts)?))),
             _ => Ok(None),
         }
     }

@@ -9,7 +9,7 @@ use crate::dataplane::joined::Joined;
 use crate::dataplane::node::tunnel;
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{Error, Result, compare, owner, reconcile_vip};
-use crate::ebpf::Programs;
+use crate::ebpf::{Parts, Programs};
 use crate::model::{AttachmentId, VipKey};
 use crate::net::nexthop::{self, Found, Nexthop, Object};
 use crate::net::{self, Netns, NodeNet, PodNet, link};
@@ -147,11 +147,12 @@ impl Pairs<'_> {
     /// The programs on the host veth. Says whether the pod's sources are checked there ([`HostVeth::checks_sources`]).
     fn programs(&self, host_veth: &HostVeth, Repaired { joined, found, .. }: &mut Repaired) -> Result<Option<bool>> {
         let Some(dir) = joined.flow_owner() else { return Ok(Some(false)) };
-        let Some(programs) = owner::status(dir)? else { return Ok(None) };
+        let Some(programs) = owner::status(dir, host_veth.parts())? else { return Ok(None) };
         let fixes = host_veth.filter_fixes(&programs)?;
         found.extend(fixes.iter().map(|fix| fix.finding.clone()));
         attachment::apply(self.node, fixes)?;
-        Ok(Programs::open(dir)?.is_some_and(|ours| ours.are(&programs)).then_some(true))
+        let ours = Programs::open(dir, host_veth.parts())?;
+        Ok(ours.is_some_and(|ours| ours.are(&programs)).then_some(true))
     }
 
     /// The host veth, with a new pair where there is none. `None`: without a pod there can't be one.
@@ -296,7 +297,8 @@ fn pod_want(
 
 /// The programs in the pod, of whatever build. Returns what was amiss, in words.
 fn put_filters(pod: &PodNet, end: &ContainerVeth, joined: &Joined) -> Result<Vec<String>> {
-    let Some(programs) = joined.flow_owner().map(owner::status).transpose()?.flatten() else { return Ok(Vec::new()) };
+    let status = |dir| owner::status(dir, Parts::ipv6(joined.has_ipv6()));
+    let Some(programs) = joined.flow_owner().map(status).transpose()?.flatten() else { return Ok(Vec::new()) };
     let fixes = end.filter_fixes(&joined.pod_want(), &programs)?;
     let found = fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)).collect();
     attachment::apply(pod, fixes)?;

@@ -16,8 +16,8 @@ use viproute::internals::model::Family;
 
 use crate::harness::{SOON, scaled, until};
 use family::Form;
+pub use stage::Wire;
 use stage::{Bench, Input, Outcome, Stage};
-pub use stage::{Wire, pinned};
 use text::{Case, Program, Verdict};
 
 /// Verdicts of a tc program (`linux/pkt_cls.h`).

@@ -1,6 +1,7 @@
 //! What the BPF programs ask of a kernel: nothing that is newer than Linux 5.14, and a fraction of the verifier's patience.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 
 use aya::EbpfLoader;
@@ -8,8 +9,7 @@ use aya::programs::SchedClassifier;
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 
-use crate::corpus::pinned;
-use crate::harness::{Join, Lan, Node};
+use crate::harness::{Families, Join, Lan, Node, Service};
 
 static OBJECTS: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/owner.bpf.o")),
@@ -121,38 +121,55 @@ fn instructions_are_as_old_as_the_oldest_kernel() {
     assert!(newer.is_empty(), "{newer:?}");
 }
 
+/// Without BTF the kernel takes another object, of fewer programs, in which all is one function.
+fn taken() -> Vec<&'static [u8]> {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() { vec![OBJECTS[0], OBJECTS[4]] } else { vec![OBJECTS[1]] }
+}
+
 #[test]
 fn the_verifier_is_done_long_before_its_limit() {
+    for bytes in taken() {
+        let mut object = EbpfLoader::new().load(bytes).expect("its maps");
+        for (name, program) in object.programs_mut() {
+            let program: &mut SchedClassifier = program.try_into().expect("a program of tc's");
+            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+            // Linux 5.16 and later tell.
+            let info = program.info().expect("what the kernel knows of a program");
+            if let Some(count) = info.verified_instruction_count() {
+                assert!(count > 20, "{name}: {count} instructions can't be all");
+                assert!(count < PATIENCE / 2, "{name}: the verifier looked at {count} instructions");
+            }
+        }
+    }
+}
+
+/// The programs that are pinned on a node.
+pub fn loaded(node: &Node) -> BTreeSet<String> {
+    let pins =
+        std::fs::read_dir(node.bpf_dir()).expect("the pins' directory").map(|pin| pin.expect("a pin").file_name());
+    let name = |pin: OsString| Some(pin.to_str()?.rsplit_once('_')?.0.to_owned());
+    let objects = objects();
+    let is_program = |name: &String| objects.iter().any(|object| object.programs.contains_key(name));
+    pins.filter_map(name).filter(is_program).collect()
+}
+
+/// The verifier takes its time for each.
+#[test]
+fn programs_are_loaded_once_they_are_wanted() {
+    let of_ipv4 =
+        ["express_in", "express_seen", "guard", "owner", "udp_answer", "udp_asked", "udp_asked_own"].map(str::to_owned);
     let lan = Lan::new();
     let node = Node::new(&lan, 1);
-    let _pod = node.joined(&Join::annotated("web"));
-    // Without BTF a node stands alone.
-    let of_tunnel = if Path::new("/sys/kernel/btf/vmlinux").exists() {
-        &[
-            "outward_",
-            "inward_",
-            "owner6_",
-            "guard6_",
-            "outward6_",
-            "inward6_",
-            "express_in6_",
-            "express_seen6_",
-            "udp_asked6_",
-            "udp_asked_own6_",
-            "udp_answer6_",
-        ][..]
-    } else {
-        &[]
-    };
-    for name in
-        ["owner_", "guard_", "express_in_", "express_seen_", "udp_asked_own_", "udp_answer_"].iter().chain(of_tunnel)
-    {
-        let info = pinned(&node.bpf_dir(), name).info().expect("what the kernel knows of a program");
-        // Linux 5.16 and later tell.
-        if let Some(count) = info.verified_instruction_count() {
-            assert!(count > 20, "{name}: {count} instructions can't be all");
-            assert!(count < PATIENCE / 2, "{name}: the verifier looked at {count} instructions");
-        }
+    let pod = node.joined(&Join::annotated("web"));
+    assert_eq!(loaded(&node), BTreeSet::from(of_ipv4.clone()));
+    drop(pod);
+    if taken().len() == 1 {
+        return;
+    }
+    let with_ipv6: BTreeSet<_> = of_ipv4.iter().flat_map(|name| [name.clone(), format!("{name}6")]).collect();
+    for pods_have in [Families::Both, Families::Ipv6] {
+        let service = Service::dual(&Join::annotated("web"), 1, 0, pods_have);
+        assert_eq!(loaded(&service.node), with_ipv6, "{pods_have:?}");
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::ebpf::{self, Maps, Programs};
+use crate::ebpf::{self, Maps, Parts, Programs};
+use crate::registry::Endpoint;
 use crate::{dataplane, with_causes};
 
 use super::lsm::Confined;
@@ -26,7 +27,7 @@ pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
         return Ok(vec![Finding::error(with_causes(&error), why, cure)]);
     }
     let is_used = scene.vips.iter().any(|vip| vip.record.flow_owner.as_deref() == Some(&dir));
-    if !is_used || Programs::open(&dir)?.is_some() {
+    if !is_used || Programs::open(&dir, wanted(scene))?.is_some() {
         return Ok(too_many(scene, &dir)?.into_iter().collect());
     }
     if ebpf::other_versions(&dir)?.is_empty() {
@@ -35,6 +36,13 @@ pub fn look(scene: &Scene<'_>) -> dataplane::Result<Vec<Finding>> {
     let what = format!("the flow owner in {} is of another build than viproutectl", dir.display());
     let why = "viproutectl can't see what it does. The next ADD of the plugin replaces it by that plugin's.";
     Ok(vec![Finding::warning(what, why, scene.installed.again())])
+}
+
+/// The programs that replicas here have need of.
+fn wanted(scene: &Scene<'_>) -> Parts {
+    let has_ipv6_alone = |endpoint: &Endpoint| endpoint.backend.is_local() && endpoint.address().is_ipv6();
+    let has_ipv6 = scene.vips.iter().any(|vip| vip.record.has_ipv6());
+    Parts::ipv6(has_ipv6 || scene.endpoints().any(|(_, endpoint)| has_ipv6_alone(endpoint)))
 }
 
 /// VIPs with more replicas than are asked where the kernel has no BTF.

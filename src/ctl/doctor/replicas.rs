@@ -6,7 +6,7 @@ use crate::dataplane::attachment::{ContainerVeth, Families, HostVeth, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::{Joined, Member};
 use crate::dataplane::{self, differs};
-use crate::ebpf::Programs;
+use crate::ebpf::{Parts, Programs};
 use crate::model::AttachmentId;
 use crate::net::link::Settings;
 use crate::net::{Netns, PodNet};
@@ -79,7 +79,8 @@ fn replica(scene: &Scene<'_>, attachment: &AttachmentId, record: &AttachmentReco
     // Settings are among the fixes: their findings have cures of their own.
     let fixes = end.fixes(names, gateway).into_iter().map(|fix| fix.finding);
     let mut wrong: Vec<String> = fixes.filter(|finding| !finding.contains("rp_filter")).collect();
-    if let Some(programs) = vip.flow_owner.as_deref().map(Programs::open).transpose()?.flatten() {
+    let open = |dir: &Path| Programs::open(dir, end.parts());
+    if let Some(programs) = vip.flow_owner.as_deref().map(open).transpose()?.flatten() {
         wrong.extend(end.filter_fixes(&programs)?.pop().map(|fix| fix.finding));
     }
     let checked = end.checks_sources(vip.flow_owner.as_deref())?;
@@ -104,7 +105,8 @@ fn in_pod(record: &AttachmentRecord, want: &PodWant<'_>, flow_owner: Option<&Pat
         return Ok(vec![format!("in the pod: link {POD_DEVICE} or {} is missing, or another one", want.ifname)]);
     };
     let mut fixes = end.fixes(want);
-    if let Some(programs) = flow_owner.map(Programs::open).transpose()?.flatten() {
+    let open = |dir| Programs::open(dir, Parts::ipv6(want.has_ipv6()));
+    if let Some(programs) = flow_owner.map(open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(want, &programs)?.pop());
     }
     Ok(fixes.into_iter().map(|fix| format!("in the pod: {}", fix.finding)).collect())

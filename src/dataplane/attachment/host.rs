@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::dataplane::ids::{self, HOST_ADDRESS, VethNames};
-use crate::ebpf::{self, Hook, Programs};
+use crate::ebpf::{self, Hook, Parts, Programs};
 use crate::model::Family;
 use crate::net::address::{self, Address};
 use crate::net::filter;
@@ -75,6 +75,11 @@ impl HostVeth {
         !self.programs.is_empty()
     }
 
+    /// The programs that it has need of.
+    pub fn parts(&self) -> Parts {
+        Parts::ipv6(self.carries_ipv6)
+    }
+
     /// What must still be done for these programs to run on it.
     pub fn filter_fixes(&self, programs: &Programs) -> ebpf::Result<Vec<Fix>> {
         let Link { index, name, .. } = &self.link;
@@ -133,7 +138,7 @@ impl HostVeth {
     /// on it and aren't, so that it can't be told.
     pub fn checks_sources(&self, programs: Option<&Path>) -> ebpf::Result<Option<bool>> {
         let Some(dir) = programs else { return Ok(Some(false)) };
-        let Some(programs) = Programs::open(dir)? else { return Ok(None) };
+        let Some(programs) = Programs::open(dir, self.parts())? else { return Ok(None) };
         Ok(self.filter_fixes(&programs)?.is_empty().then_some(true))
     }
 

@@ -145,7 +145,7 @@ impl<'a> PodWant<'a> {
     }
 
     /// Whether some VIP of the pod's has an address of IPv6.
-    pub(super) fn has_ipv6(&self) -> bool {
+    pub fn has_ipv6(&self) -> bool {
         self.vips.iter().any(IpAddr::is_ipv6)
     }
 

@@ -31,7 +31,7 @@ use crate::dataplane::attachment::{self, RP_FILTER_LOOSE, side};
 use crate::dataplane::ids::{self, HOST_ADDRESS, TUNNEL_DEVICE, TUNNEL_PORT};
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{Result, compare, owner};
-use crate::ebpf::{self, Here, Hook, Nodes, Programs};
+use crate::ebpf::{self, Here, Hook, Nodes, Parts, Programs};
 use crate::model::node::NodeId;
 use crate::model::{Cluster, Family, Mac};
 use crate::net::link::{self, Link};
@@ -256,13 +256,14 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
         done.lacks = Some(Error::NoSuchAddress(cluster.own.tunnel));
         return Ok(done);
     };
-    let programs = dir.map(owner::status).transpose()?.flatten();
+    let programs = dir.map(owner::of_tunnel).transpose()?.flatten();
     let of_tunnel = of_tunnel(programs.as_ref());
     if programs.is_some() && of_tunnel.is_empty() {
         done.lacks = Some(Error::NoBtf);
     }
     let nodes = cluster.nodes.iter().map(|node| (node.number, node.id)).collect();
-    let current = dir.map_or(Ok(true), |dir| Ok::<_, ebpf::Error>(Programs::open(dir)?.is_some()))?;
+    let is_ours = |dir| Ok::<_, ebpf::Error>(Programs::open(dir, Parts::default())?.is_some());
+    let current = dir.map_or(Ok(true), is_ours)?;
     let want = Want { own: cluster.own.id, mtu: underlay.device_mtu(), nodes, programs: of_tunnel, current };
     for _ in 0..ROUNDS {
         let have = Have::read(node)?;
@@ -288,7 +289,7 @@ pub fn reconcile(node: &NodeNet, cluster: &Cluster, dir: Option<&Path>) -> Resul
 /// Looks again at what the kernel doesn't tell of. Returns what the programs had to be told anew; `None`: they are others, and all of
 /// the tunnel is to be reconciled.
 pub fn recheck(settled: &Settled, cluster: &Cluster, dir: Option<&Path>) -> Result<Option<Vec<String>>> {
-    let programs = dir.map(owner::status).transpose()?.flatten();
+    let programs = dir.map(owner::of_tunnel).transpose()?.flatten();
     Ok(match of_tunnel(programs.as_ref()) {
         programs if programs != settled.programs => None,
         none if none.is_empty() => Some(Vec::new()),

@@ -5,23 +5,28 @@ use std::path::Path;
 use crate::dataplane::attachment::{self, HostVeth};
 use crate::dataplane::ids::VethNames;
 use crate::dataplane::{Result, Tables, reconcile_vip};
-use crate::ebpf::{self, PinDir, Programs};
+use crate::ebpf::{self, Parts, PinDir, Programs};
 use crate::net::NodeNet;
 use crate::registry::{Registry, attachment_name};
 
-/// Makes sure that this build's programs are loaded and attached to every host veth. The first call of a boot loads them;
-/// the first one of another build replaces those that are there, under traffic: maps are filled before any program reads
-/// them, each filter changes in one step, and after a crash the next call does all of it again.
-pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Programs> {
+/// Makes sure that these parts of this build's programs are loaded, and attached to every host veth where another build's were. The first
+/// call of a boot that wants a part loads it; the first one of another build replaces those that are there, under traffic: maps are filled
+/// before any program reads them, each filter changes in one step, and after a crash the next call does all of it again.
+pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path, parts: Parts) -> Result<Programs> {
     ebpf::check_dir(dir)?; // before anything in it is believed
-    if let Some(programs) = complete(dir)? {
+    if let Some(programs) = standing(dir, parts)? {
         return Ok(programs);
     }
     let pins = PinDir::lock(dir)?;
-    if let Some(programs) = complete(dir)? {
+    if let Some(programs) = standing(dir, parts)? {
         return Ok(programs); // another call was faster
     }
-    let programs = Programs::load(&pins)?;
+    if let Some(programs) = standing(dir, Parts::default())? {
+        return Ok(programs.complete(&pins, parts)?);
+    }
+    let before = ebpf::pinned_parts(dir)?;
+    let parts = Parts { ipv6: parts.ipv6 || before.ipv6, tunnel: parts.tunnel || before.tunnel };
+    let programs = Programs::load(&pins, parts)?;
     let tables = Tables::read(node, registry)?;
     for key in registry.vips()? {
         if let Some(vip) = registry.vip_if_present(&key)?
@@ -46,19 +51,31 @@ pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path) -> Result<Program
     Ok(programs)
 }
 
-/// This build's programs. `None`: one of their pins, or of their maps' pins, is missing.
-fn complete(dir: &Path) -> Result<Option<Programs>> {
+/// This build's programs. `None`: one of the parts' pins, or of their maps' pins, is missing.
+fn standing(dir: &Path, parts: Parts) -> Result<Option<Programs>> {
     if !ebpf::has_maps(dir) {
         return Ok(None);
     }
-    Ok(Programs::open(dir)?)
+    Ok(Programs::open(dir, parts)?)
 }
 
-/// The programs attached to host veths now: this build's, or another's that has replaced them. `None`: none is pinned, or
-/// some of their pins are missing.
-pub fn status(dir: &Path) -> Result<Option<Programs>> {
-    match complete(dir)? {
+/// The programs attached to devices now: this build's, or another's that has replaced them. `None`: none is pinned, or some of the
+/// parts' pins are missing.
+pub fn status(dir: &Path, parts: Parts) -> Result<Option<Programs>> {
+    match standing(dir, parts)? {
         Some(programs) => Ok(Some(programs)),
         None => Ok(Programs::open_others(dir)?),
     }
+}
+
+/// The same with those of the tunnel, which are loaded where this build's aren't yet.
+pub fn of_tunnel(dir: &Path) -> Result<Option<Programs>> {
+    let parts = Parts { tunnel: true, ..Parts::default() };
+    if standing(dir, parts)?.is_none() && standing(dir, Parts::default())?.is_some() {
+        let pins = PinDir::lock(dir)?;
+        if let Some(programs) = standing(dir, Parts::default())? {
+            return Ok(Some(programs.complete(&pins, parts)?));
+        }
+    }
+    status(dir, parts)
 }

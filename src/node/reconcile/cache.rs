@@ -11,6 +11,7 @@ use crate::dataplane::ids::{self, VethNames};
 use crate::dataplane::node::election;
 use crate::dataplane::node::tunnel::Settled;
 use crate::dataplane::owner;
+use crate::ebpf::Parts;
 use crate::model::address::ipv4;
 use crate::model::node::NodeId;
 use crate::model::{Backend, Cluster, Family, VipKey};
@@ -86,6 +87,8 @@ pub struct Cache {
     all_bpf_dirs: BTreeSet<PathBuf>,
     /// Some VIP so far had an address of IPv6.
     has_ipv6: bool,
+    /// Some replica here so far had no other.
+    had_ipv6_alone: bool,
 }
 
 impl Cache {
@@ -94,9 +97,16 @@ impl Cache {
         self.has_ipv6
     }
 
+    /// The programs that the node has need of, but for those of the tunnel.
+    pub fn parts(&self) -> Parts {
+        Parts::ipv6(self.has_ipv6 || self.had_ipv6_alone)
+    }
+
     /// Replaces a VIP; `None`: it was removed. Returns the attachments that changed; `None`: nothing has.
     pub fn update(&mut self, key: &VipKey, vip: Option<Vip>) -> Option<Vec<String>> {
+        let has_ipv6_alone = |replica: &Replica| replica.backend.is_local() && replica.addresses.first().is_ipv6();
         self.has_ipv6 |= vip.as_ref().is_some_and(|vip| vip.record.has_ipv6());
+        self.had_ipv6_alone |= vip.as_ref().is_some_and(|vip| vip.replicas.values().any(has_ipv6_alone));
         let old = self.vips.remove(key);
         let changed = changed(old.as_ref(), vip.as_ref());
         if let Some(old) = &old {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::dataplane::node::settings::{self, SETTINGS, SETTINGS_IPV6};
 use crate::dataplane::node::{notrack, pod_links, source};
 use crate::dataplane::{self, Tables, address, attachment, owner};
-use crate::ebpf::Maps;
+use crate::ebpf::{Maps, Parts};
 use crate::membership::gc;
 use crate::membership::repair::{self, Outcome};
 use crate::model::{Family, VipKey};
@@ -238,12 +238,16 @@ impl Reconciler {
     fn flow_owner(&mut self, dir: &Path) {
         let place = dir.display().to_string();
         let thing = ObjectId::Other(place.clone());
-        let checked = owner::status(dir).and_then(|standing| match standing {
+        let parts = self.cache.parts();
+        let checked = owner::status(dir, parts).and_then(|standing| match standing {
             Some(_) => self.wrong_in_maps(dir).map(|wrong| (wrong, Vec::new())),
             None if !self.backoff.allows(&thing, Instant::now()) => Ok((Vec::new(), Vec::new())),
             None => {
-                owner::ensure(&self.node, &self.registry, dir)?;
-                Ok((Vec::new(), vec!["programs or maps of the flow owner weren't pinned".to_owned()]))
+                // Those that an ADD is just about to load were never there.
+                let is_amiss = owner::status(dir, Parts::default())?.is_none();
+                owner::ensure(&self.node, &self.registry, dir, parts)?;
+                let found = is_amiss.then(|| "programs or maps of the flow owner weren't pinned".to_owned());
+                Ok((Vec::new(), found.into_iter().collect()))
             }
         });
         match checked {
@@ -280,7 +284,7 @@ impl Reconciler {
         if !std::mem::replace(&mut self.ensured, true) {
             // This build's programs replace another build's.
             for dir in self.cache.bpf_dirs() {
-                if let Err(error) = owner::ensure(&self.node, &self.registry, &dir) {
+                if let Err(error) = owner::ensure(&self.node, &self.registry, &dir, self.cache.parts()) {
                     self.failed(ObjectId::Other(dir.display().to_string()), None, "the flow owner", &error);
                 }
             }

@@ -373,7 +373,7 @@ impl Stage {
 }
 
 /// The pinned program whose name, but for its build's version, this is.
-pub fn pinned(dir: &str, name: &str) -> SchedClassifier {
+fn pinned(dir: &str, name: &str) -> SchedClassifier {
     let pins = std::fs::read_dir(dir).expect("the pins' directory").map(|entry| entry.expect("a pin").path());
     let is_it = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name));
     let pin = pins.into_iter().find(is_it).unwrap_or_else(|| panic!("{name}… isn't pinned"));
