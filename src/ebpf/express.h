@@ -103,6 +103,8 @@ static inline_always int enter(struct __sk_buff *skb, struct crossing *c)
 SEC("classifier")
 int express_in(struct __sk_buff *skb)
 {
+	if (skb->protocol != htons(FAMILY))	// the other family's program is asked too
+		return TC_ACT_UNSPEC;
 	struct express *x = express();
 	const __u64 *k = x ? secret(x) : 0;
 	struct crossing c = {};
