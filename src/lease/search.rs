@@ -132,6 +132,9 @@ impl Search {
         let known = || self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner);
         let peers = self.nodes.addresses();
         let (Some(acd), false) = (self.asked.of(family), peers.is_empty()) else { return Ok(false) };
+        if self.nodes.macs().contains(&mac) {
+            return Ok(true);
+        }
         if !known().contains(&mac) {
             let answers = acd.probe(&peers).await?;
             known().extend(answers.values().flatten());
@@ -154,7 +157,7 @@ impl Search {
         let tables = tables.await.map_err(|_| Error::NoReader)?.map_err(|e| copy(&e))?;
         let known = peers.iter().filter_map(|peer| tables.neighbours.get(peer).copied());
         let answered = peers.iter().filter_map(|peer| answers.get(peer)).flatten().copied();
-        let peer_macs: BTreeSet<Mac> = known.chain(answered).collect();
+        let peer_macs: BTreeSet<Mac> = known.chain(answered).chain(self.nodes.macs()).collect();
         self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner).extend(&peer_macs);
         let mut evidence = Evidence {
             peer_macs,
