@@ -195,6 +195,25 @@ fn neighbours_of_both_links_are_told_when_it_begins() {
     }
 }
 
+/// What one link's entries are repaired by leaves the other's where they are.
+#[test]
+fn an_entry_that_is_deleted_comes_back_and_the_other_links_stays() {
+    let scene = Scene::new();
+    let pod = scene.node.joined(&web());
+    let both = addresses(&pod);
+    scene.answers_on_both("it begins", both);
+    let entries = answered(&scene.node);
+    for (deleted, other) in [(0, 1), (1, 0)] {
+        let (link, address) = &entries[deleted];
+        scene.node.ns.ip(&format!("neigh del proxy {address} dev {link}"));
+        until(&format!("{address} on {link} is back"), SOON, || {
+            let now = answered(&scene.node);
+            assert!(now.contains(&entries[other]), "{:?} is gone: {now:?}", entries[other]);
+            (now == entries).then_some(())
+        });
+    }
+}
+
 /// What is amiss with the second link is said of it, and the first one's clients notice nothing.
 #[test]
 fn a_second_link_that_goes_down_or_is_made_anew_heals() {
