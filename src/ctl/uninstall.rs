@@ -163,9 +163,7 @@ fn detach_all(net: &NodeNet, registry: &Registry) -> Result<Vec<String>, Error> 
 fn remove_objects(net: &NodeNet, registry: &Registry) -> Result<Vec<String>, Error> {
     forget(registry.dir())?;
     let mut said = gc::objects(net, registry, [Path::new(DEFAULT_BPF_DIR)])?;
-    let nothing = proxy::Want::default();
-    let (have, _) = proxy::read(net, None, &nothing)?;
-    let proxies = proxy::difference(&have, &nothing);
+    let proxies = proxy::orphans(&proxy::entries(net)?, &[]);
     proxy::apply(net, &proxies)??;
     said.extend(proxies.iter().map(proxy::Op::finding));
     let removed = unload::unload()?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::node::ClusterNode;
-use crate::model::{Backend, VipKey};
+use crate::model::{Backend, Mac, VipKey};
 use crate::registry::{Registry, nodes};
 
 /// The addresses of nodes that a cluster's API tells of, perhaps before any of them was heard: two that start at the same moment probe for
@@ -46,6 +46,12 @@ impl Nodes {
         let cluster = nodes::load(&self.registry).ok().flatten();
         addresses.extend(cluster.iter().flat_map(|cluster| &cluster.nodes).map(ClusterNode::heard_at));
         addresses.into_iter().collect()
+    }
+
+    /// Their Ethernet addresses on links of IPv6 addresses, as far as they say them.
+    pub fn macs(&self) -> BTreeSet<Mac> {
+        let cluster = nodes::load(&self.registry).ok().flatten();
+        cluster.iter().flat_map(|cluster| &cluster.nodes).filter_map(|node| node.mac6).collect()
     }
 
     /// Whether other nodes have replicas of the VIP at that address: then it is theirs in the VIP's name.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::lease::settings::Settings;
 use crate::model::{Family, Mac, VipKey};
 use crate::net::acd::{self, Acd};
-use crate::net::link::{self, Link};
+use crate::net::link;
 use crate::net::route::{self, Route};
 use crate::net::{self, NodeNet, address, neighbour};
 use crate::registry::Registry;
@@ -60,6 +60,33 @@ impl Tables {
 
 type Question = (Vec<IpAddr>, oneshot::Sender<Result<Arc<Tables>, Arc<net::Error>>>);
 
+/// Where hosts are asked for an address, by its family: on one link for both, or on one for each. None: there is no link.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// For addresses of IPv4.
+    pub v4: Option<Arc<Acd>>,
+    /// For those of IPv6.
+    pub v6: Option<Arc<Acd>>,
+}
+
+impl Asked {
+    /// What asks for the addresses of a family.
+    pub fn of(&self, family: Family) -> Option<&Arc<Acd>> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    fn index(&self, family: Family) -> Option<u32> {
+        self.of(family).map(|acd| acd.index())
+    }
+
+    fn is_one(&self) -> bool {
+        self.index(Family::V4) == self.index(Family::V6)
+    }
+}
+
 /// Searches for owners of addresses. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -67,27 +94,26 @@ pub struct Search {
     gateways: Vec<Gateway>,
     /// One search at a time asks them: they have other things to do.
     asking: Arc<tokio::sync::Mutex<()>>,
-    link: Option<u32>,
-    acd: Option<Arc<Acd>>,
+    asked: Asked,
     /// The peers' Ethernet addresses, as far as they were ever seen.
     peer_macs: Arc<Mutex<BTreeSet<Mac>>>,
     tables: Sender<Question>,
 }
 
 impl Search {
-    /// By the rules of `settings`, on `link` if there is one; `registry` knows other nodes, and so does `told`.
+    /// By the rules of `settings`, on the links of `asked`; `registry` knows other nodes, and so does `told`.
     pub fn new(
         settings: &Settings,
         registry: &Registry,
-        link: Option<(&Link, Arc<Acd>)>,
+        asked: Asked,
         heartbeat: impl Heartbeat,
         told: Told,
     ) -> Result<Self, Error> {
-        let index = link.as_ref().map(|(link, _)| link.index);
+        let links: BTreeSet<u32> = Family::ALL.into_iter().filter_map(|family| asked.index(family)).collect();
         let (tables, questions) = mpsc::channel();
         let node = NodeNet::open()?;
         let read = move || {
-            answer(&node, index, &questions, &heartbeat);
+            answer(&node, &links, &questions, &heartbeat);
             heartbeat.finish();
         };
         thread::Builder::new().name("routes".into()).spawn(read).map_err(|_| Error::NoReader)?;
@@ -95,18 +121,20 @@ impl Search {
             nodes: Nodes::new(registry.clone(), settings.peers.clone(), told),
             gateways: settings.gateways.clone(),
             asking: Arc::default(),
-            link: index,
-            acd: link.map(|(_, acd)| acd),
+            asked,
             peer_macs: Arc::default(),
             tables,
         })
     }
 
-    /// Whether that Ethernet address is a peer's: peers whose address isn't known are probed.
-    pub async fn is_peer(&self, mac: Mac) -> Result<bool, Error> {
+    /// Whether that Ethernet address, from which something was heard of a family's address, is a peer's: peers whose address isn't known are probed.
+    pub async fn is_peer(&self, family: Family, mac: Mac) -> Result<bool, Error> {
         let known = || self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner);
         let peers = self.nodes.addresses();
-        let (Some(acd), false) = (&self.acd, peers.is_empty()) else { return Ok(false) };
+        let (Some(acd), false) = (self.asked.of(family), peers.is_empty()) else { return Ok(false) };
+        if self.nodes.macs().contains(&mac) {
+            return Ok(true);
+        }
         if !known().contains(&mac) {
             let answers = acd.probe(&peers).await?;
             known().extend(answers.values().flatten());
@@ -129,13 +157,11 @@ impl Search {
         let tables = tables.await.map_err(|_| Error::NoReader)?.map_err(|e| copy(&e))?;
         let known = peers.iter().filter_map(|peer| tables.neighbours.get(peer).copied());
         let answered = peers.iter().filter_map(|peer| answers.get(peer)).flatten().copied();
-        let peer_macs: BTreeSet<Mac> = known.chain(answered).collect();
+        let peer_macs: BTreeSet<Mac> = known.chain(answered).chain(self.nodes.macs()).collect();
         self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner).extend(&peer_macs);
         let mut evidence = Evidence {
             peer_macs,
             routes: tables.routes.clone(),
-            link: self.link,
-            own: tables.own(self.link),
             connected: tables.connected.clone(),
             gateways: tables.gateways.clone(),
             name_servers: name_servers(),
@@ -144,6 +170,8 @@ impl Search {
         };
         let mut findings = Findings::default();
         for (candidate, heard) in candidates.iter().zip(heard) {
+            evidence.link = self.asked.index(Family::of(*candidate));
+            evidence.own = tables.own(evidence.link);
             evidence.heard = heard;
             evidence.served_elsewhere = self.nodes.serve(vip, *candidate);
             evidence.answers = answers.remove(candidate).unwrap_or_default();
@@ -164,22 +192,32 @@ impl Search {
 
     /// Which hosts have the candidates, and which the peers' addresses: a host answers every probe for its own address.
     async fn probe(&self, candidates: &[IpAddr], peers: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<Mac>>, Error> {
-        let Some(acd) = &self.acd else { return Ok(BTreeMap::new()) };
-        let addresses: Vec<_> = candidates.iter().chain(peers).copied().collect();
-        Ok(acd.probe(&addresses).await?)
+        let (four, six): (Vec<_>, Vec<_>) = candidates.iter().copied().partition(IpAddr::is_ipv4);
+        let (four, six) = if self.asked.is_one() { (candidates.to_vec(), Vec::new()) } else { (four, six) };
+        let [of_ipv4, of_ipv6] = [(Family::V4, four), (Family::V6, six)].map(|(family, candidates)| async move {
+            let Some(acd) = self.asked.of(family).filter(|_| !candidates.is_empty()) else {
+                return Ok(BTreeMap::new());
+            };
+            acd.probe(&[&candidates[..], peers].concat()).await
+        });
+        let (mut answers, others) = tokio::try_join!(of_ipv4, of_ipv6)?;
+        for (address, macs) in others {
+            answers.entry(address).or_default().extend(macs);
+        }
+        Ok(answers)
     }
 }
 
 /// Reads the tables once for all searches that ask meanwhile: with a full table of the internet's it takes a second, and 200 VIPs
 /// may ask together.
-fn answer(node: &NodeNet, link: Option<u32>, questions: &Receiver<Question>, heartbeat: &impl Heartbeat) {
+fn answer(node: &NodeNet, links: &BTreeSet<u32>, questions: &Receiver<Question>, heartbeat: &impl Heartbeat) {
     while let Some(first) = heartbeat.receive(questions) {
         let mut batch = vec![first];
         while let Ok(next) = questions.try_recv() {
             batch.push(next);
         }
         let candidates: Vec<_> = batch.iter().flat_map(|(candidates, _)| candidates).copied().collect();
-        let tables = read(node, link, &candidates).map(Arc::new).map_err(Arc::new);
+        let tables = read(node, links, &candidates).map(Arc::new).map_err(Arc::new);
         for (_, reply) in batch {
             // A search that has timed out needs no answer.
             let _ = reply.send(tables.clone());
@@ -187,15 +225,15 @@ fn answer(node: &NodeNet, link: Option<u32>, questions: &Receiver<Question>, hea
     }
 }
 
-fn read(node: &NodeNet, link: Option<u32>, candidates: &[IpAddr]) -> net::Result<Tables> {
+fn read(node: &NodeNet, links: &BTreeSet<u32>, candidates: &[IpAddr]) -> net::Result<Tables> {
     let (routes, gateways) = route::covering(node, candidates)?;
     let mut tables = Tables { routes, gateways, ..Tables::default() };
     let names: BTreeMap<u32, String> = link::list(node)?.into_iter().map(|link| (link.index, link.name)).collect();
     // Peers have addresses of either family, whatever the candidates' is.
     for family in Family::ALL {
         tables.connected.extend(connected(node, family, &names)?);
-        if let Some(index) = link {
-            let neighbours = neighbour::list(node, family, index)?;
+        for index in links {
+            let neighbours = neighbour::list(node, family, *index)?;
             tables.neighbours.extend(neighbours.iter().filter_map(|n| Some((n.address, n.mac?))));
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
@@ -18,6 +20,19 @@ impl fmt::Display for Mac {
             write!(f, "{}{byte:02x}", if place == 0 { "" } else { ":" })?;
         }
         Ok(())
+    }
+}
+
+/// As it is shown.
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -49,6 +64,8 @@ mod tests {
         #[test]
         fn what_is_shown_is_read(bytes: [u8; 6]) {
             prop_assert_eq!(Mac(bytes).to_string().parse(), Ok(Mac(bytes)));
+            let recorded = serde_json::to_string(&Mac(bytes)).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Mac>(&recorded).unwrap(), Mac(bytes));
         }
     }
 }

@@ -65,6 +65,9 @@ pub struct ClusterNode {
     /// Where it is heard, where that is an address of IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard6: Option<Ipv6Addr>,
+    /// Its Ethernet address on the link by which it answers for IPv6 addresses of VIPs, where that is another than the one to its gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac6: Option<Mac>,
     /// Whether it answers.
     pub state: NodeState,
 }
@@ -196,7 +199,15 @@ mod tests {
 
     fn node(last: u8, number: u32) -> ClusterNode {
         let name = format!("n{last}");
-        ClusterNode { id: id(last), name, number, tunnel: id(last).0.into(), heard6: None, state: NodeState::Live }
+        ClusterNode {
+            id: id(last),
+            name,
+            number,
+            tunnel: id(last).0.into(),
+            heard6: None,
+            mac6: None,
+            state: NodeState::Live,
+        }
     }
 
     fn cluster(nodes: Vec<ClusterNode>) -> Result<Cluster, BadCluster> {

@@ -8,6 +8,8 @@ use super::journal::{Journal, Kind};
 
 /// Under what name the problem of the link to the gateways is kept.
 pub const UPLINK: &str = "uplink";
+/// The same for another link by which IPv6 addresses are leased and answered for.
+pub const UPLINK6: &str = "uplink of IPv6 addresses";
 /// The same for leases that were granted on another link.
 pub const OTHER_LINK: &str = "leases of another link";
 /// The same for the gossip among nodes.
@@ -16,8 +18,10 @@ pub const MEMBERSHIP: &str = "membership";
 pub const KUBERNETES: &str = "kubernetes";
 /// The same for the tunnel to other nodes: its device, and what is on it.
 pub const TUNNEL: &str = "tunnel";
-/// The same for the proxy neighbour entries on it.
+/// The same for the proxy neighbour entries on the link to the gateways.
 pub const PROXIES: &str = "proxy neighbours";
+/// The same for those on another link of IPv6 addresses.
+pub const PROXIES6: &str = "proxy neighbours of IPv6 addresses";
 /// The same for the prefix that is delegated.
 pub const PREFIX: &str = "delegated prefix";
 /// The same for the runtime's networks.

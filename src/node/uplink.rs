@@ -1,10 +1,11 @@
-//! Which link leads to the gateways, as the configuration has it: DHCP, ARP probes and announcements go over it.
+//! By which links VIPs' addresses are leased and answered for, as the configuration has it: DHCP, probes and announcements go over the one to the gateways,
+//! and for IPv6 addresses over another one where `dhcp6.interface` names one.
 
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use crate::dataplane::node::uplink::{self, Problem, Want};
+use crate::dataplane::node::uplink::{self, INTERFACE, IPV6_INTERFACE, Problem, Want};
 use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::model::Family;
 use crate::model::address::is_unicast;
@@ -13,6 +14,9 @@ use crate::net::route::{self, Filter, Kind, Route};
 use crate::net::{self, NodeNet, PROTOCOL, address};
 
 use super::config::{Announce, Config};
+
+/// What a link for IPv6 addresses is needed for.
+pub const DHCPV6: &str = "DHCPv6";
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +39,13 @@ pub enum Error {
 
 /// The link that `config` asks for.
 pub fn want(config: &Config) -> Want {
-    config.interface.clone().map_or(Want::DefaultRoute, Want::Named)
+    config.interface.clone().map_or(Want::DefaultRoute, |name| Want::Named { key: INTERFACE, name })
+}
+
+/// The link that it asks for IPv6 addresses; none: they go over the same one, whichever that is.
+pub fn want_ipv6(config: &Config) -> Option<Want> {
+    let other = config.interface6.clone().filter(|name| config.interface.as_ref() != Some(name));
+    other.map(|name| Want::Named { key: IPV6_INTERFACE, name })
 }
 
 /// It as it is now. None where nothing configured needs one and none is suitable. One that is down, or a port of another, may
@@ -45,7 +55,7 @@ pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
     let have = uplink::read(node, &want)?;
     match (uplink::difference(&want, &have), purpose(config)) {
         (None | Some(Problem::Down(_) | Problem::NoCarrier(_) | Problem::Enslaved { .. }), _) => Ok(have.link),
-        (Some(problem @ Problem::Absent(_)), _) | (Some(problem @ Problem::Unknown), Some(_)) => {
+        (Some(problem @ Problem::Absent { .. }), _) | (Some(problem @ Problem::Unknown), Some(_)) => {
             Err(Error::Problem(problem))
         }
         (Some(Problem::NotEthernet(name)), Some(purpose)) => Err(Error::NotEthernet { name, purpose }),
@@ -53,15 +63,14 @@ pub fn find(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
     }
 }
 
-/// The link that IPv6 addresses are leased by, where that is another than `link`.
-pub fn find_ipv6(node: &NodeNet, config: &Config, link: Option<&Link>) -> Result<Option<Link>, Error> {
-    let name = config.interface6.as_ref().filter(|name| link.is_none_or(|link| link.name != **name));
-    let Some(want) = name.cloned().map(Want::Named) else { return Ok(None) };
+/// The link of [`want_ipv6`] as it is now.
+pub fn find_ipv6(node: &NodeNet, config: &Config) -> Result<Option<Link>, Error> {
+    let Some(want) = want_ipv6(config) else { return Ok(None) };
     let have = uplink::read(node, &want)?;
     match uplink::difference(&want, &have) {
         None | Some(Problem::Down(_) | Problem::NoCarrier(_) | Problem::Enslaved { .. }) => Ok(have.link),
-        Some(Problem::NotEthernet(name)) => Err(Error::NotEthernet { name, purpose: "DHCPv6" }),
-        Some(problem @ (Problem::Absent(_) | Problem::Unknown)) => Err(Error::Problem(problem)),
+        Some(Problem::NotEthernet(name)) => Err(Error::NotEthernet { name, purpose: DHCPV6 }),
+        Some(problem @ (Problem::Absent { .. } | Problem::Unknown)) => Err(Error::Problem(problem)),
     }
 }
 
@@ -71,7 +80,7 @@ pub fn purpose(config: &Config) -> Option<&'static str> {
     let asks_ipv6 = config.delegate.is_some() || config.lease6.as_ref().is_some_and(asks);
     match config.announce {
         _ if asks(&config.lease) => Some("DHCP"),
-        _ if config.interface6.is_none() && asks_ipv6 => Some("DHCPv6"),
+        _ if want_ipv6(config).is_none() && asks_ipv6 => Some(DHCPV6),
         Announce::Arp => Some("announce = \"arp\""),
         Announce::None => None,
     }
@@ -123,6 +132,20 @@ mod tests {
         let pool = "backend = \"pool\"\n[pool]\ncidr = \"10.118.0.0/24\"\n[dhcp6]\n";
         assert_eq!(purpose(pool), Some("DHCPv6"));
         assert_eq!(purpose(&format!("{pool}interface = \"eth1\"")), None, "it has a link of its own");
+    }
+
+    #[test]
+    fn ipv6_addresses_have_a_link_of_their_own_where_it_has_another_name() {
+        let other = |text: &str| match want_ipv6(&Config::parse(text).unwrap()) {
+            Some(Want::Named { key, name }) => Some(format!("{key} = {name}")),
+            _ => None,
+        };
+        let named = "[dhcp6]\ninterface = \"eth1\"";
+        assert_eq!(other("[dhcp6]"), None);
+        assert_eq!(other(&format!("dhcp.interface = \"eth1\"\n{named}")), None);
+        // The default route may name it now, and another one later.
+        assert_eq!(other(named).as_deref(), Some("dhcp6.interface = eth1"));
+        assert_eq!(other(&format!("dhcp.interface = \"eth0\"\n{named}")).as_deref(), Some("dhcp6.interface = eth1"));
     }
 
     #[test]

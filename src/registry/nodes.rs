@@ -98,6 +98,7 @@ mod tests {
             number: 1,
             tunnel: address(2).into(),
             heard6: None,
+            mac6: None,
             state: NodeState::Suspect,
         };
         Cluster::new(own, vec![other]).unwrap()

@@ -15,8 +15,8 @@ pub struct About {
     pub netns: BTreeSet<u32>,
     /// The indexes of the pods' VIP pairs.
     pub pairs: BTreeSet<u32>,
-    /// The index of the link to the gateways.
-    pub uplink: Option<u32>,
+    /// The indexes of the links by which VIPs are answered for: that to the gateways, and perhaps another one for IPv6 addresses.
+    pub uplinks: BTreeSet<u32>,
 }
 
 /// Their names. A bridge with a port that leads to no other namespace on this machine may take in other nodes' packets, and
@@ -32,7 +32,7 @@ pub fn of(links: &[Link], about: &About) -> BTreeSet<String> {
             links.iter().find(|bridge| bridge.index == master && ports.all(|port| port.peer_netns.is_some()))
         }
     });
-    let found = found.filter(|link| about.uplink != Some(link.index) && is_plain(&link.name));
+    let found = found.filter(|link| !about.uplinks.contains(&link.index) && is_plain(&link.name));
     found.take(MOST as usize).map(|link| link.name.clone()).collect()
 }
 
@@ -50,7 +50,7 @@ mod tests {
     }
 
     fn about() -> About {
-        About { netns: [3, 4].into(), pairs: [20].into(), uplink: Some(2) }
+        About { netns: [3, 4].into(), pairs: [20].into(), uplinks: [2, 6].into() }
     }
 
     fn names(links: &[Link]) -> Vec<String> {
@@ -77,7 +77,10 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_the_uplink_is_left_out() {
-        let links = [link(2, "br0", None, None), link(13, "veth-p4", Some(4), Some(2))];
+        let mut links = [link(2, "br0", None, None), link(13, "veth-p4", Some(4), Some(2))];
+        assert_eq!(names(&links), Vec::<String>::new());
+        // The second one, of IPv6 addresses.
+        (links[0].index, links[1].master) = (6, Some(6));
         assert_eq!(names(&links), Vec::<String>::new());
     }
 }

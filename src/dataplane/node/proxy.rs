@@ -1,4 +1,4 @@
-//! Proxy neighbour entries: for which VIPs the kernel answers ARP and neighbour solicitations, and on which link.
+//! Proxy neighbour entries: for which VIPs the kernel answers ARP and neighbour solicitations, and on which links.
 //!
 //! For IPv4 it answers while the VIP's route leads out of another device, and never to probes (sender 0.0.0.0). For IPv6 it answers whatever
 //! the route, also to probes: so a node that searches for an owner of the address has to know its peers' answers.
@@ -12,7 +12,7 @@ use crate::net::{NodeNet, PROTOCOL, Result, neighbour, sysctl};
 
 use super::settings::{EVEN_IF_FORWARDING, UNLESS_FORWARDING};
 
-/// What must be.
+/// What must be on a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// The link's index; none: no link is answered on.
@@ -22,20 +22,27 @@ pub struct Want {
 }
 
 impl Want {
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.index.into_iter().flat_map(|index| self.addresses.iter().map(move |address| (index, *address)))
+    }
+
     /// Addresses of that family are answered for.
     pub fn has(&self, family: Family) -> bool {
         self.index.is_some() && self.addresses.iter().any(|address| Family::of(*address) == family)
     }
 }
 
+/// An entry of ours: the link's index, and the address.
+pub type Entry = (u32, IpAddr);
+
 /// What became of the settings that IPv6 needs. Entries don't wait for them: IPv4 is answered for all the same.
 pub type Settings = Result<()>;
 
-/// What the kernel has.
+/// What the kernel has for a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Have {
-    /// Entries of ours: link and address.
-    pub entries: BTreeSet<(u32, IpAddr)>,
+    /// Entries of ours, those of all links.
+    pub entries: BTreeSet<Entry>,
     /// For which families answers on the wanted link are put off (`proxy_delay`).
     pub delayed: Vec<Family>,
     /// Settings without which it doesn't answer for IPv6, in the order in which they are to be made.
@@ -66,14 +73,19 @@ pub enum Op {
     Del(u32, IpAddr),
 }
 
-/// Reads the entries of all links, and the settings of `link` that those of `want` need: or why one of IPv6 can't be read.
-pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<(Have, Settings)> {
-    let mut have = Have::default();
+/// Reads the entries of all links.
+pub fn entries(node: &NodeNet) -> Result<BTreeSet<Entry>> {
+    let mut entries = BTreeSet::new();
     for family in Family::ALL {
         let ours = neighbour::list_all_proxies(node, family)?.into_iter().filter(|entry| entry.protocol == PROTOCOL);
-        have.entries.extend(ours.map(|entry| (entry.index, entry.address)));
+        entries.extend(ours.map(|entry| (entry.index, entry.address)));
     }
-    let Some(link) = link else { return Ok((have, Ok(()))) };
+    Ok(entries)
+}
+
+/// Reads the settings of `link` that the entries of `want` need: or why one of IPv6 can't be read. The entries are those of [`entries`].
+pub fn read(entries: BTreeSet<Entry>, link: &Link, want: &Want) -> (Have, Settings) {
+    let mut have = Have { entries, ..Have::default() };
     let is_delayed = |family: &Family| {
         // A setting that can't be read is written.
         !matches!(sysctl::get(&delay_setting(*family, link)), Ok(0))
@@ -81,7 +93,7 @@ pub fn read(node: &NodeNet, link: Option<&Link>, want: &Want) -> Result<(Have, S
     have.delayed = Family::ALL.into_iter().filter(|family| want.has(*family)).filter(is_delayed).collect();
     let unset = if want.has(Family::V6) { unset(link) } else { Ok(Vec::new()) };
     let settings = unset.map(|unset| have.unset = unset);
-    Ok((have, settings))
+    (have, settings)
 }
 
 /// The setting that says for how long the kernel may put answers off on a link (`ip-sysctl.rst`).
@@ -114,16 +126,20 @@ pub fn unset(link: &Link) -> Result<Vec<Setting>> {
     wanted.into_iter().filter_map(|setting| read(setting).transpose()).collect()
 }
 
-/// The steps from what is to what must be.
+/// The steps by which entries go that no link is to have: of addresses that aren't answered for any more, and those on a link of before.
+pub fn orphans(entries: &BTreeSet<Entry>, wants: &[Want]) -> Vec<Op> {
+    let wanted: BTreeSet<Entry> = wants.iter().flat_map(Want::entries).collect();
+    entries.difference(&wanted).map(|(index, address)| Op::Del(*index, *address)).collect()
+}
+
+/// The steps by which a link comes to have what it must. What it mustn't have is of [`orphans`].
 pub fn difference(have: &Have, want: &Want) -> Vec<Op> {
-    let wanted: BTreeSet<(u32, IpAddr)> =
-        want.index.iter().flat_map(|index| want.addresses.iter().map(|address| (*index, *address))).collect();
     let set = have.unset.iter().filter(|_| want.has(Family::V6)).cloned().map(Op::Set);
     let at_once = have.delayed.iter().copied().filter(|family| want.has(*family));
     let delay = at_once.filter_map(|family| Some(Op::NoDelay(family, want.index?)));
-    let gone = have.entries.difference(&wanted).map(|(index, address)| Op::Del(*index, *address));
-    let new = wanted.difference(&have.entries).map(|(index, address)| Op::Add(*index, *address));
-    set.chain(delay).chain(gone).chain(new).collect()
+    let new = want.entries().filter(|entry| !have.entries.contains(entry));
+    let new = new.map(|(index, address)| Op::Add(index, address));
+    set.chain(delay).chain(new).collect()
 }
 
 /// Carries them out. IPv4 is answered for where a setting of IPv6 can't be written.
@@ -167,18 +183,37 @@ mod tests {
         let have =
             Have { entries: [(2, address(1)), (2, address(2))].into(), delayed: Family::ALL.into(), unset: Vec::new() };
         let want = Want { index: Some(3), addresses: [address(2), address(3)].into() };
-        let ops = [
-            Op::NoDelay(Family::V4, 3),
-            Op::Del(2, address(1)),
-            Op::Del(2, address(2)),
-            Op::Add(3, address(2)),
-            Op::Add(3, address(3)),
-        ];
+        let ops = [Op::NoDelay(Family::V4, 3), Op::Add(3, address(2)), Op::Add(3, address(3))];
         assert_eq!(difference(&have, &want), ops);
+        let gone = [Op::Del(2, address(1)), Op::Del(2, address(2))];
+        assert_eq!(orphans(&have.entries, std::slice::from_ref(&want)), gone);
         let have = Have { entries: [(3, address(2)), (3, address(3))].into(), ..Have::default() };
         assert_eq!(difference(&have, &want), []);
+        assert_eq!(orphans(&have.entries, std::slice::from_ref(&want)), []);
         let nothing = Want { index: None, ..want };
-        assert_eq!(difference(&have, &nothing), [Op::Del(3, address(2)), Op::Del(3, address(3))]);
+        assert_eq!(difference(&have, &nothing), []);
+        assert_eq!(orphans(&have.entries, &[nothing]), [Op::Del(3, address(2)), Op::Del(3, address(3))]);
+    }
+
+    #[test]
+    fn no_link_loses_the_entries_of_another() {
+        let six: IpAddr = "fd00:118::7".parse().unwrap();
+        let four = Want { index: Some(2), addresses: [address(7)].into() };
+        let of_ipv6 = Want { index: Some(3), addresses: [six].into() };
+        // From when both families' were on one link.
+        let before: BTreeSet<Entry> = [(2, address(7)), (2, six)].into();
+        assert_eq!(orphans(&before, &[four.clone(), of_ipv6.clone()]), [Op::Del(2, six)]);
+        let have = Have { entries: before, ..Have::default() };
+        assert_eq!((difference(&have, &four), difference(&have, &of_ipv6)), (Vec::new(), vec![Op::Add(3, six)]));
+        let both: BTreeSet<Entry> = [(2, address(7)), (3, six)].into();
+        assert_eq!(orphans(&both, &[four.clone(), of_ipv6.clone()]), []);
+        // The second link was made anew, or is the first one by now.
+        for index in [4, 2] {
+            let moved = Want { index: Some(index), ..of_ipv6.clone() };
+            assert_eq!(orphans(&both, &[four.clone(), moved.clone()]), [Op::Del(3, six)]);
+            let have = Have { entries: both.clone(), ..Have::default() };
+            assert_eq!(difference(&have, &moved), [Op::Add(index, six)]);
+        }
     }
 
     #[test]

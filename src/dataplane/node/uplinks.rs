@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn names(links: &[Link], named: &[(u32, bool)], before: &[u32]) -> Vec<String> {
-        let about = About { netns: [3].into(), pairs: [20].into(), uplink: None };
+        let about = About { netns: [3].into(), pairs: [20].into(), ..About::default() };
         let reach = |(index, gateway)| (index, Reach { gateway, network: !gateway });
         let named = named.iter().copied().map(reach).collect();
         of(links, &named, &about, &before.iter().copied().collect()).into_iter().map(|uplink| uplink.name).collect()

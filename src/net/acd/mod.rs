@@ -154,6 +154,11 @@ impl Acd {
         Ok((acd, claimed))
     }
 
+    /// The index of the link.
+    pub fn index(&self) -> u32 {
+        self.port.index
+    }
+
     fn socket(&self, family: Family) -> &AsyncFd<OwnedFd> {
         let [v4, v6] = &self.sockets;
         match family {

@@ -10,7 +10,7 @@ use crate::lease::beside::{Beside, LONGEST};
 use crate::lease::settings::{Backend, Dhcp, OnLost, Relay};
 
 use super::table::Reader;
-use super::{Announce, Config, Error, INTERFACE, interface_name, quoted};
+use super::{Config, Error, INTERFACE, interface_name, quoted};
 
 const CIDR6: &str = "a network of unicast addresses with room for an IPv4 address at their end, such as fd00:118::/96";
 
@@ -135,20 +135,10 @@ impl Config {
         if self.delegate.is_some() {
             return self.check_delegate();
         }
-        self.check_link()?;
         let cidr6 = self.lease.beside.networks().next();
         let Some(cidr6) = cidr6.filter(|_| matches!(self.lease.backend, Backend::Dhcp(_))) else { return Ok(()) };
         let expected = "backend = \"pool\" beside it; [dhcp6] leases IPv6 addresses from a DHCPv6 server".into();
         Err(Error::BadValue { key: "pool.cidr6".into(), value: quoted(cidr6), expected })
-    }
-
-    /// VIPs are answered for on one link.
-    fn check_link(&self) -> Result<(), Error> {
-        let other = self.interface6.as_ref().filter(|link| self.interface.as_ref() != Some(*link));
-        let Some(link) = other.filter(|_| self.announce == Announce::Arp) else { return Ok(()) };
-        let expected =
-            "the one of dhcp.interface, or announce = \"none\" beside another one: VIPs are answered for on one link";
-        Err(Error::BadValue { key: "dhcp6.interface".into(), value: quoted(link), expected: expected.into() })
     }
 
     /// A delegated prefix is led to one node.

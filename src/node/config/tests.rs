@@ -112,10 +112,10 @@ fn ipv6_addresses_by_dhcp() {
         assert!(complaint(text).contains(says), "{text}: {}", complaint(text));
     }
     let other = "[dhcp6]\ninterface = \"eth1\"";
-    assert!(
-        complaint(other).starts_with("dhcp6.interface = \"eth1\": expected the one of dhcp.interface, or announce")
-    );
-    for text in [format!("announce = \"none\"\n{other}"), format!("dhcp.interface = \"eth1\"\n{other}")] {
+    for before in
+        ["announce = \"none\"", "announce = \"arp\"", "dhcp.interface = \"eth1\"", "dhcp.interface = \"eth0\""]
+    {
+        let text = format!("{before}\n{other}");
         assert_eq!(Config::parse(&text).unwrap().interface6.as_deref(), Some("eth1"), "{text}");
     }
     // Nodes tell each other of such leases, and Services have such addresses.

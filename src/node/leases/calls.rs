@@ -15,7 +15,7 @@ use crate::lease::state::{Caller, Input};
 use crate::model::{BadKey, Family, VipKey};
 use crate::net::link::Link;
 use crate::node::leases::usage;
-use crate::node::problems::PROXIES;
+use crate::node::problems::{PROXIES, PROXIES6, UPLINK6};
 use crate::node::{self, AllocatorStatus, journal};
 use crate::with_causes;
 
@@ -98,8 +98,9 @@ impl Daemon {
         let nothing =
             self.v4.state.allow().is_nothing().then(|| format!("allow isn't set: it is {}", self.v4.state.allow()));
         // Sockets are bound to the link as it is: one that comes back is good again.
-        let link = self.link.as_ref().filter(|_| self.dhcp_counters().is_some());
-        let want = |link: &Link| uplink::Want::Named(link.name.clone());
+        let asks = if self.links.are_two() { self.v4.executor.dhcp_counters() } else { self.dhcp_counters() };
+        let link = self.links.of(Family::V4).link.as_ref().filter(|_| asks.is_some());
+        let want = |link: &Link| uplink::Want::Named { key: uplink::INTERFACE, name: link.name.clone() };
         let unusable = link.and_then(|link| match uplink::again(&self.node, link) {
             Ok(have) => uplink::difference(&want(link), &have).map(|why| format!("no address can be asked for: {why}")),
             Err(error) => Some(with_causes(&error)),
@@ -149,7 +150,9 @@ impl Daemon {
     /// For the agent's metrics and health pages.
     pub(super) fn allocator_status(&self) -> AllocatorStatus {
         let status = self.status();
-        let readiness_errors = status.readiness_errors.iter().cloned().chain(self.agent.problems.of(PROXIES)).collect();
+        // The pods that join while IPv6 addresses can't be asked for have none.
+        let problems = [PROXIES, UPLINK6, PROXIES6].into_iter().filter_map(|part| self.agent.problems.of(part));
+        let readiness_errors = status.readiness_errors.iter().cloned().chain(problems).collect();
         AllocatorStatus { dhcp: self.dhcp_counters(), pools: self.pool_usage(), readiness_errors, status }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::api::protocol::VipStatus;
-use crate::model::{Mac, VipKey};
+use crate::model::{Family, Mac, VipKey};
 use crate::net::acd::Claim;
 use crate::node::journal::Kind;
 
@@ -71,11 +71,10 @@ impl Daemon {
 
     /// A host claims an address; it may be a peer, which may serve the same VIP.
     pub(super) fn claimed(&mut self, claim: Claim) {
-        let other = self.v6.as_ref().filter(|_| claim.address.is_ipv6());
-        let search = other.unwrap_or(&self.v4).executor.search().clone();
+        let search = self.v4.executor.search().clone();
         let strangers = self.claims.strangers.clone();
         tokio::spawn(async move {
-            match search.is_peer(claim.mac).await {
+            match search.is_peer(Family::of(claim.address), claim.mac).await {
                 // Its reader is gone only while viprouted ends.
                 Ok(false) => drop(strangers.send(claim)),
                 Ok(true) => {}
@@ -90,7 +89,7 @@ impl Daemon {
         let Some(vip) = self.served_at(claim.address) else { return };
         self.agent.counters.address_claimed(&vip);
         let Worth { news, defend } = self.claims.heard(claim, Instant::now());
-        if defend && let Some(acd) = self.acd_of(claim.address).cloned() {
+        if defend && let Some(acd) = self.links.of(Family::of(claim.address)).acd.clone() {
             tokio::spawn(async move {
                 if let Err(error) = acd.announce(claim.address).await {
                     tracing::warn!(address = %claim.address, error = &error as &dyn std::error::Error, "not defended");

@@ -21,8 +21,6 @@ use super::{Daemon, Error};
 pub(super) struct Delegation {
     handle: Handle,
     on_lost: OnLost,
-    /// The link is its own, and not the one to the gateways.
-    has_own_link: bool,
     /// The prefix in use.
     pub(super) network: Option<Ipv6Network>,
     /// The one that is in use as soon as it is on disk.
@@ -35,21 +33,19 @@ impl Delegation {
     /// Asks for one on the link of that name. The one of before is in use at once, unless it has run out.
     pub(super) fn start(
         on_lost: OnLost,
-        (cluster, interface, has_own_link): (&Cluster, Option<&str>, bool),
+        (cluster, interface): (&Cluster, Option<&str>),
         (remembered, allow): (Option<&Delegated>, &Allow),
     ) -> Result<(Self, Notices), Error> {
         let (handle, notices) = prefix::start(cluster, interface, remembered)?;
         let is_in_force = |known: &&Delegated| on_lost == OnLost::Keep || known.lease.is_valid(clock::now());
         let is_permitted = |known: &&Delegated| allow.permits_all(known.network.into());
         let network = remembered.filter(is_in_force).filter(is_permitted).map(|known| known.network);
-        Ok((Self { handle, on_lost, has_own_link, network, saving: None, discarded: None }, notices))
+        Ok((Self { handle, on_lost, network, saving: None, discarded: None }, notices))
     }
 
-    /// On the link of that name from now on, which leads to the gateways.
+    /// On the link of that name from now on.
     pub(super) fn rebind(&self, interface: &str) {
-        if !self.has_own_link {
-            self.handle.rebind(interface.to_owned());
-        }
+        self.handle.rebind(interface.to_owned());
     }
 
     /// Its messages.

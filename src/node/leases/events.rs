@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use crate::api::server::Call;
@@ -24,6 +24,7 @@ use crate::registry::watch::Update;
 
 use super::Error;
 use super::executor::Found;
+use super::links::Claims;
 use super::usage::Batch;
 
 /// Everything that can happen, other than time passing.
@@ -46,8 +47,8 @@ pub struct Events {
     pub found: UnboundedReceiver<Found>,
     /// Updates of the registry.
     pub registry: UnboundedReceiver<Update>,
-    /// Another link to the gateways.
-    pub links: UnboundedReceiver<Link>,
+    /// Another link of that family's addresses: the one to the gateways is IPv4's.
+    pub links: UnboundedReceiver<(Family, Link)>,
     /// What is heard of other nodes' leases; none: they aren't shared.
     pub others: OthersLeases,
     /// What is asked of the node that gives out the pool's addresses.
@@ -57,9 +58,9 @@ pub struct Events {
     /// What the dataplane could not do.
     pub failures: UnboundedReceiver<(VipKey, dataplane::Error)>,
     /// Claims of other hosts to an address of ours; none without a link.
-    pub claims: Option<Receiver<Claim>>,
+    pub claims: Claims,
     /// The same on the link that IPv6 addresses are leased by; none: it is the same link.
-    pub claims6: Option<Receiver<Claim>>,
+    pub claims6: Claims,
     /// The same, of those that are no peers.
     pub strange: UnboundedReceiver<Claim>,
     /// SIGTERM.
@@ -88,8 +89,8 @@ pub enum Event {
     Claim(Claim),
     /// And it is no peer.
     Strange(Claim),
-    /// Another link leads to the gateways.
-    Link(Link),
+    /// Another link is that of a family's addresses.
+    Link(Family, Link),
     /// Other nodes have told of leases.
     Heard(Heard),
     /// An address of the pool is asked for, or given up.
@@ -105,6 +106,14 @@ pub enum Event {
 }
 
 impl Events {
+    /// What claims to addresses of a family come by, where these have a link of their own; IPv4's is that to the gateways.
+    pub fn claims_of(&mut self, family: Family) -> &mut Claims {
+        match family {
+            Family::V4 => &mut self.claims,
+            Family::V6 => &mut self.claims6,
+        }
+    }
+
     /// Waits for the next one, or until `due`.
     pub async fn next(&mut self, due: Duration) -> Result<Event, Error> {
         let ended = Error::Ended;
@@ -131,7 +140,7 @@ impl Events {
             update = self.registry.recv() => {
                 Some(Event::Registry(Batch::of(&update.ok_or(ended("the registry's watcher"))?)))
             }
-            Some(link) = self.links.recv() => Some(Event::Link(link)),
+            Some((family, link)) = self.links.recv() => Some(Event::Link(family, link)),
             Some(order) = self.wanted.recv() => Some(Event::Pool(order)),
             Some((vip, demand)) = self.demands.recv() => Some(Event::Demand(vip, demand)),
             heard = next_heard(&mut self.others) => Some(Event::Heard(heard.ok_or(ended("the gossip among nodes"))?)),
@@ -148,7 +157,7 @@ impl Events {
     }
 }
 
-async fn next_claim(claims: &mut Option<Receiver<Claim>>) -> Option<Claim> {
+async fn next_claim(claims: &mut Claims) -> Option<Claim> {
     match claims {
         Some(claims) => claims.recv().await,
         None => std::future::pending().await,

@@ -68,9 +68,13 @@ impl Executor {
         }
     }
 
-    /// Searches are made by `search` from now on, and DHCP goes over the link of that name.
-    pub fn rebind(&mut self, search: Search, interface: &str) {
+    /// Searches are made by `search` from now on.
+    pub fn search_by(&mut self, search: Search) {
         self.search = search;
+    }
+
+    /// DHCP goes over the link of that name from now on.
+    pub fn rebind(&self, interface: &str) {
         self.sources.rebind(interface);
     }
 

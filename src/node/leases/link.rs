@@ -1,15 +1,10 @@
-//! The link to the gateways, as leases see it: where they are asked for, and which addresses it permits.
-
-use std::sync::Arc;
-
-use tokio::sync::mpsc::Receiver;
+//! The links, as leases see them: where they are asked for, and which addresses these permit.
 
 use crate::lease::allow::Allow;
 use crate::lease::grant::News;
 use crate::lease::search::Search;
 use crate::lease::settings::{Backend, Dhcp, Settings};
 use crate::model::Family;
-use crate::net::acd::{Acd, Claim};
 use crate::net::link::Link;
 use crate::node::problems::OTHER_LINK;
 use crate::node::subsystems::ROUTES;
@@ -17,7 +12,9 @@ use crate::node::uplink;
 use crate::with_causes;
 
 use super::Daemon;
+use super::events::Events;
 use super::leasing::Leasing;
+use super::links::{self, OneLink};
 
 impl Daemon {
     /// What a DHCP server grants is granted on the link by which it is asked.
@@ -31,7 +28,7 @@ impl Daemon {
             && broadcast
             && lease.server.is_some()
         {
-            lease.link = self.link_of(family).map(|link| link.name.clone());
+            lease.link = self.links.of(family).link.as_ref().map(|link| link.name.clone());
         }
         news
     }
@@ -39,7 +36,7 @@ impl Daemon {
     /// A lease that was granted on one link says nothing on another, whose servers may give its address to others.
     pub(super) fn compare_links(&self) {
         let of = |family, leasing: Option<&Leasing>| {
-            let (link, leasing) = self.link_of(family).zip(leasing)?;
+            let (link, leasing) = self.links.of(family).link.as_ref().zip(leasing)?;
             let others: Vec<_> = leasing.state.links().into_iter().filter(|name| *name != link.name).collect();
             (!others.is_empty()).then(|| (others.join(" and "), link.name.clone()))
         };
@@ -59,7 +56,7 @@ impl Daemon {
         let families = [(Family::V4, Some(&self.settings)), (Family::V6, self.settings6.as_ref())];
         let families = families.map(|(family, settings)| settings.is_some_and(allows_link).then_some(family));
         for family in families.into_iter().flatten() {
-            let Some(link) = self.link_of(family).cloned() else { continue };
+            let Some(link) = self.links.of(family).link.clone() else { continue };
             match (uplink::prefixes(&self.node, family, link.index), self.leasing(family)) {
                 (Ok(prefixes), Some(leasing)) => {
                     leasing.state.permit(Allow::of_link(&link.name, prefixes.into_iter().collect()));
@@ -72,36 +69,47 @@ impl Daemon {
         }
     }
 
-    /// Opens the search for conflicts on a link: what receives claims there, the claims, and the search.
-    pub(super) fn search_on(&self, link: &Link) -> Result<(Arc<Acd>, Receiver<Claim>, Search), String> {
-        let (acd, heard) = Acd::open(link).map_err(|error| with_causes(&error))?;
-        let (heartbeat, told) = (self.agent.subsystems.begin(&ROUTES), self.agent.services.nodes());
-        let search = Search::new(&self.settings, &self.registry, Some((link, acd.clone())), heartbeat, told);
-        Ok((acd, heard, search.map_err(|error| with_causes(&error))?))
-    }
-
-    /// Moves probes and DHCP to another link, if there is one. What can't be opened there is tried again.
-    pub(super) fn rebind(&mut self, claims: &mut Option<Receiver<Claim>>) {
-        let Some(link) = self.next_link.take() else { return };
-        match self.search_on(&link) {
-            Ok((acd, heard, search)) => {
-                let is_one = self.link6.is_none();
-                if let Some(leasing) = self.v6.as_mut().filter(|_| is_one) {
-                    leasing.executor.rebind(search.clone(), &link.name);
+    /// Moves probes and DHCP to other links, where there are such. What can't be opened there is tried again.
+    pub(super) fn rebind(&mut self, events: &mut Events) {
+        for family in Family::ALL {
+            let Some(link) = self.links.of_mut(family).next.take() else { continue };
+            let name = link.name.clone();
+            match self.bind_to(family, link.clone()) {
+                Ok(heard) => *events.claims_of(family) = heard,
+                Err(error) => {
+                    tracing::debug!(link = name, error, "not bound to");
+                    self.links.of_mut(family).next = Some(link);
                 }
-                if let Some(delegation) = &self.delegation {
-                    delegation.rebind(&link.name);
-                }
-                self.v4.executor.rebind(search, &link.name);
-                (self.acd, *claims) = (Some(acd), Some(heard));
-                self.link = Some(link);
-                self.permit_link();
-                self.compare_links();
-            }
-            Err(error) => {
-                tracing::debug!(link = link.name, error, "not bound to");
-                self.next_link = Some(link);
             }
         }
+    }
+
+    /// That is the link of a family's addresses from now on. Returns what other hosts' claims come by.
+    fn bind_to(&mut self, family: Family, link: Link) -> Result<links::Claims, String> {
+        let name = link.name.clone();
+        let (bound, claims) = OneLink::open(Some(link)).map_err(|error| with_causes(&error))?;
+        let before = std::mem::replace(self.links.of_mut(family), bound);
+        let (heartbeat, told) = (self.agent.subsystems.begin(&ROUTES), self.agent.services.nodes());
+        let search = match Search::new(&self.settings, &self.registry, self.links.asked(), heartbeat, told) {
+            Ok(search) => search,
+            Err(error) => {
+                *self.links.of_mut(family) = before;
+                return Err(with_causes(&error));
+            }
+        };
+        let moved = self.links.beside(family);
+        for family in Family::ALL {
+            let Some(leasing) = self.leasing(family) else { continue };
+            leasing.executor.search_by(search.clone());
+            if moved.contains(&family) {
+                leasing.executor.rebind(&name);
+            }
+        }
+        if let Some(delegation) = self.delegation.as_ref().filter(|_| moved.contains(&Family::V6)) {
+            delegation.rebind(&name);
+        }
+        self.permit_link();
+        self.compare_links();
+        Ok(claims)
     }
 }

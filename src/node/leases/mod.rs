@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -22,15 +21,13 @@ mod executor;
 mod foreign;
 mod leasing;
 mod link;
-mod link6;
+mod links;
 mod pool;
 mod reports;
 mod services;
 mod sharing;
 mod start;
 mod usage;
-
-use crate::net::acd::Acd;
 
 use super::config::{Announce, Config};
 use crate::api::protocol::{Directory, Grant};
@@ -44,7 +41,6 @@ use crate::lease::store::{self, Contents};
 use crate::lease::writer::Done;
 use crate::model::{Addresses, Family, VipKey};
 use crate::net::NodeNet;
-use crate::net::link::Link;
 use crate::registry::Registry;
 use crate::{node, with_causes};
 
@@ -59,11 +55,11 @@ use error::failed;
 use events::{Event, Events};
 use foreign::ForeignServers;
 use leasing::{Acted, Leasing};
-use link6::Link6;
+use links::Links;
 use sharing::Sharing;
 use usage::Batch;
 
-use super::reconcile::{self, Advertised, Discarded, NodeSettings};
+use super::reconcile::{self, Advertised, Discarded, LinkSettings, NodeSettings};
 use super::{notify, uplink};
 
 /// The loop turns at least this often: the clock may have been set meanwhile.
@@ -94,9 +90,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
             delegation.discarded = Some(discarded.clone());
         }
         let settings = NodeSettings {
-            want: uplink::want(config),
-            purpose: uplink::purpose(config),
-            link: daemon.link.clone(),
+            uplink: LinkSettings {
+                want: uplink::want(config),
+                purpose: uplink::purpose(config),
+                link: daemon.links.of(Family::V4).link.clone(),
+            },
+            ipv6: uplink::want_ipv6(config).map(|want| LinkSettings {
+                want,
+                purpose: Some(uplink::DHCPV6),
+                link: daemon.links.of(Family::V6).link.clone(),
+            }),
             answers: config.announce == Announce::Arp,
             advertised,
             links,
@@ -130,16 +133,13 @@ struct Daemon {
     orders: Sender<Order>,
     registry: Registry,
     agent: node::Context,
-    /// The addresses that this node answers for on the link, which the reconciler reads.
+    /// The addresses that this node answers for on its links, which the reconciler reads.
     advertised: Option<Advertised>,
     /// What searches are made by.
     settings: Settings,
     /// The same of IPv6 addresses that are leased by themselves.
     settings6: Option<Settings>,
-    /// Another link than `link`, to which not everything could be bound so far.
-    next_link: Option<Link>,
-    /// Receives other hosts' claims to an address.
-    acd: Option<Arc<Acd>>,
+    links: Links,
     claims: Claims,
     /// The link's routers and name servers, as far as DHCP has named them.
     infrastructure: BTreeSet<IpAddr>,
@@ -155,11 +155,8 @@ struct Daemon {
     beside: BTreeMap<VipKey, Vec<IpAddr>>,
     /// VIPs that are served without what they are to have beside that address, or with something else.
     unlike: BTreeMap<VipKey, Unlike>,
-    /// Sees whether `link` is up.
+    /// Sees whether links are up.
     node: NodeNet,
-    link: Option<Link>,
-    /// The link that IPv6 addresses are leased by, where that is another one.
-    link6: Option<Link6>,
     /// Callers count from 1.
     last_caller: u64,
     /// Files in the lease directory that belong to no VIP.
@@ -171,10 +168,6 @@ impl Daemon {
         loop {
             let due = self.due();
             match events.next(due).await? {
-                Event::Time => {
-                    self.handle(Event::Time);
-                    self.follow_link6(&mut events.claims6);
-                }
                 Event::End => {
                     self.agent.express.stop(&self.node);
                     self.agent.peers.restart();
@@ -190,14 +183,14 @@ impl Daemon {
             }
             self.decide(PoolClaims::tick);
             self.advertise();
-            self.rebind(&mut events.claims);
+            self.rebind(events);
         }
     }
 
     fn due(&self) -> Duration {
         let tick = self.families().filter_map(|leasing| leasing.state.next_tick()).min();
         let tick = tick.map(|at| at.duration_since(clock::now()).unwrap_or_default());
-        let rebind = self.next_link.as_ref().map(|_| REBIND);
+        let rebind = self.links.is_waiting().then_some(REBIND);
         let due = [tick, rebind, self.decide_in()].into_iter().flatten().min().unwrap_or(LOOK_AROUND);
         // Not less: a timer that is due and does nothing must not take the processor.
         due.clamp(Duration::from_millis(5), LOOK_AROUND)
@@ -224,7 +217,7 @@ impl Daemon {
             }
             Event::Found(vip, address, found) => self.found(&vip, address, found),
             Event::Registry(batch) => self.present(batch),
-            Event::Link(link) => self.next_link = Some(link),
+            Event::Link(family, link) => self.links.of_mut(family).next = Some(link),
             Event::Heard(heard) => self.heard(heard),
             Event::Demand(vip, demand) => self.demanded(&vip, demand),
             Event::DataplaneFailed(vip, error) => {
@@ -381,18 +374,7 @@ impl Daemon {
     /// Publishes them.
     fn advertise(&self) {
         let served: BTreeSet<IpAddr> = self.announced().map(|(address, _)| address).collect();
-        match (&self.acd, &self.link6) {
-            (Some(acd), None) => acd.serve(&served),
-            // What is claimed on one of two links is claimed to an address of that one.
-            (acd, Some(other)) => {
-                let (six, four) = served.iter().copied().partition(IpAddr::is_ipv6);
-                other.acd.serve(&six);
-                if let Some(acd) = acd {
-                    acd.serve(&four);
-                }
-            }
-            (None, None) => {}
-        }
+        self.links.serve(&served);
         if let Some(advertised) = &self.advertised {
             advertised.set(served);
         }

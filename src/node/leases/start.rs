@@ -18,7 +18,6 @@ use crate::lease::store::{Contents, Delegated, Store};
 use crate::lease::writer::LeaseWriter;
 use crate::model::{Family, VipKey};
 use crate::net::NodeNet;
-use crate::net::acd::Acd;
 use crate::net::link::Link;
 use crate::node;
 use crate::node::config::Config;
@@ -39,7 +38,7 @@ use super::events::Events;
 use super::executor::{Executor, Found};
 use super::foreign::ForeignServers;
 use super::leasing::Leasing;
-use super::link6::Link6;
+use super::links::{Links, OneLink};
 use super::pool;
 use super::sharing::Sharing;
 use super::usage::Batch;
@@ -49,16 +48,15 @@ use super::{Daemon, Error, failed};
 pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
     let (base, kept) = Base::open(config)?;
     let Kept { store, contents, contents6, prefix } = kept;
-    let (acd, claims) = base.link.as_ref().map(Acd::open).transpose()?.unzip();
-    // A delegated prefix is led to this node: no host of that link has an address of it.
-    let other = base.other.as_ref().filter(|_| config.lease6.is_some());
-    let (acd6, claims6) = other.map(Acd::open).transpose()?.unzip();
+    let (uplink, claims) = OneLink::open(base.link.clone())?;
+    let (ipv6, claims6) = base.other.clone().map(|other| OneLink::open(Some(other))).transpose()?.unzip();
+    let links = Links::new(uplink, ipv6);
     let (reports, reported) = tokio::sync::mpsc::unbounded_channel();
     let (asking, answers) = Asking::start(config, &base, (reports, prefix.as_ref()))?;
     let writer = LeaseWriter::start(store, base.agent.subsystems.begin(&LEASES));
     let (writer, done) = writer.map_err(failed("start the thread that keeps leases"))?;
     let (v4, v6, found) =
-        leasings(config, &base, &asking.settings, (asking.sources, asking.sources6), ([&acd, &acd6], writer))?;
+        leasings(config, &base, &asking.settings, (asking.sources, asking.sources6), (&links, writer))?;
     let (orders, failures) = start_dataplane(&base.agent)?;
     let (strangers, strange) = tokio::sync::mpsc::unbounded_channel();
     let mut updates = watch(&base.agent)?;
@@ -79,7 +77,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         demands: base.agent.services.demands(),
         failures,
         claims,
-        claims6,
+        claims6: claims6.flatten(),
         strange,
         terminate: signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?,
         interrupt: signal(SignalKind::interrupt()).map_err(failed("handle SIGINT"))?,
@@ -95,8 +93,7 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         advertised: None,
         settings: asking.settings,
         settings6: config.lease6.clone(),
-        next_link: None,
-        acd,
+        links,
         claims: Claims::new(strangers),
         infrastructure: BTreeSet::new(),
         foreign: ForeignServers::default(),
@@ -107,8 +104,6 @@ pub(super) async fn start(config: &Config) -> Result<(Daemon, Events), Error> {
         unlike: BTreeMap::new(),
         beside: BTreeMap::new(),
         node: base.node,
-        link6: base.other.zip(acd6).map(|(link, acd)| Link6 { link, acd }),
-        link: base.link,
         last_caller: 0,
         strangers: contents.strangers.iter().chain(&contents6.strangers).cloned().collect(),
     };
@@ -145,7 +140,7 @@ impl Base {
         // No other viprouted runs by now: it would have the store's lock.
         let registry = open_registry(config);
         let link = uplink::find(&node, config)?;
-        let other = uplink::find_ipv6(&node, config, link.as_ref())?;
+        let other = uplink::find_ipv6(&node, config)?;
         let agent = node::Context::new(registry.clone(), config.wanted())?;
         let cluster = cluster(config, !(contents.records.is_empty() && contents6.records.is_empty()))?;
         let prefix = config.delegate.and_then(|_| {
@@ -211,7 +206,7 @@ impl Asking {
         let allow = config.lease.allow.clone().unwrap_or_default();
         let delegation = config.delegate.zip(cluster);
         let delegation = delegation.map(|(on_lost, cluster)| {
-            Delegation::start(on_lost, (cluster, base.interface(Family::V6), base.other.is_some()), (prefix, &allow))
+            Delegation::start(on_lost, (cluster, base.interface(Family::V6)), (prefix, &allow))
         });
         let (delegation, prefix) = delegation.transpose()?.unzip();
         let mut settings = config.lease.clone();
@@ -230,25 +225,20 @@ fn leasings(
     base: &Base,
     settings: &Settings,
     (sources, sources6): (Sources, Option<Sources>),
-    (acds, writer): ([&Option<Arc<Acd>>; 2], LeaseWriter),
+    (links, writer): (&Links, LeaseWriter),
 ) -> Result<(Leasing, Option<Leasing>, UnboundedReceiver<Found>), Error> {
-    let search = |on: Option<(&Link, Arc<Acd>)>| {
-        let (heartbeat, told) = (base.agent.subsystems.begin(&ROUTES), base.agent.services.nodes());
-        Search::new(&config.lease, &base.registry, on, heartbeat, told)
-    };
-    let search4 = search(base.link.as_ref().zip(acds[0].clone()))?;
-    let search6 = base.other.as_ref().zip(acds[1].clone()).map(|on| search(Some(on))).transpose()?;
-    let search6 = search6.unwrap_or_else(|| search4.clone());
+    let (heartbeat, told) = (base.agent.subsystems.begin(&ROUTES), base.agent.services.nodes());
+    let search = Search::new(&config.lease, &base.registry, links.asked(), heartbeat, told)?;
     let (finds, found) = tokio::sync::mpsc::unbounded_channel();
     let (writer, has_both) = (Arc::new(writer), sources6.is_some());
-    let leasing = |lease: &Settings, (family, search): (Family, Search), sources| {
-        let executor = Executor::new((family, sources), search, writer.clone(), finds.clone());
+    let leasing = |lease: &Settings, family: Family, sources| {
+        let executor = Executor::new((family, sources), search.clone(), writer.clone(), finds.clone());
         let event_log = LeaseEventLog::new(base.agent.journal.clone(), Some(family).filter(|_| has_both));
         Leasing::new(State::new(rules(config, lease, base.cluster.as_ref())), executor, event_log)
     };
     let v6 = sources6.zip(config.lease6.as_ref());
-    let v6 = v6.map(|(sources, lease)| leasing(lease, (Family::V6, search6), sources));
-    let mut v4 = leasing(&config.lease, (Family::V4, search4), sources);
+    let v6 = v6.map(|(sources, lease)| leasing(lease, Family::V6, sources));
+    let mut v4 = leasing(&config.lease, Family::V4, sources);
     v4.executor.beside = settings.beside.clone();
     Ok((v4, v6, found))
 }

@@ -235,8 +235,7 @@ impl Engine {
         }
         let keys = state.own.keys().cloned().collect();
         self.tell(state, &keys).await;
-        let word = state.word(self.own.tunnel).to_string();
-        self.chitchat.with_chitchat(|chitchat| chitchat.self_node_state().set(word::NODE, &word)).await;
+        self.tell_of_itself(state).await;
         for node in self.view.nodes().values() {
             let _ = self.chitchat.gossip(self.heard_at(node.at));
         }
@@ -244,6 +243,12 @@ impl Engine {
             tokio::time::sleep(ROUND).await;
             let _ = told.send(());
         }
+    }
+
+    async fn tell_of_itself(&self, state: &State) {
+        let word = state.word(self.own.tunnel).to_string();
+        // The same as before is no news.
+        self.chitchat.with_chitchat(|chitchat| chitchat.self_node_state().set(word::NODE, &word)).await;
     }
 
     async fn look(&mut self, state: &mut State) -> Result<(), String> {
@@ -316,8 +321,8 @@ impl Engine {
     /// What follows for this node's records.
     fn work_out(&mut self, state: &State) -> Result<(), String> {
         let known = |(id, node): (&NodeId, &Node)| {
-            let Word { name, tunnel, .. } = node.word.clone();
-            ClusterNode { id: *id, name, number: node.number, tunnel, heard6: ipv6(node.at), state: node.state }
+            let Word { name, tunnel, mac6, .. } = node.word.clone();
+            ClusterNode { id: *id, name, number: node.number, tunnel, heard6: ipv6(node.at), mac6, state: node.state }
         };
         let cluster = Cluster::new(self.own.clone(), self.view.nodes().iter().map(known).collect());
         let cluster = cluster.map_err(|e| e.to_string())?;
@@ -348,6 +353,8 @@ impl Engine {
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the keys stay as they were"),
             }
         }
+        // A link made anew has another Ethernet address.
+        self.tell_of_itself(state).await;
         // chitchat looks names up at its start and once a minute.
         let named = self.named.borrow().addresses.clone();
         let silent = |seed: &SocketAddr| {

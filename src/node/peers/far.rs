@@ -171,8 +171,15 @@ mod tests {
 
     fn node(last: u8, state: NodeState, share: &str) -> (NodeId, Node) {
         let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let known =
-            ClusterNode { id, name: format!("n{last}"), number: last.into(), tunnel: id.0.into(), heard6: None, state };
+        let known = ClusterNode {
+            id,
+            name: format!("n{last}"),
+            number: last.into(),
+            tunnel: id.0.into(),
+            heard6: None,
+            mac6: None,
+            state,
+        };
         let vips = BTreeMap::from([(WEB.parse().unwrap(), share.parse().unwrap())]);
         (id, Node::remembered(&known, vips))
     }

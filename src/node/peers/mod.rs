@@ -44,6 +44,7 @@ use crate::model::node::NodeId;
 use crate::net::{self, NodeNet};
 use crate::node::config::Config;
 use crate::node::subsystems::{PEER_RECORDS, PEERS};
+use crate::node::uplink;
 
 use super::{Context, own_name};
 use engine::Order;
@@ -193,6 +194,7 @@ pub fn start(context: &Context, config: &Config, cluster: Option<&str>) -> Resul
         beside: beside(config),
         leases_ipv6: config.lease6.is_some(),
         leases_on: config.interface6.clone().or_else(|| config.interface.clone()),
+        own_link6: uplink::want_ipv6(config).and(config.interface6.clone()),
         desired,
     };
     context.peers.shared().orders = Some(orders);

@@ -209,6 +209,7 @@ mod tests {
             number: last.into(),
             tunnel: id.0.into(),
             heard6: None,
+            mac6: None,
             state: NodeState::Live,
         };
         let mut node = Node::remembered(&known, BTreeMap::new());

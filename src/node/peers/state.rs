@@ -9,7 +9,7 @@ use ipnetwork::Ipv4Network;
 use crate::lease::allow::Allow;
 use crate::lease::beside::Beside;
 use crate::model::{Served, VipKey};
-use crate::net::NodeNet;
+use crate::net::{NodeNet, link};
 use crate::node::Context;
 use crate::node::config::Membership;
 use crate::registry::watch::{Update, View as VipView};
@@ -40,6 +40,8 @@ pub struct Setup {
     pub leases_ipv6: bool,
     /// By the link of that name; none: the one by which other nodes are reached.
     pub leases_on: Option<String>,
+    /// Their IPv6 addresses are answered for on the link of that name; none: on the one to the gateways.
+    pub own_link6: Option<String>,
     /// Where what is to be recorded goes.
     pub desired: mpsc::Sender<Desired>,
 }
@@ -86,7 +88,9 @@ impl State {
     pub fn word(&self, tunnel: IpAddr) -> Word {
         let cluster = self.setup.cluster.as_deref().map_or_else(|| "-".to_owned(), report::short);
         let version = crate::RELEASE.to_owned();
-        Word { name: self.setup.name.clone(), tunnel, phase: self.phase, cluster, version }
+        let link = self.setup.own_link6.as_ref().and_then(|name| link::by_name(&self.setup.net, name).ok().flatten());
+        let mac6 = link.and_then(|link| link.mac);
+        Word { name: self.setup.name.clone(), tunnel, phase: self.phase, cluster, version, mac6 }
     }
 
     /// What the others are told of a VIP; none: nothing of it is here.

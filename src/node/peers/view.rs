@@ -98,8 +98,14 @@ impl Node {
     /// One that the run before knew. Its word holds until it is heard.
     pub fn remembered(node: &ClusterNode, vips: BTreeMap<VipKey, Share>) -> Self {
         let cluster = "-".to_owned();
-        let word =
-            Word { name: node.name.clone(), tunnel: node.tunnel, phase: Phase::Up, cluster, version: "-".to_owned() };
+        let word = Word {
+            name: node.name.clone(),
+            tunnel: node.tunnel,
+            phase: Phase::Up,
+            cluster,
+            version: "-".to_owned(),
+            mac6: node.mac6,
+        };
         let (answered, said) = (Duration::ZERO, Duration::ZERO);
         Self {
             number: node.number,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::model::address::is_unicast;
-use crate::model::{Family, Served, VipKey};
+use crate::model::{Family, Mac, Served, VipKey};
 use crate::node::config::is_node_name;
 
 /// The key of a node's word about itself.
@@ -17,7 +17,8 @@ pub const MAX_VIPS: usize = 4096;
 /// Replicas of one VIP on one node; more count as so many.
 const MAX_REPLICAS: u32 = 1 << 16;
 
-/// What a node says of itself: `name tunnel phase cluster version`.
+/// What a node says of itself: `name tunnel phase cluster version`, then ` mac6=02:00:00:00:00:01` where it answers for IPv6 addresses on a link of
+/// their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Word {
     /// Its name.
@@ -30,6 +31,8 @@ pub struct Word {
     pub cluster: String,
     /// Its viprouted's version.
     pub version: String,
+    /// Its Ethernet address on that link.
+    pub mac6: Option<Mac>,
 }
 
 /// Whether a node stays.
@@ -56,8 +59,9 @@ impl Phase {
 
 impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, tunnel, phase, cluster, version } = self;
-        write!(f, "{name} {tunnel} {} {cluster} {version}", phase.name())
+        let Self { name, tunnel, phase, cluster, version, mac6 } = self;
+        write!(f, "{name} {tunnel} {} {cluster} {version}", phase.name())?;
+        mac6.map_or(Ok(()), |mac| write!(f, " {MAC6}{mac}"))
     }
 }
 
@@ -75,7 +79,8 @@ impl FromStr for Word {
         let known = [Phase::Up, Phase::Restarting, Phase::Left].into_iter().find(|known| known.name() == phase);
         let (cluster, version) = (field(is_short)?.to_owned(), field(is_short)?.to_owned());
         let phase = known.unwrap_or(Phase::Up);
-        if is_unicast(tunnel) { Ok(Self { name, tunnel, phase, cluster, version }) } else { Err(()) }
+        let mac6 = fields.find_map(|field| field.strip_prefix(MAC6)?.parse().ok());
+        if is_unicast(tunnel) { Ok(Self { name, tunnel, phase, cluster, version, mac6 }) } else { Err(()) }
     }
 }
 
@@ -104,6 +109,8 @@ pub struct Share {
     pub family: Option<Family>,
 }
 
+/// What the word on an Ethernet address begins with.
+const MAC6: &str = "mac6=";
 /// The word for flows that stay.
 const STICKY: &str = "sticky";
 /// What the word on ports begins with.
@@ -228,6 +235,9 @@ mod tests {
     fn what_a_later_version_says_is_read_as_far_as_it_is_known() {
         let word: Word = "n2 192.0.2.2 resting - 9.0.0+g0123456789ab zone=a".parse().unwrap();
         assert_eq!((word.phase, word.version.as_str()), (Phase::Up, "9.0.0+g0123456789ab"));
+        let word: Word = "n2 192.0.2.2 up - 9.0.0 zone=a mac6=02:00:00:00:00:07".parse().unwrap();
+        assert_eq!(word.mac6, Some(Mac([2, 0, 0, 0, 0, 7])));
+        assert_eq!(word.to_string(), "n2 192.0.2.2 up - 9.0.0 mac6=02:00:00:00:00:07");
         let values = [
             ("node", "n2 192.0.2.2 up - 9"),
             ("zone", "a"),

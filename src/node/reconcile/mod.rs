@@ -7,6 +7,7 @@ mod announcements;
 mod backoff;
 mod cache;
 mod express;
+mod link;
 mod node;
 mod notrack;
 mod queue;
@@ -53,6 +54,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 const SLICE: usize = 25;
 
 use express::Uplinks;
+pub use link::LinkSettings;
 use node::NodeObjects;
 pub use node::{Advertised, Discarded, NodeSettings};
 use tunnel::Tunnel;

@@ -82,7 +82,7 @@ impl Reconciler {
         let is_full = self.queue.all || Instant::now() >= self.full;
         let search = self.queue.link == LinkNews::DefaultRoute;
         if self.queue.link > LinkNews::None || is_full {
-            self.objects.uplink(&self.node, search);
+            self.objects.find_links(&self.node, search);
         }
         // Links may have changed since.
         if std::mem::take(&mut self.vips_changed) || (self.started && (is_full || !self.queue.addresses.is_empty())) {
@@ -97,9 +97,7 @@ impl Reconciler {
         }
         let cache = &self.cache;
         let excluded = self.objects.excluded();
-        let proxies = self.objects.proxies(&self.node, |address| cache.answers_for(address, &excluded));
-        let (repaired, result) = proxies.unwrap_or_else(|error| (Vec::new(), Err(error)));
-        self.objects.proxies_failed(result.as_ref().err());
+        let repaired = self.objects.proxies(&self.node, |address| cache.answers_for(address, &excluded));
         self.repaired(ObjectId::Other("proxy neighbours".into()), None, &repaired, "the node");
         self.objects.announce();
     }
@@ -150,7 +148,7 @@ impl Reconciler {
         pod_links::About {
             netns: replicas().filter_map(|replica| replica.netns_id).collect(),
             pairs: replicas().map(|replica| replica.ifindex).collect(),
-            uplink: self.objects.link(),
+            uplinks: self.objects.indexes(),
         }
     }
 
@@ -215,7 +213,7 @@ impl Reconciler {
         let thing = ObjectId::Other("send_redirects".into());
         match self.objects.redirects() {
             Ok(found) => self.repaired(thing, None, &found, "the node"),
-            Err(error) => self.failed(thing, None, "redirects of the link to the gateways", &error.into()),
+            Err(error) => self.failed(thing, None, "redirects of the links to the gateways", &error.into()),
         }
     }
 

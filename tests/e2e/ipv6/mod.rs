@@ -7,6 +7,7 @@ mod guard;
 mod headers;
 mod heal;
 mod lan;
+mod links;
 mod notrack;
 mod pool;
 

@@ -48,6 +48,7 @@ impl Scene {
                 number: (*last).into(),
                 tunnel: id(*last).0.into(),
                 heard6: None,
+                mac6: None,
                 state: NodeState::Live,
             };
             let mut node = Node::remembered(&known, BTreeMap::new());

@@ -20,6 +20,7 @@ fn incarnation(last: u8) -> Incarnation {
         phase: Phase::Up,
         cluster: "-".to_owned(),
         version: "1".to_owned(),
+        mac6: None,
     };
     let at = id(last).0.into();
     Incarnation {
@@ -217,6 +218,7 @@ fn the_nodes_of_the_run_before_stay_until_their_kernels_are_silent() {
         number: 7,
         tunnel: id(2).0.into(),
         heard6: None,
+        mac6: None,
         state: NodeState::Live,
     };
     let remembered = BTreeMap::from([(id(2), Node::remembered(&before, vips))]);
