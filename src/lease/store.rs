@@ -20,7 +20,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +175,18 @@ pub struct Store {
     _lock: File,
 }
 
+/// One that was killed has the lock until what it was just starting has become its program.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    const LET_GO: Duration = Duration::from_secs(1);
+    let end = Instant::now() + LET_GO;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(Duration::from_millis(20)),
+            other => return other,
+        }
+    }
+}
+
 impl Store {
     /// Opens (and creates) the directory, and locks it for this process.
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
@@ -185,7 +198,7 @@ impl Store {
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let opened = options.open(&path);
         let opened = opened.map_err(|source| Error::Lock { path: path.clone(), source })?;
-        opened.try_lock().map_err(|error| match error {
+        lock(&opened).map_err(|error| match error {
             TryLockError::WouldBlock => Error::InUse { path: state_dir.into() },
             TryLockError::Error(source) => Error::Lock { path, source },
         })?;

@@ -139,6 +139,15 @@ fn callers_that_ask_together_share_one_lease() {
 }
 
 #[test]
+fn a_caller_hears_what_it_waits_for() {
+    let mut story = Story::new(rules());
+    story.on(Input::Acquire(Caller(1)));
+    assert_eq!(story.bound(A), [Action::Check(A)]);
+    let said = refusal(&story.tick(9)).msg.clone();
+    assert_eq!(said, format!("no address yet, still trying: hosts are still asked whether one of them has {A}"));
+}
+
+#[test]
 fn a_caller_hears_in_time_and_the_next_one_gets_what_came_since() {
     let mut story = Story::new(rules());
     story.on(Input::Acquire(Caller(1)));

@@ -36,7 +36,8 @@ impl Vip {
         if waited < ANSWER_WITHIN {
             return;
         }
-        let why = self.error.clone().unwrap_or_else(|| match self.phase {
+        let why = self.error.clone().unwrap_or_else(|| match &self.phase {
+            Phase::Probing(lease) => format!("hosts are still asked whether one of them has {}", lease.address),
             Phase::Saving => "the lease is still being written to disk".into(),
             _ if rules.trusts_memory => "no answer from a DHCP server so far".into(),
             _ => "no answer from the node that gives out the pool's addresses so far".into(),
