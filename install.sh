@@ -448,8 +448,8 @@ late_tests=(packaging:: containerd2:: upgrade::)
 
 # $1: whether clusters' parts are needed too.
 start_builds() {
-    # The optimization of the whole program takes most of a release's build, and nothing here asks for it (--release does).
-    local quick='env CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16'
+    # The optimization of the whole program takes most of a release's build, once for each program, and nothing here asks for it (--release does).
+    local quick='env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16'
     local builds=("$quick packaging/build.sh $(uname -m)" tests/previous.sh tests/containerd2.sh tests/helm.sh) build
     # The target kubernetes is none of all: it is run by --kubernetes alone.
     builds+=("cargo clippy --all-targets -- -D warnings" "cargo clippy --test kubernetes -- -D warnings")
