@@ -450,19 +450,27 @@ late_tests=(packaging:: containerd2:: upgrade::)
 start_builds() {
     # The optimization of the whole program takes most of a release's build, once for each program, and nothing here asks for it (--release does).
     local quick='env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16'
-    local builds=("$quick packaging/build.sh $(uname -m)" tests/previous.sh tests/containerd2.sh tests/helm.sh) build
+    # Two at a time: the last crates of each take minutes of one processor, and the tests may be over by then.
+    local one=("$quick packaging/build.sh $(uname -m)" tests/helm.sh) other=(tests/previous.sh tests/containerd2.sh)
     # The target kubernetes is none of all: it is run by --kubernetes alone.
-    builds+=("cargo clippy --all-targets -- -D warnings" "cargo clippy --test kubernetes -- -D warnings")
-    ! $1 || builds+=(tests/kubernetes.sh tests/metallb.sh)
+    other+=("cargo clippy --all-targets -- -D warnings" "cargo clippy --test kubernetes -- -D warnings")
+    ! $1 || one+=(tests/kubernetes.sh tests/metallb.sh)
     builds_log=$(mktemp)
     # A process group of its own, which ends with this script.
     set -m
     {
         renice -n 19 "$BASHPID" >/dev/null
-        for build in "${builds[@]}"; do $build || echo "failed: $build"; done
+        in_turn "${one[@]}" &
+        in_turn "${other[@]}"
+        wait
     } >"$builds_log" 2>&1 &
     builder=$!
     set +m
+}
+
+in_turn() {
+    local build
+    for build; do $build || echo "failed: $build"; done
 }
 
 # Says what was not built or is not clean, and why.
