@@ -19,7 +19,8 @@ fn image(sources: &TempDir, umask: &str) -> PathBuf {
 
 #[test]
 fn an_image_is_the_same_wherever_it_is_made_and_small() {
-    const LARGEST: u64 = 16 << 20;
+    // Of programs that aren't optimized as a whole (install.sh): a release's are smaller.
+    const LARGEST: u64 = 18 << 20;
     let places = [sources(), sources()];
     let made = [image(&places[0], "022"), image(&places[1], "077")];
     assert!(fs::read(&made[0]).unwrap() == fs::read(&made[1]).unwrap(), "two images of one source differ");
