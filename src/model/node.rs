@@ -190,6 +190,23 @@ impl TryFrom<Unchecked> for Cluster {
 }
 
 #[cfg(test)]
+impl ClusterNode {
+    /// The one of tests at 192.0.2.`last`, alive, with that number.
+    pub fn at(last: u8) -> Self {
+        let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
+        Self {
+            id,
+            name: format!("n{last}"),
+            number: last.into(),
+            tunnel: id.0.into(),
+            heard6: None,
+            mac6: None,
+            state: NodeState::Live,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -198,16 +215,7 @@ mod tests {
     }
 
     fn node(last: u8, number: u32) -> ClusterNode {
-        let name = format!("n{last}");
-        ClusterNode {
-            id: id(last),
-            name,
-            number,
-            tunnel: id(last).0.into(),
-            heard6: None,
-            mac6: None,
-            state: NodeState::Live,
-        }
+        ClusterNode { number, ..ClusterNode::at(last) }
     }
 
     fn cluster(nodes: Vec<ClusterNode>) -> Result<Cluster, BadCluster> {

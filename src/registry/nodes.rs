@@ -92,15 +92,7 @@ mod tests {
         let address = |last| Ipv4Addr::new(192, 0, 2, last);
         let own =
             OwnNode { id: NodeId(address(1)), name: "n1".into(), tunnel: address(1).into(), heard6: None, left: false };
-        let other = ClusterNode {
-            id: NodeId(address(2)),
-            name: "n2".into(),
-            number: 1,
-            tunnel: address(2).into(),
-            heard6: None,
-            mac6: None,
-            state: NodeState::Suspect,
-        };
+        let other = ClusterNode { number: 1, state: NodeState::Suspect, ..ClusterNode::at(2) };
         Cluster::new(own, vec![other]).unwrap()
     }
 

@@ -170,18 +170,9 @@ mod tests {
     const WEB: &str = "shop/web";
 
     fn node(last: u8, state: NodeState, share: &str) -> (NodeId, Node) {
-        let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let known = ClusterNode {
-            id,
-            name: format!("n{last}"),
-            number: last.into(),
-            tunnel: id.0.into(),
-            heard6: None,
-            mac6: None,
-            state,
-        };
+        let known = ClusterNode { state, ..ClusterNode::at(last) };
         let vips = BTreeMap::from([(WEB.parse().unwrap(), share.parse().unwrap())]);
-        (id, Node::remembered(&known, vips))
+        (known.id, Node::remembered(&known, vips))
     }
 
     fn states(nodes: &[(NodeId, Node)], own: Option<&str>) -> (Option<IpAddr>, Vec<(u32, &'static str)>, usize) {

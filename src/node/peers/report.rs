@@ -199,20 +199,9 @@ fn no_way(seed: IpAddr) -> String {
 mod tests {
     use super::*;
     use crate::model::node::ClusterNode;
-    use std::net::Ipv4Addr;
 
     fn node(last: u8, version: &str) -> Node {
-        let id = NodeId(Ipv4Addr::new(192, 0, 2, last));
-        let known = ClusterNode {
-            id,
-            name: format!("n{last}"),
-            number: last.into(),
-            tunnel: id.0.into(),
-            heard6: None,
-            mac6: None,
-            state: NodeState::Live,
-        };
-        let mut node = Node::remembered(&known, BTreeMap::new());
+        let mut node = Node::remembered(&ClusterNode::at(last), BTreeMap::new());
         (node.settled, node.word.version) = (version != "-", version.to_owned());
         node
     }

@@ -1,6 +1,6 @@
 //! `announce = "arp"`: neighbours on the LAN reach a VIP's IPv6 address without any route, by neighbour discovery.
 
-use std::net::{Ipv6Addr, UdpSocket};
+use std::net::Ipv6Addr;
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::harness::{
     until,
 };
 
-use super::web;
+use super::{claims, web};
 
 /// `default/web` is pinned: whichever node has it, it has these addresses.
 const LAN: &str = "backend = \"pool\"\nannounce = \"arp\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
@@ -186,11 +186,7 @@ fn a_host_that_takes_a_vips_address_is_named_and_answered() {
     connect(&scene.client, vip6(), 1);
     let claimant = scene.lan.client(60, &[]);
     scene.lan.add_ipv6(&claimant, 60);
-    claimant.ip(&format!("addr add {FIRST}/128 dev eth0 nodad"));
-    // Whatever it asks for now, it asks in that address's name.
-    claimant.run(|| {
-        UdpSocket::bind((vip6(), 0)).and_then(|socket| socket.send_to(b"?", "[2001:db8::32]:9")).expect("send");
-    });
+    claims(&claimant, vip6().into());
     until("the claim is counted", SOON, || (scene.page("viproute_address_claims_total") > 0).then_some(()));
     let stranger = claimant.mac("eth0");
     let says = format!("{stranger} says that {FIRST} is its own");

@@ -1,6 +1,6 @@
 //! IPv6 addresses on a link of their own (`dhcp6.interface`): the node answers for a VIP on two LANs, on each for the address of one family.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::{
 };
 use crate::nodes::new_key;
 
-use super::web;
+use super::{claims, web};
 
 /// Both families are leased, each by its own link. With DHCP on the link itself VIPs are answered for.
 const TWO: &str = "[dhcp6]\ninterface = \"eth1\"";
@@ -73,6 +73,16 @@ impl Scene {
         plug(&node, &lans[1], 1);
         let clients = lans.each_ref().map(|lan| host(lan, 50));
         Self { sidecar: Sidecar::start(&node, TWO), clients, node, servers, lans }
+    }
+
+    /// A replica that serves both families, once its VIP is reached by either: its pod, its server, the VIP's addresses.
+    fn begun(&self) -> (Pod, Crowd, [IpAddr; 2]) {
+        let pod = self.node.joined(&web());
+        let server = Crowd::of_both(&pod, PORT);
+        let both = addresses(&pod);
+        self.answers_on_both("it begins", both);
+        self.is_reached("it begins", both);
+        (pod, server, both)
     }
 
     fn answers(&self, what: &str, expected: &[(&str, IpAddr)]) {
@@ -218,11 +228,7 @@ fn an_entry_that_is_deleted_comes_back_and_the_other_links_stays() {
 #[test]
 fn a_second_link_that_goes_down_or_is_made_anew_heals() {
     let scene = Scene::new();
-    let pod = scene.node.joined(&web());
-    let _server = Crowd::of_both(&pod, PORT);
-    let both = addresses(&pod);
-    scene.answers_on_both("it begins", both);
-    scene.is_reached("it begins", both);
+    let (_pod, _server, both) = scene.begun();
     let ns = &scene.node.ns;
 
     ns.ip("link set eth1 down");
@@ -262,17 +268,13 @@ fn asks_the_new_link(scene: &Scene) {
     let [_, six] = addresses(&pod);
     assert_ne!(six.to_string(), "2001:db8::101");
     assert!(scene.servers[1].log().contains("DECLINE"), "{}", scene.servers[1].log());
-    claims(scene, &host, "shop", six);
+    is_defended(scene, &host, "shop", six);
 }
 
-/// A host of the second link says that the address is its own.
-fn claims(scene: &Scene, host: &Netns, vip: &str, address: IpAddr) {
+/// A host of the second link says that the address is its own: that is counted, and answered.
+fn is_defended(scene: &Scene, host: &Netns, vip: &str, address: IpAddr) {
     let labels = [("namespace", "default"), ("vip", vip)];
-    host.ip(&format!("addr add {address}/128 dev eth0 nodad"));
-    // Whatever it asks for now, it asks in that address's name.
-    host.run(|| {
-        UdpSocket::bind((address, 0)).and_then(|socket| socket.send_to(b"?", "[2001:db8::32]:9")).expect("send")
-    });
+    claims(host, address);
     until("the claim is counted", SOON, || {
         (Page::of(&scene.node).value("viproute_address_claims_total", &labels) > 0).then_some(())
     });
@@ -286,13 +288,9 @@ fn claims(scene: &Scene, host: &Netns, vip: &str, address: IpAddr) {
 #[test]
 fn a_host_of_the_second_link_that_takes_an_address_is_named_and_answered() {
     let scene = Scene::new();
-    let pod = scene.node.joined(&web());
-    let _server = Crowd::of_both(&pod, PORT);
-    let both = addresses(&pod);
-    scene.answers_on_both("it begins", both);
-    scene.is_reached("it begins", both);
+    let (_pod, _server, both) = scene.begun();
     let host = host(&scene.lans[1], 60);
-    claims(&scene, &host, "web", both[1]);
+    is_defended(&scene, &host, "web", both[1]);
     let says = format!("{} says that {} is its own", host.mac("eth0"), both[1]);
     let events = scene.node.ctl().args(["events", "--vip", "default/web"]).finish("").ok();
     assert!(events.contains(&says), "{events}");

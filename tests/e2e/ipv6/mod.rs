@@ -11,15 +11,23 @@ mod links;
 mod notrack;
 mod pool;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
 use serde_json::json;
 
-use crate::harness::{Families, Join, Lan, Node, Service, connect, share};
+use crate::harness::{Families, Join, Lan, Netns, Node, Service, connect, share};
 
 /// viprouted's settings for the VIP of [`Service::dual`].
 const BOTH: &str =
     "backend = \"pool\"\nannounce = \"none\"\n[pool]\ncidr = \"10.118.0.0/24\"\ncidr6 = \"fd00:118::/96\"";
+
+/// The host has the address, and says so to its link: whatever it asks for now, it asks in that address's name.
+fn claims(host: &Netns, address: IpAddr) {
+    host.ip(&format!("addr add {address}/128 dev eth0 nodad"));
+    host.run(|| {
+        UdpSocket::bind((address, 0)).and_then(|socket| socket.send_to(b"?", "[2001:db8::32]:9")).expect("send");
+    });
+}
 
 fn web() -> Join {
     Join::annotated("web")

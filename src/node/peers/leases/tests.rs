@@ -42,16 +42,7 @@ impl Scene {
     fn new(others: &[u8]) -> Self {
         let (sender, heard) = unbounded_channel();
         let node = |last: &u8| {
-            let known = ClusterNode {
-                id: id(*last),
-                name: format!("n{last}"),
-                number: (*last).into(),
-                tunnel: id(*last).0.into(),
-                heard6: None,
-                mac6: None,
-                state: NodeState::Live,
-            };
-            let mut node = Node::remembered(&known, BTreeMap::new());
+            let mut node = Node::remembered(&ClusterNode::at(*last), BTreeMap::new());
             node.settled = true;
             node.word.cluster = "k".to_owned();
             (id(*last), node)

@@ -212,15 +212,7 @@ fn nodes_that_cant_be_told_apart_are_named_and_not_taken() {
 fn the_nodes_of_the_run_before_stay_until_their_kernels_are_silent() {
     let share: Share = "10.118.0.7 1 1".parse().unwrap();
     let vips = BTreeMap::from([("shop/web".parse().unwrap(), share)]);
-    let before = ClusterNode {
-        id: id(2),
-        name: "n2".into(),
-        number: 7,
-        tunnel: id(2).0.into(),
-        heard6: None,
-        mac6: None,
-        state: NodeState::Live,
-    };
+    let before = ClusterNode { number: 7, ..ClusterNode::at(2) };
     let remembered = BTreeMap::from([(id(2), Node::remembered(&before, vips))]);
     let now = Instant::now();
     let view = View::new(OWN, remembered, now);
