@@ -10,7 +10,7 @@ use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::Joined;
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{compare, differs_for, settings};
-use crate::ebpf::{Parts, Programs};
+use crate::ebpf::Programs;
 use crate::membership::find;
 use crate::model::AttachmentId;
 use crate::net::nexthop::{self, Object};
@@ -140,7 +140,7 @@ fn check_pod(pod: &PodNet, joined: &Joined, source_checked: Option<bool>) -> Res
     }
     let want = joined.pod_want().source_checked(source_checked).calls_leave(source_checked);
     let mut fixes = end.fixes(&want);
-    let open = |dir| Programs::open(dir, Parts::ipv6(joined.has_ipv6()));
+    let open = |dir| Programs::open(dir, want.parts());
     if let Some(programs) = joined.flow_owner().map(open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(&want, &programs)?.pop());
     }

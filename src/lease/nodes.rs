@@ -33,25 +33,30 @@ pub struct Nodes {
     told: Told,
 }
 
+/// How other nodes are known.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Their addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Their Ethernet addresses on links of IPv6 addresses, as far as they say them.
+    pub macs: BTreeSet<Mac>,
+}
+
 impl Nodes {
     /// Those of `configured`, those that `registry` has, and those of `told`.
     pub fn new(registry: Registry, configured: Vec<IpAddr>, told: Told) -> Self {
         Self { registry, configured, told }
     }
 
-    /// Their addresses. A file that can't be read names none: what can't be told apart is a stranger's.
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    /// How they are known now. A file that can't be read names none: what can't be told apart is a stranger's.
+    pub fn read(&self) -> Known {
+        let cluster = nodes::load(&self.registry).ok().flatten();
+        let recorded = cluster.map(|cluster| cluster.nodes).unwrap_or_default();
         let mut addresses = self.told.get();
         addresses.extend(&self.configured);
-        let cluster = nodes::load(&self.registry).ok().flatten();
-        addresses.extend(cluster.iter().flat_map(|cluster| &cluster.nodes).map(ClusterNode::heard_at));
-        addresses.into_iter().collect()
-    }
-
-    /// Their Ethernet addresses on links of IPv6 addresses, as far as they say them.
-    pub fn macs(&self) -> BTreeSet<Mac> {
-        let cluster = nodes::load(&self.registry).ok().flatten();
-        cluster.iter().flat_map(|cluster| &cluster.nodes).filter_map(|node| node.mac6).collect()
+        addresses.extend(recorded.iter().map(ClusterNode::heard_at));
+        let macs = recorded.iter().filter_map(|node| node.mac6).collect();
+        Known { addresses: addresses.into_iter().collect(), macs }
     }
 
     /// Whether other nodes have replicas of the VIP at that address: then it is theirs in the VIP's name.
@@ -72,10 +77,10 @@ mod tests {
         let registry = Registry::new(std::env::temp_dir().join("viproute-no-such-registry"));
         let (told, address) = (Told::default(), |last: u8| IpAddr::from([192, 0, 2, last]));
         let nodes = Nodes::new(registry, vec![address(1)], told.clone());
-        assert_eq!(nodes.addresses(), [address(1)]);
+        assert_eq!(nodes.read().addresses, [address(1)]);
         told.set([address(2)].into());
-        assert_eq!(nodes.addresses(), [address(1), address(2)]);
+        assert_eq!(nodes.read().addresses, [address(1), address(2)]);
         told.set(BTreeSet::new());
-        assert_eq!(nodes.addresses(), [address(1)]);
+        assert_eq!(nodes.read().addresses, [address(1)]);
     }
 }

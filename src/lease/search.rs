@@ -21,7 +21,7 @@ use super::allow::Allow;
 use super::conflict::{self, Connected, Evidence};
 use super::gateway::{self, Heard};
 use super::heartbeat::Heartbeat;
-use super::nodes::{Nodes, Told};
+use super::nodes::{Known, Nodes, Told};
 use super::settings::Gateway;
 use super::state::Findings;
 
@@ -127,12 +127,13 @@ impl Search {
         })
     }
 
-    /// Whether that Ethernet address, from which something was heard of a family's address, is a peer's: peers whose address isn't known are probed.
+    /// Whether that Ethernet address, from which something was heard of a family's address, is a peer's: peers whose address isn't known are
+    /// probed.
     pub async fn is_peer(&self, family: Family, mac: Mac) -> Result<bool, Error> {
         let known = || self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = self.nodes.addresses();
+        let Known { addresses: peers, macs } = self.nodes.read();
         let (Some(acd), false) = (self.asked.of(family), peers.is_empty()) else { return Ok(false) };
-        if self.nodes.macs().contains(&mac) {
+        if macs.contains(&mac) {
             return Ok(true);
         }
         if !known().contains(&mac) {
@@ -145,7 +146,7 @@ impl Search {
     /// Looks for routes to `candidates`, which `allow` holds and `vip` is to have, here and at the gateways, and for hosts that
     /// have them: 0.6 s, most of it waiting for answers.
     pub async fn run(&self, vip: &VipKey, candidates: &[IpAddr], allow: &Allow) -> Result<Findings, Error> {
-        let peers = self.nodes.addresses();
+        let peers = self.nodes.read().addresses;
         let mut answers = self.probe(candidates, &peers).await?;
         let mut heard = Vec::new();
         for candidate in candidates {
@@ -157,7 +158,7 @@ impl Search {
         let tables = tables.await.map_err(|_| Error::NoReader)?.map_err(|e| copy(&e))?;
         let known = peers.iter().filter_map(|peer| tables.neighbours.get(peer).copied());
         let answered = peers.iter().filter_map(|peer| answers.get(peer)).flatten().copied();
-        let peer_macs: BTreeSet<Mac> = known.chain(answered).chain(self.nodes.macs()).collect();
+        let peer_macs: BTreeSet<Mac> = known.chain(answered).chain(self.nodes.read().macs).collect();
         self.peer_macs.lock().unwrap_or_else(PoisonError::into_inner).extend(&peer_macs);
         let mut evidence = Evidence {
             peer_macs,

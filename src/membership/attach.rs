@@ -144,9 +144,7 @@ impl Attaching<'_> {
         host.net.apply(&[net::nexthop::add(pair.nexthop)])?;
         Ok(pair)
     }
-}
 
-impl Attaching<'_> {
     /// All that the pod must have. viprouted may be giving it a new address of its VIP: what either finds missing, one of them adds, and the
     /// other one looks again.
     fn fix_pod(&self, container_veth: &ContainerVeth, want: &PodWant<'_>) -> net::Result<()> {

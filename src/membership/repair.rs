@@ -9,7 +9,7 @@ use crate::dataplane::joined::Joined;
 use crate::dataplane::node::tunnel;
 use crate::dataplane::plan::HaveNexthop;
 use crate::dataplane::{Error, Result, compare, owner, reconcile_vip};
-use crate::ebpf::{Parts, Programs};
+use crate::ebpf::Programs;
 use crate::model::{AttachmentId, VipKey};
 use crate::net::nexthop::{self, Found, Nexthop, Object};
 use crate::net::{self, Netns, NodeNet, PodNet, link};
@@ -297,9 +297,10 @@ fn pod_want(
 
 /// The programs in the pod, of whatever build. Returns what was amiss, in words.
 fn put_filters(pod: &PodNet, end: &ContainerVeth, joined: &Joined) -> Result<Vec<String>> {
-    let status = |dir| owner::status(dir, Parts::ipv6(joined.has_ipv6()));
+    let want = joined.pod_want();
+    let status = |dir| owner::status(dir, want.parts());
     let Some(programs) = joined.flow_owner().map(status).transpose()?.flatten() else { return Ok(Vec::new()) };
-    let fixes = end.filter_fixes(&joined.pod_want(), &programs)?;
+    let fixes = end.filter_fixes(&want, &programs)?;
     let found = fixes.iter().map(|fix| format!("in the pod: {}", fix.finding)).collect();
     attachment::apply(pod, fixes)?;
     Ok(found)

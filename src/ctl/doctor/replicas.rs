@@ -6,7 +6,7 @@ use crate::dataplane::attachment::{ContainerVeth, Families, HostVeth, PodWant};
 use crate::dataplane::ids::POD_DEVICE;
 use crate::dataplane::joined::{Joined, Member};
 use crate::dataplane::{self, differs};
-use crate::ebpf::{Parts, Programs};
+use crate::ebpf::Programs;
 use crate::model::AttachmentId;
 use crate::net::link::Settings;
 use crate::net::{Netns, PodNet};
@@ -105,7 +105,7 @@ fn in_pod(record: &AttachmentRecord, want: &PodWant<'_>, flow_owner: Option<&Pat
         return Ok(vec![format!("in the pod: link {POD_DEVICE} or {} is missing, or another one", want.ifname)]);
     };
     let mut fixes = end.fixes(want);
-    let open = |dir| Programs::open(dir, Parts::ipv6(want.has_ipv6()));
+    let open = |dir| Programs::open(dir, want.parts());
     if let Some(programs) = flow_owner.map(open).transpose()?.flatten() {
         fixes.extend(end.filter_fixes(want, &programs)?.pop());
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::dataplane::ids::{self, HOST_ADDRESS, HOST_LINK_LOCAL, POD_DEVICE, RULE_PRIORITY, TABLE, VethNames};
-use crate::ebpf;
+use crate::ebpf::{self, Parts};
 use crate::model::{Addresses, Family};
 use crate::net::route::{self, Action, TableRoute};
 use crate::net::rule::{Name, Rule, Selector};
@@ -144,8 +144,13 @@ impl<'a> PodWant<'a> {
         self
     }
 
+    /// The programs that it has need of, in the pod.
+    pub fn parts(&self) -> Parts {
+        Parts::ipv6(self.has_ipv6())
+    }
+
     /// Whether some VIP of the pod's has an address of IPv6.
-    pub fn has_ipv6(&self) -> bool {
+    pub(super) fn has_ipv6(&self) -> bool {
         self.vips.iter().any(IpAddr::is_ipv6)
     }
 

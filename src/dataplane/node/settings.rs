@@ -19,8 +19,8 @@ pub const SETTINGS_IPV6: [(&str, i64); 3] = [
     ("net.ipv6.conf.all.forwarding", 1),
 ];
 
-/// On the link to the gateways, and on another one of IPv6 addresses, the node sends no ICMP redirects: who calls a VIP that isn't here yet would be sent to the gateway, and would ask
-/// that for minutes, also once the VIP is here. The kernel sends none where neither says so: that device nor `all` (`IN_DEV_TX_REDIRECTS`).
+/// On the link to the gateways, and on another one of IPv6 addresses, the node sends no ICMP redirects: who calls a VIP that isn't here yet
+/// would be sent to the gateway, and would ask that for minutes, also once the VIP is here. The kernel sends none where neither says so: that device nor `all` (`IN_DEV_TX_REDIRECTS`).
 pub const NO_REDIRECTS: (&str, i64) = ("net.ipv4.conf.all.send_redirects", 0);
 
 /// [`NO_REDIRECTS`] and the same of that device.

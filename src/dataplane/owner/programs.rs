@@ -21,8 +21,8 @@ pub fn ensure(node: &NodeNet, registry: &Registry, dir: &Path, parts: Parts) -> 
     if let Some(programs) = standing(dir, parts)? {
         return Ok(programs); // another call was faster
     }
-    if let Some(programs) = standing(dir, Parts::default())? {
-        return Ok(programs.complete(&pins, parts)?);
+    if let Some(programs) = completed(&pins, parts)? {
+        return Ok(programs);
     }
     let before = ebpf::pinned_parts(dir)?;
     let parts = Parts { ipv6: parts.ipv6 || before.ipv6, tunnel: parts.tunnel || before.tunnel };
@@ -59,6 +59,12 @@ fn standing(dir: &Path, parts: Parts) -> Result<Option<Programs>> {
     Ok(Programs::open(dir, parts)?)
 }
 
+/// This build's programs with these parts, of which what is missing is loaded. `None`: not even those that are always wanted are there.
+fn completed(pins: &PinDir, parts: Parts) -> Result<Option<Programs>> {
+    let programs = standing(pins.path(), Parts::default())?;
+    Ok(programs.map(|programs| programs.complete(pins, parts)).transpose()?)
+}
+
 /// The programs attached to devices now: this build's, or another's that has replaced them. `None`: none is pinned, or some of the
 /// parts' pins are missing.
 pub fn status(dir: &Path, parts: Parts) -> Result<Option<Programs>> {
@@ -71,11 +77,11 @@ pub fn status(dir: &Path, parts: Parts) -> Result<Option<Programs>> {
 /// The same with those of the tunnel, which are loaded where this build's aren't yet.
 pub fn of_tunnel(dir: &Path) -> Result<Option<Programs>> {
     let parts = Parts { tunnel: true, ..Parts::default() };
-    if standing(dir, parts)?.is_none() && standing(dir, Parts::default())?.is_some() {
-        let pins = PinDir::lock(dir)?;
-        if let Some(programs) = standing(dir, Parts::default())? {
-            return Ok(Some(programs.complete(&pins, parts)?));
-        }
+    if standing(dir, parts)?.is_none()
+        && standing(dir, Parts::default())?.is_some()
+        && let Some(programs) = completed(&PinDir::lock(dir)?, parts)?
+    {
+        return Ok(Some(programs));
     }
     status(dir, parts)
 }

@@ -10,7 +10,7 @@ use crate::api::protocol::{self, ExpressOff, ExpressUplink, UplinkOff};
 use crate::dataplane::node::pod_links::About;
 use crate::dataplane::node::uplinks::{self, Op, Uplink};
 use crate::dataplane::{self, owner};
-use crate::ebpf::{Hook, Parts, Programs, set_uplinks};
+use crate::ebpf::{Hook, Programs, set_uplinks};
 use crate::net::{self, NodeNet, link};
 use crate::node::{Context, Express};
 use crate::with_causes;
@@ -147,7 +147,7 @@ impl Reconciler {
         if self.objects.notrack.leaves_tracked() {
             return Err(ExpressOff::Tracked);
         }
-        match owner::status(dir, Parts::ipv6(self.cache.has_ipv6())) {
+        match owner::status(dir, self.cache.parts()) {
             // Another build's may have none for uplinks.
             Ok(programs) => programs.filter(has_all).ok_or(ExpressOff::NoFlowOwner),
             Err(error) => Err(ExpressOff::Failed(with_causes(&error))),
